@@ -1,0 +1,28 @@
+# Everything runs in a virtual environment of the project's own, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint check clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## compare generators and baselines on the digits that scikit-learn ships
+	$(BIN)/sparsehyper compare --source digits --out runs/demo --resume
+
+test: $(READY)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY)  ## formatting, lint and types
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+check: lint test  ## what CI runs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

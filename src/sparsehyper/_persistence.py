@@ -1,0 +1,133 @@
+"""Hypernetworks on disk: a directory of ``config.json`` and ``model.safetensors``, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.generators import generator_from_config
+from sparsehyper.target import plan_layout
+
+if TYPE_CHECKING:
+    from sparsehyper.hypernetwork import HyperNetwork
+
+FORMAT = 1
+
+
+def save(
+    directory: str | os.PathLike[str], config: dict[str, Any], state: dict[str, Tensor]
+) -> None:
+    """Write a model's directory, which appears whole or not at all.
+
+    Raises:
+        FileExistsError: ``directory`` exists.
+    """
+    path = Path(directory)
+    if path.exists():
+        raise FileExistsError(f"`directory` {str(path)!r} exists; nothing is ever written over")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file(
+            {name: t.detach().contiguous() for name, t in state.items()},
+            partial / "model.safetensors",
+        )
+        versions = {"format": FORMAT, "torch": torch.__version__}
+        (partial / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
+        for file in partial.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        partial.chmod(0o755)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a model's directory: its configuration and its tensors.
+
+    Raises:
+        FileNotFoundError: no such directory, or it lacks a file.
+        ValueError: a damaged file or a format this version does not know.
+    """
+    path = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{str(path)!r} is not a saved model: it has no {name}")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        version = config["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path / 'config.json')!r} is damaged: {error!r}") from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} has format {version!r}, this version reads format {FORMAT}"
+        )
+    try:
+        return config, load_file(path / "model.safetensors")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged: {error}") from error
+
+
+def load(cls: type[HyperNetwork], directory: str | os.PathLike[str], target: nn.Module) -> Any:
+    """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``."""
+    config, state = read(directory)
+    try:
+        saved = {name: tuple(shape) for name, shape in config["layout"]}
+        tasks = config["conditioner"]["tasks"]
+        conditioner = TaskEmbedding(tasks, config["conditioner"]["dim"])
+        generator = generator_from_config(config["generator"])
+        settings = {
+            name: config[name] for name in ("others", "base", "scale", "norm_stats", "seed")
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}"
+        ) from error
+    _check_layout(saved, target)
+    hnet = cls(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    load_state(hnet, state, str(directory))
+    return hnet
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """``load_state_dict`` with an error that names the first tensor that does not fit.
+
+    Raises:
+        ValueError: a missing, unexpected or mis-shaped tensor.
+    """
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise ValueError(f"{source!r} does not fit this model: it lacks the tensor {name!r}")
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source!r} does not fit this model: tensor {name!r} has shape "
+                f"{list(state[name].shape)}, the model's is {list(tensor.shape)}"
+            )
+    for name in state:
+        if name not in expected:
+            raise ValueError(f"{source!r} does not fit this model: unexpected tensor {name!r}")
+    model.load_state_dict(state)
+
+
+def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
+    layout = {spec.name: tuple(spec.shape) for spec in plan_layout(target)}
+    for name, shape in saved.items():
+        if layout.get(name) != shape:
+            found = f"shape {list(layout[name])}" if name in layout else "no such tensor"
+            raise ValueError(
+                f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
+                f"{list(shape)}, this target has {found}"
+            )

@@ -1,0 +1,216 @@
+"""Your own images as tasks: a folder of tasks, each a folder of classes.
+
+    root/<task>/<class>/*.png                  a fifth of every class becomes the test set, or
+    root/{train,test}/<task>/<class>/*.png     the parts are given
+
+PNG, JPEG and WebP; hidden files, and files that are no images, are ignored. Needs Pillow, from the
+``data`` extra.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from sparsehyper._checks import check_integer
+from sparsehyper.data.images import channels_first, decode, in_threads, read_header
+from sparsehyper.data.source import Images, Source, Task
+from sparsehyper.data.splits import digests, hold_out
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TEST_FRACTION = 0.2
+_LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
+
+T = TypeVar("T")
+# task → class → image files
+_Tree = dict[str, dict[str, list[Path]]]
+
+
+def load_folder(
+    root: str | os.PathLike[str],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Source:
+    """A source from a folder, with the tasks that the folder defines.
+
+    Images become grey if all files are grey, else RGB; transparency is laid over white and EXIF
+    orientation applied. Tasks and classes are ordered by name, numbers by value.
+
+    Args:
+        root: the folder.
+        image_size: (height, width), or a number for squares, to resize to; None when all images
+            have one size already.
+        seed: at least 0; which images are tested on where ``root`` has no ``train/`` and ``test/``.
+
+    Returns:
+        A source whose classes are named ``task/class``, for ``make_tasks(source)``.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a directory.
+        ValueError: the layout is not as above; a task has no images or one class; an image cannot
+            be read; sizes differ and ``image_size`` is None.
+        ImportError: the ``data`` extra is not installed.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for file in ("shoes/boot/1", "shoes/boot/2", "shoes/clog/1", "shoes/clog/2"):
+    ...         path = Path(root, f"{file}.png")
+    ...         path.parent.mkdir(parents=True, exist_ok=True)
+    ...         Image.effect_noise((8, 8), 50).save(path)
+    ...     load_folder(root).classes
+    ('shoes/boot', 'shoes/clog')
+    """
+    size = _check_size(image_size)
+    check_integer("seed", seed, minimum=0)
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"`root` is not a directory: {root}")
+    trees = [_scan(part) for part in _parts(root)]
+    _check_trees(trees, root)
+    ids = {pair: i for i, pair in enumerate((t, c) for t, names in trees[0].items() for c in names)}
+    tasks = tuple(
+        Task(task, tuple(ids[task, name] for name in names), tuple(names))
+        for task, names in trees[0].items()
+    )
+    parts = _read(trees, ids, size)
+    if len(parts) == 1:
+        pixels, labels = parts[0]
+        held = torch.from_numpy(hold_out(digests(pixels), labels.numpy(), TEST_FRACTION, seed))
+        if not held.any():
+            raise ValueError(f"no class in {root} has two different images, to test on one of them")
+        parts = [Images(pixels[~held], labels[~held]), Images(pixels[held], labels[held])]
+    train, test = parts
+    return Source(root.resolve().name, tuple(map("/".join, ids)), train, test, tasks)
+
+
+def _parts(root: Path) -> list[Path]:
+    """``[root]``, or its ``train/`` and ``test/``."""
+    given = {path.name: path for path in _visible(root) if path.is_dir()}
+    if not {"train", "test"} & given.keys():
+        return [root]
+    if given.keys() != {"train", "test"}:
+        raise ValueError(
+            f"{root} must have train/ and test/ and no other folder, or neither of them; got "
+            f"{', '.join(f'{name}/' for name in given)}"
+        )
+    return [given["train"], given["test"]]
+
+
+def _scan(part: Path) -> _Tree:
+    tree: _Tree = {}
+    for task in _folders(part):
+        tree[task.name] = {}
+        for name in _folders(task):
+            files = list(_visible(name))
+            for path in files:
+                if path.is_dir():
+                    raise ValueError(f"folder {path} is one level too deep; expected {_LAYOUT}")
+            tree[task.name][name.name] = [path for path in files if _is_image(path)]
+    return tree
+
+
+def _folders(parent: Path) -> list[Path]:
+    folders = []
+    for path in _visible(parent):
+        if path.is_dir():
+            folders.append(path)
+        elif _is_image(path):
+            raise ValueError(f"image {path} is not in a class folder; expected {_LAYOUT}")
+    return folders
+
+
+def _visible(parent: Path) -> list[Path]:
+    return sorted((p for p in parent.iterdir() if not p.name.startswith(".")), key=_natural)
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    pieces = re.split(r"([0-9]+)", path.name)
+    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], path.name
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _check_trees(trees: list[_Tree], root: Path) -> None:
+    train = trees[0]
+    if not train:
+        raise ValueError(f"{root} has no tasks; expected {_LAYOUT}")
+    for task, names in train.items():
+        if not any(names.values()):
+            raise ValueError(f"task {task!r} in {root} has no images; expected {_LAYOUT}")
+        if len(names) == 1:
+            raise ValueError(
+                f"task {task!r} in {root} has one class, {next(iter(names))!r}; "
+                f"a task needs at least 2"
+            )
+        for name, files in names.items():
+            if not files:
+                raise ValueError(f"class {name!r} of task {task!r} in {root} has no images")
+    if len(trees) == 1:
+        return
+    for task in {**train, **trees[1]}:
+        if task not in train or not any(trees[1].get(task, {}).values()):
+            lacking = "test" if task in train else "train"
+            raise ValueError(f"task {task!r} has no images in {root / lacking}")
+        for name in trees[1][task]:
+            if name not in train[task]:
+                raise ValueError(
+                    f"class {name!r} of task {task!r} is in {root / 'test'} and not in "
+                    f"{root / 'train'}"
+                )
+
+
+def _read(
+    trees: list[_Tree], ids: dict[tuple[str, str], int], size: tuple[int, int] | None
+) -> list[Images]:
+    files = [
+        (part, path, ids[task, name])
+        for part, tree in enumerate(trees)
+        for task, names in tree.items()
+        for name, paths in names.items()
+        for path in paths
+    ]
+    paths = [path for _, path, _ in files]
+    headers = [_readable(read_header, path) for path in paths]
+    sizes = Counter(header.size for header in headers)
+    if size is None and len(sizes) > 1:
+        seen = ", ".join(f"{h}×{w} ({n})" for (h, w), n in sizes.most_common(5))
+        raise ValueError(
+            f"images must be of one size (height × width), got {len(sizes)}: {seen}"
+            f"{', …' if len(sizes) > 5 else ''}; give an `image_size` to resize them to"
+        )
+    grey = all(header.grey for header in headers)
+    arrays = in_threads(lambda path: _readable(partial(decode, grey=grey, size=size), path), paths)
+    pixels = torch.from_numpy(channels_first(np.stack(arrays)))
+    part = torch.tensor([part for part, _, _ in files])
+    labels = torch.tensor([label for _, _, label in files])
+    return [Images(pixels[part == i], labels[part == i]) for i in range(len(trees))]
+
+
+def _readable(read: Callable[[Path], T], path: Path) -> T:
+    try:
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2:
+        raise ValueError(f"`image_size` must be a number or (height, width), got {image_size!r}")
+    for side in size:
+        check_integer("image_size", side, minimum=1)
+    return size

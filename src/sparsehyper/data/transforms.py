@@ -1,0 +1,142 @@
+"""Batched image operations.
+
+Those of a task (`Permute`, `Rotate`, `ShiftHue`) hold one setting a variant, and alter each image
+by its own variant: float32 ``[batch, C, H, W]`` in [0, 1] and ``[batch]`` int64 to the same shape.
+Those that augment (`crop_and_flip`) take uint8 images, and move pixels only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Transform(ABC):
+    """Alters each image by the variant its task sees.
+
+    Attributes:
+        settings: one row a variant; what tells two transforms of one class apart.
+    """
+
+    settings: Tensor
+
+    def __init__(self, settings: Tensor) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def __call__(self, x: Tensor, variant: Tensor) -> Tensor:
+        """Alter images.
+
+        Args:
+            x: float32 ``[batch, C, H, W]`` in [0, 1].
+            variant: int64 ``[batch]``.
+        """
+
+
+class Permute(Transform):
+    """Reorder the pixels of every channel: output pixel p is input pixel ``settings[variant, p]``.
+
+    Args:
+        settings: int64 ``[variants, H * W]``, each row a permutation.
+
+    >>> x = torch.arange(4.0).view(1, 1, 2, 2)
+    >>> Permute(torch.tensor([[3, 2, 1, 0]]))(x, torch.tensor([0])).flatten()
+    tensor([3., 2., 1., 0.])
+    """
+
+    def __call__(self, x: Tensor, variant: Tensor) -> Tensor:
+        source = self.settings[variant].unsqueeze(1).expand(-1, x.shape[1], -1)
+        return x.flatten(2).gather(2, source).view_as(x)
+
+
+class Rotate(Transform):
+    """Turn about the centre, anticlockwise; bilinear, black where no image was.
+
+    Args:
+        settings: float64 ``[variants]``, angles in degrees.
+
+    >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> Rotate(torch.tensor([90.0]))(x, torch.tensor([0])).round().flatten()
+    tensor([2., 4., 1., 3.])
+    """
+
+    def __call__(self, x: Tensor, variant: Tensor) -> Tensor:
+        angle = self.settings.double().deg2rad().view(-1, 1, 1)
+        cos, sin = angle.cos().to(x.dtype)[variant], angle.sin().to(x.dtype)[variant]
+        height, width = x.shape[2:]
+        # Where each output pixel comes from, in pixels from the centre.
+        down = (torch.arange(height) - (height - 1) / 2).view(-1, 1)
+        right = torch.arange(width) - (width - 1) / 2
+        source_right = (cos * right - sin * down) * (2 / width)
+        source_down = (sin * right + cos * down) * (2 / height)
+        grid = torch.stack([source_right, source_down], dim=-1)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class ShiftHue(Transform):
+    """Turn the hue of RGB images, in the HSV model (A. R. Smith, "Color gamut transform pairs",
+    SIGGRAPH 1978); value and saturation stay.
+
+    Args:
+        settings: float64 ``[variants]``, in turns: 1/3 makes red green.
+
+    >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    >>> ShiftHue(torch.tensor([0.5]))(red, torch.tensor([0])).flatten()
+    tensor([0., 1., 1.])
+    """
+
+    def __call__(self, x: Tensor, variant: Tensor) -> Tensor:
+        shift = self.settings.to(x.dtype)[variant].view(-1, 1, 1)
+        red, green, blue = x.unbind(1)
+        value = x.amax(1)
+        chroma = value - x.amin(1)
+        width = chroma.where(chroma > 0, 1)  # a grey pixel has no hue, and needs none
+        sixths = torch.where(
+            value == red,
+            (green - blue) / width,
+            torch.where(value == green, (blue - red) / width + 2, (red - green) / width + 4),
+        )
+        sixths = sixths + 6 * shift
+        channels = []
+        for offset in (5, 3, 1):
+            k = (sixths + offset).remainder(6)
+            channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+        return torch.stack(channels, dim=1)
+
+
+def crop_and_flip(
+    x: Tensor, down: Tensor | None = None, right: Tensor | None = None, flip: Tensor | None = None
+) -> Tensor:
+    """Cut a window of the same size out of each image continued by reflection; mirror some.
+
+    The edge pixel itself is not repeated: ``abc`` continues as ``cb abc ba``.
+
+    Args:
+        x: ``[batch, C, H, W]``, any dtype.
+        down: int64 ``[batch]``, rows the window moves, less than H either way; None for 0.
+        right: int64 ``[batch]``, columns the window moves, less than W either way; None for 0.
+        flip: bool ``[batch]``, which windows to mirror left to right; None for none.
+
+    >>> x = torch.tensor([1, 2, 3]).view(1, 1, 1, 3)
+    >>> crop_and_flip(x, right=torch.tensor([1])).flatten()
+    tensor([2, 3, 2])
+    """
+    height, width = x.shape[2:]
+    rows = torch.arange(height).expand(len(x), -1)
+    columns = torch.arange(width).expand(len(x), -1)
+    if flip is not None:
+        columns = torch.where(flip.unsqueeze(1), width - 1 - columns, columns)
+    if down is not None:
+        rows = _reflect(rows + down.unsqueeze(1), height)
+    if right is not None:
+        columns = _reflect(columns + right.unsqueeze(1), width)
+    source = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1)
+    source = source.unsqueeze(1).expand(-1, x.shape[1], -1)
+    return x.flatten(2).gather(2, source).view_as(x)
+
+
+def _reflect(index: Tensor, length: int) -> Tensor:
+    return (length - 1) - ((length - 1) - index.abs()).abs()

@@ -1,0 +1,238 @@
+"""One training run in its directory: start it, go on with it, load and evaluate what came out.
+
+``config.json`` of a run directory is what `resolve` returns, ``result.json`` what `run_experiment`
+does; `sparsehyper.training.Run` describes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from sparsehyper._checks import check_choice
+from sparsehyper.data import TaskSet
+from sparsehyper.experiments.setup import (
+    Experiment,
+    TaskInfo,
+    build_model,
+    load_tasks,
+    make_batches,
+    resolve,
+)
+from sparsehyper.training import (
+    CheckpointError,
+    Evaluation,
+    Processes,
+    Run,
+    evaluate,
+    processes,
+    train,
+)
+from sparsehyper.training.checkpoint import read_state, read_weights
+
+SPLITS = ("train", "val", "test")
+
+# What the steps already made do not depend on. A folder may move: its fingerprint tells.
+MAY_DIFFER = ("training.steps", "training.device", "data.source")
+
+
+class LoadedRun(NamedTuple):
+    """What `load_run` read."""
+
+    experiment: Experiment
+    tasks: TaskInfo
+    model: nn.Module
+
+
+def run_experiment(
+    experiment: Experiment,
+    directory: str | PathLike[str],
+    *,
+    tasks: TaskSet | None = None,
+    data_dir: str | PathLike[str] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train, then evaluate the best model on the test images, once.
+
+    Args:
+        experiment: what to run.
+        directory: of the run; a new one, or with ``resume`` that of a run of this experiment.
+        tasks: the experiment's tasks if they are loaded already.
+        data_dir: where the files of named sources are.
+        resume: go on with the run. A finished one is left as it is.
+        quiet: show no progress.
+
+    Returns:
+        What ``result.json`` then holds: ``experiment`` (`Experiment.to_dict`), ``training``
+        (`TrainResult.to_dict`) and ``test`` (`Evaluation.to_dict`).
+
+    Raises:
+        FileExistsError: ``directory`` is in use, without ``resume``.
+        FileNotFoundError: there is no run to resume.
+        ValueError: the run is of another experiment or of other data.
+        NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
+    """
+    tasks = tasks or load_tasks(experiment.data, data_dir)
+    model = build_model(experiment, tasks)
+    here = processes(experiment.training.device)
+    batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
+    with open_run(directory, resolve(experiment, tasks, model), resume=resume) as run:
+        finished = read_result(directory)
+        if finished and finished["experiment"]["training"]["steps"] == experiment.training.steps:
+            return finished
+        training = train(
+            model,
+            batches,
+            tasks.val,
+            experiment.training,
+            names=tasks.names,
+            n_classes=[len(names) for names in tasks.classes],
+            run=run,
+            quiet=quiet,
+        )
+        test = _evaluate(experiment, model, tasks, "test", here)
+        result = {
+            "experiment": experiment.to_dict(),
+            "training": training.to_dict(),
+            "test": test.to_dict(),
+        }
+        run.write_result(result)
+    return result
+
+
+def open_run(directory: str | PathLike[str], config: dict[str, Any], *, resume: bool) -> Run:
+    """A new run directory, or one of a run of this very configuration.
+
+    Args:
+        directory: of the run.
+        config: from `resolve`.
+        resume: open an existing run.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: as `run_experiment`.
+    """
+    path = Path(directory)
+    if not resume:
+        return Run.create(path, config)
+    if (path / "config.json").is_file():
+        recorded = _read_config(path)["resolved"]["tasks"]["fingerprint"]
+        _check_fingerprint(path, recorded, config["resolved"]["tasks"]["fingerprint"])
+    return Run.open(path, config, may_differ=MAY_DIFFER)
+
+
+def read_experiment(directory: str | PathLike[str]) -> Experiment:
+    """The experiment of a run, finished or not.
+
+    Raises:
+        FileNotFoundError: there is no run in ``directory``.
+        CheckpointError: its ``config.json`` is damaged.
+    """
+    config = _read_config(Path(directory))
+    return Experiment.from_dict({k: v for k, v in config.items() if k != "resolved"})
+
+
+def read_result(directory: str | PathLike[str]) -> dict[str, Any] | None:
+    """What `run_experiment` returned; None before it has.
+
+    Raises:
+        CheckpointError: ``result.json`` is damaged.
+    """
+    path = Path(directory) / "result.json"
+    return _read_json(path) if path.exists() else None
+
+
+def load_run(directory: str | PathLike[str]) -> LoadedRun:
+    """The best model of a run so far, finished or not; its data are not needed.
+
+    Raises:
+        FileNotFoundError: there is no run in ``directory``, or no checkpoint in it yet.
+        CheckpointError: a file is damaged.
+    """
+    path = Path(directory)
+    experiment = read_experiment(path)
+    info = TaskInfo.from_dict(_read_config(path)["resolved"]["tasks"])
+    best = path / "checkpoints" / "best"
+    if not best.is_dir():
+        raise FileNotFoundError(f"`directory` {path} has no checkpoint yet; resume the run first")
+    model = build_model(experiment, info)
+    read_state(best)  # which checks the files' digests
+    read_weights(best, model)
+    return LoadedRun(experiment, info, model.eval())
+
+
+def evaluate_run(
+    directory: str | PathLike[str],
+    *,
+    split: str = "test",
+    source: str | None = None,
+    data_dir: str | PathLike[str] | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate the best model of a run.
+
+    Args:
+        directory: of the run, finished or not.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        source: where the run's folder of images is now, if it has moved.
+        data_dir: where the files of named sources are.
+        device: ``"auto"`` or a device such as ``"cpu"``.
+
+    Raises:
+        ValueError: an unknown split, or the data are not those the run was trained on.
+        FileNotFoundError, CheckpointError: as `load_run`.
+    """
+    check_choice("split", split, SPLITS)
+    experiment, info, model = load_run(directory)
+    data = experiment.data if source is None else replace(experiment.data, source=source)
+    tasks = load_tasks(data, data_dir)
+    _check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
+    here = processes(device)
+    return _evaluate(experiment, model.to(here.device), tasks, split, here)
+
+
+def _evaluate(
+    experiment: Experiment, model: nn.Module, tasks: TaskSet, split: str, here: Processes
+) -> Evaluation:
+    return evaluate(
+        model,
+        getattr(tasks, split),
+        names=tasks.names,
+        n_classes=[len(names) for names in tasks.classes],
+        batch_size=experiment.training.eval_batch_size,
+        precision=experiment.training.precision,
+        processes=here,
+    )
+
+
+def _check_fingerprint(directory: Path, recorded: str, found: str) -> None:
+    if recorded != found:
+        raise ValueError(
+            f"the data have changed since the run in {directory} began: their fingerprint was "
+            f"{recorded!r} and is {found!r}; restore them, or start a new run"
+        )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"`directory` {directory} holds no run: it has no config.json")
+    config = _read_json(path).get("config")
+    if not isinstance(config, dict) or "resolved" not in config:
+        raise CheckpointError(f"{path} is damaged: it has no resolved configuration")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no object")
+    return value

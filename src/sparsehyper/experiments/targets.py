@@ -1,0 +1,197 @@
+"""Targets by name: small image classifiers, or the user's own factory.
+
+==============================  ===================================================================
+``mlp:128-64``                  flattened image, hidden layers of these widths with ReLU between
+``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
+``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
+``package.module:function``     called as ``function(image_shape, n_classes)``, returns a Module
+==============================  ===================================================================
+
+All take float32 images ``[batch, channels, height, width]`` and return logits
+``[batch, n_classes]``.
+
+Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
+2016), section 4.2: 6n + 2 layers in three stages and shortcuts without parameters. Without a norm,
+convolutions have biases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_choice, check_integer
+
+DEFAULT_MLP = "128-64"
+NORMS = ("none", "batch")
+_SHORT = {"resnet32": "resnet:depth=32"}
+_FORMS = "mlp:128-64  resnet:depth=8,width=16,norm=none|batch  resnet32  package.module:function"
+_RESNET_SETTINGS = ("depth", "width", "norm")
+
+
+def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+    """A freshly initialised target; its weights come from PyTorch's global generator.
+
+    Args:
+        text: which one, in one of the forms above.
+        image_shape: channels, height, width.
+        n_classes: number of logits, at least 1.
+
+    Raises:
+        ValueError: an unknown target or setting, or a value out of range.
+        ImportError: the module of ``package.module:function`` cannot be imported.
+        TypeError: the function is none, or returns no ``nn.Module``.
+
+    >>> build_target("mlp:32", (1, 8, 8), n_classes=2)
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=64, out_features=32, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=32, out_features=2, bias=True)
+    )
+    """
+    check_integer("n_classes", n_classes, minimum=1)
+    kind, colon, rest = _SHORT.get(text, text).partition(":")
+    if kind == "mlp":
+        return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
+    if kind == "resnet":
+        return ResNet(image_shape, n_classes, **_resnet_settings(rest, text))
+    if colon and rest:
+        return _from_factory(kind, rest, image_shape, n_classes)
+    raise ValueError(f"`target` {text!r} is unknown; forms: {_FORMS}")
+
+
+def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+    """A multilayer perceptron with ReLU after every layer but the last."""
+    widths = [math.prod(image_shape), *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
+
+
+class ResNet(nn.Module):
+    """A CIFAR-style residual network with global average pooling, so for images of any size.
+
+    Args:
+        image_shape: channels, height, width.
+        n_classes: number of logits.
+        depth: layers with weights, 6n + 2 for n blocks a stage.
+        width: channels of the first stage; the second has twice, the third four times as many.
+        norm: ``"none"`` or ``"batch"`` after every convolution.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, a width below 1, or an unknown norm.
+
+    >>> sum(p.numel() for p in ResNet((3, 32, 32), 10, depth=32).parameters())
+    463018
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        n_classes: int,
+        *,
+        depth: int = 8,
+        width: int = 16,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        check_integer("depth", depth, minimum=8)
+        check_integer("width", width, minimum=1)
+        check_choice("norm", norm, NORMS)
+        if depth % 6 != 2:
+            raise ValueError(f"`depth` must be 6n + 2, such as 8, 14, 20 or 32, got {depth}")
+        self.stem = _convolution(image_shape[0], width, 1, norm)
+        blocks = []
+        channels = width
+        for stage in range(3):
+            for block in range(depth // 6):
+                stride = 2 if stage and not block else 1
+                blocks.append(_Block(channels, width << stage, stride, norm))
+                channels = width << stage
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[batch, n_classes]`` of images ``[batch, channels, height, width]``."""
+        x = self.blocks(F.relu(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, n_in: int, n_out: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.first = _convolution(n_in, n_out, stride, norm)
+        self.second = _convolution(n_out, n_out, 1, norm)
+        self.stride = stride
+        self.new_channels = n_out - n_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(F.relu(self.first(x)))
+        # He's option A: every stride-th pixel, and zeros for the new channels.
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
+
+
+def _convolution(n_in: int, n_out: int, stride: int, norm: str) -> nn.Module:
+    convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=norm == "none")
+    return convolution if norm == "none" else nn.Sequential(convolution, nn.BatchNorm2d(n_out))
+
+
+def _widths(text: str, whole: str) -> list[int]:
+    try:
+        widths = [int(width) for width in text.split("-")]
+    except ValueError:
+        widths = []
+    if not widths or min(widths) < 1:
+        raise ValueError(
+            f"`target` {whole!r} must name the widths of its hidden layers, each at least 1, "
+            f"such as mlp:{DEFAULT_MLP}"
+        )
+    return widths
+
+
+def _resnet_settings(text: str, whole: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        if name not in _RESNET_SETTINGS:
+            valid = ", ".join(_RESNET_SETTINGS)
+            raise ValueError(f"`target` {whole!r} has no setting {name!r}; a resnet has: {valid}")
+        if name == "norm":
+            settings[name] = value
+            continue
+        try:
+            settings[name] = int(value)
+        except ValueError:
+            raise ValueError(
+                f"`{name}` of `target` {whole!r} must be an integer, got {value!r}"
+            ) from None
+    return settings
+
+
+def _from_factory(
+    module: str, function: str, image_shape: tuple[int, int, int], n_classes: int
+) -> nn.Module:
+    text = f"{module}:{function}"
+    try:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"`target` {text!r} names no target of ours ({_FORMS}), and the module {module!r} "
+            f"cannot be imported: {error}; is it on PYTHONPATH?"
+        ) from error
+    factory: Callable[..., nn.Module] | None = getattr(imported, function, None)
+    if not callable(factory):
+        raise TypeError(f"`target` {text!r} must be a function, got {factory!r}")
+    target = factory(image_shape, n_classes)
+    if not isinstance(target, nn.Module):
+        raise TypeError(f"`target` {text!r} must return an nn.Module, got {target!r}")
+    return target

@@ -1,0 +1,78 @@
+"""Generators: from an embedding to the flat parameter vector, one file a kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sparsehyper._checks import check_choice
+from sparsehyper.generators.base import Generator
+from sparsehyper.generators.chunked import Chunked
+from sparsehyper.generators.dense import Dense
+from sparsehyper.generators.sparse import ACTIVATIONS, Sparse
+
+GENERATORS: dict[str, type[Generator]] = {g.kind: g for g in (Sparse, Chunked, Dense)}
+
+__all__ = [
+    "ACTIVATIONS",
+    "GENERATORS",
+    "Chunked",
+    "Dense",
+    "Generator",
+    "Sparse",
+    "generator_from_config",
+    "parse_generator",
+]
+
+
+def generator_from_config(config: dict[str, Any]) -> Generator:
+    """The inverse of ``Generator.to_config``.
+
+    Raises:
+        ValueError: an unknown kind or setting, naming the valid ones.
+
+    >>> generator_from_config({"kind": "sparse", "growth": 8.0})
+    Sparse(fan_in='linear', growth=8.0, topology='circulant', ...)
+    """
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    check_choice("generator", kind, GENERATORS)
+    valid = [field.name for field in dataclasses.fields(GENERATORS[kind])]  # type: ignore[arg-type]
+    for name in settings:
+        if name not in valid:
+            known = ", ".join(map(repr, valid)) or "none"
+            raise ValueError(f"a {kind} generator has no setting {name!r}; it has: {known}")
+    return GENERATORS[kind](**settings)
+
+
+def parse_generator(text: str) -> Generator:
+    """A generator from ``KIND`` or ``KIND:setting=value,…``, the command line's form.
+
+    Raises:
+        ValueError: an unknown kind, setting or value.
+
+    >>> parse_generator("chunked:chunks=8")
+    Chunked(chunks=8, hidden=None)
+    """
+    kind, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(
+                f"`generator` settings are written name=value, got {item!r} in {text!r}"
+            )
+        settings[name.strip()] = _value(value.strip())
+    return generator_from_config({"kind": kind, **settings})
+
+
+def _value(text: str) -> Any:
+    constants = {"true": True, "false": False, "none": None}
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    # `activation=none` names an activation: only the settings that may be None read it as None,
+    # and those can be left out instead.
+    return text if text == "none" else constants.get(text.lower(), text)

@@ -1,0 +1,181 @@
+"""The sparse generator: an MLP whose layers grow from the embedding to all N parameters.
+
+Hidden layers grow exponentially (by ``growth``) and every unit has few connections, so the cost is
+proportional to N whatever the latent size: with linear fan-in and growth 2 it is
+Σ_l (l + 1) / 2^l ≈ 4 weights per generated parameter.
+
+Source: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022). Without an activation
+the generator is the thesis's *linear* one (*affine* with a bias), with one an *MLP*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._random import normal, seeded, spawn_seeds
+from sparsehyper.generators.base import Generator, largest, too_small
+from sparsehyper.sparse import TOPOLOGIES, SparseLinear, layer_fan_ins, layer_sizes
+
+# Name → slope on the negative side, which is all that initialisation needs to know. With `abs` a
+# unit's sign is lost and its magnitude kept.
+ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
+
+# Growths are found to this many steps below the largest, N: 2^(-k / 64) of it, to 1%.
+_STEPS_PER_OCTAVE = 64
+
+_CALIBRATION_BATCH = 512
+_CALIBRATED_WIDTH = 1 << 13
+_FACTOR_STEPS = 256
+
+
+@dataclass(frozen=True)
+class Sparse(Generator):
+    """A sparse MLP from the embedding to all parameters at once.
+
+    Args:
+        fan_in: connections of a unit: ``"linear"`` (1 at the output layer, one more for each layer
+            back), ``"geometric"`` (⌈1.5^l⌉) or an integer for all layers.
+        growth: ratio of a layer's width to the one before, above 1. A larger one costs less, down
+            to one weight per generated parameter.
+        topology: who is wired to whom, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        sigma: width of the ``local`` and ``mixed`` topologies in units of the layer before;
+            None for a quarter of the latent size, as in the thesis.
+        activation: between layers: ``"none"`` (a linear generator), ``"prelu"`` (one slope a
+            layer, from 0.25), ``"leaky_relu"`` (0.01), ``"relu"`` or ``"abs"``.
+        bias: a learned bias for every unit, starting at zero.
+
+    Raises:
+        ValueError: a value outside its range or an unknown name.
+
+    >>> generator = Sparse(growth=2).build(latent_dim=16, numel=1000)
+    >>> generator(torch.randn(3, 16)).shape
+    torch.Size([3, 1000])
+    """
+
+    kind = "sparse"
+
+    fan_in: str | int = "linear"
+    growth: float = 2.0
+    topology: str = "circulant"
+    sigma: float | None = None
+    activation: str = "none"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        layer_fan_ins(self.fan_in, 1)
+        check_number("growth", self.growth, above=1)
+        check_choice("topology", self.topology, TOPOLOGIES)
+        if self.sigma is not None:
+            check_number("sigma", self.sigma, minimum=0)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        if not isinstance(self.bias, bool):
+            raise TypeError(f"`bias` must be true or false, got {self.bias!r}")
+
+    def build(self, latent_dim: int, numel: int, seed: int = 0) -> nn.Module:
+        """The generator, an ``nn.Module``."""
+        return _SparseMLP(self, latent_dim, numel, seed)
+
+    def count_parameters(self, latent_dim: int, numel: int) -> int:
+        """Trainable parameters."""
+        shapes = self.layer_shapes(latent_dim, numel)
+        slopes = len(shapes) - 1 if self.activation == "prelu" else 0
+        return sum(n_out * (k + self.bias) for _, n_out, k in shapes) + slopes
+
+    def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
+        """Varies ``growth``."""
+
+        def at(step: int) -> Self:
+            # From one layer (growth N) down to the slowest growth, close to 1.
+            top = max(numel, 2)
+            return replace(self, growth=max(top * 2 ** (-step / _STEPS_PER_OCTAVE), 1.01))
+
+        def fits(step: int) -> bool:
+            return at(step).count_parameters(latent_dim, numel) <= budget
+
+        check_integer("budget", budget, minimum=1)
+        if not fits(0):
+            smallest = at(0).count_parameters(latent_dim, numel)
+            raise too_small("sparse", budget, smallest, "a chunked generator can be smaller")
+        return at(largest(fits, 0, _STEPS_PER_OCTAVE * max(numel, 2).bit_length()))
+
+    def layer_shapes(self, latent_dim: int, numel: int) -> list[tuple[int, int, int]]:
+        """``(n_in, n_out, fan_in)`` of every layer, first to last."""
+        sizes = [latent_dim, *layer_sizes(latent_dim, numel, self.growth)]
+        fan_ins = layer_fan_ins(self.fan_in, len(sizes) - 1)
+        return [
+            (n_in, n_out, min(k, n_in))
+            for n_in, n_out, k in zip(sizes, sizes[1:], fan_ins, strict=False)
+        ]
+
+
+class _SparseMLP(nn.Module):
+    def __init__(self, spec: Sparse, latent_dim: int, numel: int, seed: int) -> None:
+        super().__init__()
+        shapes = spec.layer_shapes(latent_dim, numel)
+        slope = ACTIVATIONS[spec.activation]
+        self.layers = nn.ModuleList(
+            SparseLinear(
+                n_in,
+                n_out,
+                fan_in,
+                topology=spec.topology,
+                sigma=latent_dim / 4 if spec.sigma is None else spec.sigma,
+                negative_slope=1.0 if first else slope,
+                bias=spec.bias,
+                seed=layer_seed,
+            )
+            for first, (n_in, n_out, fan_in), layer_seed in zip(
+                [True] + [False] * (len(shapes) - 1),
+                shapes,
+                spawn_seeds(seed, len(shapes)),
+                strict=True,
+            )
+        )
+        self.activations = nn.ModuleList(_activation(spec.activation) for _ in shapes[1:])
+        self._calibrate(latent_dim, seed)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``[batch, latent_dim]`` to ``[batch, numel]``."""
+        x = self.layers[0](z)
+        for activation, layer in zip(self.activations, self.layers[1:], strict=True):
+            x = layer(activation(x))
+        return x
+
+    @torch.no_grad()
+    def _calibrate(self, latent_dim: int, seed: int) -> None:
+        """Rescale each narrow layer so that random embeddings leave it with unit second moment.
+
+        The weights' variance makes that so on average over networks; one network of narrow layers
+        may be 20% off. The factor is rounded, so that it is the same on every machine.
+        """
+        x = normal([_CALIBRATION_BATCH, latent_dim], seeded(seed))
+        x /= x.square().mean(1, keepdim=True).sqrt()
+        for before, layer in zip([nn.Identity(), *self.activations], self.layers, strict=True):
+            if layer.out_features > _CALIBRATED_WIDTH:
+                break  # wide enough for the law of large numbers
+            y = layer.double()(before.double()(x))
+            factor = round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
+            layer.weight *= factor
+            x = y * factor
+        self.float()
+
+
+class _Abs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def _activation(name: str) -> nn.Module:
+    slope = ACTIVATIONS[name]
+    return {
+        "none": nn.Identity,
+        "prelu": lambda: nn.PReLU(init=slope),
+        "leaky_relu": lambda: nn.LeakyReLU(slope),
+        "relu": nn.ReLU,
+        "abs": _Abs,
+    }[name]()

@@ -1,0 +1,11 @@
+"""Sparse layers of fixed fan-in; they know nothing of hypernetworks."""
+
+from sparsehyper.sparse.linear import SparseLinear
+from sparsehyper.sparse.topology import (
+    FAN_IN_SCHEDULES,
+    TOPOLOGIES,
+    layer_fan_ins,
+    layer_sizes,
+)
+
+__all__ = ["FAN_IN_SCHEDULES", "TOPOLOGIES", "SparseLinear", "layer_fan_ins", "layer_sizes"]

@@ -1,0 +1,132 @@
+"""A linear layer with a fixed number of connections per output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._random import seeded, uniform
+from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear, transposed
+from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
+
+# Below this many outputs the slices of a circulant layer are too short to pay for their calls.
+_SMALL = 4096
+
+
+class SparseLinear(nn.Module):
+    """``y[j] = Σ_t weight[t, j] · x[source(t, j)] (+ bias[j])``, ``fan_in`` sources an output.
+
+    The weights start uniform with variance ``2 / ((1 + a²) · fan_in)``, where a is
+    ``negative_slope``; this keeps the signal's second moment. Wiring and weights follow from
+    ``seed`` alone and are the same on every machine. The wiring is part of the state dict.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        fan_in: connections of each output; reduced to ``in_features`` where it exceeds that.
+        topology: who is wired to whom, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        sigma: width, in input positions, of the ``local`` and ``mixed`` topologies.
+        negative_slope: slope on the negative side of the activation *before* this layer: 1 for
+            none, 0 for ReLU.
+        bias: add a learned vector, starting at zero.
+        seed: of wiring and weights.
+
+    Shape:
+        ``[batch, in_features]`` to ``[batch, out_features]``; the batch may be empty.
+
+    Raises:
+        ValueError: a width or ``fan_in`` below 1, ``sigma`` below 0, or an unknown topology.
+
+    Source: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022); the circulant
+    topology is this library's.
+
+    >>> layer = SparseLinear(4, 10, fan_in=2)
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 10])
+    """
+
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        topology: str = "circulant",
+        sigma: float = 16.0,
+        negative_slope: float = 1.0,
+        bias: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_integer("in_features", in_features, minimum=1)
+        check_integer("out_features", out_features, minimum=1)
+        check_integer("fan_in", fan_in, minimum=1)
+        check_choice("topology", topology, TOPOLOGIES)
+        check_number("sigma", sigma, minimum=0)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.fan_in = min(fan_in, in_features)
+        self.topology = topology
+
+        rng = seeded(seed)
+        if topology == "circulant":
+            shifts = draw_shifts(in_features, out_features, self.fan_in, rng)
+            self.register_buffer("shifts", shifts)
+        else:
+            sources = draw_sources(
+                topology, in_features, out_features, self.fan_in, sigma=sigma, rng=rng
+            )
+            self.register_buffer("sources", sources)
+        variance = 2 / ((1 + negative_slope**2) * self.fan_in)
+        self.weight = nn.Parameter(uniform([self.fan_in, out_features], variance, rng))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._plan()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, in_features]`` to ``[batch, out_features]``."""
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(
+                f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
+            )
+        y = sparse_linear(x.to(self.weight.dtype), self.weight, self._wiring())
+        return y if self.bias is None else y + self.bias
+
+    def connections(self) -> Tensor:
+        """The source of every connection: int32 ``[fan_in, out_features]``."""
+        if self.topology == "circulant":
+            return circulant_sources(self.shifts, self.in_features, self.out_features)
+        return self.sources
+
+    def extra_repr(self) -> str:
+        """Shape and wiring, for ``print``."""
+        return (
+            f"{self.in_features}, {self.out_features}, fan_in={self.fan_in}, "
+            f"topology={self.topology!r}, bias={self.bias is not None}"
+        )
+
+    def _plan(self) -> None:
+        """Derive what the products need from the wiring."""
+        self._circulant: Circulant | None = None
+        if self.topology == "circulant" and self.out_features >= _SMALL:
+            shifts = tuple(map(tuple, self.shifts.tolist()))
+            self._circulant = Circulant(self.in_features, self.out_features, shifts)
+            return
+        sources = self.connections()
+        order, offsets = transposed(sources, self.in_features)
+        self.register_buffer("_sources", sources, persistent=False)
+        self.register_buffer("_order", order, persistent=False)
+        self.register_buffer("_offsets", offsets, persistent=False)
+
+    def _wiring(self) -> Circulant | Indexed:
+        return self._circulant or Indexed(
+            self.in_features, self._sources, self._order, self._offsets
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._plan()

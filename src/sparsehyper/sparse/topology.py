@@ -1,0 +1,183 @@
+"""Who is wired to whom: the sources of a sparse layer, and the shape of a growing stack of them.
+
+A sparse layer computes ``y[j] = Σ_t w[t, j] · x[source(t, j)]`` for taps ``t < fan_in``. A
+*topology* names a way to draw the sources, once, from a seed:
+
+- ``circulant``: output copy c reads the whole input, shifted: ``source(t, c·n + i) = (i + s[c, t])
+  mod n`` for random shifts s. It needs no index array. (This library's.)
+- ``uniform``: distinct sources drawn at random for each output.
+- ``regular``: random, and every input is used equally often (to within one).
+- ``local``: normally distributed, of width ``sigma``, around the output's proportional position.
+- ``mixed``: the nearest inputs to the proportional position, and one normally distributed.
+
+The last four are those of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022),
+with two deviations. Positions wrap round at the ends, where cutting them off would pile the
+connections up on the first and last inputs. And the sources of one output are distinct, where the
+thesis merges those drawn twice, so that the fan-in is what was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._random import integers, normal
+
+TOPOLOGIES = ("circulant", "uniform", "regular", "local", "mixed")
+FAN_IN_SCHEDULES = ("linear", "geometric")
+
+
+def layer_sizes(latent_dim: int, numel: int, growth: float = 2.0) -> list[int]:
+    """Sizes of the layers after the latent vector, the last of them ``numel``.
+
+    They grow from the output down: numel, ⌈numel / growth⌉, … for as long as they exceed
+    ``latent_dim``.
+
+    Raises:
+        ValueError: ``latent_dim`` or ``numel`` below 1, or ``growth`` not above 1.
+
+    >>> layer_sizes(64, 1000)
+    [125, 250, 500, 1000]
+    >>> layer_sizes(64, 10)
+    [10]
+    """
+    check_integer("latent_dim", latent_dim, minimum=1)
+    check_integer("numel", numel, minimum=1)
+    check_number("growth", growth, above=1)
+    sizes = [numel]
+    # A growth very near 1 rounds up to the same size; one unit less keeps the stack finite.
+    while (size := min(math.ceil(sizes[-1] / growth), sizes[-1] - 1)) > latent_dim:
+        sizes.append(size)
+    return sizes[::-1]
+
+
+def layer_fan_ins(fan_in: str | int, layers: int) -> list[int]:
+    """Fan-in of each of ``layers`` layers, first to last.
+
+    Args:
+        fan_in: an integer for the same everywhere; ``"linear"``: 1 at the output layer and one
+            more for each layer back; ``"geometric"``: ⌈1.5^l⌉ for the l-th layer back.
+        layers: number of layers, at least 1.
+
+    >>> layer_fan_ins("linear", 4)
+    [4, 3, 2, 1]
+    >>> layer_fan_ins("geometric", 4)
+    [4, 3, 2, 1]
+    >>> layer_fan_ins(3, 4)
+    [3, 3, 3, 3]
+    """
+    if isinstance(fan_in, str):
+        check_choice("fan_in", fan_in, [*FAN_IN_SCHEDULES, "an integer"])
+        if fan_in == "linear":
+            return list(range(layers, 0, -1))
+        return [math.ceil(1.5**back) for back in range(layers - 1, -1, -1)]
+    check_integer("fan_in", fan_in, minimum=1)
+    return [fan_in] * layers
+
+
+def draw_shifts(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
+    """Shifts of a circulant layer: int32 ``[⌈n_out / n_in⌉, fan_in]``, distinct in each row."""
+    return _distinct(n_in, math.ceil(n_out / n_in), fan_in, rng).T.contiguous()
+
+
+def circulant_sources(shifts: Tensor, n_in: int, n_out: int) -> Tensor:
+    """The sources that the shifts ``[copies, fan_in]`` stand for: int32 ``[fan_in, n_out]``."""
+    position = torch.arange(n_out, device=shifts.device)
+    copy = position // n_in
+    sources = (position % n_in + shifts.long().T[:, copy]) % n_in
+    return sources.to(torch.int32)
+
+
+def draw_sources(
+    topology: str, n_in: int, n_out: int, fan_in: int, *, sigma: float, rng: torch.Generator
+) -> Tensor:
+    """Draw the sources of an indexed (not circulant) layer.
+
+    Args:
+        topology: one of ``TOPOLOGIES`` but ``"circulant"``.
+        n_in, n_out: layer widths.
+        fan_in: sources of each output, at most ``n_in``.
+        sigma: width of the normal distribution of ``local`` and ``mixed``, in input positions.
+        rng: a CPU generator.
+
+    Returns:
+        int32 ``[fan_in, n_out]`` with values in [0, n_in), distinct in each column (``regular``
+        may repeat one where a small layer leaves no way to avoid it).
+    """
+    if fan_in == n_in:
+        return torch.arange(n_in, dtype=torch.int32)[:, None].expand(n_in, n_out).contiguous()
+    if topology == "uniform":
+        return _distinct(n_in, n_out, fan_in, rng)
+    if topology == "regular":
+        return _regular(n_in, n_out, fan_in, rng)
+    neighbours = 0 if topology == "local" else fan_in - 1
+    return _around(n_in, n_out, fan_in, neighbours, sigma, rng)
+
+
+def _distinct(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
+    """A uniform random ``fan_in``-subset of the inputs for each output (Floyd's algorithm)."""
+    taps = torch.empty(fan_in, n_out, dtype=torch.int32)
+    for t in range(fan_in):
+        last = n_in - fan_in + t
+        drawn = integers(last + 1, [n_out], rng).to(torch.int32)
+        taps[t] = torch.where((taps[:t] == drawn).any(0), last, drawn)
+    return taps
+
+
+def _regular(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
+    """Whole permutations of the inputs, one after the other, until every slot is filled."""
+    slots = fan_in * n_out
+    rounds = [torch.randperm(n_in, generator=rng) for _ in range(math.ceil(slots / n_in))]
+    taps = torch.cat(rounds)[:slots].to(torch.int32).view(fan_in, n_out)
+    # Swapping two slots of a row removes a repetition and leaves every input's use as it was. The
+    # number of repetitions depends on the fan-in and not on the width, so the loop is short.
+    for _ in range(100):
+        repeated = _repeated(taps).nonzero().tolist()
+        if not repeated:
+            break
+        for t, j in repeated:
+            other = int(integers(n_out, [1], rng))
+            here, there = int(taps[t, j]), int(taps[t, other])
+            if there not in taps[:, j].tolist() and here not in taps[:, other].tolist():
+                taps[t, j], taps[t, other] = there, here
+    return taps
+
+
+def _around(
+    n_in: int, n_out: int, fan_in: int, neighbours: int, sigma: float, rng: torch.Generator
+) -> Tensor:
+    """``neighbours`` nearest inputs, the rest normally distributed around the same position."""
+    centre = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5
+    nearest = centre.round().long()
+    taps = torch.empty(fan_in, n_out, dtype=torch.int32)
+    for t in range(fan_in):
+        if t < neighbours:
+            taps[t] = (nearest + _outward(t)) % n_in
+            continue
+        for _ in range(4):  # draw again where the source is taken, while the width leaves hope
+            drawn = (centre + sigma * normal([n_out], rng)).round().long() % n_in
+            taps[t] = drawn if _ == 0 else torch.where(taken, drawn, taps[t])
+            taken = (taps[:t] == taps[t]).any(0)
+        step = 0
+        while taken.any():  # and then take the nearest free one
+            free = (nearest + _outward(step)) % n_in
+            taps[t] = torch.where(taken, free.to(torch.int32), taps[t])
+            taken = (taps[:t] == taps[t]).any(0)
+            step += 1
+    return taps
+
+
+def _outward(step: int) -> int:
+    """0, -1, +1, -2, +2, …"""
+    return (step + 1) // 2 * (1 if step % 2 == 0 else -1)
+
+
+def _repeated(taps: Tensor) -> Tensor:
+    """Where a source already stands higher up in its column: bool ``[fan_in, n_out]``."""
+    ordered, order = taps.sort(dim=0, stable=True)
+    again = torch.zeros_like(taps, dtype=torch.bool)
+    again[1:] = ordered[1:] == ordered[:-1]
+    return torch.zeros_like(again).scatter_(0, order, again)

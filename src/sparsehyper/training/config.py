@@ -1,0 +1,119 @@
+"""What a training run does, apart from its model and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+
+OPTIMIZERS = ("adam", "adamw", "radam", "sgd")
+SCHEDULES = ("constant", "cosine", "plateau")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of `train`, checked when made.
+
+    The size of a batch is the batch source's matter, not this one's.
+
+    Args:
+        steps: optimiser updates in all, at least 1.
+        optimizer: ``"adam"``, ``"adamw"``, ``"radam"`` or ``"sgd"`` (momentum 0.9).
+        lr: the highest learning rate, above 0.
+        weight_decay: at least 0; decoupled for ``"adamw"``, L2 for the others.
+        schedule: after the warm-up, ``"constant"``, ``"cosine"`` (to 0 at `steps`) or
+            ``"plateau"`` (halved whenever validation accuracy stops improving).
+        plateau_patience: evaluations without improvement before ``"plateau"`` halves the rate.
+        warmup: updates over which the learning rate rises linearly to `lr`, at most `steps`.
+        clip: largest norm of the whole gradient, above 0; ``None`` leaves it as it is.
+        accumulate: batches an update.
+        eval_every: updates between evaluations; each writes a checkpoint. The last update is
+            always evaluated.
+        eval_batch_size: images a batch in evaluation.
+        patience: evaluations without improvement before training stops; ``None`` never does.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
+        compile: run the model through `torch.compile`.
+        device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"``.
+        seed: of whatever the model draws while training (dropout, noise).
+        log_every: updates between lines of metrics.
+        tensorboard: also write TensorBoard event files into the run directory.
+
+    Raises:
+        TypeError, ValueError: a setting has the wrong type or is out of range.
+
+    >>> config = TrainConfig(steps=300, schedule="constant")
+    >>> config.optimizer, config.lr
+    ('adam', 0.001)
+    >>> TrainConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    steps: int
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    plateau_patience: int = 5
+    warmup: int = 0
+    clip: float | None = 1.0
+    accumulate: int = 1
+    eval_every: int = 500
+    eval_batch_size: int = 500
+    patience: int | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 50
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        for name in (
+            "steps",
+            "plateau_patience",
+            "accumulate",
+            "eval_every",
+            "eval_batch_size",
+            "log_every",
+        ):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("warmup", self.warmup, minimum=0)
+        check_integer("seed", self.seed, minimum=0)
+        check_number("lr", self.lr, above=0)
+        check_number("weight_decay", self.weight_decay, minimum=0)
+        if self.clip is not None:
+            check_number("clip", self.clip, above=0)
+        if self.patience is not None:
+            check_integer("patience", self.patience, minimum=1)
+        if self.warmup > self.steps:
+            raise ValueError(
+                f"`warmup` must be at most `steps`, got {self.warmup} for {self.steps} steps"
+            )
+        if not isinstance(self.device, str):
+            raise TypeError(f"`device` must be a string such as 'cpu', got {self.device!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict of every setting."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; settings left out take their defaults.
+
+        Raises:
+            KeyError: a setting is unknown.
+            TypeError, ValueError: as the constructor; also when ``steps`` is missing.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                valid = ", ".join(map(repr, known))
+                raise KeyError(f"unknown training setting {name!r}; expected one of {valid}")
+        return cls(**settings)

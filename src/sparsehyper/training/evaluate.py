@@ -1,0 +1,189 @@
+"""Loss and accuracy, task by task.
+
+A target has as many outputs as its largest task has classes. Outputs beyond a task's own classes
+are masked with -inf, in the loss as in the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_choice, check_integer
+from sparsehyper.training.config import PRECISIONS
+from sparsehyper.training.processes import Processes
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images ``[batch, channels, height, width]``, classes ``[batch]``, tasks ``[batch]``."""
+
+
+class EvaluationData(Protocol):
+    """Images to evaluate on; the ``val`` and ``test`` of a `sparsehyper.data.TaskSet` are such."""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many images each task has."""
+
+    def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
+        """Every image of a task once, in order."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        tasks: the tasks' names.
+        accuracies: of each task, in [0, 1].
+        losses: mean cross entropy of each task, in nats.
+    """
+
+    tasks: tuple[str, ...]
+    accuracies: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over tasks, each counting the same whatever its number of images."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def loss(self) -> float:
+        """Mean over tasks."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def worst_accuracy(self) -> float:
+        """The accuracy of `worst_task`."""
+        return min(self.accuracies)
+
+    @property
+    def worst_task(self) -> str:
+        """The task of lowest accuracy, the first one on a tie."""
+        return self.tasks[self.accuracies.index(min(self.accuracies))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, the means and the worst task included."""
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "worst_task": self.worst_task,
+            "worst_accuracy": self.worst_accuracy,
+            "accuracies": dict(zip(self.tasks, self.accuracies, strict=True)),
+            "losses": dict(zip(self.tasks, self.losses, strict=True)),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        accuracies, losses = values["accuracies"], values["losses"]
+        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()))
+
+
+def evaluate(
+    model: nn.Module,
+    data: EvaluationData,
+    *,
+    names: Sequence[str] | None = None,
+    n_classes: Sequence[int] | None = None,
+    batch_size: int = 500,
+    precision: str = "fp32",
+    processes: Processes | None = None,
+) -> Evaluation:
+    """Accuracy and loss of a model on every task, in evaluation mode and without gradients.
+
+    Args:
+        model: called as ``model(x, task=task)`` with an int ``task``; returns logits
+            ``[batch, outputs]``. Its mode is as before on return.
+        data: the images of each task.
+        names: the tasks' names; ``"task 0"``, ``"task 1"``, … when not given.
+        n_classes: each task's number of classes; every output counts when not given.
+        batch_size: images a batch.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        processes: share the tasks among these processes; each returns the whole result.
+
+    Raises:
+        ValueError: a task has no images, or the lengths of the arguments differ.
+
+    >>> class Digits:  # a task of two images
+    ...     counts = (2,)
+    ...     def batches(self, task, batch_size):
+    ...         yield torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([0, 0]), torch.zeros(2)
+    >>> class Model(nn.Module):
+    ...     def forward(self, x, task):
+    ...         return x
+    >>> evaluate(Model(), Digits()).accuracy
+    0.5
+    """
+    check_integer("batch_size", batch_size, minimum=1)
+    check_choice("precision", precision, PRECISIONS)
+    names, limits = describe_tasks(len(data.counts), names, n_classes)
+    for name, count in zip(names, data.counts, strict=True):
+        if count == 0:
+            raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
+    tensor = next(model.parameters(), torch.empty(0))
+    here = processes or Processes(tensor.device)
+    limits = limits if limits is None else limits.to(here.device)
+    # Kept on the device until every task is counted, so that nothing waits for it before that.
+    right, loss = totals = torch.zeros(2, len(names), device=here.device)
+    with _evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
+        for task in range(here.rank, len(names), here.count):
+            for x, y, _ in data.batches(task, batch_size):
+                x, y = x.to(here.device), y.to(here.device)
+                logits = mask_classes(model(x, task=task), task, limits)
+                right[task] += (logits.argmax(1) == y).sum()
+                loss[task] += F.cross_entropy(logits, y, reduction="sum")
+    means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
+    accuracies, losses = means.tolist()
+    return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
+
+
+def describe_tasks(
+    count: int, names: Sequence[str] | None, n_classes: Sequence[int] | None
+) -> tuple[tuple[str, ...], Tensor | None]:
+    """Names of `count` tasks and their numbers of classes, checked; ``None`` is no limit."""
+    names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
+    for argument, values in (("names", names), ("n_classes", n_classes)):
+        if values is not None and len(values) != count:
+            raise ValueError(
+                f"`{argument}` must have one entry for each of the {count} tasks, got {len(values)}"
+            )
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ValueError(f"`names` must not repeat a task's name, got {name!r} twice")
+    if n_classes is None:
+        return names, None
+    for value in n_classes:
+        check_integer("n_classes", value, minimum=1)
+    return names, torch.tensor(list(n_classes))
+
+
+def mask_classes(logits: Tensor, task: int | Tensor, n_classes: Tensor | None) -> Tensor:
+    """Float32 logits ``[batch, outputs]``, -inf at outputs beyond the task's classes."""
+    logits = logits.float()
+    if n_classes is None:
+        return logits
+    outputs = torch.arange(logits.shape[1], device=logits.device)
+    return logits.masked_fill(outputs >= n_classes[task].unsqueeze(-1), -torch.inf)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,396 @@
+"""The training loop.
+
+One batch after another, read straight down. The order of batches is a pure function of the batch
+source's own seed, epoch and step, and whatever the model draws is one of `TrainConfig.seed`, step
+and process, so a resumed run takes the very steps that an uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from sparsehyper.training.checkpoint import TrainingState
+from sparsehyper.training.config import TrainConfig
+from sparsehyper.training.evaluate import (
+    Batch,
+    Evaluation,
+    EvaluationData,
+    autocast,
+    describe_tasks,
+    evaluate,
+    mask_classes,
+)
+from sparsehyper.training.interrupt import Interrupted, deferred_signals
+from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
+from sparsehyper.training.processes import Processes, processes
+from sparsehyper.training.progress import Progress
+from sparsehyper.training.recorder import Recorder
+from sparsehyper.training.run import Run
+
+
+class BatchSource(Protocol):
+    """The training stream; `sparsehyper.data.Batches` is one."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that one pass over the data makes."""
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """A batch, the same whenever it is asked for; `step` in [0, steps_per_epoch)."""
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is infinite or NaN.
+
+    Attributes:
+        step: the update that was not made, counted from 1.
+        tasks: names of the tasks it comes from.
+    """
+
+    def __init__(self, message: str, step: int, tasks: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.tasks = tasks
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did.
+
+    Attributes:
+        steps: updates made in all, fewer than asked for when it stopped early.
+        best_step: updates made when the best evaluation was reached.
+        best: that evaluation, on the validation data.
+        seconds: this call took.
+        step_ms: median milliseconds of an update, batches included and evaluations not; ``None``
+            if this call made none.
+        peak_memory: bytes; of the device's allocator since the start of this call, or on the CPU
+            of this process since it started.
+    """
+
+    steps: int
+    best_step: int
+    best: Evaluation
+    seconds: float
+    step_ms: float | None
+    peak_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {**vars(self), "best": self.best.to_dict()}
+
+
+def train(
+    model: nn.Module,
+    batches: BatchSource,
+    validation: EvaluationData,
+    config: TrainConfig,
+    *,
+    names: Sequence[str] | None = None,
+    n_classes: Sequence[int] | None = None,
+    run: Run | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a model on many tasks; on return it holds the weights of the best evaluation.
+
+    Args:
+        model: called as ``model(x, task=task)`` with ``task`` an int64 tensor ``[batch]``, or an
+            int when the batch is of one task; returns logits ``[batch, outputs]``. It is moved to
+            the device, and left in the mode it was in.
+        batches: the training stream. With several processes, each one's own share of every batch.
+        validation: what the best evaluation, early stopping and the plateau schedule go by.
+        config: the settings.
+        names: the tasks' names, for records and errors.
+        n_classes: each task's number of classes; outputs beyond it are masked.
+        run: where to keep metrics and checkpoints, and to go on from when it was opened with some
+            (the model must then have ``save(directory)``); ``None`` trains in memory.
+        quiet: show no progress.
+
+    Raises:
+        NonFiniteError: a loss or gradient is infinite or NaN; the update was not made.
+        Interrupted: Ctrl-C or SIGTERM; the step was finished and checkpointed first.
+        CheckpointError: the run's checkpoint is damaged, or of another model.
+        ValueError: an argument does not fit the others.
+
+    >>> class Source:  # one task: is the first number the larger one?
+    ...     steps_per_epoch, counts = 4, (32,)
+    ...     def batch(self, epoch, step):
+    ...         x = torch.randn(32, 2, generator=torch.Generator().manual_seed(step))
+    ...         return x, (x[:, 0] > x[:, 1]).long(), torch.zeros(32, dtype=torch.int64)
+    ...     def batches(self, task, batch_size):
+    ...         yield self.batch(0, 9)
+    >>> class Model(nn.Linear):
+    ...     def forward(self, x, task):
+    ...         return super().forward(x)
+    >>> config = TrainConfig(steps=50, lr=0.1, device="cpu")
+    >>> train(Model(2, 2), Source(), Source(), config, quiet=True).best.accuracy > 0.9
+    True
+    """
+    names, limits = describe_tasks(len(validation.counts), names, n_classes)
+    here = processes(config.device)
+    limits = limits if limits is None else limits.to(here.device)
+    was_training = model.training
+    model.to(here.device).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("`model` has no parameter that requires a gradient")
+    optimizer = build_optimizer(config, trainable)
+    state = TrainingState()
+    if run is not None:
+        here.wait()  # until the main process has recovered the run from a crash
+        state = run.restore(model, optimizer)
+        if state.step > config.steps:
+            raise ValueError(f"`steps` is {config.steps}; the run has already made {state.step}")
+    best_weights: dict[str, Tensor] = {}
+
+    forward: Callable[..., Tensor] = model
+    unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
+    if here.count > 1:
+        # A batch may leave parameters of other tasks without a gradient.
+        forward = distributed = DistributedDataParallel(model, find_unused_parameters=True)
+        unsynchronised = distributed.no_sync
+    if config.compile:
+        forward = torch.compile(forward)
+
+    started = time.perf_counter()
+    first_step = state.step
+    step_seconds: list[float] = []
+    window = _Window()
+    if here.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(here.device)
+    stream = _stream(batches, state.step * config.accumulate, here.device)
+    with (
+        deferred_signals() as asked_to_stop,
+        torch.random.fork_rng([here.device] if here.device.type == "cuda" else []),
+        Recorder(run, tensorboard=config.tensorboard, start=state.step) as recorder,
+        Progress(config.steps, state.step, show=here.is_main and not quiet) as progress,
+    ):
+        batch = next(stream)
+        while state.step < config.steps and not _out_of_patience(config, state):
+            step_started = time.perf_counter()
+            _seed_step(config.seed, state.step, here)
+            lr = learning_rate(config, state.step, state.accuracies)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            optimizer.zero_grad(set_to_none=True)
+            seen: list[tuple[Tensor, int | Tensor]] = []
+            images = 0
+            for part in range(config.accumulate):
+                x, y, task = batch
+                last = part == config.accumulate - 1
+                with nullcontext() if last else unsynchronised():
+                    with autocast(here.device, config.precision):
+                        logits = forward(x, task=task)
+                    losses = F.cross_entropy(
+                        mask_classes(logits, task, limits), y, reduction="none"
+                    )
+                    (losses.mean() / config.accumulate).backward()
+                seen.append((losses.detach(), task))
+                images += len(x)
+                batch = next(stream)  # while the device is still busy with the backward pass
+
+            gradients = [p.grad for p in trainable if p.grad is not None]
+            norm = get_total_norm(gradients)
+            loss = torch.stack([part_losses.mean() for part_losses, _ in seen]).mean()
+            flags = torch.stack([loss, norm, norm.new_full((), asked_to_stop())])
+            # The one wait for the device in a step: nothing may be updated before this is known.
+            loss_value, norm_value, stop = (here.sum(flags) / here.count).tolist()
+            if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+                raise _non_finite(loss_value, norm_value, state, seen, names, here, run)
+            if config.clip is not None and norm_value > config.clip:
+                clip_grads_with_norm_(trainable, config.clip, norm)
+            optimizer.step()
+            state.step += 1
+
+            step_seconds.append(time.perf_counter() - step_started)
+            window.add(loss_value, images * here.count, step_seconds[-1])
+            progress.update(state.step, window.loss, window.rate)
+            evaluating = state.step % config.eval_every == 0 or state.step == config.steps
+            if state.step % config.log_every == 0 or evaluating or stop:
+                epoch = state.step * config.accumulate / batches.steps_per_epoch
+                values = {"epoch": epoch, "loss": window.loss, "lr": lr, "grad_norm": norm_value}
+                recorder.write("train", state.step, {**values, "images_per_second": window.rate})
+                window = _Window()
+
+            improved = False
+            if evaluating:
+                for buffer in model.buffers():
+                    here.broadcast(buffer)
+                evaluation = evaluate(
+                    model,
+                    validation,
+                    names=names,
+                    n_classes=n_classes,
+                    batch_size=config.eval_batch_size,
+                    precision=config.precision,
+                    processes=here,
+                )
+                _check_finite(evaluation, state, run)
+                improved = state.best is None or evaluation.accuracy > state.best.accuracy
+                state.accuracies.append(evaluation.accuracy)
+                if improved:
+                    state.best, state.best_step = evaluation, state.step
+                recorder.write("validation", state.step, evaluation.to_dict())
+                pace = (time.perf_counter() - started) / (state.step - first_step)
+                progress.evaluated(state.step, evaluation, pace * (config.steps - state.step))
+            if run is not None and (evaluating or stop):
+                run.save(model, optimizer, state, best=improved)
+            elif improved:
+                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            if stop:
+                raise _interrupted(state, run)
+        if asked_to_stop():
+            raise _interrupted(state, run)
+
+    assert state.best is not None
+    if run is not None:
+        here.wait()
+        run.restore_best(model)
+    else:
+        model.load_state_dict(best_weights)
+    model.train(was_training)
+    return TrainResult(
+        steps=state.step,
+        best_step=state.best_step,
+        best=state.best,
+        seconds=time.perf_counter() - started,
+        step_ms=1e3 * statistics.median(step_seconds) if step_seconds else None,
+        peak_memory=_peak_memory(here.device),
+    )
+
+
+class _Window:
+    """Mean loss and throughput since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._losses = self._seconds = 0.0
+        self._steps = self._images = 0
+
+    def add(self, loss: float, images: int, seconds: float) -> None:
+        self._losses += loss
+        self._seconds += seconds
+        self._steps += 1
+        self._images += images
+
+    @property
+    def loss(self) -> float:
+        return self._losses / self._steps
+
+    @property
+    def rate(self) -> float:
+        return self._images / self._seconds
+
+
+def _stream(
+    batches: BatchSource, start: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, int | Tensor]]:
+    """Batches from a position on, on the device."""
+    position = start
+    while True:
+        x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
+        # Told on the CPU, where it costs no wait for the device; a batch of one task needs only
+        # one set of parameters.
+        one_task = task.device.type == "cpu" and bool((task == task[0]).all())
+        yield _to(x, device), _to(y, device), int(task[0]) if one_task else _to(task, device)
+        position += 1
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _seed_step(seed: int, step: int, here: Processes) -> None:
+    drawn = int(np.random.SeedSequence((seed, step, here.rank)).generate_state(1)[0])
+    # torch.manual_seed does this for every backend there is, at a hundred times the cost.
+    torch.default_generator.manual_seed(drawn)
+    if here.device.type != "cpu":
+        torch.get_device_module(here.device).manual_seed(drawn)
+
+
+def _out_of_patience(config: TrainConfig, state: TrainingState) -> bool:
+    return (
+        config.patience is not None and evaluations_since_best(state.accuracies) >= config.patience
+    )
+
+
+def _non_finite(
+    loss: float,
+    norm: float,
+    state: TrainingState,
+    seen: Sequence[tuple[Tensor, int | Tensor]],
+    names: Sequence[str],
+    here: Processes,
+    run: Run | None,
+) -> NonFiniteError:
+    present, guilty = counts = torch.zeros(2, len(names), device=here.device)
+    for losses, task in seen:
+        present[task] = 1
+        if isinstance(task, int):
+            guilty[task] += (~losses.isfinite()).sum()
+        else:
+            guilty[task[~losses.isfinite()]] = 1
+    present, guilty = here.sum(counts).bool().tolist()
+    chosen = guilty if any(guilty) else present
+    tasks = tuple(name for name, chosen_ in zip(names, chosen, strict=True) if chosen_)
+    what = f"loss is {loss}" if any(guilty) else f"norm of the gradient is {norm}"
+    return NonFiniteError(
+        f"the {what} at step {state.step + 1}, on {_list(tasks)}; stopped before the update. "
+        f"{_kept(run)}Lower `lr`, add `warmup`, or look at the images of "
+        f"{'this task' if len(tasks) == 1 else 'these tasks'}",
+        state.step + 1,
+        tasks,
+    )
+
+
+def _check_finite(evaluation: Evaluation, state: TrainingState, run: Run | None) -> None:
+    tasks = tuple(
+        name
+        for name, loss in zip(evaluation.tasks, evaluation.losses, strict=True)
+        if not math.isfinite(loss)
+    )
+    if tasks:
+        raise NonFiniteError(
+            f"the validation loss is not finite after step {state.step}, on {_list(tasks)}. "
+            f"{_kept(run)}Lower `lr`, add `warmup`, or look at the task's validation images",
+            state.step,
+            tasks,
+        )
+
+
+def _list(tasks: Sequence[str]) -> str:
+    return f"{'task' if len(tasks) == 1 else 'tasks'} {', '.join(map(repr, tasks))}"
+
+
+def _kept(run: Run | None) -> str:
+    return f"The last good checkpoint is {run.last}. " if run and run.last.exists() else ""
+
+
+def _interrupted(state: TrainingState, run: Run | None) -> Interrupted:
+    where = f"; resume the run in {run.path} to go on" if run else ""
+    return Interrupted(f"stopped after step {state.step}{where}", state.step)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,83 @@
+"""The optimiser, and the learning rate as a pure function of the step and the evaluations so far.
+
+Nothing here holds state of its own, so nothing but the optimiser's moments goes into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from sparsehyper.training.config import TrainConfig
+
+
+def build_optimizer(
+    config: TrainConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser that `config` names, fused where PyTorch has a fused one.
+
+    One fused pass over weight, gradient and moments in place of about ten.
+
+    >>> build_optimizer(TrainConfig(steps=1), nn.Linear(2, 1).parameters()).defaults["fused"]
+    True
+    """
+    parameters = list(parameters)
+    lr, weight_decay = config.lr, config.weight_decay
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr, weight_decay=weight_decay, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(parameters, lr, weight_decay=weight_decay)
+    assert config.optimizer == "sgd"
+    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int, accuracies: Sequence[float] = ()) -> float:
+    """The learning rate of an update.
+
+    Args:
+        config: names the schedule.
+        step: updates already made, from 0.
+        accuracies: mean validation accuracy of each evaluation so far; only the plateau
+            schedule looks at it.
+
+    >>> config = TrainConfig(steps=10, lr=0.8, warmup=2, schedule="plateau", plateau_patience=1)
+    >>> [learning_rate(config, step) for step in (0, 1, 2)]
+    [0.4, 0.8, 0.8]
+    >>> learning_rate(config, 5, [0.6, 0.7, 0.7, 0.7])
+    0.2
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "cosine":
+        done = (step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "plateau":
+        return config.lr * 0.5 ** _halvings(accuracies, config.plateau_patience)
+    return config.lr
+
+
+def evaluations_since_best(accuracies: Sequence[float]) -> int:
+    """Evaluations after the first one to reach the highest accuracy; 0 when there are none.
+
+    >>> evaluations_since_best([0.6, 0.7, 0.7, 0.65])
+    2
+    """
+    if not accuracies:
+        return 0
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))
+
+
+def _halvings(accuracies: Sequence[float], patience: int) -> int:
+    halvings = waited = 0
+    best = -math.inf
+    for accuracy in accuracies:
+        waited = 0 if accuracy > best else waited + 1
+        best = max(best, accuracy)
+        if waited == patience:
+            halvings, waited = halvings + 1, 0
+    return halvings

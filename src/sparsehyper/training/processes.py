@@ -1,0 +1,104 @@
+"""Where training runs: the device, and the processes that share the work.
+
+Processes are started by ``accelerate launch`` or ``torchrun``; each runs the same program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparsehyper._extras import require
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among those that train together.
+
+    Attributes:
+        device: of this process.
+        rank: of this process, in [0, count).
+        count: how many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all processes, on each of them; in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """The main process's `tensor`, on each of them; in place."""
+        if self.count > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def processes(device: str = "auto") -> Processes:
+    """Join the other processes, if this program was started as several.
+
+    Args:
+        device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"`` or
+            ``"cuda:1"``. With several processes on accelerators, each takes its own.
+
+    Raises:
+        ValueError: `device` is unknown, or this machine has none.
+        MissingExtraError: ``accelerate`` is not installed.
+
+    >>> processes("cpu")
+    Processes(device=device(type='cpu'), rank=0, count=1)
+    """
+    accelerators = torch.accelerator.is_available()
+    chosen = _parse(device)
+    # PartialState takes "not asked for the CPU" as "one process" where there is no accelerator.
+    state = _partial_state(chosen.type == "cpu")
+    if state.num_processes > 1:
+        return Processes(state.device, state.process_index, state.num_processes)
+    if chosen.type != "cpu" and not accelerators:
+        raise ValueError(f"`device` {device!r} is not available on this machine; use 'cpu'")
+    return Processes(chosen)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the processes, known before they have joined."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _parse(device: str) -> torch.device:
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`device` must be 'auto' or a device such as 'cpu' or 'cuda', got {device!r}"
+        ) from error
+
+
+@functools.cache
+def _partial_state(cpu: bool) -> Any:
+    state = require("accelerate", "train").PartialState(cpu=cpu)
+    if state.num_processes > 1:
+        atexit.register(dist.destroy_process_group)
+    return state

@@ -1,0 +1,57 @@
+"""The record of training: ``metrics.jsonl``, and TensorBoard event files when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from sparsehyper._extras import require
+from sparsehyper.training.processes import is_main_process
+from sparsehyper.training.run import Run
+
+
+class Recorder:
+    """Writes each line of metrics wherever it is wanted; a context manager.
+
+    Args:
+        run: the run directory; ``None`` records nothing.
+        tensorboard: also write event files, into ``tensorboard`` of the run directory.
+        start: updates already made; later events of an earlier process are superseded.
+
+    Raises:
+        ValueError: `tensorboard` without `run`.
+        MissingExtraError: `tensorboard`, which is not installed.
+    """
+
+    def __init__(self, run: Run | None, *, tensorboard: bool = False, start: int = 0) -> None:
+        if tensorboard and run is None:
+            raise ValueError("`tensorboard` is True, which needs a run directory; give `run`")
+        self._run = run
+        self._board: Any = None
+        if tensorboard and run is not None and is_main_process():
+            require("tensorboard", "tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Record a line of a kind, made after `step` updates."""
+        if self._run is not None:
+            self._run.write_metrics({"kind": kind, "step": step, **values})
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()

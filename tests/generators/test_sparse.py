@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conformance import ConformingGenerator, dense_matrix, embeddings
+from sparsehyper.generators import ACTIVATIONS, Sparse
+from sparsehyper.sparse import TOPOLOGIES
+
+
+class ConformingSparse(ConformingGenerator):
+    def reference(self, generator, z):
+        x = z
+        for i, layer in enumerate(generator.layers):
+            x = x @ dense_matrix(layer).T
+            if layer.bias is not None:
+                x = x + layer.bias
+            if i < len(generator.layers) - 1:
+                slope = ACTIVATIONS[self.spec.activation]
+                x = torch.where(x > 0, x, slope * x)
+        return x
+
+
+class TestLinearCirculant(ConformingSparse):
+    spec = Sparse()
+
+
+class TestWideCirculant(ConformingSparse):
+    """Wide enough for the slices of the circulant product, and cut short in its last copy."""
+
+    spec = Sparse(growth=3.3)
+    numel = 9001
+
+
+class TestAffineUniform(ConformingSparse):
+    spec = Sparse(topology="uniform", bias=True, fan_in=3)
+
+
+class TestLocalPReLU(ConformingSparse):
+    spec = Sparse(topology="local", activation="prelu", fan_in="geometric")
+
+
+class TestRegularReLU(ConformingSparse):
+    spec = Sparse(topology="regular", activation="relu", growth=1.5)
+
+
+class TestMixedLeakyReLU(ConformingSparse):
+    spec = Sparse(topology="mixed", activation="leaky_relu", bias=True)
+
+
+class TestLocalAbs(ConformingSparse):
+    spec = Sparse(topology="local", sigma=0.0, activation="abs", growth=4.0)
+
+
+# Depth n comes from a growth of (numel / latent)^(1/n).
+DEPTHS = {1: (2.0, 60), 3: (2.5, 600), 10: (1.5, 3000), 20: (1.25, 5000)}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("fan_in", ["linear", "geometric", 3])
+def test_output_variance_is_one_at_every_depth(topology, activation, fan_in):
+    z = embeddings(256, 64).float()
+    for depth, (growth, numel) in DEPTHS.items():
+        spec = Sparse(fan_in, growth, topology, activation=activation)
+        assert len(spec.layer_shapes(64, numel)) == depth
+        with torch.no_grad():
+            moments = [spec.build(64, numel, seed)(z).square().mean() for seed in range(4)]
+        assert torch.stack(moments).mean() == pytest.approx(1, abs=0.1), depth
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_every_latent_unit_reaches_outputs_all_over(topology):
+    """The thesis's normal connectivity collapsed at the output layer; none of ours may."""
+    latent_dim, numel = 16, 4096
+    generator = Sparse(topology=topology).build(latent_dim, numel)
+    reach = torch.eye(latent_dim)
+    for layer in generator.layers:
+        reach = (reach @ (dense_matrix(layer) != 0).float().T > 0).float()
+        used = (dense_matrix(layer) != 0).any(0).float().mean()
+        assert used > 0.75, f"{topology} uses {used:.0%} of the inputs of {layer}"
+    assert reach.mean() > 0.9
+    assert reach.mean(1).min() > 0.7
+
+
+def test_a_linear_generator_is_linear_and_one_with_an_activation_is_not():
+    a, b = embeddings(2, 8)
+    for activation, linear in (("none", True), ("prelu", False)):
+        g = Sparse(activation=activation).build(8, 500).double()
+        together = g((a + b)[None])
+        assert torch.allclose(together, g(a[None]) + g(b[None])) is linear
+
+
+def test_cost_is_about_four_weights_a_parameter_and_less_with_growth():
+    numel = 1_000_000
+    assert Sparse().count_parameters(64, numel) / numel == pytest.approx(4, rel=0.02)
+    assert Sparse(growth=8).count_parameters(64, numel) / numel == pytest.approx(1.31, rel=0.01)
+
+
+def test_wiring_and_weights_are_the_same_on_every_machine():
+    """A golden digest: it changes only when seeds come to mean another network."""
+    digests = {}
+    for topology in TOPOLOGIES:
+        generator = Sparse(topology=topology, fan_in=3).build(8, 300, seed=1)
+        total = 0
+        for name, value in generator.state_dict().items():
+            if name.endswith(("shifts", "sources")):
+                total += int((value.long() * torch.arange(value.numel()).view_as(value)).sum())
+        weights = generator.layers[-1].weight
+        digests[topology] = (total, round(weights[0, 7].item(), 7))
+    assert digests == GOLDEN
+
+
+GOLDEN = {
+    "circulant": (2401, -0.126263),
+    "local": (37728017, -0.0428484),
+    "mixed": (38187270, 0.9947781),
+    "regular": (34514958, 0.1291517),
+    "uniform": (35463585, -0.8024087),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fan_in": 0}, "`fan_in` must be at least 1, got 0"),
+        ({"fan_in": "quadratic"}, "`fan_in` must be one of .*; got 'quadratic'"),
+        ({"growth": 1}, "`growth` must be greater than 1, got 1"),
+        ({"growth": 0.5}, "`growth` must be greater than 1, got 0.5"),
+        ({"growth": float("inf")}, "`growth` must be finite, got inf"),
+        ({"topology": "ring"}, "`topology` must be one of 'circulant', .*; got 'ring'"),
+        ({"sigma": -1.0}, "`sigma` must be at least 0, got -1.0"),
+        ({"activation": "gelu"}, "`activation` must be one of 'none', .*; got 'gelu'"),
+    ],
+)
+def test_refuses_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sparse(**settings)
+
+
+def test_refuses_a_growth_that_is_no_number():
+    with pytest.raises(TypeError, match="`growth` must be a number, got '2'"):
+        Sparse(growth="2")

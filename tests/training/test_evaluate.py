@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from toy import N_CLASSES, NAMES, Model, Source
+
+from sparsehyper.training import Evaluation, evaluate
+
+
+class Constant(nn.Module):
+    """The same logits whatever the input."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.tasks: list[int] = []
+
+    def forward(self, x, task):
+        self.tasks.append(task)
+        return self.logits.expand(len(x), -1)
+
+
+class Given:
+    """Labels given task by task."""
+
+    def __init__(self, *labels: list[int]) -> None:
+        self.labels, self.counts = labels, [len(task) for task in labels]
+
+    def batches(self, task, batch_size):
+        y = torch.tensor(self.labels[task])
+        for part in y.split(batch_size):
+            yield torch.zeros(len(part), 1), part, torch.full([len(part)], task)
+
+
+def test_accuracy_and_loss_of_each_task():
+    model = Constant(math.log(3.0), 0.0)
+    found = evaluate(model, Given([0, 0, 0, 1], [1, 1]), names=["a", "b"], batch_size=3)
+    assert found.tasks == ("a", "b")
+    assert found.accuracies == (0.75, 0.0)
+    quarter, rest = -math.log(0.25), -math.log(0.75)
+    assert found.losses == pytest.approx(((3 * rest + quarter) / 4, quarter))
+    assert found.accuracy == 0.375
+    assert found.loss == pytest.approx(sum(found.losses) / 2)
+    assert (found.worst_task, found.worst_accuracy) == ("b", 0.0)
+    assert model.tasks == [0, 0, 1]
+
+
+def test_outputs_beyond_a_tasks_classes_do_not_count():
+    model = Constant(0.0, -1.0, 9.0)
+    found = evaluate(model, Given([0], [2]), n_classes=[2, 3])
+    assert found.accuracies == (1.0, 1.0)
+    assert found.losses[0] == pytest.approx(math.log(1 + math.exp(-1.0)))
+    assert evaluate(model, Given([0], [2])).accuracies == (0.0, 1.0)
+
+
+def test_the_model_is_in_evaluation_mode_and_then_as_it_was():
+    model = Model(dropout=0.9)
+    model.train()
+    model.shared.eval()
+    first, second = (evaluate(model, Source(), n_classes=N_CLASSES) for _ in range(2))
+    assert first == second
+    assert model.training
+    assert model.dropout.training
+    assert not model.shared.training
+    assert model.shared.weight.grad is None
+
+
+def test_batch_size_does_not_matter():
+    results = [evaluate(Model(), Source(), batch_size=n) for n in (1, 7, 1000)]
+    assert results[0].accuracies == results[1].accuracies == results[2].accuracies
+    assert results[0].losses == pytest.approx(results[2].losses, rel=1e-5)
+
+
+def test_bf16_stays_close():
+    plain, low = (evaluate(Model(), Source(), precision=p) for p in ("fp32", "bf16"))
+    assert plain.losses != low.losses
+    assert plain.losses == pytest.approx(low.losses, rel=0.02)
+
+
+def test_json_round_trip():
+    found = evaluate(Model(), Source(), names=NAMES)
+    assert Evaluation.from_dict(found.to_dict()) == found
+    assert found.to_dict()["accuracies"]["bags"] == found.accuracies[1]
+
+
+def test_a_task_without_images_is_named():
+    with pytest.raises(ValueError, match="task 'b': it has no images"):
+        evaluate(Constant(0.0, 0.0), Given([0], []), names=["a", "b"])
+
+
+@pytest.mark.parametrize("argument", ["names", "n_classes"])
+def test_one_entry_a_task(argument):
+    given = {"names": ["a"], "n_classes": [2]}[argument]
+    with pytest.raises(ValueError, match=f"`{argument}` must have one entry .* 2 tasks, got 1"):
+        evaluate(Constant(0.0, 0.0), Given([0], [0]), **{argument: given})
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        evaluate(Model(), Source(), batch_size=0)
+    with pytest.raises(ValueError, match="'fp32', 'bf16'; got 'fp16'"):
+        evaluate(Model(), Source(), precision="fp16")
+    with pytest.raises(ValueError, match="`n_classes` must be at least 1, got 0"):
+        evaluate(Model(), Source(), n_classes=[2, 0, 2])
+
+
+def test_names_are_unique():
+    with pytest.raises(ValueError, match=r"`names` must not repeat .* got 'a' twice"):
+        evaluate(Constant(0.0, 0.0), Given([0], [0]), names=["a", "a"])

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from sparsehyper.training import interrupt
+from sparsehyper.training.interrupt import deferred_signals
+
+
+def test_a_first_signal_only_asks():
+    with deferred_signals() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+
+
+def test_a_later_second_one_acts(monkeypatch):
+    monkeypatch.setattr(interrupt, "ECHO_SECONDS", 0.01)
+    with deferred_signals():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    with pytest.raises(ZeroDivisionError), deferred_signals():
+        _ = 1 / 0
+    assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
+
+
+def test_other_threads_leave_signals_alone():
+    asked = []
+
+    def work():
+        with deferred_signals() as ask:
+            asked.append(ask())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]

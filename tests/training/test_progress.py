@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import io
+import sys
+
+from sparsehyper.training import Evaluation
+from sparsehyper.training.progress import Progress
+
+FOUND = Evaluation(("shoes", "bags"), (0.75, 0.5), (0.1, 0.2))
+
+
+def show(**settings):
+    with Progress(200, 50, **settings) as progress:
+        progress.update(100, 0.25, 1234.0)
+        progress.evaluated(100, FOUND, 83.0)
+        progress.update(101, 0.125, 1234.0)
+
+
+def test_plain_lines_off_a_terminal(capsys):
+    show()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "step 100/200  loss 0.2500  val 62.50% (worst 50.00% bags)  1,234 images/s  1:23 left\n"
+    )
+
+
+def test_quiet(capsys):
+    show(show=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    show()
+    shown = terminal.getvalue()
+    assert "101/200" in shown
+    assert "val 62.50%" in shown
+    assert "1,234 images/s" in shown
+    assert capsys.readouterr().out == ""
+
+
+def test_hours_left(capsys):
+    with Progress(2) as progress:
+        progress.evaluated(1, FOUND, 3723.0)
+    assert "1:02:03 left" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from toy import Model, same
+
+from sparsehyper.training import CheckpointError, Run, RunInUseError
+from sparsehyper.training.checkpoint import TrainingState
+
+CONFIG = {"training": {"steps": 10, "lr": 0.1}, "data": "digits", "seed": 0}
+
+
+def save(run, step, *, best, seed=0):
+    """Checkpoint a model that the seed tells apart."""
+    model = Model(seed)
+    optimizer = torch.optim.Adam(model.parameters())
+    run.save(model, optimizer, TrainingState(step=step), best=best)
+    return model
+
+
+def restore(run):
+    model = Model(99)
+    state = run.restore(model, torch.optim.Adam(model.parameters()))
+    return model, state.step
+
+
+def test_what_a_new_run_records(tmp_path):
+    with Run.create(tmp_path / "some" / "run", CONFIG) as run:
+        recorded = json.loads((run.path / "config.json").read_text())
+        assert recorded["config"] == CONFIG == run.config
+        assert {"python", "torch", "numpy", "sparsehyper"} <= recorded["versions"].keys()
+        run.write_result({"accuracy": 0.5})
+        assert json.loads((run.path / "result.json").read_text()) == {"accuracy": 0.5}
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    Run.create(tmp_path, CONFIG).close()
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_run_is_never_written_over(tmp_path):
+    Run.create(tmp_path / "run", CONFIG).close()
+    with pytest.raises(FileExistsError, match=r"run already holds a run; resume that run or"):
+        Run.create(tmp_path / "run", {})
+    assert Run.open(tmp_path / "run").config == CONFIG
+
+
+def test_other_peoples_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("done")
+    with pytest.raises(FileExistsError, match="already holds files that are not a run's"):
+        Run.create(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(NotADirectoryError, match=r"`path` must be a directory .*thesis\.txt"):
+        Run.create(tmp_path / "thesis.txt", CONFIG)
+
+
+def test_a_config_that_is_not_json(tmp_path):
+    with pytest.raises(TypeError, match="Tensor"):
+        Run.create(tmp_path / "run", {"seed": torch.zeros(1)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run_to_open(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing holds no run: it has no config\.json"):
+        Run.open(tmp_path / "nothing")
+
+
+def test_one_at_a_time(tmp_path):
+    with (
+        Run.create(tmp_path / "run", CONFIG),
+        pytest.raises(RunInUseError, match=r"run directory .*run is in use by another process"),
+    ):
+        Run.open(tmp_path / "run")
+    Run.open(tmp_path / "run").close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"steps": 10, "lr": 0.2}}, r"at `training\.lr`: the run has 0\.1, got 0\.2"),
+        ({"data": "mnist"}, "at `data`: the run has 'digits', got 'mnist'"),
+        ({"extra": 1}, "at `extra`: the run has 'nothing', got 1"),
+    ],
+)
+def test_going_on_with_another_config(tmp_path, change, message):
+    Run.create(tmp_path / "run", CONFIG).close()
+    with pytest.raises(ValueError, match=message):
+        Run.open(tmp_path / "run", CONFIG | change)
+    Run.open(tmp_path / "run", CONFIG).close()  # the failed attempt holds no lock
+
+
+def test_steps_may_differ_and_are_recorded(tmp_path):
+    Run.create(tmp_path / "run", CONFIG).close()
+    longer = CONFIG | {"training": {"steps": 20, "lr": 0.1}}
+    Run.open(tmp_path / "run", longer).close()
+    assert Run.open(tmp_path / "run").config == longer
+
+
+def test_a_damaged_config(tmp_path):
+    Run.create(tmp_path / "run", CONFIG).close()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        Run.open(tmp_path / "run")
+
+
+def test_last_and_best(tmp_path):
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        assert restore(run)[1] == 0
+        save(run, 1, best=False)
+        assert not run.best.exists()
+        best = save(run, 2, best=True, seed=2)
+        last = save(run, 3, best=False, seed=3)
+    with Run.open(tmp_path / "run") as run:
+        model, step = restore(run)
+        assert step == 3
+        assert same(model, last)
+        run.restore_best(model)
+        assert same(model, best)
+    assert sorted(p.name for p in run.path.iterdir()) == [".lock", "checkpoints", "config.json"]
+
+
+def test_file_systems_without_hard_links(tmp_path, monkeypatch):
+    def refuse(source, destination):
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        best = save(run, 1, best=True, seed=1)
+        save(run, 2, best=False, seed=2)
+        model = Model(9)
+        run.restore_best(model)
+    assert same(model, best)
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        for step in (1, 2, 3):
+            run.write_metrics({"step": step})
+        save(run, 2, best=False)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a crash
+    with Run.open(tmp_path / "run") as run:
+        assert run.read_metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
+        restore(run)
+        run.write_metrics({"step": 3, "again": True})
+        assert run.read_metrics() == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_damaged_metrics(tmp_path):
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        (run.path / "metrics.jsonl").write_text("{\n{}\n")
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged"):
+            run.read_metrics()
+
+
+def test_processes_other_than_the_main_one_only_read(tmp_path, monkeypatch):
+    with Run.create(tmp_path / "run", CONFIG) as main:
+        kept = save(main, 1, best=True, seed=1)
+        monkeypatch.setenv("RANK", "1")
+        with Run.open(tmp_path / "run", CONFIG) as other:
+            save(other, 2, best=True, seed=2)
+            other.write_metrics({"step": 1})
+            other.write_result({})
+            model, step = restore(other)
+    assert step == 1
+    assert same(model, kept)
+    assert sorted(p.name for p in main.path.iterdir()) == [".lock", "checkpoints", "config.json"]
