@@ -1,23 +1,20 @@
 """Experiments: which data, target and method; one run of them; and comparisons of several."""
 
 from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
+from sparsehyper.experiments.compare import compare
+from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.experiments.run import (
     LoadedRun,
     evaluate_run,
     load_run,
     read_experiment,
-    read_result,
     run_experiment,
 )
 from sparsehyper.experiments.setup import (
-    METHODS,
-    DataConfig,
-    Experiment,
     TaskInfo,
     build_model,
     load_tasks,
     make_batches,
-    parse_method,
     resolve,
 )
 from sparsehyper.experiments.targets import build_target
@@ -33,13 +30,13 @@ __all__ = [
     "TaskInfo",
     "build_model",
     "build_target",
+    "compare",
     "evaluate_run",
     "load_run",
     "load_tasks",
     "make_batches",
     "parse_method",
     "read_experiment",
-    "read_result",
     "resolve",
     "run_experiment",
 ]

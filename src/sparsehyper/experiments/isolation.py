@@ -1,7 +1,4 @@
-"""One call in a process of its own, so that its peak memory and its crash are its own.
-
-Tensors among the arguments are shared with the process rather than copied.
-"""
+"""One call in a process of its own, so that its peak memory and its crash are its own."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
-
-import torch.multiprocessing
 
 from sparsehyper.training import Interrupted
 from sparsehyper.training.interrupt import deferred_signals
@@ -41,7 +36,7 @@ def call_in_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     (3, 1)
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = _context().Process(target=_call, args=(sender, function, args, kwargs), daemon=True)
+    process = _context().Process(target=_call, args=(sender, function, args, kwargs))
     with deferred_signals() as asked_to_stop:
         process.start()
         sender.close()
@@ -73,8 +68,8 @@ def _call(
 
 def _context() -> Any:
     if sys.platform != "linux":
-        return torch.multiprocessing.get_context("spawn")
+        return multiprocessing.get_context("spawn")
     # Imports PyTorch once for all processes to come.
-    context = torch.multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sparsehyper.experiments.run"])
     return context

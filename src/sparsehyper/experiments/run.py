@@ -1,12 +1,13 @@
 """One training run in its directory: start it, go on with it, load and evaluate what came out.
 
-``config.json`` of a run directory is what `resolve` returns, ``result.json`` what `run_experiment`
-does; `sparsehyper.training.Run` describes the rest.
+``config.json`` of a run directory is the experiment and, under ``resolved``, what follows from it;
+``result.json`` is what `run_experiment` returns. `sparsehyper.training.Run` describes the rest.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch import nn
 
 from sparsehyper._checks import check_choice
 from sparsehyper.data import TaskSet
+from sparsehyper.experiments.config import Experiment
 from sparsehyper.experiments.setup import (
-    Experiment,
     TaskInfo,
     build_model,
     load_tasks,
@@ -78,14 +79,21 @@ def run_experiment(
         ValueError: the run is of another experiment or of other data.
         NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
     """
+    path = Path(directory)
     tasks = tasks or load_tasks(experiment.data, data_dir)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
-    with open_run(directory, resolve(experiment, tasks, model), resume=resume) as run:
-        finished = read_result(directory)
-        if finished and finished["experiment"]["training"]["steps"] == experiment.training.steps:
+    config = {**experiment.to_dict(), "resolved": resolve(experiment, tasks, model)}
+    if resume:
+        check_run(path, config)
+        finished = finished_result(path, experiment)
+        if finished is not None:
             return finished
+        run = Run.open(path, config, may_differ=MAY_DIFFER)
+    else:
+        run = Run.create(path, config)
+    with run:
         training = train(
             model,
             batches,
@@ -106,24 +114,35 @@ def run_experiment(
     return result
 
 
-def open_run(directory: str | PathLike[str], config: dict[str, Any], *, resume: bool) -> Run:
-    """A new run directory, or one of a run of this very configuration.
+def check_run(
+    directory: str | PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    may_differ: Collection[str] = MAY_DIFFER,
+) -> None:
+    """Check that the run in ``directory`` is of this configuration; nothing is changed.
 
     Args:
         directory: of the run.
-        config: from `resolve`.
-        resume: open an existing run.
+        config: an `Experiment.to_dict`, with what `resolve` returns under ``"resolved"``.
+        may_differ: dotted keys that need not be the same.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: as `run_experiment`.
+        FileNotFoundError: there is no run in ``directory``.
+        ValueError: it is of another experiment or of other data; the message names the setting.
     """
     path = Path(directory)
-    if not resume:
-        return Run.create(path, config)
-    if (path / "config.json").is_file():
-        recorded = _read_config(path)["resolved"]["tasks"]["fingerprint"]
-        _check_fingerprint(path, recorded, config["resolved"]["tasks"]["fingerprint"])
-    return Run.open(path, config, may_differ=MAY_DIFFER)
+    recorded = _read_config(path)
+    before, now = dict(_flatten(recorded)), dict(_flatten(json.loads(json.dumps(config))))
+    fingerprint = "resolved.tasks.fingerprint"
+    _check_fingerprint(path, before[fingerprint], now[fingerprint])
+    for key in before | now:
+        was, value = before.get(key, "nothing"), now.get(key, "nothing")
+        if was != value and key not in may_differ:
+            raise ValueError(
+                f"the run in {path} is of another experiment: its `{key}` is {was!r}, got "
+                f"{value!r}; give the run's own settings or another directory"
+            )
 
 
 def read_experiment(directory: str | PathLike[str]) -> Experiment:
@@ -137,14 +156,21 @@ def read_experiment(directory: str | PathLike[str]) -> Experiment:
     return Experiment.from_dict({k: v for k, v in config.items() if k != "resolved"})
 
 
-def read_result(directory: str | PathLike[str]) -> dict[str, Any] | None:
-    """What `run_experiment` returned; None before it has.
+def finished_result(
+    directory: str | PathLike[str], experiment: Experiment
+) -> dict[str, Any] | None:
+    """What `run_experiment` returned for this experiment; None if it has not finished yet.
 
     Raises:
         CheckpointError: ``result.json`` is damaged.
     """
     path = Path(directory) / "result.json"
-    return _read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    result = _read_json(path)
+    # A run that goes on for more steps still has the result of fewer.
+    steps = result["experiment"]["training"]["steps"]
+    return result if steps == experiment.training.steps else None
 
 
 def load_run(directory: str | PathLike[str]) -> LoadedRun:
@@ -226,6 +252,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "resolved" not in config:
         raise CheckpointError(f"{path} is damaged: it has no resolved configuration")
     return config
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""The application: its commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from sparsehyper.cli.compare import compare
+from sparsehyper.cli.evaluate import evaluate
+from sparsehyper.cli.inspect import inspect
+from sparsehyper.cli.train import train
+from sparsehyper.training import NonFiniteError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="sparsehyper",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with its errors as a line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            typer.echo(str(error) or "interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # nobody reads on, which is no error of ours
+        except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+            if os.environ.get("SPARSEHYPER_TRACEBACK"):
+                raise
+            # A KeyError's own text is the repr of its message.
+            message = error.args[0] if isinstance(error, LookupError) and error.args else error
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(FAILED if isinstance(error, NonFiniteError) else BAD_INPUT) from None
+
+    return wrapper
+
+
+for command in (train, evaluate, compare, inspect):
+    app.command()(_reporting(command))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("sparsehyper"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    """One hypernetwork for many tasks.
+
+    Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted. Set
+    SPARSEHYPER_TRACEBACK=1 to see where an error comes from.
+    """
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line, by default this process's, and return its exit code."""
+    try:
+        app(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FAILED
+    return 0

@@ -1,0 +1,83 @@
+"""``sparsehyper train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsehyper.cli.options import apply_options, experiment_from, given, takes_experiment
+from sparsehyper.cli.output import Json, Quiet, print_json, print_tasks
+from sparsehyper.experiments import (
+    Experiment,
+    parse_method,
+    read_experiment,
+    run_experiment,
+)
+from sparsehyper.generators import Generator
+
+
+@takes_experiment()
+def train(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Directory of the run; must be new.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="sparse  chunked  dense  experts  shared_trunk; settings as in "
+            "sparse:growth=8,topology=local"
+        ),
+    ] = "sparse",
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Trainable parameters of the generator per target parameter, at most."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, as it was configured.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    r"""Train one model on many tasks.
+
+    Example: **sparsehyper train --out runs/digits --data digits --tasks split:2 --steps 500**
+
+    With your own images: **sparsehyper train --out runs/mine --data FOLDER**, where FOLDER holds
+    TASK/CLASS/\*.png.
+
+    On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
+    """
+    if resume:
+        experiment = _resumed(context, out)
+    else:
+        experiment = experiment_from(options, _config(method), budget=budget)
+    result = run_experiment(
+        experiment, out, data_dir=options["data_dir"], resume=resume, quiet=quiet
+    )
+    if json:
+        print_json(result)
+        return
+    print_tasks("Test", result["test"])
+    training = result["training"]
+    typer.echo(
+        f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is kept in {out}"
+    )
+
+
+def _resumed(context: typer.Context, out: Path) -> Experiment:
+    """The experiment as its run recorded it, and what this command line says of it."""
+    settings = read_experiment(out).to_dict()
+    options = given(context)
+    apply_options(settings, options)
+    if "method" in options:
+        settings["method"] = _config(options["method"])
+    if "budget" in options:
+        settings["budget"] = options["budget"]
+    return Experiment.from_dict(settings)
+
+
+def _config(method: str) -> dict[str, Any]:
+    parsed = parse_method(method)
+    return parsed.to_config() if isinstance(parsed, Generator) else {"kind": parsed}

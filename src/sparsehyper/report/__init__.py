@@ -1,0 +1,1 @@
+"""Reports: plots and tables of result files. Nothing here knows models or data."""

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from sparsehyper.cli.app import app
+
+OPTIONS = {
+    "train": {
+        "--out", "--method", "--budget", "--resume", "--quiet", "--json", "--data", "--tasks",
+        "--data-dir", "--image-size", "--val-fraction", "--split-seed", "--augment", "--target",
+        "--latent-dim", "--base", "--norm-stats", "--steps", "--batch-size", "--tasks-per-batch",
+        "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--warmup",
+        "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
+        "--tensorboard", "--help",
+    },
+    "evaluate": {"--split", "--data", "--data-dir", "--device", "--json", "--help"},
+    "inspect": {
+        "--generator", "--budget", "--target", "--image", "--classes", "--latent-dim", "--tasks",
+        "--json", "--help",
+    },
+}  # fmt: skip
+OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_are_these_and_no_others(name):
+    command = typer.main.get_command(app).commands[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    found = {o for p in command.get_params(context) for o in p.opts if o.startswith("--")}
+    assert found == OPTIONS[name]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_has_an_example(command, name):
+    done = command(name, "--help")
+    assert done.code == 0
+    assert f"sparsehyper {name} " in done.out
+    assert "Example" in done.out
+
+
+def test_version_and_usage(command):
+    assert command("--version").out.strip() == importlib.metadata.version("sparsehyper")
+    assert command("trian").code == 2
+    missing = command("train")
+    assert missing.code == 2
+    assert "--out" in missing.err
+
+
+def test_as_a_module_in_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsehyper", "inspect", "--generator", "what"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: `generator` must be one of")

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli.conftest import QUICK
+
+from sparsehyper import HyperNetwork
+from sparsehyper.experiments import build_target
+
+
+def test_trains_evaluates_and_refuses_to_write_over(command, tmp_path):
+    out = tmp_path / "run"
+    done = command("train", "--out", out, *QUICK)
+    assert done.code == 0
+    assert done.err == ""
+    assert "0-1" in done.out
+    assert "the best model is kept in" in done.out
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    again = command("train", "--out", out, *QUICK)
+    assert again.code == 2
+    assert again.err.startswith("error: ")
+    assert str(out) in again.err
+    assert "resume" in again.err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+    shown = command("evaluate", out, "--json")
+    assert shown.code == 0
+    result = json.loads((out / "result.json").read_text())
+    assert json.loads(shown.out)["accuracy"] == result["test"]["accuracy"]
+
+
+def test_resume_goes_on_with_the_recorded_configuration(command, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    common = [*QUICK, "--schedule", "constant", "--method", "chunked:chunks=4"]
+    assert command("train", "--out", whole, *common, "--steps", 40).code == 0
+    assert command("train", "--out", halves, *common).code == 0
+    resumed = command("train", "--out", halves, "--resume", "--steps", 40, "--quiet", "--json")
+    assert resumed.code == 0
+    assert (
+        json.loads(resumed.out)["test"] == json.loads((whole / "result.json").read_text())["test"]
+    )
+
+
+def test_resume_refuses_another_configuration(command, tmp_path):
+    assert command("train", "--out", tmp_path / "run", *QUICK).code == 0
+    other = command("train", "--out", tmp_path / "run", "--resume", "--latent-dim", 8, "--quiet")
+    assert other.code == 2
+    assert "latent_dim" in other.err
+
+
+def test_the_user_s_own_folder(command, folder, tmp_path):
+    done = command(
+        "train", "--out", tmp_path / "run", "--data", folder, *QUICK, "--batch-size", 8, "--json"
+    )
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert list(result["test"]["accuracies"]) == ["bags", "shoes"]
+    target = build_target("mlp:16", (1, 8, 8), 2)
+    hnet = HyperNetwork.load(tmp_path / "run" / "checkpoints" / "best", target)
+    assert hnet.task_names == ("bags", "shoes")
+
+
+def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command, tmp_path):
+    done = command(
+        "train", "--out", tmp_path / "run", *QUICK, "--optimizer", "sgd", "--lr", 1e30, "--clip", 0
+    )
+    assert done.code == 1
+    assert "step" in done.err
+    assert "task" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "sprase"], ["'sprase'", "'sparse'", "'chunked'"]),
+        (["--method", "sparse:topology=ring"], ["'ring'", "'circulant'"]),
+        (["--method", "sparse:fan_in=0"], ["`fan_in`", "got 0"]),
+        (["--method", "sparse:sigma=-1"], ["`sigma`", "-1"]),
+        (["--method", "sparse:growth=1"], ["`growth`", "got 1"]),
+        (["--latent-dim", "0"], ["`latent_dim`", "got 0"]),
+        (["--data", "nowhere"], ["'nowhere'", "'digits'"]),
+        (["--tasks", "splat:2"], ["splat", "split"]),
+        (["--tasks", "split:0-77"], ["77"]),
+        (["--target", "cnn"], ["'cnn'", "mlp"]),
+        (["--budget", "0.001"], ["`budget`", "at least"]),
+        (["--schedule", "linear"], ["`schedule`", "'linear'", "'cosine'"]),
+        (["--steps", "0"], ["`steps`", "got 0"]),
+        (["--augment", "blur"], ["'blur'", "crop"]),
+        (["--tasks-per-batch", "7"], ["tasks_per_batch", "7"]),
+        (["--norm-stats", "none"], ["`norm_stats`", "'none'", "'per_task'"]),
+    ],
+)
+def test_bad_input_exits_2_says_what_is_wrong_and_leaves_nothing(
+    command, tmp_path, arguments, words
+):
+    done = command("train", "--out", tmp_path / "run", *QUICK, *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(command, folder, tmp_path):
+    (folder / "bags" / "new" / "3.png").write_bytes(b"not an image")
+    done = command("train", "--out", tmp_path / "run", "--data", folder, *QUICK)
+    assert done.code == 2
+    assert "3.png" in done.err
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path):
+    assert command("train", "--out", tmp_path / "run", *QUICK).code == 0
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = command("evaluate", tmp_path / "run")
+    assert done.code == 2
+    assert "model.safetensors" in done.err
+
+
+def test_evaluate_refuses_a_folder_without_a_run(command, tmp_path):
+    done = command("evaluate", tmp_path)
+    assert done.code == 2
+    assert str(tmp_path) in done.err
