@@ -12,7 +12,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## compare generators and baselines on the digits that scikit-learn ships
-	$(BIN)/sparsehyper compare --source digits --out runs/demo --resume
+	OMP_NUM_THREADS=1 $(BIN)/sparsehyper compare --out runs/demo --data digits --tasks split:2,all \
+		--latent-dim 32 --budget 2 --budget 4 --steps 1000 --eval-every 250
 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -16,12 +17,10 @@ from torch import Tensor, nn
 
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import generator_from_config
-from sparsehyper.target import plan_layout
-
-if TYPE_CHECKING:
-    from sparsehyper.hypernetwork import HyperNetwork
 
 FORMAT = 1
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def save(
@@ -38,10 +37,7 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        save_file(
-            {name: t.detach().contiguous() for name, t in state.items()},
-            partial / "model.safetensors",
-        )
+        save_file(_apart(state), partial / "model.safetensors")
         versions = {"format": FORMAT, "torch": torch.__version__}
         (partial / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
         for file in partial.iterdir():
@@ -80,8 +76,8 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
         raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged: {error}") from error
 
 
-def load(cls: type[HyperNetwork], directory: str | os.PathLike[str], target: nn.Module) -> Any:
-    """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``."""
+def load(make: Callable[..., Model], directory: str | os.PathLike[str], target: nn.Module) -> Model:
+    """Read what ``HyperNetwork.save`` wrote; ``make`` is its class. See ``HyperNetwork.load``."""
     config, state = read(directory)
     try:
         saved = {name: tuple(shape) for name, shape in config["layout"]}
@@ -96,7 +92,7 @@ def load(cls: type[HyperNetwork], directory: str | os.PathLike[str], target: nn.
             f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}"
         ) from error
     _check_layout(saved, target)
-    hnet = cls(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
     load_state(hnet, state, str(directory))
     return hnet
 
@@ -122,12 +118,24 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     model.load_state_dict(state)
 
 
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory (of tied parameters), which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        whole = tensor.detach().contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    return apart
+
+
 def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
-    layout = {spec.name: tuple(spec.shape) for spec in plan_layout(target)}
+    found = {name: tuple(p.shape) for name, p in target.named_parameters() if p.requires_grad}
     for name, shape in saved.items():
-        if layout.get(name) != shape:
-            found = f"shape {list(layout[name])}" if name in layout else "no such tensor"
+        if found.get(name) != shape:
+            instead = f"shape {list(found[name])}" if name in found else "no such parameter"
             raise ValueError(
                 f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
-                f"{list(shape)}, this target has {found}"
+                f"{list(shape)}, this target has {instead}"
             )

@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsehyper._checks import check_integer
 from sparsehyper._random import normal, seeded
@@ -41,28 +42,27 @@ class TaskEmbedding(nn.Module):
         if isinstance(tasks, int):
             check_integer("tasks", tasks, minimum=1)
             tasks = [str(i) for i in range(tasks)]
-        elif isinstance(tasks, str):
+        if isinstance(tasks, str) or not isinstance(tasks, Sequence):
             raise TypeError(f"`tasks` must be a number or a list of names, got {tasks!r}")
         if not tasks:
             raise ValueError("`tasks` must name at least one task, got none")
-        for i, name in enumerate(tasks):
-            if not isinstance(name, str):
-                raise TypeError(f"`tasks` must be names, got {name!r}")
-            if name in tasks[:i]:
-                raise ValueError(f"`tasks` must not repeat a name, got {name!r} twice")
-        self.names = list(tasks)
+        self.names: list[str] = []
+        for name in tasks:
+            self._check_new("tasks", name)
+            self.names.append(name)
         self.dim = dim
         self.weight = nn.Parameter(normal([len(tasks), dim], seeded(seed)).float())
 
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
-        return self.weight[task]
+        return F.embedding(task.long(), self.weight)
 
     def index(self, task: str | SupportsIndex) -> int:
         """The number of a task given by number or name.
 
         Raises:
             KeyError: an unknown name.
+            TypeError: neither a name nor an integer.
             IndexError: a number outside [0, tasks); a negative one is never counted from the end.
         """
         if isinstance(task, str):
@@ -70,7 +70,16 @@ class TaskEmbedding(nn.Module):
                 known = ", ".join(map(repr, self.names))
                 raise KeyError(f"unknown `task` {task!r}; the tasks are: {known}")
             return self.names.index(task)
-        number = operator.index(task)
+        try:
+            if isinstance(task, bool):
+                raise TypeError
+            # An `int` as it is: `operator.index` would make it a constant to torch.compile.
+            number = task if isinstance(task, int) else operator.index(task)
+        except TypeError:
+            raise TypeError(
+                f"`task` must be a name or an integer, got {task!r}; "
+                "for one task per sample give an integer tensor [batch]"
+            ) from None
         if not 0 <= number < len(self.names):
             raise IndexError(f"`task` must be in [0, {len(self.names)}), got {number}")
         return number
@@ -82,11 +91,13 @@ class TaskEmbedding(nn.Module):
             name: a new name.
             init: ``"mean"`` of the known embeddings, the name of a known task, or a vector
                 ``[dim]``.
+
+        Raises:
+            TypeError, ValueError: ``name`` is no name, or a task already; or ``init`` has another
+                shape.
+            KeyError: ``init`` is the name of no task.
         """
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"`name` must be a non-empty string, got {name!r}")
-        if name in self.names:
-            raise ValueError(f"`name` {name!r} is already a task")
+        self._check_new("name", name)
         with torch.no_grad():
             if isinstance(init, Tensor):
                 if init.shape != (self.dim,):
@@ -96,7 +107,8 @@ class TaskEmbedding(nn.Module):
                 row = self.weight.mean(0)
             else:
                 row = self.weight[self.index(init)]
-            self.weight = nn.Parameter(torch.cat([self.weight, row[None]]))
+            weight = torch.cat([self.weight, row[None]])
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.names.append(name)
 
     def to_config(self) -> dict[str, Any]:
@@ -106,3 +118,9 @@ class TaskEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
         return f"tasks={len(self.names)}, dim={self.dim}"
+
+    def _check_new(self, argument: str, name: Any) -> None:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
+        if name in self.names:
+            raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")

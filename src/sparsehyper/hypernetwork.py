@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from os import PathLike
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class HyperNetwork(nn.Module):
     Args:
         target: any module. It is copied, and never changed.
         generator: how parameters come out: ``Sparse(…)``, ``Chunked(…)`` or ``Dense(…)``.
-        conditioner: from a task to its embedding: ``TaskEmbedding(…)``.
+        conditioner: from a task to its embedding: ``TaskEmbedding(…)``; taken over, not copied.
         generate: which of the target's trainable parameters to generate: a glob such as
             ``"layer*"``, several, or a predicate ``(name, parameter) -> bool``. Parameters with
             ``requires_grad=False`` are left as they are.
@@ -117,7 +117,9 @@ class HyperNetwork(nn.Module):
 
         Raises:
             KeyError, IndexError: an unknown task.
-            ValueError: a ``task`` tensor of a wrong shape or dtype.
+            TypeError: a ``task`` that is none of these.
+            ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one task per sample,
+                a tensor that has not the batch first.
         """
         if _is_ids(task) and task.ndim == 1:
             return self._forward_per_sample(task, args, kwargs)
@@ -126,6 +128,10 @@ class HyperNetwork(nn.Module):
 
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
+        if z.ndim != 2 or z.shape[1] != self.conditioner.dim:
+            raise ValueError(
+                f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
+            )
         normalised = F.layer_norm(z, z.shape[-1:])
         return self.target.parameters_at(self.generator(normalised))
 
@@ -204,10 +210,10 @@ class HyperNetwork(nn.Module):
         if isinstance(task, Tensor) and task.is_floating_point():
             if task.shape != (self.conditioner.dim,):
                 raise ValueError(
-                    f"an embedding as `task` must have shape [{self.conditioner.dim}], "
-                    f"got {list(task.shape)}"
+                    f"a floating-point `task` is an embedding of shape [{self.conditioner.dim}], "
+                    f"got shape {list(task.shape)}; task numbers must be integers"
                 )
-            return task, None
+            return task.to(self.conditioner.weight.dtype), None
         if isinstance(task, Tensor) and (task.ndim or not _is_ids(task)):
             raise ValueError(
                 "`task` must be one name, number or embedding here, "
@@ -219,27 +225,24 @@ class HyperNetwork(nn.Module):
     def _forward_per_sample(self, task: Tensor, args: Any, kwargs: Any) -> Any:
         """One task id per sample: parameters and target once per distinct task."""
         distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
-        rows = [self.conditioner.index(row) for row in distinct.tolist()]
+        if len(task) == 0:  # one run of no samples, for an output of the right shape
+            distinct = counts = task.new_zeros(1)
+        rows, sizes = [self.conditioner.index(row) for row in distinct.tolist()], counts.tolist()
         thetas = self.theta(self.conditioner(distinct))
-        if len(rows) == 1:
-            return self.target(thetas[0], rows[0], args, kwargs)
         order = inverse.argsort(stable=True)
-        batches = _split((args, kwargs), order, counts.tolist())
+        runs = _split((args, kwargs), order, sizes)
         outputs = [
-            self.target(theta, row, *batch)
-            for theta, row, batch in zip(thetas, rows, batches, strict=True)
+            self.target(theta, row, *run)
+            for theta, row, run in zip(thetas, rows, runs, strict=True)
         ]
-        return _join(outputs, order.argsort())
+        return _join(outputs, order.argsort(), sizes)
 
 
-def _is_ids(task: Task) -> bool:
-    return isinstance(task, Tensor) and task.dtype in (
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-    )
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _is_ids(task: Any) -> TypeGuard[Tensor]:
+    return isinstance(task, Tensor) and task.dtype in _INTEGERS
 
 
 def _split(inputs: Any, order: Tensor, sizes: list[int]) -> Iterator[Any]:
@@ -260,15 +263,19 @@ def _split(inputs: Any, order: Tensor, sizes: list[int]) -> Iterator[Any]:
         yield pytree.tree_unflatten(list(group), structure)
 
 
-def _join(outputs: list[Any], order: Tensor) -> Any:
+def _join(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
     """Outputs of consecutive runs as one batch in the order of the samples."""
 
     def join(*leaves: Any) -> Any:
-        if not isinstance(leaves[0], Tensor) or leaves[0].ndim == 0:
-            raise ValueError(
-                "with one `task` per sample every output of the target must be a tensor with the "
-                f"batch first, got {leaves[0]!r}"
-            )
+        if all(leaf is None for leaf in leaves):
+            return None
+        for leaf, size in zip(leaves, sizes, strict=True):
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
+                found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+                raise ValueError(
+                    "with one `task` per sample every output of the target must be a tensor with "
+                    f"the batch first, got {found} for {size} samples"
+                )
         return torch.cat(leaves)[order]
 
     return pytree.tree_map(join, *outputs)

@@ -50,7 +50,8 @@ def initial_moments(module: nn.Module, name: str, value: Tensor) -> tuple[float,
     if isinstance(module, _FAN_IN_LAYERS) and name in ("weight", "bias"):
         weight = module.weight if name == "bias" else value
         assert isinstance(weight, Tensor)
-        fan_in = weight.shape[1] * weight[0][0].numel() if weight.ndim > 1 else weight.numel()
+        sizes = weight.shape[1:2] if isinstance(module, nn.Bilinear) else weight.shape[1:]
+        fan_in = math.prod(sizes)
         return 0.0, 1 / math.sqrt(3 * fan_in)
     if isinstance(module, _RECURRENT):
         return 0.0, 1 / math.sqrt(3 * module.hidden_size)
@@ -58,8 +59,8 @@ def initial_moments(module: nn.Module, name: str, value: Tensor) -> tuple[float,
         return 0.0, 1.0
     if isinstance(module, nn.MultiheadAttention) and value.ndim == 2:
         return 0.0, math.sqrt(2 / sum(value.shape))
-    mean = float(value.double().mean())
-    std = float(value.double().std(correction=0))
+    numbers = value.detach().double()
+    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
     if std > 0:
         return mean, std
     return mean, 0.1 * abs(mean) or 0.02

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,7 @@ class Target(nn.Module):
 
     base: Tensor
     scale: Tensor
+    moments: Tensor
     statistics: Tensor
     counts: Tensor
 
@@ -92,35 +93,35 @@ class Target(nn.Module):
         check_choice("norm_stats", norm_stats, NORM_STATS)
         self.norm_stats = norm_stats
         self.layout = plan_layout(module, generate)
-        self.numel = sum(spec.numel for spec in self.layout)
-        parameters = dict(module.named_parameters())
+        self._sizes = [spec.numel for spec in self.layout]
+        self.numel = sum(self._sizes)
+        values = [module.get_parameter(spec.name).detach() for spec in self.layout]
         moments = [
-            initial_moments(*_owner(module, spec.name), parameters[spec.name].detach())
-            for spec in self.layout
+            initial_moments(*_owner(module, spec.name), value)
+            for spec, value in zip(self.layout, values, strict=True)
         ]
-        sizes = torch.tensor([spec.numel for spec in self.layout])
-        means = torch.tensor([mean for mean, _ in moments])
-        stds = torch.tensor([std for _, std in moments]) * scale
-        self.register_buffer("scale", stds.repeat_interleave(sizes))
-        values = means.repeat_interleave(sizes)
-        if base == "pretrained":
-            values = torch.cat([parameters[s.name].detach().reshape(-1).cpu() for s in self.layout])
-        if base == "learned":
-            self.base = nn.Parameter(values)
+        means, stds = torch.tensor(moments, dtype=values[0].dtype, device=values[0].device).T
+        self.register_buffer("moments", torch.stack([means, stds * scale]))
+        mean, std = self._expanded_moments()
+        self.register_buffer("scale", std, persistent=False)
+        if base == "zeros":
+            self.register_buffer("base", mean, persistent=False)
+        elif base == "learned":
+            self.base = nn.Parameter(mean)
         else:
-            self.register_buffer("base", values)
+            self.register_buffer("base", torch.cat([value.reshape(-1) for value in values]))
 
         self.module = copy.deepcopy(module)
         for spec in self.layout:
             for name in (spec.name, *spec.aliases):
                 owner, attribute = _owner(self.module, name)
                 owner._parameters[attribute] = None
+        self._recurrent = _recurrent_layers(self.module)
+        _renew_weight_lists(self._recurrent)
         if others == "frozen":
             self.module.requires_grad_(False)
-        self._take_statistics(tasks)
-        self.register_load_state_dict_post_hook(_ignore_missing_counts)
-        first = parameters[self.layout[0].name]
-        self.to(dtype=first.dtype, device=first.device)
+        self._take_statistics(tasks, values[0].device)
+        self.register_load_state_dict_post_hook(_complete_loading)
 
     def forward(self, theta: Tensor, task: int | None, args: tuple[Any, ...], kwargs: Any) -> Any:
         """The module's output at parameters θ ``[numel]``, with the statistics of ``task``.
@@ -128,7 +129,12 @@ class Target(nn.Module):
         ``task`` None uses, and leaves alone, the mean statistics of all tasks.
         """
         tensors = {**self.unflatten(theta, aliases=True), **self.task_statistics(task)}
-        return functional_call(self.module, tensors, args, kwargs)
+        for layer in self._recurrent:  # renews its list when a weight is not the one it remembers
+            layer._flat_weight_refs = [_nothing] * len(layer._flat_weights_names)
+        try:
+            return functional_call(self.module, tensors, args, kwargs)
+        finally:
+            _renew_weight_lists(self._recurrent)
 
     def parameters_at(self, generated: Tensor) -> Tensor:
         """θ = base + scale ⊙ generated, for ``generated`` of shape ``[…, numel]``."""
@@ -136,9 +142,8 @@ class Target(nn.Module):
 
     def unflatten(self, theta: Tensor, *, aliases: bool = False) -> dict[str, Tensor]:
         """Named views of θ ``[numel]``, in the target's own names."""
-        pieces = theta.split([spec.numel for spec in self.layout])
         named = {}
-        for spec, piece in zip(self.layout, pieces, strict=True):
+        for spec, piece in zip(self.layout, theta.split(self._sizes), strict=True):
             named[spec.name] = piece.view(spec.shape)
             if aliases:
                 named.update(dict.fromkeys(spec.aliases, named[spec.name]))
@@ -147,13 +152,14 @@ class Target(nn.Module):
     def materialize(self, theta: Tensor, task: int | None) -> nn.Module:
         """An ordinary module with parameters θ ``[numel]`` and the statistics of ``task``."""
         module = copy.deepcopy(self.module)
-        named = self.unflatten(theta.detach().clone())
+        named = self.unflatten(theta.detach())
         for spec in self.layout:
             parameter = nn.Parameter(named[spec.name].clone())
             for name in (spec.name, *spec.aliases):
                 setattr(*_owner(module, name), parameter)
         for name, value in self.task_statistics(task).items():
             setattr(*_owner(module, name), value.clone())
+        _renew_weight_lists(_recurrent_layers(module))
         return module
 
     def add_task(self) -> None:
@@ -176,7 +182,13 @@ class Target(nn.Module):
             return self.statistics.mean(0), self.counts.amax(0)
         return self.statistics[task], self.counts[task]
 
-    def _take_statistics(self, tasks: int) -> None:
+    def _expanded_moments(self) -> tuple[Tensor, Tensor]:
+        """Each tensor's mean and standard deviation for all its elements: two of ``[numel]``."""
+        sizes = torch.tensor(self._sizes, device=self.moments.device)
+        mean, std = (row.repeat_interleave(sizes) for row in self.moments)
+        return mean, std
+
+    def _take_statistics(self, tasks: int, device: torch.device) -> None:
         """Move the batch-norm statistics out of the module, one row a task."""
         self._statistics: list[tuple[str, torch.Size, bool]] = []
         values: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -185,13 +197,18 @@ class Target(nn.Module):
                 continue
             owner._buffers[attribute] = None
             if self.norm_stats == "batch":
+                if not isinstance(owner, nn.modules.batchnorm._NormBase):
+                    raise ValueError(
+                        f"`norm_stats` 'batch' is for PyTorch's own batch norms; the target's "
+                        f"{name!r} belongs to a {type(owner).__name__}"
+                    )
                 owner.track_running_stats = False
                 continue
             is_count = not buffer.is_floating_point()
             self._statistics.append((name, buffer.shape, is_count))
-            values[is_count].append(buffer.detach().reshape(-1).cpu())
-        floats = torch.cat([torch.empty(0), *values[0]])
-        counts = torch.cat([torch.empty(0, dtype=torch.long), *values[1]])
+            values[is_count].append(buffer.detach().reshape(-1).to(device))
+        floats = torch.cat([torch.empty(0, device=device), *values[0]])
+        counts = torch.cat([torch.empty(0, dtype=torch.long, device=device), *values[1]])
         self.register_buffer("statistics", floats.repeat(tasks, 1))
         self.register_buffer("counts", counts.repeat(tasks, 1))
 
@@ -202,8 +219,7 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
     [('weight', torch.Size([2, 3]), 0, 6)]
     """
-    names: dict[int, list[str]] = {}
-    trainable: dict[int, nn.Parameter] = {}
+    names: dict[nn.Parameter, list[str]] = {}
     for name, _, _, parameter in _slots(module, "_parameters"):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
@@ -211,32 +227,34 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
                 "run the module once on an example before giving it to a hypernetwork"
             )
         if parameter.requires_grad:
-            names.setdefault(id(parameter), []).append(name)
-            trainable[id(parameter)] = parameter
-    chosen = _select(generate, {names[key][0]: trainable[key] for key in names})
+            names.setdefault(parameter, []).append(name)
+    chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
     layout, offset = [], 0
-    for key, (name, *aliases) in names.items():
+    for parameter, (name, *aliases) in names.items():
         if name in chosen:
-            parameter = trainable[key]
             layout.append(
                 TensorSpec(name, parameter.shape, offset, parameter.numel(), tuple(aliases))
             )
             offset += parameter.numel()
-    dtypes = {chosen[spec.name].dtype for spec in layout}
-    if len(dtypes) != 1 or not dtypes.copy().pop().is_floating_point:
+    dtypes = {parameter.dtype for parameter in chosen.values()}
+    if len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
         found = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"the generated parameters must share one floating dtype, got {found}")
+        raise ValueError(f"`generate` must select parameters of one real dtype, got {found}")
     return tuple(layout)
 
 
 def _select(generate: Select, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    known = ", ".join(parameters) or "none"
+    if not parameters:
+        raise ValueError("`target` has no trainable parameter to generate")
+    known = ", ".join(parameters)
     if callable(generate):
         chosen = {name: p for name, p in parameters.items() if generate(name, p)}
+    elif not isinstance(generate, Iterable):
+        raise TypeError(f"`generate` must be a glob, several, or a predicate, got {generate!r}")
     else:
         patterns = [generate] if isinstance(generate, str) else list(generate)
         for pattern in patterns:
-            if not fnmatch.filter(parameters, pattern):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
                 raise ValueError(
                     f"`generate` pattern {pattern!r} matches no trainable parameter of the "
                     f"target; it has: {known}"
@@ -251,12 +269,30 @@ def _select(generate: Select, parameters: dict[str, nn.Parameter]) -> dict[str, 
     return chosen
 
 
-def _ignore_missing_counts(target: nn.Module, keys: Any) -> None:
+def _complete_loading(target: Target, keys: Any) -> None:
+    mean, std = target._expanded_moments()
+    target.scale.copy_(std)
+    if "base" in target._non_persistent_buffers_set:
+        target.base.copy_(mean)
     # Given a state without version numbers, as safetensors files are, a batch norm makes up the
     # `num_batches_tracked` that is kept in `counts` here, and then finds it unexpected.
     keys.unexpected_keys[:] = [
         key for key in keys.unexpected_keys if not key.endswith("num_batches_tracked")
     ]
+
+
+def _recurrent_layers(module: nn.Module) -> list[Any]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
+
+
+def _renew_weight_lists(recurrent: list[Any]) -> None:
+    """Recurrent layers keep a list of their weights, besides the weights."""
+    for layer in recurrent:
+        layer._init_flat_weights()
+
+
+def _nothing() -> None:
+    """Stands for a weak reference to a tensor that is gone."""
 
 
 def _slots(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Any]]:

@@ -33,3 +33,5 @@ def test_a_run_that_fails_is_reported_and_exits_1(command, tmp_path):
     )  # fmt: skip
     assert done.code == 1
     assert "failed: dense, seed 0" in done.err
+    assert str(tmp_path / "c" / "results.json") in done.out
+    assert ".png" not in done.out

@@ -50,6 +50,16 @@ def test_resume_refuses_another_configuration(command, tmp_path):
     assert "latent_dim" in other.err
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
+    out = tmp_path / "run"
+    assert command("train", "--out", out, *QUICK).code == 0
+    before = (out / "config.json").read_bytes()
+    fewer = command("train", "--out", out, "--resume", "--steps", 5, "--quiet")
+    assert fewer.code == 2
+    assert "`steps` is 5; the run has already made 20" in fewer.err
+    assert (out / "config.json").read_bytes() == before
+
+
 def test_the_user_s_own_folder(command, folder, tmp_path):
     done = command(
         "train", "--out", tmp_path / "run", "--data", folder, *QUICK, "--batch-size", 8, "--json"
@@ -89,6 +99,7 @@ def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command
         (["--schedule", "linear"], ["`schedule`", "'linear'", "'cosine'"]),
         (["--steps", "0"], ["`steps`", "got 0"]),
         (["--augment", "blur"], ["'blur'", "crop"]),
+        (["--val-fraction", "0"], ["`val_fraction`", "got 0"]),
         (["--tasks-per-batch", "7"], ["tasks_per_batch", "7"]),
         (["--norm-stats", "none"], ["`norm_stats`", "'none'", "'per_task'"]),
     ],
@@ -126,3 +137,10 @@ def test_evaluate_refuses_a_folder_without_a_run(command, tmp_path):
     done = command("evaluate", tmp_path)
     assert done.code == 2
     assert str(tmp_path) in done.err
+
+
+def test_names_of_tasks_are_shown_as_they_are(command, folder, tmp_path):
+    (folder / "bags").rename(folder / "[red] été :smile:")
+    done = command("train", "--out", tmp_path / "r", "--data", folder, *QUICK, "--batch-size", 8)
+    assert done.code == 0
+    assert "[red] été :smile:" in done.out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from conformance import ConformingGenerator
+
 from sparsehyper.generators import Dense
 
 

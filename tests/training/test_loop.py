@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from toy import N_CLASSES, NAMES, Model, Source, same
 
 from sparsehyper.training import Run, TrainConfig, evaluate, train
+from sparsehyper.training.checkpoint import TrainingState
 
 
 def fit(model, steps=20, *, source=None, run=None, **settings):
@@ -213,6 +214,26 @@ def test_fewer_steps_than_already_made(tmp_path):
         pytest.raises(ValueError, match="`steps` is 10; the run has already made 20"),
     ):
         fit(Model(), 10, run=run)
+
+
+def test_steps_already_made_without_an_evaluation(tmp_path):
+    model = Model()
+    with Run.create(tmp_path / "run", {}) as run:
+        optimizer = torch.optim.Adam(model.parameters())
+        run.save(model, optimizer, TrainingState(step=3), best=False)
+        with pytest.raises(ValueError, match=r"`steps` is 3; the run .* before its first evalua"):
+            fit(model, 3, run=run)
+
+
+def test_a_task_without_validation_images_is_found_before_anything_is_trained():
+    class Empty(Source):
+        counts = (40, 0, 20)
+
+    model, before = Model(), Model()
+    config = TrainConfig(steps=5, device="cpu")
+    with pytest.raises(ValueError, match="cannot evaluate task 'bags': it has no images"):
+        train(model, Source(), Empty(), config, names=NAMES, quiet=True)
+    assert same(model, before)
 
 
 def test_a_model_with_nothing_to_train():

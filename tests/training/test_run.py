@@ -80,9 +80,9 @@ def test_one_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training": {"steps": 10, "lr": 0.2}}, r"at `training\.lr`: the run has 0\.1, got 0\.2"),
-        ({"data": "mnist"}, "at `data`: the run has 'digits', got 'mnist'"),
-        ({"extra": 1}, "at `extra`: the run has 'nothing', got 1"),
+        ({"training": {"steps": 10, "lr": 0.2}}, r"its `training\.lr` is 0\.1, got 0\.2"),
+        ({"data": "mnist"}, "its `data` is 'digits', got 'mnist'"),
+        ({"extra": 1}, "its `extra` is 'nothing', got 1"),
     ],
 )
 def test_going_on_with_another_config(tmp_path, change, message):
@@ -95,7 +95,9 @@ def test_going_on_with_another_config(tmp_path, change, message):
 def test_steps_may_differ_and_are_recorded(tmp_path):
     Run.create(tmp_path / "run", CONFIG).close()
     longer = CONFIG | {"training": {"steps": 20, "lr": 0.1}}
-    Run.open(tmp_path / "run", longer).close()
+    with Run.open(tmp_path / "run", longer) as run:
+        assert json.loads((run.path / "config.json").read_text())["config"] == CONFIG
+        run.record_config()
     assert Run.open(tmp_path / "run").config == longer
 
 

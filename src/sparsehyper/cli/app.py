@@ -37,15 +37,16 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             typer.echo(str(error) or "interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            raise  # nobody reads on, which is no error of ours
-        except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        except (typer.Exit, BrokenPipeError):
+            raise  # nobody reads on: no error of ours
+        except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
             if os.environ.get("SPARSEHYPER_TRACEBACK"):
                 raise
             # A KeyError's own text is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
             typer.echo(f"error: {message}", err=True)
-            raise typer.Exit(FAILED if isinstance(error, NonFiniteError) else BAD_INPUT) from None
+            failed = isinstance(error, (NonFiniteError, RuntimeError))
+            raise typer.Exit(FAILED if failed else BAD_INPUT) from None
 
     return wrapper
 

@@ -12,6 +12,7 @@ from sparsehyper import experiments
 from sparsehyper.cli.options import experiment_from, takes_experiment
 from sparsehyper.cli.output import Json, Quiet, print_json
 from sparsehyper.generators import Sparse
+from sparsehyper.report.plots import accuracy_vs_budget
 from sparsehyper.report.tables import rich_table
 
 
@@ -53,13 +54,18 @@ def compare(
         data_dir=options["data_dir"],
         quiet=quiet,
     )
+    picture = out / "accuracy_vs_budget.png"
+    if results["rows"]:
+        accuracy_vs_budget(results, picture)
     if json:
         print_json(results)
     else:
         Console().print(rich_table(results))
         for row in results["skipped"]:
             typer.echo(f"skipped {row['method']} at {row['budget']} N: {row['reason']}")
-        typer.echo(f"{out / 'results.json'}\n{out / 'accuracy_vs_budget.png'}")
+        typer.echo(out / "results.json")
+        if results["rows"]:
+            typer.echo(picture)
     for failure in results["failures"]:
         typer.echo(
             f"failed: {failure['method']}, seed {failure['seed']}: {failure['error']}", err=True

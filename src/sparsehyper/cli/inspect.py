@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.analysis import summarize
+from sparsehyper.cli.options import given
 from sparsehyper.cli.output import Json, print_json, print_table
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.experiments import build_target, load_run
@@ -17,6 +18,7 @@ from sparsehyper.target import plan_layout
 
 
 def inspect(
+    context: typer.Context,
     run: Annotated[
         Path | None, typer.Argument(help="A run's directory; or describe a model by options.")
     ] = None,
@@ -38,6 +40,8 @@ def inspect(
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
     if run is not None:
+        if described := sorted(set(given(context)) - {"run", "json"}):
+            raise ValueError(f"`{described[0]}` describes a model, and so does `run`; give one")
         model = load_run(run).model
         if not isinstance(model, HyperNetwork):
             raise ValueError(f"`run` {run} holds no hypernetwork but a {type(model).__name__}")

@@ -44,6 +44,7 @@ _PLACES = {
             "lr",
             "weight_decay",
             "schedule",
+            "plateau_patience",
             "warmup",
             "clip",
             "accumulate",
@@ -135,9 +136,20 @@ def _options(  # never called: its signature is the list
     schedule: Annotated[
         str, Option(help="cosine, constant or plateau.", rich_help_panel=_TRAINING)
     ] = "cosine",
+    plateau_patience: Annotated[
+        int,
+        Option(
+            help="Validations without improvement before the plateau schedule halves the rate.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = 5,
     warmup: Annotated[
-        int, Option(help="Updates of linear warm-up.", rich_help_panel=_TRAINING)
-    ] = 100,
+        int | None,
+        Option(
+            help="Updates of linear warm-up; by default a tenth of all, at most 100.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     clip: Annotated[
         float,
         Option(help="Greatest gradient norm; 0 for no limit.", rich_help_panel=_TRAINING),
@@ -200,6 +212,8 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     apply_options(settings, options)
     if settings["data"]["source"] in SOURCES and settings["data"]["tasks"] is None:
         settings["data"]["tasks"] = "split:2"
+    if settings["training"]["warmup"] is None:
+        settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
     return Experiment.from_dict(settings)
 
 

@@ -28,7 +28,8 @@ def hold_out(
 ) -> NDArray[np.bool_]:
     """Choose a fraction of the distinct images of every class.
 
-    At least one of each class that has two distinct images or more, and never all of a class.
+    At least one of each class that has two distinct images or more, and never all of a class,
+    unless an image that stands in two classes makes it so.
 
     Args:
         digest: ``[n]``, from `digests`.

@@ -4,16 +4,14 @@ Every method sees the same stream of batches for the same number of steps. A hyp
 trunk learns from every batch; an expert only from those of its own task, one in as many as there
 are tasks.
 
-======================================  ==========================================================
-``runs/<method>-<budget>-<seed>/``      a run directory each; finished ones are never repeated
-``results.json``                        what `compare` returns, rewritten after every run
-``accuracy_vs_budget.png``              the picture
-======================================  ==========================================================
+==================================  ==============================================================
+``runs/<method>-<budget>-<seed>/``  a run directory each; finished ones are never repeated
+``results.json``                    what `compare` returns, rewritten after every run
+==================================  ==============================================================
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -21,6 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -32,7 +31,12 @@ from sparsehyper._checks import check_integer
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.config import METHODS, Experiment, parse_method
 from sparsehyper.experiments.isolation import ChildError, call_in_process
-from sparsehyper.experiments.run import check_run, finished_result, run_experiment
+from sparsehyper.experiments.run import (
+    check_run,
+    finished_result,
+    read_json,
+    run_experiment,
+)
 from sparsehyper.experiments.setup import (
     build_model,
     count_target_parameters,
@@ -42,7 +46,8 @@ from sparsehyper.experiments.setup import (
     resolve,
 )
 from sparsehyper.generators import Chunked, Sparse
-from sparsehyper.report.plots import accuracy_vs_budget
+from sparsehyper.training import Interrupted
+from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 FORMAT = 1
 
@@ -50,6 +55,7 @@ FORMAT = 1
 _SCALABLE = (Sparse, Chunked)
 
 _MAY_DIFFER = ("training.device", "data.source")
+_CHOICES = ("methods", "budgets", "seeds", "training.seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +118,8 @@ def compare(
         - ``failures``: runs that gave no result, each with the ``error``. The others go on.
 
     Raises:
-        ValueError: a setting is invalid, or ``directory`` holds runs of another comparison.
+        ValueError: a setting is invalid, or ``directory`` holds another comparison.
+        RunInUseError: another process is at work in ``directory``.
         Interrupted: Ctrl-C or SIGTERM; the run at hand was checkpointed first.
     """
     for argument, values in (("methods", methods), ("budgets", budgets), ("seeds", seeds)):
@@ -144,9 +151,12 @@ def compare(
         "skipped": skipped,
         "failures": [],
     }
+    _check_place(out / "results.json", results)
     out.mkdir(parents=True, exist_ok=True)
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
-    with tempfile.TemporaryDirectory(prefix=".tasks-", dir=out) as scratch:
+    with ExitStack() as stack:
+        stack.callback(lock(out).release)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tasks-", dir=out))
         images = Path(scratch) / "tasks.pt"
         torch.save(tasks, images)
         for number, (entry, seed, path) in enumerate(jobs, 1):
@@ -160,10 +170,11 @@ def compare(
             except ChildError as error:
                 failure = {"method": entry.method, "budget": entry.experiment.budget}
                 results["failures"].append({**failure, "seed": seed, "error": str(error)})
+            except Interrupted:
+                again = f"stopped; the same comparison in {out} goes on where it was"
+                raise Interrupted(again, 0) from None
             results["rows"] = [_row(entry, runs) for entry, runs in finished.items() if runs]
-            _write_json(out / "results.json", results)
-    if results["rows"]:
-        accuracy_vs_budget(results, out / "accuracy_vs_budget.png")
+            write_json(out / "results.json", results)
     return results
 
 
@@ -191,6 +202,21 @@ def _plan(
             resolved = resolve(chosen, tasks, build_model(chosen, tasks))
             entries.append(_Entry(text, chosen, resolved))
     return entries, skipped
+
+
+def _check_place(path: Path, results: dict[str, Any]) -> None:
+    """Refuse to write over the results of other data or settings."""
+    if path.exists():
+        recorded, given = (
+            {**r.get("config", {}), "fingerprint": r.get("tasks", {}).get("fingerprint")}
+            for r in (read_json(path), results)
+        )
+        check_same(
+            f"the comparison in {path.parent}",
+            recorded,
+            json_ready(given),
+            (*_MAY_DIFFER, *_CHOICES),
+        )
 
 
 def _run(images: Path, experiment: Experiment, directory: Path, quiet: bool) -> dict[str, Any]:
@@ -247,10 +273,3 @@ def _cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -21,6 +21,7 @@ from sparsehyper.generators import (
     generator_from_config,
     parse_generator,
 )
+from sparsehyper.target import BASES, NORM_STATS
 from sparsehyper.training import TrainConfig
 
 METHODS = (*GENERATORS, *BASELINES)
@@ -34,11 +35,12 @@ class DataConfig:
         source: a name, one of `sparsehyper.data.SOURCES`, or a folder ``<task>/<class>/*.png``.
         tasks: what the tasks are, such as ``"split:2"``; None for those a folder defines.
         image_size: side to resize a folder's images to; None where they have one size already.
-        val_fraction: share of the training images to validate on.
+        val_fraction: share of the training images to validate on, in (0, 1).
         seed: of the split of the images.
 
     Raises:
-        ValueError: ``tasks`` is not understood, or ``image_size`` is given for a named source.
+        ValueError: ``tasks`` is not understood, ``image_size`` is given for a named source, or
+            ``val_fraction`` is out of range.
     """
 
     source: str = "digits"
@@ -48,8 +50,12 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("`source` must be a name or a folder, got ''")
         if self.tasks is not None:
             parse_tasks(self.tasks)
+        # Training keeps the weights of its best validation, so there has to be one.
+        check_number("val_fraction", self.val_fraction, above=0)
         if self.image_size is not None and self.source in SOURCES:
             raise ValueError(
                 f"`image_size` is for folders of images; {self.source!r} has one already, got "
@@ -98,6 +104,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_integer("latent_dim", self.latent_dim, minimum=2)
+        check_choice("base", self.base, BASES)
+        check_choice("norm_stats", self.norm_stats, NORM_STATS)
         if not isinstance(self.method, Generator) and self.method not in BASELINES:
             raise ValueError(
                 f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "

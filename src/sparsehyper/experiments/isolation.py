@@ -51,7 +51,7 @@ def call_in_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
             succeeded, value = False, None
         process.join()
     if asked_to_stop():
-        raise Interrupted(f"stopped; {value}" if isinstance(value, str) else "stopped", 0)
+        raise Interrupted("stopped", 0)
     if succeeded:
         return value
     raise ChildError(value or f"the process died with exit code {process.exitcode}")
@@ -69,7 +69,7 @@ def _call(
 def _context() -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    # Imports PyTorch once for all processes to come.
+    # What every run imports is imported once; PyTorch's optimisers import its compiler.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsehyper.experiments.run"])
+    context.set_forkserver_preload(["sparsehyper.experiments.run", "accelerate", "torch._dynamo"])
     return context

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -35,6 +35,7 @@ from sparsehyper.training import (
     train,
 )
 from sparsehyper.training.checkpoint import read_state, read_weights
+from sparsehyper.training.run import check_same, json_ready
 
 SPLITS = ("train", "val", "test")
 
@@ -133,16 +134,9 @@ def check_run(
     """
     path = Path(directory)
     recorded = _read_config(path)
-    before, now = dict(_flatten(recorded)), dict(_flatten(json.loads(json.dumps(config))))
-    fingerprint = "resolved.tasks.fingerprint"
-    _check_fingerprint(path, before[fingerprint], now[fingerprint])
-    for key in before | now:
-        was, value = before.get(key, "nothing"), now.get(key, "nothing")
-        if was != value and key not in may_differ:
-            raise ValueError(
-                f"the run in {path} is of another experiment: its `{key}` is {was!r}, got "
-                f"{value!r}; give the run's own settings or another directory"
-            )
+    tasks = (settings["resolved"]["tasks"] for settings in (recorded, config))
+    _check_fingerprint(path, *(task["fingerprint"] for task in tasks))
+    check_same(f"the run in {path}", recorded, json_ready(config), may_differ)
 
 
 def read_experiment(directory: str | PathLike[str]) -> Experiment:
@@ -167,7 +161,7 @@ def finished_result(
     path = Path(directory) / "result.json"
     if not path.exists():
         return None
-    result = _read_json(path)
+    result = read_json(path)
     # A run that goes on for more steps still has the result of fewer.
     steps = result["experiment"]["training"]["steps"]
     return result if steps == experiment.training.steps else None
@@ -248,21 +242,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"`directory` {directory} holds no run: it has no config.json")
-    config = _read_json(path).get("config")
+    config = read_json(path).get("config")
     if not isinstance(config, dict) or "resolved" not in config:
         raise CheckpointError(f"{path} is damaged: it has no resolved configuration")
     return config
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file; ``CheckpointError`` if that is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsehyper._checks import check_integer
 from sparsehyper._random import normal, seeded, uniform
@@ -56,7 +58,7 @@ class Chunked(Generator):
         """Trainable parameters."""
         chunks, chunk, hidden = self._sizes(latent_dim, numel)
         widths = [2 * latent_dim, hidden, hidden, chunk]
-        mlp = sum((n_in + 1) * n_out for n_in, n_out in zip(widths, widths[1:], strict=False))
+        mlp = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
         return chunks * latent_dim + mlp
 
     def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
@@ -105,11 +107,12 @@ class _ChunkedMLP(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
-        batch, chunks = len(z), len(self.embedding)
-        pairs = torch.cat(
-            [z[:, None].expand(-1, chunks, -1), self.embedding.expand(batch, -1, -1)], dim=2
-        )
-        return self.mlp(pairs).flatten(1)[:, : self.numel]
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        # A linear layer of [z, c] is one of z plus one of c: no pair has to be formed.
+        of_z, of_c = first.weight.split(z.shape[1], dim=1)
+        x = F.linear(z, of_z)[:, None] + F.linear(self.embedding, of_c, first.bias)
+        return self.mlp[1:](x).flatten(1)[:, : self.numel]
 
 
 def _linear(n_in: int, n_out: int, gain: float, rng: torch.Generator) -> nn.Linear:

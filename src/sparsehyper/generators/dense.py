@@ -20,6 +20,7 @@ class Dense(Generator):
     Source: the *linear* hypernetwork of F. Cubélier, "Sparse hypernetworks for multitasking"
     (Liège, 2022); its heads, one a tensor, together are this layer.
 
+    >>> import torch
     >>> generator = Dense().build(latent_dim=16, numel=1000)
     >>> generator(torch.randn(3, 16)).shape
     torch.Size([3, 1000])

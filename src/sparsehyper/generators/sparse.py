@@ -10,6 +10,7 @@ the generator is the thesis's *linear* one (*affine* with a bias), with one an *
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -88,20 +89,20 @@ class Sparse(Generator):
 
     def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
         """Varies ``growth``."""
-
-        def at(step: int) -> Self:
-            # From one layer (growth N) down to the slowest growth, close to 1.
-            top = max(numel, 2)
-            return replace(self, growth=max(top * 2 ** (-step / _STEPS_PER_OCTAVE), 1.01))
-
-        def fits(step: int) -> bool:
-            return at(step).count_parameters(latent_dim, numel) <= budget
-
         check_integer("budget", budget, minimum=1)
-        if not fits(0):
-            smallest = at(0).count_parameters(latent_dim, numel)
-            raise too_small("sparse", budget, smallest, "a chunked generator can be smaller")
-        return at(largest(fits, 0, _STEPS_PER_OCTAVE * max(numel, 2).bit_length()))
+        check_integer("numel", numel, minimum=1)
+        top = max(numel, 2)
+
+        def growth(step: int) -> float:  # from N, one layer, down to the slowest, close to 1
+            return max(top * 2 ** (-step / _STEPS_PER_OCTAVE), 1.01)
+
+        def count(step: int) -> int:
+            return replace(self, growth=growth(step)).count_parameters(latent_dim, numel)
+
+        if count(0) > budget:
+            raise too_small("sparse", budget, count(0), "a chunked generator can be smaller")
+        steps = _STEPS_PER_OCTAVE * top.bit_length()
+        return replace(self, growth=growth(largest(lambda s: count(s) <= budget, 0, steps)))
 
     def layer_shapes(self, latent_dim: int, numel: int) -> list[tuple[int, int, int]]:
         """``(n_in, n_out, fan_in)`` of every layer, first to last."""
@@ -118,7 +119,7 @@ class _SparseMLP(nn.Module):
         super().__init__()
         shapes = spec.layer_shapes(latent_dim, numel)
         slope = ACTIVATIONS[spec.activation]
-        self.layers = nn.ModuleList(
+        layers = [
             SparseLinear(
                 n_in,
                 n_out,
@@ -135,9 +136,11 @@ class _SparseMLP(nn.Module):
                 spawn_seeds(seed, len(shapes)),
                 strict=True,
             )
-        )
-        self.activations = nn.ModuleList(_activation(spec.activation) for _ in shapes[1:])
-        self._calibrate(latent_dim, seed)
+        ]
+        activations = [_activation(spec.activation) for _ in shapes[1:]]
+        _calibrate(layers, activations, latent_dim, seed)
+        self.layers = nn.ModuleList(layers)
+        self.activations = nn.ModuleList(activations)
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
@@ -145,24 +148,6 @@ class _SparseMLP(nn.Module):
         for activation, layer in zip(self.activations, self.layers[1:], strict=True):
             x = layer(activation(x))
         return x
-
-    @torch.no_grad()
-    def _calibrate(self, latent_dim: int, seed: int) -> None:
-        """Rescale each narrow layer so that random embeddings leave it with unit second moment.
-
-        The weights' variance makes that so on average over networks; one network of narrow layers
-        may be 20% off. The factor is rounded, so that it is the same on every machine.
-        """
-        x = normal([_CALIBRATION_BATCH, latent_dim], seeded(seed))
-        x /= x.square().mean(1, keepdim=True).sqrt()
-        for before, layer in zip([nn.Identity(), *self.activations], self.layers, strict=True):
-            if layer.out_features > _CALIBRATED_WIDTH:
-                break  # wide enough for the law of large numbers
-            y = layer.double()(before.double()(x))
-            factor = round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
-            layer.weight *= factor
-            x = y * factor
-        self.float()
 
 
 class _Abs(nn.Module):
@@ -172,10 +157,32 @@ class _Abs(nn.Module):
 
 def _activation(name: str) -> nn.Module:
     slope = ACTIVATIONS[name]
-    return {
+    makers: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "prelu": lambda: nn.PReLU(init=slope),
         "leaky_relu": lambda: nn.LeakyReLU(slope),
         "relu": nn.ReLU,
         "abs": _Abs,
-    }[name]()
+    }
+    return makers[name]()
+
+
+@torch.no_grad()
+def _calibrate(
+    layers: list[SparseLinear], activations: list[nn.Module], latent_dim: int, seed: int
+) -> None:
+    """Rescale each narrow layer so that random embeddings leave it with unit second moment.
+
+    The weights' variance makes that so on average over networks; one network of narrow layers
+    may be 20% off. The factor is rounded, so that it is the same on every machine.
+    """
+    x = normal([_CALIBRATION_BATCH, latent_dim], seeded(seed))
+    x /= x.square().mean(1, keepdim=True).sqrt()
+    for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
+        if layer.out_features > _CALIBRATED_WIDTH:
+            break  # wide enough for the law of large numbers
+        y = layer.double()(before.double()(x))
+        factor = round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
+        layer.float().weight.mul_(factor)
+        before.float()
+        x = y * factor

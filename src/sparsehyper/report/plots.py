@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from pathlib import PurePath
 from typing import Any
 
 from sparsehyper._extras import require
@@ -81,7 +82,7 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _labelled(value) else "")
     axes.set_xlabel("trainable parameters ÷ parameters of one target (log scale)", color=_GREY)
     axes.set_ylabel("mean test accuracy, %", color=_GREY)
-    axes.set_title(_title(results), loc="left", fontsize=11)
+    axes.set_title(_title(results), loc="left", fontsize=11, parse_math=False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", colors=_GREY)
@@ -128,7 +129,7 @@ def _title(results: Mapping[str, Any]) -> str:
     config, tasks = results["config"], len(results["tasks"]["names"])
     seeds = len(config["seeds"])
     made = config["data"]["tasks"]
-    source = config["data"]["source"] + (f" {made}" if made else "")
+    source = PurePath(config["data"]["source"]).name + (f" {made}" if made else "")
     return (
         f"{source}: {tasks} tasks, target {config['target']} (N = {results['numel']:,}), "
         f"{seeds} seed{'s' * (seeds > 1)}"

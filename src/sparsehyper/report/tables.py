@@ -35,11 +35,13 @@ def rich_table(results: Mapping[str, Any]) -> Any:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    table = require("rich.table", "train").Table()
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for cells in table_rows(results):
-        table.add_row(*cells)
+    table = require("rich.table", "train").Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in COLUMNS:  # headings of two lines, for 80 columns
+        justify = "left" if column == "method" else "right"
+        table.add_column(column.replace(" ", "\n", 1), justify=justify)
+    text = require("rich.text", "train").Text  # names of tasks are no markup
+    for row in table_rows(results):
+        table.add_row(*map(text, row))
     return table
 
 
@@ -53,7 +55,8 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     | dense | – | 98.00 | 90.00 (0-1) | 1,280 | 64.00 | 1.5 | 300 |
     """
     rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
-    lines = [COLUMNS, rule, *table_rows(results)]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in table_rows(results)]
+    lines = [COLUMNS, rule, *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

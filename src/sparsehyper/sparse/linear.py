@@ -12,8 +12,8 @@ from sparsehyper._random import seeded, uniform
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear, transposed
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 
-# Below this many outputs the slices of a circulant layer are too short to pay for their calls.
-_SMALL = 4096
+# Below this many inputs the slices of a circulant layer are too short to pay for their calls.
+_SHORT = 4096
 
 
 class SparseLinear(nn.Module):
@@ -49,6 +49,11 @@ class SparseLinear(nn.Module):
     """
 
     weight: nn.Parameter
+    shifts: Tensor
+    sources: Tensor
+    _sources: Tensor
+    _order: Tensor
+    _offsets: Tensor
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class SparseLinear(nn.Module):
     def _plan(self) -> None:
         """Derive what the products need from the wiring."""
         self._circulant: Circulant | None = None
-        if self.topology == "circulant" and self.out_features >= _SMALL:
+        if self.topology == "circulant" and self.in_features >= _SHORT:
             shifts = tuple(map(tuple, self.shifts.tolist()))
             self._circulant = Circulant(self.in_features, self.out_features, shifts)
             return

@@ -19,6 +19,7 @@ thesis merges those drawn twice, so that the fan-in is what was asked for.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,8 +105,7 @@ def draw_sources(
         rng: a CPU generator.
 
     Returns:
-        int32 ``[fan_in, n_out]`` with values in [0, n_in), distinct in each column (``regular``
-        may repeat one where a small layer leaves no way to avoid it).
+        int32 ``[fan_in, n_out]`` with values in [0, n_in), distinct in each column.
     """
     if fan_in == n_in:
         return torch.arange(n_in, dtype=torch.int32)[:, None].expand(n_in, n_out).contiguous()
@@ -128,22 +128,19 @@ def _distinct(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tenso
 
 
 def _regular(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
-    """Whole permutations of the inputs, one after the other, until every slot is filled."""
+    """Permutations of the inputs, one after the other, dealt out to the outputs in turn."""
     slots = fan_in * n_out
-    rounds = [torch.randperm(n_in, generator=rng) for _ in range(math.ceil(slots / n_in))]
-    taps = torch.cat(rounds)[:slots].to(torch.int32).view(fan_in, n_out)
-    # Swapping two slots of a row removes a repetition and leaves every input's use as it was. The
-    # number of repetitions depends on the fan-in and not on the width, so the loop is short.
-    for _ in range(100):
-        repeated = _repeated(taps).nonzero().tolist()
-        if not repeated:
-            break
-        for t, j in repeated:
-            other = int(integers(n_out, [1], rng))
-            here, there = int(taps[t, j]), int(taps[t, other])
-            if there not in taps[:, j].tolist() and here not in taps[:, other].tolist():
-                taps[t, j], taps[t, other] = there, here
-    return taps
+    dealt: list[Tensor] = []
+    for start in range(0, slots, n_in):
+        order = torch.randperm(n_in, generator=rng)
+        if begun := start % fan_in:  # an output has that many of the permutation before
+            missing = fan_in - begun
+            has = dealt[-1][-begun:]
+            if torch.isin(order[:missing], has).any():
+                first = order[~torch.isin(order, has)][:missing]
+                order = torch.cat([first, order[~torch.isin(order, first)]])
+        dealt.append(order)
+    return torch.cat(dealt)[:slots].to(torch.int32).view(n_out, fan_in).T.contiguous()
 
 
 def _around(
@@ -153,31 +150,23 @@ def _around(
     centre = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5
     nearest = centre.round().long()
     taps = torch.empty(fan_in, n_out, dtype=torch.int32)
+    step = torch.zeros(n_out, dtype=torch.long)
     for t in range(fan_in):
         if t < neighbours:
             taps[t] = (nearest + _outward(t)) % n_in
             continue
+        taken = torch.ones(n_out, dtype=torch.bool)
         for _ in range(4):  # draw again where the source is taken, while the width leaves hope
             drawn = (centre + sigma * normal([n_out], rng)).round().long() % n_in
-            taps[t] = drawn if _ == 0 else torch.where(taken, drawn, taps[t])
+            taps[t] = torch.where(taken, drawn, taps[t])
             taken = (taps[:t] == taps[t]).any(0)
-        step = 0
         while taken.any():  # and then take the nearest free one
-            free = (nearest + _outward(step)) % n_in
-            taps[t] = torch.where(taken, free.to(torch.int32), taps[t])
+            taps[t] = torch.where(taken, (nearest + _outward(step)) % n_in, taps[t])
+            step += taken
             taken = (taps[:t] == taps[t]).any(0)
-            step += 1
     return taps
 
 
-def _outward(step: int) -> int:
+def _outward(step: Any) -> Any:
     """0, -1, +1, -2, +2, …"""
-    return (step + 1) // 2 * (1 if step % 2 == 0 else -1)
-
-
-def _repeated(taps: Tensor) -> Tensor:
-    """Where a source already stands higher up in its column: bool ``[fan_in, n_out]``."""
-    ordered, order = taps.sort(dim=0, stable=True)
-    again = torch.zeros_like(taps, dtype=torch.bool)
-    again[1:] = ordered[1:] == ordered[:-1]
-    return torch.zeros_like(again).scatter_(0, order, again)
+    return (step + 1) // 2 * (1 - step % 2 * 2)

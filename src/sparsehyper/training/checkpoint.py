@@ -55,6 +55,16 @@ class TrainingState:
     best_step: int = 0
     best: Evaluation | None = None
 
+    def check_steps(self, steps: int) -> None:
+        """Raise ``ValueError`` unless training from here can end after `steps` updates in all."""
+        if steps < self.step:
+            raise ValueError(f"`steps` is {steps}; the run has already made {self.step}")
+        if steps == self.step and self.best is None:
+            raise ValueError(
+                f"`steps` is {steps}; the run has already made them and stopped before its first "
+                "evaluation, so it needs more"
+            )
+
 
 def write_checkpoint(
     directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState

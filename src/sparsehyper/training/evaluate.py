@@ -123,10 +123,7 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
-    names, limits = describe_tasks(len(data.counts), names, n_classes)
-    for name, count in zip(names, data.counts, strict=True):
-        if count == 0:
-            raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
+    names, limits = describe_tasks(data.counts, names, n_classes)
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)
     limits = limits if limits is None else limits.to(here.device)
@@ -145,9 +142,13 @@ def evaluate(
 
 
 def describe_tasks(
-    count: int, names: Sequence[str] | None, n_classes: Sequence[int] | None
+    counts: Sequence[int], names: Sequence[str] | None, n_classes: Sequence[int] | None
 ) -> tuple[tuple[str, ...], Tensor | None]:
-    """Names of `count` tasks and their numbers of classes, checked; ``None`` is no limit."""
+    """Names of the tasks to evaluate, of `counts` images each, and their numbers of classes.
+
+    Checked; ``None`` is no limit.
+    """
+    count = len(counts)
     names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
     for argument, values in (("names", names), ("n_classes", n_classes)):
         if values is not None and len(values) != count:
@@ -157,6 +158,8 @@ def describe_tasks(
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ValueError(f"`names` must not repeat a task's name, got {name!r} twice")
+        if counts[i] == 0:
+            raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
     if n_classes is None:
         return names, None
     for value in n_classes:

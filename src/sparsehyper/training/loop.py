@@ -124,7 +124,7 @@ def train(
         NonFiniteError: a loss or gradient is infinite or NaN; the update was not made.
         Interrupted: Ctrl-C or SIGTERM; the step was finished and checkpointed first.
         CheckpointError: the run's checkpoint is damaged, or of another model.
-        ValueError: an argument does not fit the others.
+        ValueError: an argument does not fit the others, or a task has no validation images.
 
     >>> class Source:  # one task: is the first number the larger one?
     ...     steps_per_epoch, counts = 4, (32,)
@@ -140,7 +140,7 @@ def train(
     >>> train(Model(2, 2), Source(), Source(), config, quiet=True).best.accuracy > 0.9
     True
     """
-    names, limits = describe_tasks(len(validation.counts), names, n_classes)
+    names, limits = describe_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
     limits = limits if limits is None else limits.to(here.device)
     was_training = model.training
@@ -153,8 +153,8 @@ def train(
     if run is not None:
         here.wait()  # until the main process has recovered the run from a crash
         state = run.restore(model, optimizer)
-        if state.step > config.steps:
-            raise ValueError(f"`steps` is {config.steps}; the run has already made {state.step}")
+        state.check_steps(config.steps)
+        run.record_config()
     best_weights: dict[str, Tensor] = {}
 
     forward: Callable[..., Tensor] = model

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -40,6 +40,9 @@ from sparsehyper.training.checkpoint import (
     write_checkpoint,
 )
 from sparsehyper.training.processes import is_main_process
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 class RunInUseError(ValueError):
@@ -67,7 +70,7 @@ class Run:
         self.path = Path(path)
         self.config: dict[str, Any] = {}
         self._writes = is_main_process()
-        self._lock = require("filelock", "train").FileLock(self.path / ".lock", timeout=0)
+        self._lock: FileLock | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> Self:
@@ -84,7 +87,7 @@ class Run:
             TypeError: `config` cannot be written as JSON.
         """
         run = cls(path)
-        run.config = _json_ready(config)
+        run.config = json_ready(config)
         if not run._writes:
             return run
         if run.path.exists() and not run.path.is_dir():
@@ -95,8 +98,8 @@ class Run:
                 f"`path` {run.path} already holds {kind}; resume that run or choose another path"
             )
         run.path.mkdir(parents=True, exist_ok=True)
-        run._acquire()
-        _write_json(run._config_path, {"config": run.config, "versions": _versions()})
+        run._lock = lock(run.path)
+        run.record_config()
         return run
 
     @classmethod
@@ -112,7 +115,8 @@ class Run:
         Args:
             path: of the run.
             config: if given, it must be the run's own, so that what goes on is what was started.
-            may_differ: dotted keys in which the two may differ; the new values are recorded.
+            may_differ: dotted keys in which the two may differ; `record_config` records the new
+                values.
 
         Raises:
             FileNotFoundError: there is no run at `path`.
@@ -123,7 +127,7 @@ class Run:
         if not run._config_path.is_file():
             raise FileNotFoundError(f"`path` {run.path} holds no run: it has no config.json")
         if run._writes:
-            run._acquire()
+            run._lock = lock(run.path)
         try:
             run._resume(config, may_differ)
         except BaseException:
@@ -140,6 +144,11 @@ class Run:
     def best(self) -> Path:
         """The checkpoint of the best evaluation so far, for the model's own ``load``."""
         return self._checkpoints / "best"
+
+    def record_config(self) -> None:
+        """Write ``config.json``: the configuration at hand, and the versions it runs with."""
+        if self._writes:
+            write_json(self._config_path, {"config": self.config, "versions": _versions()})
 
     def write_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; it survives a crash of this process."""
@@ -160,7 +169,7 @@ class Run:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, whole or not at all."""
         if self._writes:
-            _write_json(self.path / "result.json", result)
+            write_json(self.path / "result.json", result)
 
     def save(
         self,
@@ -220,7 +229,9 @@ class Run:
 
     def close(self) -> None:
         """Let other processes write here."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -253,16 +264,6 @@ class Run:
     def _checkpoints_old(self) -> Path:
         return self.path / "checkpoints.old"
 
-    def _acquire(self) -> None:
-        timeout = require("filelock", "train").Timeout
-        try:
-            self._lock.acquire()
-        except timeout as error:
-            raise RunInUseError(
-                f"the run directory {self.path} is in use by another process; "
-                "wait for it, stop it, or choose another path"
-            ) from error
-
     def _resume(self, config: Mapping[str, Any] | None, may_differ: Collection[str]) -> None:
         try:
             recorded = json.loads(self._config_path.read_text(encoding="utf-8"))
@@ -270,12 +271,11 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self._config_path} is damaged: {error!r}") from error
         if config is not None:
-            given = _json_ready(config)
-            _check_same(self.config, given, may_differ)
+            given = json_ready(config)
+            check_same(f"the run in {self.path}", self.config, given, may_differ)
             self.config = given
         if self._writes:
             self._recover()
-            _write_json(self._config_path, {"config": self.config, "versions": _versions()})
 
     def _recover(self) -> None:
         """Undo what a crash left half done."""
@@ -285,16 +285,44 @@ class Run:
         shutil.rmtree(self._checkpoints_new, ignore_errors=True)
 
 
-def _check_same(
-    recorded: Mapping[str, Any], given: Mapping[str, Any], may_differ: Collection[str]
+def lock(directory: Path) -> FileLock:
+    """Lock a directory for this process; the lock is held, and to be released.
+
+    Raises:
+        RunInUseError: another process holds it.
+    """
+    filelock = require("filelock", "train")
+    held = filelock.FileLock(directory / ".lock", timeout=0)
+    try:
+        held.acquire()
+    except filelock.Timeout as error:
+        raise RunInUseError(
+            f"the run directory {directory} is in use by another process; "
+            "wait for it, stop it, or choose another path"
+        ) from error
+    return held
+
+
+def check_same(
+    what: str, recorded: Mapping[str, Any], given: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
+    """Check that two JSON-ready configurations agree.
+
+    Args:
+        what: whose configuration was recorded, for the error.
+        recorded, given: the two.
+        may_differ: dotted keys that need not be the same.
+
+    Raises:
+        ValueError: they differ; the message names the first setting that does.
+    """
     before, now = dict(_flatten(recorded)), dict(_flatten(given))
     for key in before | now:
         was, value = before.get(key, "nothing"), now.get(key, "nothing")
         if was != value and key not in may_differ:
             raise ValueError(
-                f"`config` is not that of the run at `{key}`: the run has {was!r}, got {value!r}; "
-                "resume with the run's own settings or start a new run"
+                f"{what} has other settings: its `{key}` is {was!r}, got {value!r}; give its own "
+                "settings or another directory"
             )
 
 
@@ -306,7 +334,8 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
+def json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As it would be read back from a file: tuples as lists."""
     return json.loads(json.dumps(dict(config), allow_nan=False))
 
 
@@ -329,7 +358,8 @@ def _link(source: str, destination: str) -> None:
         shutil.copy2(source, destination)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file's contents by a JSON document, whole or not at all."""
     _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 

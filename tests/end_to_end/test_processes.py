@@ -1,0 +1,40 @@
+"""Training on two processes from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ARGUMENTS = [
+    "train", "--target", "mlp:16", "--steps", "12", "--eval-every", "6", "--warmup", "0",
+    "--batch-size", "20", "--tasks-per-batch", "2", "--device", "cpu", "--quiet",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+def test_two_processes_train_the_model_that_one_does(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, prefix in (("one", []), ("two", launch)):
+        done = subprocess.run(
+            [sys.executable, *prefix, "-m", "sparsehyper", *ARGUMENTS, "--out", tmp_path / name],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    assert results[0]["test"]["accuracies"] == results[1]["test"]["accuracies"]

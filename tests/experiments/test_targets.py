@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsehyper.experiments import build_target
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "text", ["mlp", "mlp:32-16", "resnet", "resnet:depth=14,width=4,norm=batch"]
+)
+@pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 9)])
+def test_logits_of_any_image_shape(text, image_shape):
+    target = build_target(text, image_shape, n_classes=30)
+    logits = target(torch.randn(6, *image_shape))
+    assert logits.shape == (6, 30)
+    assert logits.min() < 0
+
+
+def test_an_mlps_parameters():
+    assert count(build_target("mlp:400-400-400", (1, 28, 28), 10)) == 638_810
+    assert count(build_target("mlp", (1, 28, 28), 2)) == count(
+        build_target("mlp:128-64", (1, 28, 28), 2)
+    )
+
+
+def test_resnet32_is_hes_with_biases_for_norms():
+    assert count(build_target("resnet32", (3, 32, 32), 10)) == 463_018
+    batch_normed = build_target("resnet:depth=32,width=16,norm=batch", (3, 32, 32), 10)
+    assert count(batch_normed) == 464_154  # 0.46M in the paper's table 6
+    assert not any("conv" in name for name, _ in batch_normed.named_parameters())
+    layers = [m for m in batch_normed.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 32
+
+
+def test_a_shortcut_passes_every_second_pixel_and_pads_channels():
+    block = build_target("resnet:width=4", (1, 8, 8), 2).blocks[1]
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(2, 4, 8, 8)
+    y = block(x)
+    assert torch.equal(y[:, :4], x[:, :, ::2, ::2])
+    assert y.shape == (2, 8, 4, 4)
+    assert not y[:, 4:].any()
+
+
+def test_your_own_factory(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(image_shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1], n_classes))\n"
+        "def shape(image_shape, n_classes):\n"
+        "    return image_shape\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build_target("mine:net", (1, 8, 1), 4)(torch.randn(2, 1, 8, 1)).shape == (2, 4)
+    with pytest.raises(TypeError, match=r"'mine:shape' must return an nn.Module, got \(1, 8, 1\)"):
+        build_target("mine:shape", (1, 8, 1), 4)
+    with pytest.raises(TypeError, match="'mine:number' must be a function, got 3"):
+        build_target("mine:number", (1, 8, 1), 4)
+    with pytest.raises(TypeError, match="'mine:nothing' must be a function, got None"):
+        build_target("mine:nothing", (1, 8, 1), 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("mpl", ValueError, "`target` 'mpl' is unknown; forms: mlp:128-64 "),
+        ("mlp:", ValueError, "'mlp:' must name the widths of its hidden layers"),
+        ("mlp:32-0", ValueError, "'mlp:32-0' must name the widths .* such as mlp:128-64"),
+        ("mlp:32,16", ValueError, "'mlp:32,16' must name the widths"),
+        ("resnet:layers=8", ValueError, "no setting 'layers'; a resnet has: depth, width, norm"),
+        ("resnet:depth=deep", ValueError, "`depth` of `target` .* integer, got 'deep'"),
+        ("resnet:depth=9", ValueError, r"`depth` must be 6n \+ 2, such as 8.*, got 9"),
+        ("resnet:depth=2", ValueError, "`depth` must be at least 8, got 2"),
+        ("resnet:width=0", ValueError, "`width` must be at least 1, got 0"),
+        ("resnet:norm=layer", ValueError, "`norm` must be one of 'none', 'batch'; got 'layer'"),
+        ("no_such_module:net", ImportError, "'no_such_module' cannot be imported"),
+    ],
+)
+def test_errors(text, error, message):
+    with pytest.raises(error, match=message):
+        build_target(text, (1, 8, 8), 2)
+
+
+def test_no_classes():
+    with pytest.raises(ValueError, match="`n_classes` must be at least 1, got 0"):
+        build_target("mlp", (1, 8, 8), 0)

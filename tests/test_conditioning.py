@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparsehyper import TaskEmbedding
+
+
+@pytest.fixture
+def embedding() -> TaskEmbedding:
+    return TaskEmbedding(["shoes", "bags", "hats"], dim=4)
+
+
+def test_looks_up_one_row_a_task(embedding):
+    rows = embedding(torch.tensor([2, 0, 2], dtype=torch.int32))
+    assert torch.equal(rows, embedding.weight[[2, 0, 2]])
+    assert embedding(torch.tensor([], dtype=torch.long)).shape == (0, 4)
+
+
+def test_byte_ids_are_numbers_and_no_mask(embedding):
+    rows = embedding(torch.tensor([1, 0, 1], dtype=torch.uint8))
+    assert torch.equal(rows, embedding.weight[[1, 0, 1]])
+
+
+@pytest.mark.parametrize("task", [-1, 3])
+def test_never_counts_from_the_end(embedding, task):
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([0, task]))
+    with pytest.raises(IndexError, match=rf"`task` must be in \[0, 3\), got {task}"):
+        embedding.index(task)
+
+
+@pytest.mark.parametrize(
+    "task", ["bags", 1, np.int64(1), np.uint8(1), torch.tensor(1), torch.tensor(1).short()]
+)
+def test_a_task_goes_by_name_or_by_any_kind_of_integer(embedding, task):
+    assert embedding.index(task) == 1
+
+
+def test_an_unknown_name_lists_the_known_ones(embedding):
+    with pytest.raises(KeyError, match=r"unknown `task` 'coats'; .* 'shoes', 'bags', 'hats'"):
+        embedding.index("coats")
+
+
+@pytest.mark.parametrize("task", [1.0, True, [0, 1], None, np.array([0, 1]), np.float32(1)])
+def test_what_is_neither_name_nor_integer_is_refused(embedding, task):
+    with pytest.raises(TypeError, match=r"`task` must be a name or an integer, got .*\[batch\]"):
+        embedding.index(task)
+
+
+def test_numbered_tasks_are_named_by_their_number():
+    embedding = TaskEmbedding(3, dim=4)
+    assert embedding.names == ["0", "1", "2"]
+    assert embedding.index("2") == 2
+
+
+def test_starts_standard_normal_from_its_seed_alone():
+    weight = TaskEmbedding(500, 64, seed=3).weight.detach()
+    assert weight.mean() == pytest.approx(0, abs=0.02)
+    assert weight.std() == pytest.approx(1, rel=0.02)
+    torch.manual_seed(5)
+    assert torch.equal(weight, TaskEmbedding(500, 64, seed=3).weight)
+    assert not torch.equal(weight, TaskEmbedding(500, 64, seed=4).weight)
+
+
+def test_adding_a_task_keeps_the_others_bit_for_bit(embedding):
+    before = embedding.weight.detach().clone()
+    embedding.add("coats")
+    embedding.add("socks", init="bags")
+    embedding.add("gloves", init=torch.arange(4))
+    assert embedding.names == ["shoes", "bags", "hats", "coats", "socks", "gloves"]
+    assert torch.equal(embedding.weight[:3], before)
+    assert torch.allclose(embedding.weight[3], before.mean(0))
+    assert torch.equal(embedding.weight[4], before[1])
+    assert torch.equal(embedding.weight[5], torch.arange(4.0))
+    assert embedding.weight.is_leaf
+    assert embedding.weight.requires_grad
+
+
+def test_adding_to_a_frozen_table_leaves_it_frozen(embedding):
+    embedding.requires_grad_(False)
+    embedding.add("coats")
+    assert not embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "error", "message"),
+    [
+        ("bags", "mean", ValueError, "`name` must not repeat a task, got 'bags'"),
+        ("", "mean", TypeError, "a name in `name` must be a non-empty string, got ''"),
+        (3, "mean", TypeError, "a name in `name` must be a non-empty string, got 3"),
+        ("coats", "median", KeyError, "unknown `task` 'median'"),
+        ("coats", torch.zeros(5), ValueError, r"`init` must have shape \[4\], got \[5\]"),
+    ],
+)
+def test_a_refused_task_changes_nothing(embedding, name, init, error, message):
+    weight = embedding.weight
+    with pytest.raises(error, match=message):
+        embedding.add(name, init)
+    assert embedding.weight is weight
+    assert embedding.names == ["shoes", "bags", "hats"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "dim", "error", "message"),
+    [
+        (0, 4, ValueError, "`tasks` must be at least 1, got 0"),
+        ([], 4, ValueError, "`tasks` must name at least one task, got none"),
+        (["a", "b", "a"], 4, ValueError, "`tasks` must not repeat a task, got 'a'"),
+        (["a", ""], 4, TypeError, "a name in `tasks` must be a non-empty string, got ''"),
+        ([1, 2], 4, TypeError, "a name in `tasks` must be a non-empty string, got 1"),
+        ("shoes", 4, TypeError, "`tasks` must be a number or a list of names, got 'shoes'"),
+        (2.5, 4, TypeError, "`tasks` must be a number or a list of names, got 2.5"),
+        (True, 4, TypeError, "`tasks` must be an integer, got True"),
+        (2, 0, ValueError, "`dim` must be at least 2, got 0"),
+        (2, 1, ValueError, "`dim` must be at least 2, got 1"),
+    ],
+)
+def test_refuses_tasks_and_sizes_out_of_range(tasks, dim, error, message):
+    with pytest.raises(error, match=message):
+        TaskEmbedding(tasks, dim)
