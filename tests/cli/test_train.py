@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli.conftest import QUICK
 
+from cli.conftest import QUICK
 from sparsehyper import HyperNetwork
 from sparsehyper.experiments import build_target
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
-from sparsehyper.cli.app import run
+from sparsehyper.cli.app import app, run
+from sparsehyper.cli.options import experiment_from
+from sparsehyper.experiments import parse_method
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +41,8 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
                 pixels = rng.integers(shade - 50, shade + 50, (16, 16, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "FOLDER" / task / name / f"{i}.webp")
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    sparsehyper (.*)$", README, re.MULTILINE)
+    section = README.split("## Your own images")[1].split("## ")[0]
+    commands = re.findall(r"^    sparsehyper (.*)$", section, re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["train", "evaluate", "inspect"]
     for command in commands:
         arguments = shlex.split(command)
@@ -60,3 +64,24 @@ def test_every_picture_and_file_it_names_exists():
 def test_its_make_targets_exist(target):
     assert f"make {target}" in README
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def comparisons() -> list[str]:
+    """Every comparison that the README and the Makefile name, as a line."""
+    text = (README + (ROOT / "Makefile").read_text()).replace("\\\n", " ")
+    return re.findall(r"sparsehyper (compare --out [^#\n]*)", text)
+
+
+@pytest.mark.parametrize("line", comparisons())
+def test_its_comparisons_are_understood(line):
+    command = typer.main.get_command(app).commands["compare"]
+    context = command.make_context("compare", shlex.split(line)[1:])
+    options = context.params
+    experiment = experiment_from({**options, "seed": 0}, {"kind": "sparse"})
+    assert experiment.training.steps == options["steps"]
+    for method in options["method"] or []:
+        parse_method(method)
+
+
+def test_there_are_comparisons():
+    assert len(comparisons()) == 5

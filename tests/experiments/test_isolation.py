@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from experiments.calls import finish_when_told, process_and_argument, raise_error
 
+from experiments.calls import finish_when_told, process_and_argument, raise_error
 from sparsehyper.experiments.isolation import ChildError, call_in_process
 from sparsehyper.training import Interrupted
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import ConformingGenerator, embeddings
 
+from conformance import ConformingGenerator, embeddings
 from sparsehyper.generators import Chunked
 
 

@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from conformance import ConformingGenerator, dense_matrix, embeddings
 
+from conformance import ConformingGenerator, dense_matrix, embeddings
 from sparsehyper._random import seeded
 from sparsehyper.generators import ACTIVATIONS, Sparse
 from sparsehyper.sparse import TOPOLOGIES

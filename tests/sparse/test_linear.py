@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from conformance import dense_matrix
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
+from conformance import dense_matrix
 from sparsehyper.sparse import TOPOLOGIES, SparseLinear
 
 SHAPES = [(1, 1, 1), (3, 10, 2), (5, 17, 9), (7, 30, 6), (30, 7, 4), (8, 4500, 3), (8200, 8201, 2)]

@@ -160,8 +160,11 @@ def train(
     forward: Callable[..., Tensor] = model
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
     if here.count > 1:
-        # A batch may leave parameters of other tasks without a gradient.
-        forward = distributed = DistributedDataParallel(model, find_unused_parameters=True)
+        # A batch may leave parameters of other tasks without a gradient. Buffers are broadcast
+        # before evaluations, and a wiring never changes.
+        forward = distributed = DistributedDataParallel(
+            model, find_unused_parameters=True, broadcast_buffers=False
+        )
         unsynchronised = distributed.no_sync
     if config.compile:
         forward = torch.compile(forward)
