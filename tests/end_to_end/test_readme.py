@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparsehyper.cli.app import app, run
 from sparsehyper.cli.options import experiment_from
-from sparsehyper.experiments import parse_method
+from sparsehyper.experiments import load_run, parse_method
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +49,8 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
         if arguments[0] == "train":
             arguments += ["--steps", "30", "--batch-size", "8", "--eval-every", "10", "--quiet"]
         assert run(arguments) == 0, capsys.readouterr().err
+    model = load_run("runs/shop").model.materialize("front")
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 2)
     shown = capsys.readouterr().out
     assert "front" in shown
     assert "per generated parameter" in shown

@@ -84,7 +84,7 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
     else:
         raise FileNotFoundError(
             f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}; got "
-            f"{data.source!r}"
+            f"{data.source!r}, which is neither; say where it is now if it has moved"
         )
     maker = None if data.tasks is None else parse_tasks(data.tasks)
     return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)
