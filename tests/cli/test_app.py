@@ -61,4 +61,4 @@ def test_as_a_module_in_a_process_of_its_own():
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: `generator` must be one of")
+    assert done.stderr.startswith("error: `--generator` must be one of")

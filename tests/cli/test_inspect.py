@@ -55,7 +55,7 @@ def test_the_table_names_every_tensor_and_layer(command):
         (["--image", "28x28"], ["28x28", "CHANNELSxHEIGHTxWIDTH"]),
         (["--generator", "dense:x=1"], ["'x'", "dense"]),
         (["nowhere"], ["nowhere"]),
-        (["nowhere", "--target", "mlp:8"], ["`target`", "`run`"]),
+        (["nowhere", "--target", "mlp:8"], ["`--target`", "`run`"]),
     ],
 )
 def test_bad_input(command, arguments, words):

@@ -47,7 +47,7 @@ def test_resume_refuses_another_configuration(command, tmp_path):
     assert command("train", "--out", tmp_path / "run", *QUICK).code == 0
     other = command("train", "--out", tmp_path / "run", "--resume", "--latent-dim", 8, "--quiet")
     assert other.code == 2
-    assert "latent_dim" in other.err
+    assert "`--latent-dim`" in other.err
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
@@ -56,7 +56,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
     before = (out / "config.json").read_bytes()
     fewer = command("train", "--out", out, "--resume", "--steps", 5, "--quiet")
     assert fewer.code == 2
-    assert "`steps` is 5; the run has already made 20" in fewer.err
+    assert "`--steps` is 5; the run has already made 20" in fewer.err
     assert (out / "config.json").read_bytes() == before
 
 
@@ -90,18 +90,18 @@ def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command
         (["--method", "sparse:fan_in=0"], ["`fan_in`", "got 0"]),
         (["--method", "sparse:sigma=-1"], ["`sigma`", "-1"]),
         (["--method", "sparse:growth=1"], ["`growth`", "got 1"]),
-        (["--latent-dim", "0"], ["`latent_dim`", "got 0"]),
-        (["--data", "nowhere"], ["'nowhere'", "'digits'"]),
+        (["--latent-dim", "0"], ["`--latent-dim`", "got 0"]),
+        (["--data", "nowhere"], ["`--data`", "'nowhere'", "'digits'"]),
         (["--tasks", "splat:2"], ["splat", "split"]),
         (["--tasks", "split:0-77"], ["77"]),
         (["--target", "cnn"], ["'cnn'", "mlp"]),
-        (["--budget", "0.001"], ["`budget`", "at least"]),
-        (["--schedule", "linear"], ["`schedule`", "'linear'", "'cosine'"]),
-        (["--steps", "0"], ["`steps`", "got 0"]),
+        (["--budget", "0.001"], ["`--budget`", "at least"]),
+        (["--schedule", "linear"], ["`--schedule`", "'linear'", "'cosine'"]),
+        (["--steps", "0"], ["`--steps`", "got 0"]),
         (["--augment", "blur"], ["'blur'", "crop"]),
-        (["--val-fraction", "0"], ["`val_fraction`", "got 0"]),
-        (["--tasks-per-batch", "7"], ["tasks_per_batch", "7"]),
-        (["--norm-stats", "none"], ["`norm_stats`", "'none'", "'per_task'"]),
+        (["--val-fraction", "0"], ["`--val-fraction`", "got 0"]),
+        (["--tasks-per-batch", "7"], ["`--tasks-per-batch`", "7"]),
+        (["--norm-stats", "none"], ["`--norm-stats`", "'none'", "'per_task'"]),
     ],
 )
 def test_bad_input_exits_2_says_what_is_wrong_and_leaves_nothing(

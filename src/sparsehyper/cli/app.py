@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable
+from inspect import signature
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +31,9 @@ app = typer.Typer(
 
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its errors as a line on stderr and an exit code."""
+    # Errors name arguments as Python does; the reader of these has options.
+    names = [name for name in signature(command).parameters if name not in ("context", "run")]
+    options = {name: f"--{name.replace('_', '-')}" for name in names} | {"source": "--data"}
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -44,7 +49,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             # A KeyError's own text is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
-            typer.echo(f"error: {message}", err=True)
+            text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
+            typer.echo(f"error: {text}", err=True)
             failed = isinstance(error, (NonFiniteError, RuntimeError))
             raise typer.Exit(FAILED if failed else BAD_INPUT) from None
 
