@@ -1,27 +1,83 @@
 """Products with a sparse layer, their transposes and their gradients.
 
-A wiring (``Circulant`` or ``Indexed``) fixes ``source(t, j)``; the three products with it are
+A wiring (``Circulant`` or ``Indexed``) fixes ``source(t, j)``; the product with it is
 
-    apply:      y[b, j]  = Σ_t w[t, j] · x[b, source(t, j)]
-    transpose:  x[b, i]  = Σ_{t, j : source(t, j) = i} w[t, j] · y[b, j]
-    outer:      w[t, j]  = Σ_b y[b, j] · x[b, source(t, j)]
+    apply:    y[b, j]  = Σ_t w[t, j] · x[b, source(t, j)]
 
-Each is bilinear and the derivatives of each are the other two, so autograd to any order needs
-nothing else. No product scatters: the circulant wiring reads and writes contiguous runs, and the
-indexed one keeps the transposed list.
+and its adjoint, for a gradient g of y,
+
+    adjoint:  gx[b, i] = Σ_{t, j : source(t, j) = i} w[t, j] · g[b, j]
+              gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
+
+Both are multilinear, and the derivatives of each are the two of them again, so autograd to any
+order needs nothing else. On the CPU in float32 they run in kernels written for them (``native``);
+elsewhere, and where the package was installed without a compiler, in plain PyTorch (``portable``).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import embedding_bag
 
-# Below this many connections one gather of all taps beats a loop over them (fixed cost rules).
-_FEW_CONNECTIONS = 1 << 17
+from sparsehyper.sparse import native, portable
+
+
+class Circulant:
+    """``source(t, c·n + i) = (i + shifts[c][t]) mod n``; the last copy may be cut short.
+
+    Args:
+        n_in: n.
+        shifts: one row for each copy of the input that the output holds.
+    """
+
+    def __init__(self, n_in: int, shifts: list[list[int]]) -> None:
+        self.n_in = n_in
+        self.shifts = shifts
+        self._flat = [shift for row in shifts for shift in row]
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        if native.takes(w):
+            return torch.ops.sparsehyper.circulant(x, w, self._flat)
+        return portable.circulant(x, w, self.shifts)
+
+    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+        """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        if native.takes(w):
+            return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
+        return portable.circulant_adjoint(g, x, w, self.shifts, needs)
+
+
+class Indexed:
+    """Any wiring.
+
+    Args:
+        n_in: number of inputs.
+        sources: int32 ``[fan_in, n_out]``.
+    """
+
+    def __init__(self, n_in: int, sources: Tensor) -> None:
+        self.n_in = n_in
+        self.sources = sources
+        self._transposed: tuple[Tensor, Tensor] | None = None
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        if native.takes(w):
+            return torch.ops.sparsehyper.indexed(x, w, self.sources)
+        return portable.indexed(x, w, self.sources)
+
+    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+        """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        if native.takes(w):
+            return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
+        if self._transposed is None:
+            self._transposed = portable.transposed(self.sources, self.n_in)
+        return portable.indexed_adjoint(g, x, w, self.sources, *self._transposed, needs)
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
@@ -38,163 +94,103 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
     return _Apply.apply(x, weight, wiring)
 
 
-class Circulant(NamedTuple):
-    """``source(t, c·n + i) = (i + shifts[c][t]) mod n``; the last copy may be cut short."""
-
-    n_in: int
-    n_out: int
-    shifts: tuple[tuple[int, ...], ...]
-
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
-        twice = torch.cat([x, x], dim=1)  # laid twice in a row, every shift is a plain slice
-        y = x.new_empty(len(x), self.n_out)
-        for start, stop, taps in self._copies():
-            out = y[:, start:stop]
-            for t, shift in enumerate(taps):
-                source = twice[:, shift : shift + stop - start]
-                if t == 0:
-                    _multiply(source, w[t, start:stop], out)
-                else:
-                    out.addcmul_(source, w[t, start:stop])
-        return y
-
-    def transpose(self, y: Tensor, w: Tensor) -> Tensor:
-        twice = y.new_zeros(len(y), 2 * self.n_in)
-        for start, stop, taps in self._copies():
-            for t, shift in enumerate(taps):
-                twice[:, shift : shift + stop - start].addcmul_(y[:, start:stop], w[t, start:stop])
-        return twice[:, : self.n_in] + twice[:, self.n_in :]
-
-    def outer(self, y: Tensor, x: Tensor) -> Tensor:
-        twice = torch.cat([x, x], dim=1)
-        w = y.new_empty(len(self.shifts[0]), self.n_out)
-        for start, stop, taps in self._copies():
-            for t, shift in enumerate(taps):
-                source = twice[:, shift : shift + stop - start]
-                out = w[t, start:stop]
-                if len(y) == 1:
-                    _multiply(source[0], y[0, start:stop], out)
-                else:
-                    out.copy_((source * y[:, start:stop]).sum(0))
-        return w
-
-    def _copies(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        starts = range(0, self.n_out, self.n_in)
-        return [
-            (start, min(start + self.n_in, self.n_out), taps)
-            for start, taps in zip(starts, self.shifts, strict=True)
-        ]
-
-
-class Indexed(NamedTuple):
-    """Any wiring: the sources, and the same connections listed input by input."""
-
-    n_in: int
-    sources: Tensor  # int32 [fan_in, n_out]
-    order: Tensor  # int32 [fan_in · n_out]: connections t · n_out + j, sorted by their source
-    offsets: Tensor  # int32 [n_in]: where each input's run in `order` starts
-
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
-        fan_in, n_out = self.sources.shape
-        if len(x) > 1:  # one pass over the weights for the whole batch
-            table, weights = x.T.contiguous(), w.T.contiguous()
-            bags = self.sources.T.contiguous()
-            return embedding_bag(bags, table, mode="sum", per_sample_weights=weights).T.contiguous()
-        if self.sources.numel() <= _FEW_CONNECTIONS:
-            taken = x.index_select(1, self.sources.view(-1)).view(len(x), fan_in, n_out)
-            return (taken * w).sum(1)
-        y = x.index_select(1, self.sources[0]).mul_(w[0])
-        for t in range(1, fan_in):
-            y.addcmul_(x.index_select(1, self.sources[t]), w[t])
-        return y
-
-    def transpose(self, y: Tensor, w: Tensor) -> Tensor:
-        if len(y) == 0:
-            return y.new_zeros(0, self.n_in)
-        return embedding_bag(
-            self.order % self.sources.shape[1],
-            y.T.contiguous(),
-            self.offsets,
-            mode="sum",
-            per_sample_weights=w.reshape(-1).index_select(0, self.order),
-        ).T.contiguous()
-
-    def outer(self, y: Tensor, x: Tensor) -> Tensor:
-        fan_in, n_out = self.sources.shape
-        if self.sources.numel() * len(x) <= _FEW_CONNECTIONS:
-            taken = x.index_select(1, self.sources.view(-1)).view(len(x), fan_in, n_out)
-            return (taken * y[:, None]).sum(0)
-        w = y.new_empty(fan_in, n_out)
-        table, y = x.T.contiguous(), y.T.contiguous()
-        for t in range(fan_in):
-            w[t] = table.index_select(0, self.sources[t]).mul_(y).sum(1)
-        return w
-
-
-def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
-    """The connections of ``sources`` ``[fan_in, n_out]`` input by input: ``Indexed``'s lists."""
-    flat = sources.reshape(-1).long()
-    counts = torch.bincount(flat, minlength=n_in)
-    order = flat.argsort(stable=True)
-    return order.to(torch.int32), (counts.cumsum(0) - counts).to(torch.int32)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        out.copy_(a * b)  # the compiler takes no `out=` that is a slice, and fuses this
-    else:
-        torch.mul(a, b, out=out)
-
-
 class _Apply(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
-        ctx.wiring = wiring
-        ctx.save_for_backward(x, w)
+    def forward(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
         return wiring.apply(x, w)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        x, w, ctx.wiring = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        needs_x, needs_w, _ = ctx.needs_input_grad
-        return (
-            _Transpose.apply(grad, w, ctx.wiring) if needs_x else None,
-            _Outer.apply(grad, x, ctx.wiring) if needs_w else None,
-            None,
+        return *_adjoint(g, x, w, ctx.wiring, *ctx.needs_input_grad[:2]), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, wiring: Circulant | Indexed
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None:  # the mapped dimension is one more of the batch
+            size = info.batch_size
+            y = _Apply.apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
+            return y.unflatten(0, (size, len(y) // size)), 0
+        pairs = _samples(info.batch_size, in_dims, x, w)
+        return torch.stack([_Apply.apply(x, w, wiring) for x, w in pairs]), 0
+
+
+class _Adjoint(Function):
+    @staticmethod
+    def forward(
+        g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        gx, gw = wiring.adjoint(g, x, w, needs)
+        return gx, gw
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        g, x, w, ctx.wiring, ctx.needs = inputs
+        ctx.save_for_backward(g, x, w)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:
+        # ⟨u, gx⟩ + ⟨v, gw⟩ is ⟨g, apply(u, w) + apply(x, v)⟩.
+        g, x, w = ctx.saved_tensors
+        u, v = (some if need else None for some, need in zip((u, v), ctx.needs, strict=True))
+        needs_g, needs_x, needs_w = ctx.needs_input_grad[:3]
+        of_g = None
+        if needs_g and u is not None:
+            of_g = _Apply.apply(u, w, ctx.wiring)
+        if needs_g and v is not None:
+            more = _Apply.apply(x, v, ctx.wiring)
+            of_g = more if of_g is None else of_g + more
+        of_x, of_w = _adjoint(
+            g,
+            x if u is None else u,
+            w if v is None else v,
+            ctx.wiring,
+            needs_x and v is not None,
+            needs_w and u is not None,
         )
-
-
-class _Transpose(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
-        ctx.wiring = wiring
-        ctx.save_for_backward(y, w)
-        return wiring.transpose(y, w)
+        return of_g, of_x, of_w, None, None
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        y, w = ctx.saved_tensors
-        needs_y, needs_w, _ = ctx.needs_input_grad
-        return (
-            _Apply.apply(grad, w, ctx.wiring) if needs_y else None,
-            _Outer.apply(y, grad, ctx.wiring) if needs_w else None,
-            None,
-        )
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        wiring: Circulant | Indexed,
+        needs: tuple[bool, bool],
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        triples = _samples(info.batch_size, in_dims, g, x, w)
+        pairs = [_Adjoint.apply(g, x, w, wiring, needs) for g, x, w in triples]
+        gx, gw = (torch.stack(some) for some in zip(*pairs, strict=True))
+        return (gx, gw), (0, 0)
 
 
-class _Outer(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, wiring: Circulant | Indexed) -> Tensor:
-        ctx.wiring = wiring
-        ctx.save_for_backward(y, x)
-        return wiring.outer(y, x)
+def _adjoint(
+    g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs_x: bool, needs_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if not (needs_x or needs_w):
+        return None, None
+    gx, gw = _Adjoint.apply(g, x, w, wiring, (needs_x, needs_w))
+    return gx if needs_x else None, gw if needs_w else None
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        y, x = ctx.saved_tensors
-        needs_y, needs_x, _ = ctx.needs_input_grad
-        return (
-            _Apply.apply(x, grad, ctx.wiring) if needs_y else None,
-            _Transpose.apply(y, grad, ctx.wiring) if needs_x else None,
-            None,
-        )
+
+def _samples(size: int, in_dims: tuple[Any, ...], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The tensors of each sample of a mapped dimension."""
+    columns = [
+        [tensor] * size if dim is None else tensor.unbind(dim)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+    return list(zip(*columns, strict=True))
+
+
+for _function in (_Apply, _Adjoint):
+    # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice, check_integer, check_number
 from sparsehyper._random import seeded, uniform
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear, transposed
+from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear
+from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 
 # Below this many inputs the slices of a circulant layer are too short to pay for their calls.
@@ -52,8 +53,7 @@ class SparseLinear(nn.Module):
     shifts: Tensor
     sources: Tensor
     _sources: Tensor
-    _order: Tensor
-    _offsets: Tensor
+    _planned: Circulant | Indexed
 
     def __init__(
         self,
@@ -116,21 +116,22 @@ class SparseLinear(nn.Module):
 
     def _plan(self) -> None:
         """Derive what the products need from the wiring."""
-        self._circulant: Circulant | None = None
-        if self.topology == "circulant" and self.in_features >= _SHORT:
-            shifts = tuple(map(tuple, self.shifts.tolist()))
-            self._circulant = Circulant(self.in_features, self.out_features, shifts)
-            return
-        sources = self.connections()
-        order, offsets = transposed(sources, self.in_features)
-        self.register_buffer("_sources", sources, persistent=False)
-        self.register_buffer("_order", order, persistent=False)
-        self.register_buffer("_offsets", offsets, persistent=False)
+        self._memory = shared_memory()  # keeps it
+        if self.topology != "circulant":
+            self._planned = Indexed(self.in_features, self.sources)
+        elif self.in_features >= _SHORT:
+            self._planned = Circulant(self.in_features, self.shifts.tolist())
+        else:
+            self.register_buffer("_sources", self.connections(), persistent=False)
+            self._planned = Indexed(self.in_features, self._sources)
 
     def _wiring(self) -> Circulant | Indexed:
-        return self._circulant or Indexed(
-            self.in_features, self._sources, self._order, self._offsets
-        )
+        wiring = self._planned
+        if isinstance(wiring, Indexed):
+            sources = self._sources if self.topology == "circulant" else self.sources
+            if wiring.sources is not sources:  # moved to another device
+                wiring = self._planned = Indexed(self.in_features, sources)
+        return wiring
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -1,0 +1,385 @@
+/* The products with a sparse layer on the CPU, in float32.
+
+   The equations stand in functional.py, which checks shapes, dtypes and strides before it calls
+   here; all arrays are contiguous. Every product reads and writes each weight once, whatever the
+   batch, and splits its work between the threads of PyTorch's own OpenMP pool. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define VECTORISED __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define VECTORISED
+#endif
+
+typedef int64_t i64;
+
+enum {
+    BLOCK = 4096,       /* positions handled at a time, so that a block of every row is in cache */
+    GROUP = 16,         /* rows of a batch whose values lie side by side: one cache line */
+    SERIAL = 1 << 15,   /* products below which waking other threads costs more than it saves */
+    MOST_COPIES = 16    /* threads that keep a copy of their own of the input's gradient */
+};
+
+static i64 min(i64 a, i64 b) { return a < b ? a : b; }
+
+/* y = Σ_t w[t] · x[t], elementwise over `l` positions; added to y unless `fresh`. */
+VECTORISED static void taps(float *restrict y, const float **x, const float **w, i64 k, i64 l,
+                            int fresh)
+{
+    i64 t = 0;
+    if (fresh && k >= 4) {
+        const float *a = x[0], *b = x[1], *c = x[2], *d = x[3];
+        const float *p = w[0], *q = w[1], *r = w[2], *s = w[3];
+        for (i64 j = 0; j < l; j++) y[j] = a[j] * p[j] + b[j] * q[j] + c[j] * r[j] + d[j] * s[j];
+        t = 4;
+    } else if (fresh && k == 3) {
+        const float *a = x[0], *b = x[1], *c = x[2], *p = w[0], *q = w[1], *r = w[2];
+        for (i64 j = 0; j < l; j++) y[j] = a[j] * p[j] + b[j] * q[j] + c[j] * r[j];
+        t = 3;
+    } else if (fresh && k == 2) {
+        const float *a = x[0], *b = x[1], *p = w[0], *q = w[1];
+        for (i64 j = 0; j < l; j++) y[j] = a[j] * p[j] + b[j] * q[j];
+        t = 2;
+    } else if (fresh) {
+        const float *a = x[0], *p = w[0];
+        for (i64 j = 0; j < l; j++) y[j] = a[j] * p[j];
+        t = 1;
+    }
+    for (; t + 1 < k; t += 2) {
+        const float *a = x[t], *b = x[t + 1], *p = w[t], *q = w[t + 1];
+        for (i64 j = 0; j < l; j++) y[j] += a[j] * p[j] + b[j] * q[j];
+    }
+    if (t < k) {
+        const float *a = x[t], *p = w[t];
+        for (i64 j = 0; j < l; j++) y[j] += a[j] * p[j];
+    }
+}
+
+/* For `rows` rows, 1 or 4: gx += g · w, and gw = Σ_r g[r] · x[r], which is added to gw unless
+   `fresh`. Either of gx and gw may be null. Rows lie n (x, gx) and m (g) apart. Four rows at a time
+   read the weights, and write their gradient, once for the four. */
+VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, float *restrict gw,
+                                    const float *restrict g, const float *restrict x,
+                                    const float *restrict w, i64 l, int fresh)
+{
+    const float *g1 = g + m, *g2 = g1 + m, *g3 = g2 + m, *x1 = x + n, *x2 = x1 + n, *x3 = x2 + n;
+    if (rows == 1 && gx && gw) {
+        if (fresh)
+            for (i64 j = 0; j < l; j++) gx[j] += g[j] * w[j], gw[j] = g[j] * x[j];
+        else
+            for (i64 j = 0; j < l; j++) gx[j] += g[j] * w[j], gw[j] += g[j] * x[j];
+    } else if (rows == 1 && gx) {
+        for (i64 j = 0; j < l; j++) gx[j] += g[j] * w[j];
+    } else if (rows == 1 && fresh) {
+        for (i64 j = 0; j < l; j++) gw[j] = g[j] * x[j];
+    } else if (rows == 1) {
+        for (i64 j = 0; j < l; j++) gw[j] += g[j] * x[j];
+    } else {
+        if (gx) {
+            float *restrict gx1 = gx + n, *restrict gx2 = gx1 + n, *restrict gx3 = gx2 + n;
+            for (i64 j = 0; j < l; j++) {
+                gx[j] += g[j] * w[j];
+                gx1[j] += g1[j] * w[j];
+                gx2[j] += g2[j] * w[j];
+                gx3[j] += g3[j] * w[j];
+            }
+        }
+        if (gw && fresh)
+            for (i64 j = 0; j < l; j++)
+                gw[j] = g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
+        else if (gw)
+            for (i64 j = 0; j < l; j++)
+                gw[j] += g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
+    }
+}
+
+/* source(t, c·n + i) = (i + shifts[c·k + t]) mod n */
+static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *x,
+                      const float *w, float *y)
+{
+    const i64 blocks = (m + BLOCK - 1) / BLOCK;
+    #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
+    for (i64 block = 0; block < blocks; block++) {
+        const i64 end = min((block + 1) * BLOCK, m);
+        const float *from[8], *weights[8];
+        for (i64 a = block * BLOCK, b; a < end; a = b) {
+            const i64 copy = a / n, i = a % n;
+            b = min(end, (copy + 1) * n);
+            for (i64 t = 0; t < k; t++) /* up to where the first source wraps around */
+                b = min(b, a + n - (i + shifts[copy * k + t]) % n);
+            for (i64 r = 0; r < rows; r++)
+                for (i64 t = 0; t < k; t += 8) {
+                    const i64 some = min(8, k - t);
+                    for (i64 u = 0; u < some; u++) {
+                        from[u] = x + r * n + (i + shifts[copy * k + t + u]) % n;
+                        weights[u] = w + (t + u) * m + a;
+                    }
+                    taps(y + r * m + a, from, weights, some, b - a, t == 0);
+                }
+        }
+    }
+}
+
+/* gx = Wᵀ g and gw[t, j] = Σ_r g[r, j] · x[r, source(t, j)]; either may be null. Each input is one
+   thread's, so nothing is written twice at a time. */
+static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *g,
+                              const float *x, const float *w, float *gx, float *gw)
+{
+    const i64 blocks = (n + BLOCK - 1) / BLOCK, copies = (m + n - 1) / n;
+    #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
+    for (i64 block = 0; block < blocks; block++) {
+        const i64 start = block * BLOCK, end = min(start + BLOCK, n);
+        if (gx)
+            for (i64 r = 0; r < rows; r++)
+                memset(gx + r * n + start, 0, (end - start) * sizeof(float));
+        for (i64 tap = 0; tap < copies * k; tap++) {
+            const i64 copy = tap / k, t = tap % k;
+            for (i64 a = start, b; a < end; a = b) {
+                const i64 i = (a + n - shifts[tap]) % n, j = copy * n + i;
+                b = min(end, a + n - i);
+                const i64 l = min(b - a, m - j);
+                for (i64 r = 0, some; r < rows && l > 0; r += some) {
+                    some = rows - r < 4 ? 1 : 4;
+                    adjoint_rows(some, n, m, gx ? gx + r * n + a : NULL,
+                                 gw ? gw + t * m + j : NULL, g + r * m + j, x + r * n + a,
+                                 w + t * m + j, l, r == 0);
+                }
+            }
+        }
+    }
+}
+
+/* The arrays of a batch, [rows, n], with `width` of its rows side by side: [n, width]. */
+static void interleave(float *to, const float *from, i64 width, i64 n)
+{
+    #pragma omp parallel for schedule(static) if (width * n > SERIAL)
+    for (i64 i = 0; i < n; i++)
+        for (i64 r = 0; r < width; r++) to[i * width + r] = from[r * n + i];
+}
+
+VECTORISED static void gather_one(float *restrict y, const float *restrict x,
+                                  const float *restrict w, const int32_t *restrict sources, i64 l,
+                                  int fresh)
+{
+    if (fresh)
+        for (i64 j = 0; j < l; j++) y[j] = w[j] * x[sources[j]];
+    else
+        for (i64 j = 0; j < l; j++) y[j] += w[j] * x[sources[j]];
+}
+
+VECTORISED static void gather_rows(float *restrict y, const float *restrict x,
+                                   const float *restrict w, const int32_t *restrict sources, i64 l,
+                                   i64 width)
+{
+    for (i64 j = 0; j < l; j++) {
+        const float *from = x + (i64)sources[j] * width;
+        for (i64 r = 0; r < width; r++) y[j * width + r] += w[j] * from[r];
+    }
+}
+
+static void indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *x,
+                    const float *w, float *y, float *table)
+{
+    for (i64 first = 0; first < rows; first += GROUP) {
+        const i64 width = min(GROUP, rows - first);
+        if (width > 1) interleave(table, x + first * n, width, n);
+        const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
+        #pragma omp parallel for schedule(static) if (width * k * m > SERIAL)
+        for (i64 block = 0; block < blocks; block++) {
+            const i64 start = block * size, l = min(size, m - start);
+            float sums[BLOCK];
+            if (width == 1) {
+                for (i64 t = 0; t < k; t++)
+                    gather_one(y + first * m + start, x + first * n, w + t * m + start,
+                               sources + t * m + start, l, t == 0);
+                continue;
+            }
+            memset(sums, 0, l * width * sizeof(float));
+            for (i64 t = 0; t < k; t++)
+                gather_rows(sums, table, w + t * m + start, sources + t * m + start, l, width);
+            for (i64 r = 0; r < width; r++)
+                for (i64 j = 0; j < l; j++)
+                    y[(first + r) * m + start + j] = sums[j * width + r];
+        }
+    }
+}
+
+VECTORISED static void scatter_one(float *gx, float *restrict gw, const float *restrict g,
+                                   const float *restrict x, const float *restrict w,
+                                   const int32_t *restrict sources, i64 l, int fresh)
+{
+    if (gw && fresh)
+        for (i64 j = 0; j < l; j++) gw[j] = g[j] * x[sources[j]];
+    else if (gw)
+        for (i64 j = 0; j < l; j++) gw[j] += g[j] * x[sources[j]];
+    if (gx)
+        for (i64 j = 0; j < l; j++) gx[sources[j]] += g[j] * w[j];
+}
+
+VECTORISED static void scatter_rows(float *gx, float *restrict gw, const float *restrict g,
+                                    const float *restrict x, const float *restrict w,
+                                    const int32_t *restrict sources, i64 l, i64 width, int fresh)
+{
+    for (i64 j = 0; j < l; j++) {
+        const i64 at = (i64)sources[j] * width;
+        const float *gj = g + j * width;
+        if (gw) {
+            float sum = fresh ? 0 : gw[j];
+            for (i64 r = 0; r < width; r++) sum += gj[r] * x[at + r];
+            gw[j] = sum;
+        }
+        if (gx)
+            for (i64 r = 0; r < width; r++) gx[at + r] += w[j] * gj[r];
+    }
+}
+
+/* As circulant_adjoint. An input belongs to many outputs, so each of `copies` threads adds to a copy
+   of its own of gx, in `sums`: [copies, n, width]. */
+static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *g,
+                            const float *x, const float *w, float *gx, float *gw, float *table,
+                            float *sums, i64 copies)
+{
+    for (i64 first = 0; first < rows; first += GROUP) {
+        const i64 width = min(GROUP, rows - first);
+        const float *inputs = x + first * n;
+        if (width > 1 && gw) {
+            interleave(table, x + first * n, width, n);
+            inputs = table;
+        }
+        const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
+        #pragma omp parallel num_threads((int)copies) if (copies > 1)
+        {
+            i64 thread = 0, threads = 1;
+#ifdef _OPENMP
+            thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#endif
+            float *own = gx ? sums + thread * n * width : NULL;
+            if (gx) memset(own, 0, n * width * sizeof(float));
+            float rows_of_g[BLOCK];
+            for (i64 block = blocks * thread / threads; block < blocks * (thread + 1) / threads;
+                 block++) {
+                const i64 start = block * size, l = min(size, m - start);
+                const float *grad = g + first * m + start;
+                if (width > 1) {
+                    for (i64 r = 0; r < width; r++)
+                        for (i64 j = 0; j < l; j++)
+                            rows_of_g[j * width + r] = g[(first + r) * m + start + j];
+                    grad = rows_of_g;
+                }
+                for (i64 t = 0; t < k; t++) {
+                    const i64 at = t * m + start;
+                    if (width == 1)
+                        scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at, sources + at,
+                                    l, first == 0);
+                    else
+                        scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at, sources + at,
+                                     l, width, first == 0);
+                }
+            }
+        }
+        if (!gx) continue;
+        #pragma omp parallel for schedule(static) if (copies * n * width > SERIAL)
+        for (i64 i = 0; i < n; i++)
+            for (i64 r = 0; r < width; r++) {
+                float sum = 0;
+                for (i64 c = 0; c < copies; c++) sum += sums[(c * n + i) * width + r];
+                gx[(first + r) * n + i] = sum;
+            }
+    }
+}
+
+static PyObject *py_circulant(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, n, m, k, x, w, y, size;
+    const char *shifts;
+    if (!PyArg_ParseTuple(args, "nnnny#nnn", &rows, &n, &m, &k, &shifts, &size, &x, &w, &y))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    circulant(rows, n, m, k, (const i64 *)shifts, (float *)x, (float *)w, (float *)y);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_circulant_adjoint(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, n, m, k, g, x, w, gx, gw, size;
+    const char *shifts;
+    if (!PyArg_ParseTuple(args, "nnnny#nnnnn", &rows, &n, &m, &k, &shifts, &size, &g, &x, &w, &gx,
+                          &gw))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    circulant_adjoint(rows, n, m, k, (const i64 *)shifts, (float *)g, (float *)x, (float *)w,
+                      (float *)gx, (float *)gw);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_indexed(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, n, m, k, sources, x, w, y, table;
+    if (!PyArg_ParseTuple(args, "nnnnnnnnn", &rows, &n, &m, &k, &sources, &x, &w, &y, &table))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    indexed(rows, n, m, k, (int32_t *)sources, (float *)x, (float *)w, (float *)y, (float *)table);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_indexed_adjoint(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, n, m, k, sources, g, x, w, gx, gw, table, sums, copies;
+    if (!PyArg_ParseTuple(args, "nnnnnnnnnnnnn", &rows, &n, &m, &k, &sources, &g, &x, &w, &gx, &gw,
+                          &table, &sums, &copies))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    indexed_adjoint(rows, n, m, k, (int32_t *)sources, (float *)g, (float *)x, (float *)w,
+                    (float *)gx, (float *)gw, (float *)table, (float *)sums, copies);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_width(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows;
+    if (!PyArg_ParseTuple(args, "n", &rows)) return NULL;
+    return PyLong_FromSsize_t(min(rows, GROUP));
+}
+
+static PyObject *py_copies(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, m, k, copies = 1;
+    if (!PyArg_ParseTuple(args, "nnn", &rows, &m, &k)) return NULL;
+#ifdef _OPENMP
+    if (min(rows, GROUP) * k * m > SERIAL) copies = min(omp_get_max_threads(), MOST_COPIES);
+#endif
+    return PyLong_FromSsize_t(copies);
+}
+
+static PyMethodDef methods[] = {
+    {"circulant", py_circulant, METH_VARARGS, "y of rows, n, m, k, shifts and addresses x, w, y"},
+    {"circulant_adjoint", py_circulant_adjoint, METH_VARARGS,
+     "gx and gw of rows, n, m, k, shifts and addresses g, x, w, gx, gw"},
+    {"indexed", py_indexed, METH_VARARGS,
+     "y of rows, n, m, k and addresses sources, x, w, y, table [n, width]"},
+    {"indexed_adjoint", py_indexed_adjoint, METH_VARARGS,
+     "gx and gw of rows, n, m, k, addresses sources, g, x, w, gx, gw, table [n, width], "
+     "sums [copies, n, width], and copies"},
+    {"width", py_width, METH_VARARGS, "rows that `indexed` takes at a time"},
+    {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, m, k"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Sparse products on the CPU.", -1, methods,
+    NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }

@@ -1,0 +1,134 @@
+"""The products of ``functional`` as PyTorch operators that run in C on the CPU, in float32.
+
+The kernels are built when the package is installed, if there is a C compiler. The operators are
+opaque to ``torch.compile`` and ``torch.export``, which call them as they are. Autograd is not
+theirs but that of ``functional``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sparsehyper.sparse.memory import shared_memory
+
+try:
+    from sparsehyper.sparse import _kernels
+except ImportError:  # installed without a compiler
+    _kernels = None  # type: ignore[assignment]
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether the operators run on tensors like this one."""
+    return _kernels is not None and weight.is_cpu and weight.dtype == torch.float32
+
+
+_library = torch.library.Library("sparsehyper", "DEF")
+
+
+def circulant(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
+    """``[batch, n_in]`` to ``[batch, n_out]``; ``shifts`` holds those of all copies in a row."""
+    (rows, n), (k, m) = x.shape, weight.shape
+    x, weight = x.contiguous(), weight.contiguous()
+    y = shared_memory().empty([rows, m])
+    _kernels.circulant(
+        rows, n, m, k, _packed(tuple(shifts)), x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    )
+    return y
+
+
+def circulant_adjoint(
+    g: Tensor, x: Tensor, weight: Tensor, shifts: list[int], needs_x: bool, needs_w: bool
+) -> list[Tensor]:
+    """The gradients of x and weight, or empty tensors in place of those not needed."""
+    (rows, n), (k, m) = x.shape, weight.shape
+    g, x, weight = g.contiguous(), x.contiguous(), weight.contiguous()
+    gx, gw = _gradients(rows, n, m, k, needs_x, needs_w)
+    _kernels.circulant_adjoint(
+        *(rows, n, m, k, _packed(tuple(shifts))),
+        *(g.data_ptr(), x.data_ptr(), weight.data_ptr(), gx.data_ptr(), gw.data_ptr()),
+    )
+    return [gx, gw]
+
+
+def indexed(x: Tensor, weight: Tensor, sources: Tensor) -> Tensor:
+    """``[batch, n_in]`` to ``[batch, n_out]``."""
+    (rows, n), (k, m) = x.shape, weight.shape
+    x, weight, sources = x.contiguous(), weight.contiguous(), sources.contiguous()
+    y = shared_memory().empty([rows, m])
+    width = _kernels.width(rows)
+    table = shared_memory().empty([n, width if width > 1 else 0])
+    _kernels.indexed(
+        *(rows, n, m, k, sources.data_ptr()),
+        *(x.data_ptr(), weight.data_ptr(), y.data_ptr(), table.data_ptr()),
+    )
+    return y
+
+
+def indexed_adjoint(
+    g: Tensor, x: Tensor, weight: Tensor, sources: Tensor, needs_x: bool, needs_w: bool
+) -> list[Tensor]:
+    """The gradients of x and weight, or empty tensors in place of those not needed."""
+    (rows, n), (k, m) = x.shape, weight.shape
+    g, x, weight, sources = (t.contiguous() for t in (g, x, weight, sources))
+    gx, gw = _gradients(rows, n, m, k, needs_x, needs_w)
+    width, copies = _kernels.width(rows), _kernels.copies(rows, m, k)
+    table = shared_memory().empty([n, width if needs_w and width > 1 else 0])
+    sums = shared_memory().empty([copies, n, width if needs_x else 0])
+    _kernels.indexed_adjoint(
+        *(rows, n, m, k, sources.data_ptr()),
+        *(g.data_ptr(), x.data_ptr(), weight.data_ptr(), gx.data_ptr(), gw.data_ptr()),
+        *(table.data_ptr(), sums.data_ptr(), copies),
+    )
+    return [gx, gw]
+
+
+def _gradients(
+    rows: int, n: int, m: int, k: int, needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    empty = shared_memory().empty if rows else torch.zeros
+    return empty([rows, n] if needs_x else [0]), empty([k, m] if needs_w else [0])
+
+
+@lru_cache(maxsize=1024)
+def _packed(shifts: tuple[int, ...]) -> bytes:
+    return array("q", shifts).tobytes()
+
+
+def _like_y(x: Tensor, weight: Tensor, wiring: list[int] | Tensor) -> Tensor:  # noqa: ARG001
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+def _like_gradients(
+    g: Tensor,  # noqa: ARG001
+    x: Tensor,
+    weight: Tensor,
+    wiring: list[int] | Tensor,  # noqa: ARG001
+    needs_x: bool,
+    needs_w: bool,
+) -> list[Tensor]:
+    return [
+        x.new_empty(x.shape if needs_x else [0]),
+        weight.new_empty(weight.shape if needs_w else [0]),
+    ]
+
+
+for _wiring, _apply, _adjoint in (
+    ("int[] shifts", circulant, circulant_adjoint),
+    ("Tensor sources", indexed, indexed_adjoint),
+):
+    for _function, _fake, _schema in (
+        (_apply, _like_y, f"(Tensor x, Tensor weight, {_wiring}) -> Tensor"),
+        (
+            _adjoint,
+            _like_gradients,
+            f"(Tensor g, Tensor x, Tensor weight, {_wiring}, bool needs_x, bool needs_w)"
+            " -> Tensor[]",
+        ),
+    ):
+        _library.define(_function.__name__ + _schema)
+        _library.impl(_function.__name__, _function, "CPU")
+        torch.library.register_fake(f"sparsehyper::{_function.__name__}", _fake, lib=_library)

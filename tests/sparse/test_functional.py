@@ -1,0 +1,228 @@
+"""Both ways to compute a product, native and portable, against dense float64 references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from sparsehyper.sparse import SparseLinear, native
+from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear
+from sparsehyper.sparse.memory import Memory
+from sparsehyper.sparse.topology import circulant_sources
+
+# n_in, n_out, fan_in: odd, cut short, one copy, many copies, several blocks of the kernels, wide
+# fan-in, fewer outputs than inputs.
+SHAPES = [
+    (1, 1, 1),
+    (3, 10, 2),
+    (7, 30, 7),
+    (30, 7, 9),
+    (5, 4999, 3),
+    (257, 1001, 17),
+    (4097, 9001, 4),
+    (9001, 4097, 1),
+    (12345, 24690, 3),
+]
+BATCHES = [0, 1, 2, 3, 4, 5, 8, 16, 17, 33]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float64: 1e-14}
+
+
+def make_wiring(kind, n_in, n_out, fan_in):
+    generator = torch.Generator().manual_seed(n_in + n_out)
+    if kind == "indexed":
+        sources = torch.randint(n_in, (fan_in, n_out), generator=generator)
+        return Indexed(n_in, sources.int()), sources
+    copies = -(-n_out // n_in)
+    shifts = torch.randint(n_in, (copies, fan_in), generator=generator)
+    return Circulant(n_in, shifts.tolist()), circulant_sources(shifts, n_in, n_out).long()
+
+
+def reference(x, w, g, sources):
+    """y, gx, gw and the sums of the magnitudes of their terms, in float64."""
+    results = []
+    for size in (torch.Tensor.double, lambda t: t.double().abs()):
+        inputs, weights, cotangent = size(x), size(w), size(g)
+        taken = inputs[:, sources]
+        gx = torch.zeros_like(inputs)
+        gx.index_add_(1, sources.flatten(), (cotangent[:, None] * weights).flatten(1))
+        results += [(taken * weights).sum(1), gx, (taken * cotangent[:, None]).sum(0)]
+    return results
+
+
+def check(y, gx, gw, x, w, g, sources):
+    *expected, of_y, of_gx, of_gw = reference(x, w, g, sources)
+    for got, value, size in zip((y, gx, gw), expected, (of_y, of_gx, of_gw), strict=True):
+        assert got.shape == value.shape
+        # Each of at most a few thousand terms is rounded once or twice.
+        assert ((got.double() - value).abs() <= TOLERANCE[w.dtype] * size + 1e-30).all()
+
+
+def gradients(x, w, g, wiring):
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = sparse_linear(x, w, wiring)
+    return y.detach(), *torch.autograd.grad(y, [x, w], g)
+
+
+@pytest.fixture(params=["native", "portable"])
+def way(request, monkeypatch):
+    if request.param == "portable":
+        monkeypatch.setattr(native, "takes", lambda weight: False)
+    else:
+        assert native.takes(torch.zeros(1)), "the package was installed without its kernels"
+    return request.param
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """What is handed out as empty holds NaN."""
+    empty, new_empty, torch_empty = Memory.empty, torch.Tensor.new_empty, torch.empty
+    nan = float("nan")
+    monkeypatch.setattr(Memory, "empty", lambda *a: empty(*a).fill_(nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(nan))
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: torch_empty(*a, **k).fill_(nan))
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("poison")
+def test_equals_a_dense_reference(way, kind, shape, dtype):
+    wiring, sources = make_wiring(kind, *shape)
+    w = torch.randn(sources.shape).to(dtype)
+    for batch in BATCHES if shape[1] < 9000 else [1, 5]:
+        x, g = torch.randn(batch, shape[0]).to(dtype), torch.randn(batch, shape[1]).to(dtype)
+        check(*gradients(x, w, g, wiring), x, w, g, sources)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_takes_tensors_of_any_strides(way, kind):
+    wiring, sources = make_wiring(kind, 50, 333, 4)
+    x, w, g = torch.randn(50, 6).T, torch.randn(333, 4).T, torch.randn(333).expand(6, 333)
+    check(*gradients(x, w, g, wiring), x, w, g, sources)
+    x, w, g = torch.randn(6, 100)[:, ::2], torch.randn(8, 333)[::2], torch.randn(6, 666)[:, ::2]
+    check(*gradients(x, w, g, wiring), x, w, g, sources)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_a_gradient_alone_equals_the_one_of_both(way, kind):
+    wiring, _ = make_wiring(kind, 5000, 12_001, 3)
+    for batch in (1, 4, 7):
+        x, w, g = torch.randn(batch, 5000), torch.randn(3, 12_001), torch.randn(batch, 12_001)
+        _, gx, gw = gradients(x, w, g, wiring)
+        alone = x.clone().requires_grad_()
+        (of_x,) = torch.autograd.grad(sparse_linear(alone, w, wiring), alone, g)
+        torch.testing.assert_close(of_x, gx)
+        alone = w.clone().requires_grad_()
+        (of_w,) = torch.autograd.grad(sparse_linear(x, alone, wiring), alone, g)
+        torch.testing.assert_close(of_w, gw)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_the_number_of_threads_changes_no_more_than_rounding(kind):
+    wiring, _ = make_wiring(kind, 50_000, 100_001, 3)
+    before = torch.get_num_threads()
+    for batch in (1, 9):
+        x, w, g = torch.randn(batch, 50_000), torch.randn(3, 100_001), torch.randn(batch, 100_001)
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            try:
+                results.append(gradients(x, w, g, wiring))
+            finally:
+                torch.set_num_threads(before)
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_first_and_second_derivatives(kind, batch):
+    wiring, sources = make_wiring(kind, 5, 12, 3)
+    x = torch.randn(batch, 5, dtype=torch.double, requires_grad=True)
+    w = torch.randn(sources.shape, dtype=torch.double, requires_grad=True)
+    assert gradcheck(lambda x, w: sparse_linear(x, w, wiring), (x, w))
+    assert gradgradcheck(lambda x, w: sparse_linear(x, w, wiring), (x, w))
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_second_derivatives_of_the_kernels_equal_those_of_plain_pytorch(kind):
+    wiring, sources = make_wiring(kind, 40, 130, 3)
+    x, w, u, v = torch.randn(2, 40), torch.randn(sources.shape), torch.randn(2, 40), torch.rand(130)
+
+    def second(dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, w)]
+        loss = sparse_linear(*inputs, wiring).pow(3).mul(v.to(dtype)).sum()
+        gx, gw = torch.autograd.grad(loss, inputs, create_graph=True)
+        return torch.autograd.grad((gx * u.to(dtype)).sum() + gw.pow(2).sum(), inputs)
+
+    for got, expected in zip(second(torch.float32), second(torch.float64), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+@pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (0, 2)])
+def test_vmap_equals_a_loop(way, kind, in_dims):
+    wiring, sources = make_wiring(kind, 11, 25, 3)
+    size = 4
+    x, w = torch.randn(2, 11), torch.randn(sources.shape)
+    if in_dims[0] is not None:
+        x = torch.stack([torch.randn(2, 11) for _ in range(size)], dim=in_dims[0])
+    if in_dims[1] is not None:
+        w = torch.stack([torch.randn(sources.shape) for _ in range(size)], dim=in_dims[1])
+
+    def loss(x, w):
+        return sparse_linear(x, w, wiring).pow(2).sum()
+
+    mapped = torch.func.vmap(lambda x, w: sparse_linear(x, w, wiring), in_dims)(x, w)
+    slopes = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims)(x, w)
+    for i in range(size):
+        one = [t if d is None else t.select(d, i) for t, d in zip((x, w), in_dims, strict=True)]
+        torch.testing.assert_close(mapped[i], sparse_linear(*one, wiring))
+        expected = torch.func.grad(loss, argnums=(0, 1))(*one)
+        torch.testing.assert_close((slopes[0][i], slopes[1][i]), expected)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_the_operators_keep_the_rules_of_pytorch(batch):
+    x, w, g = torch.randn(batch, 7), torch.randn(2, 17), torch.randn(batch, 17)
+    sources = torch.randint(7, (2, 17), dtype=torch.int32)
+    checks = ("test_schema", "test_faketensor")
+    operators = torch.ops.sparsehyper
+    for wiring, apply, adjoint in (
+        ([1, 2, 3, 4, 5, 6], operators.circulant, operators.circulant_adjoint),
+        (sources, operators.indexed, operators.indexed_adjoint),
+    ):
+        opcheck(apply.default, (x, w, wiring), test_utils=checks)
+        for needs in ((True, True), (True, False), (False, True)):
+            opcheck(adjoint.default, (g, x, w, wiring, *needs), test_utils=checks)
+
+
+@pytest.mark.parametrize("topology", ["circulant", "uniform"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_compiled_without_a_graph_break_equals_eager(way, topology):
+    layer = SparseLinear(5000, 10_001, 3, topology=topology)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, g = torch.randn(2, 5000, requires_grad=True), torch.randn(2, 10_001)
+    inputs = [x, layer.weight]
+    expected = [layer(x), *torch.autograd.grad(layer(x), inputs, g)]
+    got = [compiled(x), *torch.autograd.grad(compiled(x), inputs, g)]
+    torch.testing.assert_close(got, expected)
+
+
+def test_autocast_leaves_the_product_in_the_precision_of_its_weights():
+    layer = SparseLinear(5000, 9000, 2)
+    x = torch.randn(3, 5000, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x.bfloat16())
+        y.sum().backward()
+    assert y.dtype == layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(y, layer(x.bfloat16().float()))
+
+
+def test_works_where_the_package_was_installed_without_a_compiler(monkeypatch):
+    layer, x = SparseLinear(5000, 9000, 2), torch.randn(1, 5000)
+    expected = layer(x)
+    monkeypatch.setattr(native, "_kernels", None)
+    torch.testing.assert_close(layer(x), expected)
