@@ -22,8 +22,9 @@
 typedef int64_t i64;
 
 enum {
-    BLOCK = 4096,       /* positions handled at a time, so that a block of every row is in cache */
-    GROUP = 16,         /* rows of a batch whose values lie side by side: one cache line */
+    BLOCK = 8192,       /* positions handled at a time, so that a block of every row is in cache */
+    SHORT_BLOCK = 1024, /* the same for one to three rows */
+    GROUP = 8,          /* rows of a batch whose values lie side by side */
     SERIAL = 1 << 15,   /* products below which waking other threads costs more than it saves */
     MOST_COPIES = 16    /* threads that keep a copy of their own of the input's gradient */
 };
@@ -83,19 +84,28 @@ VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, 
     } else if (rows == 1) {
         for (i64 j = 0; j < l; j++) gw[j] += g[j] * x[j];
     } else {
-        if (gx) {
-            float *restrict gx1 = gx + n, *restrict gx2 = gx1 + n, *restrict gx3 = gx2 + n;
+        float *restrict gx1 = gx + n, *restrict gx2 = gx1 + n, *restrict gx3 = gx2 + n;
+        if (gx && gw && fresh)
             for (i64 j = 0; j < l; j++) {
-                gx[j] += g[j] * w[j];
-                gx1[j] += g1[j] * w[j];
-                gx2[j] += g2[j] * w[j];
-                gx3[j] += g3[j] * w[j];
+                gx[j] += g[j] * w[j], gx1[j] += g1[j] * w[j];
+                gx2[j] += g2[j] * w[j], gx3[j] += g3[j] * w[j];
+                gw[j] = g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
             }
-        }
-        if (gw && fresh)
+        else if (gx && gw)
+            for (i64 j = 0; j < l; j++) {
+                gx[j] += g[j] * w[j], gx1[j] += g1[j] * w[j];
+                gx2[j] += g2[j] * w[j], gx3[j] += g3[j] * w[j];
+                gw[j] += g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
+            }
+        else if (gx)
+            for (i64 j = 0; j < l; j++) {
+                gx[j] += g[j] * w[j], gx1[j] += g1[j] * w[j];
+                gx2[j] += g2[j] * w[j], gx3[j] += g3[j] * w[j];
+            }
+        else if (fresh)
             for (i64 j = 0; j < l; j++)
                 gw[j] = g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
-        else if (gw)
+        else
             for (i64 j = 0; j < l; j++)
                 gw[j] += g[j] * x[j] + g1[j] * x1[j] + g2[j] * x2[j] + g3[j] * x3[j];
     }
@@ -105,12 +115,12 @@ VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, 
 static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *x,
                       const float *w, float *y)
 {
-    const i64 blocks = (m + BLOCK - 1) / BLOCK;
+    const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (m + size - 1) / size;
     #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
     for (i64 block = 0; block < blocks; block++) {
-        const i64 end = min((block + 1) * BLOCK, m);
+        const i64 end = min((block + 1) * size, m);
         const float *from[8], *weights[8];
-        for (i64 a = block * BLOCK, b; a < end; a = b) {
+        for (i64 a = block * size, b; a < end; a = b) {
             const i64 copy = a / n, i = a % n;
             b = min(end, (copy + 1) * n);
             for (i64 t = 0; t < k; t++) /* up to where the first source wraps around */
@@ -133,10 +143,11 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
 static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *g,
                               const float *x, const float *w, float *gx, float *gw)
 {
-    const i64 blocks = (n + BLOCK - 1) / BLOCK, copies = (m + n - 1) / n;
+    const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (n + size - 1) / size;
+    const i64 copies = (m + n - 1) / n;
     #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
     for (i64 block = 0; block < blocks; block++) {
-        const i64 start = block * BLOCK, end = min(start + BLOCK, n);
+        const i64 start = block * size, end = min(start + size, n);
         if (gx)
             for (i64 r = 0; r < rows; r++)
                 memset(gx + r * n + start, 0, (end - start) * sizeof(float));
@@ -180,7 +191,7 @@ VECTORISED static void gather_rows(float *restrict y, const float *restrict x,
                                    i64 width)
 {
     for (i64 j = 0; j < l; j++) {
-        const float *from = x + (i64)sources[j] * width;
+        const float *from = x + sources[j] * width;
         for (i64 r = 0; r < width; r++) y[j * width + r] += w[j] * from[r];
     }
 }
@@ -224,12 +235,13 @@ VECTORISED static void scatter_one(float *gx, float *restrict gw, const float *r
         for (i64 j = 0; j < l; j++) gx[sources[j]] += g[j] * w[j];
 }
 
-VECTORISED static void scatter_rows(float *gx, float *restrict gw, const float *restrict g,
-                                    const float *restrict x, const float *restrict w,
-                                    const int32_t *restrict sources, i64 l, i64 width, int fresh)
+VECTORISED static void scatter_rows(float *restrict gx, float *restrict gw,
+                                    const float *restrict g, const float *restrict x,
+                                    const float *restrict w, const int32_t *restrict sources,
+                                    i64 l, int fresh, i64 width)
 {
     for (i64 j = 0; j < l; j++) {
-        const i64 at = (i64)sources[j] * width;
+        const i64 at = sources[j] * width;
         const float *gj = g + j * width;
         if (gw) {
             float sum = fresh ? 0 : gw[j];
@@ -281,7 +293,7 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
                                     l, first == 0);
                     else
                         scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at, sources + at,
-                                     l, width, first == 0);
+                                     l, first == 0, width);
                 }
             }
         }
