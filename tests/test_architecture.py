@@ -16,11 +16,14 @@ import sparsehyper
 ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Who may import whom: cli → report, experiments → training, adaptation → hypernetwork →
+# Who may import whom: cli → report, experiments, bench → training, adaptation → hypernetwork →
 # generators, conditioning, target → sparse. Every part may use the helpers.
 HELPERS = {"_checks", "_extras", "_random"}
-PARTS = {"generators", "conditioning", "target", "sparse", "initialisation"}
-CORE = {*PARTS, "_persistence", "hypernetwork"}
+PARTS = {
+    *("generators", "conditioning", "target", "sparse"),
+    *("initialisation", "layout", "unpacking"),
+}
+CORE = {*PARTS, "_persistence", "mixing", "hypernetwork"}
 MAY_IMPORT = {
     "_checks": set(),
     "_extras": set(),
@@ -29,9 +32,12 @@ MAY_IMPORT = {
     "initialisation": set(),
     "generators": {"sparse"},
     "conditioning": set(),
-    "target": {"initialisation"},
+    "layout": set(),
+    "unpacking": {"sparse"},
+    "target": {"initialisation", "layout", "sparse", "unpacking"},
+    "mixing": {"target"},
     "_persistence": {"generators", "conditioning"},
-    "hypernetwork": {"generators", "conditioning", "target", "_persistence"},
+    "hypernetwork": {"generators", "conditioning", "target", "layout", "mixing", "_persistence"},
     "__init__": {"sparse", "generators", "conditioning", "hypernetwork", "adaptation"},
     "analysis": CORE,
     "data": CORE,
@@ -39,7 +45,8 @@ MAY_IMPORT = {
     "adaptation": CORE,
     "report": set(),
     "experiments": {*CORE, "data", "training", "adaptation", "analysis"},
-    "cli": {*CORE, "data", "training", "adaptation", "analysis", "experiments", "report"},
+    "bench": {*CORE, "training"},
+    "cli": {*CORE, "data", "training", "adaptation", "analysis", "experiments", "bench", "report"},
     "__main__": {"cli"},
 }
 LIBRARY_HALF = {*HELPERS, *CORE, "analysis", "__init__"}
@@ -94,7 +101,7 @@ def settings():
             str(torch.get_default_dtype()), torch.are_deterministic_algorithms_enabled()]
 before, loaded = settings(), set(sys.modules)
 import sparsehyper, sparsehyper.analysis, sparsehyper.data, sparsehyper.training
-import sparsehyper.report, sparsehyper.experiments
+import sparsehyper.report, sparsehyper.experiments, sparsehyper.bench
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - loaded})
 print(json.dumps({"loaded": loaded, "unchanged": settings() == before}))
 """

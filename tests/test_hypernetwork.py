@@ -55,8 +55,10 @@ def test_the_equation(generator, base):
     hnet = make(target, generator, base=base, scale=0.5)
     x, z = torch.randn(5, 4), hnet.conditioner.weight[1]
     normalised = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
-    theta = hnet.target.base + hnet.target.scale * hnet.generator(normalised[None])[0]
-    parts = theta.split([24, 6, 6, 6, 12, 2])
+    sizes = [24, 6, 6, 6, 12, 2]
+    means, stds = hnet.target.moments.repeat_interleave(torch.tensor(sizes), 1)
+    base_vector = means if hnet.target.base is None else hnet.target.base
+    parts = (base_vector + stds * hnet.generator(normalised[None])[0]).split(sizes)
     h = F.layer_norm(F.linear(x, parts[0].view(6, 4), parts[1]), [6], parts[2], parts[3])
     torch.testing.assert_close(hnet(x, task="bags"), F.linear(h, parts[4].view(2, 6), parts[5]))
 

@@ -19,7 +19,8 @@ def generated_std(target: nn.Module, generator: Generator, **settings) -> dict[s
         embedding = TaskEmbedding(TASKS, 64, seed=seed)
         hnet = HyperNetwork(target, generator, embedding, seed=seed, **settings)
         with torch.no_grad():
-            deviation = hnet.theta(hnet.conditioner.weight) - hnet.target.base
+            mean = hnet.target.parameters_at(torch.zeros(hnet.target.numel))
+            deviation = hnet.theta(hnet.conditioner.weight) - mean
         for theta in deviation:
             for name, value in hnet.target.unflatten(theta).items():
                 squares.setdefault(name, []).append(value.square().mean())

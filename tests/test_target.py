@@ -11,7 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from sparsehyper.target import Target, plan_layout
+from sparsehyper.layout import plan_layout
+from sparsehyper.target import Target
 
 
 class Tied(nn.Module):
@@ -100,6 +101,15 @@ def flat(out) -> torch.Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in tree_leaves(out)])
 
 
+def tensors(target: Target, theta: torch.Tensor):
+    return target.unflatten(theta).values()
+
+
+def statistics(target: Target, task: int) -> dict[str, torch.Tensor]:
+    names = [name for name, *_ in target._statistics]
+    return dict(zip(names, target.statistics_of(task), strict=True))
+
+
 def theta_of(target: Target) -> torch.Tensor:
     return target.parameters_at(torch.randn(target.numel)).detach().requires_grad_()
 
@@ -118,7 +128,7 @@ def test_runs_any_module_at_any_parameters_and_leaves_it_as_it_was(kind, trainin
     with torch.no_grad():
         for name, value in target.unflatten(theta).items():
             copied.get_parameter(name).copy_(value)
-    expected, out = copied(x), target(theta, 0, (x,), {})
+    expected, out = copied(x), target(tensors(target, theta), 0, (x,), {})
     torch.testing.assert_close(flat(out), flat(expected))
     flat(expected).square().sum().backward()
     (grad,) = torch.autograd.grad(flat(out).square().sum(), theta)
@@ -162,7 +172,9 @@ def test_a_tied_parameter_stands_once_and_stays_tied():
     hidden = named["embedding.weight"][x]
     for _ in range(2):
         hidden = hidden @ named["block.weight"].T + named["block.bias"]
-    torch.testing.assert_close(target(theta, 0, (x,), {}), hidden @ named["embedding.weight"].T)
+    torch.testing.assert_close(
+        target(tensors(target, theta), 0, (x,), {}), hidden @ named["embedding.weight"].T
+    )
     plain = target.materialize(theta, 0)
     assert plain.output.weight is plain.embedding.weight
     assert plain.again is plain.block
@@ -175,7 +187,7 @@ def test_frozen_parameters_are_left_as_they_are():
     assert [s.name for s in target.layout] == ["1.weight", "1.bias"]
     x = torch.eye(3)
     theta = torch.cat([torch.eye(3).flatten(), torch.zeros(3)])
-    assert torch.equal(target(theta, 0, (x,), {}), module[0](x))
+    assert torch.equal(target(tensors(target, theta), 0, (x,), {}), module[0](x))
     assert not any(p.requires_grad for p in target.parameters())
 
 
@@ -204,7 +216,7 @@ def test_the_others_are_shared_and_trained_or_frozen(others, trained):
     }
     assert torch.equal(target.module[0].weight, module[0].weight)
     assert target.module[0].weight is not module[0].weight
-    target(theta_of(target), 0, (torch.randn(5, 3),), {}).sum().backward()
+    target(tensors(target, theta_of(target)), 0, (torch.randn(5, 3),), {}).sum().backward()
     assert (target.module[0].weight.grad is not None) is trained
     assert all(p.requires_grad for p in module.parameters())
 
@@ -215,9 +227,9 @@ def test_bases():
         Target(module, base=b) for b in ("zeros", "learned", "pretrained")
     )
     start = torch.cat([torch.zeros(16), torch.ones(4), torch.zeros(4)])
-    assert torch.equal(zeros.base, start)
-    assert torch.equal(learned.base, start)
-    assert torch.equal(pretrained.base, nn.utils.parameters_to_vector(module.parameters()))
+    given = nn.utils.parameters_to_vector(module.parameters())
+    for target, expected in ((zeros, start), (learned, start), (pretrained, given)):
+        assert torch.equal(target.parameters_at(torch.zeros(24)), expected)
     assert [n for n, _ in learned.named_parameters()] == ["base"]
     assert not [*zeros.parameters(), *pretrained.parameters()]
 
@@ -241,10 +253,12 @@ def test_a_state_dict_restores_base_and_scale(base):
     one.moments[:, 0] = torch.tensor([5.0, 0.3])
     one.load_state_dict(one.state_dict())
     two.load_state_dict(one.state_dict())
-    assert two.scale[0] == pytest.approx(0.3)
-    assert torch.equal(one.scale, two.scale)
-    assert torch.equal(one.base, two.base)
-    assert base != "zeros" or two.base[0] == 5
+    zero, unit = torch.zeros(15), torch.ones(15)
+    scale = two.parameters_at(unit) - two.parameters_at(zero)
+    assert scale[0].detach() == pytest.approx(0.3)
+    for generated in (zero, unit):
+        assert torch.equal(one.parameters_at(generated), two.parameters_at(generated))
+    assert base != "zeros" or two.parameters_at(zero)[0] == 5
 
 
 def norms(tasks: int = 3, norm_stats: str = "per_task") -> tuple[nn.Module, Target]:
@@ -260,10 +274,10 @@ def hidden(target: Target, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor
 def test_statistics_are_each_task_s_own():
     _, target = norms()
     theta, x = theta_of(target), torch.randn(50, 4)
-    target(theta, 1, (x,), {})
-    target(theta, 1, (x,), {})
+    target(tensors(target, theta), 1, (x,), {})
+    target(tensors(target, theta), 1, (x,), {})
     assert target.counts.flatten().tolist() == [0, 2, 0]
-    untouched, seen = target.task_statistics(0), target.task_statistics(1)
+    untouched, seen = statistics(target, 0), statistics(target, 1)
     assert untouched["1.running_mean"].tolist() == [0, 0, 0]
     assert untouched["1.running_var"].tolist() == [1, 1, 1]
     h = hidden(target, theta, x)
@@ -275,12 +289,16 @@ def test_evaluation_normalises_by_the_task_s_statistics_and_keeps_them():
     _, target = norms()
     theta, x = theta_of(target), torch.randn(50, 4)
     for _ in range(200):
-        target(theta, 1, (x,), {})
-    trained = target(theta, 1, (x,), {})
+        target(tensors(target, theta), 1, (x,), {})
+    trained = target(tensors(target, theta), 1, (x,), {})
     target.eval()
     before = {n: v.clone() for n, v in target.state_dict().items()}
-    torch.testing.assert_close(target(theta, 1, (x,), {}), trained, atol=0.05, rtol=0.05)
-    assert not torch.allclose(target(theta, 0, (x,), {}), trained, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        target(tensors(target, theta), 1, (x,), {}), trained, atol=0.05, rtol=0.05
+    )
+    assert not torch.allclose(
+        target(tensors(target, theta), 0, (x,), {}), trained, atol=0.05, rtol=0.05
+    )
     for name, value in target.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -290,8 +308,8 @@ def test_without_a_task_the_mean_statistics_are_used_and_kept():
     theta, x = theta_of(target), torch.randn(50, 4)
     target.statistics.copy_(torch.tensor([[1.0, 1, 1, 4, 4, 4], [3, 3, 3, 6, 6, 6]]))
     before = target.statistics.clone()
-    target(theta, None, (x,), {})
-    out = target.eval()(theta, None, (x,), {})
+    target(tensors(target, theta), None, (x,), {})
+    out = target.eval()(tensors(target, theta), None, (x,), {})
     assert torch.equal(target.statistics, before)
     named = target.unflatten(theta)
     expected = (hidden(target, theta, x) - 2) / (5 + 1e-5) ** 0.5
@@ -302,7 +320,7 @@ def test_shared_statistics_are_those_of_all_batches():
     _, target = norms(norm_stats="shared")
     theta, x = theta_of(target), torch.randn(50, 4)
     for task in (0, 1):
-        target(theta, task, (x,), {})
+        target(tensors(target, theta), task, (x,), {})
     norm = target.module[1]
     assert norm.num_batches_tracked == 2
     torch.testing.assert_close(norm.running_mean, 0.19 * hidden(target, theta, x).mean(0))
@@ -312,8 +330,8 @@ def test_batch_statistics_are_used_in_evaluation_too():
     _, target = norms(norm_stats="batch")
     theta, x = theta_of(target), torch.randn(50, 4)
     assert not [n for n in target.state_dict() if "running" in n]
-    trained = target(theta, 0, (x,), {})
-    torch.testing.assert_close(target.eval()(theta, 0, (x,), {}), trained)
+    trained = target(tensors(target, theta), 0, (x,), {})
+    torch.testing.assert_close(target.eval()(tensors(target, theta), 0, (x,), {}), trained)
     plain = target.materialize(theta, 0).eval()
     torch.testing.assert_close(plain(x), trained)
 
@@ -323,7 +341,7 @@ def test_batch_statistics_of_an_instance_norm_are_those_of_each_sample():
     target = Target(nn.Sequential(norm), norm_stats="batch").eval()
     theta, x = theta_of(target), torch.randn(5, 3, 7)
     expected = nn.functional.instance_norm(x, weight=theta[:3], bias=theta[3:])
-    torch.testing.assert_close(target(theta, 0, (x,), {}), expected)
+    torch.testing.assert_close(target(tensors(target, theta), 0, (x,), {}), expected)
 
 
 def test_batch_statistics_of_a_norm_that_is_not_pytorch_s_are_refused():
@@ -344,7 +362,7 @@ def test_statistics_of_norms_without_them_and_other_buffers_are_left_alone():
     target = Target(module, tasks=2)
     assert target.statistics.shape == (2, 0)
     assert torch.equal(target.module.constant, module.constant)
-    target.eval()(theta_of(target), 0, (torch.randn(5, 4),), {})
+    target.eval()(tensors(target, theta_of(target)), 0, (torch.randn(5, 4),), {})
 
 
 def test_a_new_task_starts_from_the_mean_statistics():
@@ -359,9 +377,9 @@ def test_a_new_task_starts_from_the_mean_statistics():
 def test_training_and_evaluation_reach_dropout():
     target = Target(nn.Sequential(nn.Linear(4, 500), nn.Dropout(0.5)))
     theta, x = theta_of(target), torch.randn(1, 4)
-    dropped = (target.train()(theta, 0, (x,), {}) == 0).float().mean()
+    dropped = (target.train()(tensors(target, theta), 0, (x,), {}) == 0).float().mean()
     assert dropped == pytest.approx(0.5, abs=0.1)
-    assert not (target.eval()(theta, 0, (x,), {}) == 0).any()
+    assert not (target.eval()(tensors(target, theta), 0, (x,), {}) == 0).any()
 
 
 class Failing(nn.Module):
@@ -382,12 +400,12 @@ def test_an_exception_in_forward_leaves_nothing_behind():
     outside = snapshot(module)
     target = Target(module).eval()
     theta, x = theta_of(target), torch.randn(6, 5, 4)
-    inside, out = snapshot(target), target(theta, 0, (x,), {})
+    inside, out = snapshot(target), target(tensors(target, theta), 0, (x,), {})
     with pytest.raises(RuntimeError, match="stop"):
-        target(theta, 0, (x,), {"fail": True})
+        target(tensors(target, theta), 0, (x,), {"fail": True})
     assert_same(inside, snapshot(target))
     assert_same(outside, snapshot(module))
-    assert torch.equal(target(theta, 0, (x,), {}), out)
+    assert torch.equal(target(tensors(target, theta), 0, (x,), {}), out)
     copy.deepcopy(target)  # no θ, which has a history and so cannot be copied, is held on to
 
 
@@ -396,7 +414,7 @@ def test_hooks_of_the_module_are_called():
     module = nn.Sequential(nn.Linear(4, 3))
     module[0].register_forward_hook(lambda m, args, out: seen.append(out.shape))
     target = Target(module)
-    target(theta_of(target), 0, (torch.randn(2, 4),), {})
+    target(tensors(target, theta_of(target)), 0, (torch.randn(2, 4),), {})
     assert seen == [(2, 3)]
 
 
@@ -406,7 +424,7 @@ def test_a_materialised_module_is_an_ordinary_one(kind):
     module = make()
     target = Target(module)
     theta, x = theta_of(target), torch.randn(shape)
-    target(theta, 0, (x,), {})
+    target(tensors(target, theta), 0, (x,), {})
     target.eval()
     plain = target.materialize(theta, 0)
     assert not plain.training
@@ -424,7 +442,7 @@ def test_a_materialised_module_is_an_ordinary_one(kind):
     fresh = make().eval()
     fresh.load_state_dict(plain.state_dict())
     assert torch.equal(flat(plain(x)), flat(fresh(x)))
-    torch.testing.assert_close(flat(plain(x)), flat(target(theta, 0, (x,), {})))
+    torch.testing.assert_close(flat(plain(x)), flat(target(tensors(target, theta), 0, (x,), {})))
     halves = {name: p.detach() / 2 for name, p in plain.named_parameters()}
     expected = functional_call(fresh, halves, (x,))
     assert torch.equal(flat(functional_call(plain, halves, (x,))), flat(expected))
@@ -433,9 +451,9 @@ def test_a_materialised_module_is_an_ordinary_one(kind):
 def test_a_materialised_module_takes_the_task_s_statistics():
     _, target = norms()
     theta, x = theta_of(target), torch.randn(50, 4)
-    target(theta, 2, (x,), {})
+    target(tensors(target, theta), 2, (x,), {})
     plain = target.materialize(theta, 2)
-    assert torch.equal(plain[1].running_mean, target.task_statistics(2)["1.running_mean"])
+    assert torch.equal(plain[1].running_mean, statistics(target, 2)["1.running_mean"])
     assert plain[1].num_batches_tracked == 1
     plain(x)
     assert target.counts.flatten().tolist() == [0, 0, 1]
@@ -445,7 +463,7 @@ def test_dtypes_of_what_is_not_generated_are_kept():
     module = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3))
     module.register_buffer("table", torch.ones(2, dtype=torch.float16))
     target = Target(module, generate="0.*")
-    assert target.base.dtype == target.scale.dtype == torch.float64
+    assert target.moments.dtype == torch.float64
     assert target.module[1].weight.dtype == torch.float32
     assert target.module.table.dtype == torch.float16
 

@@ -112,9 +112,9 @@ def summarize(hnet: HyperNetwork) -> dict[str, Any]:
             {
                 "name": spec.name,
                 "shape": list(spec.shape),
-                "initial_std": float(target.scale[spec.offset]),
+                "initial_std": std,
             }
-            for spec in target.layout
+            for spec, std in zip(target.layout, target.moments[1].tolist(), strict=True)
         ],
         "layers": layers,
         "trainable": trainable,

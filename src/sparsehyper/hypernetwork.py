@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from os import PathLike
 from typing import Any, Self, SupportsIndex, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from sparsehyper import _persistence
 from sparsehyper._checks import check_integer, check_number
 from sparsehyper._random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
-from sparsehyper.target import Select, Target
+from sparsehyper.layout import Select
+from sparsehyper.mixing import run_tasks
+from sparsehyper.target import Target
 
 Task = str | SupportsIndex | Tensor
 
@@ -102,8 +102,8 @@ class HyperNetwork(nn.Module):
             "norm_stats": norm_stats,
             "seed": seed,
         }
-        self.generator.to(self.target.base)
-        self.conditioner.to(self.target.base)
+        self.generator.to(self.target.moments)
+        self.conditioner.to(self.target.moments)
         self.train(target.training)
 
     def forward(self, *args: Any, task: Task, **kwargs: Any) -> Any:
@@ -124,16 +124,20 @@ class HyperNetwork(nn.Module):
         if _is_ids(task) and task.ndim == 1:
             return self._forward_per_sample(task, args, kwargs)
         z, row = self._resolve(task)
-        return self.target(self.theta(z[None])[0], row, args, kwargs)
+        return self.target(self._tensors(z), row, args, kwargs)
 
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
+        return self.target.parameters_at(self._generated(z))
+
+    def _generated(self, z: Tensor) -> Tensor:
+        """G(normalise(z)) ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
         if z.ndim != 2 or z.shape[1] != self.conditioner.dim:
             raise ValueError(
                 f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
             )
         normalised = F.layer_norm(z, z.shape[-1:])
-        return self.target.parameters_at(self.generator(normalised))
+        return self.generator(normalised)
 
     def generate(self, task: Task) -> dict[str, Tensor]:
         """The generated tensors of one task, by the target's own names.
@@ -142,10 +146,11 @@ class HyperNetwork(nn.Module):
             task: a name, a number, or an embedding ``[latent_dim]``.
 
         Returns:
-            Differentiable views of one new flat vector.
+            New tensors, differentiable.
         """
         z, _ = self._resolve(task)
-        return self.target.unflatten(self.theta(z[None])[0])
+        names = [spec.name for spec in self.target.layout]
+        return dict(zip(names, self._tensors(z), strict=True))
 
     @torch.no_grad()
     def materialize(self, task: Task) -> nn.Module:
@@ -205,6 +210,10 @@ class HyperNetwork(nn.Module):
         """
         return _persistence.load(cls, directory, target)
 
+    def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The generated tensors of one embedding ``[latent_dim]``."""
+        return self.target.tensors_at(self._generated(z[None])[0])
+
     def _resolve(self, task: Task) -> tuple[Tensor, int | None]:
         """Embedding ``[latent_dim]`` of one task, and the row of its statistics."""
         if isinstance(task, Tensor) and task.is_floating_point():
@@ -227,15 +236,13 @@ class HyperNetwork(nn.Module):
         distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
         if len(task) == 0:  # one run of no samples, for an output of the right shape
             distinct = counts = task.new_zeros(1)
-        rows, sizes = [self.conditioner.index(row) for row in distinct.tolist()], counts.tolist()
-        thetas = self.theta(self.conditioner(distinct))
-        order = inverse.argsort(stable=True)
-        runs = _split((args, kwargs), order, sizes)
-        outputs = [
-            self.target(theta, row, *run)
-            for theta, row, run in zip(thetas, rows, runs, strict=True)
-        ]
-        return _join(outputs, order.argsort(), sizes)
+        # Tasks with equally many samples stand together, as they may share a run.
+        counts, place = counts.sort(stable=True)
+        distinct, order = distinct[place], place.argsort()[inverse].argsort(stable=True)
+        rows = [self.conditioner.index(row) for row in distinct.tolist()]
+        sizes = counts.tolist()
+        generated = self._generated(self.conditioner(distinct))
+        return run_tasks(self.target, generated, rows, sizes, order, (args, kwargs))
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -243,39 +250,3 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def _is_ids(task: Any) -> TypeGuard[Tensor]:
     return isinstance(task, Tensor) and task.dtype in _INTEGERS
-
-
-def _split(inputs: Any, order: Tensor, sizes: list[int]) -> Iterator[Any]:
-    """Every tensor within ``inputs`` reordered along the batch and cut into runs of ``sizes``."""
-    leaves, structure = pytree.tree_flatten(inputs)
-    pieces = []
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-            pieces.append([leaf] * len(sizes))
-        elif len(leaf) != len(order):
-            raise ValueError(
-                f"`task` names {len(order)} samples, so every tensor given to the target must "
-                f"have {len(order)} as its first size, got a tensor of shape {list(leaf.shape)}"
-            )
-        else:
-            pieces.append(leaf[order].split(sizes))
-    for group in zip(*pieces, strict=True):
-        yield pytree.tree_unflatten(list(group), structure)
-
-
-def _join(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
-    """Outputs of consecutive runs as one batch in the order of the samples."""
-
-    def join(*leaves: Any) -> Any:
-        if all(leaf is None for leaf in leaves):
-            return None
-        for leaf, size in zip(leaves, sizes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
-                found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
-                raise ValueError(
-                    "with one `task` per sample every output of the target must be a tensor with "
-                    f"the batch first, got {found} for {size} samples"
-                )
-        return torch.cat(leaves)[order]
-
-    return pytree.tree_map(join, *outputs)

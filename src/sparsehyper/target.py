@@ -1,9 +1,9 @@
-"""Any module as a function of one flat parameter vector θ.
+"""Any module as a function of generated parameters θ.
 
 ``Target`` plans once which tensors of a module are generated and where each lies in θ, then runs
-the module with views of a given θ in their place (``torch.func.functional_call``). It works on a
-copy: the module that it was given is never changed, and an exception in its forward leaves nothing
-behind.
+the module with the tensors it is given in their places, and afterwards takes them out again. It
+works on a copy: the module that it was given is never changed, and an exception in its forward
+leaves nothing behind.
 
 - A tied parameter has one place in θ. A parameter with ``requires_grad=False`` is left as it is.
 - Batch-norm statistics (buffers named ``running_mean``, ``running_var`` and
@@ -14,35 +14,23 @@ behind.
 from __future__ import annotations
 
 import copy
-import fnmatch
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sparsehyper._checks import check_choice
 from sparsehyper.initialisation import initial_moments
+from sparsehyper.layout import Select, owner_of, plan_layout, slots
+from sparsehyper.sparse.memory import shared_memory
+from sparsehyper.unpacking import Plan, unpack
 
 BASES = ("zeros", "learned", "pretrained")
 NORM_STATS = ("per_task", "shared", "batch")
 OTHERS = ("shared", "frozen")
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
-
-
-class TensorSpec(NamedTuple):
-    """One generated tensor's place in θ."""
-
-    name: str  # as in the target's ``named_parameters()``
-    shape: torch.Size
-    offset: int
-    numel: int
-    aliases: tuple[str, ...]  # other names of the same tensor, where it is tied
 
 
 class Target(nn.Module):
@@ -64,14 +52,15 @@ class Target(nn.Module):
     Attributes:
         layout: the generated tensors, in order.
         numel: length of θ.
+        moments: mean and standard deviation of each generated tensor, ``[2, tensors]``.
+        base: a learned or pretrained base, ``[numel]``; None where the means are all there is.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
             parameters that cannot be generated.
     """
 
-    base: Tensor
-    scale: Tensor
+    base: Tensor | None
     moments: Tensor
     statistics: Tensor
     counts: Tensor
@@ -93,61 +82,94 @@ class Target(nn.Module):
         check_choice("norm_stats", norm_stats, NORM_STATS)
         self.norm_stats = norm_stats
         self.layout = plan_layout(module, generate)
-        self._sizes = [spec.numel for spec in self.layout]
-        self.numel = sum(self._sizes)
+        self.numel = sum(spec.numel for spec in self.layout)
         values = [module.get_parameter(spec.name).detach() for spec in self.layout]
         moments = [
-            initial_moments(*_owner(module, spec.name), value)
+            initial_moments(*owner_of(module, spec.name), value)
             for spec, value in zip(self.layout, values, strict=True)
         ]
         means, stds = torch.tensor(moments, dtype=values[0].dtype, device=values[0].device).T
         self.register_buffer("moments", torch.stack([means, stds * scale]))
-        mean, std = self._expanded_moments()
-        self.register_buffer("scale", std, persistent=False)
-        if base == "zeros":
-            self.register_buffer("base", mean, persistent=False)
-        elif base == "learned":
-            self.base = nn.Parameter(mean)
+        self._plan = self._make_plan()
+        if base == "learned":
+            sizes = torch.tensor(self._plan.sizes, device=means.device)
+            self.base = nn.Parameter(means.repeat_interleave(sizes))
         else:
-            self.register_buffer("base", torch.cat([value.reshape(-1) for value in values]))
+            pretrained = base == "pretrained"
+            flat = torch.cat([value.reshape(-1) for value in values]) if pretrained else None
+            self.register_buffer("base", flat)
 
         self.module = copy.deepcopy(module)
-        for spec in self.layout:
-            for name in (spec.name, *spec.aliases):
-                owner, attribute = _owner(self.module, name)
-                owner._parameters[attribute] = None
+        # Where each generated tensor goes, a tied one into several places.
+        self._slots = [
+            (place, *owner_of(self.module, name))
+            for place, spec in enumerate(self.layout)
+            for name in (spec.name, *spec.aliases)
+        ]
+        for _, owner, attribute in self._slots:
+            owner._parameters[attribute] = None
         self._recurrent = _recurrent_layers(self.module)
         _renew_weight_lists(self._recurrent)
         if others == "frozen":
             self.module.requires_grad_(False)
+        self._memory = shared_memory()  # keeps it
+        self.shared_runs: dict[Any, int] = {}  # what `mixing` found out about the module
         self._take_statistics(tasks, values[0].device)
         self.register_load_state_dict_post_hook(_complete_loading)
 
-    def forward(self, theta: Tensor, task: int | None, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """The module's output at parameters θ ``[numel]``, with the statistics of ``task``.
+    def forward(
+        self, tensors: Iterable[Tensor], task: int | None, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """The module's output at the parameters ``tensors``, with the statistics of ``task``.
 
-        ``task`` None uses, and leaves alone, the mean statistics of all tasks.
+        Args:
+            tensors: the generated parameters, in the order of ``layout``.
+            task: whose batch-norm statistics; None uses, and leaves alone, the mean of all tasks.
+            args, kwargs: what the module takes.
         """
-        tensors = {**self.unflatten(theta, aliases=True), **self.task_statistics(task)}
-        for layer in self._recurrent:  # renews its list when a weight is not the one it remembers
-            layer._flat_weight_refs = [_nothing] * len(layer._flat_weights_names)
+        return self.run(tuple(tensors), self.statistics_of(task), args, kwargs)
+
+    def run(
+        self, tensors: Sequence[Tensor], statistics: Sequence[Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        """The module's output with these parameters and statistics in their places."""
         try:
-            return functional_call(self.module, tensors, args, kwargs)
-        finally:
+            for place, owner, attribute in self._slots:
+                owner._parameters[attribute] = tensors[place]  # type: ignore[assignment]
+            for (_, _, _, owner, attribute), value in zip(
+                self._statistics, statistics, strict=True
+            ):
+                owner._buffers[attribute] = value
             _renew_weight_lists(self._recurrent)
+            return self.module(*args, **kwargs)
+        finally:
+            for _, owner, attribute in self._slots:
+                owner._parameters[attribute] = None
+            for *_, owner, attribute in self._statistics:
+                owner._buffers[attribute] = None
+            _renew_weight_lists(self._recurrent)
+
+    def tensors_at(self, generated: Tensor) -> tuple[Tensor, ...]:
+        """The parameters base + scale ⊙ generated, in the order of ``layout``.
+
+        Args:
+            generated: ``[…, numel]``; the tensors are ``[…, *shape]``.
+        """
+        return unpack(generated.to(self.moments.dtype), self._plan, self.base)
 
     def parameters_at(self, generated: Tensor) -> Tensor:
         """θ = base + scale ⊙ generated, for ``generated`` of shape ``[…, numel]``."""
-        return torch.addcmul(self.base, self.scale, generated.to(self.base.dtype))
+        lead, tensors = generated.shape[:-1], self.tensors_at(generated)
+        rows = zip(tensors, self._plan.sizes, strict=True)
+        return torch.cat([tensor.reshape(*lead, size) for tensor, size in rows], -1)
 
-    def unflatten(self, theta: Tensor, *, aliases: bool = False) -> dict[str, Tensor]:
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Named views of θ ``[numel]``, in the target's own names."""
-        named = {}
-        for spec, piece in zip(self.layout, theta.split(self._sizes), strict=True):
-            named[spec.name] = piece.view(spec.shape)
-            if aliases:
-                named.update(dict.fromkeys(spec.aliases, named[spec.name]))
-        return named
+        pieces = theta.split(self._plan.sizes)
+        return {
+            spec.name: piece.view(spec.shape)
+            for spec, piece in zip(self.layout, pieces, strict=True)
+        }
 
     def materialize(self, theta: Tensor, task: int | None) -> nn.Module:
         """An ordinary module with parameters θ ``[numel]`` and the statistics of ``task``."""
@@ -156,9 +178,9 @@ class Target(nn.Module):
         for spec in self.layout:
             parameter = nn.Parameter(named[spec.name].clone())
             for name in (spec.name, *spec.aliases):
-                setattr(*_owner(module, name), parameter)
-        for name, value in self.task_statistics(task).items():
-            setattr(*_owner(module, name), value.clone())
+                setattr(*owner_of(module, name), parameter)
+        for (name, *_), value in zip(self._statistics, self.statistics_of(task), strict=True):
+            setattr(*owner_of(module, name), value.clone())
         _renew_weight_lists(_recurrent_layers(module))
         return module
 
@@ -168,13 +190,18 @@ class Target(nn.Module):
         self.statistics = torch.cat([self.statistics, mean[None]])
         self.counts = torch.cat([self.counts, count[None]])
 
-    def task_statistics(self, task: int | None) -> dict[str, Tensor]:
-        """Named batch-norm statistics: views of one task's, or a copy of the mean of all."""
-        rows, cursors, named = self._row(task), [0, 0], {}
-        for name, shape, is_count in self._statistics:
-            size = math.prod(shape)
-            named[name] = rows[is_count].narrow(0, cursors[is_count], size).view(shape)
-            cursors[is_count] += size
+    def statistics_of(self, task: int | None) -> list[Tensor]:
+        """Batch-norm statistics: views of one task's, or a copy of the mean of all."""
+        return self.split_statistics(*self._row(task))
+
+    def split_statistics(self, floats: Tensor, counts: Tensor) -> list[Tensor]:
+        """The statistics that lie in ``floats`` and ``counts``, each ``[…, all]``; views."""
+        named, cursors = [], [0, 0]
+        for _, shape, is_count, _, _ in self._statistics:
+            values, start = (floats, counts)[is_count], cursors[is_count]
+            cursors[is_count] += shape.numel()
+            piece = values[..., start : cursors[is_count]]
+            named.append(piece.view(piece.shape[:-1] + shape))
         return named
 
     def _row(self, task: int | None) -> tuple[Tensor, Tensor]:
@@ -182,17 +209,17 @@ class Target(nn.Module):
             return self.statistics.mean(0), self.counts.amax(0)
         return self.statistics[task], self.counts[task]
 
-    def _expanded_moments(self) -> tuple[Tensor, Tensor]:
-        """Each tensor's mean and standard deviation for all its elements: two of ``[numel]``."""
-        sizes = torch.tensor(self._sizes, device=self.moments.device)
-        mean, std = (row.repeat_interleave(sizes) for row in self.moments)
-        return mean, std
+    def _make_plan(self) -> Plan:
+        means, stds = self.moments.tolist()
+        return Plan(
+            [spec.numel for spec in self.layout], [spec.shape for spec in self.layout], stds, means
+        )
 
     def _take_statistics(self, tasks: int, device: torch.device) -> None:
         """Move the batch-norm statistics out of the module, one row a task."""
-        self._statistics: list[tuple[str, torch.Size, bool]] = []
+        self._statistics: list[tuple[str, torch.Size, bool, nn.Module, str]] = []
         values: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, owner, attribute, buffer in list(_slots(self.module, "_buffers")):
+        for name, owner, attribute, buffer in list(slots(self.module, "_buffers")):
             if attribute not in _STATISTICS or self.norm_stats == "shared":
                 continue
             owner._buffers[attribute] = None
@@ -205,7 +232,7 @@ class Target(nn.Module):
                 owner.track_running_stats = False
                 continue
             is_count = not buffer.is_floating_point()
-            self._statistics.append((name, buffer.shape, is_count))
+            self._statistics.append((name, buffer.shape, is_count, owner, attribute))
             values[is_count].append(buffer.detach().reshape(-1).to(device))
         floats = torch.cat([torch.empty(0, device=device), *values[0]])
         counts = torch.cat([torch.empty(0, dtype=torch.long, device=device), *values[1]])
@@ -213,67 +240,8 @@ class Target(nn.Module):
         self.register_buffer("counts", counts.repeat(tasks, 1))
 
 
-def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, ...]:
-    """Names, shapes and offsets in θ of the parameters of ``module`` to generate.
-
-    >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
-    [('weight', torch.Size([2, 3]), 0, 6)]
-    """
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, _, _, parameter in _slots(module, "_parameters"):
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(
-                f"parameter {name!r} of `target` has no shape yet; "
-                "run the module once on an example before giving it to a hypernetwork"
-            )
-        if parameter.requires_grad:
-            names.setdefault(parameter, []).append(name)
-    chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
-    layout, offset = [], 0
-    for parameter, (name, *aliases) in names.items():
-        if name in chosen:
-            layout.append(
-                TensorSpec(name, parameter.shape, offset, parameter.numel(), tuple(aliases))
-            )
-            offset += parameter.numel()
-    dtypes = {parameter.dtype for parameter in chosen.values()}
-    if len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"`generate` must select parameters of one real dtype, got {found}")
-    return tuple(layout)
-
-
-def _select(generate: Select, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    if not parameters:
-        raise ValueError("`target` has no trainable parameter to generate")
-    known = ", ".join(parameters)
-    if callable(generate):
-        chosen = {name: p for name, p in parameters.items() if generate(name, p)}
-    elif not isinstance(generate, Iterable):
-        raise TypeError(f"`generate` must be a glob, several, or a predicate, got {generate!r}")
-    else:
-        patterns = [generate] if isinstance(generate, str) else list(generate)
-        for pattern in patterns:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
-                raise ValueError(
-                    f"`generate` pattern {pattern!r} matches no trainable parameter of the "
-                    f"target; it has: {known}"
-                )
-        chosen = {
-            name: p
-            for name, p in parameters.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        }
-    if not chosen:
-        raise ValueError(f"`generate` selects no parameter of the target; it has: {known}")
-    return chosen
-
-
 def _complete_loading(target: Target, keys: Any) -> None:
-    mean, std = target._expanded_moments()
-    target.scale.copy_(std)
-    if "base" in target._non_persistent_buffers_set:
-        target.base.copy_(mean)
+    target._plan = target._make_plan()
     # Given a state without version numbers, as safetensors files are, a batch norm makes up the
     # `num_batches_tracked` that is kept in `counts` here, and then finds it unexpected.
     keys.unexpected_keys[:] = [
@@ -289,21 +257,3 @@ def _renew_weight_lists(recurrent: list[Any]) -> None:
     """Recurrent layers keep a list of their weights, besides the weights."""
     for layer in recurrent:
         layer._init_flat_weights()
-
-
-def _nothing() -> None:
-    """Stands for a weak reference to a tensor that is gone."""
-
-
-def _slots(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """Every place that holds a parameter or buffer, once, though its module stand in several."""
-    for prefix, owner in module.named_modules():
-        for attribute, value in getattr(owner, kind).items():
-            if value is not None:
-                yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, value
-
-
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds the tensor ``name``, and its name there."""
-    prefix, _, attribute = name.rpartition(".")
-    return module.get_submodule(prefix), attribute

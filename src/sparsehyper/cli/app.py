@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsehyper.cli.bench import bench
 from sparsehyper.cli.compare import compare
 from sparsehyper.cli.evaluate import evaluate
 from sparsehyper.cli.inspect import inspect
@@ -57,7 +58,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for command in (train, evaluate, compare, inspect):
+for command in (train, evaluate, compare, inspect, bench):
     app.command()(_reporting(command))
 
 

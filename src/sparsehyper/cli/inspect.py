@@ -14,7 +14,7 @@ from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.experiments import build_target, load_run
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.target import plan_layout
+from sparsehyper.layout import plan_layout
 
 
 def inspect(

@@ -30,7 +30,7 @@ from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.targets import build_target
 from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.target import plan_layout
+from sparsehyper.layout import plan_layout
 
 
 @dataclass(frozen=True)

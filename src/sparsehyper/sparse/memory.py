@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 LARGE = 32 << 20  # bytes; the C library keeps smaller blocks by itself
-MOST_IDLE = 512 << 20  # bytes kept though no tensor uses them
 
 
 class _Block(NamedTuple):
@@ -28,39 +27,54 @@ class _Block(NamedTuple):
 
 
 class Memory:
-    """Large blocks in use, and blocks that may be used again."""
+    """Large blocks in use, and blocks that may be used again.
+
+    In all they never take more than was in use at the busiest moment.
+    """
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []  # the last one lent is the last
+        self._most = 0  # bytes in use at the busiest moment
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """A float32 tensor with arbitrary contents."""
-        size = 4 * math.prod(shape)
-        if size < LARGE:
+        numel = math.prod(shape)
+        if 4 * numel < LARGE:
             return torch.empty(shape)
-        if size > MOST_IDLE:
-            return torch.from_numpy(_fresh(size).reshape(shape))
         with self._lock:
-            array = self._take(size)
-            lent = array.reshape(shape)
+            array = self._take(numel)
+            lent = array[:numel].reshape(shape)
             self._blocks.append(_Block(array, weakref.ref(lent)))
         return torch.from_numpy(lent)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_memory, ()
 
-    def _take(self, size: int) -> np.ndarray:
-        """An idle block of this size, removed from the list, or a fresh one."""
+    def _take(self, numel: int) -> np.ndarray:
+        """The smallest idle block of up to twice the size, taken off the list, or a new one."""
         idle = [block for block in self._blocks if block.user() is None]
-        fitting = [block for block in idle if block.array.nbytes == size]
-        excess = sum(block.array.nbytes for block in idle) + size - MOST_IDLE
-        gone = fitting[-1:]
-        while not fitting and idle and excess > 0:
-            gone.append(idle.pop(0))
-            excess -= gone[-1].array.nbytes
+        fitting = [block for block in idle if numel <= block.array.size <= 2 * numel]
+        if fitting:
+            gone = [min(fitting, key=lambda block: block.array.size)]
+            array = gone[0].array
+        else:
+            held = sum(block.array.nbytes for block in self._blocks) + 4 * numel
+            self._most = max(self._most, held - sum(block.array.nbytes for block in idle))
+            gone = []
+            while held > self._most:
+                gone.append(idle.pop(0))
+                held -= gone[-1].array.nbytes
+            array = np.empty(numel, np.float32)  # NumPy asks for huge pages, which come faster
         self._blocks = [block for block in self._blocks if not any(block is old for old in gone)]
-        return fitting[-1].array if fitting else _fresh(size)
+        return array
+
+
+def empty_as(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor with arbitrary contents, on the device and of the dtype of another."""
+    if tensor.is_cpu and tensor.dtype == torch.float32:
+        return shared_memory().empty(shape)
+    return tensor.new_empty(shape)
 
 
 def shared_memory() -> Memory:
@@ -74,7 +88,3 @@ def shared_memory() -> Memory:
 
 
 _shared: weakref.ReferenceType[Memory] = weakref.ref(Memory())
-
-
-def _fresh(size: int) -> np.ndarray:
-    return np.empty(size // 4, np.float32)  # NumPy asks for huge pages, which come faster

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from sparsehyper._checks import check_choice, check_integer, check_number
 
-OPTIMIZERS = ("adam", "adamw", "radam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")
 PRECISIONS = ("fp32", "bf16")
 
@@ -22,9 +22,12 @@ class TrainConfig:
 
     Args:
         steps: optimiser updates in all, at least 1.
-        optimizer: ``"adam"``, ``"adamw"``, ``"radam"`` or ``"sgd"`` (momentum 0.9).
+        optimizer: ``"adam"``, ``"adamw"``, ``"radam"``, ``"sgd"`` (momentum 0.9) or
+            ``"adafactor"``, whose state is a fraction of Adam's, and whose `lr` is relative to
+            the size of the weights.
         lr: the highest learning rate, above 0.
-        weight_decay: at least 0; decoupled for ``"adamw"``, L2 for the others.
+        weight_decay: at least 0; decoupled for ``"adamw"`` and ``"adafactor"``, L2 for the
+            others.
         schedule: after the warm-up, ``"constant"``, ``"cosine"`` (to 0 at `steps`) or
             ``"plateau"`` (halved whenever validation accuracy stops improving).
         plateau_patience: evaluations without improvement before ``"plateau"`` halves the rate.

@@ -32,6 +32,9 @@ def build_optimizer(
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
     if config.optimizer == "radam":
         return torch.optim.RAdam(parameters, lr, weight_decay=weight_decay)
+    if config.optimizer == "adafactor":
+        # Not the default on the CPU; it needs fewer temporaries.
+        return torch.optim.Adafactor(parameters, lr, weight_decay=weight_decay, foreach=True)
     assert config.optimizer == "sgd"
     return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
 

@@ -1,0 +1,92 @@
+"""Which tensors of a module are generated, and where each lies in the flat vector θ."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+
+
+class TensorSpec(NamedTuple):
+    """One generated tensor's place in θ."""
+
+    name: str  # as in the target's ``named_parameters()``
+    shape: torch.Size
+    offset: int
+    numel: int
+    aliases: tuple[str, ...]  # other names of the same tensor, where it is tied
+
+
+def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, ...]:
+    """Names, shapes and offsets in θ of the parameters of ``module`` to generate.
+
+    >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
+    [('weight', torch.Size([2, 3]), 0, 6)]
+    """
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, _, _, parameter in slots(module, "_parameters"):
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"parameter {name!r} of `target` has no shape yet; "
+                "run the module once on an example before giving it to a hypernetwork"
+            )
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).append(name)
+    chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
+    layout, offset = [], 0
+    for parameter, (name, *aliases) in names.items():
+        if name in chosen:
+            layout.append(
+                TensorSpec(name, parameter.shape, offset, parameter.numel(), tuple(aliases))
+            )
+            offset += parameter.numel()
+    dtypes = {parameter.dtype for parameter in chosen.values()}
+    if len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"`generate` must select parameters of one real dtype, got {found}")
+    return tuple(layout)
+
+
+def slots(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Every place that holds a parameter or buffer, once, though its module stand in several."""
+    for prefix, owner in module.named_modules():
+        for attribute, value in getattr(owner, kind).items():
+            if value is not None:
+                yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, value
+
+
+def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that holds the tensor ``name``, and its name there."""
+    prefix, _, attribute = name.rpartition(".")
+    return module.get_submodule(prefix), attribute
+
+
+def _select(generate: Select, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    if not parameters:
+        raise ValueError("`target` has no trainable parameter to generate")
+    known = ", ".join(parameters)
+    if callable(generate):
+        chosen = {name: p for name, p in parameters.items() if generate(name, p)}
+    elif not isinstance(generate, Iterable):
+        raise TypeError(f"`generate` must be a glob, several, or a predicate, got {generate!r}")
+    else:
+        patterns = [generate] if isinstance(generate, str) else list(generate)
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
+                raise ValueError(
+                    f"`generate` pattern {pattern!r} matches no trainable parameter of the "
+                    f"target; it has: {known}"
+                )
+        chosen = {
+            name: p
+            for name, p in parameters.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    if not chosen:
+        raise ValueError(f"`generate` selects no parameter of the target; it has: {known}")
+    return chosen

@@ -1,0 +1,147 @@
+"""From a flat vector of generated numbers to the tensors of a target, and back.
+
+    tensor_i = base_i + std_i · generated[offset_i : offset_i + size_i]
+
+One node of the autograd graph, whatever the number of tensors: forward it reads the vector once
+and writes every tensor once; backward the gradients are written, scaled, into one flat buffer.
+Each of the two linear maps is the other's derivative, so any order of derivatives comes at the
+same cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsehyper.sparse.memory import empty_as
+
+
+class Plan(NamedTuple):
+    """Where the tensors lie in the vector, and what becomes of them on the way."""
+
+    sizes: list[int]
+    shapes: list[torch.Size]
+    stds: list[float] | None = None  # of each tensor; None for 1
+    means: list[float] | None = None  # of each tensor; None for 0
+
+
+def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The tensors ``[…, *shape]`` in ``generated`` ``[…, numel]``; contiguous.
+
+    Args:
+        generated: any leading sizes.
+        plan: of the tensors.
+        base: added to the scaled vector; its shape broadcasts to that of ``generated``.
+
+    >>> plan = Plan([4, 1], [torch.Size([2, 2]), torch.Size([])], [10.0, 1.0], [0.0, 7.0])
+    >>> [tensor.tolist() for tensor in unpack(torch.arange(5.0), plan)]
+    [[[0.0, 10.0], [20.0, 30.0]], 11.0]
+    """
+    if torch.compiler.is_compiling():  # the compiler sees through plain operations, and fuses them
+        return _unpack(generated, base, plan)
+    return _Unpack.apply(generated, base, plan)
+
+
+def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+    lead, pieces = generated.shape[:-1], generated.split(plan.sizes, -1)
+    out = torch._foreach_mul(pieces, plan.stds or [1.0] * len(pieces))
+    if base is not None:
+        torch._foreach_add_(out, base.split(plan.sizes, -1))
+    else:
+        for piece, mean in zip(out, plan.means or (), strict=False):
+            if mean:
+                piece += mean
+    return tuple([piece.view(lead + shape) for piece, shape in zip(out, plan.shapes, strict=True)])
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+        lead, start, out = generated.shape[:-1], 0, []
+        memory = empty_as(generated, generated.shape).untyped_storage()
+        bases = itertools.repeat(None) if base is None else base.split(plan.sizes, -1)
+        stds, means = plan.stds or itertools.repeat(1.0), plan.means or itertools.repeat(0.0)
+        pieces = generated.split(plan.sizes, -1)
+        for piece, shape, std, mean, added in zip(
+            pieces, plan.shapes, stds, means, bases, strict=False
+        ):
+            # Side by side in one memory, but not views of one tensor: a target may write to them.
+            tensor = generated.new_empty(0).set_(memory, start, lead + shape)
+            start += tensor.numel()
+            piece = piece.view(tensor.shape)
+            if added is None:
+                torch.mul(piece, std, out=tensor)
+                if mean:
+                    tensor += mean
+            else:
+                torch.add(added.view(added.shape[:-1] + shape), piece, alpha=std, out=tensor)
+            out.append(tensor)
+        return tuple(out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        generated, base, ctx.plan = inputs
+        ctx.lead = generated.shape[:-1]
+        ctx.base_shape = None if base is None else base.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needs_generated, needs_base, _ = ctx.needs_input_grad
+        plan = ctx.plan._replace(means=None)
+        of_generated = _Pack.apply(plan, ctx.lead, *grads) if needs_generated else None
+        of_base = None
+        if needs_base:
+            of_base = _Pack.apply(plan._replace(stds=None), ctx.lead, *grads)
+            of_base = of_base.sum_to_size(ctx.base_shape)
+        return of_generated, of_base, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], generated: Tensor, base: Tensor | None, plan: Plan
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        generated = _lead_with_batch(generated, in_dims[0], info.batch_size)
+        if base is not None and in_dims[1] is not None:
+            base = base.movedim(in_dims[1], 0)
+            missing = generated.ndim - base.ndim
+            base = base.view(base.shape[:1] + (1,) * missing + base.shape[1:])
+        out = unpack(generated, plan, base)
+        return out, (0,) * len(out)
+
+
+class _Pack(torch.autograd.Function):
+    """The transpose: tensors ``[*lead, *shape]`` to one vector ``[*lead, numel]``, scaled."""
+
+    @staticmethod
+    def forward(plan: Plan, lead: torch.Size, *tensors: Tensor) -> Tensor:
+        flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
+        for place, tensor, std in zip(
+            flat.split(plan.sizes, -1), tensors, plan.stds or itertools.repeat(1.0), strict=False
+        ):
+            # One pass, whatever the strides: a matrix's gradient is often a transposed one.
+            torch.mul(tensor, std, out=place.view(tensor.shape))
+        return flat
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        ctx.plan = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *unpack(grad, ctx.plan)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], plan: Plan, lead: torch.Size, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        tensors = tuple(
+            _lead_with_batch(tensor, dim, info.batch_size)
+            for tensor, dim in zip(tensors, in_dims[2:], strict=True)
+        )
+        return _Pack.apply(plan, torch.Size([info.batch_size, *lead]), *tensors), 0
+
+
+def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

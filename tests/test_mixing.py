@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tests.test_target import Attention, Gain, Tied
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+
+TASKS = 6
+
+
+class Dict(nn.Linear):
+    def forward(self, x, *, factor):
+        return {"h": super().forward(x) * factor, "nothing": None}
+
+
+class Runs(nn.Module):
+    """Counts how often it runs, and notes how many samples it is given."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.sizes: list[int] = []
+
+    def forward(self, x, **kwargs):
+        self.sizes.append(len(x))
+        return self.module(x, **kwargs)
+
+
+class ByValue(nn.Linear):
+    """Data-dependent control flow, which vmap cannot run."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else -super().forward(x)
+
+
+class Cube(torch.autograd.Function):
+    """No rule for vmap."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
+class Cubed(nn.Linear):
+    def forward(self, x):
+        return Cube.apply(super().forward(x))
+
+
+class Counting(nn.Linear):
+    """Changes a buffer that is no batch-norm statistic."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Last(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
+
+
+# A target, the shape of a sample, and whether several tasks may share a run of it.
+TARGETS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), (4,), True),
+    "batch norm": (normed, (4,), True),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), (4,), True),
+    "own parameter": (lambda: nn.Sequential(Gain(4), nn.PReLU()), (4,), True),
+    "tied weights": (Tied, (3,), True),
+    "dict": (lambda: Dict(4, 2), (4,), True),
+    "convolutions": (convolutions, (2, 4, 4), False),
+    "lstm": (lambda: Last(4, 3, batch_first=True), (5, 4), None),
+    "attention": (lambda: Attention(4, 2, batch_first=True), (5, 4), None),
+    "by value": (lambda: ByValue(4, 2), (4,), False),
+    "without a rule": (lambda: Cubed(4, 2), (4,), False),
+    "counting": (Counting, (4,), False),
+}
+
+
+def make(target: nn.Module, **settings) -> HyperNetwork:
+    return HyperNetwork(target, Sparse(), TaskEmbedding(TASKS, 8), **settings)
+
+
+def samples(kind: str, n: int) -> torch.Tensor:
+    shape = TARGETS[kind][1]
+    return torch.randint(7, (n, *shape)) if kind == "tied weights" else torch.randn(n, *shape)
+
+
+def flat(out) -> torch.Tensor:
+    return torch.cat([leaf.flatten(1) for leaf in tree_leaves(out) if leaf is not None], 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("counts", [[3] * 6, [2, 4, 2, 4, 2, 2], [1] * 6, [5, 1, 2, 3, 4, 6]])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_mixed_batch_equals_a_loop_over_its_tasks(kind, counts, training):
+    if training and 1 in counts and kind == "batch norm":
+        pytest.skip("PyTorch refuses to normalise one sample")
+    hnet = make(TARGETS[kind][0]()).train(training)
+    twin = copy.deepcopy(hnet)
+    ids = torch.arange(TASKS).repeat_interleave(torch.tensor(counts))
+    ids = ids[torch.randperm(len(ids))]
+    x, kwargs = samples(kind, len(ids)), {"factor": 2.0} if kind == "dict" else {}
+    for _ in range(2):
+        out = flat(hnet(x, task=ids, **kwargs))
+        looped = torch.empty_like(out)
+        for task in range(TASKS):
+            looped[ids == task] = flat(twin(x[ids == task], task=task, **kwargs))
+        torch.testing.assert_close(out, looped, rtol=1e-4, atol=1e-5)
+        cotangent = torch.randn_like(out)
+        (out * cotangent).sum().backward()
+        (looped * cotangent).sum().backward()
+    for (name, one), two in zip(hnet.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, one), two in zip(hnet.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, (*_, shared) in TARGETS.items() if shared is not None]
+)
+def test_tasks_share_a_run_where_that_is_faster(kind):
+    make_target, _, shared = TARGETS[kind]
+    target = Runs(make_target())
+    hnet = make(target)
+    sizes = hnet.target.module.sizes
+    kwargs = {"factor": 2.0} if kind == "dict" else {}
+    ids = torch.arange(TASKS).repeat(3)
+    x = samples(kind, len(ids))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hnet(x, task=ids, **kwargs)  # the first finds out
+        sizes.clear()
+        hnet(x, task=ids, **kwargs)
+    assert sizes == ([3] if shared else [3] * TASKS)
+
+
+def test_convolutions_share_a_run_at_two_samples_a_task():
+    hnet = make(Runs(convolutions()))
+    ids = torch.arange(TASKS).repeat(2)
+    for _ in range(2):
+        hnet.target.module.sizes.clear()
+        hnet(samples("convolutions", len(ids)), task=ids)
+    assert hnet.target.module.sizes == [2]
+
+
+def test_tasks_of_equal_counts_share_a_run_and_few_tasks_do_not():
+    hnet = make(Runs(nn.Linear(4, 2)))
+    ids = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5])
+    for _ in range(2):
+        hnet.target.module.sizes.clear()
+        hnet(torch.randn(10, 4), task=ids)
+    assert hnet.target.module.sizes == [1, 1, 2]
+
+
+def test_the_first_batch_leaves_no_trace_of_the_trial():
+    hnet = make(nn.Sequential(normed(), nn.Dropout(0.5)))
+    twin = copy.deepcopy(hnet)
+    x, ids = torch.randn(18, 4), torch.arange(TASKS).repeat(3)
+    twin(x, task=ids)
+    twin.load_state_dict(hnet.state_dict())
+    for one in (hnet, twin):  # the twin's second batch
+        torch.manual_seed(0)
+        one.out = one(x, task=ids)
+    assert torch.equal(hnet.out, twin.out)
+    assert torch.equal(hnet.target.statistics, twin.target.statistics)
+    assert hnet.target.counts.flatten().tolist() == [1] * TASKS
+
+
+def test_dropout_differs_between_tasks_that_share_a_run():
+    hnet = make(nn.Sequential(nn.Linear(4, 100), nn.Dropout(0.5)))
+    out = hnet(torch.randn(12, 4), task=torch.arange(TASKS).repeat(2))
+    dropped = (out == 0).float()
+    assert dropped.mean() == pytest.approx(0.5, abs=0.1)
+    assert len(dropped.unique(dim=0)) == 12
+
+
+def test_shared_statistics_are_those_of_every_task_in_turn():
+    hnet = make(normed(), norm_stats="shared")
+    hnet(torch.randn(18, 4), task=torch.arange(TASKS).repeat(3))
+    assert hnet.target.module[1].num_batches_tracked == TASKS
+
+
+def test_an_error_of_the_target_is_told_as_its_own():
+    hnet = make(nn.Linear(4, 2))
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied \(3x5 and 4x2\)"):
+        hnet(torch.randn(18, 5), task=torch.arange(TASKS).repeat(3))
+    assert hnet(torch.randn(18, 4), task=torch.arange(TASKS).repeat(3)).shape == (18, 2)
+
+
+def test_in_inference_mode_too():
+    ids, x = torch.arange(TASKS).repeat(3), torch.randn(18, 4)
+    with torch.inference_mode():
+        hnet = make(normed()).eval()
+        out = hnet(x, task=ids)
+        for task in range(TASKS):
+            torch.testing.assert_close(out[ids == task], hnet(x[ids == task], task=task))
+
+
+# The compiler's own: it makes an instance of every autograd function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_compiled_equals_eager():
+    torch._dynamo.reset()
+    hnet = make(normed()).eval()
+    ids, x = torch.arange(TASKS).repeat(3), torch.randn(18, 4)
+    compiled = torch.compile(hnet, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, task=ids), hnet(x, task=ids))

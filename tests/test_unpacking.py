@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from sparsehyper.unpacking import Plan, unpack
+
+SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
+PLAN = Plan(
+    [shape.numel() for shape in SHAPES], SHAPES, [0.5, 2.0, 3.0, 1.5], [0.0, 1.0, 0.0, -2.0]
+)
+NUMEL = sum(PLAN.sizes)
+
+
+def vector(*lead: int) -> torch.Tensor:
+    return torch.randn(*lead, NUMEL, dtype=torch.double, requires_grad=True)
+
+
+def expected(generated: torch.Tensor, base: torch.Tensor | None) -> list[torch.Tensor]:
+    sizes = torch.tensor(PLAN.sizes)
+    means, stds = (
+        torch.tensor(moment, dtype=generated.dtype).repeat_interleave(sizes)
+        for moment in (PLAN.means, PLAN.stds)
+    )
+    theta = (means if base is None else base) + stds * generated
+    lead = generated.shape[:-1]
+    return [p.view(lead + s) for p, s in zip(theta.split(PLAN.sizes, -1), SHAPES, strict=True)]
+
+
+@pytest.mark.parametrize("based", [False, True])
+@pytest.mark.parametrize("lead", [(), (2,), (0,)])
+def test_values_and_derivatives_of_both_orders(based, lead):
+    inputs = (vector(*lead), vector()) if based else (vector(*lead),)
+
+    def tensors(generated, base=None):
+        return unpack(generated, PLAN, base)
+
+    for tensor, value in zip(
+        tensors(*inputs), expected(inputs[0], inputs[1] if based else None), strict=True
+    ):
+        torch.testing.assert_close(tensor, value)
+        assert tensor.is_contiguous()
+    assert torch.autograd.gradcheck(tensors, inputs)
+    assert torch.autograd.gradgradcheck(tensors, inputs)
+
+
+def test_a_tensor_without_a_gradient_counts_as_zero():
+    generated = vector()
+    unpack(generated, PLAN)[1].sum().backward()
+    assert generated.grad.nonzero().flatten().tolist() == [12, 13, 14, 15, 16]
+    assert generated.grad[12:17].tolist() == [2.0] * 5
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 1), (1, None)])
+def test_vmap_and_grad_transforms(in_dims):
+    generated, base = (
+        vector() if dim is None else vector(3).movedim(0, dim).detach() for dim in in_dims
+    )
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base)[:3])
+
+    def row(tensor, dim, i):
+        return tensor if dim is None else tensor.select(dim, i)
+
+    for derivative in (loss, grad(loss), grad(loss, argnums=1)):
+        together = vmap(derivative, in_dims)(generated, base)
+        for i in range(3):
+            alone = derivative(row(generated, in_dims[0], i), row(base, in_dims[1], i))
+            torch.testing.assert_close(together[i], alone)
+
+
+# The compiler's own: it makes an instance of every autograd function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_the_compiler_sees_one_graph():
+    torch._dynamo.reset()
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base))
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    inputs = vector(2), vector()
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(*inputs), inputs), torch.autograd.grad(loss(*inputs), inputs)
+    )
