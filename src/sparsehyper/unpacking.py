@@ -10,22 +10,44 @@ same cost.
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, NamedTuple
+import dataclasses
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsehyper.sparse import native
 from sparsehyper.sparse.memory import empty_as
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """Where the tensors lie in the vector, and what becomes of them on the way."""
 
-    sizes: list[int]
-    shapes: list[torch.Size]
-    stds: list[float] | None = None  # of each tensor; None for 1
-    means: list[float] | None = None  # of each tensor; None for 0
+    sizes: Sequence[int]
+    shapes: Sequence[torch.Size]
+    stds: Sequence[float]  # of each tensor
+    means: Sequence[float]  # of each tensor
+
+    @cached_property
+    def linear(self) -> Plan:
+        """Without the means."""
+        return dataclasses.replace(self, means=[0.0] * len(self.sizes))
+
+    @cached_property
+    def unscaled(self) -> Plan:
+        """Without means and standard deviations."""
+        return dataclasses.replace(self.linear, stds=[1.0] * len(self.sizes))
+
+    @cached_property
+    def packed(self) -> tuple[bytes, bytes, bytes]:
+        """Sizes, standard deviations and means, as the kernels take them."""
+        codes = zip("qff", (self.sizes, self.stds, self.means), strict=True)
+        return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
 
 
 def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -47,11 +69,11 @@ def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[T
 
 def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
     lead, pieces = generated.shape[:-1], generated.split(plan.sizes, -1)
-    out = torch._foreach_mul(pieces, plan.stds or [1.0] * len(pieces))
+    out = torch._foreach_mul(pieces, plan.stds)
     if base is not None:
         torch._foreach_add_(out, base.split(plan.sizes, -1))
     else:
-        for piece, mean in zip(out, plan.means or (), strict=False):
+        for piece, mean in zip(out, plan.means, strict=True):
             if mean:
                 piece += mean
     return tuple([piece.view(lead + shape) for piece, shape in zip(out, plan.shapes, strict=True)])
@@ -60,25 +82,16 @@ def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor,
 class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+        if not native.takes(generated) or (base is not None and base.ndim > 1):
+            return _unpack(generated, base, plan)
         lead, start, out = generated.shape[:-1], 0, []
         memory = empty_as(generated, generated.shape).untyped_storage()
-        bases = itertools.repeat(None) if base is None else base.split(plan.sizes, -1)
-        stds, means = plan.stds or itertools.repeat(1.0), plan.means or itertools.repeat(0.0)
-        pieces = generated.split(plan.sizes, -1)
-        for piece, shape, std, mean, added in zip(
-            pieces, plan.shapes, stds, means, bases, strict=False
-        ):
+        for shape in plan.shapes:
             # Side by side in one memory, but not views of one tensor: a target may write to them.
-            tensor = generated.new_empty(0).set_(memory, start, lead + shape)
-            start += tensor.numel()
-            piece = piece.view(tensor.shape)
-            if added is None:
-                torch.mul(piece, std, out=tensor)
-                if mean:
-                    tensor += mean
-            else:
-                torch.add(added.view(added.shape[:-1] + shape), piece, alpha=std, out=tensor)
-            out.append(tensor)
+            shape = lead + shape
+            out.append(generated.new_empty(0).set_(memory, start, shape, _strides(shape)))
+            start += shape.numel()
+        native.scale_runs(generated, out, *plan.packed, base)
         return tuple(out)
 
     @staticmethod
@@ -90,11 +103,11 @@ class _Unpack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs_generated, needs_base, _ = ctx.needs_input_grad
-        plan = ctx.plan._replace(means=None)
-        of_generated = _Pack.apply(plan, ctx.lead, *grads) if needs_generated else None
+        plan = ctx.plan
+        of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
         of_base = None
         if needs_base:
-            of_base = _Pack.apply(plan._replace(stds=None), ctx.lead, *grads)
+            of_base = _Pack.apply(plan.unscaled, ctx.lead, *grads)
             of_base = of_base.sum_to_size(ctx.base_shape)
         return of_generated, of_base, None
 
@@ -117,11 +130,15 @@ class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(plan: Plan, lead: torch.Size, *tensors: Tensor) -> Tensor:
         flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
-        for place, tensor, std in zip(
-            flat.split(plan.sizes, -1), tensors, plan.stds or itertools.repeat(1.0), strict=False
-        ):
-            # One pass, whatever the strides: a matrix's gradient is often a transposed one.
-            torch.mul(tensor, std, out=place.view(tensor.shape))
+        ready = [native.takes(tensor) and tensor.is_contiguous() for tensor in tensors]
+        if any(ready):
+            runs = [tensor if r else None for tensor, r in zip(tensors, ready, strict=True)]
+            native.gather_runs(flat, runs, *plan.packed)
+        if not all(ready):
+            places = flat.split(plan.sizes, -1)
+            for place, tensor, std, done in zip(places, tensors, plan.stds, ready, strict=True):
+                if not done:  # one pass, whatever the strides; a gradient is often a transpose
+                    torch.mul(tensor, std, out=place.view(tensor.shape))
         return flat
 
     @staticmethod
@@ -145,3 +162,11 @@ class _Pack(torch.autograd.Function):
 
 def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= size
+    return strides[::-1]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsehyper._checks import check_choice, check_integer, check_number
 from sparsehyper._random import normal, seeded, spawn_seeds
 from sparsehyper.generators.base import Generator, largest, too_small
-from sparsehyper.sparse import TOPOLOGIES, SparseLinear, layer_fan_ins, layer_sizes
+from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain, layer_fan_ins, layer_sizes
 
 # Name → slope on the negative side, which is all that initialisation needs to know. With `abs` a
 # unit's sign is lost and its magnitude kept.
@@ -139,11 +139,14 @@ class _SparseMLP(nn.Module):
         ]
         activations = [_activation(spec.activation) for _ in shapes[1:]]
         _calibrate(layers, activations, latent_dim, seed)
+        self.linear = spec.activation == "none" and not spec.bias
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList(activations)
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
+        if self.linear:
+            return chain(list(self.layers), z)  # type: ignore[arg-type]
         x = self.layers[0](z)
         for activation, layer in zip(self.activations, self.layers[1:], strict=True):
             x = layer(activation(x))

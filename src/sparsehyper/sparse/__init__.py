@@ -1,6 +1,6 @@
 """Sparse layers of fixed fan-in; they know nothing of hypernetworks."""
 
-from sparsehyper.sparse.linear import SparseLinear
+from sparsehyper.sparse.linear import SparseLinear, chain
 from sparsehyper.sparse.topology import (
     FAN_IN_SCHEDULES,
     TOPOLOGIES,
@@ -8,4 +8,11 @@ from sparsehyper.sparse.topology import (
     layer_sizes,
 )
 
-__all__ = ["FAN_IN_SCHEDULES", "TOPOLOGIES", "SparseLinear", "layer_fan_ins", "layer_sizes"]
+__all__ = [
+    "FAN_IN_SCHEDULES",
+    "TOPOLOGIES",
+    "SparseLinear",
+    "chain",
+    "layer_fan_ins",
+    "layer_sizes",
+]

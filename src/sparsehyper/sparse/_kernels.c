@@ -308,6 +308,44 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
     }
 }
 
+VECTORISED static void scale(float *restrict to, const float *restrict from,
+                             const float *restrict added, float factor, float offset, i64 l)
+{
+    if (added)
+        for (i64 j = 0; j < l; j++) to[j] = added[j] + factor * from[j];
+    else if (offset != 0)
+        for (i64 j = 0; j < l; j++) to[j] = offset + factor * from[j];
+    else
+        for (i64 j = 0; j < l; j++) to[j] = factor * from[j];
+}
+
+/* Rows of runs side by side, [rows, Σ sizes] (`flat`), from or to one array [rows, size] a run:
+   run = offset + factor · flat, or flat = factor · run. `added`, [Σ sizes] or null, takes the place of
+   offsets. A run that is null is left out. Each thread has its share of the columns. */
+static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float *factors,
+                 const float *offsets, const float *added, float *flat, float *const *run)
+{
+    i64 total = 0;
+    for (i64 i = 0; i < count; i++) total += sizes[i];
+    #pragma omp parallel if (rows * total > SERIAL)
+    {
+        i64 thread = 0, threads = 1;
+#ifdef _OPENMP
+        thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#endif
+        const i64 first = total * thread / threads, last = total * (thread + 1) / threads;
+        i64 start = 0;
+        for (i64 i = 0; i < count; start += sizes[i], i++) {
+            const i64 a = start > first ? start : first, b = min(start + sizes[i], last);
+            for (i64 r = 0; r < rows && a < b && run[i]; r++) {
+                float *in_flat = flat + r * total + a, *in_run = run[i] + r * sizes[i] + a - start;
+                if (gather) scale(in_flat, in_run, NULL, factors[i], 0, b - a);
+                else scale(in_run, in_flat, added ? added + a : NULL, factors[i], offsets[i], b - a);
+            }
+        }
+    }
+}
+
 static PyObject *py_circulant(PyObject *self, PyObject *args)
 {
     Py_ssize_t rows, n, m, k, x, w, y, size;
@@ -375,6 +413,22 @@ static PyObject *py_copies(PyObject *self, PyObject *args)
     return PyLong_FromSsize_t(copies);
 }
 
+static PyObject *py_runs(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, added, flat, length, ignored;
+    int gather;
+    const char *sizes, *factors, *offsets, *run;
+    if (!PyArg_ParseTuple(args, "pny#y#y#nny#", &gather, &rows, &sizes, &length, &factors, &ignored,
+                          &offsets, &ignored, &added, &flat, &run, &ignored))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    runs(gather, rows, length / (Py_ssize_t)sizeof(i64), (const i64 *)sizes,
+         (const float *)factors, (const float *)offsets, (float *)added, (float *)flat,
+         (float *const *)run);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"circulant", py_circulant, METH_VARARGS, "y of rows, n, m, k, shifts and addresses x, w, y"},
     {"circulant_adjoint", py_circulant_adjoint, METH_VARARGS,
@@ -386,6 +440,9 @@ static PyMethodDef methods[] = {
      "sums [copies, n, width], and copies"},
     {"width", py_width, METH_VARARGS, "rows that `indexed` takes at a time"},
     {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, m, k"},
+    {"runs", py_runs, METH_VARARGS,
+     "runs to flat (gather) or back, of gather, rows, packed sizes, factors and offsets, addresses "
+     "added and flat, and packed addresses of the runs"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-# Arrays are given by their addresses; `shifts` is packed int64.
+# Arrays are given by their addresses; bytes are packed int64, or float32 for factors and offsets.
 def circulant(rows: int, n: int, m: int, k: int, shifts: bytes, x: int, w: int, y: int) -> None: ...
 def circulant_adjoint(
     rows: int, n: int, m: int, k: int, shifts: bytes, g: int, x: int, w: int, gx: int, gw: int
@@ -23,3 +23,13 @@ def indexed_adjoint(
 ) -> None: ...
 def width(rows: int) -> int: ...
 def copies(rows: int, m: int, k: int) -> int: ...
+def runs(
+    gather: bool,
+    rows: int,
+    sizes: bytes,
+    factors: bytes,
+    offsets: bytes,
+    added: int,
+    flat: int,
+    run: bytes,
+) -> None: ...

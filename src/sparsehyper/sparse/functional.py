@@ -17,6 +17,7 @@ elsewhere, and where the package was installed without a compiler, in plain PyTo
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,6 +93,27 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
         ``[batch, n_out]``, newly allocated.
     """
     return _Apply.apply(x, weight, wiring)
+
+
+def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
+    """`sparse_linear` for one weight and wiring after another, as one node of the autograd graph.
+
+    Args:
+        x: ``[batch, n_in]`` of the first.
+        weights, wirings: of each layer.
+
+    Returns:
+        ``[batch, n_out]`` of the last.
+    """
+    if torch.compiler.is_compiling():  # the compiler joins the nodes by itself
+        return _one_by_one(x, wirings, weights)
+    return _Chain.apply(x, wirings, *weights)[0]
+
+
+def _one_by_one(x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]) -> Tensor:
+    for wiring, weight in zip(wirings, weights, strict=True):
+        x = sparse_linear(x, weight, wiring)
+    return x
 
 
 class _Apply(Function):
@@ -173,6 +195,62 @@ class _Adjoint(Function):
         return (gx, gw), (0, 0)
 
 
+class _Chain(Function):
+    @staticmethod
+    def forward(
+        x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        inputs = [x]  # of each layer, and the last one's output
+        for wiring, weight in zip(wirings, weights, strict=True):
+            inputs.append(wiring.apply(inputs[-1], weight))
+        return inputs[-1], *inputs[1:-1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.wirings, *weights = inputs
+        ctx.save_for_backward(x, *output[1:], *weights)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        wirings, (needs_x, _, *needs) = ctx.wirings, ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * len(wirings)
+        if g is None:
+            return None, None, *grads
+        inputs, weights = ctx.saved_tensors[: len(wirings)], ctx.saved_tensors[len(wirings) :]
+        if torch.is_grad_enabled():  # derivatives of derivatives: layer by layer, by autograd
+            wanted = (needs_x, *needs)
+            sought = [t for t, need in zip((inputs[0], *weights), wanted, strict=True) if need]
+            y = _one_by_one(inputs[0], wirings, weights)
+            found = iter(torch.autograd.grad(y, sought, g, create_graph=True))
+            first, *rest = (next(found) if need else None for need in wanted)
+            return first, None, *rest
+        gx: Tensor | None = g
+        for i in reversed(range(len(wirings))):
+            if gx is None:
+                break
+            further = needs_x or any(needs[:i])
+            found = wirings[i].adjoint(gx, inputs[i], weights[i], (further, needs[i]))
+            gx = found[0] if further else None
+            grads[i] = found[1] if needs[i] else None
+        return gx, None, *grads
+
+    @staticmethod
+    def vmap(
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[Any, ...],
+        x: Tensor,
+        wirings: list[Circulant | Indexed],
+        *weights: Tensor,
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        dims = (in_dims[0], *in_dims[2:])
+        run = torch.func.vmap(lambda x, *weights: _one_by_one(x, wirings, weights), dims)
+        y = run(x, *weights)
+        # What lies between is for the backward pass, which goes layer by layer within transforms.
+        return (y, *[y.new_empty(0)] * (len(wirings) - 1)), (0, *[None] * (len(wirings) - 1))
+
+
 def _adjoint(
     g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -191,6 +269,6 @@ def _samples(size: int, in_dims: tuple[Any, ...], *tensors: Tensor) -> list[tupl
     return list(zip(*columns, strict=True))
 
 
-for _function in (_Apply, _Adjoint):
+for _function in (_Apply, _Adjoint, _Chain):
     # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

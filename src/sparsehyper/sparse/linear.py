@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice, check_integer, check_number
 from sparsehyper._random import seeded, uniform
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear
+from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 
@@ -94,11 +95,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(
-                f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
-            )
-        y = sparse_linear(x.to(self.weight.dtype), self.weight, self._wiring())
+        y = sparse_linear(self._checked(x), self.weight, self._wiring())
         return y if self.bias is None else y + self.bias
 
     def connections(self) -> Tensor:
@@ -113,6 +110,13 @@ class SparseLinear(nn.Module):
             f"{self.in_features}, {self.out_features}, fan_in={self.fan_in}, "
             f"topology={self.topology!r}, bias={self.bias is not None}"
         )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(
+                f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
+            )
+        return x.to(self.weight.dtype)
 
     def _plan(self) -> None:
         """Derive what the products need from the wiring."""
@@ -136,3 +140,20 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._plan()
+
+
+def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
+    """One layer after another, with nothing in between; the layers have no biases.
+
+    The same as calling them in turn, at a third of the fixed cost.
+
+    Args:
+        layers: at least one.
+        x: ``[batch, in_features]`` of the first.
+    """
+    assert all(layer.bias is None for layer in layers)
+    return sparse_chain(
+        layers[0]._checked(x),
+        [layer.weight for layer in layers],
+        [layer._wiring() for layer in layers],
+    )

@@ -8,6 +8,7 @@ theirs but that of ``functional``.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -84,6 +85,37 @@ def indexed_adjoint(
         *(table.data_ptr(), sums.data_ptr(), copies),
     )
     return [gx, gw]
+
+
+def scale_runs(
+    flat: Tensor,
+    runs: Sequence[Tensor],
+    sizes: bytes,
+    factors: bytes,
+    offsets: bytes,
+    added: Tensor | None,
+) -> None:
+    """Write ``offset + factor · flat[…, start : start + size]`` to each run, contiguous.
+
+    Where ``added``, as long as a row of ``flat``, is given, its elements take the place of offsets.
+    """
+    flat = flat.contiguous()
+    added = None if added is None else added.contiguous()
+    address = 0 if added is None else added.data_ptr()
+    rows = flat.shape[:-1].numel()
+    _kernels.runs(False, rows, sizes, factors, offsets, address, flat.data_ptr(), _addresses(runs))
+
+
+def gather_runs(
+    flat: Tensor, runs: Sequence[Tensor | None], sizes: bytes, factors: bytes, offsets: bytes
+) -> None:
+    """Write ``factor · run`` to each run's place in ``flat``; one that is None is left out."""
+    rows = flat.shape[:-1].numel()
+    _kernels.runs(True, rows, sizes, factors, offsets, 0, flat.data_ptr(), _addresses(runs))
+
+
+def _addresses(runs: Sequence[Tensor | None]) -> bytes:
+    return array("q", [0 if run is None else run.data_ptr() for run in runs]).tobytes()
 
 
 def _gradients(
