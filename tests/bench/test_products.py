@@ -10,7 +10,7 @@ from sparsehyper.bench.products import (
     TorchCoo,
     TorchCsr,
     bytes_moved,
-    with_thesis_layers,
+    thesis_generator,
     without_kernels,
 )
 
@@ -48,7 +48,7 @@ def test_torch_coo_leaves_out_a_gradient_that_would_be_formed_dense():
 
 def test_the_thesis_generator_is_the_same_function():
     ours = Sparse().build(16, 3000).double()
-    theirs = with_thesis_layers(Sparse().build(16, 3000).double())
+    theirs = thesis_generator(Sparse().build(16, 3000).double())
     assert not any(isinstance(m, SparseLinear) for m in theirs.modules())
     z = torch.randn(2, 16, dtype=torch.double)
     torch.testing.assert_close(theirs(z), ours(z))

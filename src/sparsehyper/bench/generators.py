@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsehyper.bench import memory
-from sparsehyper.bench.products import bytes_moved, with_thesis_layers
+from sparsehyper.bench.products import bytes_moved, thesis_generator
 from sparsehyper.bench.sizes import Sizes
 from sparsehyper.bench.timing import alternate, copying, floor, spread, timed, times
 from sparsehyper.generators import Chunked, Dense, Generator, Sparse
@@ -38,7 +38,7 @@ _WEIGHT_BYTES, _SLOW_WEIGHT_BYTES, _PARAMETER_BYTES = 8, 40, 16
 def build(name: str, numel: int, seed: int) -> nn.Module:
     """One of the generators that are compared, ``[batch, LATENT]`` → ``[batch, numel]``."""
     module = _spec(name, numel).build(LATENT, numel, seed)
-    return with_thesis_layers(module) if name == THESIS else module
+    return thesis_generator(module) if name == THESIS else module
 
 
 def one_pass(module: nn.Module, numel: int, seed: int) -> Callable[[], None]:

@@ -95,12 +95,10 @@ class TorchCoo(nn.Module):
         return torch.sparse.mm(matrix, x.T).T
 
 
-def with_thesis_layers(module: nn.Module) -> nn.Module:
-    """Replace every `SparseLinear` within by a `Coo` of the same wiring, in place."""
-    for name, child in module.named_children():
-        setattr(module, name, Coo(child) if isinstance(child, SparseLinear) else child)
-        with_thesis_layers(child)
-    return module
+def thesis_generator(generator: nn.Module) -> nn.Module:
+    """A linear sparse generator with a `Coo` of the same wiring and weights for every layer."""
+    layers = [module for module in generator.modules() if isinstance(module, SparseLinear)]
+    return nn.Sequential(*map(Coo, layers))
 
 
 @contextmanager

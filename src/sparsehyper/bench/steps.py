@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper.bench.generators import BUDGET, LATENT
-from sparsehyper.bench.products import with_thesis_layers
+from sparsehyper.bench.products import thesis_generator
 from sparsehyper.bench.sizes import Sizes
 from sparsehyper.bench.targets import mlp, resnet426k
 from sparsehyper.bench.timing import Run, alternate, spread, timed, times
@@ -80,7 +80,7 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
     for name, spec in specs.items():
         hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT))
         if name == "thesis":
-            with_thesis_layers(hnet.generator)
+            hnet.generator = thesis_generator(hnet.generator)
         runs[name] = timed(make_step(hnet, lambda hnet=hnet: hnet(x, task=0), y))  # type: ignore[misc]
     return _rows({"target": "ResNet", "numel": numel, "images": batch}, runs, rounds)
 
