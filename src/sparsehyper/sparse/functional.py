@@ -17,7 +17,7 @@ elsewhere, and where the package was installed without a compiler, in plain PyTo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,9 +111,18 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Ind
 
 
 def _one_by_one(x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]) -> Tensor:
+    *_, y = _outputs(x, wirings, weights)
+    return y
+
+
+def _outputs(
+    x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """What goes into each layer, and what comes out of the last."""
+    yield x
     for wiring, weight in zip(wirings, weights, strict=True):
         x = sparse_linear(x, weight, wiring)
-    return x
+        yield x
 
 
 class _Apply(Function):
@@ -216,25 +225,23 @@ class _Chain(Function):
     def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         wirings, (needs_x, _, *needs) = ctx.wirings, ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(wirings)
-        if g is None:
-            return None, None, *grads
         inputs, weights = ctx.saved_tensors[: len(wirings)], ctx.saved_tensors[len(wirings) :]
-        if torch.is_grad_enabled():  # derivatives of derivatives: layer by layer, by autograd
-            wanted = (needs_x, *needs)
-            sought = [t for t, need in zip((inputs[0], *weights), wanted, strict=True) if need]
-            y = _one_by_one(inputs[0], wirings, weights)
-            found = iter(torch.autograd.grad(y, sought, g, create_graph=True))
-            first, *rest = (next(found) if need else None for need in wanted)
-            return first, None, *rest
-        gx: Tensor | None = g
+        recorded = torch.is_grad_enabled()  # for derivatives of derivatives
+        if recorded:
+            inputs = list(_outputs(inputs[0], wirings[:-1], weights[:-1]))
+        gx = g
         for i in reversed(range(len(wirings))):
-            if gx is None:
-                break
             further = needs_x or any(needs[:i])
-            found = wirings[i].adjoint(gx, inputs[i], weights[i], (further, needs[i]))
-            gx = found[0] if further else None
-            grads[i] = found[1] if needs[i] else None
-        return gx, None, *grads
+            if gx is None or not (further or needs[i]):
+                break
+            if recorded:
+                gx, grads[i] = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
+            else:
+                found = wirings[i].adjoint(gx, inputs[i], weights[i], (further, needs[i]))
+                gx, grads[i] = (
+                    t if need else None for t, need in zip(found, (further, needs[i]), strict=True)
+                )
+        return gx if needs_x else None, None, *grads
 
     @staticmethod
     def vmap(

@@ -1,0 +1,89 @@
+"""Layers as one node of the graph equal the same layers called in turn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradgradcheck
+from torch.func import functional_call
+
+from sparsehyper.sparse import SparseLinear, chain
+
+
+def make(dtype=torch.float32, sizes=(5, 11, 23, 5000, 9001)):
+    return torch.nn.ModuleList(
+        SparseLinear(n_in, n_out, 3, topology=topology, seed=n_out)
+        for n_in, n_out, topology in zip(
+            sizes, sizes[1:], ["circulant", "uniform", "circulant", "circulant"], strict=False
+        )
+    ).to(dtype)
+
+
+def in_turn(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("frozen", [(), ("x",), (0,), (3,), ("x", 0, 1, 2), (0, 1, 2, 3)], ids=str)
+def test_values_and_gradients(dtype, batch, frozen):
+    layers, x = make(dtype), torch.randn(batch, 5, dtype=dtype)
+    x.requires_grad_("x" not in frozen)
+    for i, layer in enumerate(layers):
+        layer.weight.requires_grad_(i not in frozen)
+    inputs = [t for t in (x, *layers.parameters()) if t.requires_grad]
+    one, other = chain(list(layers), x), in_turn(layers, x)
+    torch.testing.assert_close(one, other)
+    g = torch.randn_like(one)
+    torch.testing.assert_close(
+        torch.autograd.grad(one, inputs, g, retain_graph=True),
+        torch.autograd.grad(other, inputs, g),
+    )
+    torch.testing.assert_close(  # once more through the same graph
+        torch.autograd.grad(one, inputs, 2 * g),
+        torch.autograd.grad(chain(list(layers), x), inputs, 2 * g),
+    )
+
+
+def test_second_derivatives():
+    layers = make(torch.float64, (3, 7, 12))
+    names = [name for name, _ in layers.named_parameters()]
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return chain(list(self.layers), x)
+
+    model, x = Model(), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x, *weights):
+        named = {f"layers.{name}": w for name, w in zip(names, weights, strict=True)}
+        return functional_call(model, named, (x,))
+
+    assert gradgradcheck(call, (x, *[p.detach().requires_grad_() for p in layers.parameters()]))
+
+
+def test_vmap_and_per_sample_gradients():
+    layers, x = make(sizes=(5, 11, 23)), torch.randn(4, 2, 5)
+    for order in (
+        torch.func.vmap(lambda x: chain(list(layers), x)),
+        torch.func.vmap(torch.func.grad(lambda x: chain(list(layers), x).pow(2).sum())),
+        torch.func.jacrev(lambda x: chain(list(layers), x[0]).pow(2)),
+    ):
+        plain = [order(x)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{__name__}.chain", in_turn)
+            plain.append(order(x))
+        torch.testing.assert_close(*plain)
+
+
+def test_is_one_node():
+    y = chain(list(make()), torch.randn(1, 5))
+    assert {type(node).__name__ for node, _ in y.grad_fn.next_functions if node} == {
+        "AccumulateGrad"
+    }
