@@ -522,3 +522,10 @@ def test_a_pretrained_base_starts_near_the_given_module():
     hnet = make(target, base="pretrained")
     change = (hnet.generate(0)["weight"] - target.weight).std() / target.weight.std()
     assert change.detach() == pytest.approx(0.1, rel=0.2)
+
+
+def test_batch_norm_of_a_bfloat16_target():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16()
+    hnet = HyperNetwork(net, Sparse(), TaskEmbedding(2, dim=4))
+    assert hnet(torch.randn(5, 3).bfloat16(), task=1).dtype == torch.bfloat16
+    assert hnet.target.statistics.dtype == torch.bfloat16

@@ -117,6 +117,9 @@ class Target(nn.Module):
         self._take_statistics(tasks, values[0].device)
         self.register_load_state_dict_post_hook(_complete_loading)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "shared_runs": {}}
+
     def forward(
         self, tensors: Iterable[Tensor], task: int | None, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
@@ -234,7 +237,7 @@ class Target(nn.Module):
             is_count = not buffer.is_floating_point()
             self._statistics.append((name, buffer.shape, is_count, owner, attribute))
             values[is_count].append(buffer.detach().reshape(-1).to(device))
-        floats = torch.cat([torch.empty(0, device=device), *values[0]])
+        floats = torch.cat(values[0]) if values[0] else torch.empty(0, device=device)
         counts = torch.cat([torch.empty(0, dtype=torch.long, device=device), *values[1]])
         self.register_buffer("statistics", floats.repeat(tasks, 1))
         self.register_buffer("counts", counts.repeat(tasks, 1))

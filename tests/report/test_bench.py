@@ -30,6 +30,7 @@ RESULTS = {
         "processor": "A Processor",
         "cores": 4,
         "threads": 2,
+        "kernels": True,
         "memory": 8 * 10**9,
         "python": "3.11.0",
         "torch": "2.13.0",
@@ -75,7 +76,7 @@ def test_a_table_has_ratios_and_says_what_is_left_out():
 
 def test_a_page_names_the_machine_and_holds_every_table():
     page = markdown(RESULTS)
-    assert "A Processor, 4 cores, 2 threads, 8.00 GB" in page
+    assert "A Processor, 4 cores, 2 threads, kernels built, 8.00 GB" in page
     assert "OMP_NUM_THREADS=2" in page
     assert "| sparse | 1e+05 | 4.00 | 1.00 | 10.0 | 1.50 | 10.0 | 2.50 |" in page
     assert "| dense | 1e+06 | 4.00 | 40.0 | 40.0 | – | 10.0 | – |" in page

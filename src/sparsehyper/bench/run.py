@@ -36,6 +36,7 @@ from sparsehyper.bench.peers import measure_peers, peer_command
 from sparsehyper.bench.scale import measure_scale
 from sparsehyper.bench.sizes import FULL, Sizes
 from sparsehyper.bench.steps import measure_steps
+from sparsehyper.sparse import native
 
 FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "scale", "peers")
@@ -87,6 +88,8 @@ def bench(
     path = Path(directory) / RESULTS
     if path.exists():
         raise FileExistsError(f"{path} exists; give another `out`, or remove it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise FileExistsError(f"`out` must be a directory, and {path.parent} is a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {
         "format": FORMAT,
@@ -124,6 +127,7 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
+        "kernels": native.available(),
         "environment": {
             name: value
             for name, value in os.environ.items()

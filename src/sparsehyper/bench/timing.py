@@ -1,7 +1,8 @@
 """Timing side by side: what is compared takes turns, round by round, and ratios are of one round.
 
 A *run* is a function that does its work once and returns the seconds that took. The machine's
-drift falls on all runs of a round alike, so a ratio is much steadier than either of its parts.
+drift falls on all runs of a round alike, so a ratio is much steadier than either of its parts. The
+first of a round is another one each time.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ def alternate(runs: Mapping[str, Run], rounds: int, pause: float = 0) -> Seconds
     for run in runs.values():
         run()
     taken: Seconds = {name: [] for name in runs}
+    names = list(runs)
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name in names:
             time.sleep(pause)
-            taken[name].append(run())
+            taken[name].append(runs[name]())
+        names.append(names.pop(0))  # what one run leaves in the caches is not always the same one's
     return taken
 
 

@@ -129,7 +129,11 @@ def _options(  # never called: its signature is the list
     ] = 1,
     accumulate: Annotated[int, Option(help="Batches an update.", rich_help_panel=_TRAINING)] = 1,
     optimizer: Annotated[
-        str, Option(help="adam, adamw, radam, sgd or adafactor.", rich_help_panel=_TRAINING)
+        str,
+        Option(
+            help="adam, adamw, radam, sgd or adafactor (little memory; try --lr 1e-2).",
+            rich_help_panel=_TRAINING,
+        ),
     ] = "adam",
     lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=_TRAINING)] = 1e-3,
     weight_decay: Annotated[float, Option(rich_help_panel=_TRAINING)] = 0.0,

@@ -39,7 +39,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     n_in, n_out, fan_in = settings["sizes"]["layer"]
     lines = [
         f"{results['date']}; {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['threads']} threads, {_gigabytes(machine['memory'])} GB; "
+        f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
+        f"{_gigabytes(machine['memory'])} GB; "
         f"Python {machine['python']}, PyTorch {machine['torch']}; "
         f"{settings['rounds']} rounds, seed {settings['seed']}"
         + "".join(f"; {name}={value}" for name, value in machine["environment"].items())

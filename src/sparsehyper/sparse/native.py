@@ -22,9 +22,14 @@ except ImportError:  # installed without a compiler
     _kernels = None  # type: ignore[assignment]
 
 
+def available() -> bool:
+    """Whether the package was installed with its kernels."""
+    return _kernels is not None
+
+
 def takes(weight: Tensor) -> bool:
     """Whether the operators run on tensors like this one."""
-    return _kernels is not None and weight.is_cpu and weight.dtype == torch.float32
+    return available() and weight.is_cpu and weight.dtype == torch.float32
 
 
 _library = torch.library.Library("sparsehyper", "DEF")
