@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -229,3 +230,62 @@ def test_compiled_equals_eager():
     ids, x = torch.arange(TASKS).repeat(3), torch.randn(18, 4)
     compiled = torch.compile(hnet, backend="aot_eager")
     torch.testing.assert_close(compiled(x, task=ids), hnet(x, task=ids))
+
+
+def mixed(module, *args, calls=1):
+    hnet = HyperNetwork(module, Sparse(), TaskEmbedding(TASKS, dim=4))
+    outputs = [hnet(*args, task=torch.arange(TASKS)) for _ in range(calls)]
+    return hnet, outputs
+
+
+class Flagged(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x, flag):
+        if flag:
+            self.runs.add_(1)
+        return super().forward(x)
+
+
+def test_what_is_found_out_holds_for_equal_arguments_only():
+    hnet, _ = mixed(Flagged(), torch.randn(TASKS, 3), False)
+    hnet(torch.randn(TASKS, 3), True, task=torch.arange(TASKS))
+    assert hnet.target.module.runs == TASKS
+
+
+class Keeping(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.calls, self.size = self.calls + 1, y.pow(2).mean()
+        return y
+
+
+def test_a_target_that_keeps_something_of_a_run_has_one_for_each_task():
+    hnet, _ = mixed(Keeping(3, 2), torch.randn(TASKS, 3))
+    assert hnet.target.module.calls == TASKS
+    assert hnet.target.module.size.item() > 0
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 2))
+
+    def forward(self):
+        return self.weight
+
+
+@pytest.mark.parametrize("tasks", [2, TASKS])
+def test_a_target_without_arguments(tasks):
+    hnet = HyperNetwork(Constant(), Sparse(), TaskEmbedding(TASKS, dim=4))
+    assert hnet(task=torch.arange(tasks)).shape == (tasks, 2)
+
+
+def test_a_hypernetwork_can_be_pickled_after_a_mixed_batch():
+    hnet, (y,) = mixed(nn.Linear(3, 2), torch.ones(TASKS, 3))
+    again = pickle.loads(pickle.dumps(hnet))
+    torch.testing.assert_close(again(torch.ones(TASKS, 3), task=torch.arange(TASKS)), y)

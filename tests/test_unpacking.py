@@ -84,3 +84,16 @@ def test_the_compiler_sees_one_graph():
     torch.testing.assert_close(
         torch.autograd.grad(compiled(*inputs), inputs), torch.autograd.grad(loss(*inputs), inputs)
     )
+
+
+def test_fake_tensors_and_views_of_a_negation():
+    with torch._subclasses.FakeTensorMode():
+        assert [t.shape for t in unpack(torch.randn(NUMEL), PLAN)] == SHAPES
+    generated = torch.randn(NUMEL, requires_grad=True)
+    tensors = unpack(generated, PLAN)
+    ones = [torch.ones_like(t) for t in tensors]
+    negated = [torch.complex(-one, one).conj().imag for one in ones]  # -1, kept as 1 and a mark
+    assert all(t.is_neg() for t in negated)
+    (plain,) = torch.autograd.grad(tensors, generated, ones, retain_graph=True)
+    (other,) = torch.autograd.grad(tensors, generated, negated)
+    torch.testing.assert_close(other, -plain)

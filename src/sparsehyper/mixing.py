@@ -11,7 +11,8 @@ clock: equal seeds give equal numbers.
 - Under autocast, which reaches only some operations within vmap, and in compiled code every task
   has its own run.
 - A target that vmap cannot run, or only operation by operation in a loop of its own (attention
-  on the CPU), and one that changes buffers other than batch-norm statistics, has runs a task.
+  on the CPU), and one that changes buffers other than batch-norm statistics or attributes of its
+  modules, has a run for each task.
 
 Which of these a target is, one trial on the first batch of a kind finds out.
 """
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +35,7 @@ from sparsehyper.target import Target
 
 _FEWEST_TASKS = 4
 _MOST_CONVOLVED = 2
+_MOST_KINDS = 64  # of batches that are remembered
 
 _CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten._convolution}
 
@@ -97,7 +99,7 @@ class _Group:
         pieces = [
             leaf.split(self.count) if _is_batched(leaf) else [leaf] * len(self.tasks)
             for leaf in self.leaves
-        ] or [()] * len(self.tasks)
+        ]
         return [
             self.target(
                 self.target.tensors_at(generated),
@@ -147,20 +149,28 @@ class _Group:
         autocast = torch.is_autocast_enabled(self.generated.device.type)
         if len(self.tasks) < _FEWEST_TASKS or autocast or torch.compiler.is_compiling():
             return -1
-        kind = (
-            self.structure,
-            tuple(_kind(leaf) for leaf in self.leaves),
-            self.count,
-            self.target.training,
-            torch.is_grad_enabled(),
-        )
-        known = self.target.shared_runs
-        if kind not in known:
-            known[kind] = self._try()
-        return known[kind]
+        try:
+            kind = (
+                self.structure,
+                tuple(_kind(leaf) for leaf in self.leaves),
+                self.target.training,
+                torch.is_grad_enabled(),
+            )
+            known = self.target.shared_runs.get(kind, {})
+        except TypeError:  # an argument that cannot be compared with the next batch's
+            return -1
+        if any(limit == _MOST_CONVOLVED for limit in known.values()):
+            return _MOST_CONVOLVED
+        if self.count not in known:
+            if len(self.target.shared_runs) >= _MOST_KINDS:
+                self.target.shared_runs.clear()
+            known = self.target.shared_runs.setdefault(kind, {})
+            known[self.count] = self._try()
+        return known[self.count]
 
     def _try(self) -> int:
-        """Run once, forward and backward, leaving no trace."""
+        """Run once, forward and backward, and undo what that changes."""
+        kept = [(m, dict(vars(m))) for m in self.target.module.modules() if not _is_recurrent(m)]
         buffers = [(buffer, buffer.clone()) for buffer in self.target.module.buffers()]
         operations = _Operations()
         generated = self.generated.detach().requires_grad_(torch.is_grad_enabled())
@@ -181,7 +191,8 @@ class _Group:
                 changed = [(b, value) for b, value in buffers if not torch.equal(b, value)]
                 for buffer, value in changed:
                     buffer.copy_(value)
-        if changed:
+                differing = [module for module, before in kept if _differ(module, before)]
+        if changed or differing:
             return -1
         return _MOST_CONVOLVED if operations.seen & _CONVOLUTIONS else sys.maxsize
 
@@ -198,6 +209,20 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _differ(module: nn.Module, before: dict[str, Any]) -> bool:
+    """Whether a module has other attributes than before, which it then has again."""
+    now = vars(module)
+    same = now.keys() == before.keys() and all(now[name] is before[name] for name in now)
+    if not same:
+        now.clear()
+        now.update(before)
+    return not same
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase)  # whose weight lists the target looks after
+
+
 def _is_batched(leaf: Any) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and leaf.ndim > 0
 
@@ -207,7 +232,10 @@ def _has_grad(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> Any:
-    return (leaf.dtype, leaf.shape[1:]) if _is_batched(leaf) else type(leaf)
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.shape[1:]
+    hash(leaf)
+    return type(leaf), leaf
 
 
 def _reordered(leaf: Any, order: Tensor) -> Any:

@@ -113,7 +113,7 @@ class Target(nn.Module):
         if others == "frozen":
             self.module.requires_grad_(False)
         self._memory = shared_memory()  # keeps it
-        self.shared_runs: dict[Any, int] = {}  # what `mixing` found out about the module
+        self.shared_runs: dict[Any, dict[int, int]] = {}  # what `mixing` found out about the module
         self._take_statistics(tasks, values[0].device)
         self.register_load_state_dict_post_hook(_complete_loading)
 

@@ -87,3 +87,10 @@ def test_is_one_node():
     assert {type(node).__name__ for node, _ in y.grad_fn.next_functions if node} == {
         "AccumulateGrad"
     }
+
+
+def test_refuses_layers_that_do_not_fit():
+    with pytest.raises(ValueError, match="one of 20 outputs before one of 30 inputs"):
+        chain([SparseLinear(8, 20, 2), SparseLinear(30, 50, 2)], torch.randn(1, 8))
+    with pytest.raises(ValueError, match="no biases"):
+        chain([SparseLinear(8, 20, 2, bias=True)], torch.randn(1, 8))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -68,7 +72,7 @@ def gradients(x, w, g, wiring):
 @pytest.fixture(params=["native", "portable"])
 def way(request, monkeypatch):
     if request.param == "portable":
-        monkeypatch.setattr(native, "takes", lambda weight: False)
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
     else:
         assert native.takes(torch.zeros(1)), "the package was installed without its kernels"
     return request.param
@@ -226,3 +230,34 @@ def test_works_where_the_package_was_installed_without_a_compiler(monkeypatch):
     expected = layer(x)
     monkeypatch.setattr(native, "_kernels", None)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_has_no_say(default):
+    layers = [SparseLinear(5000, 9000, 2), SparseLinear(5000, 9000, 2, topology="uniform")]
+    x = torch.randn(3, 5000)
+    expected = [layer(x) for layer in layers]
+    try:
+        torch.set_default_dtype(default)
+        got = [layer(x) for layer in layers]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_DYNAMIC": "true"}])
+def test_fewer_threads_than_asked_for(settings):
+    code = """
+import torch
+from sparsehyper.sparse import SparseLinear
+from sparsehyper.sparse.memory import Memory
+empty = Memory.empty
+Memory.empty = lambda *a: empty(*a).fill_(float("nan"))
+torch.set_num_threads(8)
+layer = SparseLinear(10_000, 50_000, 3, topology="uniform")
+x = torch.randn(1, 10_000, requires_grad=True)
+layer(x).sum().backward()
+expected = torch.zeros(10_000).index_add_(0, layer.sources.flatten(), layer.weight.flatten())
+torch.testing.assert_close(x.grad[0], expected, rtol=1e-4, atol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", code], env=os.environ | settings, check=True)

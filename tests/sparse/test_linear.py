@@ -107,3 +107,18 @@ def test_refuses_arguments_out_of_range(arguments, settings, message):
 def test_refuses_an_input_of_another_shape(shape):
     with pytest.raises(ValueError, match=r"must have shape \[batch, 4\], got .*"):
         SparseLinear(4, 8, 2)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("topology", "name", "value"),
+    [("uniform", "sources", 20), ("uniform", "sources", -1), ("circulant", "shifts", 2**31 - 1)],
+)
+def test_refuses_a_wiring_beyond_its_inputs(topology, name, value):
+    layer = SparseLinear(20, 50, 2, topology=topology)
+    state = layer.state_dict()
+    state[name] = state[name].clone()
+    state[name][0, 1] = value
+    with pytest.raises(
+        ValueError, match=rf"`{name}` of a layer of 20 inputs must lie in .*{value}"
+    ):
+        layer.load_state_dict(state)

@@ -1,7 +1,7 @@
 /* The products with a sparse layer on the CPU, in float32.
 
-   The equations stand in functional.py, which checks shapes, dtypes and strides before it calls
-   here; all arrays are contiguous. Every product reads and writes each weight once, whatever the
+   The equations stand in functional.py. native.py sees to dtypes and strides, linear.py to shapes and
+   to a wiring within its bounds; nothing is checked here, and all arrays are contiguous. Every product reads and writes each weight once, whatever the
    batch, and splits its work between the threads of PyTorch's own OpenMP pool. */
 
 #define PY_SSIZE_T_CLEAN
@@ -267,12 +267,14 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
             inputs = table;
         }
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
+        i64 used = 1; /* there may be fewer threads than asked for */
         #pragma omp parallel num_threads((int)copies) if (copies > 1)
         {
             i64 thread = 0, threads = 1;
 #ifdef _OPENMP
             thread = omp_get_thread_num(), threads = omp_get_num_threads();
 #endif
+            if (thread == 0) used = threads;
             float *own = gx ? sums + thread * n * width : NULL;
             if (gx) memset(own, 0, n * width * sizeof(float));
             float rows_of_g[BLOCK];
@@ -302,7 +304,7 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
         for (i64 i = 0; i < n; i++)
             for (i64 r = 0; r < width; r++) {
                 float sum = 0;
-                for (i64 c = 0; c < copies; c++) sum += sums[(c * n + i) * width + r];
+                for (i64 c = 0; c < used; c++) sum += sums[(c * n + i) * width + r];
                 gx[(first + r) * n + i] = sum;
             }
     }

@@ -42,13 +42,13 @@ class Circulant:
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        if native.takes(w):
+        if native.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
 
     def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        if native.takes(w):
+        if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
 
@@ -68,13 +68,13 @@ class Indexed:
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        if native.takes(w):
+        if native.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
 
     def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        if native.takes(w):
+        if native.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
         if self._transposed is None:
             self._transposed = portable.transposed(self.sources, self.n_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -121,6 +122,15 @@ class SparseLinear(nn.Module):
     def _plan(self) -> None:
         """Derive what the products need from the wiring."""
         self._memory = shared_memory()  # keeps it
+        name = "shifts" if self.topology == "circulant" else "sources"
+        wiring = getattr(self, name)
+        if not wiring.is_meta:  # what runs in C would read beyond its arrays
+            low, high = (int(bound) for bound in wiring.aminmax())
+            if low < 0 or high >= self.in_features:
+                raise ValueError(
+                    f"`{name}` of a layer of {self.in_features} inputs must lie in "
+                    f"[0, {self.in_features}), got {low} to {high}"
+                )
         if self.topology != "circulant":
             self._planned = Indexed(self.in_features, self.sources)
         elif self.in_features >= _SHORT:
@@ -150,8 +160,18 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
     Args:
         layers: at least one.
         x: ``[batch, in_features]`` of the first.
+
+    Raises:
+        ValueError: a layer that does not take what the one before gives, or has a bias.
     """
-    assert all(layer.bias is None for layer in layers)
+    for layer, following in pairwise(layers):
+        if layer.out_features != following.in_features:
+            raise ValueError(
+                f"`layers` must fit one another, got one of {layer.out_features} outputs before "
+                f"one of {following.in_features} inputs"
+            )
+    if any(layer.bias is not None for layer in layers):
+        raise ValueError("`layers` must have no biases")
     return sparse_chain(
         layers[0]._checked(x),
         [layer.weight for layer in layers],

@@ -41,7 +41,7 @@ class Memory:
         """A float32 tensor with arbitrary contents."""
         numel = math.prod(shape)
         if 4 * numel < LARGE:
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
         with self._lock:
             array = self._take(numel)
             lent = array[:numel].reshape(shape)

@@ -27,9 +27,9 @@ def available() -> bool:
     return _kernels is not None
 
 
-def takes(weight: Tensor) -> bool:
-    """Whether the operators run on tensors like this one."""
-    return available() and weight.is_cpu and weight.dtype == torch.float32
+def takes(*tensors: Tensor) -> bool:
+    """Whether the operators run on tensors like these."""
+    return available() and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
 
 
 _library = torch.library.Library("sparsehyper", "DEF")
@@ -126,8 +126,9 @@ def _addresses(runs: Sequence[Tensor | None]) -> bytes:
 def _gradients(
     rows: int, n: int, m: int, k: int, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    empty = shared_memory().empty if rows else torch.zeros
-    return empty([rows, n] if needs_x else [0]), empty([k, m] if needs_w else [0])
+    empty = shared_memory().empty
+    gx, gw = empty([rows, n] if needs_x else [0]), empty([k, m] if needs_w else [0])
+    return (gx, gw) if rows else (gx, gw.zero_())
 
 
 @lru_cache(maxsize=1024)
