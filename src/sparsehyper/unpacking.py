@@ -82,7 +82,7 @@ def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor,
 class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
-        if not _by_address(generated) or (base is not None and base.ndim > 1):
+        if not native.at_address(generated) or (base is not None and base.ndim > 1):
             return _unpack(generated, base, plan)
         lead, start, out = generated.shape[:-1], 0, []
         memory = empty_as(generated, generated.shape).untyped_storage()
@@ -130,7 +130,7 @@ class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(plan: Plan, lead: torch.Size, *tensors: Tensor) -> Tensor:
         flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
-        ready = [_by_address(tensor) and tensor.is_contiguous() for tensor in tensors]
+        ready = [native.at_address(tensor) and tensor.is_contiguous() for tensor in tensors]
         if any(ready):
             runs = [tensor if r else None for tensor, r in zip(tensors, ready, strict=True)]
             native.gather_runs(flat, runs, *plan.packed)
@@ -162,11 +162,6 @@ class _Pack(torch.autograd.Function):
 
 def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
-def _by_address(tensor: Tensor) -> bool:
-    """Whether the tensor is what stands at its address: no subclass, no view of a negation."""
-    return native.takes(tensor) and type(tensor) is Tensor and not tensor.is_neg()
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

@@ -28,6 +28,7 @@ def in_turn(layers, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("frozen", [(), ("x",), (0,), (3,), ("x", 0, 1, 2), (0, 1, 2, 3)], ids=str)
+@pytest.mark.usefixtures("poison")
 def test_values_and_gradients(dtype, batch, frozen):
     layers, x = make(dtype), torch.randn(batch, 5, dtype=dtype)
     x.requires_grad_("x" not in frozen)

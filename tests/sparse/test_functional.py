@@ -13,7 +13,6 @@ from torch.library import opcheck
 
 from sparsehyper.sparse import SparseLinear, native
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear
-from sparsehyper.sparse.memory import Memory
 from sparsehyper.sparse.topology import circulant_sources
 
 # n_in, n_out, fan_in: odd, cut short, one copy, many copies, several blocks of the kernels, wide
@@ -76,16 +75,6 @@ def way(request, monkeypatch):
     else:
         assert native.takes(torch.zeros(1)), "the package was installed without its kernels"
     return request.param
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    """What is handed out as empty holds NaN."""
-    empty, new_empty, torch_empty = Memory.empty, torch.Tensor.new_empty, torch.empty
-    nan = float("nan")
-    monkeypatch.setattr(Memory, "empty", lambda *a: empty(*a).fill_(nan))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(nan))
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: torch_empty(*a, **k).fill_(nan))
 
 
 @pytest.mark.parametrize("kind", ["circulant", "indexed"])

@@ -1,8 +1,9 @@
-/* The products with a sparse layer on the CPU, in float32.
+/* The products with a sparse layer, or several in a row, on the CPU, in float32.
 
    The equations stand in functional.py. native.py sees to dtypes and strides, linear.py to shapes and
-   to a wiring within its bounds; nothing is checked here, and all arrays are contiguous. Every product reads and writes each weight once, whatever the
-   batch, and splits its work between the threads of PyTorch's own OpenMP pool. */
+   to a wiring within its bounds; nothing is checked here, and all arrays are contiguous. Every product
+   reads and writes each weight once, whatever the batch, and splits its work between the threads of
+   PyTorch's own OpenMP pool. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -30,6 +31,7 @@ enum {
 };
 
 static i64 min(i64 a, i64 b) { return a < b ? a : b; }
+static i64 max(i64 a, i64 b) { return a > b ? a : b; }
 
 /* y = Σ_t w[t] · x[t], elementwise over `l` positions; added to y unless `fresh`. */
 VECTORISED static void taps(float *restrict y, const float **x, const float **w, i64 k, i64 l,
@@ -310,6 +312,83 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
     }
 }
 
+/* Threads that indexed_adjoint uses. */
+static i64 copies_of(i64 rows, i64 m, i64 k)
+{
+#ifdef _OPENMP
+    if (min(rows, GROUP) * k * m > SERIAL) return min(omp_get_max_threads(), MOST_COPIES);
+#endif
+    return 1;
+}
+
+/* One of several layers in a row, as native.py packs it. */
+typedef struct {
+    i64 n, m, k;
+    i64 is_circulant;
+    i64 wiring, w; /* addresses: shifts or sources, and weights */
+} Layer;
+
+/* Numbers that a chain needs room for beside its operands. */
+typedef struct {
+    i64 between;     /* what comes out of all layers but the last */
+    i64 gradients[2]; /* of the inputs of the even and of the odd layers, the first left out */
+    i64 table, sums; /* of indexed_adjoint */
+} Space;
+
+static Space space_of(i64 rows, i64 count, const Layer *layer)
+{
+    Space space = {0, {0, 0}, 0, 0};
+    const i64 width = min(GROUP, rows);
+    for (i64 i = 0; i < count; i++) {
+        if (i < count - 1) space.between += rows * layer[i].m;
+        if (i > 0) space.gradients[i % 2] = max(space.gradients[i % 2], rows * layer[i].n);
+        if (layer[i].is_circulant) continue;
+        const i64 copies = copies_of(rows, layer[i].m, layer[i].k);
+        if (width > 1) space.table = max(space.table, layer[i].n * width);
+        space.sums = max(space.sums, copies * layer[i].n * width);
+    }
+    return space;
+}
+
+static void chain(i64 rows, i64 count, const Layer *layer, const float *x, float *between, float *y,
+                  float *table)
+{
+    for (i64 i = 0; i < count; i++) {
+        const Layer l = layer[i];
+        float *out = i < count - 1 ? between : y;
+        if (l.is_circulant)
+            circulant(rows, l.n, l.m, l.k, (const i64 *)l.wiring, x, (const float *)l.w, out);
+        else
+            indexed(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, x, (const float *)l.w, out,
+                    table);
+        x = out;
+        between += rows * l.m;
+    }
+}
+
+/* The gradients gw of all layers, and gx of the first; those whose address is 0 are not wanted. */
+static void chain_adjoint(i64 rows, i64 count, const Layer *layer, const float *x,
+                          const float *between, const float *g, float *gx, float *const *gw,
+                          float *gradients, float *table, float *sums)
+{
+    const Space space = space_of(rows, count, layer);
+    i64 first = 0; /* layer that something is wanted of */
+    while (!gx && first < count && !gw[first]) first++;
+    between += space.between;
+    for (i64 i = count - 1; i >= first; i--) {
+        const Layer l = layer[i];
+        if (i > 0) between -= rows * l.n;
+        const float *in = i > 0 ? between : x, *w = (const float *)l.w;
+        float *to = i > first ? gradients + (i % 2) * space.gradients[0] : i > 0 ? NULL : gx;
+        if (l.is_circulant)
+            circulant_adjoint(rows, l.n, l.m, l.k, (const i64 *)l.wiring, g, in, w, to, gw[i]);
+        else
+            indexed_adjoint(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, g, in, w, to, gw[i],
+                            table, sums, copies_of(rows, l.m, l.k));
+        g = to;
+    }
+}
+
 VECTORISED static void scale(float *restrict to, const float *restrict from,
                              const float *restrict added, float factor, float offset, i64 l)
 {
@@ -407,12 +486,48 @@ static PyObject *py_width(PyObject *self, PyObject *args)
 
 static PyObject *py_copies(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows, m, k, copies = 1;
+    Py_ssize_t rows, m, k;
     if (!PyArg_ParseTuple(args, "nnn", &rows, &m, &k)) return NULL;
-#ifdef _OPENMP
-    if (min(rows, GROUP) * k * m > SERIAL) copies = min(omp_get_max_threads(), MOST_COPIES);
-#endif
-    return PyLong_FromSsize_t(copies);
+    return PyLong_FromSsize_t(copies_of(rows, m, k));
+}
+
+static PyObject *py_space(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, size;
+    const char *layers;
+    if (!PyArg_ParseTuple(args, "ny#", &rows, &layers, &size)) return NULL;
+    const Space s = space_of(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers);
+    return Py_BuildValue("nnnn", (Py_ssize_t)s.between,
+                         (Py_ssize_t)(s.gradients[0] + s.gradients[1]), (Py_ssize_t)s.table,
+                         (Py_ssize_t)s.sums);
+}
+
+static PyObject *py_chain(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, size, x, between, y, table;
+    const char *layers;
+    if (!PyArg_ParseTuple(args, "ny#nnnn", &rows, &layers, &size, &x, &between, &y, &table))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    chain(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
+          (float *)between, (float *)y, (float *)table);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, size, x, between, g, gx, gradients, table, sums, ignored;
+    const char *layers, *gw;
+    if (!PyArg_ParseTuple(args, "ny#nnnny#nnn", &rows, &layers, &size, &x, &between, &g, &gx, &gw,
+                          &ignored, &gradients, &table, &sums))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    chain_adjoint(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
+                  (float *)between, (float *)g, (float *)gx, (float *const *)gw,
+                  (float *)gradients, (float *)table, (float *)sums);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_runs(PyObject *self, PyObject *args)
@@ -442,6 +557,14 @@ static PyMethodDef methods[] = {
      "sums [copies, n, width], and copies"},
     {"width", py_width, METH_VARARGS, "rows that `indexed` takes at a time"},
     {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, m, k"},
+    {"space", py_space, METH_VARARGS,
+     "numbers that a chain needs room for, of rows and packed layers (n, m, k, is_circulant and "
+     "addresses of wiring and weights): between, gradients, table, sums"},
+    {"chain", py_chain, METH_VARARGS,
+     "y of rows, packed layers and addresses x, between, y, table"},
+    {"chain_adjoint", py_chain_adjoint, METH_VARARGS,
+     "gradients of rows, packed layers, addresses x, between, g, gx, packed addresses gw, and "
+     "addresses gradients, table, sums"},
     {"runs", py_runs, METH_VARARGS,
      "runs to flat (gather) or back, of gather, rows, packed sizes, factors and offsets, addresses "
      "added and flat, and packed addresses of the runs"},

@@ -23,6 +23,20 @@ def indexed_adjoint(
 ) -> None: ...
 def width(rows: int) -> int: ...
 def copies(rows: int, m: int, k: int) -> int: ...
+def space(rows: int, layers: bytes) -> tuple[int, int, int, int]: ...
+def chain(rows: int, layers: bytes, x: int, between: int, y: int, table: int) -> None: ...
+def chain_adjoint(
+    rows: int,
+    layers: bytes,
+    x: int,
+    between: int,
+    g: int,
+    gx: int,
+    gw: bytes,
+    gradients: int,
+    table: int,
+    sums: int,
+) -> None: ...
 def runs(
     gather: bool,
     rows: int,

@@ -17,6 +17,7 @@ elsewhere, and where the package was installed without a compiler, in plain PyTo
 from __future__ import annotations
 
 import inspect
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class Circulant:
         self.n_in = n_in
         self.shifts = shifts
         self._flat = [shift for row in shifts for shift in row]
+        self._packed = array("q", self._flat)
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
@@ -51,6 +53,10 @@ class Circulant:
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
+
+    def at_address(self) -> tuple[bool, int]:
+        """As `native.Wiring` has it."""
+        return True, self._packed.buffer_info()[0]
 
 
 class Indexed:
@@ -80,6 +86,11 @@ class Indexed:
             self._transposed = portable.transposed(self.sources, self.n_in)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._transposed, needs)
 
+    def at_address(self) -> tuple[bool, int]:
+        """As `native.Wiring` has it."""
+        self.sources = self.sources.contiguous()
+        return False, self.sources.data_ptr()
+
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
     """``y[b, j] = Σ_t weight[t, j] · x[b, source(t, j)]``, differentiable to any order.
@@ -96,7 +107,10 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
 
 
 def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
-    """`sparse_linear` for one weight and wiring after another, as one node of the autograd graph.
+    """`sparse_linear` for one weight and wiring after another.
+
+    Where there are kernels for all of it, it is one node of the autograd graph and one call each
+    way.
 
     Args:
         x: ``[batch, n_in]`` of the first.
@@ -105,7 +119,8 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Ind
     Returns:
         ``[batch, n_out]`` of the last.
     """
-    if torch.compiler.is_compiling():  # the compiler joins the nodes by itself
+    # The compiler joins the nodes by itself.
+    if torch.compiler.is_compiling() or not native.takes(x, *weights):
         return _one_by_one(x, wirings, weights)
     return _Chain.apply(x, wirings, *weights)[0]
 
@@ -208,39 +223,35 @@ class _Chain(Function):
     @staticmethod
     def forward(
         x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        inputs = [x]  # of each layer, and the last one's output
-        for wiring, weight in zip(wirings, weights, strict=True):
-            inputs.append(wiring.apply(inputs[-1], weight))
-        return inputs[-1], *inputs[1:-1]
+    ) -> tuple[Tensor, Tensor]:
+        if all(native.at_address(tensor) for tensor in (x, *weights)):
+            return native.chain(x, weights, wirings)
+        return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass: of no real numbers
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.wirings, *weights = inputs
-        ctx.save_for_backward(x, *output[1:], *weights)
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x, output[1], *weights)
+        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         wirings, (needs_x, _, *needs) = ctx.wirings, ctx.needs_input_grad
-        grads: list[Tensor | None] = [None] * len(wirings)
-        inputs, weights = ctx.saved_tensors[: len(wirings)], ctx.saved_tensors[len(wirings) :]
-        recorded = torch.is_grad_enabled()  # for derivatives of derivatives
-        if recorded:
-            inputs = list(_outputs(inputs[0], wirings[:-1], weights[:-1]))
-        gx = g
+        x, between, *weights = ctx.saved_tensors
+        if g is None:
+            return (None,) * (2 + len(weights))
+        if not torch.is_grad_enabled() and all(map(native.at_address, (g, x, between, *weights))):
+            gx, grads = native.chain_adjoint(g, x, between, weights, wirings, needs_x, needs)
+            return gx, None, *grads
+        # For derivatives of derivatives and for transforms, layer by layer.
+        inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
+        gx, grads = g, [None] * len(weights)
         for i in reversed(range(len(wirings))):
             further = needs_x or any(needs[:i])
             if gx is None or not (further or needs[i]):
                 break
-            if recorded:
-                gx, grads[i] = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
-            else:
-                found = wirings[i].adjoint(gx, inputs[i], weights[i], (further, needs[i]))
-                gx, grads[i] = (
-                    t if need else None for t, need in zip(found, (further, needs[i]), strict=True)
-                )
+            gx, grads[i] = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
         return gx if needs_x else None, None, *grads
 
     @staticmethod
@@ -250,12 +261,12 @@ class _Chain(Function):
         x: Tensor,
         wirings: list[Circulant | Indexed],
         *weights: Tensor,
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
         dims = (in_dims[0], *in_dims[2:])
         run = torch.func.vmap(lambda x, *weights: _one_by_one(x, wirings, weights), dims)
         y = run(x, *weights)
         # What lies between is for the backward pass, which goes layer by layer within transforms.
-        return (y, *[y.new_empty(0)] * (len(wirings) - 1)), (0, *[None] * (len(wirings) - 1))
+        return (y, y.new_empty(0)), (0, None)
 
 
 def _adjoint(

@@ -1,9 +1,10 @@
 """Memory for large arrays on the CPU, kept from one step to the next.
 
-The C library gives blocks of 32 MiB and more back to the system as soon as they are freed, and the
-system hands them out again page by page, zeroed: writing to a fresh block takes two to three times
-as long as writing to a used one. Blocks of that size are therefore kept here, and used again once
-no tensor needs them. They are freed with the last layer that holds this memory.
+The C library gives large blocks back to the system when they are freed (those of 32 MiB and more
+always, smaller ones as its heap happens to lie), and the system hands them out again page by page,
+zeroed: writing to a fresh block takes two to three times as long as writing to a used one. Large
+blocks are therefore kept here, and used again once no tensor needs them. They are freed with the
+last layer that holds this memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 32 << 20  # bytes; the C library keeps smaller blocks by itself
+LARGE = 8 << 20  # bytes
 
 
 class _Block(NamedTuple):

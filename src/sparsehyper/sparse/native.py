@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ except ImportError:  # installed without a compiler
     _kernels = None  # type: ignore[assignment]
 
 
+class Wiring(Protocol):
+    """What `chain` asks of a wiring."""
+
+    n_in: int
+
+    def at_address(self) -> tuple[bool, int]:
+        """Whether it is circulant, and the address of its packed int64 shifts or int32 sources."""
+
+
 def available() -> bool:
     """Whether the package was installed with its kernels."""
     return _kernels is not None
@@ -30,6 +40,17 @@ def available() -> bool:
 def takes(*tensors: Tensor) -> bool:
     """Whether the operators run on tensors like these."""
     return available() and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+
+
+def at_address(tensor: Tensor) -> bool:
+    """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or not takes(tensor) or tensor.is_neg():
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # within a transform of torch.func
+        return False
+    return True
 
 
 _library = torch.library.Library("sparsehyper", "DEF")
@@ -92,6 +113,59 @@ def indexed_adjoint(
     return [gx, gw]
 
 
+def chain(x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> tuple[Tensor, Tensor]:
+    """Layers in a row, which are `at_address`, in one call.
+
+    Returns:
+        ``[batch, n_out]`` of the last, and what comes out of the others, flat.
+    """
+    rows, x = len(x), x.contiguous()
+    layers, _kept = _layers(weights, wirings)
+    n_between, _, n_table, _ = _kernels.space(rows, layers)
+    empty = shared_memory().empty
+    between, y, table = empty([n_between]), empty([rows, weights[-1].shape[1]]), empty([n_table])
+    _kernels.chain(rows, layers, x.data_ptr(), between.data_ptr(), y.data_ptr(), table.data_ptr())
+    return y, between
+
+
+def chain_adjoint(
+    g: Tensor,
+    x: Tensor,
+    between: Tensor,
+    weights: Sequence[Tensor],
+    wirings: Sequence[Wiring],
+    needs_x: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of x and of the weights, these side by side in one memory; None if not needed.
+
+    Args:
+        g: of the output of `chain`.
+        x, between, weights, wirings: what `chain` took and gave.
+        needs_x, needs: which gradients are needed.
+    """
+    rows, g, x = len(x), g.contiguous(), x.contiguous()
+    layers, _kept = _layers(weights, wirings)
+    _, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
+    empty = shared_memory().empty
+    gradients, table, sums = empty([n_gradients]), empty([n_table]), empty([n_sums])
+    sizes = [weight.numel() if need else 0 for weight, need in zip(weights, needs, strict=True)]
+    flat = empty([sum(sizes)])
+    gw = [
+        piece.view(weight.shape) if need else None
+        for piece, weight, need in zip(flat.split(sizes), weights, needs, strict=True)
+    ]
+    gx = empty(x.shape) if needs_x else None
+    _kernels.chain_adjoint(
+        *(rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
+        *(0 if gx is None else gx.data_ptr(), _addresses(gw)),
+        *(gradients.data_ptr(), table.data_ptr(), sums.data_ptr()),
+    )
+    if rows == 0:
+        flat.zero_()
+    return gx, gw
+
+
 def scale_runs(
     flat: Tensor,
     runs: Sequence[Tensor],
@@ -117,6 +191,17 @@ def gather_runs(
     """Write ``factor · run`` to each run's place in ``flat``; one that is None is left out."""
     rows = flat.shape[:-1].numel()
     _kernels.runs(True, rows, sizes, factors, offsets, 0, flat.data_ptr(), _addresses(runs))
+
+
+def _layers(weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> tuple[bytes, list[Tensor]]:
+    """Layers as the kernels take them, and the tensors that must outlive their use."""
+    packed, kept = array("q"), []
+    for weight, wiring in zip(weights, wirings, strict=True):
+        weight = weight.contiguous()
+        k, m = weight.shape
+        packed.extend((wiring.n_in, m, k, *wiring.at_address(), weight.data_ptr()))
+        kept.append(weight)
+    return packed.tobytes(), kept
 
 
 def _addresses(runs: Sequence[Tensor | None]) -> bytes:
