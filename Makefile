@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint check clean
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt src/sparsehyper/sparse/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -70,6 +70,18 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
+class Averaging(nn.Linear):
+    """Puts another buffer in the place of the one it had."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return super().forward(x)
+
+
 class Last(nn.LSTM):
     def forward(self, x):
         return super().forward(x)[0]
@@ -289,3 +301,13 @@ def test_a_hypernetwork_can_be_pickled_after_a_mixed_batch():
     hnet, (y,) = mixed(nn.Linear(3, 2), torch.ones(TASKS, 3))
     again = pickle.loads(pickle.dumps(hnet))
     torch.testing.assert_close(again(torch.ones(TASKS, 3), task=torch.arange(TASKS)), y)
+
+
+def test_a_buffer_put_in_the_place_of_another_is_left_as_a_loop_leaves_it():
+    hnet = make(Averaging())
+    twin, x = copy.deepcopy(hnet), torch.randn(TASKS, 4)
+    hnet(x, task=torch.arange(TASKS))
+    for task in range(TASKS):
+        twin(x[task : task + 1], task=task)
+    torch.testing.assert_close(hnet.target.module.mean, twin.target.module.mean)
+    copy.deepcopy(hnet).state_dict()

@@ -97,3 +97,15 @@ def test_fake_tensors_and_views_of_a_negation():
     (plain,) = torch.autograd.grad(tensors, generated, ones, retain_graph=True)
     (other,) = torch.autograd.grad(tensors, generated, negated)
     torch.testing.assert_close(other, -plain)
+
+
+@pytest.mark.parametrize("size", [NUMEL - 1, NUMEL + 1])
+def test_a_vector_of_another_length_is_refused(size):
+    with pytest.raises(RuntimeError, match="split"):
+        unpack(torch.zeros(size), PLAN)
+
+
+def test_a_base_of_another_dtype():
+    generated, base = torch.randn(NUMEL), torch.randn(NUMEL, dtype=torch.double)
+    for tensor, value in zip(unpack(generated, PLAN, base), expected(generated, base), strict=True):
+        torch.testing.assert_close(tensor.double(), value.double())

@@ -170,7 +170,11 @@ class _Group:
 
     def _try(self) -> int:
         """Run once, forward and backward, and undo what that changes."""
-        kept = [(m, dict(vars(m))) for m in self.target.module.modules() if not _is_recurrent(m)]
+        kept = [
+            (m, dict(vars(m)), dict(m._buffers))
+            for m in self.target.module.modules()
+            if not _is_recurrent(m)
+        ]
         buffers = [(buffer, buffer.clone()) for buffer in self.target.module.buffers()]
         operations = _Operations()
         generated = self.generated.detach().requires_grad_(torch.is_grad_enabled())
@@ -191,7 +195,7 @@ class _Group:
                 changed = [(b, value) for b, value in buffers if not torch.equal(b, value)]
                 for buffer, value in changed:
                     buffer.copy_(value)
-                differing = [module for module, before in kept if _differ(module, before)]
+                differing = [module for module, *before in kept if _differ(module, *before)]
         if changed or differing:
             return -1
         return _MOST_CONVOLVED if operations.seen & _CONVOLUTIONS else sys.maxsize
@@ -209,14 +213,15 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _differ(module: nn.Module, before: dict[str, Any]) -> bool:
-    """Whether a module has other attributes than before, which it then has again."""
-    now = vars(module)
-    same = now.keys() == before.keys() and all(now[name] is before[name] for name in now)
-    if not same:
-        now.clear()
-        now.update(before)
-    return not same
+def _differ(module: nn.Module, *before: dict[str, Any]) -> bool:
+    """Whether a module has other attributes or buffers than before, which it then has again."""
+    different = False
+    for was, now in zip(before, (vars(module), module._buffers), strict=True):
+        if now.keys() != was.keys() or any(now[name] is not was[name] for name in now):
+            now.clear()
+            now.update(was)
+            different = True
+    return different
 
 
 def _is_recurrent(module: nn.Module) -> bool:

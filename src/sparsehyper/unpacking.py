@@ -56,7 +56,7 @@ def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[T
     Args:
         generated: any leading sizes.
         plan: of the tensors.
-        base: added to the scaled vector; its shape broadcasts to that of ``generated``.
+        base: ``[…, numel]``, added to the scaled vector; its shape broadcasts to that one.
 
     >>> plan = Plan([4, 1], [torch.Size([2, 2]), torch.Size([])], [10.0, 1.0], [0.0, 7.0])
     >>> [tensor.tolist() for tensor in unpack(torch.arange(5.0), plan)]
@@ -82,7 +82,10 @@ def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor,
 class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
-        if not native.at_address(generated) or (base is not None and base.ndim > 1):
+        fitting = generated.shape[-1:] == (sum(plan.sizes),) and (
+            base is None or (base.shape == generated.shape[-1:] and native.at_address(base))
+        )
+        if not (fitting and native.at_address(generated)):
             return _unpack(generated, base, plan)
         lead, start, out = generated.shape[:-1], 0, []
         memory = empty_as(generated, generated.shape).untyped_storage()

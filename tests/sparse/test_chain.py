@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import gradgradcheck
@@ -26,7 +28,7 @@ def in_turn(layers, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("batch", [0, 1, 3, 9])
 @pytest.mark.parametrize("frozen", [(), ("x",), (0,), (3,), ("x", 0, 1, 2), (0, 1, 2, 3)], ids=str)
 @pytest.mark.usefixtures("poison")
 def test_values_and_gradients(dtype, batch, frozen):
@@ -95,3 +97,26 @@ def test_refuses_layers_that_do_not_fit():
         chain([SparseLinear(8, 20, 2), SparseLinear(30, 50, 2)], torch.randn(1, 8))
     with pytest.raises(ValueError, match="no biases"):
         chain([SparseLinear(8, 20, 2, bias=True)], torch.randn(1, 8))
+
+
+def test_a_tensor_whose_address_tells_nothing():
+    layers, x = make(), torch.randn(3, 5, dtype=torch.complex64).conj().imag.requires_grad_()
+    assert x.is_neg()
+    one, other = chain(list(layers), x), in_turn(layers, x)
+    torch.testing.assert_close(one, other)
+    inputs, g = [x, *layers.parameters()], torch.randn_like(one)
+    torch.testing.assert_close(
+        torch.autograd.grad(one, inputs, g), torch.autograd.grad(other, inputs, g)
+    )
+
+
+@pytest.mark.parametrize("sizes", [(5, 40, 9, 33, 7), (5, 8), (6, 6, 6)])
+def test_layers_need_not_grow(sizes):
+    layers = [SparseLinear(a, b, 2, seed=a) for a, b in itertools.pairwise(sizes)]
+    x = torch.randn(2, sizes[0], requires_grad=True)
+    inputs = [x, *[layer.weight for layer in layers]]
+    y, expected = chain(layers, x), in_turn(layers, x)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+    )

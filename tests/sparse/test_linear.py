@@ -122,3 +122,28 @@ def test_refuses_a_wiring_beyond_its_inputs(topology, name, value):
         ValueError, match=rf"`{name}` of a layer of 20 inputs must lie in .*{value}"
     ):
         layer.load_state_dict(state)
+
+
+def test_a_weight_of_another_shape_is_refused():
+    layer = SparseLinear(10, 30, 2)
+    weight = torch.zeros(2, 40)
+    with pytest.raises(ValueError, match=r"shape \[2, 30\], got \[2, 40\]"):
+        torch.func.functional_call(layer, {"weight": weight}, (torch.zeros(1, 10),))
+
+
+@pytest.mark.parametrize("topology", ["circulant", "uniform"])
+@pytest.mark.parametrize("n_in", [10, 5000])
+def test_another_wiring_in_its_place_is_used(topology, n_in):
+    one, other = (SparseLinear(n_in, 12_000, 2, topology=topology, seed=s) for s in (1, 2))
+    x = torch.randn(2, n_in)
+    expected, before = other(x), one(x)
+    torch.testing.assert_close(torch.func.functional_call(one, other.state_dict(), (x,)), expected)
+    torch.testing.assert_close(one(x), before)
+
+
+def test_a_wiring_out_of_bounds_in_its_place_is_refused():
+    layer = SparseLinear(10, 30, 2, topology="uniform")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 10\), got 10 to 10"):
+        torch.func.functional_call(
+            layer, {"sources": torch.full((2, 30), 10, dtype=torch.int32)}, (torch.zeros(1, 10),)
+        )

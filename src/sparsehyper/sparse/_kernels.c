@@ -312,13 +312,21 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
     }
 }
 
-/* Threads that indexed_adjoint uses. */
-static i64 copies_of(i64 rows, i64 m, i64 k)
+static i64 threads_now(void)
 {
 #ifdef _OPENMP
-    if (min(rows, GROUP) * k * m > SERIAL) return min(omp_get_max_threads(), MOST_COPIES);
-#endif
+    return omp_get_max_threads();
+#else
     return 1;
+#endif
+}
+
+/* Of so many threads, those that indexed_adjoint uses: each sums up n numbers beside its share of
+   the k · m products. */
+static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
+{
+    if (min(rows, GROUP) * k * m <= SERIAL) return 1;
+    return min(threads, min(MOST_COPIES, max(2, k * m / n)));
 }
 
 /* One of several layers in a row, as native.py packs it. */
@@ -335,7 +343,7 @@ typedef struct {
     i64 table, sums; /* of indexed_adjoint */
 } Space;
 
-static Space space_of(i64 rows, i64 count, const Layer *layer)
+static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
 {
     Space space = {0, {0, 0}, 0, 0};
     const i64 width = min(GROUP, rows);
@@ -343,7 +351,7 @@ static Space space_of(i64 rows, i64 count, const Layer *layer)
         if (i < count - 1) space.between += rows * layer[i].m;
         if (i > 0) space.gradients[i % 2] = max(space.gradients[i % 2], rows * layer[i].n);
         if (layer[i].is_circulant) continue;
-        const i64 copies = copies_of(rows, layer[i].m, layer[i].k);
+        const i64 copies = copies_of(threads, rows, layer[i].n, layer[i].m, layer[i].k);
         if (width > 1) space.table = max(space.table, layer[i].n * width);
         space.sums = max(space.sums, copies * layer[i].n * width);
     }
@@ -367,11 +375,11 @@ static void chain(i64 rows, i64 count, const Layer *layer, const float *x, float
 }
 
 /* The gradients gw of all layers, and gx of the first; those whose address is 0 are not wanted. */
-static void chain_adjoint(i64 rows, i64 count, const Layer *layer, const float *x,
+static void chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, const float *x,
                           const float *between, const float *g, float *gx, float *const *gw,
                           float *gradients, float *table, float *sums)
 {
-    const Space space = space_of(rows, count, layer);
+    const Space space = space_of(threads, rows, count, layer);
     i64 first = 0; /* layer that something is wanted of */
     while (!gx && first < count && !gw[first]) first++;
     between += space.between;
@@ -384,7 +392,7 @@ static void chain_adjoint(i64 rows, i64 count, const Layer *layer, const float *
             circulant_adjoint(rows, l.n, l.m, l.k, (const i64 *)l.wiring, g, in, w, to, gw[i]);
         else
             indexed_adjoint(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, g, in, w, to, gw[i],
-                            table, sums, copies_of(rows, l.m, l.k));
+                            table, sums, copies_of(threads, rows, l.n, l.m, l.k));
         g = to;
     }
 }
@@ -486,9 +494,9 @@ static PyObject *py_width(PyObject *self, PyObject *args)
 
 static PyObject *py_copies(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows, m, k;
-    if (!PyArg_ParseTuple(args, "nnn", &rows, &m, &k)) return NULL;
-    return PyLong_FromSsize_t(copies_of(rows, m, k));
+    Py_ssize_t rows, n, m, k;
+    if (!PyArg_ParseTuple(args, "nnnn", &rows, &n, &m, &k)) return NULL;
+    return PyLong_FromSsize_t(copies_of(threads_now(), rows, n, m, k));
 }
 
 static PyObject *py_space(PyObject *self, PyObject *args)
@@ -496,8 +504,9 @@ static PyObject *py_space(PyObject *self, PyObject *args)
     Py_ssize_t rows, size;
     const char *layers;
     if (!PyArg_ParseTuple(args, "ny#", &rows, &layers, &size)) return NULL;
-    const Space s = space_of(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers);
-    return Py_BuildValue("nnnn", (Py_ssize_t)s.between,
+    const i64 threads = threads_now();
+    const Space s = space_of(threads, rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers);
+    return Py_BuildValue("nnnnn", (Py_ssize_t)threads, (Py_ssize_t)s.between,
                          (Py_ssize_t)(s.gradients[0] + s.gradients[1]), (Py_ssize_t)s.table,
                          (Py_ssize_t)s.sums);
 }
@@ -517,13 +526,13 @@ static PyObject *py_chain(PyObject *self, PyObject *args)
 
 static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows, size, x, between, g, gx, gradients, table, sums, ignored;
+    Py_ssize_t threads, rows, size, x, between, g, gx, gradients, table, sums, ignored;
     const char *layers, *gw;
-    if (!PyArg_ParseTuple(args, "ny#nnnny#nnn", &rows, &layers, &size, &x, &between, &g, &gx, &gw,
+    if (!PyArg_ParseTuple(args, "nny#nnnny#nnn", &threads, &rows, &layers, &size, &x, &between, &g, &gx, &gw,
                           &ignored, &gradients, &table, &sums))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    chain_adjoint(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
+    chain_adjoint(threads, rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
                   (float *)between, (float *)g, (float *)gx, (float *const *)gw,
                   (float *)gradients, (float *)table, (float *)sums);
     Py_END_ALLOW_THREADS
@@ -556,14 +565,15 @@ static PyMethodDef methods[] = {
      "gx and gw of rows, n, m, k, addresses sources, g, x, w, gx, gw, table [n, width], "
      "sums [copies, n, width], and copies"},
     {"width", py_width, METH_VARARGS, "rows that `indexed` takes at a time"},
-    {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, m, k"},
+    {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, n, m, k"},
     {"space", py_space, METH_VARARGS,
      "numbers that a chain needs room for, of rows and packed layers (n, m, k, is_circulant and "
-     "addresses of wiring and weights): between, gradients, table, sums"},
+     "addresses of wiring and weights): threads, which it depends on, between, gradients, table, "
+     "sums"},
     {"chain", py_chain, METH_VARARGS,
      "y of rows, packed layers and addresses x, between, y, table"},
     {"chain_adjoint", py_chain_adjoint, METH_VARARGS,
-     "gradients of rows, packed layers, addresses x, between, g, gx, packed addresses gw, and "
+     "gradients of threads as space returned them, rows, packed layers, addresses x, between, g, gx, packed addresses gw, and "
      "addresses gradients, table, sums"},
     {"runs", py_runs, METH_VARARGS,
      "runs to flat (gather) or back, of gather, rows, packed sizes, factors and offsets, addresses "

@@ -233,6 +233,7 @@ class _Chain(Function):
         x, ctx.wirings, *weights = inputs
         ctx.save_for_backward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
+        ctx.native = output[1].numel() or len(weights) == 1  # what the backward pass reads is there
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -241,7 +242,11 @@ class _Chain(Function):
         x, between, *weights = ctx.saved_tensors
         if g is None:
             return (None,) * (2 + len(weights))
-        if not torch.is_grad_enabled() and all(map(native.at_address, (g, x, between, *weights))):
+        if (
+            ctx.native
+            and not torch.is_grad_enabled()
+            and all(map(native.at_address, (g, x, between, *weights)))
+        ):
             gx, grads = native.chain_adjoint(g, x, between, weights, wirings, needs_x, needs)
             return gx, None, *grads
         # For derivatives of derivatives and for transforms, layer by layer.

@@ -1,8 +1,9 @@
-"""The products of ``functional`` as PyTorch operators that run in C on the CPU, in float32.
+"""The products of ``functional`` in C on the CPU, in float32.
 
-The kernels are built when the package is installed, if there is a C compiler. The operators are
-opaque to ``torch.compile`` and ``torch.export``, which call them as they are. Autograd is not
-theirs but that of ``functional``.
+One layer is a PyTorch operator; several in a row, and the runs of ``unpacking``, are functions on
+tensors that must be ``at_address``. The kernels are built when the package is installed, if there
+is a C compiler. The operators are opaque to ``torch.compile`` and ``torch.export``, which call them
+as they are. Autograd is not theirs but that of ``functional``.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def indexed_adjoint(
     (rows, n), (k, m) = x.shape, weight.shape
     g, x, weight, sources = (t.contiguous() for t in (g, x, weight, sources))
     gx, gw = _gradients(rows, n, m, k, needs_x, needs_w)
-    width, copies = _kernels.width(rows), _kernels.copies(rows, m, k)
+    width, copies = _kernels.width(rows), _kernels.copies(rows, n, m, k)
     table = shared_memory().empty([n, width if needs_w and width > 1 else 0])
     sums = shared_memory().empty([copies, n, width if needs_x else 0])
     _kernels.indexed_adjoint(
@@ -121,7 +122,7 @@ def chain(x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> tu
     """
     rows, x = len(x), x.contiguous()
     layers, _kept = _layers(weights, wirings)
-    n_between, _, n_table, _ = _kernels.space(rows, layers)
+    _, n_between, _, n_table, _ = _kernels.space(rows, layers)
     empty = shared_memory().empty
     between, y, table = empty([n_between]), empty([rows, weights[-1].shape[1]]), empty([n_table])
     _kernels.chain(rows, layers, x.data_ptr(), between.data_ptr(), y.data_ptr(), table.data_ptr())
@@ -137,7 +138,7 @@ def chain_adjoint(
     needs_x: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x and of the weights, these side by side in one memory; None if not needed.
+    """The gradients of x and of the weights; None if not needed.
 
     Args:
         g: of the output of `chain`.
@@ -146,23 +147,21 @@ def chain_adjoint(
     """
     rows, g, x = len(x), g.contiguous(), x.contiguous()
     layers, _kept = _layers(weights, wirings)
-    _, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
+    threads, _, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
     empty = shared_memory().empty
     gradients, table, sums = empty([n_gradients]), empty([n_table]), empty([n_sums])
-    sizes = [weight.numel() if need else 0 for weight, need in zip(weights, needs, strict=True)]
-    flat = empty([sum(sizes)])
     gw = [
-        piece.view(weight.shape) if need else None
-        for piece, weight, need in zip(flat.split(sizes), weights, needs, strict=True)
+        empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
     ]
     gx = empty(x.shape) if needs_x else None
     _kernels.chain_adjoint(
-        *(rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
+        *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
         *(0 if gx is None else gx.data_ptr(), _addresses(gw)),
         *(gradients.data_ptr(), table.data_ptr(), sums.data_ptr()),
     )
-    if rows == 0:
-        flat.zero_()
+    for tensor in gw if rows == 0 else ():
+        if tensor is not None:
+            tensor.zero_()
     return gx, gw
 
 
