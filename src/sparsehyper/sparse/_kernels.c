@@ -20,6 +20,12 @@
 #define VECTORISED
 #endif
 
+#if defined(__GNUC__)
+#define FETCH(address, to_write) __builtin_prefetch(address, to_write)
+#else
+#define FETCH(address, to_write) (void)0
+#endif
+
 typedef int64_t i64;
 
 enum {
@@ -27,6 +33,8 @@ enum {
     SHORT_BLOCK = 1024, /* the same for one to three rows */
     GROUP = 8,          /* rows of a batch whose values lie side by side */
     SERIAL = 1 << 15,   /* products below which waking other threads costs more than it saves */
+    AHEAD = 32,         /* connections ahead of which a random number is fetched */
+    ROWS_AHEAD = 8,     /* the same for a GROUP of them */
     MOST_COPIES = 16    /* threads that keep a copy of their own of the input's gradient */
 };
 
@@ -194,6 +202,7 @@ VECTORISED static void gather_rows(float *restrict y, const float *restrict x,
 {
     for (i64 j = 0; j < l; j++) {
         const float *from = x + sources[j] * width;
+        if (j + ROWS_AHEAD < l) FETCH(x + sources[j + ROWS_AHEAD] * width, 0);
         for (i64 r = 0; r < width; r++) y[j * width + r] += w[j] * from[r];
     }
 }
@@ -229,6 +238,18 @@ VECTORISED static void scatter_one(float *gx, float *restrict gw, const float *r
                                    const float *restrict x, const float *restrict w,
                                    const int32_t *restrict sources, i64 l, int fresh)
 {
+    if (gx && gw && fresh) {
+        for (i64 j = 0; j < l; j++) {
+            const int32_t source = sources[j];
+            if (j + AHEAD < l) {
+                FETCH(x + sources[j + AHEAD], 0);
+                FETCH(gx + sources[j + AHEAD], 1);
+            }
+            gw[j] = g[j] * x[source];
+            gx[source] += g[j] * w[j];
+        }
+        return;
+    }
     if (gw && fresh)
         for (i64 j = 0; j < l; j++) gw[j] = g[j] * x[sources[j]];
     else if (gw)
@@ -244,6 +265,11 @@ VECTORISED static void scatter_rows(float *restrict gx, float *restrict gw,
 {
     for (i64 j = 0; j < l; j++) {
         const i64 at = sources[j] * width;
+        if (j + ROWS_AHEAD < l) {
+            const i64 next = sources[j + ROWS_AHEAD] * width;
+            if (gw) FETCH(x + next, 0);
+            if (gx) FETCH(gx + next, 1);
+        }
         const float *gj = g + j * width;
         if (gw) {
             float sum = fresh ? 0 : gw[j];
