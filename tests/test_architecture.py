@@ -45,13 +45,13 @@ MAY_IMPORT = {
     "adaptation": CORE,
     "report": set(),
     "experiments": {*CORE, "data", "training", "adaptation", "analysis"},
-    "bench": {*CORE, "training"},
+    "bench": {*CORE, "training", "adaptation"},
     "cli": {*CORE, "data", "training", "adaptation", "analysis", "experiments", "bench", "report"},
     "__main__": {"cli"},
 }
-LIBRARY_HALF = {*HELPERS, *CORE, "analysis", "__init__"}
+LIBRARY_HALF = {*HELPERS, *CORE, "adaptation", "analysis", "__init__"}
 OPTIONAL = {
-    *("PIL", "pyarrow", "datasets", "sklearn"),
+    *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard"),
 }
 

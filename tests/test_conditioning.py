@@ -120,3 +120,26 @@ def test_a_refused_task_changes_nothing(embedding, name, init, error, message):
 def test_refuses_tasks_and_sizes_out_of_range(tasks, dim, error, message):
     with pytest.raises(error, match=message):
         TaskEmbedding(tasks, dim)
+
+
+def test_a_removed_task_is_gone_and_the_others_keep_their_embeddings():
+    table = TaskEmbedding(["a", "b", "c"], dim=4)
+    before = table.weight.detach().clone()
+    table.remove("b")
+    assert table.names == ["a", "c"]
+    assert torch.equal(table.weight, before[[0, 2]])
+    with pytest.raises(KeyError, match="unknown `task` 'b'; the tasks are: 'a', 'c'"):
+        table.remove("b")
+    table.remove("a")
+    with pytest.raises(ValueError, match="'c' is the only task"):
+        table.remove("c")
+
+
+def test_a_renamed_task_keeps_its_number():
+    table = TaskEmbedding(["a", "b"], dim=4)
+    table.rename("a", "z")
+    assert table.index("z") == 0
+    with pytest.raises(ValueError, match="`new_name` must not repeat a task, got 'b'"):
+        table.rename("z", "b")
+    with pytest.raises(KeyError, match="unknown `task` 'a'"):
+        table.rename("a", "y")

@@ -529,3 +529,18 @@ def test_batch_norm_of_a_bfloat16_target():
     hnet = HyperNetwork(net, Sparse(), TaskEmbedding(2, dim=4))
     assert hnet(torch.randn(5, 3).bfloat16(), task=1).dtype == torch.bfloat16
     assert hnet.target.statistics.dtype == torch.bfloat16
+
+
+def test_tasks_are_removed_and_renamed_with_their_statistics():
+    target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["a", "b", "c"], dim=8))
+    for task in range(3):
+        hnet(torch.randn(10, 3) + task, task=task)
+    kept = hnet.materialize("c").state_dict()
+    hnet.remove_task("b")
+    hnet.rename_task("c", "b")
+    assert hnet.task_names == ("a", "b")
+    torch.testing.assert_close(hnet.materialize("b").state_dict(), kept, rtol=0, atol=0)
+    assert len(hnet.target.statistics) == len(hnet.target.counts) == 2
+    with pytest.raises(KeyError, match="unknown `task` 'c'"):
+        hnet.remove_task("c")

@@ -48,7 +48,7 @@ class TaskEmbedding(nn.Module):
             raise ValueError("`tasks` must name at least one task, got none")
         self.names: list[str] = []
         for name in tasks:
-            self._check_new("tasks", name)
+            self.check_new("tasks", name)
             self.names.append(name)
         self.dim = dim
         self.weight = nn.Parameter(normal([len(tasks), dim], seeded(seed)).float())
@@ -97,7 +97,7 @@ class TaskEmbedding(nn.Module):
                 shape.
             KeyError: ``init`` is the name of no task.
         """
-        self._check_new("name", name)
+        self.check_new("name", name)
         with torch.no_grad():
             if isinstance(init, Tensor):
                 if init.shape != (self.dim,):
@@ -111,6 +111,39 @@ class TaskEmbedding(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.names.append(name)
 
+    def remove(self, name: str) -> None:
+        """Remove a task; the embeddings become a new parameter, which optimisers must be given.
+
+        Raises:
+            KeyError: no such task.
+            ValueError: it is the only one.
+        """
+        row = self.index(name)
+        if len(self.names) == 1:
+            raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
+        weight = self.weight.detach()
+        kept = torch.cat([weight[:row], weight[row + 1 :]])
+        self.weight = nn.Parameter(kept, requires_grad=self.weight.requires_grad)
+        del self.names[row]
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a task another name.
+
+        Raises:
+            KeyError: no such task.
+            TypeError, ValueError: ``new_name`` is no name, or a task already.
+        """
+        row = self.index(name)
+        self.check_new("new_name", new_name)
+        self.names[row] = new_name
+
+    def check_new(self, argument: str, name: Any) -> None:
+        """Raise unless ``name`` could be that of one more task."""
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
+        if name in self.names:
+            raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
+
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return {"kind": "task_embedding", "tasks": self.names, "dim": self.dim}
@@ -118,9 +151,3 @@ class TaskEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
         return f"tasks={len(self.names)}, dim={self.dim}"
-
-    def _check_new(self, argument: str, name: Any) -> None:
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
-        if name in self.names:
-            raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")

@@ -128,9 +128,9 @@ class HyperNetwork(nn.Module):
 
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
-        return self.target.parameters_at(self._generated(z))
+        return self.target.parameters_at(self.generated(z))
 
-    def _generated(self, z: Tensor) -> Tensor:
+    def generated(self, z: Tensor) -> Tensor:
         """G(normalise(z)) ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
         if z.ndim != 2 or z.shape[1] != self.conditioner.dim:
             raise ValueError(
@@ -181,6 +181,28 @@ class HyperNetwork(nn.Module):
         self.target.add_task()
         return len(self.conditioner.names) - 1
 
+    def remove_task(self, name: str) -> None:
+        """Forget a task: its embedding and its statistics.
+
+        The numbers of later tasks fall by one, and the embedding table becomes a new parameter.
+
+        Raises:
+            KeyError: no such task.
+            ValueError: it is the only one.
+        """
+        row = self.conditioner.index(name)
+        self.conditioner.remove(name)
+        self.target.remove_task(row)
+
+    def rename_task(self, name: str, new_name: str) -> None:
+        """Give a task another name.
+
+        Raises:
+            KeyError: no such task.
+            TypeError, ValueError: ``new_name`` is no name, or a task already.
+        """
+        self.conditioner.rename(name, new_name)
+
     def save(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory.
 
@@ -212,7 +234,7 @@ class HyperNetwork(nn.Module):
 
     def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
         """The generated tensors of one embedding ``[latent_dim]``."""
-        return self.target.tensors_at(self._generated(z[None])[0])
+        return self.target.tensors_at(self.generated(z[None])[0])
 
     def _resolve(self, task: Task) -> tuple[Tensor, int | None]:
         """Embedding ``[latent_dim]`` of one task, and the row of its statistics."""
@@ -241,7 +263,7 @@ class HyperNetwork(nn.Module):
         distinct, order = distinct[place], place.argsort()[inverse].argsort(stable=True)
         rows = [self.conditioner.index(row) for row in distinct.tolist()]
         sizes = counts.tolist()
-        generated = self._generated(self.conditioner(distinct))
+        generated = self.generated(self.conditioner(distinct))
         return run_tasks(self.target, generated, rows, sizes, order, (args, kwargs))
 
 

@@ -23,7 +23,7 @@ import math
 
 from torch import Tensor, nn
 
-_NORMS = (
+NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
@@ -45,7 +45,7 @@ def initial_moments(module: nn.Module, name: str, value: Tensor) -> tuple[float,
     >>> initial_moments(nn.LayerNorm(8), "weight", nn.LayerNorm(8).weight)
     (1.0, 0.1)
     """
-    if isinstance(module, _NORMS):
+    if isinstance(module, NORMS):
         return (1.0 if name == "weight" else 0.0), 0.1
     if isinstance(module, _FAN_IN_LAYERS) and name in ("weight", "bias"):
         weight = module.weight if name == "bias" else value

@@ -14,7 +14,8 @@ leaves nothing behind.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -192,6 +193,57 @@ class Target(nn.Module):
         mean, count = self._row(None)
         self.statistics = torch.cat([self.statistics, mean[None]])
         self.counts = torch.cat([self.counts, count[None]])
+
+    def remove_task(self, row: int) -> None:
+        """Drop the statistics of a task."""
+        self.statistics, self.counts = (
+            torch.cat([table[:row], table[row + 1 :]]) for table in (self.statistics, self.counts)
+        )
+
+    def set_statistics(self, row: int, floats: Tensor, counts: Tensor) -> None:
+        """Take over statistics for a task, as they lie in ``statistics`` and ``counts``."""
+        self.statistics[row], self.counts[row] = floats, counts
+
+    @contextmanager
+    def more_statistics(self, rows: int) -> Iterator[list[int]]:
+        """Within, there are more rows of statistics, which start as the mean of the others."""
+        kept, known = (self.statistics, self.counts), len(self.statistics)
+        try:
+            self.statistics, self.counts = (
+                torch.cat([table, value.expand(rows, -1)])
+                for table, value in zip(kept, self._row(None), strict=True)
+            )
+            yield list(range(known, known + rows))
+        finally:
+            self.statistics, self.counts = kept
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Within, norms with statistics per task use those of the batch, and keep them.
+
+        The rest of the module stays in the mode it is in.
+        """
+        modules = {id(m): m for m in (self, *(owner for *_, owner, _ in self._statistics))}
+        kept = [(m, m.training, getattr(m, "momentum", None)) for m in modules.values()]
+        try:
+            for module in modules.values() if self._statistics else ():
+                module.training = True
+            yield
+        finally:
+            for module, training, momentum in kept:
+                module.training = training
+                if module is not self and hasattr(module, "momentum"):
+                    module.momentum = momentum  # type: ignore[assignment]
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are batch-norm statistics per task."""
+        return bool(self._statistics)
+
+    def set_momentum(self, momentum: float) -> None:
+        """The weight of the next batch in statistics per task, within `batch_statistics`."""
+        for *_, owner, _ in self._statistics:
+            owner.momentum = momentum  # type: ignore[assignment]
 
     def statistics_of(self, task: int | None) -> list[Tensor]:
         """Batch-norm statistics: views of one task's, or a copy of the mean of all."""

@@ -17,13 +17,22 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--tensorboard", "--help",
+        "--tensorboard", "--outputs", "--help",
     },
     "evaluate": {"--split", "--data", "--data-dir", "--device", "--json", "--help"},
     "inspect": {
         "--generator", "--budget", "--target", "--image", "--classes", "--latent-dim", "--tasks",
         "--json", "--help",
     },
+    "adapt": {
+        "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps", "--lr",
+        "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed", "--device", "--json",
+        "--help",
+    },
+    "predict": {"--task", "--format", "--resize", "--batch-size", "--device", "--help"},
+    "export": {"--task", "--out", "--format", "--json", "--help"},
+    "tasks": {"--rename", "--remove", "--out", "--json", "--help"},
+    "study": {"--out", "--scale", "--data-dir", "--workers", "--quiet", "--json", "--help"},
     "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}

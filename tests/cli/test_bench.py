@@ -34,7 +34,7 @@ def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     done = command("bench", "--quick", "--rounds", 1, "--seed", 3, "--out", out)
     assert done.code == 0, done.err
     results = json.loads((out / "results.json").read_text())
-    assert list(results["groups"]) == ["layers", "generators", "steps", "scale"]
+    assert list(results["groups"]) == ["layers", "generators", "steps", "adaptation", "scale"]
     assert results["settings"]["rounds"] == 1
     assert results["settings"]["seed"] == 3
     assert results["settings"]["sizes"]["layer"] == [500, 1000, 3]

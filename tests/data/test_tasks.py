@@ -97,3 +97,21 @@ def test_batch_size_zero(noise):
 def test_empty_batch(noise):
     none = torch.zeros(0, dtype=torch.int64)
     assert make_tasks(noise(), Split(2)).train.batch(none, none).x.shape == (0, 1, 6, 5)
+
+
+def test_select_keeps_images_and_labels():
+    tasks = make_tasks(load_source("digits"), Split(2))
+    some = tasks.select(["6-7", "0-1"])
+    assert (some.names, some.classes) == (("6-7", "0-1"), (("6", "7"), ("0", "1")))
+    for part in ("train", "val", "test"):
+        new, old = getattr(some, part), getattr(tasks, part)
+        assert new.counts == (old.counts[3], old.counts[0])
+        for mine, yours in zip(new.batches(0, 500), old.batches(3, 500), strict=True):
+            assert torch.equal(mine.x, yours.x)
+            assert torch.equal(mine.y, yours.y)
+            assert torch.equal(new.labels(0), mine.y)
+    assert some.fingerprint != tasks.select(["0-1", "6-7"]).fingerprint != tasks.fingerprint
+    with pytest.raises(ValueError, match=r"`names` must be one of .*got '1-2'"):
+        tasks.select(["1-2"])
+    with pytest.raises(ValueError, match="at least one task, got none"):
+        tasks.select([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,18 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
             for i in range(12):
                 pixels = rng.integers(shade - 50, shade + 50, (16, 16, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "FOLDER" / task / name / f"{i}.webp")
+    (tmp_path / "HATS").mkdir()
+    for name in ("good", "scratched"):
+        (tmp_path / "FOLDER" / "back" / name).rename(tmp_path / "HATS" / name)
+    (tmp_path / "FOLDER" / "back").rmdir()
+    shutil.copytree(tmp_path / "FOLDER" / "front", tmp_path / "FOLDER" / "side")
     monkeypatch.chdir(tmp_path)
-    section = README.split("## Your own images")[1].split("## ")[0]
+    section = README.split("## Your own images")[1].split("## Results")[0]
     commands = re.findall(r"^    sparsehyper (.*)$", section, re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["train", "evaluate", "inspect"]
+    kinds = ["train", "evaluate", "inspect", "adapt", "predict", "export", "tasks"]
+    assert [c.split()[0] for c in commands] == kinds
     for command in commands:
-        arguments = shlex.split(command)
+        arguments = shlex.split(command.partition("#")[0])
         if arguments[0] == "train":
             arguments += ["--steps", "30", "--batch-size", "8", "--eval-every", "10", "--quiet"]
         assert run(arguments) == 0, capsys.readouterr().err

@@ -21,3 +21,14 @@ def finish_when_told(path):
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     path.touch()
     path.write_text("finished" if told.wait(10) else "never told")
+
+
+def touch(settings, folder):
+    """Doubles a number, and notes that it was called."""
+    with (folder / "log").open("a") as log:
+        log.write(f"{settings['i']}\n")
+    return {"doubled": 2 * settings["i"]}
+
+
+def half(settings, folder):
+    return {"half": 1 / settings["i"]}

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from sparsehyper._checks import check_choice, check_integer
+from sparsehyper.bench.adaptation import measure_adaptation
 from sparsehyper.bench.generators import measure_generators
 from sparsehyper.bench.layers import measure_layers
 from sparsehyper.bench.peers import measure_peers, peer_command
@@ -39,7 +40,7 @@ from sparsehyper.bench.steps import measure_steps
 from sparsehyper.sparse import native
 
 FORMAT = 1
-GROUPS = ("layers", "generators", "steps", "scale", "peers")
+GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
 RESULTS = "results.json"
 Measure = Callable[[Sizes, int, int], dict[str, Any]]
 
@@ -75,6 +76,7 @@ def bench(
         "layers": measure_layers,
         "generators": measure_generators,
         "steps": measure_steps,
+        "adaptation": measure_adaptation,
         "scale": measure_scale,
     }
     if peers is not None:

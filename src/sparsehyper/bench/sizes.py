@@ -18,6 +18,8 @@ class Sizes:
         largest_slow: the most of them for the thesis's scheme and for indexed topologies.
         images: ``(batch, side)`` of the images of the ResNet of the training steps.
         mixed: ``(tasks, images a task)`` of a mixed batch.
+        fitted_images: of a new task whose embedding is fitted.
+        together: new tasks that are fitted together.
         scale: targets of the scale benchmark, of `sparsehyper.bench.targets.LARGE`.
         peers: numbers of generated parameters to compare with other libraries.
     """
@@ -30,6 +32,8 @@ class Sizes:
     largest_slow: int = 10**7
     images: tuple[int, int] = (50, 32)
     mixed: tuple[int, int] = (10, 10)
+    fitted_images: int = 100
+    together: int = 100
     scale: tuple[str, ...] = ("resnet18", "vit_b16", "gpt2_small")
     peers: tuple[int, ...] = (10**6, 10**7)
 
@@ -44,6 +48,8 @@ QUICK = Sizes(
     largest_slow=20_000,
     images=(2, 8),
     mixed=(2, 2),
+    fitted_images=10,
+    together=2,
     scale=("tiny",),
     peers=(20_000,),
 )

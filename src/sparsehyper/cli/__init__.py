@@ -1,4 +1,4 @@
-"""The command line, one file a command: ``train | evaluate | compare | inspect | bench``.
+"""The command line, one file a command.
 
 Exit codes: 0 done; 1 the work failed (a loss that is not finite, a run of a comparison that
 failed); 2 bad input or usage; 130 interrupted, with what was trained kept.

@@ -12,10 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsehyper.cli.adapt import adapt
 from sparsehyper.cli.bench import bench
 from sparsehyper.cli.compare import compare
 from sparsehyper.cli.evaluate import evaluate
+from sparsehyper.cli.export import export
 from sparsehyper.cli.inspect import inspect
+from sparsehyper.cli.predict import predict
+from sparsehyper.cli.study import study
+from sparsehyper.cli.tasks import tasks
 from sparsehyper.cli.train import train
 from sparsehyper.training import NonFiniteError
 
@@ -34,7 +39,11 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its errors as a line on stderr and an exit code."""
     # Errors name arguments as Python does; the reader of these has options.
     names = [name for name in signature(command).parameters if name not in ("context", "run")]
-    options = {name: f"--{name.replace('_', '-')}" for name in names} | {"source": "--data"}
+    options = {name: f"--{name.replace('_', '-')}" for name in names} | {
+        "source": "--data",
+        "root": "--data",
+        "file": "--out",
+    }
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -58,7 +67,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for command in (train, evaluate, compare, inspect, bench):
+for command in (train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench):
     app.command()(_reporting(command))
 
 

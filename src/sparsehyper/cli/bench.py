@@ -19,8 +19,8 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="layers  generators  steps  scale  peers; may be given several times. All by "
-            "default, peers if their folder is given."
+            help="layers  generators  steps  adaptation  scale  peers; may be given several times. "
+            "All by default, peers if their folder is given."
         ),
     ] = None,
     peers: Annotated[

@@ -28,6 +28,7 @@ _PLACES = {
         name: (name,)
         for name in (
             "target",
+            "outputs",
             "latent_dim",
             "base",
             "norm_stats",
@@ -108,6 +109,14 @@ def _options(  # never called: its signature is the list
             rich_help_panel=_MODEL,
         ),
     ] = "mlp:128-64",
+    outputs: Annotated[
+        int | None,
+        Option(
+            help="Logits of the target; by default the most classes of a task. More leave room for "
+            "new tasks of more classes.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     latent_dim: Annotated[
         int, Option(help="Length of a task's embedding.", rich_help_panel=_MODEL)
     ] = 64,

@@ -1,7 +1,13 @@
 """Many-task image data: sources of images, tasks made of them, and batches."""
 
 from sparsehyper.data.batches import AUGMENTATIONS, Batches
-from sparsehyper.data.folder import load_folder
+from sparsehyper.data.folder import (
+    LabelledTask,
+    find_images,
+    load_folder,
+    load_images,
+    load_new_tasks,
+)
 from sparsehyper.data.make import make_tasks
 from sparsehyper.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 from sparsehyper.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
@@ -17,6 +23,7 @@ __all__ = [
     "Batches",
     "Hue",
     "Images",
+    "LabelledTask",
     "Permuted",
     "Rotated",
     "Source",
@@ -25,7 +32,10 @@ __all__ = [
     "TaskMaker",
     "TaskSet",
     "TaskSplit",
+    "find_images",
     "load_folder",
+    "load_images",
+    "load_new_tasks",
     "load_source",
     "make_tasks",
     "maker_from_config",

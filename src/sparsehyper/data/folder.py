@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sparsehyper._checks import check_integer
 from sparsehyper.data.images import channels_first, decode, in_threads, read_header
@@ -28,6 +29,8 @@ from sparsehyper.data.splits import digests, hold_out
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEST_FRACTION = 0.2
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
+_TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
+_ONE_TASK_LAYOUT = "<class>/*.png, with or without train/ and test/ above"
 
 T = TypeVar("T")
 # task → class → image files
@@ -77,7 +80,7 @@ def load_folder(
         raise FileNotFoundError(f"`root` is not a directory: {root}")
     trees = [_scan(part) for part in _parts(root)]
     _check_trees(trees, root)
-    ids = {pair: i for i, pair in enumerate((t, c) for t, names in trees[0].items() for c in names)}
+    ids = _ids(trees[0])
     tasks = tuple(
         Task(task, tuple(ids[task, name] for name in names), tuple(names))
         for task, names in trees[0].items()
@@ -93,6 +96,96 @@ def load_folder(
     return Source(root.resolve().name, tuple(map("/".join, ids)), train, test, tasks)
 
 
+class LabelledTask(NamedTuple):
+    """The images of one new task; labels are places in ``classes``."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images | None  # where the folder has some
+
+
+def load_new_tasks(
+    root: str | os.PathLike[str],
+    image_shape: tuple[int, int, int],
+    *,
+    task: str | None = None,
+    resize: bool = False,
+) -> list[LabelledTask]:
+    """Tasks for a model that exists, from a folder; nothing is held out.
+
+    Args:
+        root: ``root/<task>/<class>/*.png`` or, with ``task``, ``root/<class>/*.png``; in either
+            case with or without ``train/`` and ``test/`` above.
+        image_shape: channels, height, width that the model takes.
+        task: the name of the one task that ``root`` holds.
+        resize: resize images to that height and width; otherwise they must have it.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `load_folder`; also colour images for a
+            grey model.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"`root` is not a directory: {root}")
+    layout = _TASKS_LAYOUT if task is None else _ONE_TASK_LAYOUT
+    trees = [_scan(part, layout, task) for part in _parts(root)]
+    _check_trees(trees, root, layout)
+    found = []
+    for name, classes in trees[0].items():
+        parts = [
+            [(path, i) for i, c in enumerate(classes) for path in tree[name].get(c, [])]
+            for tree in trees
+        ]
+        read = [
+            Images(
+                load_images([path for path, _ in part], image_shape, resize=resize),
+                torch.tensor([label for _, label in part]),
+            )
+            for part in parts
+        ]
+        found.append(LabelledTask(name, tuple(classes), read[0], read[1] if read[1:] else None))
+    return found
+
+
+def load_images(
+    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
+) -> Tensor:
+    """Images for a model that exists, uint8 ``[n, *image_shape]``.
+
+    Raises:
+        ValueError: one cannot be read, is in colour for a grey model, or is of another size.
+    """
+    channels, *size = image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, the model takes {channels}")
+    for path in paths:
+        header = _readable(read_header, path)
+        if channels == 1 and not header.grey:
+            raise ValueError(
+                f"image {path} is in colour, the model takes grey images; convert it to grey"
+            )
+        if not resize and list(header.size) != size:
+            raise ValueError(
+                f"image {path} is {header.size[0]} × {header.size[1]} (height × width), the model "
+                f"takes {size[0]} × {size[1]}; `resize` makes it so"
+            )
+    read = partial(decode, grey=channels == 1, size=(size[0], size[1]))
+    arrays = in_threads(lambda path: _readable(read, path), paths)
+    return torch.from_numpy(channels_first(np.stack(arrays)))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files in a folder and those below it, hidden ones left out."""
+    found: list[Path] = []
+    for path in _visible(folder):
+        if path.is_dir():
+            found += find_images(path)
+        elif _is_image(path):
+            found.append(path)
+    return found
+
+
 def _parts(root: Path) -> list[Path]:
     """``[root]``, or its ``train/`` and ``test/``."""
     given = {path.name: path for path in _visible(root) if path.is_dir()}
@@ -106,26 +199,35 @@ def _parts(root: Path) -> list[Path]:
     return [given["train"], given["test"]]
 
 
-def _scan(part: Path) -> _Tree:
-    tree: _Tree = {}
-    for task in _folders(part):
-        tree[task.name] = {}
-        for name in _folders(task):
-            files = list(_visible(name))
-            for path in files:
-                if path.is_dir():
-                    raise ValueError(f"folder {path} is one level too deep; expected {_LAYOUT}")
-            tree[task.name][name.name] = [path for path in files if _is_image(path)]
-    return tree
+def _ids(tree: _Tree) -> dict[tuple[str, str], int]:
+    return {pair: i for i, pair in enumerate((t, c) for t, names in tree.items() for c in names)}
 
 
-def _folders(parent: Path) -> list[Path]:
+def _scan(part: Path, layout: str = _LAYOUT, task: str | None = None) -> _Tree:
+    """The tasks in a folder, or the classes of the one task that it holds."""
+    if task is not None:
+        return {task: _classes(part, layout)}
+    return {folder.name: _classes(folder, layout) for folder in _folders(part, layout)}
+
+
+def _classes(task: Path, layout: str) -> dict[str, list[Path]]:
+    classes = {}
+    for name in _folders(task, layout):
+        files = list(_visible(name))
+        for path in files:
+            if path.is_dir():
+                raise ValueError(f"folder {path} is one level too deep; expected {layout}")
+        classes[name.name] = [path for path in files if _is_image(path)]
+    return classes
+
+
+def _folders(parent: Path, layout: str) -> list[Path]:
     folders = []
     for path in _visible(parent):
         if path.is_dir():
             folders.append(path)
         elif _is_image(path):
-            raise ValueError(f"image {path} is not in a class folder; expected {_LAYOUT}")
+            raise ValueError(f"image {path} is not in a class folder; expected {layout}")
     return folders
 
 
@@ -142,13 +244,13 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _check_trees(trees: list[_Tree], root: Path) -> None:
+def _check_trees(trees: list[_Tree], root: Path, layout: str = _LAYOUT) -> None:
     train = trees[0]
     if not train:
-        raise ValueError(f"{root} has no tasks; expected {_LAYOUT}")
+        raise ValueError(f"{root} has no tasks; expected {layout}")
     for task, names in train.items():
         if not any(names.values()):
-            raise ValueError(f"task {task!r} in {root} has no images; expected {_LAYOUT}")
+            raise ValueError(f"task {task!r} in {root} has no images; expected {layout}")
         if len(names) == 1:
             raise ValueError(
                 f"task {task!r} in {root} has one class, {next(iter(names))!r}; "

@@ -5,14 +5,17 @@ Images are held once, as uint8; a task is a list of rows, a label for each, and 
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import check_choice, check_integer
 from sparsehyper.data.source import Images, Task
 from sparsehyper.data.transforms import Transform
 
@@ -52,6 +55,28 @@ class TaskSet:
     train: TaskSplit
     val: TaskSplit
     test: TaskSplit
+
+    def select(self, names: Sequence[str]) -> TaskSet:
+        """Some of the tasks, in the order given; they share the images' memory.
+
+        Raises:
+            ValueError: no task, or one that there is not.
+        """
+        for name in names:
+            check_choice("names", name, self.names)
+        if not names:
+            raise ValueError("`names` must name at least one task, got none")
+        chosen = [self.names.index(name) for name in names]
+        digest = blake2b(json.dumps([self.fingerprint, list(names)]).encode(), digest_size=8)
+        return replace(
+            self,
+            names=tuple(names),
+            classes=tuple(self.classes[i] for i in chosen),
+            fingerprint=digest.hexdigest(),
+            train=self.train.select(chosen),
+            val=self.val.select(chosen),
+            test=self.test.select(chosen),
+        )
 
     def describe(self) -> list[dict[str, Any]]:
         """One row a task: its name, its classes, and how many images each split has."""
@@ -112,6 +137,20 @@ class TaskSplit:
         self._starts = torch.tensor([pools[task.classes][0] for task in tasks])
         self.counts = tuple(pools[task.classes][1] for task in tasks)
         self._counts = torch.tensor(self.counts)
+
+    def select(self, tasks: Sequence[int]) -> TaskSplit:
+        """Some of the tasks, by number, in the order given."""
+        chosen = torch.tensor(tasks)
+        split = copy.copy(self)
+        split.counts = tuple(self.counts[i] for i in tasks)
+        split._starts, split._counts = self._starts[chosen], self._counts[chosen]
+        split._variant = self._variant[chosen]
+        return split
+
+    def labels(self, task: int) -> Tensor:
+        """The classes of all images of a task, int64 ``[count]``."""
+        start = int(self._starts[task])
+        return self._labels[start : start + self.counts[task]]
 
     def batch(
         self, task: Tensor, index: Tensor, augment: Callable[[Tensor], Tensor] | None = None

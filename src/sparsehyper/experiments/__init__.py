@@ -3,8 +3,14 @@
 from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
 from sparsehyper.experiments.compare import compare
 from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
+from sparsehyper.experiments.export import FORMATS, export_run
+from sparsehyper.experiments.new_tasks import NewTasks, new_tasks_study, run_new_tasks
+from sparsehyper.experiments.predict import Prediction, predict_run
 from sparsehyper.experiments.run import (
     LoadedRun,
+    adapt_run,
+    change_tasks,
+    describe_tasks,
     evaluate_run,
     load_run,
     read_experiment,
@@ -21,22 +27,32 @@ from sparsehyper.experiments.targets import build_target
 
 __all__ = [
     "BASELINES",
+    "FORMATS",
     "METHODS",
     "DataConfig",
     "Experiment",
     "Experts",
     "LoadedRun",
+    "NewTasks",
+    "Prediction",
     "SharedTrunk",
     "TaskInfo",
+    "adapt_run",
     "build_model",
     "build_target",
+    "change_tasks",
     "compare",
+    "describe_tasks",
     "evaluate_run",
+    "export_run",
     "load_run",
     "load_tasks",
     "make_batches",
+    "new_tasks_study",
     "parse_method",
+    "predict_run",
     "read_experiment",
     "resolve",
     "run_experiment",
+    "run_new_tasks",
 ]

@@ -146,7 +146,7 @@ def compare(
         "config": {**shared, **choices},
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
         "numel": numel,
-        "machine": _machine(),
+        "machine": machine(),
         "rows": [],
         "skipped": skipped,
         "failures": [],
@@ -255,7 +255,8 @@ def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What results were computed on, JSON-ready."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -72,6 +72,8 @@ class Experiment:
         training: the loop's settings; its ``seed`` is the seed of the whole run.
         method: a generator, or a baseline: ``"experts"`` or ``"shared_trunk"``.
         target: as `build_target` takes it.
+        outputs: logits of the target, at least the classes of the largest task; None for as many.
+            More leave room for new tasks of more classes.
         budget: trainable parameters of the generator per target parameter, at most; the setting
             that its ``with_budget`` names is chosen accordingly. None takes it as it is.
         latent_dim: length of a task's embedding; hypernetworks only, as are the next two.
@@ -94,6 +96,7 @@ class Experiment:
     training: TrainConfig
     method: Generator | str = field(default_factory=Sparse)
     target: str = "mlp:128-64"
+    outputs: int | None = None
     budget: float | None = None
     latent_dim: int = 64
     base: str = "zeros"
@@ -104,6 +107,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_integer("latent_dim", self.latent_dim, minimum=2)
+        if self.outputs is not None:
+            check_integer("outputs", self.outputs, minimum=2)
         check_choice("base", self.base, BASES)
         check_choice("norm_stats", self.norm_stats, NORM_STATS)
         if not isinstance(self.method, Generator) and self.method not in BASELINES:

@@ -36,7 +36,7 @@ def call_in_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     (3, 1)
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = _context().Process(target=_call, args=(sender, function, args, kwargs))
+    process = context().Process(target=_call, args=(sender, function, args, kwargs))
     with deferred_signals() as asked_to_stop:
         process.start()
         sender.close()
@@ -66,7 +66,7 @@ def _call(
         sender.send((False, str(error) or type(error).__name__))
 
 
-def _context() -> Any:
+def context() -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     # What every run imports is imported once; PyTorch's optimisers import its compiler.

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sparsehyper._checks import check_choice
-from sparsehyper.data import TaskSet
+from sparsehyper.data import Split, TaskSet, parse_tasks
+from sparsehyper.experiments.adapted import (
+    TaskList,
+    check_out,
+    fit_tasks,
+    is_adapted,
+    neighbours,
+    write_tasks,
+)
 from sparsehyper.experiments.config import Experiment
 from sparsehyper.experiments.setup import (
     TaskInfo,
@@ -25,6 +33,7 @@ from sparsehyper.experiments.setup import (
     make_batches,
     resolve,
 )
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import (
     CheckpointError,
     Evaluation,
@@ -34,7 +43,7 @@ from sparsehyper.training import (
     processes,
     train,
 )
-from sparsehyper.training.checkpoint import read_state, read_weights
+from sparsehyper.training.checkpoint import DIGESTS_FILE, read_state, read_weights
 from sparsehyper.training.run import check_same, json_ready
 
 SPLITS = ("train", "val", "test")
@@ -49,6 +58,40 @@ class LoadedRun(NamedTuple):
     experiment: Experiment
     tasks: TaskInfo
     model: nn.Module
+    task_list: TaskList
+    digests: str  # of the checkpoint's files
+
+    def hypernetwork(self) -> HyperNetwork:
+        """The model, if it is one; ``ValueError`` if not."""
+        if not isinstance(self.model, HyperNetwork):
+            raise ValueError(
+                f"`run` holds no hypernetwork but {type(self.model).__name__}, which knows no "
+                "tasks but its own"
+            )
+        return self.model
+
+    def altered_by(self, task: str) -> str | None:
+        """What the images of a task went through before training, such as ``permuted:10``."""
+        (entry,) = (e for e in self.task_list.entries if e.name == task)
+        made = self.experiment.data.tasks
+        if entry.row is None or made is None or isinstance(parse_tasks(made), Split):
+            return None
+        return made
+
+    def check_plain(self, task: str) -> None:
+        """Raise ``ValueError`` if a task's images were altered."""
+        if made := self.altered_by(task):
+            raise ValueError(
+                f"`task` {task!r} was trained on images altered by {made!r}, which image files are "
+                "not; evaluate the run instead, or export the model and alter its inputs"
+            )
+
+    def materialize(self, task: str) -> nn.Module:
+        """The ordinary module of a task, with what was tuned of it, in evaluation mode."""
+        module = self.hypernetwork().materialize(task)
+        tuned = self.task_list.tuned().get(task, {})
+        module.load_state_dict(tuned, strict=False)
+        return module.eval()
 
 
 def run_experiment(
@@ -87,6 +130,7 @@ def run_experiment(
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(experiment, tasks, model)}
     if resume:
+        _check_trained(path)
         check_run(path, config)
         finished = finished_result(path, experiment)
         if finished is not None:
@@ -176,14 +220,116 @@ def load_run(directory: str | PathLike[str]) -> LoadedRun:
     """
     path = Path(directory)
     experiment = read_experiment(path)
-    info = TaskInfo.from_dict(_read_config(path)["resolved"]["tasks"])
+    try:
+        info = TaskInfo.from_dict(_read_config(path)["resolved"]["tasks"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'} lacks {error}: it is damaged, or of an earlier version"
+        ) from error
     best = path / "checkpoints" / "best"
     if not best.is_dir():
         raise FileNotFoundError(f"`directory` {path} has no checkpoint yet; resume the run first")
     model = build_model(experiment, info)
+    digests = (best / DIGESTS_FILE).read_text("utf-8") if (best / DIGESTS_FILE).exists() else ""
     read_state(best)  # which checks the files' digests
     read_weights(best, model)
-    return LoadedRun(experiment, info, model.eval())
+    tasks = TaskList.read(path, info)
+    if is_adapted(path):
+        assert isinstance(model, HyperNetwork)
+        tasks.apply(model)
+        info = tasks.info(info)
+    return LoadedRun(experiment, info, model.eval(), tasks, digests)
+
+
+def adapt_run(
+    directory: str | PathLike[str],
+    out: str | PathLike[str],
+    data: str | PathLike[str],
+    *,
+    resize: bool = False,
+    device: str = "auto",
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Fit new tasks to the best model of a run, and write a new run that knows them too.
+
+    Args:
+        directory: of the run, which is left as it is.
+        out: the new run; it shares the old one's weights.
+        data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
+            or without ``train/`` and ``test/`` above. All but ``test/`` is learned from.
+        resize: resize images to the size that the model takes. Always done for a run whose own
+            images were resized.
+        device: ``"auto"`` or a device such as ``"cpu"``.
+        **settings: as `adapted.fit_tasks` and `fit_embeddings` take them.
+
+    Returns:
+        As `adapted.fit_tasks`.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        FileNotFoundError, CheckpointError: as `load_run`, or ``data`` is no folder.
+        ValueError: the run holds no hypernetwork, a name that is a task already, images or
+            settings that do not fit.
+    """
+    check_out(Path(out))
+    loaded = load_run(directory)
+    model = loaded.hypernetwork().to(processes(device).device)
+    resize = resize or loaded.experiment.data.image_size is not None
+    tasks, rows = fit_tasks(model, loaded.tasks, loaded.task_list, data, resize=resize, **settings)
+    write_tasks(Path(directory), Path(out), tasks, loaded.digests)
+    return rows
+
+
+def change_tasks(
+    directory: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    rename: tuple[str, str] | None = None,
+    remove: str | None = None,
+) -> None:
+    """Write a new run in which a task has another name, or is gone; it shares the weights.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        KeyError: an unknown task.
+        ValueError: a new name that is a task already, or the removal of the only task.
+    """
+    check_out(Path(out))
+    loaded = load_run(directory)
+    loaded.hypernetwork()
+    tasks = loaded.task_list
+    if rename is not None:
+        tasks = tasks.rename(*rename)
+    if remove is not None:
+        tasks = tasks.remove(remove)
+    write_tasks(Path(directory), Path(out), tasks, loaded.digests)
+
+
+def describe_tasks(directory: str | PathLike[str]) -> list[dict[str, Any]]:
+    """The tasks of a run.
+
+    Returns:
+        For each its name as ``task``, its ``classes``, its ``origin`` (``"trained"``,
+        ``"embedding"``, or ``"embedding + "`` and what was tuned), and the ``nearest`` other
+        task's name with the ``cosine`` of the angle between the two normalised embeddings.
+    """
+    loaded = load_run(directory)
+    nearest, cosines = neighbours(loaded.hypernetwork().conditioner.weight.detach())
+    entries, alone = loaded.task_list.entries, len(nearest) == 1
+    return [
+        {
+            "task": entry.name,
+            "classes": list(entry.classes),
+            "origin": "trained"
+            if entry.key is None
+            else "embedding"
+            if entry.tune is None
+            else f"embedding + {entry.tune}",
+            "nearest": None if alone else entries[i].name,
+            "cosine": None if alone else cosine,
+        }
+        for entry, i, cosine in zip(entries, nearest.tolist(), cosines.tolist(), strict=True)
+    ]
 
 
 def evaluate_run(
@@ -208,7 +354,8 @@ def evaluate_run(
         FileNotFoundError, CheckpointError: as `load_run`.
     """
     check_choice("split", split, SPLITS)
-    experiment, info, model = load_run(directory)
+    _check_trained(Path(directory))
+    experiment, info, model, *_ = load_run(directory)
     data = experiment.data if source is None else replace(experiment.data, source=source)
     tasks = load_tasks(data, data_dir)
     _check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
@@ -228,6 +375,14 @@ def _evaluate(
         precision=experiment.training.precision,
         processes=here,
     )
+
+
+def _check_trained(directory: Path) -> None:
+    if is_adapted(directory):
+        raise ValueError(
+            f"the run in {directory} has other tasks than it was trained on; train and evaluate "
+            "the run that it came from, and use `predict` here"
+        )
 
 
 def _check_fingerprint(directory: Path, recorded: str, found: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsehyper._random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
@@ -41,18 +41,28 @@ class TaskInfo:
         names: one a task.
         classes: for each task, its class names.
         image_shape: channels, height, width.
+        mean, std: per channel; a model takes (image / 255 - mean) / std.
         fingerprint: of the images, labels, splits and tasks.
     """
 
     names: tuple[str, ...]
     classes: tuple[tuple[str, ...], ...]
     image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     fingerprint: str
 
     @classmethod
     def of(cls, tasks: TaskSet) -> Self:
         """Of tasks at hand."""
-        return cls(tasks.names, tasks.classes, tasks.image_shape, tasks.fingerprint)
+        return cls(
+            tasks.names,
+            tasks.classes,
+            tasks.image_shape,
+            tasks.mean,
+            tasks.std,
+            tasks.fingerprint,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -62,8 +72,15 @@ class TaskInfo:
             tuple(values["names"]),
             tuple(map(tuple, values["classes"])),
             (channels, height, width),
+            tuple(values["mean"]),
+            tuple(values["std"]),
             values["fingerprint"],
         )
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the model takes, float32, of uint8 images ``[n, C, H, W]``."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
 
 
 def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> TaskSet:
@@ -178,7 +195,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
-    return build_target(experiment.target, tasks.image_shape, max(map(len, tasks.classes)))
+    classes = max(map(len, tasks.classes))
+    outputs = experiment.outputs or classes
+    if outputs < classes:
+        raise ValueError(f"`outputs` must be at least {classes}, the most classes; got {outputs}")
+    return build_target(experiment.target, tasks.image_shape, outputs)
 
 
 def _count_generated(target: nn.Module) -> int:

@@ -125,6 +125,31 @@ def _generators(found: Mapping[str, Any]) -> list[Table]:
     return [Table("Generators, forward + backward", columns, rows, [note, *_skipped(found)])]
 
 
+def _adaptation(found: Mapping[str, Any]) -> list[Table]:
+    fits = [
+        [row["target"], f"{row['numel']:,}", str(row["tasks"]), str(row["images"]), *_timed(row)]
+        for row in found["fits"]
+    ]
+    models = [
+        [row["target"], row["method"], _spread(row["ms"]), _short(row["over"]["median"])]
+        for row in found["models"]
+    ]
+    return [
+        Table(
+            "Fitting the embeddings of new tasks",
+            ["target", "N", "tasks", "images of each", "ms", "÷ one task"],
+            fits,
+            [],
+        ),
+        Table(
+            "A model of a task",
+            ["target", "method", "ms", "÷ loading"],
+            models,
+            ["safetensors: the same state dict, from a file into a module that exists."],
+        ),
+    ]
+
+
 def _steps(found: Mapping[str, Any]) -> list[Table]:
     single = [
         [row["method"], f"{row['numel']:,}", str(row["images"]), *_timed(row)]
@@ -207,6 +232,7 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "layers": _layers,
     "generators": _generators,
     "steps": _steps,
+    "adaptation": _adaptation,
     "scale": _scale,
     "peers": _peers,
 }

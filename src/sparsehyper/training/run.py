@@ -188,7 +188,7 @@ class Run:
         write_checkpoint(new / "last", model, optimizer, state)
         source = new / "last" if best else self.best
         if source.exists():
-            shutil.copytree(source, new / "best", copy_function=_link)
+            shutil.copytree(source, new / "best", copy_function=link)
             sync(new / "best")
         sync(new)
         if self._checkpoints.exists():
@@ -351,7 +351,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _link(source: str, destination: str) -> None:
+def link(source: str, destination: str) -> None:
+    """A hard link, or a copy where the file system has no links."""
     try:
         os.link(source, destination)
     except OSError:  # a file system without hard links

@@ -1,0 +1,18 @@
+"""New tasks for a trained hypernetwork: fit an embedding, tell a task, tune what comes out."""
+
+from sparsehyper.adaptation.fit import INITS, SPACES, Fit, fit_embedding, fit_embeddings
+from sparsehyper.adaptation.predict import Identified, average_predictions, identify_task
+from sparsehyper.adaptation.tune import TUNINGS, fine_tune
+
+__all__ = [
+    "INITS",
+    "SPACES",
+    "TUNINGS",
+    "Fit",
+    "Identified",
+    "average_predictions",
+    "fine_tune",
+    "fit_embedding",
+    "fit_embeddings",
+    "identify_task",
+]

@@ -1,0 +1,351 @@
+"""New tasks from an embedding alone: a hypernetwork learns a task by one vector.
+
+    z* = argmin_z  mean loss of target(x; base + scale ⊙ G(normalise(z))) over the task's samples
+
+Everything but z stays as it is, to the bit. All tasks and all restarts are fitted at once: each
+step generates every model in one batch and runs those of equally many samples together.
+
+Source: fitting an embedding under a frozen hypernetwork, and embeddings that are a softmax mixture
+of the known ones, as in F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._random import normal, seeded
+from sparsehyper.adaptation.samples import (
+    Batches,
+    Loss,
+    Samples,
+    TaskSamples,
+    check_outputs,
+    masked,
+    pieces,
+    set_rate,
+)
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.mixing import run_tasks
+
+INITS = ("mean", "nearest", "mixture", "random")
+SPACES = ("free", "mixture")
+
+# Generated numbers in one step; more tasks are fitted one lot after another.
+_MOST_GENERATED = 1 << 26
+_MOST_LOOKED_AT = 512  # samples by which known tasks are compared
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit_embedding` found for a task.
+
+    Attributes:
+        name: of the task.
+        embedding: the one that was kept, ``[latent_dim]``.
+        loss: its mean loss, on the validation samples where there are any.
+        embeddings: of all restarts, ``[restarts, latent_dim]``.
+        losses: of all restarts.
+        statistics: batch-norm statistics of all restarts, as the target keeps them.
+        steps: updates made.
+        seconds: that all tasks fitted together took.
+    """
+
+    name: str
+    embedding: Tensor
+    loss: float
+    embeddings: Tensor
+    losses: tuple[float, ...]
+    statistics: tuple[Tensor, Tensor]
+    steps: int
+    seconds: float
+
+
+def fit_embedding(hnet: HyperNetwork, name: str, samples: Samples, **settings: Any) -> Fit:
+    """Fit the embedding of one new task and add the task.
+
+    The settings are those of `fit_embeddings`, ``validation`` and ``n_classes`` of this task alone.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> module = torch.nn.Linear(5, 2)
+    >>> hnet = HyperNetwork(module, Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
+    >>> x = torch.randn(20, 5)
+    >>> fit = fit_embedding(hnet, "hats", (x, (x[:, 0] > 0).long()), steps=20)
+    >>> hnet.task_names, fit.embedding.shape
+    (('shoes', 'bags', 'hats'), torch.Size([8]))
+    """
+    for argument in ("validation", "n_classes"):
+        if settings.get(argument) is not None:
+            settings[argument] = {name: settings[argument]}
+    return fit_embeddings(hnet, {name: samples}, **settings)[name]
+
+
+def fit_embeddings(
+    hnet: HyperNetwork,
+    tasks: Mapping[str, Samples],
+    *,
+    validation: Mapping[str, Samples] | None = None,
+    init: str | Tensor = "nearest",
+    restarts: int = 1,
+    space: str = "free",
+    n_classes: Mapping[str, int] | None = None,
+    loss: Loss | None = None,
+    steps: int = 150,
+    lr: float = 0.2,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Fit]:
+    """Fit the embeddings of new tasks, all together, and add the tasks.
+
+    Nothing else of the hypernetwork changes, its mode included. Dropout is off while fitting.
+    Batch norms with statistics per task use those of the batch, as in training, and a new task's
+    statistics are then taken from all its samples; other statistics are used as they are.
+
+    Args:
+        hnet: trained on other tasks.
+        tasks: the samples of each new task.
+        validation: samples of each new task that choose among restarts; by default the samples
+            it is fitted to.
+        init: where to start: that of the ``"nearest"`` known task (of least loss on the samples),
+            ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of minus their
+            losses), ``"random"``, or a vector ``[latent_dim]``.
+        restarts: embeddings fitted for each task; all but the first start at random.
+        space: ``"free"``, any vector; ``"mixture"``, a softmax mixture of the known embeddings,
+            whose logits are fitted, whatever ``init`` from 0 (their mean).
+        n_classes: of each new task, by default its greatest label and one; further outputs are
+            masked. For the default loss.
+        loss: of each sample; by default cross entropy of logits ``[n, outputs]``.
+        steps: updates by Adam, the learning rate falling to 0 by half a cosine.
+        lr: the first learning rate. Embeddings start with unit second moment.
+        batch_size: samples of each task in an update, at most.
+        seed: of random starts and batches.
+
+    Returns:
+        What was found, by name.
+
+    Raises:
+        ValueError: a name that is a task already; no samples; labels that are no class numbers or
+            of one class only; more classes than the target has outputs; a loss that is not
+            finite. The hypernetwork is then as it was.
+    """
+    check_choice("space", space, SPACES)
+    check_integer("restarts", restarts, minimum=1)
+    check_integer("steps", steps, minimum=1)
+    check_integer("batch_size", batch_size, minimum=2)
+    check_integer("seed", seed, minimum=0)
+    check_number("lr", lr, above=0)
+    if not isinstance(init, Tensor):
+        check_choice("init", init, INITS)
+    names = list(tasks)
+    if not names:
+        raise ValueError("`tasks` must name at least one new task, got none")
+    for name in names:
+        hnet.conditioner.check_new("name", name)
+    device = hnet.conditioner.weight.device
+    counts = n_classes or {}
+    for name in counts:
+        if name not in tasks:
+            raise ValueError(f"`n_classes` names {name!r}, which is no new task")
+    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device) for n in names]
+    wanted.sort(key=lambda task: min(len(task.x), batch_size))  # those of equally many run together
+    held = wanted
+    if validation is not None:
+        if missing := [name for name in names if name not in validation]:
+            raise ValueError(f"`validation` has no samples of the new task {missing[0]!r}")
+        held = [
+            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, device)
+            for t in wanted
+        ]
+
+    started = time.perf_counter()
+    lot = max(1, _MOST_GENERATED // (hnet.target.numel * restarts))
+    fits: dict[str, Fit] = {}
+    with frozen(hnet):
+        for first in range(0, len(names), lot):
+            some = slice(first, first + lot)
+            fitter = _Fitter(hnet, wanted[some], held[some], restarts, loss)
+            z = fitter.fit(fitter.starts(init, seed), space, steps, lr, batch_size, seed)
+            losses, (floats, numbers) = fitter.assess(z, batch_size)
+            for i, task in enumerate(wanted[some]):
+                values = tuple(losses[i].tolist())
+                if not all(map(math.isfinite, values)):
+                    raise ValueError(
+                        f"the loss of the new task {task.name!r} is not finite, got {values}; "
+                        "lower `lr` or look at its samples"
+                    )
+                best = values.index(min(values))
+                rows = floats[i], numbers[i]
+                fit = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
+                fits[task.name] = fit
+    seconds = time.perf_counter() - started
+    for name in names:
+        fit = fits[name]
+        best = fit.losses.index(fit.loss)
+        number = hnet.add_task(name, fit.embedding)
+        hnet.target.set_statistics(number, *(table[best] for table in fit.statistics))
+    return {name: replace(fits[name], seconds=seconds) for name in names}
+
+
+@contextmanager
+def frozen(hnet: HyperNetwork) -> Iterator[None]:
+    """Within, a hypernetwork is in evaluation mode and its parameters get no gradients."""
+    modes = [(module, module.training) for module in hnet.modules()]
+    trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
+    hnet.eval()
+    hnet.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+class _Fitter:
+    """Embeddings ``[tasks, restarts, dim]`` of some new tasks, all fitted at once."""
+
+    def __init__(
+        self,
+        hnet: HyperNetwork,
+        tasks: list[TaskSamples],
+        held: list[TaskSamples],
+        restarts: int,
+        loss: Loss | None,
+    ) -> None:
+        self._hnet = hnet
+        self._tasks = tasks
+        self._held = held
+        self._restarts = restarts
+        self._loss = loss
+        self._known = hnet.conditioner.weight.detach()
+
+    def starts(self, init: str | Tensor, seed: int) -> Tensor:
+        """Where each embedding starts, with unit second moment."""
+        known, shape = self._known, (len(self._tasks), self._restarts, self._known.shape[1])
+        z = normal(shape, seeded(seed)).to(known)
+        if isinstance(init, Tensor):
+            if init.shape != known.shape[1:]:
+                raise ValueError(
+                    f"`init` must have shape {list(known.shape[1:])}, got {list(init.shape)}"
+                )
+            z[:, 0] = init.to(known)
+        elif init == "mean":
+            z[:, 0] = known.mean(0)
+        elif init in ("nearest", "mixture"):
+            losses = self._losses_of_known()
+            weights = (-losses).softmax(1)
+            z[:, 0] = known[losses.argmin(1)] if init == "nearest" else weights @ known
+        return F.layer_norm(z, z.shape[-1:])
+
+    def fit(
+        self, z: Tensor, space: str, steps: int, lr: float, batch_size: int, seed: int
+    ) -> Tensor:
+        """The embeddings after `steps` updates."""
+        free = space == "free"
+        if free:
+            fitted = z.clone()
+        else:  # the first restart from the mean
+            fitted = normal((*z.shape[:2], len(self._known)), seeded(seed)).to(z)
+            fitted[:, 0] = 0
+        fitted.requires_grad_()
+        batches = Batches(self._tasks, batch_size, seed)
+        optimizer = torch.optim.Adam([fitted], lr)
+        target = self._hnet.target
+        with target.more_statistics(z.shape[:2].numel()) as rows, target.batch_statistics():
+            for step in range(steps):
+                set_rate(optimizer, lr, step, steps)
+                x, y = batches.next()
+                z = fitted if free else fitted.softmax(-1) @ self._known
+                generated = self._hnet.generated(z.flatten(0, 1))
+                losses = self._losses(generated, rows, x, y, batches.counts, self._tasks)
+                (fitted.grad,) = torch.autograd.grad(losses.sum(), fitted)
+                optimizer.step()
+        return (fitted if free else fitted.softmax(-1) @ self._known).detach()
+
+    @torch.no_grad()
+    def assess(self, z: Tensor, batch_size: int) -> tuple[Tensor, list[Tensor]]:
+        """Losses ``[tasks, restarts]`` on what is held, and statistics of every embedding."""
+        target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
+        with target.more_statistics(z.shape[:2].numel()) as rows:
+            for i, (task, held) in enumerate(zip(self._tasks, self._held, strict=True)):
+                own = rows[i * self._restarts : (i + 1) * self._restarts]
+                generated = self._hnet.generated(z[i])
+                with target.batch_statistics():
+                    seen = pieces(task, batch_size) if target.has_statistics else []
+                    for k, some in enumerate(seen):
+                        target.set_momentum(1 / (k + 1))  # the mean over all pieces
+                        self._losses(generated, own, *some, [len(some[0])], [task])
+                for x, y in pieces(held, _MOST_LOOKED_AT):
+                    of_piece = self._losses(generated, own, x, y, [len(x)], [held])
+                    losses[i] += of_piece[0] * len(x) / len(held.x)
+            statistics = [
+                tensor[rows[0] :].unflatten(0, z.shape[:2]).clone()
+                for tensor in (target.statistics, target.counts)
+            ]
+        return losses, statistics
+
+    def _losses(
+        self,
+        generated: Tensor,
+        rows: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        counts: list[int],
+        tasks: list[TaskSamples],
+    ) -> Tensor:
+        """Mean losses ``[tasks, restarts]`` of models, each on its task's own samples.
+
+        Args:
+            generated: ``[tasks · restarts, numel]``, task after task.
+            rows: of the statistics of each embedding.
+            x, y: samples, task after task.
+            counts: of each task.
+            tasks: whose they are.
+        """
+        restarts = len(generated) // len(tasks)
+        if restarts > 1:
+            parts = torch.arange(len(x), device=x.device).split(counts)
+            places = torch.cat([part.repeat(restarts) for part in parts])
+            x, y = x[places], y[places]
+        sizes = [count for count in counts for _ in range(restarts)]
+        order = torch.arange(len(x), device=x.device)
+        outputs = run_tasks(self._hnet.target, generated, list(rows), sizes, order, ((x,), {}))
+        repeats = torch.tensor(sizes, device=x.device)
+        if self._loss is None:
+            check_outputs(outputs, *tasks)
+            limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
+            limits = limits.repeat_interleave(restarts).repeat_interleave(repeats)
+            each = F.cross_entropy(masked(outputs, limits), y, reduction="none")
+        else:
+            each = self._loss(outputs, y)
+            if each.shape != x.shape[:1]:
+                raise ValueError(
+                    f"`loss` must return one loss for each of {len(x)} samples, got shape "
+                    f"{list(each.shape)}"
+                )
+        owner = torch.arange(len(sizes), device=x.device).repeat_interleave(repeats)
+        sums = each.new_zeros(len(sizes)).index_add(0, owner, each)
+        return (sums / repeats).view(len(tasks), restarts)
+
+    @torch.no_grad()
+    def _losses_of_known(self) -> Tensor:
+        """Mean loss of every known task's model on each new task, ``[new, known]``."""
+        known, losses = list(range(len(self._known))), []
+        for task in self._tasks:
+            x, y = task.x[:_MOST_LOOKED_AT], task.y[:_MOST_LOOKED_AT]
+            found = [
+                self._losses(self._hnet.generated(self._known[some]), some, x, y, [len(x)], [task])
+                for some in (known[i : i + 16] for i in range(0, len(known), 16))
+            ]
+            losses.append(torch.cat(found, 1)[0])
+        return torch.stack(losses)

@@ -1,0 +1,114 @@
+"""Which task samples are of, and predictions averaged over several embeddings of a task.
+
+Source: that a task can be told by the entropy of its predictions, J. von Oswald et al., "Continual
+learning with hypernetworks" (ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_integer
+from sparsehyper.adaptation.fit import Fit, frozen
+from sparsehyper.adaptation.samples import masked
+from sparsehyper.hypernetwork import HyperNetwork
+
+
+@dataclass(frozen=True)
+class Identified:
+    """Which task samples seem to be of.
+
+    Attributes:
+        name: of the likeliest task.
+        scores: of every task, lower is likelier: mean entropy of the predictions as a share of the
+            greatest possible, or with labels the mean cross entropy in nats.
+    """
+
+    name: str
+    scores: dict[str, float]
+
+
+@torch.no_grad()
+def identify_task(
+    hnet: HyperNetwork,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    n_classes: Sequence[int] | None = None,
+    batch_size: int = 500,
+) -> Identified:
+    """Tell which known task samples are of.
+
+    Without labels it is the task whose predictions are surest; with some labels, the task under
+    which they are likeliest.
+
+    Args:
+        hnet: of classifiers; used in evaluation mode.
+        x: inputs ``[n, …]`` of one task.
+        y: class numbers ``[n]``, if known.
+        n_classes: of each known task, where not all have as many as there are outputs.
+        batch_size: samples at a time.
+
+    Raises:
+        ValueError: no samples, or arguments whose lengths do not fit.
+    """
+    check_integer("batch_size", batch_size, minimum=1)
+    names = hnet.task_names
+    if len(x) == 0:
+        raise ValueError("`x` must hold at least one sample, got none")
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"`y` must have a label for each of {len(x)} samples, got {len(y)}")
+    if n_classes is not None and len(n_classes) != len(names):
+        raise ValueError(f"`n_classes` must have {len(names)} entries, got {len(n_classes)}")
+    totals = [0.0] * len(names)
+    with frozen(hnet):
+        for task in range(len(names)):
+            for some in torch.arange(len(x)).split(batch_size):
+                logits = hnet(x[some], task=task).float()
+                if n_classes is not None:
+                    logits = logits[:, : n_classes[task]]
+                if y is not None:
+                    known = y[some] < logits.shape[1]  # a label it lacks is impossible
+                    totals[task] += math.inf if not known.all() else 0.0
+                    labels = y[some][known]
+                    totals[task] += float(F.cross_entropy(logits[known], labels, reduction="sum"))
+                    continue
+                entropies = torch.special.entr(logits.softmax(1)).sum(1)
+                totals[task] += float(entropies.sum()) / max(math.log(logits.shape[1]), 1e-12)
+    scores = {name: total / len(x) for name, total in zip(names, totals, strict=True)}
+    return Identified(min(scores, key=scores.__getitem__), scores)
+
+
+@torch.no_grad()
+def average_predictions(
+    hnet: HyperNetwork, fit: Fit, x: Tensor, *, n_classes: int | None = None
+) -> Tensor:
+    """Class probabilities averaged over all restarts of a fit.
+
+    Args:
+        hnet: that was fitted; used in evaluation mode.
+        fit: of a task, with several restarts.
+        x: inputs ``[n, …]``.
+        n_classes: of the task; further outputs get no probability.
+
+    Returns:
+        ``[n, outputs]``.
+
+    Source: B. Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using
+    deep ensembles" (NeurIPS 2017), over embeddings in place of networks.
+    """
+    target, members = hnet.target, []
+    with frozen(hnet):
+        rows = zip(hnet.generated(fit.embeddings), *fit.statistics, strict=True)
+        for generated, floats, counts in rows:
+            statistics = target.split_statistics(floats, counts)
+            logits = target.run(target.tensors_at(generated), statistics, (x,), {})
+            limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
+            members.append(masked(logits, limits).softmax(1))
+    return torch.stack(members).mean(0)

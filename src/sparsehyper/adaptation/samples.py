@@ -1,0 +1,150 @@
+"""The samples of new tasks: gathered, checked, cut into batches; and their loss as classifiers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehyper._checks import check_integer
+from sparsehyper._random import seeded
+
+Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""Inputs ``[n, …]`` and labels ``[n, …]``, or batches of the two, which are all kept in memory."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and labels of n samples to the loss of each, ``[n]``."""
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """All samples of one task.
+
+    Attributes:
+        name: of the task.
+        x, y: inputs and labels.
+        n_classes: 0 where labels are no classes.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    n_classes: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        samples: Samples,
+        n_classes: int | None,
+        are_classes: bool,
+        device: torch.device,
+    ) -> TaskSamples:
+        """Samples gathered, checked and moved."""
+        batches: list[Any] = [samples] if _is_pair(samples) else list(samples)
+        if not batches or not all(map(_is_pair, batches)):
+            found = "nothing" if not batches else repr(type(batches[0]).__name__)
+            raise ValueError(
+                f"the samples of task {name!r} must be a pair of tensors (x, y), or batches of "
+                f"them, got {found}"
+            )
+        x, y = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
+        x, y = x.to(device), y.to(device)
+        if len(x) != len(y) or len(x) == 0:
+            raise ValueError(
+                f"task {name!r} needs at least one sample, and as many inputs as labels, got "
+                f"{len(x)} and {len(y)}"
+            )
+        # Files come class by class; pieces should look alike.
+        order = torch.randperm(len(x), generator=seeded(0)).to(device)
+        x, y = x[order], y[order]
+        if not are_classes:
+            return cls(name, x, y, 0)
+        if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
+            raise ValueError(
+                f"labels of task {name!r} must be class numbers [n] from 0, got shape "
+                f"{list(y.shape)} and dtype {y.dtype}; give a `loss` for others"
+            )
+        classes = int(y.max()) + 1 if n_classes is None else n_classes
+        check_integer("n_classes", classes, minimum=2, context=f" for task {name!r}")
+        if int(y.min()) == int(y.max()):
+            raise ValueError(
+                f"task {name!r} needs samples of at least 2 classes, got {int(y.min())} alone"
+            )
+        if int(y.max()) >= classes:
+            raise ValueError(
+                f"labels of task {name!r} must be below its {classes} classes, got {int(y.max())}"
+            )
+        return cls(name, x, y.long(), classes)
+
+
+class Batches:
+    """Samples of every task in turn, reshuffled when fewer are left than are wanted."""
+
+    def __init__(self, tasks: list[TaskSamples], batch_size: int, seed: int) -> None:
+        self.x = torch.cat([task.x for task in tasks])
+        self.y = torch.cat([task.y for task in tasks])
+        self.counts = [min(len(task.x), batch_size) for task in tasks]
+        self._sizes = [len(task.x) for task in tasks]
+        self._starts = [0]
+        for size in self._sizes:
+            self._starts.append(self._starts[-1] + size)
+        self._rng = seeded(seed)
+        self._left = [torch.empty(0, dtype=torch.long)] * len(tasks)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next samples of all tasks, task after task."""
+        if self.counts == self._sizes:
+            return self.x, self.y
+        places = []
+        for i, (size, count) in enumerate(zip(self._sizes, self.counts, strict=True)):
+            if len(self._left[i]) < count:
+                self._left[i] = torch.randperm(size, generator=self._rng)
+            places.append(self._left[i][:count] + self._starts[i])
+            self._left[i] = self._left[i][count:]
+        place = torch.cat(places).to(self.x.device)
+        return self.x[place], self.y[place]
+
+
+def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The samples in pieces of about the same size."""
+    count = -(-len(task.x) // size)
+    return list(zip(task.x.tensor_split(count), task.y.tensor_split(count), strict=True))
+
+
+def masked(logits: Tensor, limits: Tensor) -> Tensor:
+    """Float32 logits ``[n, outputs]``, -inf from each sample's limit ``[n]`` on."""
+    outputs = torch.arange(logits.shape[1], device=logits.device)
+    return logits.float().masked_fill(outputs >= limits[:, None], -torch.inf)
+
+
+def check_outputs(outputs: Any, *tasks: TaskSamples) -> None:
+    """Raise ``ValueError`` unless they are logits that suffice for the tasks."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        found = list(outputs.shape) if isinstance(outputs, Tensor) else repr(type(outputs).__name__)
+        raise ValueError(f"the target must return logits [n, outputs], got {found}; give a `loss`")
+    for task in tasks:
+        if task.n_classes > outputs.shape[1]:
+            raise ValueError(
+                f"task {task.name!r} has {task.n_classes} classes, the target has "
+                f"{outputs.shape[1]} outputs; train a hypernetwork whose target has as many "
+                "outputs as the largest task to come"
+            )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
+    """The learning rate of an update: half a cosine from `lr` to 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(part, Tensor) and part.ndim for part in value)
+    )

@@ -1,0 +1,99 @@
+"""Further training of one task's ordinary model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper.adaptation.samples import (
+    Batches,
+    Loss,
+    Samples,
+    TaskSamples,
+    check_outputs,
+    masked,
+    set_rate,
+)
+from sparsehyper.initialisation import NORMS
+
+TUNINGS = ("norm", "last", "all")
+
+
+def fine_tune(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    tune: str = "all",
+    n_classes: int | None = None,
+    loss: Loss | None = None,
+    steps: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Train an ordinary model further, in place: what comes after its embedding was fitted.
+
+    The model is in evaluation mode meanwhile: no dropout, and batch-norm statistics as they are.
+
+    Args:
+        model: such as `HyperNetwork.materialize` returns.
+        samples: of the task.
+        tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the last
+            linear layer; or ``"all"``.
+        n_classes, loss, batch_size, seed: as `fit_embeddings` has them.
+        steps: updates by Adam, the learning rate falling to 0 by half a cosine.
+        lr: the first learning rate.
+
+    Raises:
+        ValueError: a setting out of range, samples that do not fit, a model that has nothing of
+            what ``tune`` names, or a loss that is not finite.
+    """
+    check_choice("tune", tune, TUNINGS)
+    check_integer("steps", steps, minimum=1)
+    check_integer("batch_size", batch_size, minimum=1)
+    check_integer("seed", seed, minimum=0)
+    check_number("lr", lr, above=0)
+    parameters = _tuned(model, tune)
+    device = parameters[0].device
+    task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
+    limits = task.n_classes
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        optimizer = torch.optim.Adam(parameters, lr)
+        batches = Batches([task], batch_size, seed)
+        for step in range(steps):
+            set_rate(optimizer, lr, step, steps)
+            x, y = batches.next()
+            outputs = model(x)
+            if step == 0 and loss is None:
+                check_outputs(outputs, task)
+            owner = torch.full((len(x),), limits, device=device)
+            each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
+            mean = each.mean()
+            if not mean.isfinite():
+                raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
+            gradients = torch.autograd.grad(mean, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _tuned(model: nn.Module, tune: str) -> list[nn.Parameter]:
+    if tune == "all":
+        chosen: list[nn.Module] = [model]
+    elif tune == "norm":
+        chosen = [module for module in model.modules() if isinstance(module, NORMS)]
+    else:
+        chosen = [*filter(lambda module: isinstance(module, nn.Linear), model.modules())][-1:]
+    parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError(f"`model` has no parameters for `tune` {tune!r}")
+    return list(parameters)

@@ -1,0 +1,62 @@
+"""``sparsehyper predict``."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper._checks import check_choice
+from sparsehyper.cli.output import print_json, print_table
+from sparsehyper.experiments import predict_run
+
+_FORMATS = ("table", "json", "csv")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders and globs.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose model to use. Without it the images must all be of one task, which is told "
+            "by how sure its predictions are."
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, json or csv.")] = "table",
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+) -> None:
+    r"""Classify images.
+
+    Example: **sparsehyper predict runs/shop-hats --task hats new/\*.png --format csv**
+    """
+    check_choice("format", format, _FORMATS)
+    started = time.perf_counter()
+    found = predict_run(run, images, task=task, resize=resize, batch_size=batch_size, device=device)
+    seconds = time.perf_counter() - started
+    if format == "json":
+        print_json({**found.to_dict(), "seconds": seconds})
+        return
+    rows = [
+        [file, label, f"{max(values):.4f}"]
+        for file, label, values in zip(found.files, found.labels, found.probabilities, strict=True)
+    ]
+    if format == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows(
+            [["file", "label", "probability"], *rows]
+        )
+    else:
+        print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
+    told = "told from the images" if found.task_scores else "as given"
+    # Not to stdout, where a CSV stands.
+    typer.echo(f"{len(rows)} images, task {found.task!r} {told}, {seconds:.1f} s", err=True)
+    if found.accuracy is not None:
+        typer.echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)

@@ -1,0 +1,52 @@
+"""``sparsehyper tasks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper.cli.output import Json, print_json, print_table
+from sparsehyper.experiments import change_tasks, describe_tasks
+
+
+def tasks(
+    run: Annotated[Path, typer.Argument(help="A run's directory; it is left as it is.")],
+    rename: Annotated[
+        tuple[str, str] | None, typer.Option(help="A task's name and its new name; needs --out.")
+    ] = None,
+    remove: Annotated[str | None, typer.Option(help="A task to remove; needs --out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the new run with the change; must be new.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List a run's tasks and the nearest of each; or write a run with one renamed or removed.
+
+    Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
+    """
+    if (rename is None and remove is None) != (out is None):
+        raise ValueError("`rename` and `remove` go with `out`, the new run, and it with them")
+    if out is not None:
+        change_tasks(run, out, rename=rename, remove=remove)
+    rows = describe_tasks(run if out is None else out)
+    if json:
+        print_json({"run": str(out or run), "tasks": rows})
+        return
+    print_table(
+        f"Tasks of {out or run}",
+        ["task", "classes", "origin", "nearest", "cosine"],
+        [
+            [
+                row["task"],
+                ", ".join(row["classes"]),
+                row["origin"],
+                row["nearest"] or "–",
+                "–" if row["cosine"] is None else f"{row['cosine']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    if out is not None:
+        typer.echo(f"{out} has these; it shares the weights of {run}, which is as it was.")

@@ -1,0 +1,131 @@
+"""Studies: many small pieces of work, each done once, and kept.
+
+A study is a list of cells. Each is computed in a process of its own, from its settings alone, and
+its result is one file, whole or not there: a study that was stopped goes on where it was, and never
+repeats what is done.
+
+==========================  ===================================================================
+``study.json``              the study's settings; a directory never holds cells of two settings
+``cells/<name>.json``       a cell's result
+``results.json``            what the study makes of all cells
+==========================  ===================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sparsehyper._extras import require
+from sparsehyper.experiments.isolation import context
+from sparsehyper.experiments.run import read_json
+from sparsehyper.training.run import check_same, json_ready, lock, write_json
+
+
+class Cell(NamedTuple):
+    """A piece of work."""
+
+    name: str  # of its file
+    settings: dict[str, Any]  # JSON-ready; all that the result follows from
+
+
+def run_cells(
+    study: Mapping[str, Any],
+    cells: Sequence[Cell],
+    work: Callable[..., dict[str, Any]],
+    directory: Path,
+    *arguments: Any,
+    workers: int = 1,
+    quiet: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Compute the cells that have no result yet.
+
+    Args:
+        study: its settings, JSON-ready.
+        cells: what there is to do.
+        work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
+            result.
+        directory: of the study; new, or that of the same study.
+        arguments: the same for all cells, and without influence on the results.
+        workers: processes, of one thread each.
+        quiet: show no progress.
+
+    Returns:
+        The result of every cell, by name.
+
+    Raises:
+        ValueError: ``directory`` holds another study, or a cell of other settings.
+        RunInUseError: another process is at work in it.
+    """
+    results = directory / "cells"
+    results.mkdir(parents=True, exist_ok=True)
+    held = lock(directory)
+    try:
+        record = directory / "study.json"
+        if record.exists():
+            check_same(f"the study in {directory}", read_json(record), json_ready(study), ())
+        else:
+            write_json(record, study)
+        paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
+        todo = [cell for cell in cells if not paths[cell.name].exists()]
+        for cell in cells:
+            if cell not in todo:
+                recorded = read_json(paths[cell.name])["settings"]
+                check_same(f"cell {paths[cell.name]}", recorded, json_ready(cell.settings), ())
+        started = time.perf_counter()
+        with ProcessPoolExecutor(workers, mp_context=context(), initializer=_one_thread) as pool:
+            jobs = {pool.submit(work, cell.settings, *arguments): cell for cell in todo}
+            try:
+                for number, job in enumerate(as_completed(jobs), 1):
+                    cell = jobs[job]
+                    write_json(paths[cell.name], {"settings": cell.settings, **job.result()})
+                    if not quiet:
+                        seconds = time.perf_counter() - started
+                        print(
+                            f"[{number}/{len(todo)}] {cell.name} ({seconds:.0f} s)",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
+    finally:
+        held.release()
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+    """The mean of paired differences, with its 95% interval by Student's t over them.
+
+    >>> paired([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
+    """
+    values = torch.tensor(differences, dtype=torch.float64)
+    mean, half = float(values.mean()), float("inf")
+    if len(values) > 1:
+        stats = require("scipy.stats", "data")
+        error = float(values.std()) / len(values) ** 0.5
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
+
+
+def verdict(interval: Mapping[str, float]) -> str:
+    """Of the claim that a difference is above zero.
+
+    >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
+    ('supported', 'undecided')
+    """
+    if interval["low"] > 0:
+        return "supported"
+    return "not supported" if interval["high"] < 0 else "undecided"
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

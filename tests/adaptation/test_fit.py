@@ -1,0 +1,218 @@
+"""A new task costs one vector, and changes nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adaptation.conftest import layer_normed, normed, plain, samples
+from sparsehyper import fit_embedding, fit_embeddings
+
+MODULES = {"plain": plain, "batch norm": normed, "layer norm": layer_normed}
+
+
+def state(hnet):
+    return {name: value.clone() for name, value in hnet.state_dict().items()}
+
+
+def accuracy(model, x, y):
+    return float((model.eval()(x).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("norm_stats", ["per_task", "shared", "batch"])
+def test_everything_else_is_the_same_to_the_bit(make, kind, norm_stats):
+    hnet = make(MODULES[kind](), steps=3, norm_stats=norm_stats)
+    hnet.train()
+    hnet.target.module[1].eval()
+    modes = [module.training for module in hnet.modules()]
+    before = state(hnet)
+    fit_embeddings(
+        hnet, {"a": samples(7), "b": samples(8, count=20)}, steps=10, restarts=3, batch_size=16
+    )
+    assert [module.training for module in hnet.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in hnet.generator.parameters())
+    after = hnet.state_dict()
+    assert after.keys() == before.keys()
+    tables = {"conditioner.weight", "target.statistics", "target.counts"}
+    for name, value in before.items():
+        now = after[name]
+        assert torch.equal(now[:4] if name in tables else now, value), name
+    assert hnet.task_names[4:] == ("a", "b")
+
+
+def test_learns_a_task_that_it_was_not_trained_on(make):
+    hnet = make(tasks=12, steps=300)
+    x, y = samples(99, 400)
+    hnet.eval()
+    known = max(accuracy(hnet.materialize(name), x, y) for name in hnet.task_names)
+    fit = fit_embedding(hnet, "new", (x[:200], y[:200]), steps=200)
+    learned = accuracy(hnet.materialize("new"), x[200:], y[200:])
+    assert learned > known + 0.1
+    torch.testing.assert_close(hnet.conditioner.weight[-1], fit.embedding)
+    expected = nn.functional.cross_entropy(hnet(x[:200], task="new"), y[:200])
+    assert fit.loss == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("sizes", [(30, 30, 30, 30, 30), (30, 12, 50, 12, 9)])
+def test_many_at_once_equal_one_at_a_time(make, kind, sizes):
+    tasks = {f"new {i}": samples(50 + i, size) for i, size in enumerate(sizes)}
+    together = fit_embeddings(make(MODULES[kind](), steps=20), tasks, steps=12)
+    for name, one in tasks.items():
+        alone = fit_embedding(make(MODULES[kind](), steps=20), name, one, steps=12)
+        assert together[name].loss == pytest.approx(alone.loss, abs=2e-3)
+
+
+def test_lots_equal_all_at_once(make, monkeypatch):
+    tasks = {f"new {i}": samples(50 + i, 20) for i in range(5)}
+    whole = fit_embeddings(make(), tasks, steps=8)
+    monkeypatch.setattr("sparsehyper.adaptation.fit._MOST_GENERATED", 1)
+    for name, fit in fit_embeddings(make(), tasks, steps=8).items():
+        assert fit.loss == pytest.approx(whole[name].loss, abs=1e-4)
+
+
+def test_starts(make):
+    hnet = make(tasks=6, steps=200)
+    x, y = samples(3)  # that of a known task
+    barely = {"steps": 1, "lr": 1e-9}
+
+    def start(**settings):
+        return fit_embedding(make_again(), "new", (x, y), **barely, **settings).embedding
+
+    def make_again():
+        again = make(tasks=6)
+        again.load_state_dict(hnet.state_dict())
+        return again
+
+    known = hnet.conditioner.weight.detach()
+    normalised = nn.functional.layer_norm(known, (16,))
+    torch.testing.assert_close(start(), normalised[3], atol=1e-4, rtol=0)
+    mean = nn.functional.layer_norm(known.mean(0), (16,))
+    torch.testing.assert_close(start(init="mean"), mean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(start(init=known[2]), normalised[2], atol=1e-4, rtol=0)
+    losses = torch.stack([nn.functional.cross_entropy(hnet.eval()(x, task=t), y) for t in range(6)])
+    mixture = nn.functional.layer_norm((-losses).softmax(0) @ known, (16,))
+    torch.testing.assert_close(start(init="mixture"), mixture, atol=1e-4, rtol=0)
+    assert not torch.equal(start(init="random", seed=1), start(init="random", seed=2))
+
+
+def test_a_mixture_stays_one(make):
+    hnet = make(tasks=3, steps=50)
+    known = hnet.conditioner.weight.detach().clone()
+    fit = fit_embedding(hnet, "new", samples(9), space="mixture", steps=30)
+    weights = torch.linalg.lstsq(known.T, fit.embedding[:, None]).solution[:, 0]
+    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    assert weights.min() > 0
+    assert weights.max() > 1 / 3 + 0.01
+
+
+def test_the_best_restart_on_the_validation_samples_is_kept(make):
+    hnet = make(steps=100)
+    train, held = samples(20, 12), samples(20, 200)
+    fit = fit_embedding(hnet, "new", train, validation=held, restarts=6, steps=40)
+    assert fit.loss == min(fit.losses)
+    assert len(set(fit.losses)) == 6
+    torch.testing.assert_close(fit.embedding, fit.embeddings[fit.losses.index(fit.loss)])
+    expected = nn.functional.cross_entropy(hnet.eval()(held[0], task="new"), held[1])
+    assert fit.loss == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_statistics_of_a_new_task_are_those_of_its_samples(make):
+    hnet = make(normed(), steps=30)
+    x, y = samples(30, 100)
+    x[:, 0] += 5 * y  # classes that lie apart, and come one after another
+    x, y = x[y.argsort()], y.sort().values
+    fit_embedding(hnet, "new", (3 * x + 1, y), steps=5, batch_size=10)
+    model = hnet.materialize("new")
+    inputs = model[0](3 * x + 1)
+    torch.testing.assert_close(model[1].running_mean, inputs.mean(0), atol=1e-4, rtol=1e-4)
+    between = (model[1].running_var - inputs.var(0)) / inputs.var(0)
+    assert between.abs().max() < 0.3  # the mean of pieces' variances
+
+
+def test_fewer_classes_than_outputs_are_masked(make):
+    hnet = make(steps=50)
+    fit = fit_embedding(hnet, "pair", samples(40, classes=2), steps=20)
+    logits = hnet.eval()(samples(40, classes=2)[0], task="pair")[:, :2]
+    expected = nn.functional.cross_entropy(logits, samples(40, classes=2)[1])
+    assert fit.loss == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_another_loss(make):
+    hnet = make(nn.Linear(6, 1))
+    x = samples(1)[0]
+    y = 2 * x[:, :1] - 1
+    first = fit_embedding(hnet, "one", (x, y), steps=1, loss=squared).loss
+    assert fit_embedding(hnet, "two", (x, y), steps=200, loss=squared).loss < first / 2
+
+
+def squared(outputs, y):
+    return (outputs - y).square().mean(1)
+
+
+def test_batches_are_gathered(make):
+    x, y = samples(5)
+    whole = fit_embedding(make(), "new", (x, y), steps=5)
+    parts = fit_embedding(make(), "new", [[x[:20], y[:20]], [x[20:], y[20:]]], steps=5)
+    torch.testing.assert_close(parts.embedding, whole.embedding)
+
+
+X, Y = samples(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "settings", "message"),
+    [
+        ("known 1", (X, Y), {}, "`name` must not repeat a task, got 'known 1'"),
+        ("new", (X, Y[:5]), {}, "'new' needs at least one sample.* got 60 and 5"),
+        ("new", (X[:0], Y[:0]), {}, "'new' needs at least one sample.* got 0 and 0"),
+        ("new", [], {}, "pair of tensors .x, y., or batches of them, got nothing"),
+        ("new", [1, 2], {}, "or batches of them, got 'int'"),
+        ("new", (X, Y * 0), {}, "`n_classes` must be at least 2, got 1 for task 'new'"),
+        ("new", (X, Y * 0 + 1), {}, "'new' needs samples of at least 2 classes, got 1 alone"),
+        ("new", (X, Y - 1), {}, "labels of task 'new' must be class numbers"),
+        ("new", (X, Y.float()), {}, "labels of task 'new' must be class numbers"),
+        ("new", (X, Y + 2), {}, "task 'new' has 5 classes, the target has 3 outputs"),
+        ("new", (X, Y), {"n_classes": 2}, "below its 2 classes, got 2"),
+        ("new", (X, Y), {"init": "median"}, "`init` must be one of 'mean'.*got 'median'"),
+        ("new", (X, Y), {"init": torch.zeros(5)}, r"`init` must have shape \[16\], got \[5\]"),
+        ("new", (X, Y), {"restarts": 0}, "`restarts` must be at least 1, got 0"),
+        ("new", (X, Y), {"steps": 0}, "`steps` must be at least 1, got 0"),
+        ("new", (X, Y), {"lr": 0.0}, "`lr` must be greater than 0, got 0.0"),
+        ("new", (X / 0, Y), {"steps": 2}, "loss of the new task 'new' is not finite"),
+        (
+            "new",
+            (X, Y),
+            {"loss": lambda o, y: o.mean()},
+            r"one loss for each of \d+ samples.*shape \[\]",
+        ),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_all_as_it_was(make, name, data, settings, message):
+    hnet = make()
+    before, modes = state(hnet), [module.training for module in hnet.modules()]
+    with pytest.raises(ValueError, match=message):
+        fit_embedding(hnet, name, data, **settings)
+    assert hnet.task_names == ("known 0", "known 1", "known 2", "known 3")
+    torch.testing.assert_close(hnet.state_dict(), before, rtol=0, atol=0)
+    assert [module.training for module in hnet.modules()] == modes
+    assert all(parameter.requires_grad for parameter in hnet.parameters())
+
+
+def test_restarts_of_mixtures_differ(make):
+    fit = fit_embedding(make(steps=30), "new", (X, Y), space="mixture", restarts=3, steps=2)
+    assert len(set(fit.losses)) == 3
+
+
+def test_n_classes_must_be_of_new_tasks(make):
+    with pytest.raises(ValueError, match="names 'b', which is no new task"):
+        fit_embeddings(make(), {"a": (X, Y)}, n_classes={"b": 3})
+
+
+def test_validation_samples_must_cover_the_tasks(make):
+    with pytest.raises(ValueError, match="no samples of the new task 'b'"):
+        fit_embeddings(make(), {"a": (X, Y), "b": (X, Y)}, validation={"a": (X, Y)})
+    with pytest.raises(ValueError, match="at least one new task"):
+        fit_embeddings(make(), {})

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from adaptation.conftest import normed, samples
+from sparsehyper import average_predictions, fit_embedding, identify_task
+
+
+def test_tells_a_task_by_its_labels(make):
+    hnet = make(tasks=4, steps=300)
+    for task in range(4):
+        x, y = samples(task)
+        found = identify_task(hnet, x, y)
+        assert found.name == f"known {task}"
+        expected = nn.functional.cross_entropy(hnet.eval()(x, task=task), y)
+        assert found.scores[found.name] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_tells_a_task_by_how_sure_its_predictions_are(make):
+    hnet = make(nn.Linear(6, 3), tasks=3)
+    hnet.eval()
+    x = samples(0)[0]
+    found = identify_task(hnet, x, n_classes=[3, 2, 3], batch_size=7)
+    entropies = {}
+    for task, classes in enumerate((3, 2, 3)):
+        p = hnet(x, task=task)[:, :classes].softmax(1)
+        entropies[f"known {task}"] = -(p * p.log()).sum(1).mean().item() / math.log(classes)
+    assert found.scores == pytest.approx(entropies, abs=1e-5)
+    assert found.name == min(entropies, key=entropies.get)
+
+
+def test_a_label_that_a_task_lacks_rules_it_out(make):
+    hnet = make(tasks=2)
+    x, y = samples(0)
+    found = identify_task(hnet, x, y, n_classes=[2, 3])
+    assert found.name == "known 1"
+    assert found.scores["known 0"] == math.inf
+
+
+def test_identify_task_refuses_what_does_not_fit(make):
+    hnet = make()
+    x, y = samples(0)
+    for arguments, message in (
+        ((x[:0],), "at least one sample, got none"),
+        ((x, y[:3]), "a label for each of 60 samples, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            identify_task(hnet, *arguments)
+    with pytest.raises(ValueError, match="`n_classes` must have 4 entries, got 1"):
+        identify_task(hnet, x, n_classes=[2])
+
+
+def test_predictions_are_averaged_over_restarts(make):
+    hnet = make(normed(), steps=30)
+    x, y = samples(9)
+    fit = fit_embedding(hnet, "new", (x, y), restarts=3, steps=10)
+    mean = average_predictions(hnet, fit, x)
+    assert mean.shape == (60, 3)
+    torch.testing.assert_close(mean.sum(1), torch.ones(60))
+    members = []
+    for i in range(3):  # each as the task that it would have been if it had been kept
+        hnet.add_task(f"member {i}", fit.embeddings[i])
+        hnet.target.set_statistics(5 + i, *(table[i] for table in fit.statistics))
+        members.append(hnet.eval()(x, task=f"member {i}").softmax(1))
+    torch.testing.assert_close(mean, torch.stack(members).mean(0))
+    assert not torch.allclose(members[0], members[1], atol=1e-3)
+    assert average_predictions(hnet, fit, x, n_classes=2)[:, 2].max() == 0

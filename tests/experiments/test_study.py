@@ -1,0 +1,52 @@
+"""Studies go on where they were, and never mix settings."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from experiments.calls import half, touch
+from sparsehyper.experiments.study import Cell, paired, run_cells, verdict
+
+CELLS = [Cell(f"cell-{i}", {"i": i}) for i in range(4)]
+
+
+def test_every_cell_is_computed_once(tmp_path):
+    first = run_cells({"a": 1}, CELLS[:2], touch, tmp_path / "s", tmp_path, workers=2, quiet=True)
+    assert first["cell-1"] == {"settings": {"i": 1}, "doubled": 2}
+    every = run_cells({"a": 1}, CELLS, touch, tmp_path / "s", tmp_path, workers=2, quiet=True)
+    assert [every[f"cell-{i}"]["doubled"] for i in range(4)] == [0, 2, 4, 6]
+    assert sorted((tmp_path / "log").read_text().split()) == ["0", "1", "2", "3"]
+
+
+def test_what_was_done_before_a_failure_is_kept(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_cells({"a": 1}, CELLS[::-1], half, tmp_path / "s", tmp_path, quiet=True)
+    kept = sorted(path.stem for path in (tmp_path / "s" / "cells").glob("*.json"))
+    assert kept == ["cell-1", "cell-2", "cell-3"]
+    assert not list((tmp_path / "s").rglob("*.new"))
+
+
+def test_other_settings_are_refused(tmp_path):
+    run_cells({"steps": 1}, CELLS[:1], touch, tmp_path / "s", tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="its `steps` is 1, got 2"):
+        run_cells({"steps": 2}, CELLS[:1], touch, tmp_path / "s", tmp_path, quiet=True)
+
+
+def test_progress_is_told(tmp_path, capfd):
+    run_cells({"a": 1}, CELLS[:1], touch, tmp_path / "s", tmp_path)
+    assert "[1/1] cell-0" in capfd.readouterr().err
+    assert json.loads((tmp_path / "s" / "study.json").read_text()) == {"a": 1}
+
+
+def test_intervals():
+    found = paired([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert found["mean"] == pytest.approx(0.3)
+    # Student's t with 4 degrees of freedom: 2.776 standard errors.
+    assert found["high"] - found["mean"] == pytest.approx(2.7764 * math.sqrt(0.025 / 5), abs=1e-4)
+    assert paired([0.1])["high"] == math.inf
+    assert verdict({"low": 0.1, "high": 0.2}) == "supported"
+    assert verdict({"low": -0.2, "high": -0.1}) == "not supported"
+    assert verdict({"low": -0.2, "high": 0.1}) == "undecided"
