@@ -41,6 +41,7 @@ def save(
         versions = {"format": FORMAT, "torch": torch.__version__}
         (partial / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
         for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors files are for their owner alone
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         partial.chmod(0o755)

@@ -34,7 +34,7 @@ def test_trains_what_it_names_and_nothing_else(tune, make):
 
 
 def test_refuses_what_a_model_lacks():
-    with pytest.raises(ValueError, match="no parameters for `tune` 'norm'"):
+    with pytest.raises(ValueError, match="no parameters that `tune` 'norm' names"):
         fine_tune(plain(), samples(0), tune="norm")
     with pytest.raises(ValueError, match=r"`tune` must be one of .*got 'first'"):
         fine_tune(plain(), samples(0), tune="first")

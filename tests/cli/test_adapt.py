@@ -157,22 +157,20 @@ def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
     files = {}
     for format in ("safetensors", "pt2", "onnx"):
         files[format] = tmp_path / f"hats.{format}"
-        done = command(
-            *("export", adapted, "--task", "hats", "--format", format, "--out", files[format])
-        )
+        done = command(*("export", adapted, "--task", "hats", "--out", files[format]))
         assert done.code == 0, done.err
         assert "3 logits (new, old)" in done.out
     plain = build_target("mlp:16", (1, 8, 8), 3)
     plain.load_state_dict(load_file(files["safetensors"]))
     torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=0)
-    extra = {"sparsehyper.json": ""}
+    extra = {"sparsehyper": ""}
     program = torch.export.load(files["pt2"], extra_files=extra).module()
     torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
     session = onnxruntime.InferenceSession(files["onnx"])
     (logits,) = session.run(["logits"], {"images": x.numpy()})
     torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=0)
     with safe_open(files["safetensors"], "pt") as file:
-        kept = [file.metadata()["sparsehyper"], extra["sparsehyper.json"]]
+        kept = [file.metadata()["sparsehyper"], extra["sparsehyper"]]
     kept.append(session.get_modelmeta().custom_metadata_map["sparsehyper"])
     for text in kept:
         about = json.loads(text)
@@ -184,6 +182,12 @@ def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
 def test_tasks_are_renamed_and_removed_in_new_runs(command, trained, adapted, tmp_path):
     before = contents(adapted)
     renamed, fewer = tmp_path / "renamed", tmp_path / "fewer"
+    last = tmp_path / "last"
+    assert (
+        command("tasks", adapted, *("--remove", "bags", "--remove", "hats"), "--out", last).code
+        == 0
+    )
+    assert load_run(last).tasks.names == ("shoes",)
     assert command("tasks", adapted, "--rename", "bags", "sacks", "--out", renamed).code == 0
     shown = command("tasks", renamed, "--remove", "shoes", "--out", fewer)
     assert shown.code == 0
@@ -216,7 +220,7 @@ def paint(path: Path, size=(8, 8), mode="L") -> None:
 BAD = {
     "other sizes": (lambda d: paint(d / "old" / "x.png", (4, 4)), "hats", "takes 8 × 8"),
     "colour": (lambda d: paint(d / "old" / "x.png", mode="RGB"), "hats", "takes grey images"),
-    "existing": (lambda d: None, "bags", "a name that no task has, got 'bags'"),
+    "existing": (lambda d: None, "bags", "needs a name that no task has, got 'bags'"),
     "one class": (lambda d: shutil.rmtree(d / "old"), "hats", "has one class, 'new'"),
     "no images": (lambda d: [p.unlink() for p in d.rglob("*.png")], "hats", "has no images"),
     "corrupt": (lambda d: (d / "old" / "0.png").write_bytes(b"x"), "hats", "cannot read image"),
@@ -259,11 +263,11 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
 
     images = trained / "hats" / "old"
     file = tmp_path / "file"
-    assert "unknown `--task` 'caps'; the tasks are: 'bags', 'shoes', 'hats'" in refused(
+    assert "unknown task 'caps'; the tasks are: 'bags', 'shoes', 'hats'" in refused(
         "predict", adapted, images, "--task", "caps"
     )
     assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
-    assert "unknown `--task` 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
+    assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
     assert "`--format` must be one of" in refused(
         *("export", adapted, "--task", "hats", "--out", file, "--format", "h5")
     )
@@ -271,6 +275,17 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
         *("adapt", adapted, "--data", images, "--task", "x", "--out", trained / "run")
     )
     assert "go with `--out`" in refused("tasks", adapted, "--remove", "hats")
+    assert "`--format` 'pt2' does not go with .onnx" in refused(
+        *("export", adapted, "--task", "hats", "--out", "x.onnx", "--format", "pt2")
+    )
+    assert "`--tune-lr` must be greater than 0" in refused(
+        *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
+        *("--tune", "last", "--tune-lr", "-1"),
+    )
+    assert "no parameters that `--tune` 'norm' names" in refused(
+        *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
+        *("--tune", "norm"),
+    )
     assert "a name that no task has, got 'bags'" in refused(
         *("tasks", adapted, "--rename", "hats", "bags", "--out", file)
     )
@@ -313,4 +328,4 @@ def test_baselines_know_no_new_tasks(command, trained, tmp_path):
     ):
         done = command(*words)
         assert done.code == 2
-        assert "holds no hypernetwork but SharedTrunk" in done.err
+        assert "holds no hypernetwork but the baseline SharedTrunk" in done.err

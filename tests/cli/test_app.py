@@ -32,7 +32,9 @@ OPTIONS = {
     "predict": {"--task", "--format", "--resize", "--batch-size", "--device", "--help"},
     "export": {"--task", "--out", "--format", "--json", "--help"},
     "tasks": {"--rename", "--remove", "--out", "--json", "--help"},
-    "study": {"--out", "--scale", "--data-dir", "--workers", "--quiet", "--json", "--help"},
+    "study": {
+        "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
+    },
     "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}

@@ -56,7 +56,7 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
         if arguments[0] == "train":
             arguments += ["--steps", "30", "--batch-size", "8", "--eval-every", "10", "--quiet"]
         assert run(arguments) == 0, capsys.readouterr().err
-    model = load_run("runs/shop").model.materialize("front")
+    model = load_run("runs/shop").materialize("front")
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 2)
     shown = capsys.readouterr().out
     assert "front" in shown

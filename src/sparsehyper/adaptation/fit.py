@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,11 +61,11 @@ class Fit:
     """
 
     name: str
-    embedding: Tensor
+    embedding: Tensor = field(repr=False)
     loss: float
-    embeddings: Tensor
+    embeddings: Tensor = field(repr=False)
     losses: tuple[float, ...]
-    statistics: tuple[Tensor, Tensor]
+    statistics: tuple[Tensor, Tensor] = field(repr=False)
     steps: int
     seconds: float
 
@@ -330,8 +330,8 @@ class _Fitter:
             each = self._loss(outputs, y)
             if each.shape != x.shape[:1]:
                 raise ValueError(
-                    f"`loss` must return one loss for each of {len(x)} samples, got shape "
-                    f"{list(each.shape)}"
+                    f"`loss` must return one loss for each sample, shape [{len(x)}] here, got "
+                    f"shape {list(each.shape)}; PyTorch's own do with reduction='none'"
                 )
         owner = torch.arange(len(sizes), device=x.device).repeat_interleave(repeats)
         sums = each.new_zeros(len(sizes)).index_add(0, owner, each)

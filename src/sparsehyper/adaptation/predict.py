@@ -73,6 +73,11 @@ def identify_task(
                 logits = hnet(x[some], task=task).float()
                 if n_classes is not None:
                     logits = logits[:, : n_classes[task]]
+                if logits.ndim != 2 or logits.shape[1] < 2:
+                    raise ValueError(
+                        "`hnet` must give logits [n, outputs] of at least 2 classes, got shape "
+                        f"{list(logits.shape)}"
+                    )
                 if y is not None:
                     known = y[some] < logits.shape[1]  # a label it lacks is impossible
                     totals[task] += math.inf if not known.all() else 0.0

@@ -67,14 +67,15 @@ class TaskSamples:
         if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
             raise ValueError(
                 f"labels of task {name!r} must be class numbers [n] from 0, got shape "
-                f"{list(y.shape)} and dtype {y.dtype}; give a `loss` for others"
+                f"{list(y.shape)} and dtype {y.dtype}, at least {y.min().item()}; give a `loss` "
+                "for others"
             )
         classes = int(y.max()) + 1 if n_classes is None else n_classes
-        check_integer("n_classes", classes, minimum=2, context=f" for task {name!r}")
         if int(y.min()) == int(y.max()):
             raise ValueError(
                 f"task {name!r} needs samples of at least 2 classes, got {int(y.min())} alone"
             )
+        check_integer("n_classes", classes, minimum=2, context=f" for task {name!r}")
         if int(y.max()) >= classes:
             raise ValueError(
                 f"labels of task {name!r} must be below its {classes} classes, got {int(y.max())}"

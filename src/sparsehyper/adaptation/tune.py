@@ -50,12 +50,11 @@ def fine_tune(
         ValueError: a setting out of range, samples that do not fit, a model that has nothing of
             what ``tune`` names, or a loss that is not finite.
     """
-    check_choice("tune", tune, TUNINGS)
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("seed", seed, minimum=0)
     check_number("lr", lr, above=0)
-    parameters = _tuned(model, tune)
+    parameters = tuned_parameters(model, tune)
     device = parameters[0].device
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     limits = task.n_classes
@@ -86,7 +85,9 @@ def fine_tune(
             parameter.grad = None
 
 
-def _tuned(model: nn.Module, tune: str) -> list[nn.Parameter]:
+def tuned_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:
+    """What ``tune`` names; ``ValueError`` if the model has nothing of it."""
+    check_choice("tune", tune, TUNINGS)
     if tune == "all":
         chosen: list[nn.Module] = [model]
     elif tune == "norm":
@@ -95,5 +96,5 @@ def _tuned(model: nn.Module, tune: str) -> list[nn.Parameter]:
         chosen = [*filter(lambda module: isinstance(module, nn.Linear), model.modules())][-1:]
     parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
     if not parameters:
-        raise ValueError(f"`model` has no parameters for `tune` {tune!r}")
+        raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)

@@ -17,8 +17,8 @@ def adapt(
     data: Annotated[
         Path,
         typer.Option(
-            help="Folder [train|test]/TASK/CLASS/*.png, or with --task [train|test]/CLASS/*.png. "
-            "All but test is learned from."
+            help=r"Folder [train|test]/TASK/CLASS/\*.png, or with --task "
+            r"[train|test]/CLASS/\*.png. All but test is learned from."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the new run; must be new.")],

@@ -17,12 +17,12 @@ def export(
     task: Annotated[str, typer.Option(help="Whose model.")],
     out: Annotated[Path, typer.Option(help="File to write; must be new.")],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="safetensors (a state dict), pt2 (a torch.export program) or onnx (needs the "
-            "extra onnx)."
+            "extra onnx); by default what the file's suffix says."
         ),
-    ] = "safetensors",
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a task's model as an ordinary file.
@@ -37,6 +37,6 @@ def export(
         return
     shape = " × ".join(map(str, about["image_shape"]))
     typer.echo(
-        f"{out}: {format}, {size:,} bytes, images {shape}, {about['outputs']} logits "
+        f"{out}: {about['format']}, {size:,} bytes, images {shape}, {about['outputs']} logits "
         f"({', '.join(about['classes'])}), {seconds:.1f} s"
     )

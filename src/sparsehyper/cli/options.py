@@ -66,7 +66,7 @@ def _options(  # never called: its signature is the list
         str,
         Option(
             help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder "
-            "[train|test]/TASK/CLASS/*.png.",
+            r"[train|test]/TASK/CLASS/\*.png.",
             rich_help_panel=_DATA,
         ),
     ] = "digits",

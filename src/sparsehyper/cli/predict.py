@@ -55,7 +55,11 @@ def predict(
         )
     else:
         print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
-    told = "told from the images" if found.task_scores else "as given"
+    told = "as given"
+    if found.task_scores:
+        scores = sorted((score, name) for name, score in found.task_scores.items())
+        told = f"told from the images (entropy {scores[0][0]:.3f}"
+        told += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
     # Not to stdout, where a CSV stands.
     typer.echo(f"{len(rows)} images, task {found.task!r} {told}, {seconds:.1f} s", err=True)
     if found.accuracy is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,10 @@ def study(
         str | None,
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Number of seeds, 5 by default; more can be added to a study later."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
     quiet: Quiet = False,
     json: Json = False,
@@ -38,9 +43,10 @@ def study(
     """
     check_choice("name", name, _STUDIES)
     started = time.perf_counter()
-    results = run_new_tasks(
-        new_tasks_study(scale), out, data_dir=data_dir, workers=workers, quiet=quiet
-    )
+    settings = new_tasks_study(scale)
+    if seeds is not None:
+        settings = replace(settings, seeds=seeds)
+    results = run_new_tasks(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
     write_json(out / "results.json", results)
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
     draw(results, out / "accuracy_vs_shots.png")

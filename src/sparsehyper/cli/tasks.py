@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,10 @@ def tasks(
     rename: Annotated[
         tuple[str, str] | None, typer.Option(help="A task's name and its new name; needs --out.")
     ] = None,
-    remove: Annotated[str | None, typer.Option(help="A task to remove; needs --out.")] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="A task to remove; may be given several times; needs --out."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the new run with the change; must be new.")
     ] = None,
@@ -26,10 +30,11 @@ def tasks(
 
     Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
     """
-    if (rename is None and remove is None) != (out is None):
+    started = time.perf_counter()
+    if (rename is None and not remove) != (out is None):
         raise ValueError("`rename` and `remove` go with `out`, the new run, and it with them")
     if out is not None:
-        change_tasks(run, out, rename=rename, remove=remove)
+        change_tasks(run, out, rename=rename, remove=remove or ())
     rows = describe_tasks(run if out is None else out)
     if json:
         print_json({"run": str(out or run), "tasks": rows})
@@ -50,3 +55,4 @@ def tasks(
     )
     if out is not None:
         typer.echo(f"{out} has these; it shares the weights of {run}, which is as it was.")
+    typer.echo(f"{time.perf_counter() - started:.1f} s")

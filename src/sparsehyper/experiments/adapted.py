@@ -29,8 +29,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice
-from sparsehyper.adaptation import TUNINGS, fine_tune, fit_embeddings
+from sparsehyper._checks import check_integer, check_number
+from sparsehyper.adaptation import fine_tune, fit_embeddings
+from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.data import LabelledTask, load_new_tasks
 from sparsehyper.experiments.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
@@ -162,12 +163,12 @@ class TaskList:
         """Raise ``KeyError`` unless it is a task."""
         if name not in self.names():
             known = ", ".join(map(repr, self.names()))
-            raise KeyError(f"unknown `task` {name!r}; the tasks are: {known}")
+            raise KeyError(f"unknown task {name!r}; the tasks are: {known}")
 
     def check_new(self, name: str) -> None:
         """Raise ``ValueError`` if it is a task, or no name."""
         if not name or name in self.names():
-            raise ValueError(f"`task` must be a name that no task has, got {name!r}")
+            raise ValueError(f"a new task needs a name that no task has, got {name!r}")
 
 
 def is_adapted(run: Path) -> bool:
@@ -201,6 +202,7 @@ def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
             )
         shutil.copy2(run / "config.json", partial / "config.json")
         save_file(tasks.tensors, partial / _TENSORS)
+        (partial / _TENSORS).chmod(0o644)
         record = {
             "format": FORMAT,
             "sha256": _digest(partial / _TENSORS),
@@ -242,8 +244,10 @@ def fit_tasks(
         ``images``, ``accuracy`` on them, ``test_images`` and ``test_accuracy`` (None
         without ``test/``) and ``seconds``.
     """
+    check_integer("tune_steps", tune_steps, minimum=1)
+    check_number("tune_lr", tune_lr, above=0)
     if tune is not None:
-        check_choice("tune", tune, TUNINGS)
+        tuned_parameters(model.materialize(0), tune)  # before any work is lost
     if task is not None:
         tasks.check_new(task)
     labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)

@@ -8,7 +8,7 @@
 
 All take float32 images ``[batch, C, H, W]``, as ``(image / 255 - mean) / std``, in any batch size.
 What goes with the model (classes, mean, std, shape, target) is kept in the file, as JSON: metadata
-``sparsehyper`` of safetensors and ONNX files, extra file ``sparsehyper.json`` of programs.
+``sparsehyper`` of safetensors and ONNX files, extra file ``sparsehyper`` of programs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def export_run(
     task: str,
     file: str | PathLike[str],
     *,
-    format: str = "safetensors",
+    format: str | None = None,
 ) -> dict[str, Any]:
     """Write the model of a task to a new file.
 
@@ -48,13 +48,13 @@ def export_run(
         directory: of the run, adapted or not.
         task: a task's name.
         file: to write; it appears whole or not at all.
-        format: one of `FORMATS`.
+        format: one of `FORMATS`; None for what the file's suffix says, or ``"safetensors"``.
 
     Returns:
-        What goes with the model: ``task``, ``classes``, ``image_shape``, ``mean``, ``std``,
-        ``images_altered_by`` (what the task's images went through before, such as ``permuted:10``;
-        None for images as they are), ``target`` and ``outputs``; logits beyond the classes mean
-        nothing.
+        What goes with the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
+        ``std``, ``images_altered_by`` (what the task's images went through before, such as
+        ``permuted:10``; None for images as they are), ``target`` and ``outputs``; logits beyond
+        the classes mean nothing.
 
     Raises:
         FileExistsError: ``file`` exists.
@@ -62,8 +62,13 @@ def export_run(
         ImportError: the packages for ``"onnx"`` are not installed.
         ValueError: an unknown format, or a run that holds no hypernetwork.
     """
-    check_choice("format", format, FORMATS)
     path = Path(file)
+    suffix = path.suffix.removeprefix(".")
+    if format is None:
+        format = suffix if suffix in FORMATS else "safetensors"
+    check_choice("format", format, FORMATS)
+    if suffix in FORMATS and suffix != format:
+        raise ValueError(f"`format` {format!r} does not go with .{suffix}, the suffix of {path}")
     if path.exists():
         raise FileExistsError(f"`file` {str(path)!r} exists; nothing is ever written over")
     if format == "onnx":
@@ -79,6 +84,7 @@ def export_run(
         outputs = module(example).shape[1]
     about = {
         "task": task,
+        "format": format,
         "classes": list(info.classes[info.names.index(task)]),
         "image_shape": list(info.image_shape),
         "mean": list(info.mean),
@@ -110,7 +116,7 @@ def _program(module: nn.Module, example: Tensor, path: Path, about: str) -> None
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={f"{_NAME}.json": about})
+        torch.export.save(program, file, extra_files={_NAME: about})
 
 
 def _onnx(module: nn.Module, example: Tensor, path: Path, about: str) -> None:

@@ -101,6 +101,9 @@ class NewTasks:
     fit_steps: tuple[int, ...] = (150, 150, 150, 200, 300)
     test_images: int = 1000
 
+    def __post_init__(self) -> None:
+        check_integer("seeds", self.seeds, minimum=1)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)

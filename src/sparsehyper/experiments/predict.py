@@ -93,6 +93,7 @@ def predict_run(
         loaded.task_list.check_known(task)
         loaded.check_plain(task)
     paths = [path for pattern in images for path in _expand(str(pattern))]
+    paths = list(dict.fromkeys(paths))
     if not paths:
         raise FileNotFoundError("`images` must name at least one image, got none")
     resize = resize or loaded.experiment.data.image_size is not None

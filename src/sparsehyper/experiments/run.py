@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -65,8 +65,8 @@ class LoadedRun(NamedTuple):
         """The model, if it is one; ``ValueError`` if not."""
         if not isinstance(self.model, HyperNetwork):
             raise ValueError(
-                f"`run` holds no hypernetwork but {type(self.model).__name__}, which knows no "
-                "tasks but its own"
+                f"`run` holds no hypernetwork but the baseline {type(self.model).__name__}; this "
+                "is for hypernetworks"
             )
         return self.model
 
@@ -285,9 +285,9 @@ def change_tasks(
     out: str | PathLike[str],
     *,
     rename: tuple[str, str] | None = None,
-    remove: str | None = None,
+    remove: Sequence[str] = (),
 ) -> None:
-    """Write a new run in which a task has another name, or is gone; it shares the weights.
+    """Write a new run in which a task has another name, or some are gone; it shares the weights.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -300,8 +300,8 @@ def change_tasks(
     tasks = loaded.task_list
     if rename is not None:
         tasks = tasks.rename(*rename)
-    if remove is not None:
-        tasks = tasks.remove(remove)
+    for name in remove:
+        tasks = tasks.remove(name)
     write_tasks(Path(directory), Path(out), tasks, loaded.digests)
 
 

@@ -5,7 +5,8 @@ its result is one file, whole or not there: a study that was stopped goes on whe
 repeats what is done.
 
 ==========================  ===================================================================
-``study.json``              the study's settings; a directory never holds cells of two settings
+``study.json``              the study's settings; a directory never holds cells of two settings,
+                            but for the number of ``seeds``
 ``cells/<name>.json``       a cell's result
 ``results.json``            what the study makes of all cells
 ==========================  ===================================================================
@@ -70,7 +71,8 @@ def run_cells(
     try:
         record = directory / "study.json"
         if record.exists():
-            check_same(f"the study in {directory}", read_json(record), json_ready(study), ())
+            recorded, given = read_json(record), json_ready(study)
+            check_same(f"the study in {directory}", recorded, given, ("seeds",))
         else:
             write_json(record, study)
         paths = {cell.name: results / f"{cell.name}.json" for cell in cells}

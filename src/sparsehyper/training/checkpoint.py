@@ -73,6 +73,7 @@ def write_checkpoint(
     model.save(directory)  # type: ignore[operator]
     kind = {"optimizer": type(optimizer).__name__}
     save_file(_optimizer_tensors(model, optimizer), directory / OPTIMIZER_FILE, metadata=kind)
+    (directory / OPTIMIZER_FILE).chmod(0o644)
     record = {
         "format": FORMAT,
         "step": state.step,
