@@ -30,6 +30,7 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     check_outputs,
+    evaluating,
     masked,
     pieces,
     set_rate,
@@ -198,15 +199,12 @@ def fit_embeddings(
 @contextmanager
 def frozen(hnet: HyperNetwork) -> Iterator[None]:
     """Within, a hypernetwork is in evaluation mode and its parameters get no gradients."""
-    modes = [(module, module.training) for module in hnet.modules()]
     trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
-    hnet.eval()
     hnet.requires_grad_(False)
     try:
-        yield
+        with evaluating(hnet):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter in trained:
             parameter.requires_grad_()
 

@@ -85,7 +85,7 @@ def identify_task(
                     totals[task] += float(F.cross_entropy(logits[known], labels, reduction="sum"))
                     continue
                 entropies = torch.special.entr(logits.softmax(1)).sum(1)
-                totals[task] += float(entropies.sum()) / max(math.log(logits.shape[1]), 1e-12)
+                totals[task] += float(entropies.sum()) / math.log(logits.shape[1])
     scores = {name: total / len(x) for name, total in zip(names, totals, strict=True)}
     return Identified(min(scores, key=scores.__getitem__), scores)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer
 from sparsehyper._random import seeded
@@ -135,6 +136,18 @@ def check_outputs(outputs: Any, *tasks: TaskSamples) -> None:
                 f"{outputs.shape[1]} outputs; train a hypernetwork whose target has as many "
                 "outputs as the largest task to come"
             )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within, a module is in evaluation mode; then each of its parts is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:

@@ -13,6 +13,7 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     check_outputs,
+    evaluating,
     masked,
     set_rate,
 )
@@ -58,29 +59,26 @@ def fine_tune(
     device = parameters[0].device
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     limits = task.n_classes
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        optimizer = torch.optim.Adam(parameters, lr)
-        batches = Batches([task], batch_size, seed)
-        for step in range(steps):
-            set_rate(optimizer, lr, step, steps)
-            x, y = batches.next()
-            outputs = model(x)
-            if step == 0 and loss is None:
-                check_outputs(outputs, task)
-            owner = torch.full((len(x),), limits, device=device)
-            each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
-            mean = each.mean()
-            if not mean.isfinite():
-                raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
-            gradients = torch.autograd.grad(mean, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+        with evaluating(model):
+            optimizer = torch.optim.Adam(parameters, lr)
+            batches = Batches([task], batch_size, seed)
+            for step in range(steps):
+                set_rate(optimizer, lr, step, steps)
+                x, y = batches.next()
+                outputs = model(x)
+                if step == 0 and loss is None:
+                    check_outputs(outputs, task)
+                owner = torch.full((len(x),), limits, device=device)
+                each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
+                mean = each.mean()
+                if not mean.isfinite():
+                    raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
+                gradients = torch.autograd.grad(mean, parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter in parameters:
             parameter.grad = None
 

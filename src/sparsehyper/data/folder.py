@@ -80,7 +80,7 @@ def load_folder(
         raise FileNotFoundError(f"`root` is not a directory: {root}")
     trees = [_scan(part) for part in _parts(root)]
     _check_trees(trees, root)
-    ids = _ids(trees[0])
+    ids = {pair: i for i, pair in enumerate((t, c) for t, names in trees[0].items() for c in names)}
     tasks = tuple(
         Task(task, tuple(ids[task, name] for name in names), tuple(names))
         for task, names in trees[0].items()
@@ -197,10 +197,6 @@ def _parts(root: Path) -> list[Path]:
             f"{', '.join(f'{name}/' for name in given)}"
         )
     return [given["train"], given["test"]]
-
-
-def _ids(tree: _Tree) -> dict[tuple[str, str], int]:
-    return {pair: i for i, pair in enumerate((t, c) for t, names in tree.items() for c in names)}
 
 
 def _scan(part: Path, layout: str = _LAYOUT, task: str | None = None) -> _Tree:

@@ -14,7 +14,6 @@ came from and leaves that as it was:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import tempfile
@@ -35,7 +34,7 @@ from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.data import LabelledTask, load_new_tasks
 from sparsehyper.experiments.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training.checkpoint import DIGESTS_FILE, CheckpointError, read_state, sync
+from sparsehyper.training.checkpoint import DIGESTS_FILE, CheckpointError, digest, read_state, sync
 from sparsehyper.training.run import link, write_json
 
 FORMAT = 1
@@ -86,14 +85,14 @@ class TaskList:
         try:
             record = json.loads((run / _TASKS).read_text(encoding="utf-8"))
             entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
-            version, digest = record["format"], record["sha256"]
+            version, expected = record["format"], record["sha256"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{run / _TASKS} is damaged: {error!r}") from error
         if version != FORMAT:
             raise CheckpointError(
                 f"{run / _TASKS} has format {version}, this version reads format {FORMAT}"
             )
-        if not (run / _TENSORS).is_file() or _digest(run / _TENSORS) != digest:
+        if not (run / _TENSORS).is_file() or digest(run / _TENSORS) != expected:
             raise CheckpointError(f"{run / _TENSORS} is missing, or not what was written")
         return cls(entries, load_file(run / _TENSORS))
 
@@ -205,7 +204,7 @@ def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
         (partial / _TENSORS).chmod(0o644)
         record = {
             "format": FORMAT,
-            "sha256": _digest(partial / _TENSORS),
+            "sha256": digest(partial / _TENSORS),
             "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
         }
         write_json(partial / _TASKS, record)
@@ -320,8 +319,3 @@ def neighbours(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)
     nearest = cosines.max(1)
     return nearest.indices, nearest.values
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ drawn from the seed. Accuracy is that on the held-out tasks' test images, which 
 from __future__ import annotations
 
 import copy
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -205,7 +206,9 @@ def run_new_tasks(
                         "family": name,
                         "method": stage,
                         "shots": shots,
-                        "accuracy": [_mean(f["accuracies"][stage][i].values()) for f in found],
+                        "accuracy": [
+                            statistics.fmean(f["accuracies"][stage][i].values()) for f in found
+                        ],
                         "trained": [f["trained"] for f in found],
                         "identified": [f["identified"] for f in found],
                         "parameters": found[0]["parameters"],
@@ -241,7 +244,7 @@ def _claims(study: NewTasks, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
                 ]
                 for shots in few
             }
-            means = [_mean(values) for values in zip(*differences.values(), strict=True)]
+            means = [statistics.fmean(values) for values in zip(*differences.values(), strict=True)]
             together = f"mean of {', '.join('all' if s is None else str(s) for s in few)}"
             for shots, values in [*differences.items(), (together, means)]:
                 interval = paired(values)
@@ -555,11 +558,6 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, n_classes: int) -> float:
         for a, b in zip(x.split(500), y.split(500), strict=True)
     ]
     return sum(right) / len(y)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def _slug(text: str) -> str:

@@ -83,7 +83,7 @@ def write_checkpoint(
     }
     (directory / STATE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    digests = [f"{_digest(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    digests = [f"{digest(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
     (directory / DIGESTS_FILE).write_text("".join(digests), encoding="utf-8")
     for path in (*files, directory / DIGESTS_FILE, directory):
         sync(path)
@@ -180,10 +180,11 @@ def _check_digests(directory: Path) -> None:
         file = directory / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing from the checkpoint")
-        if _digest(file) != digests.get(name):
+        if digest(file) != digests.get(name):
             raise CheckpointError(f"{file} is damaged: it is not what training wrote")
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
