@@ -161,7 +161,7 @@ class HyperNetwork(nn.Module):
                 batch-norm statistics of all tasks.
         """
         z, row = self._resolve(task)
-        return self.target.materialize(self.theta(z[None])[0], row)
+        return self.target.materialize(self._tensors(z), row)
 
     @property
     def task_names(self) -> tuple[str, ...]:

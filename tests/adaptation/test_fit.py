@@ -68,18 +68,19 @@ def test_many_at_once_equal_one_at_a_time(make, kind, sizes):
 def test_lots_equal_all_at_once(make, monkeypatch):
     tasks = {f"new {i}": samples(50 + i, 20) for i in range(5)}
     whole = fit_embeddings(make(), tasks, steps=8)
-    monkeypatch.setattr("sparsehyper.adaptation.fit._MOST_GENERATED", 1)
-    for name, fit in fit_embeddings(make(), tasks, steps=8).items():
-        assert fit.loss == pytest.approx(whole[name].loss, abs=1e-4)
+    for limit, most in (("_MOST_GENERATED", 1), ("_MOST_SAMPLES", 50)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sparsehyper.adaptation.fit.{limit}", most)
+            for name, fit in fit_embeddings(make(), tasks, steps=8).items():
+                assert fit.loss == pytest.approx(whole[name].loss, abs=1e-4)
 
 
 def test_starts(make):
     hnet = make(tasks=6, steps=200)
     x, y = samples(3)  # that of a known task
-    barely = {"steps": 1, "lr": 1e-9}
 
     def start(**settings):
-        return fit_embedding(make_again(), "new", (x, y), **barely, **settings).embedding
+        return fit_embedding(make_again(), "new", (x, y), steps=1, **settings).embedding
 
     def make_again():
         again = make(tasks=6)
@@ -180,7 +181,7 @@ X, Y = samples(0)
         ("new", (X, Y), {"init": torch.zeros(5)}, r"`init` must have shape \[16\], got \[5\]"),
         ("new", (X, Y), {"restarts": 0}, "`restarts` must be at least 1, got 0"),
         ("new", (X, Y), {"steps": 0}, "`steps` must be at least 1, got 0"),
-        ("new", (X, Y), {"lr": 0.0}, "`lr` must be greater than 0, got 0.0"),
+        ("new", (X, Y), {"batch_size": 1}, "`batch_size` must be at least 2, got 1"),
         ("new", (X / 0, Y), {"steps": 2}, "loss of the new task 'new' is not finite"),
         (
             "new",

@@ -25,7 +25,7 @@ OPTIONS = {
         "--json", "--help",
     },
     "adapt": {
-        "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps", "--lr",
+        "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps",
         "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed", "--device", "--json",
         "--help",
     },

@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command
         (["--data", "nowhere"], ["`--data`", "'nowhere'", "'digits'"]),
         (["--tasks", "splat:2"], ["splat", "split"]),
         (["--tasks", "split:0-77"], ["77"]),
-        (["--target", "cnn"], ["'cnn'", "mlp"]),
+        (["--target", "vgg"], ["'vgg'", "mlp"]),
         (["--budget", "0.001"], ["`--budget`", "at least"]),
         (["--schedule", "linear"], ["`--schedule`", "'linear'", "'cosine'"]),
         (["--steps", "0"], ["`--steps`", "got 0"]),

@@ -252,3 +252,28 @@ def test_importing_needs_no_extra():
     code = "import sys, sparsehyper.data; print({'PIL', 'pyarrow', 'datasets'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_named_sources_joined(tmp_path):
+    _write(tmp_path / "mnist")
+    _write(
+        tmp_path / "cifar10", *(_table(_pixels(shape=(5, 5, 3), seed=s), [0] * 6) for s in (2, 3))
+    )
+    source = load_source("mnist+cifar10", tmp_path)
+    assert (source.name, source.image_shape) == ("mnist+cifar10", (3, 5, 5))
+    assert len(source.classes) == 20
+    assert source.classes[::10] == ("mnist 0", "cifar10 airplane")
+    assert [task.name for task in source.tasks] == ["mnist", "cifar10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits+", "got ''"),
+        ("digits+photos", "got 'photos'"),
+        ("digits+digits", r"must join different sources, got 'digits\+digits'"),
+    ],
+)
+def test_sources_that_cannot_be_joined(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_source(name)

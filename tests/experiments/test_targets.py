@@ -12,7 +12,16 @@ def count(module):
 
 
 @pytest.mark.parametrize(
-    "text", ["mlp", "mlp:32-16", "resnet", "resnet:depth=14,width=4,norm=batch"]
+    "text",
+    [
+        "mlp",
+        "mlp:32-16",
+        "cnn",
+        "cnn:8-12",
+        "cnn:8,norm=batch",
+        "resnet",
+        "resnet:depth=14,width=4,norm=batch",
+    ],
 )
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 9)])
 def test_logits_of_any_image_shape(text, image_shape):
@@ -20,6 +29,12 @@ def test_logits_of_any_image_shape(text, image_shape):
     logits = target(torch.randn(6, *image_shape))
     assert logits.shape == (6, 30)
     assert logits.min() < 0
+
+
+def test_a_small_convolutional_networks_parameters():
+    # 3 · 9 · 8 + 8 · 9 · 12, biases or norms, and the head's 12 · 10 + 10.
+    assert count(build_target("cnn:8-12", (3, 32, 32), 10)) == 216 + 864 + 20 + 130
+    assert count(build_target("cnn:8-12,norm=batch", (3, 32, 32), 10)) == 216 + 864 + 2 * 20 + 130
 
 
 def test_an_mlps_parameters():
@@ -74,6 +89,8 @@ def test_your_own_factory(monkeypatch, tmp_path):
         ("mpl", ValueError, "`target` 'mpl' is unknown; forms: mlp:128-64 "),
         ("mlp:", ValueError, "'mlp:' must name the widths of its hidden layers"),
         ("mlp:32-0", ValueError, "'mlp:32-0' must name the widths .* such as mlp:128-64"),
+        ("cnn:8-x", ValueError, "'cnn:8-x' must name the widths .* or cnn:16-32-64"),
+        ("cnn:8,norm=layer", ValueError, "`norm` must be one of 'none', 'batch'.*got 'layer'"),
         ("mlp:32,16", ValueError, "'mlp:32,16' must name the widths"),
         ("resnet:layers=8", ValueError, "no setting 'layers'; a resnet has: depth, width, norm"),
         ("resnet:depth=deep", ValueError, "`depth` of `target` .* integer, got 'deep'"),

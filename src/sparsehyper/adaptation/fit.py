@@ -2,8 +2,9 @@
 
     z* = argmin_z  mean loss of target(x; base + scale ⊙ G(normalise(z))) over the task's samples
 
-Everything but z stays as it is, to the bit. All tasks and all restarts are fitted at once: each
-step generates every model in one batch and runs those of equally many samples together.
+Everything but z stays as it is, to the bit. All tasks and all restarts are fitted at once, by
+L-BFGS: a step generates the models of many in one batch and runs those of equally many samples
+together.
 
 Source: fitting an embedding under a frozen hypernetwork, and embeddings that are a softmax mixture
 of the known ones, as in F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
@@ -22,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._checks import check_choice, check_integer
 from sparsehyper._random import normal, seeded
+from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
-    Batches,
     Loss,
     Samples,
     TaskSamples,
@@ -33,7 +34,6 @@ from sparsehyper.adaptation.samples import (
     evaluating,
     masked,
     pieces,
-    set_rate,
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.mixing import run_tasks
@@ -41,9 +41,11 @@ from sparsehyper.mixing import run_tasks
 INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")
 
-# Generated numbers in one step; more tasks are fitted one lot after another.
-_MOST_GENERATED = 1 << 26
-_MOST_LOOKED_AT = 512  # samples by which known tasks are compared
+# What is held at once; more tasks take turns in a step.
+_MOST_GENERATED = 1 << 26  # numbers
+_MOST_SAMPLES = 1024
+_MOST_COMPARED = 64  # samples by which known tasks are compared
+_PIECE = 512  # samples at a time of those that losses are measured on
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,8 @@ def fit_embeddings(
     space: str = "free",
     n_classes: Mapping[str, int] | None = None,
     loss: Loss | None = None,
-    steps: int = 150,
-    lr: float = 0.2,
-    batch_size: int = 64,
+    steps: int = 25,
+    batch_size: int = 512,
     seed: int = 0,
 ) -> dict[str, Fit]:
     """Fit the embeddings of new tasks, all together, and add the tasks.
@@ -125,10 +126,10 @@ def fit_embeddings(
         n_classes: of each new task, by default its greatest label and one; further outputs are
             masked. For the default loss.
         loss: of each sample; by default cross entropy of logits ``[n, outputs]``.
-        steps: updates by Adam, the learning rate falling to 0 by half a cosine.
-        lr: the first learning rate. Embeddings start with unit second moment.
-        batch_size: samples of each task in an update, at most.
-        seed: of random starts and batches.
+        steps: evaluations of the loss and its gradient by L-BFGS.
+        batch_size: samples of each task that its embedding is fitted to, at most; they are drawn
+            once, and all of them are in every step.
+        seed: of random starts.
 
     Returns:
         What was found, by name.
@@ -143,7 +144,6 @@ def fit_embeddings(
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
-    check_number("lr", lr, above=0)
     if not isinstance(init, Tensor):
         check_choice("init", init, INITS)
     names = list(tasks)
@@ -168,25 +168,21 @@ def fit_embeddings(
         ]
 
     started = time.perf_counter()
-    lot = max(1, _MOST_GENERATED // (hnet.target.numel * restarts))
     fits: dict[str, Fit] = {}
     with frozen(hnet):
-        for first in range(0, len(names), lot):
-            some = slice(first, first + lot)
-            fitter = _Fitter(hnet, wanted[some], held[some], restarts, loss)
-            z = fitter.fit(fitter.starts(init, seed), space, steps, lr, batch_size, seed)
-            losses, (floats, numbers) = fitter.assess(z, batch_size)
-            for i, task in enumerate(wanted[some]):
-                values = tuple(losses[i].tolist())
-                if not all(map(math.isfinite, values)):
-                    raise ValueError(
-                        f"the loss of the new task {task.name!r} is not finite, got {values}; "
-                        "lower `lr` or look at its samples"
-                    )
-                best = values.index(min(values))
-                rows = floats[i], numbers[i]
-                fit = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
-                fits[task.name] = fit
+        fitter = _Fitter(hnet, wanted, held, restarts, loss)
+        z = fitter.fit(fitter.starts(init, seed), space, steps, batch_size, seed)
+        losses, (floats, numbers) = fitter.assess(z)
+        for i, task in enumerate(wanted):
+            values = tuple(losses[i].tolist())
+            if not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f"the loss of the new task {task.name!r} is not finite, got {values}; look at "
+                    "its samples"
+                )
+            best = values.index(min(values))
+            rows = floats[i], numbers[i]
+            fits[task.name] = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
     seconds = time.perf_counter() - started
     for name in names:
         fit = fits[name]
@@ -245,33 +241,51 @@ class _Fitter:
             z[:, 0] = known[losses.argmin(1)] if init == "nearest" else weights @ known
         return F.layer_norm(z, z.shape[-1:])
 
-    def fit(
-        self, z: Tensor, space: str, steps: int, lr: float, batch_size: int, seed: int
-    ) -> Tensor:
-        """The embeddings after `steps` updates."""
-        free = space == "free"
-        if free:
-            fitted = z.clone()
-        else:  # the first restart from the mean
-            fitted = normal((*z.shape[:2], len(self._known)), seeded(seed)).to(z)
-            fitted[:, 0] = 0
-        fitted.requires_grad_()
-        batches = Batches(self._tasks, batch_size, seed)
-        optimizer = torch.optim.Adam([fitted], lr)
+    def fit(self, z: Tensor, space: str, steps: int, batch_size: int, seed: int) -> Tensor:
+        """The embeddings after ``steps`` evaluations."""
+        known, lead = self._known, z.shape[:2]
+        if space == "mixture":  # the first restart from the mean
+            z = normal((*lead, len(known)), seeded(seed)).to(z)
+            z[:, 0] = 0
+        samples = [(task.x[:batch_size], task.y[:batch_size]) for task in self._tasks]
         target = self._hnet.target
-        with target.more_statistics(z.shape[:2].numel()) as rows, target.batch_statistics():
-            for step in range(steps):
-                set_rate(optimizer, lr, step, steps)
-                x, y = batches.next()
-                z = fitted if free else fitted.softmax(-1) @ self._known
-                generated = self._hnet.generated(z.flatten(0, 1))
-                losses = self._losses(generated, rows, x, y, batches.counts, self._tasks)
-                (fitted.grad,) = torch.autograd.grad(losses.sum(), fitted)
-                optimizer.step()
-        return (fitted if free else fitted.softmax(-1) @ self._known).detach()
+
+        def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
+            values: list[Tensor] = []
+            gradients: list[Tensor] = []
+            for tasks in self._lots(batch_size):
+                own = slice(tasks.start * self._restarts, tasks.stop * self._restarts)
+                some = points[own].detach().requires_grad_()
+                embeddings = some if space == "free" else some.softmax(-1) @ known
+                x, y = map(torch.cat, zip(*samples[tasks], strict=True))
+                counts = [len(labels) for _, labels in samples[tasks]]
+                losses = self._losses(
+                    self._hnet.generated(embeddings), rows[own], x, y, counts, self._tasks[tasks]
+                )
+                gradients += torch.autograd.grad(losses.sum(), some)
+                values.append(losses.detach().flatten())
+            return torch.cat(values), torch.cat(gradients)
+
+        with target.more_statistics(lead.numel()) as rows, target.batch_statistics():
+            found, _ = minimize(evaluate, z.flatten(0, 1), steps)
+        if space == "mixture":
+            found = found.softmax(-1) @ known
+        return found.unflatten(0, lead)
+
+    def _lots(self, batch_size: int) -> list[slice]:
+        """Tasks that take their turn together."""
+        lots, first, samples = [], 0, 0
+        most = max(1, _MOST_GENERATED // (self._hnet.target.numel * self._restarts))
+        for i, task in enumerate(self._tasks):
+            own = min(len(task.x), batch_size) * self._restarts
+            if i > first and (samples + own > _MOST_SAMPLES or i - first == most):
+                lots.append(slice(first, i))
+                first, samples = i, 0
+            samples += own
+        return [*lots, slice(first, len(self._tasks))]
 
     @torch.no_grad()
-    def assess(self, z: Tensor, batch_size: int) -> tuple[Tensor, list[Tensor]]:
+    def assess(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Losses ``[tasks, restarts]`` on what is held, and statistics of every embedding."""
         target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
         with target.more_statistics(z.shape[:2].numel()) as rows:
@@ -279,11 +293,11 @@ class _Fitter:
                 own = rows[i * self._restarts : (i + 1) * self._restarts]
                 generated = self._hnet.generated(z[i])
                 with target.batch_statistics():
-                    seen = pieces(task, batch_size) if target.has_statistics else []
+                    seen = pieces(task, _PIECE) if target.has_statistics else []
                     for k, some in enumerate(seen):
                         target.set_momentum(1 / (k + 1))  # the mean over all pieces
                         self._losses(generated, own, *some, [len(some[0])], [task])
-                for x, y in pieces(held, _MOST_LOOKED_AT):
+                for x, y in pieces(held, _PIECE):
                     of_piece = self._losses(generated, own, x, y, [len(x)], [held])
                     losses[i] += of_piece[0] * len(x) / len(held.x)
             statistics = [
@@ -340,7 +354,7 @@ class _Fitter:
         """Mean loss of every known task's model on each new task, ``[new, known]``."""
         known, losses = list(range(len(self._known))), []
         for task in self._tasks:
-            x, y = task.x[:_MOST_LOOKED_AT], task.y[:_MOST_LOOKED_AT]
+            x, y = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
             found = [
                 self._losses(self._hnet.generated(self._known[some]), some, x, y, [len(x)], [task])
                 for some in (known[i : i + 16] for i in range(0, len(known), 16))

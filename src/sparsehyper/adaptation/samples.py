@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,31 +84,24 @@ class TaskSamples:
 
 
 class Batches:
-    """Samples of every task in turn, reshuffled when fewer are left than are wanted."""
+    """A task's samples in batches, reshuffled when fewer are left than a batch has."""
 
-    def __init__(self, tasks: list[TaskSamples], batch_size: int, seed: int) -> None:
-        self.x = torch.cat([task.x for task in tasks])
-        self.y = torch.cat([task.y for task in tasks])
-        self.counts = [min(len(task.x), batch_size) for task in tasks]
-        self._sizes = [len(task.x) for task in tasks]
-        self._starts = [0]
-        for size in self._sizes:
-            self._starts.append(self._starts[-1] + size)
+    def __init__(self, task: TaskSamples, batch_size: int, seed: int) -> None:
+        self._task = task
+        self._count = min(len(task.x), batch_size)
         self._rng = seeded(seed)
-        self._left = [torch.empty(0, dtype=torch.long)] * len(tasks)
+        self._left = torch.empty(0, dtype=torch.long)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next samples of all tasks, task after task."""
-        if self.counts == self._sizes:
-            return self.x, self.y
-        places = []
-        for i, (size, count) in enumerate(zip(self._sizes, self.counts, strict=True)):
-            if len(self._left[i]) < count:
-                self._left[i] = torch.randperm(size, generator=self._rng)
-            places.append(self._left[i][:count] + self._starts[i])
-            self._left[i] = self._left[i][count:]
-        place = torch.cat(places).to(self.x.device)
-        return self.x[place], self.y[place]
+        """The next inputs and labels."""
+        x, y = self._task.x, self._task.y
+        if self._count == len(x):
+            return x, y
+        if len(self._left) < self._count:
+            self._left = torch.randperm(len(x), generator=self._rng)
+        place, self._left = self._left.split([self._count, len(self._left) - self._count])
+        place = place.to(x.device)
+        return x[place], y[place]
 
 
 def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -148,12 +140,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
-    """The learning rate of an update: half a cosine from `lr` to 0."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _is_pair(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +17,6 @@ from sparsehyper.adaptation.samples import (
     check_outputs,
     evaluating,
     masked,
-    set_rate,
 )
 from sparsehyper.initialisation import NORMS
 
@@ -62,9 +63,9 @@ def fine_tune(
     try:
         with evaluating(model):
             optimizer = torch.optim.Adam(parameters, lr)
-            batches = Batches([task], batch_size, seed)
+            batches = Batches(task, batch_size, seed)
             for step in range(steps):
-                set_rate(optimizer, lr, step, steps)
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
                 x, y = batches.next()
                 outputs = model(x)
                 if step == 0 and loss is None:

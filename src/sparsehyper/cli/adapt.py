@@ -38,15 +38,16 @@ def adapt(
         str | None,
         typer.Option(help="Then train norm, last or all of the task's own model further."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Updates of the embedding.")] = 150,
-    lr: Annotated[float, typer.Option(help="Learning rate of the embedding.")] = 0.2,
-    batch_size: Annotated[int, typer.Option(help="Images of each task in an update.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps of L-BFGS on the embedding.")] = 25,
+    batch_size: Annotated[
+        int, typer.Option(help="Images of each task that its embedding is fitted to, at most.")
+    ] = 512,
     tune_steps: Annotated[int, typer.Option(help="Updates of what --tune names.")] = 100,
     tune_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 1e-3,
     resize: Annotated[
         bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random starts and batches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random starts, and of batches for --tune.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     json: Json = False,
 ) -> None:
@@ -66,7 +67,6 @@ def adapt(
         space=space,
         tune=tune,
         steps=steps,
-        lr=lr,
         batch_size=batch_size,
         tune_steps=tune_steps,
         tune_lr=tune_lr,

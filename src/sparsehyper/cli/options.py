@@ -65,8 +65,8 @@ def _options(  # never called: its signature is the list
     data: Annotated[
         str,
         Option(
-            help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder "
-            r"[train|test]/TASK/CLASS/\*.png.",
+            help="digits, mnist, fashion_mnist, cifar10, cifar100, several as mnist+cifar10, or a "
+            r"folder [train|test]/TASK/CLASS/\*.png.",
             rich_help_panel=_DATA,
         ),
     ] = "digits",
@@ -104,8 +104,8 @@ def _options(  # never called: its signature is the list
     target: Annotated[
         str,
         Option(
-            help="mlp:128-64  resnet:depth=8,width=16,norm=none|batch  resnet32  "
-            "package.module:function",
+            help="mlp:128-64  cnn:16-32-64,norm=none|batch  "
+            "resnet:depth=8,width=16,norm=none|batch  resnet32  package.module:function",
             rich_help_panel=_MODEL,
         ),
     ] = "mlp:128-64",

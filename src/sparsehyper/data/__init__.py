@@ -11,8 +11,8 @@ from sparsehyper.data.folder import (
 from sparsehyper.data.make import make_tasks
 from sparsehyper.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 from sparsehyper.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
-from sparsehyper.data.source import Images, Source, Task
-from sparsehyper.data.sources import SOURCES, load_source
+from sparsehyper.data.source import Images, Source, Task, join_sources
+from sparsehyper.data.sources import SOURCES, is_source, load_source
 from sparsehyper.data.tasks import Batch, TaskSet, TaskSplit
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "TaskSet",
     "TaskSplit",
     "find_images",
+    "is_source",
+    "join_sources",
     "load_folder",
     "load_images",
     "load_new_tasks",

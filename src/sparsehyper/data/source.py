@@ -5,7 +5,9 @@ Images are ``[n, C, H, W]``, labels ``[n]`` int64, indices into the source's cla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -79,6 +81,56 @@ class Source:
         """Channels, height, width."""
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
+
+
+def join_sources(sources: Sequence[Source]) -> Source:
+    """One source of the images of several, each of which is a task.
+
+    Images take the largest height and width, in the middle of black, and colour if any has it.
+    Classes are named after their source too, as ``mnist 3``.
+
+    Raises:
+        ValueError: fewer than two sources, or one twice.
+
+    >>> images = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    >>> wide = Images(torch.zeros(2, 3, 8, 9, dtype=torch.uint8), torch.tensor([0, 1]))
+    >>> both = join_sources([
+    ...     Source("grey", ("a", "b"), images, images), Source("wide", ("a", "b"), wide, wide)
+    ... ])
+    >>> both.name, both.classes, both.image_shape
+    ('grey+wide', ('grey a', 'grey b', 'wide a', 'wide b'), (3, 8, 9))
+    """
+    names = [source.name for source in sources]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"`sources` must be at least 2 different sources, got {names}")
+    shapes = [source.image_shape for source in sources]
+    shape = (max(s[0] for s in shapes), max(s[1] for s in shapes), max(s[2] for s in shapes))
+    starts = [0, *accumulate(len(source.classes) for source in sources)]
+    classes = [tuple(f"{s.name} {name}" for name in s.classes) for s in sources]
+    return Source(
+        "+".join(names),
+        tuple(chain(*classes)),
+        _join([source.train for source in sources], shape, starts),
+        _join([source.test for source in sources], shape, starts),
+        tuple(
+            Task(name, tuple(range(start, start + len(of_source))), of_source)
+            for name, start, of_source in zip(names, starts, classes, strict=False)
+        ),
+    )
+
+
+def _join(parts: Sequence[Images], shape: tuple[int, int, int], starts: Sequence[int]) -> Images:
+    pixels = torch.zeros(sum(len(p.labels) for p in parts), *shape, dtype=torch.uint8)
+    first = 0
+    for part in parts:
+        end = first + len(part.labels)
+        height, width = part.pixels.shape[2:]
+        top, left = (shape[1] - height) // 2, (shape[2] - width) // 2
+        # A grey image is copied into every channel.
+        pixels[first:end, :, top : top + height, left : left + width] = part.pixels
+        first = end
+    labels = [part.labels + start for part, start in zip(parts, starts, strict=False)]
+    return Images(pixels, torch.cat(labels))
 
 
 def _check_images(part: str, images: Images, n_classes: int) -> None:

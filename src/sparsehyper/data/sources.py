@@ -1,4 +1,5 @@
-"""Named sources: digits, which scikit-learn brings, and four that are read from parquet files.
+"""Named sources: digits, which scikit-learn brings, and four that are read from parquet files;
+and any of them joined.
 
 The parquet layout is the one of the public datasets on the Hugging Face hub: an image struct with
 ``bytes``, and an integer label. Files of a local directory are preferred; without them the
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from sparsehyper._checks import check_choice
 from sparsehyper._extras import require
 from sparsehyper.data.images import channels_first, decode
-from sparsehyper.data.source import Images, Source
+from sparsehyper.data.source import Images, Source, join_sources
 from sparsehyper.data.splits import digests, hold_out
 
 DATA_DIR_VARIABLE = "SPARSEHYPER_DATA"
@@ -57,22 +58,32 @@ _LABEL_COLUMNS = ("fine_label", "label")
 SOURCES = ("digits", *_PUBLISHED)
 
 
+def is_source(name: str) -> bool:
+    """Whether `load_source` knows a name.
+
+    >>> is_source("mnist"), is_source("mnist+cifar10"), is_source("photos")
+    (True, True, False)
+    """
+    return all(part in SOURCES for part in name.split("+"))
+
+
 def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """A source by name.
 
     ``digits`` is scikit-learn's, 1,797 images of 8×8, 16 grey levels scaled to 255; a fixed fifth
     of every class is its test set. The others are read from ``data_dir/<name>/`` or a folder in it,
     from ``train*.parquet`` and ``test*.parquet``, if ``data_dir/<name>/`` exists; otherwise they
-    are fetched from the hub.
+    are fetched from the hub. Several, joined by ``+``, are one source, as `join_sources` has it.
 
     Args:
-        name: ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``cifar100``.
+        name: ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``cifar100``; or several,
+            such as ``mnist+cifar10``.
         data_dir: holds a directory for each source; None for the environment variable
             ``SPARSEHYPER_DATA``, if it is set.
 
     Raises:
-        ValueError: an unknown name; a file that is damaged or not in the layout; a label out of
-            range.
+        ValueError: an unknown name, or one joined to itself; a file that is damaged or not in the
+            layout; a label out of range.
         FileNotFoundError: no such directory, or the files are nowhere to be had.
         ImportError: the ``data`` extra is not installed.
 
@@ -80,7 +91,13 @@ def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> So
     >>> source.image_shape, len(source.train.labels), len(source.test.labels)
     ((1, 8, 8), 1438, 359)
     """
-    check_choice("source", name, SOURCES)
+    parts = name.split("+")
+    for part in parts:
+        check_choice("source", part, SOURCES)
+    if len(parts) > 1:
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"`source` must join different sources, got {name!r}")
+        return join_sources([load_source(part, data_dir) for part in parts])
     if name == "digits":
         return _load_digits()
     published = _PUBLISHED[name]

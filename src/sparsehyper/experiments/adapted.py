@@ -277,7 +277,7 @@ def fit_tasks(
                 n_classes=len(one.classes),
                 steps=tune_steps,
                 lr=tune_lr,
-                **{name: settings[name] for name in ("batch_size", "seed") if name in settings},
+                seed=settings.get("seed", 0),
             )
             for name, parameter in module.named_parameters():
                 if not torch.equal(parameter, before[name]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from sparsehyper._checks import check_choice, check_integer, check_number
-from sparsehyper.data import SOURCES, parse_tasks
+from sparsehyper.data import is_source, parse_tasks
 from sparsehyper.experiments.baselines import BASELINES
 from sparsehyper.generators import (
     GENERATORS,
@@ -32,8 +32,9 @@ class DataConfig:
     """Which images, and which tasks are made of them.
 
     Args:
-        source: a name, one of `sparsehyper.data.SOURCES`, or a folder ``<task>/<class>/*.png``.
-        tasks: what the tasks are, such as ``"split:2"``; None for those a folder defines.
+        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``.
+        tasks: what the tasks are, such as ``"split:2"``; None for those a folder defines, or one
+            for each of several sources.
         image_size: side to resize a folder's images to; None where they have one size already.
         val_fraction: share of the training images to validate on, in (0, 1).
         seed: of the split of the images.
@@ -56,7 +57,7 @@ class DataConfig:
             parse_tasks(self.tasks)
         # Training keeps the weights of its best validation, so there has to be one.
         check_number("val_fraction", self.val_fraction, above=0)
-        if self.image_size is not None and self.source in SOURCES:
+        if self.image_size is not None and is_source(self.source):
             raise ValueError(
                 f"`image_size` is for folders of images; {self.source!r} has one already, got "
                 f"{self.image_size}"

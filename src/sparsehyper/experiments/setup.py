@@ -20,6 +20,7 @@ from sparsehyper.data import (
     SOURCES,
     Batches,
     TaskSet,
+    is_source,
     load_folder,
     load_source,
     make_tasks,
@@ -94,14 +95,15 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
         ValueError: images, tasks or their settings do not fit.
     """
-    if data.source in SOURCES:
+    if is_source(data.source):
         source = load_source(data.source, data_dir)
     elif Path(data.source).is_dir():
         source = load_folder(data.source, image_size=data.image_size, seed=data.seed)
     else:
         raise FileNotFoundError(
-            f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}; got "
-            f"{data.source!r}, which is neither; say where it is now if it has moved"
+            f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}, or "
+            f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
+            "it has moved"
         )
     maker = None if data.tasks is None else parse_tasks(data.tasks)
     return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)

@@ -5,9 +5,9 @@ its result is one file, whole or not there: a study that was stopped goes on whe
 repeats what is done.
 
 ==========================  ===================================================================
-``study.json``              the study's settings; a directory never holds cells of two settings,
-                            but for the number of ``seeds``
-``cells/<name>.json``       a cell's result
+``study.json``              the study's settings, as it was run last
+``cells/<name>.json``       a cell's settings and result; a cell of other settings is refused, so
+                            that a study may grow by cells, and never mixes results
 ``results.json``            what the study makes of all cells
 ==========================  ===================================================================
 """
@@ -53,7 +53,7 @@ def run_cells(
         cells: what there is to do.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
-        directory: of the study; new, or that of the same study.
+        directory: of the study.
         arguments: the same for all cells, and without influence on the results.
         workers: processes, of one thread each.
         quiet: show no progress.
@@ -62,25 +62,20 @@ def run_cells(
         The result of every cell, by name.
 
     Raises:
-        ValueError: ``directory`` holds another study, or a cell of other settings.
+        ValueError: ``directory`` holds a cell of other settings.
         RunInUseError: another process is at work in it.
     """
     results = directory / "cells"
     results.mkdir(parents=True, exist_ok=True)
     held = lock(directory)
     try:
-        record = directory / "study.json"
-        if record.exists():
-            recorded, given = read_json(record), json_ready(study)
-            check_same(f"the study in {directory}", recorded, given, ("seeds",))
-        else:
-            write_json(record, study)
         paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
         todo = [cell for cell in cells if not paths[cell.name].exists()]
         for cell in cells:
             if cell not in todo:
                 recorded = read_json(paths[cell.name])["settings"]
                 check_same(f"cell {paths[cell.name]}", recorded, json_ready(cell.settings), ())
+        write_json(directory / "study.json", study)
         started = time.perf_counter()
         with ProcessPoolExecutor(workers, mp_context=context(), initializer=_one_thread) as pool:
             jobs = {pool.submit(work, cell.settings, *arguments): cell for cell in todo}

@@ -2,6 +2,8 @@
 
 ==============================  ===================================================================
 ``mlp:128-64``                  flattened image, hidden layers of these widths with ReLU between
+``cnn:16-32-64``                3×3 convolutions of stride 2 with these channels, ReLU after each;
+                                ``,norm=none`` (default) or ``,norm=batch``
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
 ``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
 ``package.module:function``     called as ``function(image_shape, n_classes)``, returns a Module
@@ -31,7 +33,11 @@ from sparsehyper._checks import check_choice, check_integer
 DEFAULT_MLP = "128-64"
 NORMS = ("none", "batch")
 _SHORT = {"resnet32": "resnet:depth=32"}
-_FORMS = "mlp:128-64  resnet:depth=8,width=16,norm=none|batch  resnet32  package.module:function"
+DEFAULT_CNN = "16-32-64"
+_FORMS = (
+    "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  resnet32  "
+    "package.module:function"
+)
 _RESNET_SETTINGS = ("depth", "width", "norm")
 
 
@@ -60,6 +66,11 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     kind, colon, rest = _SHORT.get(text, text).partition(":")
     if kind == "mlp":
         return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
+    if kind == "cnn":
+        widths, _, settings = (rest if colon else DEFAULT_CNN).partition(",")
+        norm = settings.removeprefix("norm=") if settings else "none"
+        check_choice("norm", norm, NORMS)
+        return cnn(_widths(widths, text), image_shape, n_classes, norm)
     if kind == "resnet":
         return ResNet(image_shape, n_classes, **_resnet_settings(rest, text))
     if colon and rest:
@@ -74,6 +85,18 @@ def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) ->
     for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
+
+
+def cnn(
+    channels: list[int], image_shape: tuple[int, int, int], n_classes: int, norm: str
+) -> nn.Sequential:
+    """Convolutions that halve the image's sides, the mean over what is left, a linear layer."""
+    widths = [image_shape[0], *channels]
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [_convolution(n_in, n_out, 2, norm), nn.ReLU()]
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pooled, nn.Linear(widths[-1], n_classes))
 
 
 class ResNet(nn.Module):
@@ -153,7 +176,7 @@ def _widths(text: str, whole: str) -> list[int]:
     if not widths or min(widths) < 1:
         raise ValueError(
             f"`target` {whole!r} must name the widths of its hidden layers, each at least 1, "
-            f"such as mlp:{DEFAULT_MLP}"
+            f"such as mlp:{DEFAULT_MLP} or cnn:{DEFAULT_CNN}"
         )
     return widths
 

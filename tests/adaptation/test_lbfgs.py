@@ -1,0 +1,65 @@
+"""Many minima at once."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsehyper.adaptation.lbfgs import minimize
+
+STARTS = torch.tensor([[-1.2, 1.0], [2.0, -2.0], [0.5, 0.5], [0.0, 3.0]], dtype=torch.float64)
+
+
+def rosenbrock(points):
+    x = points.detach().requires_grad_()
+    values = (1 - x[:, 0]) ** 2 + 100 * (x[:, 1] - x[:, 0] ** 2) ** 2
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    return values.detach(), gradient
+
+
+def test_bent_valleys_are_followed_to_their_end():
+    points, values = minimize(rosenbrock, STARTS, 100)
+    torch.testing.assert_close(points, torch.ones_like(points), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values, rosenbrock(points)[0])
+
+
+def test_no_problem_knows_of_the_others():
+    together, _ = minimize(rosenbrock, STARTS, 25)
+    for start, found in zip(STARTS, together, strict=True):
+        torch.testing.assert_close(minimize(rosenbrock, start[None], 25)[0][0], found)
+
+
+def test_a_quadratic_of_many_numbers_takes_few_evaluations():
+    weights = torch.logspace(-1, 1, 64, dtype=torch.float64)
+
+    def bowl(x):
+        return (weights * x**2).sum(1) / 2, weights * x
+
+    start = torch.ones(1, 64, dtype=torch.float64)
+    assert minimize(bowl, start, 40)[1] < 1e-6 * bowl(start)[0]
+
+
+def test_values_never_rise_and_evaluations_are_counted():
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        return rosenbrock(x)
+
+    before = rosenbrock(STARTS)[0]
+    for evaluations in (1, 2, 3, 10):
+        calls.clear()
+        _, values = minimize(counted, STARTS, evaluations)
+        assert calls == [4] * evaluations
+        assert (values <= before).all()
+        before = values
+
+
+def test_what_is_not_finite_is_not_entered():
+    def log(x):
+        return (x - x.log()).sum(1), 1 - 1 / x
+
+    points, _ = minimize(log, torch.tensor([[0.05], [30.0]]), 30)
+    torch.testing.assert_close(points, torch.ones(2, 1), atol=1e-3, rtol=0)
+    stuck, values = minimize(log, torch.tensor([[-1.0]]), 5)
+    assert stuck == -1
+    assert values.isnan()
