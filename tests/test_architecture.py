@@ -18,7 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Who may import whom: cli → report, experiments, bench → training, adaptation → hypernetwork →
 # generators, conditioning, target → sparse. Every part may use the helpers.
-HELPERS = {"_checks", "_extras", "_random"}
+HELPERS = {"_checks", "_extras", "_files", "_random"}
 PARTS = {
     *("generators", "conditioning", "target", "sparse"),
     *("initialisation", "layout", "unpacking"),
@@ -27,6 +27,7 @@ CORE = {*PARTS, "_persistence", "mixing", "hypernetwork"}
 MAY_IMPORT = {
     "_checks": set(),
     "_extras": set(),
+    "_files": set(),
     "_random": set(),
     "sparse": set(),
     "initialisation": set(),

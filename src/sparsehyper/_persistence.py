@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsehyper._files import whole
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import generator_from_config
 
@@ -31,24 +30,11 @@ def save(
     Raises:
         FileExistsError: ``directory`` exists.
     """
-    path = Path(directory)
-    if path.exists():
-        raise FileExistsError(f"`directory` {str(path)!r} exists; nothing is ever written over")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        save_file(_apart(state), partial / "model.safetensors")
+    with whole("directory", Path(directory)) as path:
+        path.mkdir()
+        save_file(_apart(state), path / "model.safetensors")
         versions = {"format": FORMAT, "torch": torch.__version__}
-        (partial / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
-        for file in partial.iterdir():
-            file.chmod(0o644)  # safetensors files are for their owner alone
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        partial.chmod(0o755)
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (path / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
 
 
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

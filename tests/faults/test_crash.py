@@ -119,7 +119,7 @@ def test_every_point_of_the_exchange(tmp_path, monkeypatch, action, victim, step
     act = getattr(owner, action)
 
     def die(path, *args, **settings):
-        if path.name == victim:
+        if Path(path).name == victim:
             raise SystemError("power failure")
         return act(path, *args, **settings)
 

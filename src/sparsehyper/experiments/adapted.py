@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer, check_number
+from sparsehyper._files import whole
 from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.data import LabelledTask, load_new_tasks
 from sparsehyper.experiments.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training.checkpoint import DIGESTS_FILE, CheckpointError, digest, read_state, sync
+from sparsehyper.training.checkpoint import DIGESTS_FILE, CheckpointError, digest, read_state
 from sparsehyper.training.run import link, write_json
 
 FORMAT = 1
@@ -188,10 +188,7 @@ def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
         FileExistsError: ``out`` exists.
         CheckpointError: the weights of ``run`` are damaged, or no longer the same.
     """
-    check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole("out", out) as partial:
         best = partial / "checkpoints" / "best"
         shutil.copytree(run / "checkpoints" / "best", best, copy_function=link)
         read_state(best)  # whole
@@ -201,26 +198,12 @@ def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
             )
         shutil.copy2(run / "config.json", partial / "config.json")
         save_file(tasks.tensors, partial / _TENSORS)
-        (partial / _TENSORS).chmod(0o644)
         record = {
             "format": FORMAT,
             "sha256": digest(partial / _TENSORS),
             "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
         }
         write_json(partial / _TASKS, record)
-        for path in (partial / _TENSORS, partial / "config.json", best, best.parent, partial):
-            sync(path)
-        partial.chmod(0o755)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def check_out(out: Path) -> None:
-    """Raise ``FileExistsError`` if ``out`` exists."""
-    if out.exists():
-        raise FileExistsError(f"`out` {str(out)!r} exists; nothing is ever written over")
 
 
 def fit_tasks(

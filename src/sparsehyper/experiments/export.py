@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from os import PathLike
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice
 from sparsehyper._extras import require
+from sparsehyper._files import check_absent, whole
 from sparsehyper.experiments.run import load_run
-from sparsehyper.training.checkpoint import sync
 
 _NAME = "sparsehyper"
 
@@ -69,8 +67,7 @@ def export_run(
     check_choice("format", format, FORMATS)
     if suffix in FORMATS and suffix != format:
         raise ValueError(f"`format` {format!r} does not go with .{suffix}, the suffix of {path}")
-    if path.exists():
-        raise FileExistsError(f"`file` {str(path)!r} exists; nothing is ever written over")
+    check_absent("file", path)
     if format == "onnx":
         for package in ("onnx", "onnxscript"):
             require(package, "onnx")
@@ -93,17 +90,8 @@ def export_run(
         "target": loaded.experiment.target,
         "outputs": outputs,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
+    with whole("file", path) as partial:
         FORMATS[format](module, example, partial, json.dumps(about))
-        sync(partial)
-        partial.chmod(0o644)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return about
 
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sparsehyper._checks import check_choice
+from sparsehyper._files import check_absent
 from sparsehyper.data import Split, TaskSet, parse_tasks
 from sparsehyper.experiments.adapted import (
     TaskList,
-    check_out,
     fit_tasks,
     is_adapted,
     neighbours,
@@ -271,7 +271,7 @@ def adapt_run(
         ValueError: the run holds no hypernetwork, a name that is a task already, images or
             settings that do not fit.
     """
-    check_out(Path(out))
+    check_absent("out", Path(out))
     loaded = load_run(directory)
     model = loaded.hypernetwork().to(processes(device).device)
     resize = resize or loaded.experiment.data.image_size is not None
@@ -294,7 +294,7 @@ def change_tasks(
         KeyError: an unknown task.
         ValueError: a new name that is a task already, or the removal of the only task.
     """
-    check_out(Path(out))
+    check_absent("out", Path(out))
     loaded = load_run(directory)
     loaded.hypernetwork()
     tasks = loaded.task_list

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsehyper._files import sync
 from sparsehyper._persistence import load_state
 from sparsehyper.training.evaluate import Evaluation
 
@@ -144,15 +144,6 @@ def read_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
             raise CheckpointError(f"{path} is of another model: this one trains no {name!r}")
         moments.setdefault(index[name], {})[moment] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-
-
-def sync(path: Path) -> None:
-    """Return once a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _optimized(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -30,13 +30,13 @@ import torch
 from torch import nn
 
 from sparsehyper._extras import require
+from sparsehyper._files import sync
 from sparsehyper.training.checkpoint import (
     CheckpointError,
     TrainingState,
     read_optimizer,
     read_state,
     read_weights,
-    sync,
     write_checkpoint,
 )
 from sparsehyper.training.processes import is_main_process

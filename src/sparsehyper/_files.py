@@ -1,0 +1,45 @@
+"""Files and directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_absent(argument: str, path: Path) -> None:
+    """Raise ``FileExistsError`` if ``path`` exists."""
+    if path.exists():
+        raise FileExistsError(f"`{argument}` {str(path)!r} exists; nothing is ever written over")
+
+
+@contextmanager
+def whole(argument: str, path: Path) -> Iterator[Path]:
+    """A place to make a new file or directory, which becomes ``path`` once all is on the disk.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+    """
+    check_absent(argument, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        partial = Path(folder, path.name)
+        yield partial
+        for made in (*partial.rglob("*"), partial):
+            # Safetensors files are for their owner alone; a linked file is another's as well.
+            if made.is_file() and made.stat().st_nlink == 1:
+                made.chmod(0o644)
+            sync(made)
+        partial.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
