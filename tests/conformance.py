@@ -124,13 +124,13 @@ class ConformingGenerator:
             self.spec.build(latent_dim, 10)
 
     def test_refuses_no_parameters(self):
-        with pytest.raises(ValueError, match="`numel` must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="`layout` must be at least 1, got 0"):
             self.spec.build(8, 0)
 
     def test_a_budget_too_small_names_the_smallest(self):
         numel, latent_dim = 10_000, 16
-        with pytest.raises(ValueError, match=r"`budget` must be at least .*, got 20;") as error:
-            self.spec.with_budget(20, latent_dim, numel)
+        with pytest.raises(ValueError, match=r"`budget` must be at least .*, got 1;") as error:
+            self.spec.with_budget(1, latent_dim, numel)
         smallest = int(re.search("at least ([0-9]+)", str(error.value))[1])
         assert self.spec.with_budget(smallest, latent_dim, numel).count_parameters(
             latent_dim, numel

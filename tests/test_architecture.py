@@ -23,7 +23,7 @@ PARTS = {
     *("generators", "conditioning", "target", "sparse"),
     *("initialisation", "layout", "unpacking"),
 }
-CORE = {*PARTS, "_persistence", "mixing", "hypernetwork"}
+CORE = {*PARTS, "adapters", "_persistence", "mixing", "hypernetwork"}
 MAY_IMPORT = {
     "_checks": set(),
     "_extras": set(),
@@ -31,15 +31,20 @@ MAY_IMPORT = {
     "_random": set(),
     "sparse": set(),
     "initialisation": set(),
-    "generators": {"sparse"},
+    "generators": {"sparse", "layout"},
     "conditioning": set(),
     "layout": set(),
     "unpacking": {"sparse"},
     "target": {"initialisation", "layout", "sparse", "unpacking"},
+    "adapters": set(),
     "mixing": {"target"},
     "_persistence": {"generators", "conditioning"},
-    "hypernetwork": {"generators", "conditioning", "target", "layout", "mixing", "_persistence"},
-    "__init__": {"sparse", "generators", "conditioning", "hypernetwork", "adaptation"},
+    "hypernetwork": {*PARTS, "adapters", "mixing", "_persistence"},
+    "recurrent": {"conditioning", "hypernetwork"},
+    "__init__": {
+        *("sparse", "generators", "conditioning", "hypernetwork"),
+        *("adaptation", "recurrent"),
+    },
     "analysis": CORE,
     "data": CORE,
     "training": CORE,
@@ -50,7 +55,7 @@ MAY_IMPORT = {
     "cli": {*CORE, "data", "training", "adaptation", "analysis", "experiments", "bench", "report"},
     "__main__": {"cli"},
 }
-LIBRARY_HALF = {*HELPERS, *CORE, "adaptation", "analysis", "__init__"}
+LIBRARY_HALF = {*HELPERS, *CORE, "recurrent", "adaptation", "analysis", "__init__"}
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard"),

@@ -489,7 +489,7 @@ def test_compiled_with_a_task_per_sample_equals_eager():
         ({"target": "mlp"}, TypeError, "`target` must be a Module, got 'mlp'"),
         ({"target": nn.Linear}, TypeError, "`target` must be a Module, got <class .*Linear'>"),
         ({"generator": "sparse"}, TypeError, "`generator` must be a Generator, got 'sparse'"),
-        ({"conditioner": 5}, TypeError, "`conditioner` must be a TaskEmbedding, got 5"),
+        ({"conditioner": 5}, TypeError, "`conditioner` must be a Conditioner, got 5"),
         ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
         ({"seed": 1.5}, TypeError, "`seed` must be an integer, got 1.5"),
         ({"scale": 0}, ValueError, "`scale` must be greater than 0, got 0"),

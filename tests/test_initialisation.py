@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsehyper import Dense, Generator, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import Chunked, Dense, Generator, HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper.initialisation import initial_moments
 
 NETWORKS, TASKS = 20, 10
@@ -97,6 +97,31 @@ def test_a_parameter_of_no_known_layer_keeps_its_own_moments():
     mean, std = initial_moments(module, "table", module.table)
     assert mean == pytest.approx(float(module.table.detach().mean()))
     assert std == pytest.approx(0.5, rel=0.05)
+
+
+HYPERFAN = [  # layer, rule, variance of its weight and of its bias
+    (nn.Linear(20, 30), "hyperfan_in", 1 / 20, 1.0),
+    (nn.Linear(20, 30, bias=False), "hyperfan_in", 2 / 20, None),
+    (nn.Linear(20, 30), "hyperfan_out", 2 / 30, 2 / 3),
+    (nn.Linear(30, 20), "hyperfan_out", 2 / 20, 0.02**2),
+    (nn.Conv2d(6, 30, 3), "hyperfan_in", 1 / 54, 1.0),
+    (nn.Conv2d(6, 30, 3), "hyperfan_out", 2 / 270, 2 * (1 - 54 / 270)),
+    (nn.Conv2d(12, 24, 3, groups=4), "hyperfan_out", 2 / 54, 2 * (1 - 27 / 54)),
+]
+
+
+@pytest.mark.parametrize(("layer", "rule", "weight", "bias"), HYPERFAN)
+def test_hyperfan_variances(layer, rule, weight, bias):
+    std = generated_std(layer, Chunked(7), init=rule)
+    assert std["weight"] ** 2 == pytest.approx(weight, rel=0.1)
+    if bias is not None:
+        assert std["bias"] ** 2 == pytest.approx(bias, rel=0.2)
+
+
+def test_a_layer_that_starts_without_effect_nearly_does():
+    layer = nn.Linear(20, 30)
+    assert initial_moments(layer, "weight", nn.init.zeros_(layer.weight)) == (0.0, 0.02)
+    assert initial_moments(layer, "bias", layer.bias) == (0.0, pytest.approx(60**-0.5))
 
 
 def test_scale_multiplies_every_deviation_and_no_mean():

@@ -1,4 +1,4 @@
-"""One hypernetwork for many tasks: sparse, chunked and dense generators for any PyTorch module."""
+"""One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
 from sparsehyper.adaptation import (
     Fit,
@@ -9,24 +9,51 @@ from sparsehyper.adaptation import (
     fit_embeddings,
     identify_task,
 )
-from sparsehyper.conditioning import TaskEmbedding
-from sparsehyper.generators import Chunked, Dense, Generator, Sparse
+from sparsehyper.conditioning import (
+    Conditioner,
+    InputAndTask,
+    InputEncoder,
+    Noise,
+    SupportSet,
+    TaskEmbedding,
+    TaskFeatures,
+)
+from sparsehyper.generators import (
+    Butterfly,
+    Chunked,
+    Composed,
+    Dense,
+    Generator,
+    LowRank,
+    Sparse,
+)
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear
 
 __all__ = [
+    "Butterfly",
     "Chunked",
+    "Composed",
+    "Conditioner",
     "Dense",
     "Fit",
     "Generator",
     "HyperNetwork",
     "Identified",
+    "InputAndTask",
+    "InputEncoder",
+    "LowRank",
+    "Noise",
     "Sparse",
     "SparseLinear",
+    "SupportSet",
     "TaskEmbedding",
+    "TaskFeatures",
     "average_predictions",
     "fine_tune",
     "fit_embedding",
     "fit_embeddings",
     "identify_task",
+    "unroll",
 ]

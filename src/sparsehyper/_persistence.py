@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsehyper._files import whole
-from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 
 FORMAT = 1
@@ -63,21 +63,35 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
         raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged: {error}") from error
 
 
-def load(make: Callable[..., Model], directory: str | os.PathLike[str], target: nn.Module) -> Model:
+def load(
+    make: Callable[..., Model],
+    directory: str | os.PathLike[str],
+    target: nn.Module,
+    conditioner: Conditioner | None,
+) -> Model:
     """Read what ``HyperNetwork.save`` wrote; ``make`` is its class. See ``HyperNetwork.load``."""
     config, state = read(directory)
     try:
         saved = {name: tuple(shape) for name, shape in config["layout"]}
-        tasks = config["conditioner"]["tasks"]
-        conditioner = TaskEmbedding(tasks, config["conditioner"]["dim"])
+        described = config["conditioner"]
+        if conditioner is None:
+            conditioner = conditioner_from_config(described)
         generator = generator_from_config(config["generator"])
         settings = {
-            name: config[name] for name in ("others", "base", "scale", "norm_stats", "seed")
+            name: config[name]
+            for name in (
+                *("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed"),
+            )
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}"
         ) from error
+    if conditioner.to_config() != described:
+        raise ValueError(
+            f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this is "
+            f"{conditioner.to_config()}"
+        )
     _check_layout(saved, target)
     hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
     load_state(hnet, state, str(directory))

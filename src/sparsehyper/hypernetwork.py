@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any, Self, SupportsIndex, TypeGuard
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,18 @@ from torch.nn import functional as F
 from sparsehyper import _persistence
 from sparsehyper._checks import check_integer, check_number
 from sparsehyper._random import spawn_seeds
-from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.adapters import merge
+from sparsehyper.conditioning import (
+    Condition,
+    Conditioner,
+    TaskConditioner,
+    TaskEmbedding,
+    is_ids,
+)
 from sparsehyper.generators import Generator
 from sparsehyper.layout import Select
 from sparsehyper.mixing import run_tasks
 from sparsehyper.target import Target
-
-Task = str | SupportsIndex | Tensor
 
 
 class HyperNetwork(nn.Module):
@@ -29,23 +34,31 @@ class HyperNetwork(nn.Module):
 
     Args:
         target: any module. It is copied, and never changed.
-        generator: how parameters come out: ``Sparse(…)``, ``Chunked(…)`` or ``Dense(…)``.
-        conditioner: from a task to its embedding: ``TaskEmbedding(…)``; taken over, not copied.
+        generator: how parameters come out: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
+        conditioner: from a task, an input or examples to the embedding: ``TaskEmbedding(…)``,
+            ``InputEncoder(…)``, …; taken over, not copied.
         generate: which of the target's trainable parameters to generate: a glob such as
             ``"layer*"``, several, or a predicate ``(name, parameter) -> bool``. Parameters with
             ``requires_grad=False`` are left as they are.
         others: the parameters that are not generated are ``"shared"`` by all tasks and trained,
             or ``"frozen"``.
-        base: what the generated vector is added to: ``"zeros"``, ``"learned"`` or
-            ``"pretrained"``, the target's own values. Norm scales start at 1 in any case.
+        base: what the generated vector is added to: ``"zeros"``, ``"learned"``, which starts there,
+            ``"pretrained"``, the target's own values, or ``"residual"``, which starts at these and
+            is learned. Norm scales start at 1 in any case.
+        init: the variance with which generated tensors start: ``"torch"``, that of PyTorch's own
+            layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as `sparsehyper.initialisation` has it.
         scale: multiplies the initial standard deviation of every generated tensor; None for 1, or
-            for 0.1 on a pretrained base, which a full-sized addition would drown.
+            for 0.1 on a base of the target's own values, which a full-sized addition would drown.
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
             always those of the ``"batch"``, in evaluation too.
+        noise: standard deviation of normal noise on embeddings of unit second moment, while
+            training.
+        dropout: share of an embedding's numbers set to zero while training, in [0, 1).
         seed: of the generator's wiring and weights.
 
     Raises:
-        ValueError: a setting outside its range, or a target with nothing to generate.
+        ValueError: a setting outside its range, a target with nothing to generate, or one with
+            batch-norm statistics where every sample has a model of its own.
 
     Source: D. Ha et al., "HyperNetworks" (ICLR 2017); task embeddings as in J. von Oswald et al.,
     "Continual learning with hypernetworks" (ICLR 2020).
@@ -60,24 +73,31 @@ class HyperNetwork(nn.Module):
         self,
         target: nn.Module,
         generator: Generator,
-        conditioner: TaskEmbedding,
+        conditioner: Conditioner,
         *,
         generate: Select = "*",
         others: str = "shared",
         base: str = "zeros",
+        init: str = "torch",
         scale: float | None = None,
         norm_stats: str = "per_task",
+        noise: float = 0.0,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_integer("seed", seed, minimum=0)
         if scale is None:
-            scale = 0.1 if base == "pretrained" else 1.0
+            scale = 0.1 if base in ("pretrained", "residual") else 1.0
         check_number("scale", scale, above=0)
+        check_number("noise", noise, minimum=0)
+        check_number("dropout", dropout, minimum=0)
+        if dropout >= 1:
+            raise ValueError(f"`dropout` must be less than 1, got {dropout}")
         for argument, value, kind in (
             ("target", target, nn.Module),
             ("generator", generator, Generator),
-            ("conditioner", conditioner, TaskEmbedding),
+            ("conditioner", conditioner, Conditioner),
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"`{argument}` must be a {kind.__name__}, got {value!r}")
@@ -87,44 +107,69 @@ class HyperNetwork(nn.Module):
             generate=generate,
             others=others,
             base=base,
+            init=init,
             scale=scale,
             norm_stats=norm_stats,
-            tasks=len(conditioner.names),
+            tasks=max(1, len(conditioner.names)),
         )
+        if conditioner.per_sample and self.target.has_statistics:
+            raise ValueError(
+                "`conditioner` gives every sample a model of its own, of which the target's batch "
+                "norms would need statistics; use `norm_stats` 'batch', or group or layer norms"
+            )
         self.generator = generator.build(
-            conditioner.dim, self.target.numel, spawn_seeds(seed, 1)[0]
+            conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
-        self.config = {
+        self.config: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
             "base": base,
+            "init": init,
             "scale": scale,
             "norm_stats": norm_stats,
+            "noise": noise,
+            "dropout": dropout,
             "seed": seed,
         }
         self.generator.to(self.target.moments)
         self.conditioner.to(self.target.moments)
         self.train(target.training)
 
-    def forward(self, *args: Any, task: Task, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, task: Condition = None, **kwargs: Any) -> Any:
         """The target's output under the parameters generated for ``task``.
 
         Args:
             *args, **kwargs: what the target takes.
-            task: a task's name or number for the whole batch; an integer tensor ``[batch]`` of one
-                task per sample, where every tensor argument and output has the batch first; or an
-                embedding, a float tensor ``[latent_dim]``.
+            task: what the conditioner takes. With named tasks: a name or number for the whole
+                batch; an integer tensor ``[batch]`` of one task per sample, where every tensor
+                argument and output has the batch first; or an embedding, a float tensor
+                ``[latent_dim]``. It can be left out where there is one task, or none.
 
         Raises:
             KeyError, IndexError: an unknown task.
             TypeError: a ``task`` that is none of these.
-            ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one task per sample,
+            ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one model per sample,
                 a tensor that has not the batch first.
         """
-        if _is_ids(task) and task.ndim == 1:
-            return self._forward_per_sample(task, args, kwargs)
-        z, row = self._resolve(task)
-        return self.target(self._tensors(z), row, args, kwargs)
+        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+            return self._forward_per_task(self.conditioner, task, args, kwargs)
+        z, row = self.conditioner.embed(task, args, kwargs)
+        if z.ndim == 1:
+            return self.target(self._tensors(z), row, args, kwargs)
+        order = torch.arange(len(z), device=z.device)
+        rows, sizes = [0] * len(z), [1] * len(z)
+        return run_tasks(self.target, self.generated(z), rows, sizes, order, (args, kwargs))
+
+    def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:
+        """The embedding of a task, or of an input: ``[latent_dim]``, or ``[batch, latent_dim]``.
+
+        Means and other mixtures of embeddings are embeddings too, and may be given as ``task``.
+
+        Args:
+            task: what the conditioner takes.
+            *args, **kwargs: what the target takes, where the conditioner looks at it.
+        """
+        return self.conditioner.embed(task, args, kwargs)[0]
 
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
@@ -137,36 +182,71 @@ class HyperNetwork(nn.Module):
                 f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
             )
         normalised = F.layer_norm(z, z.shape[-1:])
+        if self.training and (self.config["noise"] or self.config["dropout"]):
+            noisy = normalised + self.config["noise"] * torch.randn_like(normalised)
+            normalised = F.layer_norm(F.dropout(noisy, self.config["dropout"]), z.shape[-1:])
         return self.generator(normalised)
 
-    def generate(self, task: Task) -> dict[str, Tensor]:
+    def generate(self, task: Condition = None) -> dict[str, Tensor]:
         """The generated tensors of one task, by the target's own names.
 
         Args:
-            task: a name, a number, or an embedding ``[latent_dim]``.
+            task: what the conditioner takes for one model, an embedding ``[latent_dim]`` at any
+                rate.
 
         Returns:
             New tensors, differentiable.
         """
-        z, _ = self._resolve(task)
+        z, _ = self._one(task)
         names = [spec.name for spec in self.target.layout]
         return dict(zip(names, self._tensors(z), strict=True))
 
     @torch.no_grad()
-    def materialize(self, task: Task) -> nn.Module:
+    def materialize(self, task: Condition = None) -> nn.Module:
         """An ordinary module for one task, which shares no memory with this one.
 
+        Adapters and masks of `sparsehyper.adapters` are merged into the layers they are on.
+
         Args:
-            task: a name, a number, or an embedding ``[latent_dim]``; an embedding gets the mean
-                batch-norm statistics of all tasks.
+            task: as `generate` takes it; an embedding gets the mean batch-norm statistics of all
+                tasks.
         """
-        z, row = self._resolve(task)
-        return self.target.materialize(self._tensors(z), row)
+        z, row = self._one(task)
+        return merge(self.target.materialize(self._tensors(z), row))
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks, by number."""
         return tuple(self.conditioner.names)
+
+    @property
+    def tasks(self) -> TaskConditioner:
+        """The tasks that the hypernetwork knows by name.
+
+        Raises:
+            TypeError: it knows none, being conditioned on something else.
+        """
+        table = getattr(self.conditioner, "tasks", self.conditioner)
+        if not isinstance(table, TaskConditioner):
+            raise TypeError(
+                f"the hypernetwork knows no tasks by name; its conditioner is a "
+                f"{type(self.conditioner).__name__}"
+            )
+        return table
+
+    @property
+    def task_embedding(self) -> TaskEmbedding:
+        """The table of embeddings, one a task.
+
+        Raises:
+            TypeError: embeddings are computed from something else.
+        """
+        if not isinstance(self.conditioner, TaskEmbedding):
+            raise TypeError(
+                "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, got a "
+                f"{type(self.conditioner).__name__}"
+            )
+        return self.conditioner
 
     def add_task(self, name: str, init: str | Tensor = "mean") -> int:
         """Add a task and return its number.
@@ -175,9 +255,10 @@ class HyperNetwork(nn.Module):
 
         Args:
             name: a name no task has yet.
-            init: its embedding: ``"mean"`` of the known ones, a known task's name, or ``[dim]``.
+            init: its embedding: ``"mean"`` of the known ones, a known task's name, or ``[dim]``;
+                with `TaskFeatures`, its features.
         """
-        self.conditioner.add(name, init)
+        self.tasks.add(name, init)
         self.target.add_task()
         return len(self.conditioner.names) - 1
 
@@ -190,8 +271,8 @@ class HyperNetwork(nn.Module):
             KeyError: no such task.
             ValueError: it is the only one.
         """
-        row = self.conditioner.index(name)
-        self.conditioner.remove(name)
+        row = self.tasks.index(name)
+        self.tasks.remove(name)
         self.target.remove_task(row)
 
     def rename_task(self, name: str, new_name: str) -> None:
@@ -201,7 +282,7 @@ class HyperNetwork(nn.Module):
             KeyError: no such task.
             TypeError, ValueError: ``new_name`` is no name, or a task already.
         """
-        self.conditioner.rename(name, new_name)
+        self.tasks.rename(name, new_name)
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory.
@@ -219,41 +300,40 @@ class HyperNetwork(nn.Module):
         _persistence.save(directory, config, self.state_dict())
 
     @classmethod
-    def load(cls, directory: str | PathLike[str], target: nn.Module) -> Self:
+    def load(
+        cls,
+        directory: str | PathLike[str],
+        target: nn.Module,
+        conditioner: Conditioner | None = None,
+    ) -> Self:
         """Read what ``save`` wrote.
 
         Args:
             directory: the directory.
             target: a module like the one it was made with; its values do not matter.
+            conditioner: one like that it was made with, where that holds a network of your own;
+                its values do not matter.
 
         Raises:
             FileNotFoundError: there is no such directory or it lacks a file.
-            ValueError: a damaged file, or a target with other parameters.
+            ValueError: a damaged file, a target with other parameters, or another conditioner.
         """
-        return _persistence.load(cls, directory, target)
+        return _persistence.load(cls, directory, target, conditioner)
 
     def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
         """The generated tensors of one embedding ``[latent_dim]``."""
         return self.target.tensors_at(self.generated(z[None])[0])
 
-    def _resolve(self, task: Task) -> tuple[Tensor, int | None]:
-        """Embedding ``[latent_dim]`` of one task, and the row of its statistics."""
-        if isinstance(task, Tensor) and task.is_floating_point():
-            if task.shape != (self.conditioner.dim,):
-                raise ValueError(
-                    f"a floating-point `task` is an embedding of shape [{self.conditioner.dim}], "
-                    f"got shape {list(task.shape)}; task numbers must be integers"
-                )
-            return task.to(self.conditioner.weight.dtype), None
-        if isinstance(task, Tensor) and (task.ndim or not _is_ids(task)):
-            raise ValueError(
-                "`task` must be one name, number or embedding here, "
-                f"got a tensor of shape {list(task.shape)} and dtype {task.dtype}"
-            )
-        row = self.conditioner.index(task)
-        return self.conditioner.weight[row], row
+    def _one(self, task: Condition) -> tuple[Tensor, int | None]:
+        """Embedding ``[latent_dim]`` of one model, and the row of its statistics."""
+        z, row = self.conditioner.embed(task, (), {})
+        if z.ndim != 1:
+            raise ValueError(f"`task` must stand for one model here, got {len(z)}")
+        return z, row
 
-    def _forward_per_sample(self, task: Tensor, args: Any, kwargs: Any) -> Any:
+    def _forward_per_task(
+        self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
+    ) -> Any:
         """One task id per sample: parameters and target once per distinct task."""
         distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
         if len(task) == 0:  # one run of no samples, for an output of the right shape
@@ -261,14 +341,7 @@ class HyperNetwork(nn.Module):
         # Tasks with equally many samples stand together, as they may share a run.
         counts, place = counts.sort(stable=True)
         distinct, order = distinct[place], place.argsort()[inverse].argsort(stable=True)
-        rows = [self.conditioner.index(row) for row in distinct.tolist()]
+        rows = [conditioner.index(row) for row in distinct.tolist()]
         sizes = counts.tolist()
-        generated = self.generated(self.conditioner(distinct))
+        generated = self.generated(conditioner(distinct))
         return run_tasks(self.target, generated, rows, sizes, order, (args, kwargs))
-
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def _is_ids(task: Any) -> TypeGuard[Tensor]:
-    return isinstance(task, Tensor) and task.dtype in _INTEGERS

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from sparsehyper._checks import check_integer
+
 Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 
@@ -20,6 +22,45 @@ class TensorSpec(NamedTuple):
     offset: int
     numel: int
     aliases: tuple[str, ...]  # other names of the same tensor, where it is tied
+
+
+Layout = Sequence[TensorSpec] | int
+"""The tensors that make up θ, in order; or how many numbers, where their shapes do not matter."""
+
+
+def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
+    """The tensors of a layout, one if it is a number.
+
+    Raises:
+        ValueError: there is nothing in it.
+
+    >>> as_tensors(7)[0].shape
+    torch.Size([7])
+    """
+    if not isinstance(layout, Sequence):
+        check_integer("layout", layout, minimum=1)
+        return (TensorSpec("theta", torch.Size([layout]), 0, layout, ()),)
+    if not layout:
+        raise ValueError("`layout` must hold at least one tensor, got none")
+    return tuple(layout)
+
+
+def count_numbers(layout: Layout) -> int:
+    """Numbers in θ, at least 1."""
+    return sum(spec.numel for spec in as_tensors(layout))
+
+
+def pack(tensors: Iterable[tuple[str, torch.Size]]) -> tuple[TensorSpec, ...]:
+    """The layout of tensors one after the other.
+
+    >>> [spec.offset for spec in pack([("a", torch.Size([2, 3])), ("b", torch.Size([4]))])]
+    [0, 6]
+    """
+    layout, offset = [], 0
+    for name, shape in tensors:
+        layout.append(TensorSpec(name, shape, offset, shape.numel(), ()))
+        offset += shape.numel()
+    return tuple(layout)
 
 
 def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, ...]:

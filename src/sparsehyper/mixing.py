@@ -192,7 +192,8 @@ class _Group:
             except Exception:
                 return -1
             finally:
-                changed = [(b, value) for b, value in buffers if not torch.equal(b, value)]
+                dense = [(b, v) for b, v in buffers if b.layout is torch.strided]
+                changed = [(b, value) for b, value in dense if not torch.equal(b, value)]
                 for buffer, value in changed:
                     buffer.copy_(value)
                 differing = [module for module, *before in kept if _differ(module, *before)]

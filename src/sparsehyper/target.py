@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice
-from sparsehyper.initialisation import initial_moments
+from sparsehyper.initialisation import INITS, initial_moments
 from sparsehyper.layout import Select, owner_of, plan_layout, slots
 from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.unpacking import Plan, unpack
 
-BASES = ("zeros", "learned", "pretrained")
+BASES = ("zeros", "learned", "residual", "pretrained")
 NORM_STATS = ("per_task", "shared", "batch")
 OTHERS = ("shared", "frozen")
 
@@ -44,8 +44,9 @@ class Target(nn.Module):
         others: the parameters that are neither generated nor frozen already are trained and
             shared by all tasks (``"shared"``) or kept as they are (``"frozen"``).
         base: what θ is added to: ``"zeros"`` (norm scales and other constants start at their own
-            constant, see ``initialisation``), ``"learned"`` (the same, trained) or
-            ``"pretrained"`` (the module's values).
+            constant, see ``initialisation``), ``"learned"`` (the same, trained), ``"pretrained"``
+            (the module's values) or ``"residual"`` (the same, trained).
+        init: by which rule tensors get their standard deviation, as ``initialisation`` has it.
         scale: multiplies every tensor's standard deviation.
         norm_stats: batch-norm statistics ``"per_task"``, ``"shared"`` by all, or always those of
             the ``"batch"``.
@@ -74,6 +75,7 @@ class Target(nn.Module):
         generate: Select = "*",
         others: str = "shared",
         base: str = "zeros",
+        init: str = "torch",
         scale: float = 1.0,
         norm_stats: str = "per_task",
         tasks: int = 1,
@@ -81,13 +83,14 @@ class Target(nn.Module):
         super().__init__()
         check_choice("others", others, OTHERS)
         check_choice("base", base, BASES)
+        check_choice("init", init, INITS)
         check_choice("norm_stats", norm_stats, NORM_STATS)
         self.norm_stats = norm_stats
         self.layout = plan_layout(module, generate)
         self.numel = sum(spec.numel for spec in self.layout)
         values = [module.get_parameter(spec.name).detach() for spec in self.layout]
         moments = [
-            initial_moments(*owner_of(module, spec.name), value)
+            initial_moments(*owner_of(module, spec.name), value, init)
             for spec, value in zip(self.layout, values, strict=True)
         ]
         means, stds = torch.tensor(moments, dtype=values[0].dtype, device=values[0].device).T
@@ -97,9 +100,11 @@ class Target(nn.Module):
             sizes = torch.tensor(self._plan.sizes, device=means.device)
             self.base = nn.Parameter(means.repeat_interleave(sizes))
         else:
-            pretrained = base == "pretrained"
-            flat = torch.cat([value.reshape(-1) for value in values]) if pretrained else None
-            self.register_buffer("base", flat)
+            flat = torch.cat([value.reshape(-1) for value in values])
+            if base == "residual":
+                self.base = nn.Parameter(flat)
+            else:
+                self.register_buffer("base", flat if base == "pretrained" else None)
 
         self.module = copy.deepcopy(module)
         # Where each generated tensor goes, a tied one into several places.

@@ -19,6 +19,11 @@ def test_layers_and_sizes_add_up(command):
     assert summary["trainable_per_parameter"] == pytest.approx(total / summary["numel"])
     assert 0.5 < summary["wiring"]["reach_mean"] <= 1
     assert all(0.5 < used <= 1 for used in summary["wiring"]["coverage"])
+    assert summary["operations"]["generator"]["multiply_adds"] == summary["trainable"]["generator"]
+    assert summary["operations"]["target"]["multiply_adds"] == 784 * 32 + 32 * 10
+    assert summary["effective_rank"]["exact"]
+    assert 1 < summary["effective_rank"]["effective_rank"] <= 63
+    assert not {"statistics", "nearest"} & set(summary)  # which are of tasks that were learned
 
 
 def test_a_run_is_shown_as_it_was_trained(command, tmp_path):
@@ -38,7 +43,21 @@ def test_a_run_is_shown_as_it_was_trained(command, tmp_path):
     summary = json.loads(done.out)
     assert summary["generator"]["kind"] == "chunked"
     assert 4 < summary["trainable"]["generator"] / summary["numel"] <= 5
-    assert summary["wiring"] is None
+    assert summary["wiring"]["reach_min"] == 1.0
+    assert not summary["effective_rank"]["exact"]
+    assert [row["name"] for row in summary["statistics"]] == [
+        tensor["name"] for tensor in summary["tensors"]
+    ]
+    assert all(0 < row["between_tasks"] <= 1 for row in summary["statistics"])
+    tasks = [row["task"] for row in summary["nearest"]]
+    assert len(tasks) == summary["tasks"] == 5
+    for row in summary["nearest"]:
+        assert row["nearest"] in set(tasks) - {row["task"]}
+        assert 0 < row["cosine_distance"] < 2
+    shown = command("inspect", tmp_path / "run").out
+    assert "of it between tasks" in shown
+    assert "from a sample" in shown
+    assert "Most similar embeddings" in shown
 
 
 def test_the_table_names_every_tensor_and_layer(command):
@@ -47,6 +66,18 @@ def test_the_table_names_every_tensor_and_layer(command):
     assert "3.weight" in done.out
     assert done.out.count("SparseLinear") == 9
     assert "per generated parameter" in done.out
+    assert "effective rank; at most 63" in done.out
+    assert "25,408 to run it on one image" in done.out
+
+
+def test_a_budget_is_met_by_generators_that_look_at_shapes(command):
+    done = command(
+        *("inspect", "--generator", "low_rank:rank=2/dense:hidden=4", "--target", "mlp:32"),
+        *("--budget", 2, "--json"),
+    )
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["trainable"]["generator"] <= 2 * summary["numel"]
 
 
 @pytest.mark.parametrize(

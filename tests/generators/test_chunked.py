@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conformance import ConformingGenerator, embeddings
 from sparsehyper.generators import Chunked
+from sparsehyper.layout import pack
+
+
+def chunk_of(generator, row, constant):
+    return generator.heads[0](generator.mlp(torch.cat([row, constant], -1)))
 
 
 class ConformingChunked(ConformingGenerator):
     def reference(self, generator, z):
         rows = []
         for row in z:
-            chunks = [generator.mlp(torch.cat([row, c])) for c in generator.embedding]
+            chunks = [chunk_of(generator, row, c) for c in generator.embedding]
             rows.append(torch.cat(chunks)[: self.numel])
         return torch.stack(rows) if rows else z.new_zeros(0, self.numel)
 
@@ -32,12 +40,16 @@ def test_one_chunk_is_a_dense_mlp_of_the_embedding():
     generator = Chunked(chunks=1).build(8, 50).double()
     z = embeddings(3, 8)
     constant = generator.embedding.expand(3, -1)
-    assert torch.allclose(generator(z), generator.mlp(torch.cat([z, constant], 1)))
+    assert torch.allclose(generator(z), chunk_of(generator, z, constant))
 
 
 def test_its_default_is_the_thesis_s_mlp():
     generator = Chunked(chunks=4).build(64, 1000)
-    widths = [(m.in_features, m.out_features) for m in generator.mlp if hasattr(m, "weight")]
+    widths = [
+        (m.in_features, m.out_features)
+        for m in [*generator.mlp, *generator.heads]
+        if hasattr(m, "weight")
+    ]
     assert widths == [(128, 128), (128, 128), (128, 250)]
     assert generator.embedding.shape == (4, 64)
 
@@ -48,7 +60,57 @@ def test_a_budget_far_below_the_target_can_be_met():
     assert 0.09 * numel < spec.count_parameters(64, numel) <= numel // 10
 
 
+LAYOUT = pack(
+    [
+        ("a", torch.Size([6, 3, 2])),
+        ("b", torch.Size([5])),
+        ("c", torch.Size([])),
+        ("d", torch.Size([7, 9])),
+    ]
+)
+
+
+@pytest.mark.parametrize("by", ["flat", "tensor", "filter"])
+@pytest.mark.parametrize("chunks", [1, 4, 1000])
+def test_chunks_of_tensors(by, chunks):
+    spec = Chunked(chunks, hidden=11, by=by)
+    generator = spec.build(8, LAYOUT).double()
+    assert sum(p.numel() for p in generator.parameters()) == spec.count_parameters(8, LAYOUT)
+    z = embeddings(3, 8)
+    size = -(-105 // min(chunks, 105))
+    embedding, parts = iter(generator.embedding), []
+    for tensor, head in zip(LAYOUT, [*generator.heads] * 4, strict=False):
+        wanted = tensor.numel if by != "flat" else 105
+        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        count = rows if by == "filter" else -(-wanted // size)
+        made = []
+        for constant in itertools.islice(embedding, count):
+            pairs = torch.cat([z, constant.expand(3, -1)], 1)
+            made.append(head(generator.mlp(pairs)))
+        parts.append(torch.cat(made, 1)[:, :wanted])
+        if by == "flat":
+            break
+    torch.testing.assert_close(generator(z), torch.cat(parts, 1))
+    assert next(embedding, None) is None
+
+
+@pytest.mark.parametrize("by", ["tensor", "filter"])
+@pytest.mark.parametrize("budget", [2500, 4000, 8000])
+def test_chunks_of_tensors_meet_a_budget(by, budget):
+    layout = pack([(str(i), torch.Size([7 + i, 30 - i])) for i in range(12)])
+    spec = Chunked(hidden=9 if by == "tensor" else None, by=by).with_budget(budget, 8, layout)
+    assert spec.count_parameters(8, layout) <= budget
+    varied = {"tensor": "chunks", "filter": "hidden"}[by]
+    larger = replace(spec, **{varied: getattr(spec, varied) + (1 if by == "filter" else -1)})
+    assert larger.count_parameters(8, layout) > budget
+
+
 @pytest.mark.parametrize("setting", ["chunks", "hidden"])
 def test_refuses_settings_below_one(setting):
     with pytest.raises(ValueError, match=f"`{setting}` must be at least 1, got 0"):
         Chunked(**{setting: 0})
+
+
+def test_refuses_an_unknown_kind_of_chunks():
+    with pytest.raises(ValueError, match=r"`by` must be one of 'flat'.*got 'layer'"):
+        Chunked(by="layer")

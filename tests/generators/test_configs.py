@@ -4,12 +4,29 @@ import json
 
 import pytest
 
-from sparsehyper.generators import Chunked, Dense, Sparse, generator_from_config, parse_generator
+from sparsehyper.generators import (
+    Butterfly,
+    Chunked,
+    Composed,
+    Dense,
+    LowRank,
+    Sparse,
+    generator_from_config,
+    parse_generator,
+)
 
 
 @pytest.mark.parametrize(
     "spec",
-    [Sparse("geometric", 3.5, "local", 2.0, "prelu", True), Sparse(5), Chunked(3, 9), Dense()],
+    [
+        *(
+            Sparse("geometric", 3.5, "local", 2.0, "prelu", True, 3),
+            Sparse(5),
+            Chunked(3, 9, "filter"),
+        ),
+        *(Dense(), Dense(30), Butterfly(4, True), LowRank(3, Chunked(7))),
+        Composed({"*.bias": Dense(), "*": LowRank(2)}),
+    ],
 )
 def test_a_config_goes_through_json_and_back(spec):
     assert generator_from_config(json.loads(json.dumps(spec.to_config()))) == spec
@@ -24,6 +41,9 @@ def test_a_config_goes_through_json_and_back(spec):
         ("sparse:fan_in=geometric", Sparse(fan_in="geometric")),
         ("chunked:chunks=9,hidden=20", Chunked(9, 20)),
         ("dense", Dense()),
+        ("dense:hidden=30", Dense(30)),
+        ("butterfly:stages=6,benes=true", Butterfly(6, True)),
+        ("low_rank:rank=2/sparse:growth=8", LowRank(2, Sparse(growth=8))),
     ],
 )
 def test_the_command_line_form(text, spec):
@@ -33,9 +53,11 @@ def test_the_command_line_form(text, spec):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sprase", "`generator` must be one of 'sparse', 'chunked', 'dense'; got 'sprase'"),
+        ("sprase", "`generator` must be one of 'sparse', 'chunked', 'dense', .*; got 'sprase'"),
         ("sparse:depth=3", "a sparse generator has no setting 'depth'; it has: 'fan_in', "),
-        ("dense:width=3", "a dense generator has no setting 'width'; it has: none"),
+        ("dense:width=3", "a dense generator has no setting 'width'; it has: 'hidden'"),
+        ("composed", "`generator` 'composed' has parts, which only Python can give"),
+        ("dense/sparse", "a dense generator has no setting 'of'"),
         ("sparse:growth", "settings are written name=value, got 'growth'"),
         ("sparse:growth=1", "`growth` must be greater than 1, got 1"),
     ],

@@ -150,8 +150,8 @@ def fit_embeddings(
     if not names:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in names:
-        hnet.conditioner.check_new("name", name)
-    device = hnet.conditioner.weight.device
+        hnet.task_embedding.check_new("name", name)
+    device = hnet.task_embedding.weight.device
     counts = n_classes or {}
     for name in counts:
         if name not in tasks:
@@ -221,7 +221,7 @@ class _Fitter:
         self._held = held
         self._restarts = restarts
         self._loss = loss
-        self._known = hnet.conditioner.weight.detach()
+        self._known = hnet.task_embedding.weight.detach()
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
         """Where each embedding starts, with unit second moment."""

@@ -5,16 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
-from sparsehyper.analysis import summarize
+from sparsehyper.analysis import (
+    count_operations,
+    distances,
+    effective_rank,
+    layer_statistics,
+    summarize,
+    task_embeddings,
+)
 from sparsehyper.cli.options import given
 from sparsehyper.cli.output import Json, print_json, print_table
-from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.conditioning import TaskConditioner, TaskEmbedding
 from sparsehyper.experiments import build_target, load_run
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.layout import plan_layout
+from sparsehyper.layout import count_numbers, plan_layout
 
 
 def inspect(
@@ -23,7 +31,7 @@ def inspect(
         Path | None, typer.Argument(help="A run's directory; or describe a model by options.")
     ] = None,
     generator: Annotated[
-        str, typer.Option(help="sparse, chunked or dense, with settings.")
+        str, typer.Option(help="sparse, chunked, dense, butterfly or low_rank, with settings.")
     ] = "sparse",
     budget: Annotated[
         float | None, typer.Option(help="Trainable parameters per target parameter, at most.")
@@ -35,28 +43,51 @@ def inspect(
     tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 10,
     json: Json = False,
 ) -> None:
-    """Show a hypernetwork's generator, layers, sizes and wiring.
+    """Show a hypernetwork's generator, layers, sizes, wiring, rank and cost.
+
+    Of a run also how the weights of each layer differ between its tasks, and which tasks are alike.
 
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
     if run is not None:
         if described := sorted(set(given(context)) - {"run", "json"}):
             raise ValueError(f"`{described[0]}` describes a model, and so does `run`; give one")
-        model = load_run(run).model
+        loaded = load_run(run)
+        model, image_shape = loaded.model, loaded.tasks.image_shape
         if not isinstance(model, HyperNetwork):
             raise ValueError(f"`run` {run} holds no hypernetwork but a {type(model).__name__}")
     else:
-        module = build_target(target, _shape(image), classes)
+        image_shape = _shape(image)
+        module = build_target(target, image_shape, classes)
         spec = parse_generator(generator)
         if budget is not None:
-            numel = sum(tensor.numel for tensor in plan_layout(module))
-            spec = spec.with_budget(max(1, round(budget * numel)), latent_dim, numel)
+            layout = plan_layout(module)
+            most = max(1, round(budget * count_numbers(layout)))
+            spec = spec.with_budget(most, latent_dim, layout)
         model = HyperNetwork(module, spec, TaskEmbedding(tasks, latent_dim))
     summary = summarize(model)
+    summary["effective_rank"] = effective_rank(model).to_dict()
+    summary["operations"] = count_operations(model, torch.zeros(1, *image_shape))
+    if run is not None and isinstance(model.conditioner, TaskConditioner):
+        summary["statistics"] = layer_statistics(model)
+        if len(model.task_names) > 1:
+            summary["nearest"] = _nearest(model)
     if json:
         print_json(summary)
     else:
         _show(summary)
+
+
+def _nearest(model: HyperNetwork) -> list[dict[str, Any]]:
+    """For each task the one with the most similar embedding."""
+    between = distances(task_embeddings(model)).fill_diagonal_(torch.inf)
+    least, places = between.min(1)
+    return [
+        {"task": task, "nearest": model.task_names[place], "cosine_distance": distance}
+        for task, place, distance in zip(
+            model.task_names, places.tolist(), least.tolist(), strict=True
+        )
+    ]
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -64,16 +95,17 @@ def _show(summary: dict[str, Any]) -> None:
     kind = settings.pop("kind")
     described = ", ".join(f"{name}={value}" for name, value in settings.items())
     trainable = summary["trainable"]
-    print_table(
-        f"Target, N = {summary['numel']:,} generated parameters",
-        ["tensor", "shape", "initial std"],
-        [
-            [t["name"], " × ".join(map(str, t["shape"])) or "1", f"{t['initial_std']:.4f}"]
-            for t in summary["tensors"]
-        ],
-    )
+    columns = ["tensor", "shape", "initial std"]
+    rows = [
+        [t["name"], " × ".join(map(str, t["shape"])) or "1", f"{t['initial_std']:.4f}"]
+        for t in summary["tensors"]
+    ]
+    if statistics := summary.get("statistics"):
+        columns += ["mean", "std", "of it between tasks"]
+        for row, found in zip(rows, statistics, strict=True):
+            row += [f"{found['mean']:.4f}", f"{found['std']:.4f}", f"{found['between_tasks']:.1%}"]
+    print_table(f"Target, N = {summary['numel']:,} generated parameters", columns, rows)
     wiring = summary["wiring"]
-    coverage = wiring["coverage"] if wiring else [1.0] * len(summary["layers"])
     print_table(
         f"Generator {kind} ({described})" if described else f"Generator {kind}",
         ["layer", "inputs", "outputs", "fan-in", "parameters", "inputs used"],
@@ -86,7 +118,7 @@ def _show(summary: dict[str, Any]) -> None:
                 f"{layer['parameters']:,}",
                 f"{used:.1%}",
             ]
-            for layer, used in zip(summary["layers"], coverage, strict=True)
+            for layer, used in zip(summary["layers"], wiring["coverage"], strict=True)
         ],
     )
     typer.echo(
@@ -94,10 +126,24 @@ def _show(summary: dict[str, Any]) -> None:
         f"({summary['tasks']} × {summary['latent_dim']}), {trainable['shared']:,} in the target; "
         f"{summary['trainable_per_parameter']:.3f} per generated parameter."
     )
-    if wiring:
-        typer.echo(
-            f"A latent unit reaches {wiring['reach_mean']:.1%} of the outputs "
-            f"(least {wiring['reach_min']:.1%}, most {wiring['reach_max']:.1%})."
+    typer.echo(
+        f"A latent unit reaches {wiring['reach_mean']:.1%} of the outputs "
+        f"(least {wiring['reach_min']:.1%}, most {wiring['reach_max']:.1%})."
+    )
+    rank, operations = summary["effective_rank"], summary["operations"]
+    typer.echo(
+        f"The models differ in {rank['effective_rank']:.1f} directions (effective rank"
+        f"{'' if rank['exact'] else ', from a sample'}; at most {len(rank['singular_values'])})."
+    )
+    typer.echo(
+        f"Multiply-adds: {operations['generator']['multiply_adds']:,} to generate a model, "
+        f"{operations['target']['multiply_adds']:,} to run it on one image."
+    )
+    if nearest := summary.get("nearest"):
+        print_table(
+            "Most similar embeddings",
+            ["task", "nearest", "cosine distance"],
+            [[row["task"], row["nearest"], f"{row['cosine_distance']:.3f}"] for row in nearest],
         )
 
 

@@ -31,6 +31,7 @@ _PLACES = {
             "outputs",
             "latent_dim",
             "base",
+            "init",
             "norm_stats",
             "batch_size",
             "tasks_per_batch",
@@ -123,10 +124,17 @@ def _options(  # never called: its signature is the list
     base: Annotated[
         str,
         Option(
-            help="What is generated is added to: zeros, learned or pretrained.",
+            help="What is generated is added to: zeros, learned, residual or pretrained.",
             rich_help_panel=_MODEL,
         ),
     ] = "zeros",
+    init: Annotated[
+        str,
+        Option(
+            help="Initial variance of what is generated: torch, hyperfan_in or hyperfan_out.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "torch",
     norm_stats: Annotated[
         str,
         Option(help="Batch-norm statistics: per_task, shared or batch.", rich_help_panel=_MODEL),

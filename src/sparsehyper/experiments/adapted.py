@@ -235,7 +235,7 @@ def fit_tasks(
     labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)
     for one in labelled:
         tasks.check_new(one.name)
-    device = model.conditioner.weight.device
+    device = model.task_embedding.weight.device
     samples = {
         one.name: (info.normalise(one.train.pixels).to(device), one.train.labels.to(device))
         for one in labelled
@@ -245,7 +245,7 @@ def fit_tasks(
     rows = []
     for one in labelled:
         started = time.perf_counter()
-        module, number = model.materialize(one.name), model.conditioner.index(one.name)
+        module, number = model.materialize(one.name), model.tasks.index(one.name)
         tensors = {
             "embedding": fits[one.name].embedding,
             "statistics": model.target.statistics[number],

@@ -21,6 +21,7 @@ from sparsehyper.generators import (
     generator_from_config,
     parse_generator,
 )
+from sparsehyper.initialisation import INITS
 from sparsehyper.target import BASES, NORM_STATS
 from sparsehyper.training import TrainConfig
 
@@ -77,8 +78,9 @@ class Experiment:
             More leave room for new tasks of more classes.
         budget: trainable parameters of the generator per target parameter, at most; the setting
             that its ``with_budget`` names is chosen accordingly. None takes it as it is.
-        latent_dim: length of a task's embedding; hypernetworks only, as are the next two.
+        latent_dim: length of a task's embedding; hypernetworks only, as are the next three.
         base: as `HyperNetwork` takes it.
+        init: as `HyperNetwork` takes it.
         norm_stats: as `HyperNetwork` takes it.
         batch_size: images a batch.
         tasks_per_batch: tasks a batch is made of.
@@ -101,6 +103,7 @@ class Experiment:
     budget: float | None = None
     latent_dim: int = 64
     base: str = "zeros"
+    init: str = "torch"
     norm_stats: str = "per_task"
     batch_size: int = 100
     tasks_per_batch: int = 1
@@ -111,6 +114,7 @@ class Experiment:
         if self.outputs is not None:
             check_integer("outputs", self.outputs, minimum=2)
         check_choice("base", self.base, BASES)
+        check_choice("init", self.init, INITS)
         check_choice("norm_stats", self.norm_stats, NORM_STATS)
         if not isinstance(self.method, Generator) and self.method not in BASELINES:
             raise ValueError(

@@ -132,7 +132,7 @@ class Embeddings(Learner):
 
     def _mean_model(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
         assert isinstance(self.model, HyperNetwork)
-        module = self.model.materialize(self.model.conditioner.weight.detach().mean(0))
+        module = self.model.materialize(self.model.task_embedding.weight.detach().mean(0))
         return [self.tuned(module, some) for some in samples]
 
 

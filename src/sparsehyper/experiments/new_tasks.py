@@ -120,7 +120,7 @@ _CPU = {
     "Fashion-MNIST pairs": Family("fashion_mnist", "split:2,all", 9, METHODS, _THEN),
     "CIFAR-10 pairs": Family("cifar10", "split:2,all", 9, _FEWER, ("norm", *_THEN), _CNN),
     "CIFAR-10 pairs in 8 hues": Family("cifar10", "split:2/hue:8", 8, _FEWER, target=_CNN),
-    "pairs of three data sets": Family(_THREE, _EACH_PAIR, 15, _FEWER, target=_CNN),
+    "pairs of three data sets": Family(_THREE, _EACH_PAIR, 6, _FEWER, target=_CNN),
     "MNIST pairs": Family("mnist", "split:2,all", 9, _FEWER),
     "rotated MNIST": Family("mnist", "rotated:24", 6, _FEWER),
     "nine permutations, then the tenth": Family("fashion_mnist", "permuted:10", 1, _FEWER),

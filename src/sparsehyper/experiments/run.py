@@ -314,7 +314,7 @@ def describe_tasks(directory: str | PathLike[str]) -> list[dict[str, Any]]:
         task's name with the ``cosine`` of the angle between the two normalised embeddings.
     """
     loaded = load_run(directory)
-    nearest, cosines = neighbours(loaded.hypernetwork().conditioner.weight.detach())
+    nearest, cosines = neighbours(loaded.hypernetwork().task_embedding.weight.detach())
     entries, alone = loaded.task_list.entries, len(nearest) == 1
     return [
         {

@@ -31,7 +31,7 @@ from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.targets import build_target
 from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.layout import plan_layout
+from sparsehyper.layout import Layout, count_numbers, plan_layout
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,17 @@ def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
         module = target()
     return HyperNetwork(
         module,
-        fit_generator(experiment, _count_generated(module)),
+        fit_generator(experiment, plan_layout(module)),
         TaskEmbedding(tasks.names, experiment.latent_dim, seed=seeds["embeddings"]),
         base=experiment.base,
+        init=experiment.init,
         norm_stats=experiment.norm_stats,
         seed=seeds["generator"],
     )
 
 
-def fit_generator(experiment: Experiment, numel: int) -> Generator:
-    """The generator that meets the budget, for a target of ``numel`` parameters.
+def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
+    """The generator that meets the budget, for a target of these parameters.
 
     Raises:
         ValueError: no setting of the generator is that small.
@@ -157,14 +158,14 @@ def fit_generator(experiment: Experiment, numel: int) -> Generator:
     assert isinstance(generator, Generator)
     if experiment.budget is None:
         return generator
-    budget = max(1, round(experiment.budget * numel))
-    return generator.with_budget(budget, experiment.latent_dim, numel)
+    budget = max(1, round(experiment.budget * count_numbers(layout)))
+    return generator.with_budget(budget, experiment.latent_dim, layout)
 
 
 def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
     """N: how many parameters one target has to generate."""
     with _seeded(0):
-        return _count_generated(_target(experiment, tasks))
+        return count_numbers(plan_layout(_target(experiment, tasks)))
 
 
 def resolve(experiment: Experiment, tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
@@ -202,7 +203,3 @@ def _target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
     if outputs < classes:
         raise ValueError(f"`outputs` must be at least {classes}, the most classes; got {outputs}")
     return build_target(experiment.target, tasks.image_shape, outputs)
-
-
-def _count_generated(target: nn.Module) -> int:
-    return sum(spec.numel for spec in plan_layout(target))

@@ -15,7 +15,10 @@ repeats what is done.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -77,7 +80,7 @@ def run_cells(
                 check_same(f"cell {paths[cell.name]}", recorded, json_ready(cell.settings), ())
         write_json(directory / "study.json", study)
         started = time.perf_counter()
-        with ProcessPoolExecutor(workers, mp_context=context(), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context(), initializer=_start) as pool:
             jobs = {pool.submit(work, cell.settings, *arguments): cell for cell in todo}
             try:
                 for number, job in enumerate(as_completed(jobs), 1):
@@ -124,5 +127,14 @@ def verdict(interval: Mapping[str, float]) -> str:
     return "not supported" if interval["high"] < 0 else "undecided"
 
 
-def _one_thread() -> None:
+def _start() -> None:
+    """What a worker does first: it computes in one thread, and ends with the study's process."""
     torch.set_num_threads(1)
+    study = multiprocessing.parent_process()
+    assert study is not None
+
+    def watch() -> None:
+        study.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -7,18 +7,27 @@ from typing import Any
 
 from sparsehyper._checks import check_choice
 from sparsehyper.generators.base import Generator
-from sparsehyper.generators.chunked import Chunked
+from sparsehyper.generators.butterfly import Butterfly
+from sparsehyper.generators.chunked import CHUNKINGS, Chunked
+from sparsehyper.generators.composed import Composed
 from sparsehyper.generators.dense import Dense
+from sparsehyper.generators.low_rank import LowRank
 from sparsehyper.generators.sparse import ACTIVATIONS, Sparse
 
-GENERATORS: dict[str, type[Generator]] = {g.kind: g for g in (Sparse, Chunked, Dense)}
+GENERATORS: dict[str, type[Generator]] = {
+    g.kind: g for g in (Sparse, Chunked, Dense, Butterfly, LowRank, Composed)
+}
 
 __all__ = [
     "ACTIVATIONS",
+    "CHUNKINGS",
     "GENERATORS",
+    "Butterfly",
     "Chunked",
+    "Composed",
     "Dense",
     "Generator",
+    "LowRank",
     "Sparse",
     "generator_from_config",
     "parse_generator",
@@ -42,20 +51,35 @@ def generator_from_config(config: dict[str, Any]) -> Generator:
         if name not in valid:
             known = ", ".join(map(repr, valid)) or "none"
             raise ValueError(f"a {kind} generator has no setting {name!r}; it has: {known}")
+    if isinstance(settings.get("of"), dict):
+        settings["of"] = generator_from_config(settings["of"])
+    if "parts" in settings:
+        settings["parts"] = [
+            (pattern, generator_from_config(part)) for pattern, part in settings["parts"]
+        ]
     return GENERATORS[kind](**settings)
 
 
 def parse_generator(text: str) -> Generator:
     """A generator from ``KIND`` or ``KIND:setting=value,…``, the command line's form.
 
+    After a slash stands the generator that a low-rank one is made ``of``.
+
     Raises:
         ValueError: an unknown kind, setting or value.
 
     >>> parse_generator("chunked:chunks=8")
-    Chunked(chunks=8, hidden=None)
+    Chunked(chunks=8, hidden=None, by='flat')
+    >>> parse_generator("low_rank:rank=2/dense").of
+    Dense(hidden=None)
     """
+    text, slash, inner = text.partition("/")
     kind, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
+    if slash:
+        settings["of"] = parse_generator(inner).to_config()
+    if kind == Composed.kind:
+        raise ValueError(f"`generator` {kind!r} has parts, which only Python can give")
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         if not equals:

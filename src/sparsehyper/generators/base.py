@@ -12,7 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._random import normal, uniform
+from sparsehyper.layout import Layout
+
+# Up to this width a layer is rescaled at construction to the signal that it should have; wider ones
+# have it by the law of large numbers.
+CALIBRATED_WIDTH = 1 << 13
+_CALIBRATION_BATCH = 512
+_FACTOR_STEPS = 256
 
 
 class Generator(ABC):
@@ -21,15 +31,22 @@ class Generator(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def build(self, latent_dim: int, numel: int, seed: int = 0) -> nn.Module:
-        """The module ``[batch, latent_dim]`` → ``[batch, numel]``; all randomness from ``seed``."""
+    def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
+        """The module ``[batch, latent_dim]`` → ``[batch, numel]``.
+
+        Args:
+            latent_dim: length of an embedding.
+            layout: the tensors to generate; a number of parameters will do for kinds that do not
+                look at shapes.
+            seed: of all randomness.
+        """
 
     @abstractmethod
-    def count_parameters(self, latent_dim: int, numel: int) -> int:
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters of what ``build`` would return, without building it."""
 
     @abstractmethod
-    def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
+    def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
         """The largest generator of this kind with at most ``budget`` trainable parameters.
 
         One setting is varied, named by each kind; the others stay.
@@ -40,7 +57,16 @@ class Generator(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, with the kind under ``"kind"``."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        config: dict[str, Any] = {"kind": self.kind}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            config[field.name] = _plain(getattr(self, field.name))
+        return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Generator):
+        return value.to_config()
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -52,6 +78,29 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def random_embeddings(latent_dim: int, rng: torch.Generator) -> Tensor:
+    """Embeddings of unit second moment to calibrate with: float64 ``[batch, latent_dim]``."""
+    z = normal([_CALIBRATION_BATCH, latent_dim], rng)
+    return z / z.square().mean(1, keepdim=True).sqrt()
+
+
+def calibration_factor(y: Tensor) -> float:
+    """What gives a layer's outputs unit second moment; rounded, to be the same on any machine."""
+    return round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
+
+
+def dense_layer(
+    n_in: int, n_out: int, gain: float, rng: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
+    """A linear layer whose outputs have ``gain`` times its inputs' second moment; no bias yet."""
+    layer = nn.Linear(n_in, n_out, bias, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.copy_(uniform(layer.weight.shape, gain / n_in, rng))
+        if bias:
+            layer.bias.zero_()
+    return layer
 
 
 def too_small(kind: str, budget: int, smallest: int, remedy: str) -> ValueError:

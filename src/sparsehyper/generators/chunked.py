@@ -1,41 +1,50 @@
-"""The chunked generator: one small MLP makes every chunk of the parameter vector in turn.
+"""Chunked generators: one small MLP makes every chunk of the parameters in turn.
 
-The vector is cut into equal chunks, each with a learned embedding c of the latent size; chunk i is
-``MLP([z, c_i])``, the same MLP for all: two hidden layers with ReLU, then the chunk.
+Every chunk i has a learned embedding c_i of the latent size, and is ``MLP([z, c_i])``: two hidden
+layers with ReLU, shared by all chunks, then the chunk. What a chunk is:
 
-Sources: J. von Oswald et al., "Continual learning with hypernetworks" (ICLR 2020) for chunking;
-F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022) for this MLP and the size of
-the embeddings.
+- ``flat``: the vector cut into equal parts, whatever the tensors;
+- ``tensor``: every tensor cut into parts of the same size, so that none spans two tensors;
+- ``filter``: a filter (a row of a matrix, an output channel's kernel), the last layer being one for
+  each tensor, shared by its filters; a vector is one chunk.
+
+Sources: D. Ha et al., "HyperNetworks" (ICLR 2017) for filters and their shared generator; J. von
+Oswald et al., "Continual learning with hypernetworks" (ICLR 2020) for flat chunks; F. Cubélier,
+"Sparse hypernetworks for multitasking" (Liège, 2022) for this MLP and the size of the embeddings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer
-from sparsehyper._random import normal, seeded, uniform
-from sparsehyper.generators.base import Generator, largest, too_small
+from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._random import normal, seeded
+from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
+from sparsehyper.layout import Layout, as_tensors, count_numbers
+
+CHUNKINGS = ("flat", "tensor", "filter")
 
 
 @dataclass(frozen=True)
 class Chunked(Generator):
-    """A shared MLP that produces the parameter vector chunk by chunk.
+    """A shared MLP that produces the parameters chunk by chunk.
 
     Args:
-        chunks: number of chunks, reduced to N where it exceeds that; the last may be shorter.
+        chunks: how many the whole vector would be cut into, which gives their size; at most N.
+            Of no account for ``by="filter"``.
         hidden: width of the two hidden layers; None for twice the latent size, as in the thesis.
+        by: what a chunk is: ``"flat"``, ``"tensor"`` or ``"filter"``.
 
     Raises:
-        ValueError: ``chunks`` or ``hidden`` below 1.
+        ValueError: ``chunks`` or ``hidden`` below 1, or an unknown ``by``.
 
-    >>> generator = Chunked(chunks=7).build(latent_dim=16, numel=1000)
+    >>> generator = Chunked(chunks=7).build(latent_dim=16, layout=1000)
     >>> generator(torch.randn(3, 16)).shape
     torch.Size([3, 1000])
     """
@@ -44,66 +53,98 @@ class Chunked(Generator):
 
     chunks: int = 32
     hidden: int | None = None
+    by: str = "flat"
 
     def __post_init__(self) -> None:
         check_integer("chunks", self.chunks, minimum=1)
         if self.hidden is not None:
             check_integer("hidden", self.hidden, minimum=1)
+        check_choice("by", self.by, CHUNKINGS)
 
-    def build(self, latent_dim: int, numel: int, seed: int = 0) -> nn.Module:
+    def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
-        return _ChunkedMLP(*self._sizes(latent_dim, numel), latent_dim, numel, seed)
+        return _ChunkedMLP(self, self._heads(latent_dim, layout), latent_dim, seed)
 
-    def count_parameters(self, latent_dim: int, numel: int) -> int:
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters."""
-        chunks, chunk, hidden = self._sizes(latent_dim, numel)
-        widths = [2 * latent_dim, hidden, hidden, chunk]
-        mlp = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
-        return chunks * latent_dim + mlp
+        heads, width = self._heads(latent_dim, layout), self.width(latent_dim)
+        trunk = (2 * latent_dim + 1) * width + (width + 1) * width
+        widths = [head.width for head in heads] if self.by == "filter" else [heads[0].width]
+        return trunk + latent_dim * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
 
-    def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
-        """Varies ``chunks``: the fewest, and so the largest, that fit."""
+    def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        """Varies ``chunks``: the fewest, and so the largest, that fit; ``hidden`` by filters."""
+        check_integer("budget", budget, minimum=1)
+        if self.by == "filter":
+            return self._with_hidden(budget, latent_dim, layout)
+        numel = count_numbers(layout)
 
         def count(chunks: int) -> int:
-            return replace(self, chunks=chunks).count_parameters(latent_dim, numel)
+            return replace(self, chunks=chunks).count_parameters(latent_dim, layout)
 
-        check_integer("budget", budget, minimum=1)
         # Fewer chunks cost a larger output layer, more cost their embeddings: one minimum between.
-        width = self.hidden or 2 * latent_dim
-        best = min(
-            {1, *(max(1, min(numel, c)) for c in _near((width + 1) * numel / latent_dim))},
-            key=count,
-        )
+        middle = (self.width(latent_dim) + 1) * numel / latent_dim
+        best = min({1, *(max(1, min(numel, c)) for c in _near(middle))}, key=count)
         if count(best) > budget:
             raise too_small("chunked", budget, count(best), "lower `hidden` for a smaller one")
-        return replace(
-            self, chunks=best - largest(lambda k: count(best - k) <= budget, 0, best - 1)
-        )
+        chunks = best - largest(lambda k: count(best - k) <= budget, 0, best - 1)
+        # The borders of tensors make the count uneven.
+        while count(chunks) > budget:
+            chunks += 1
+        return replace(self, chunks=chunks)
 
-    def _sizes(self, latent_dim: int, numel: int) -> tuple[int, int, int]:
-        """Chunks, parameters a chunk, hidden width."""
+    def width(self, latent_dim: int) -> int:
+        """Of the hidden layers."""
         check_integer("latent_dim", latent_dim, minimum=1)
-        check_integer("numel", numel, minimum=1)
-        chunk = math.ceil(numel / min(self.chunks, numel))
-        return math.ceil(numel / chunk), chunk, self.hidden or 2 * latent_dim
+        return self.hidden or 2 * latent_dim
+
+    def _with_hidden(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        def count(hidden: int) -> int:
+            return replace(self, hidden=hidden).count_parameters(latent_dim, layout)
+
+        if count(1) > budget:
+            raise too_small("chunked", budget, count(1), "lower `latent_dim` for a smaller one")
+        return replace(self, hidden=largest(lambda h: count(h) <= budget, 1, budget))
+
+    def _heads(self, latent_dim: int, layout: Layout) -> list[_Head]:
+        self.width(latent_dim)
+        tensors, numel = as_tensors(layout), count_numbers(layout)
+        if self.by == "filter":
+            rows = [spec.shape[0] if len(spec.shape) > 1 else 1 for spec in tensors]
+            return [
+                _Head(count, spec.numel // count, spec.numel)
+                for count, spec in zip(rows, tensors, strict=True)
+            ]
+        size = math.ceil(numel / min(self.chunks, numel))
+        numels = [numel] if self.by == "flat" else [spec.numel for spec in tensors]
+        return [_Head(math.ceil(n / size), size, n) for n in numels]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What makes some numbers: so many chunks, each so wide, together at least that many."""
+
+    chunks: int
+    width: int
+    numel: int
 
 
 class _ChunkedMLP(nn.Module):
-    def __init__(
-        self, chunks: int, chunk: int, hidden: int, latent_dim: int, numel: int, seed: int
-    ) -> None:
+    def __init__(self, spec: Chunked, heads: list[_Head], latent_dim: int, seed: int) -> None:
         super().__init__()
-        self.numel = numel
-        rng = seeded(seed)
+        rng, width = seeded(seed), spec.width(latent_dim)
+        chunks = sum(head.chunks for head in heads)
         self.embedding = nn.Parameter(normal([chunks, latent_dim], rng).float())
         # The input has unit second moment; what follows a ReLU has half of its input's.
         self.mlp = nn.Sequential(
-            _linear(2 * latent_dim, hidden, 1.0, rng),
+            dense_layer(2 * latent_dim, width, 1.0, rng),
             nn.ReLU(),
-            _linear(hidden, hidden, 2.0, rng),
+            dense_layer(width, width, 2.0, rng),
             nn.ReLU(),
-            _linear(hidden, chunk, 2.0, rng),
         )
+        widths = [head.width for head in heads] if spec.by == "filter" else [heads[0].width]
+        self.heads = nn.ModuleList(dense_layer(width, w, 2.0, rng) for w in widths)
+        self._plan = heads
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
@@ -112,15 +153,16 @@ class _ChunkedMLP(nn.Module):
         # A linear layer of [z, c] is one of z plus one of c: no pair has to be formed.
         of_z, of_c = first.weight.split(z.shape[1], dim=1)
         x = F.linear(z, of_z)[:, None] + F.linear(self.embedding, of_c, first.bias)
-        return self.mlp[1:](x).flatten(1)[:, : self.numel]
-
-
-def _linear(n_in: int, n_out: int, gain: float, rng: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
-    with torch.no_grad():
-        layer.weight.copy_(uniform(layer.weight.shape, gain / n_in, rng))
-        layer.bias.zero_()
-    return layer
+        x = self.mlp[1:](x)
+        if len(self.heads) == 1:
+            x = self.heads[0](x)
+        if len(self._plan) == 1:
+            return x.flatten(1)[:, : self._plan[0].numel]
+        parts = x.split([head.chunks for head in self._plan], 1)
+        if len(self.heads) > 1:
+            parts = [head(part) for head, part in zip(self.heads, parts, strict=True)]
+        pairs = zip(parts, self._plan, strict=True)
+        return torch.cat([part.flatten(1)[:, : head.numel] for part, head in pairs], 1)
 
 
 def _near(square: float) -> range:

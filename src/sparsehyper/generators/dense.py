@@ -1,57 +1,76 @@
-"""The dense generator: one linear layer from the embedding to all parameters."""
+"""The dense generator: the last layer has a weight for every pair of a feature and a parameter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from sparsehyper._checks import check_integer
-from sparsehyper._random import seeded, uniform
-from sparsehyper.generators.base import Generator, too_small
+from sparsehyper._random import seeded
+from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
+from sparsehyper.layout import Layout, count_numbers
 
 
 @dataclass(frozen=True)
 class Dense(Generator):
-    """One linear layer, ``latent_dim`` weights per generated parameter.
+    """A linear layer from features to all parameters, with or without a hidden layer before it.
 
-    Source: the *linear* hypernetwork of F. Cubélier, "Sparse hypernetworks for multitasking"
-    (Liège, 2022); its heads, one a tensor, together are this layer.
+    G(z) = W z, or W ReLU(V z + c) + b. The heads of the target's tensors lie side by side in W.
+
+    Args:
+        hidden: width of a hidden layer with ReLU, which is the features; None for none, so that
+            the embedding is.
+
+    Raises:
+        ValueError: ``hidden`` below 1.
+
+    Source: the *linear* hypernetwork and the *MLP* (30 hidden units) of F. Cubélier, "Sparse
+    hypernetworks for multitasking" (Liège, 2022).
 
     >>> import torch
-    >>> generator = Dense().build(latent_dim=16, numel=1000)
+    >>> generator = Dense(hidden=30).build(latent_dim=16, layout=1000)
     >>> generator(torch.randn(3, 16)).shape
     torch.Size([3, 1000])
     """
 
     kind = "dense"
 
-    def build(self, latent_dim: int, numel: int, seed: int = 0) -> nn.Module:
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None:
+            check_integer("hidden", self.hidden, minimum=1)
+
+    def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
         check_integer("latent_dim", latent_dim, minimum=1)
-        check_integer("numel", numel, minimum=1)
-        return _DenseLinear(latent_dim, numel, seed)
+        numel, rng = count_numbers(layout), seeded(seed)
+        if self.hidden is None:
+            return dense_layer(latent_dim, numel, 1.0, rng, bias=False)
+        first = dense_layer(latent_dim, self.hidden, 1.0, rng)
+        return nn.Sequential(first, nn.ReLU(), dense_layer(self.hidden, numel, 2.0, rng))
 
-    def count_parameters(self, latent_dim: int, numel: int) -> int:
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters."""
-        return latent_dim * numel
+        numel = count_numbers(layout)
+        if self.hidden is None:
+            return latent_dim * numel
+        return (latent_dim + 1) * self.hidden + (self.hidden + 1) * numel
 
-    def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
-        """There is nothing to vary: it fits or it does not."""
+    def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        """Varies ``hidden``; without a hidden layer there is nothing to vary."""
         check_integer("budget", budget, minimum=1)
-        smallest = self.count_parameters(latent_dim, numel)
+        one = self if self.hidden is None else replace(self, hidden=1)
+        smallest = one.count_parameters(latent_dim, layout)
         if smallest > budget:
-            raise too_small("dense", budget, smallest, "only a smaller `latent_dim` reduces it")
-        return self
+            remedy = "a sparse or chunked generator can be smaller"
+            raise too_small("dense", budget, smallest, remedy)
+        if self.hidden is None:
+            return self
 
+        def fits(hidden: int) -> bool:
+            return replace(self, hidden=hidden).count_parameters(latent_dim, layout) <= budget
 
-class _DenseLinear(nn.Module):
-    def __init__(self, latent_dim: int, numel: int, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(uniform([numel, latent_dim], 1 / latent_dim, seeded(seed)))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """``[batch, latent_dim]`` to ``[batch, numel]``."""
-        return F.linear(z, self.weight)
+        return replace(self, hidden=largest(fits, 1, budget))

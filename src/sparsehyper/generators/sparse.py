@@ -10,6 +10,7 @@ the generator is the thesis's *linear* one (*affine* with a bias), with one an *
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -18,20 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice, check_integer, check_number
-from sparsehyper._random import normal, seeded, spawn_seeds
-from sparsehyper.generators.base import Generator, largest, too_small
+from sparsehyper._random import seeded, spawn_seeds
+from sparsehyper.generators.base import (
+    CALIBRATED_WIDTH,
+    Generator,
+    calibration_factor,
+    largest,
+    random_embeddings,
+    too_small,
+)
+from sparsehyper.layout import Layout, count_numbers
 from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain, layer_fan_ins, layer_sizes
 
 # Name → slope on the negative side, which is all that initialisation needs to know. With `abs` a
 # unit's sign is lost and its magnitude kept.
 ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
 
-# Growths are found to this many steps below the largest, N: 2^(-k / 64) of it, to 1%.
+# Growths are found in steps of 2^(-1 / 64), to 1%.
 _STEPS_PER_OCTAVE = 64
-
-_CALIBRATION_BATCH = 512
-_CALIBRATED_WIDTH = 1 << 13
-_FACTOR_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,13 @@ class Sparse(Generator):
         activation: between layers: ``"none"`` (a linear generator), ``"prelu"`` (one slope a
             layer, from 0.25), ``"leaky_relu"`` (0.01), ``"relu"`` or ``"abs"``.
         bias: a learned bias for every unit, starting at zero.
+        share: so many units of a layer have each weight, to fewer weights than there are
+            generated parameters; as `SparseLinear` has it.
 
     Raises:
         ValueError: a value outside its range or an unknown name.
 
-    >>> generator = Sparse(growth=2).build(latent_dim=16, numel=1000)
+    >>> generator = Sparse(growth=2).build(latent_dim=16, layout=1000)
     >>> generator(torch.randn(3, 16)).shape
     torch.Size([3, 1000])
     """
@@ -66,6 +73,7 @@ class Sparse(Generator):
     sigma: float | None = None
     activation: str = "none"
     bias: bool = False
+    share: int = 1
 
     def __post_init__(self) -> None:
         layer_fan_ins(self.fan_in, 1)
@@ -76,33 +84,39 @@ class Sparse(Generator):
         check_choice("activation", self.activation, ACTIVATIONS)
         if not isinstance(self.bias, bool):
             raise TypeError(f"`bias` must be true or false, got {self.bias!r}")
+        check_integer("share", self.share, minimum=1)
 
-    def build(self, latent_dim: int, numel: int, seed: int = 0) -> nn.Module:
+    def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
-        return _SparseMLP(self, latent_dim, numel, seed)
+        return _SparseMLP(self, latent_dim, count_numbers(layout), seed)
 
-    def count_parameters(self, latent_dim: int, numel: int) -> int:
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters."""
-        shapes = self.layer_shapes(latent_dim, numel)
+        shapes = self.layer_shapes(latent_dim, count_numbers(layout))
         slopes = len(shapes) - 1 if self.activation == "prelu" else 0
-        return sum(n_out * (k + self.bias) for _, n_out, k in shapes) + slopes
+        weights = sum(-(-n_out // min(self.share, n_out)) * k for _, n_out, k in shapes)
+        return weights + self.bias * sum(n_out for _, n_out, _ in shapes) + slopes
 
-    def with_budget(self, budget: int, latent_dim: int, numel: int) -> Self:
-        """Varies ``growth``."""
+    def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        """Varies ``share``, to the least that fits, and then lowers ``growth`` for what is left."""
         check_integer("budget", budget, minimum=1)
-        check_integer("numel", numel, minimum=1)
-        top = max(numel, 2)
+        numel = count_numbers(layout)
 
-        def growth(step: int) -> float:  # from N, one layer, down to the slowest, close to 1
-            return max(top * 2 ** (-step / _STEPS_PER_OCTAVE), 1.01)
+        def count(share: int, growth: float = self.growth) -> int:
+            spec = replace(self, share=share, growth=growth)
+            return spec.count_parameters(latent_dim, numel)
 
-        def count(step: int) -> int:
-            return replace(self, growth=growth(step)).count_parameters(latent_dim, numel)
+        if count(numel) > budget:
+            raise too_small("sparse", budget, count(numel), "a larger `growth` makes it smaller")
+        # More sharing never costs more: the least is found from the most.
+        share = numel - largest(lambda less: count(numel - less) <= budget, 0, numel - self.share)
 
-        if count(0) > budget:
-            raise too_small("sparse", budget, count(0), "a chunked generator can be smaller")
-        steps = _STEPS_PER_OCTAVE * top.bit_length()
-        return replace(self, growth=growth(largest(lambda s: count(s) <= budget, 0, steps)))
+        def growth(step: int) -> float:  # down to the slowest, close to 1
+            return max(self.growth * 2 ** (-step / _STEPS_PER_OCTAVE), min(self.growth, 1.01))
+
+        steps = _STEPS_PER_OCTAVE * max(1, math.ceil(math.log2(self.growth)))
+        step = largest(lambda step: count(share, growth(step)) <= budget, 0, steps)
+        return replace(self, share=share, growth=growth(step))
 
     def layer_shapes(self, latent_dim: int, numel: int) -> list[tuple[int, int, int]]:
         """``(n_in, n_out, fan_in)`` of every layer, first to last."""
@@ -128,6 +142,7 @@ class _SparseMLP(nn.Module):
                 sigma=latent_dim / 4 if spec.sigma is None else spec.sigma,
                 negative_slope=1.0 if first else slope,
                 bias=spec.bias,
+                share=spec.share,
                 seed=layer_seed,
             )
             for first, (n_in, n_out, fan_in), layer_seed in zip(
@@ -177,15 +192,14 @@ def _calibrate(
     """Rescale each narrow layer so that random embeddings leave it with unit second moment.
 
     The weights' variance makes that so on average over networks; one network of narrow layers
-    may be 20% off. The factor is rounded, so that it is the same on every machine.
+    may be 20% off.
     """
-    x = normal([_CALIBRATION_BATCH, latent_dim], seeded(seed))
-    x /= x.square().mean(1, keepdim=True).sqrt()
+    x = random_embeddings(latent_dim, seeded(seed))
     for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
-        if layer.out_features > _CALIBRATED_WIDTH:
-            break  # wide enough for the law of large numbers
+        if layer.out_features > CALIBRATED_WIDTH:
+            break
         y = layer.double()(before.double()(x))
-        factor = round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
+        factor = calibration_factor(y)
         layer.float().weight.mul_(factor)
         before.float()
         x = y * factor

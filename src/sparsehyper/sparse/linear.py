@@ -35,13 +35,16 @@ class SparseLinear(nn.Module):
         negative_slope: slope on the negative side of the activation *before* this layer: 1 for
             none, 0 for ReLU.
         bias: add a learned vector, starting at zero.
+        share: so many outputs have each weight: those j whose remainder by ⌈out_features / share⌉
+            is the same, which differ in their sources.
         seed: of wiring and weights.
 
     Shape:
         ``[batch, in_features]`` to ``[batch, out_features]``; the batch may be empty.
 
     Raises:
-        ValueError: a width or ``fan_in`` below 1, ``sigma`` below 0, or an unknown topology.
+        ValueError: a width, ``fan_in`` or ``share`` below 1, ``sigma`` below 0, or an unknown
+            topology.
 
     Source: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022); the circulant
     topology is this library's.
@@ -67,6 +70,7 @@ class SparseLinear(nn.Module):
         sigma: float = 16.0,
         negative_slope: float = 1.0,
         bias: bool = False,
+        share: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,10 +79,12 @@ class SparseLinear(nn.Module):
         check_integer("fan_in", fan_in, minimum=1)
         check_choice("topology", topology, TOPOLOGIES)
         check_number("sigma", sigma, minimum=0)
+        check_integer("share", share, minimum=1)
         self.in_features = in_features
         self.out_features = out_features
         self.fan_in = min(fan_in, in_features)
         self.topology = topology
+        self.share = min(share, out_features)
 
         rng = seeded(seed)
         if topology == "circulant":
@@ -90,14 +96,20 @@ class SparseLinear(nn.Module):
             )
             self.register_buffer("sources", sources)
         variance = 2 / ((1 + negative_slope**2) * self.fan_in)
-        self.weight = nn.Parameter(uniform([self.fan_in, out_features], variance, rng))
+        self.weight = nn.Parameter(uniform(self._weight_shape(), variance, rng))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._plan()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
-        y = sparse_linear(self._checked(x), self.weight, self._wiring())
+        y = sparse_linear(self._checked(x), self.weights(), self._wiring())
         return y if self.bias is None else y + self.bias
+
+    def weights(self) -> Tensor:
+        """The weight of every connection: ``[fan_in, out_features]``."""
+        if self.share == 1:
+            return self.weight
+        return self.weight.repeat(1, self.share)[:, : self.out_features]
 
     def connections(self) -> Tensor:
         """The source of every connection: int32 ``[fan_in, out_features]``."""
@@ -109,18 +121,20 @@ class SparseLinear(nn.Module):
         """Shape and wiring, for ``print``."""
         return (
             f"{self.in_features}, {self.out_features}, fan_in={self.fan_in}, "
-            f"topology={self.topology!r}, bias={self.bias is not None}"
+            f"topology={self.topology!r}, bias={self.bias is not None}, share={self.share}"
         )
+
+    def _weight_shape(self) -> list[int]:
+        return [self.fan_in, -(-self.out_features // self.share)]
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(
                 f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
             )
-        if self.weight.shape != (self.fan_in, self.out_features):
+        if list(self.weight.shape) != self._weight_shape():
             raise ValueError(
-                f"`weight` must have shape [{self.fan_in}, {self.out_features}], got "
-                f"{list(self.weight.shape)}"
+                f"`weight` must have shape {self._weight_shape()}, got {list(self.weight.shape)}"
             )
         return x.to(self.weight.dtype)
 
@@ -184,6 +198,6 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
         raise ValueError("`layers` must have no biases")
     return sparse_chain(
         layers[0]._checked(x),
-        [layer.weight for layer in layers],
+        [layer.weights() for layer in layers],
         [layer._wiring() for layer in layers],
     )

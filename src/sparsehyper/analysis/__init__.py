@@ -1,0 +1,38 @@
+"""What a hypernetwork is made of and what it has learned: wiring, rank, cost, geometry, layers."""
+
+from __future__ import annotations
+
+from sparsehyper.analysis.layers import layer_statistics
+from sparsehyper.analysis.operations import count_operations
+from sparsehyper.analysis.paths import Line, Plane, line, plane
+from sparsehyper.analysis.rank import EffectiveRank, effective_rank
+from sparsehyper.analysis.summary import summarize
+from sparsehyper.analysis.vectors import (
+    METRICS,
+    Projection,
+    distances,
+    generated_weights,
+    project,
+    task_embeddings,
+)
+from sparsehyper.analysis.wiring import Connectivity, connectivity
+
+__all__ = [
+    "METRICS",
+    "Connectivity",
+    "EffectiveRank",
+    "Line",
+    "Plane",
+    "Projection",
+    "connectivity",
+    "count_operations",
+    "distances",
+    "effective_rank",
+    "generated_weights",
+    "layer_statistics",
+    "line",
+    "plane",
+    "project",
+    "summarize",
+    "task_embeddings",
+]

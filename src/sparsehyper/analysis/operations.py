@@ -1,0 +1,77 @@
+"""What generating a model costs, and what running it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsehyper.analysis.vectors import model_at
+from sparsehyper.generators.butterfly import _Stages
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.sparse import SparseLinear
+
+
+@torch.no_grad()
+def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-adds of generating one model, and of one forward pass of it.
+
+    Counted are sparse layers (a multiply-add for each connection), matrix products, convolutions
+    and attention, not what is done number by number, such as activations and norms. A target that
+    runs on the ``meta`` device is counted there, without its work being done.
+
+    Args:
+        hnet: the hypernetwork.
+        *example: what the target takes; the multiply-adds of the target are those of this batch.
+
+    Returns:
+        ``generator`` and ``target``, each with ``parameters`` (of the target, all of one model)
+        and ``multiply_adds``; JSON-ready.
+
+    Raises:
+        ValueError: no ``example``.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(fan_in=3), TaskEmbedding(2, dim=8))
+    >>> count_operations(hnet, torch.zeros(1, 5))
+    {'generator': {'parameters': 36, 'multiply_adds': 36},
+     'target': {'parameters': 12, 'multiply_adds': 10}}
+    """
+    if not example:
+        raise ValueError("`example` must hold what the target takes, got nothing")
+    z = torch.zeros(hnet.conditioner.dim).to(hnet.target.moments)
+    model = model_at(hnet, z)
+    parameters = sum(p.numel() for p in model.parameters())
+    try:
+        # As the processor's own kernels for recurrent layers and attention go uncounted.
+        meta = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
+        count = _count(lambda: model.to("meta")(*meta))
+    except Exception:  # whatever a target does that needs numbers
+        model = model_at(hnet, z)
+        count = _count(lambda: model(*example))
+    generator = hnet.generator
+    connections = sum(_connections(module) for module in generator.modules())
+    return {
+        "generator": {
+            "parameters": sum(p.numel() for p in generator.parameters()),
+            "multiply_adds": connections + _count(lambda: generator(z[None])),
+        },
+        "target": {"parameters": parameters, "multiply_adds": count},
+    }
+
+
+def _connections(module: nn.Module) -> int:
+    """Multiply-adds for one model of a layer whose products PyTorch does not count."""
+    if isinstance(module, SparseLinear):
+        return module.fan_in * module.out_features
+    return module.weight.numel() if isinstance(module, _Stages) else 0
+
+
+def _count(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2

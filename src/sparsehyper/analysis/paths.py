@@ -1,0 +1,158 @@
+"""What a model is worth on the way from one task to another: along a line, and over a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_integer, check_number
+from sparsehyper.analysis.vectors import model_at, task_embeddings
+from sparsehyper.conditioning import Condition
+from sparsehyper.hypernetwork import HyperNetwork
+
+Evaluate = Callable[[nn.Module], float]
+"""From an ordinary model in evaluation mode to a number, such as its accuracy on a task."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values along a line.
+
+    Attributes:
+        positions: from 0 at the first task to 1 at the second.
+        values: at each.
+    """
+
+    positions: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Values over a plane.
+
+    Attributes:
+        x, y: coordinates of the columns and rows, in the units of normalised embeddings.
+        values: one row for each of ``y``, a value for each of ``x`` in it.
+        corners: where the three tasks lie: the first at (0, 0), the second at (x, 0).
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
+    corners: tuple[tuple[float, float], ...]
+
+
+def line(
+    hnet: HyperNetwork, evaluate: Evaluate, a: Condition, b: Condition, *, points: int = 11
+) -> Line:
+    """Evaluate the models along the line between the normalised embeddings of two tasks.
+
+    A point between normalised embeddings is shorter than they are, and is normalised again, as all
+    that the generator is given: the way is an arc. Batch norms have the mean statistics of all
+    tasks, on the whole way.
+
+    Args:
+        hnet: the hypernetwork, in any mode.
+        evaluate: given the model at each point, an ordinary module in evaluation mode.
+        a, b: tasks, or embeddings ``[latent_dim]`` where the hypernetwork takes them as such.
+        points: how many, at least 2, the ends included.
+
+    Raises:
+        ValueError: ``points`` below 2.
+        TypeError: ``evaluate`` cannot be called.
+        KeyError, IndexError: an unknown task.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
+    >>> x, y = torch.randn(20, 5), torch.arange(20) % 2
+    >>> found = line(hnet, lambda model: (model(x).argmax(1) == y).float().mean(), "shoes", "bags")
+    >>> len(found.values)
+    11
+    """
+    _check(evaluate, points)
+    start, end = task_embeddings(hnet, [a, b]).double()
+    steps = torch.linspace(0, 1, points, dtype=torch.double)
+    values = _values(hnet, evaluate, [start + step * (end - start) for step in steps])
+    return Line(tuple(steps.tolist()), values)
+
+
+def plane(
+    hnet: HyperNetwork,
+    evaluate: Evaluate,
+    a: Condition,
+    b: Condition,
+    c: Condition,
+    *,
+    points: int = 11,
+    margin: float = 0.2,
+) -> Plane:
+    """Evaluate the models over the plane through the normalised embeddings of three tasks.
+
+    Its axes are b - a and what of c - a is at right angles to it, both of unit length. Every point
+    is normalised again, as for `line`.
+
+    Args:
+        hnet, evaluate: as for `line`.
+        a, b, c: tasks or embeddings, no two of them the same.
+        points: how many each way, at least 2.
+        margin: how far the grid goes beyond the tasks, relative to the size of their triangle.
+
+    Raises:
+        ValueError: ``points`` below 2, ``margin`` below 0, or embeddings that are the same.
+        TypeError: ``evaluate`` cannot be called.
+        KeyError, IndexError: an unknown task.
+
+    Source: the planes of T. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling
+    of DNNs" (NeurIPS 2018), there of weights.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(3, dim=8))
+    >>> found = plane(hnet, lambda model: model.bias.norm(), 0, 1, 2, points=4)
+    >>> len(found.values), len(found.values[0])
+    (4, 4)
+    """
+    _check(evaluate, points)
+    check_number("margin", margin, minimum=0)
+    origin, *others = task_embeddings(hnet, [a, b, c]).double()
+    u, v = (other - origin for other in others)
+    width = float(u.norm())
+    right = u / max(width, 1e-300)
+    along = float(v @ right)
+    upward = v - along * right
+    height = float(upward.norm())
+    # Three points of a sphere are never on one line.
+    if min(width, height) < 1e-6 * float(origin.norm()):
+        raise ValueError("`a`, `b` and `c` must have three different embeddings, got two the same")
+    up = upward / height
+    x, y = _grid(0.0, width, along, points, margin), _grid(0.0, 0.0, height, points, margin)
+    rows = [
+        _values(hnet, evaluate, [origin + column * right + row * up for column in x]) for row in y
+    ]
+    return Plane(x, y, tuple(rows), ((0.0, 0.0), (width, 0.0), (along, height)))
+
+
+@torch.no_grad()
+def _values(
+    hnet: HyperNetwork, evaluate: Evaluate, embeddings: Sequence[Tensor]
+) -> tuple[float, ...]:
+    return tuple(
+        float(evaluate(model_at(hnet, F.layer_norm(z, z.shape).to(hnet.target.moments))))
+        for z in embeddings
+    )
+
+
+def _grid(a: float, b: float, c: float, points: int, margin: float) -> tuple[float, ...]:
+    low, high = min(a, b, c), max(a, b, c)
+    beyond = margin * (high - low)
+    return tuple(torch.linspace(low - beyond, high + beyond, points, dtype=torch.double).tolist())
+
+
+def _check(evaluate: Evaluate, points: int) -> None:
+    if not callable(evaluate):
+        raise TypeError(f"`evaluate` must be a function of a model, got {evaluate!r}")
+    check_integer("points", points, minimum=2)

@@ -1,0 +1,160 @@
+"""Tasks as vectors, their embeddings or their weights: the distances between them, and a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._checks import check_choice
+from sparsehyper.adapters import merge
+from sparsehyper.analysis.gram import centred, gram, rows_at_once
+from sparsehyper.conditioning import Condition
+from sparsehyper.hypernetwork import HyperNetwork
+
+METRICS = ("cosine", "euclidean")
+
+
+@torch.no_grad()
+def task_embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
+    """Normalised embeddings ``[tasks, latent_dim]``: what the generator sees.
+
+    Args:
+        hnet: the hypernetwork.
+        tasks: of any form that stands for one model; None for all that it knows by name.
+
+    Raises:
+        ValueError: no tasks.
+        KeyError, IndexError, TypeError: what is no task of the hypernetwork.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
+    >>> task_embeddings(hnet).norm(dim=1)
+    tensor([2.8284, 2.8284])
+    """
+    if isinstance(tasks, str) or (tasks is not None and not isinstance(tasks, Sequence)):
+        raise TypeError(f"`tasks` must be a list of tasks, got {tasks!r}")
+    tasks = hnet.task_names if tasks is None else tasks
+    if not tasks:
+        raise ValueError("`tasks` must hold at least one task, got none")
+    rows = torch.stack([hnet.embedding(task) for task in tasks])
+    return F.layer_norm(rows, [hnet.conditioner.dim])
+
+
+@torch.no_grad()
+def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
+    """The parameter vectors θ ``[tasks, N]``, in float32 4 N bytes a task.
+
+    Args:
+        hnet: the hypernetwork.
+        tasks: as `task_embeddings` takes them.
+
+    Raises:
+        ValueError, KeyError, IndexError, TypeError: as `task_embeddings`.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
+    >>> generated_weights(hnet).shape
+    torch.Size([2, 12])
+    """
+    z = task_embeddings(hnet, tasks)
+    theta = hnet.target.moments.new_empty(len(z), hnet.target.numel)
+    size = rows_at_once(hnet.target.numel)
+    for rows, some in zip(theta.split(size), z.split(size), strict=True):
+        rows.copy_(hnet.target.parameters_at(hnet.generator(some)))
+    return theta
+
+
+def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
+    """Distances between all pairs of vectors, worked out in float64.
+
+    Args:
+        vectors: ``[n, length]``, of any length: they are read a few columns at a time.
+        metric: ``"cosine"``: 1 less the cosine of the angle, in [0, 2]; or ``"euclidean"``.
+
+    Returns:
+        Float64 ``[n, n]``, symmetric, with zeros on the diagonal.
+
+    Raises:
+        ValueError: another shape, numbers that are not finite, an unknown metric, or for
+            ``"cosine"`` a vector of zeros.
+
+    >>> distances(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), "euclidean")
+    tensor([[0.0000, 2.2361],
+            [2.2361, 0.0000]], dtype=torch.float64)
+    """
+    check_choice("metric", metric, METRICS)
+    _check_vectors(vectors)
+    if metric == "euclidean":
+        # What the vectors have in common would drown their differences.
+        products = gram(vectors, shift=vectors[0].double())
+        squares = products.diagonal()
+        result = (squares[:, None] + squares - 2 * products).clamp(min=0).sqrt()
+    else:
+        products = gram(vectors)
+        norms = products.diagonal().sqrt()
+        for i, norm in enumerate(norms.tolist()):
+            if norm == 0:
+                raise ValueError(f"`vectors` must not be zero for a cosine, got zeros in row {i}")
+        result = (1 - products / norms[:, None] / norms).clamp(0, 2)
+    return result.fill_diagonal_(0)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A map of vectors.
+
+    Attributes:
+        points: float64 ``[n, 2]``, of mean zero.
+        explained: the share of the variance along each of the two axes.
+    """
+
+    points: Tensor
+    explained: tuple[float, float]
+
+
+def project(vectors: Tensor) -> Projection:
+    """Principal components: the plane in which the vectors differ most.
+
+    Of each axis the direction is chosen in which the point farthest from the middle is positive.
+
+    Args:
+        vectors: ``[n, length]``, of any length: they are read a few columns at a time.
+
+    Raises:
+        ValueError: another shape, or numbers that are not finite.
+
+    >>> found = project(torch.tensor([[3.0, 1.0], [0.0, 1.0], [-3.0, 1.0]]))
+    >>> found.points[:, 0].abs().round(), round(found.explained[0], 3)
+    (tensor([3., 0., 3.], dtype=torch.float64), 1.0)
+    """
+    _check_vectors(vectors)
+    values, axes = torch.linalg.eigh(centred(gram(vectors, shift=vectors[0].double())))
+    points = (axes * values.clamp(min=0).sqrt()).flip(1)
+    points = F.pad(points, (0, 1))[:, :2]  # one vector has one axis only
+    farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
+    points *= torch.where(farthest < 0, -1.0, 1.0)
+    first, second = (points.square().sum(0) / values.sum().clamp(min=1e-300)).tolist()
+    return Projection(points, (first, second))
+
+
+@torch.no_grad()
+def model_at(hnet: HyperNetwork, normalised: Tensor) -> nn.Module:
+    """An ordinary module, in evaluation mode, for a normalised embedding ``[latent_dim]``.
+
+    Its batch norms have the mean statistics of all tasks.
+    """
+    target = hnet.target
+    tensors = target.tensors_at(hnet.generator(normalised[None])[0])
+    return merge(target.materialize(tensors, None)).eval()
+
+
+def _check_vectors(vectors: Tensor) -> None:
+    if vectors.ndim != 2 or not vectors.numel():
+        raise ValueError(f"`vectors` must have shape [n, length], got {list(vectors.shape)}")
+    for i, row in enumerate(vectors):
+        if not row.isfinite().all():
+            raise ValueError(f"`vectors` must be finite, got other numbers in row {i}")

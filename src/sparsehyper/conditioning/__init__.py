@@ -1,0 +1,57 @@
+"""Conditioners: from a task, an input or examples to the embedding z, one file a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sparsehyper._checks import check_choice
+from sparsehyper.conditioning.base import Condition, Conditioner, TaskConditioner, is_ids
+from sparsehyper.conditioning.features import TaskFeatures
+from sparsehyper.conditioning.inputs import InputAndTask, InputEncoder, Noise
+from sparsehyper.conditioning.support import SupportSet
+from sparsehyper.conditioning.tasks import TaskEmbedding
+
+CONDITIONERS: dict[str, type[Conditioner]] = {
+    c.kind: c for c in (TaskEmbedding, TaskFeatures, InputEncoder, InputAndTask, SupportSet, Noise)
+}
+
+__all__ = [
+    "CONDITIONERS",
+    "Condition",
+    "Conditioner",
+    "InputAndTask",
+    "InputEncoder",
+    "Noise",
+    "SupportSet",
+    "TaskConditioner",
+    "TaskEmbedding",
+    "TaskFeatures",
+    "conditioner_from_config",
+    "is_ids",
+]
+
+
+def conditioner_from_config(config: Mapping[str, Any]) -> Conditioner:
+    """A conditioner like the one that ``to_config`` described, with other values.
+
+    Raises:
+        ValueError: an unknown kind, or one that holds a network of the user's.
+
+    >>> conditioner_from_config({"kind": "noise", "dim": 8, "per": "batch"})
+    Noise(dim=8)
+    """
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    check_choice("conditioner", kind, CONDITIONERS)
+    if kind == TaskFeatures.kind:
+        length = settings.pop("n_features")
+        settings["features"] = {name: torch.zeros(length) for name in settings.pop("tasks")}
+    elif kind not in (TaskEmbedding.kind, Noise.kind):
+        raise ValueError(
+            f"a conditioner of kind {kind!r} holds a network of its own; give a `conditioner` like "
+            "the one that was saved"
+        )
+    return CONDITIONERS[kind](**settings)

@@ -1,0 +1,187 @@
+"""The contract of a conditioner, and what conditioners with named tasks share."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, SupportsIndex, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._checks import check_integer
+
+Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
+"""What ``task`` may be: a name, a number, an embedding, … as each conditioner says."""
+
+
+class Conditioner(nn.Module, ABC):
+    """From what is known of a task or an input to its embedding z.
+
+    Attributes:
+        dim: length of an embedding.
+        names: of the tasks; none where embeddings are not those of named tasks.
+        per_sample: whether every sample has an embedding, and so a model, of its own.
+    """
+
+    kind: ClassVar[str]
+    per_sample = False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        check_integer("dim", dim, minimum=2)
+        self.dim = dim
+        self.names: list[str] = []
+
+    @abstractmethod
+    def embed(
+        self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, int | None]:
+        """The embedding of one model, or of one for each sample.
+
+        Args:
+            task: what the caller gave as ``task``.
+            args, kwargs: what the target is given.
+
+        Returns:
+            z, ``[dim]`` or ``[batch, dim]``, and the number of the task whose batch-norm
+            statistics are used; None for the mean of all.
+        """
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+
+    def given(self, task: Any) -> Tensor | None:
+        """``task`` if it is an embedding ``[dim]`` itself."""
+        if not (isinstance(task, Tensor) and task.is_floating_point()):
+            return None
+        if task.shape != (self.dim,):
+            raise ValueError(
+                f"a floating-point `task` is an embedding of shape [{self.dim}], "
+                f"got shape {list(task.shape)}; task numbers must be integers"
+            )
+        return task.to(next(self.parameters(), task).dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"tasks={len(self.names)}, dim={self.dim}" if self.names else f"dim={self.dim}"
+
+
+class TaskConditioner(Conditioner):
+    """A conditioner that knows tasks by name and number."""
+
+    def __init__(self, tasks: int | Sequence[str], dim: int) -> None:
+        super().__init__(dim)
+        if isinstance(tasks, int):
+            check_integer("tasks", tasks, minimum=1)
+            tasks = [str(i) for i in range(tasks)]
+        if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+            raise TypeError(f"`tasks` must be a number or a list of names, got {tasks!r}")
+        if not tasks:
+            raise ValueError("`tasks` must name at least one task, got none")
+        for name in tasks:
+            self.check_new("tasks", name)
+            self.names.append(name)
+
+    @abstractmethod
+    def forward(self, task: Tensor) -> Tensor:
+        """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
+
+    def embed(
+        self,
+        task: Any,
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: Mapping[str, Any],  # noqa: ARG002
+    ) -> tuple[Tensor, int | None]:
+        """The embedding ``[dim]`` of a task, which may be left out where there is only one."""
+        given = self.given(task)
+        if given is not None:
+            return given, None
+        row = self.row(task)
+        return self.at(row), row
+
+    def at(self, row: int) -> Tensor:
+        """The embedding ``[dim]`` of the task of a number."""
+        return self(torch.tensor([row], device=next(self.parameters()).device))[0]
+
+    def row(self, task: Any) -> int:
+        """The number of one task, which may be None where there is only one."""
+        if task is None:
+            if len(self.names) > 1:
+                known = ", ".join(map(repr, self.names))
+                raise TypeError(f"`task` is missing; the tasks are: {known}")
+            return 0
+        if isinstance(task, Tensor) and (task.ndim or not is_ids(task)):
+            raise ValueError(
+                "`task` must be one name, number or embedding here, "
+                f"got a tensor of shape {list(task.shape)} and dtype {task.dtype}"
+            )
+        return self.index(task)
+
+    def index(self, task: str | SupportsIndex) -> int:
+        """The number of a task given by number or name.
+
+        Raises:
+            KeyError: an unknown name.
+            TypeError: neither a name nor an integer.
+            IndexError: a number outside [0, tasks); a negative one is never counted from the end.
+        """
+        if isinstance(task, str):
+            if task not in self.names:
+                known = ", ".join(map(repr, self.names))
+                raise KeyError(f"unknown `task` {task!r}; the tasks are: {known}")
+            return self.names.index(task)
+        try:
+            if isinstance(task, bool):
+                raise TypeError
+            # An `int` as it is: `operator.index` would make it a constant to torch.compile.
+            number = task if isinstance(task, int) else operator.index(task)
+        except TypeError:
+            raise TypeError(
+                f"`task` must be a name or an integer, got {task!r}; "
+                "for one task per sample give an integer tensor [batch]"
+            ) from None
+        if not 0 <= number < len(self.names):
+            raise IndexError(f"`task` must be in [0, {len(self.names)}), got {number}")
+        return number
+
+    @abstractmethod
+    def add(self, name: str, init: Any) -> None:
+        """Add a task."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a task."""
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a task another name.
+
+        Raises:
+            KeyError: no such task.
+            TypeError, ValueError: ``new_name`` is no name, or a task already.
+        """
+        row = self.index(name)
+        self.check_new("new_name", new_name)
+        self.names[row] = new_name
+
+    def check_new(self, argument: str, name: Any) -> None:
+        """Raise unless ``name`` could be that of one more task."""
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
+        if name in self.names:
+            raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
+
+    def check_removable(self, name: str) -> None:
+        """Raise ``ValueError`` if a task is the only one."""
+        if len(self.names) == 1:
+            raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def is_ids(task: Any) -> TypeGuard[Tensor]:
+    """Whether ``task`` is a tensor of task numbers."""
+    return isinstance(task, Tensor) and task.dtype in _INTEGERS

@@ -1,0 +1,116 @@
+"""Tasks described by given vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._checks import check_integer
+from sparsehyper._random import seeded, uniform
+from sparsehyper.conditioning.base import TaskConditioner
+
+
+class TaskFeatures(TaskConditioner):
+    """Embeddings computed from a vector of each task: a descriptor, the embedding of a text.
+
+    z(task) = W₂ ReLU(W₁ f(task) + b₁) + b₂, with the features f given and kept as they are. A task
+    never seen needs its features only: ``hnet(x, task=features)``.
+
+    ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or features
+    ``[n_features]``.
+
+    Args:
+        features: of each task, by name: floating-point ``[n_features]``, finite, all of one length.
+        dim: latent size, at least 2.
+        hidden: width of the hidden layer.
+        seed: of the initial weights.
+
+    Attributes:
+        features: ``[tasks, n_features]``, a buffer.
+
+    Raises:
+        TypeError, ValueError: no tasks, or features of other shapes or dtypes.
+
+    >>> descriptors = {"shoes": torch.tensor([1.0, 0.0]), "bags": torch.tensor([0.0, 1.0])}
+    >>> TaskFeatures(descriptors, dim=8)(torch.tensor([1, 0, 0])).shape
+    torch.Size([3, 8])
+    """
+
+    kind = "task_features"
+
+    features: Tensor
+
+    def __init__(
+        self, features: Mapping[str, Tensor], dim: int = 64, *, hidden: int = 64, seed: int = 0
+    ) -> None:
+        if not isinstance(features, Mapping):
+            raise TypeError(f"`features` must map names to vectors, got {features!r}")
+        super().__init__(list(features), dim)
+        check_integer("hidden", hidden, minimum=1)
+        rows = [self._checked(name, row, None) for name, row in features.items()]
+        for name, row in zip(features, rows, strict=True):
+            self._checked(name, row, len(rows[0]))
+        self.register_buffer("features", torch.stack(rows))
+        self.first, self.last = nn.Linear(len(rows[0]), hidden), nn.Linear(hidden, dim)
+        rng = seeded(seed)
+        with torch.no_grad():
+            for layer, gain in ((self.first, 1.0), (self.last, 2.0)):
+                layer.weight.copy_(uniform(layer.weight.shape, gain / layer.in_features, rng))
+                layer.bias.zero_()
+
+    def forward(self, task: Tensor) -> Tensor:
+        """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
+        return self.of(self.features[task.long()])
+
+    def of(self, features: Tensor) -> Tensor:
+        """Embeddings ``[…, dim]`` of features ``[…, n_features]``."""
+        return self.last(self.first(features).relu())
+
+    def given(self, task: Any) -> Tensor | None:
+        """The embedding of ``task`` if it is a feature vector."""
+        if not (isinstance(task, Tensor) and task.is_floating_point()):
+            return None
+        return self.of(self._checked("task", task, self.features.shape[1]).to(self.features))
+
+    def add(self, name: str, init: Any) -> None:
+        """Add a task by its features ``[n_features]``."""
+        self.check_new("name", name)
+        row = self._checked(name, init, self.features.shape[1])
+        self.features = torch.cat([self.features, row[None].to(self.features)])
+        self.names.append(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a task.
+
+        Raises:
+            KeyError: no such task.
+            ValueError: it is the only one.
+        """
+        row = self.index(name)
+        self.check_removable(name)
+        self.features = torch.cat([self.features[:row], self.features[row + 1 :]])
+        del self.names[row]
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-ready dict, without the features, which are in the state dict."""
+        return {
+            "kind": self.kind,
+            "tasks": self.names,
+            "n_features": self.features.shape[1],
+            "dim": self.dim,
+            "hidden": self.first.out_features,
+        }
+
+    @staticmethod
+    def _checked(name: str, row: Any, length: int | None) -> Tensor:
+        if not isinstance(row, Tensor) or row.ndim != 1 or not row.is_floating_point():
+            found = f"{row.dtype} {list(row.shape)}" if isinstance(row, Tensor) else repr(row)
+            raise TypeError(f"features of {name!r} must be a floating-point vector, got {found}")
+        if length is not None and len(row) != length:
+            raise ValueError(f"features of {name!r} must have length {length}, got {len(row)}")
+        if not row.isfinite().all():
+            raise ValueError(f"features of {name!r} must be finite, got {row.tolist()}")
+        return row.detach()

@@ -1,0 +1,98 @@
+"""A learned embedding for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._random import normal, seeded
+from sparsehyper.conditioning.base import TaskConditioner
+
+
+class TaskEmbedding(TaskConditioner):
+    """A learned vector for each task; with one task, a hypernetwork conditioned on nothing.
+
+    ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or an
+    embedding ``[dim]`` itself.
+
+    Args:
+        tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
+        dim: latent size, at least 2 (embeddings are normalised over it, which leaves nothing of a
+            single number).
+        seed: of the initial embeddings, standard normal.
+
+    Attributes:
+        weight: ``[tasks, dim]``.
+        names: the tasks' names.
+
+    Raises:
+        ValueError: no task, a name that stands twice, or ``dim`` below 2.
+
+    >>> TaskEmbedding(["shoes", "bags"], dim=8)(torch.tensor([1, 1, 0])).shape
+    torch.Size([3, 8])
+    """
+
+    weight: nn.Parameter
+
+    kind = "task_embedding"
+
+    def __init__(self, tasks: int | Sequence[str], dim: int = 64, *, seed: int = 0) -> None:
+        super().__init__(tasks, dim)
+        self.weight = nn.Parameter(normal([len(self.names), dim], seeded(seed)).float())
+
+    def forward(self, task: Tensor) -> Tensor:
+        """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
+        return F.embedding(task.long(), self.weight)
+
+    def at(self, row: int) -> Tensor:
+        """The embedding ``[dim]`` of the task of a number, a view."""
+        return self.weight[row]
+
+    def add(self, name: str, init: str | Tensor = "mean") -> None:
+        """Add a task; the embeddings become a new parameter, which optimisers must be given.
+
+        Args:
+            name: a new name.
+            init: ``"mean"`` of the known embeddings, the name of a known task, or a vector
+                ``[dim]``.
+
+        Raises:
+            TypeError, ValueError: ``name`` is no name, or a task already; or ``init`` has another
+                shape.
+            KeyError: ``init`` is the name of no task.
+        """
+        self.check_new("name", name)
+        with torch.no_grad():
+            if isinstance(init, Tensor):
+                if init.shape != (self.dim,):
+                    raise ValueError(f"`init` must have shape [{self.dim}], got {list(init.shape)}")
+                row = init.to(self.weight)
+            elif init == "mean":
+                row = self.weight.mean(0)
+            else:
+                row = self.weight[self.index(init)]
+            weight = torch.cat([self.weight, row[None]])
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        self.names.append(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a task; the embeddings become a new parameter, which optimisers must be given.
+
+        Raises:
+            KeyError: no such task.
+            ValueError: it is the only one.
+        """
+        row = self.index(name)
+        self.check_removable(name)
+        weight = self.weight.detach()
+        kept = torch.cat([weight[:row], weight[row + 1 :]])
+        self.weight = nn.Parameter(kept, requires_grad=self.weight.requires_grad)
+        del self.names[row]
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {"kind": self.kind, "tasks": self.names, "dim": self.dim}

@@ -1,0 +1,125 @@
+"""The composed generator: different tensors by different generators."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._checks import check_integer
+from sparsehyper._random import spawn_seeds
+from sparsehyper.generators.base import Generator
+from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
+
+
+@dataclass(frozen=True)
+class Composed(Generator):
+    """Several generators side by side.
+
+    Args:
+        parts: a generator for each glob of tensor names; a tensor goes to the first that matches.
+
+    Raises:
+        TypeError: ``parts`` is no mapping from globs to generators.
+        ValueError: there are none; on building, a tensor that no glob matches, or a glob that gets
+            no tensor.
+
+    >>> from sparsehyper import Dense, Sparse
+    >>> from sparsehyper.layout import pack
+    >>> layout = pack([("weight", torch.Size([30, 40])), ("bias", torch.Size([30]))])
+    >>> generator = Composed({"bias": Dense(), "*": Sparse()}).build(16, layout)
+    >>> generator(torch.randn(3, 16)).shape
+    torch.Size([3, 1230])
+    """
+
+    kind = "composed"
+
+    parts: Mapping[str, Generator] | Sequence[tuple[str, Generator]]
+
+    def __post_init__(self) -> None:
+        pairs = self.parts.items() if isinstance(self.parts, Mapping) else self.parts
+        parts = tuple((pattern, generator) for pattern, generator in pairs)
+        if not parts:
+            raise ValueError("`parts` must have at least one generator, got none")
+        for pattern, generator in parts:
+            if not isinstance(pattern, str) or not isinstance(generator, Generator):
+                raise TypeError(
+                    "`parts` must map globs of tensor names to generators, got "
+                    f"{pattern!r}: {generator!r}"
+                )
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def _pairs(self) -> tuple[tuple[str, Generator], ...]:
+        assert isinstance(self.parts, tuple)  # replaced at construction
+        return self.parts
+
+    def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
+        """The generator, an ``nn.Module``."""
+        groups = self._groups(layout)
+        seeds = spawn_seeds(seed, len(groups))
+        built = [
+            generator.build(latent_dim, _repacked(own), seed)
+            for (generator, own), seed in zip(groups, seeds, strict=True)
+        ]
+        return _Parts(built, [own for _, own in groups])
+
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
+        """Trainable parameters."""
+        return sum(
+            generator.count_parameters(latent_dim, _repacked(own))
+            for generator, own in self._groups(layout)
+        )
+
+    def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        """Varies what each part varies, within its share of the budget: that of its parameters."""
+        check_integer("budget", budget, minimum=1)
+        groups = self._groups(layout)
+        numels = [sum(spec.numel for spec in own) for _, own in groups]
+        parts = [
+            (pattern, g.with_budget(max(1, budget * n // sum(numels)), latent_dim, _repacked(own)))
+            for (pattern, _), (g, own), n in zip(self._pairs, groups, numels, strict=True)
+        ]
+        return replace(self, parts=parts)
+
+    def _groups(self, layout: Layout) -> list[tuple[Generator, list[TensorSpec]]]:
+        """The tensors of each part."""
+        tensors = as_tensors(layout)
+        groups: list[tuple[Generator, list[TensorSpec]]] = [(g, []) for _, g in self._pairs]
+        for spec in tensors:
+            for (pattern, _), (_, own) in zip(self._pairs, groups, strict=True):
+                if fnmatch.fnmatchcase(spec.name, pattern):
+                    own.append(spec)
+                    break
+            else:
+                patterns = ", ".join(repr(pattern) for pattern, _ in self._pairs)
+                raise ValueError(f"`parts` has no generator for {spec.name!r}; it has: {patterns}")
+        for (pattern, _), (_, own) in zip(self._pairs, groups, strict=True):
+            if not own:
+                names = ", ".join(spec.name for spec in tensors)
+                raise ValueError(f"`parts` leaves nothing to {pattern!r}; the tensors are: {names}")
+        return groups
+
+
+class _Parts(nn.Module):
+    def __init__(self, parts: list[nn.Module], groups: list[list[TensorSpec]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self._sizes = [[spec.numel for spec in own] for own in groups]
+        offsets = [spec.offset for own in groups for spec in own]
+        self._order = sorted(range(len(offsets)), key=offsets.__getitem__)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``[batch, latent_dim]`` to ``[batch, numel]``."""
+        pieces: list[Tensor] = []
+        for part, sizes in zip(self.parts, self._sizes, strict=True):
+            pieces += part(z).split(sizes, 1)
+        return torch.cat([pieces[i] for i in self._order], 1)
+
+
+def _repacked(own: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return pack((spec.name, spec.shape) for spec in own)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conformance import embeddings
+from sparsehyper.generators import Chunked, Composed, Dense, Sparse
+from sparsehyper.layout import pack
+
+LAYOUT = pack(
+    [
+        (n, torch.Size(s))
+        for n, s in (("a.bias", [5]), ("a.weight", [5, 4]), ("b.bias", [3]), ("b.weight", [3, 5]))
+    ]
+)
+
+
+def test_each_tensor_is_made_by_the_first_generator_that_matches():
+    spec = Composed({"*.bias": Dense(), "b.*": Chunked(2), "*": Sparse()})
+    generator = spec.build(8, LAYOUT).double()
+    z = embeddings(3, 8)
+    dense, chunked, sparse = (part(z) for part in generator.parts)
+    assert [t.shape[1] for t in (dense, chunked, sparse)] == [8, 15, 20]
+    expected = torch.cat([dense[:, :5], sparse, dense[:, 5:], chunked], 1)
+    torch.testing.assert_close(generator(z), expected)
+    assert spec.count_parameters(8, LAYOUT) == sum(p.numel() for p in generator.parameters())
+
+
+def test_parts_differ_though_they_are_of_one_kind():
+    one, two = Composed({"a.*": Dense(), "*": Dense()}).build(8, LAYOUT).parts
+    assert not torch.equal(one.weight[:18], two.weight[:18])
+
+
+def test_a_budget_is_shared_by_size():
+    layout = pack([("a", torch.Size([3000])), ("b", torch.Size([1000]))])
+    spec = Composed({"a": Sparse(), "b": Sparse()}).with_budget(16_000, 16, layout)
+    counts = [g.count_parameters(16, n) for (_, g), n in zip(spec.parts, (3000, 1000), strict=True)]
+    assert 11_000 < counts[0] <= 12_000
+    assert 3_600 < counts[1] <= 4_000
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({}, ValueError, "`parts` must have at least one generator, got none"),
+        ({"*": "dense"}, TypeError, r"`parts` must map globs .* got '\*': 'dense'"),
+        ({"a.*": Dense()}, ValueError, "no generator for 'b.bias'; it has: 'a"),
+        ({"*": Dense(), "b.*": Sparse()}, ValueError, "`parts` leaves nothing to 'b"),
+    ],
+)
+def test_bad_parts_are_refused(parts, error, message):
+    with pytest.raises(error, match=message):
+        Composed(parts).build(8, LAYOUT)
