@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,6 +117,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     for name in state:
         if name not in expected:
             raise ValueError(f"{source!r} does not fit this model: unexpected tensor {name!r}")
+    # Files have no version numbers of modules, without which some look for what older ones saved.
+    state = OrderedDict(state)
+    state._metadata = expected._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
 
 
@@ -124,6 +128,12 @@ def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"{name!r} cannot be saved, being no dense tensor but a {found}; a buffer that the "
+                "target can make anew need not be saved: register it with persistent=False"
+            )
         whole = tensor.detach().contiguous()
         storage = whole.untyped_storage().data_ptr()
         apart[name] = whole.clone() if storage in storages else whole

@@ -12,7 +12,10 @@ copy of the target would. The rules are those of PyTorch's own layers, by fan-in
     normalisation layers: weight              1      0.1
     normalisation layers: bias                0      0.1
     anything else, not constant               its own mean and standard deviation now
-    anything else, constant c                 c      0.1 · |c|, or 0.02 where c = 0
+    anything else, constant c                 c      0.1 · |c|, at least 0.02
+
+Weights that the module itself starts much wider or narrower than these rules (SIREN, language
+models) keep their own mean and deviation, where they have enough numbers to tell.
 
 PyTorch starts norms and constants without any variance; a generated tensor needs some to be
 generated at all.
@@ -46,6 +49,7 @@ NORMS = (
     nn.RMSNorm,
 )
 INITS = ("torch", "hyperfan_in", "hyperfan_out")
+_TELLING = 32  # numbers, of which the deviation is known well enough
 _FAN_IN_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -65,37 +69,61 @@ def initial_moments(
     >>> initial_moments(nn.LayerNorm(8), "weight", nn.LayerNorm(8).weight)
     (1.0, 0.1)
     """
+    if not value.numel():
+        return 0.0, 1.0
+    usual = _usual_moments(module, name, value, rule)
+    numbers = value.detach().double()
+    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
+    if usual is None:
+        return mean, std or max(0.1 * abs(mean), 0.02)
+    is_own = rule == "torch" and value.numel() >= _TELLING and not isinstance(module, NORMS)
+    if is_own and std and not 1 / 2 < std / usual[1] < 2:
+        return mean, std
+    return usual
+
+
+def _usual_moments(
+    module: nn.Module, name: str, value: Tensor, rule: str
+) -> tuple[float, float] | None:
     if isinstance(module, NORMS):
         return (1.0 if name == "weight" else 0.0), 0.1
     if isinstance(module, _FAN_IN_LAYERS) and name in ("weight", "bias"):
-        weight = module.weight if name == "bias" else value
-        assert isinstance(weight, Tensor)
-        sizes = weight.shape[1:2] if isinstance(module, nn.Bilinear) else weight.shape[1:]
-        fan_in = math.prod(sizes)
         if name == "weight" and not value.any():  # meant to start without effect, as LoRA's B
             return 0.0, 0.02
         if rule == "torch":
-            return 0.0, 1 / math.sqrt(3 * fan_in)
-        return 0.0, math.sqrt(_hyperfan(module, name, weight, fan_in, rule))
+            return 0.0, 1 / math.sqrt(3 * _fan_in(module))
+        return 0.0, math.sqrt(_hyperfan(module, name, rule))
     if isinstance(module, _RECURRENT):
         return 0.0, 1 / math.sqrt(3 * module.hidden_size)
     if isinstance(module, _EMBEDDINGS):
         return 0.0, 1.0
     if isinstance(module, nn.MultiheadAttention) and value.ndim == 2:
         return 0.0, math.sqrt(2 / sum(value.shape))
-    numbers = value.detach().double()
-    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
-    if std > 0:
-        return mean, std
-    return mean, 0.1 * abs(mean) or 0.02
+    return None
 
 
-def _hyperfan(module: Any, name: str, weight: Tensor, fan_in: int, rule: str) -> float:
+# Fans go by a layer's settings: to look at a parametrised weight may change it.
+
+
+def _fan_in(layer: Any) -> int:
+    if isinstance(layer, nn.Bilinear):
+        return layer.in1_features
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    channels = layer.out_channels if layer.transposed else layer.in_channels
+    return channels // layer.groups * math.prod(layer.kernel_size)
+
+
+def _fan_out(layer: Any) -> int:
+    if isinstance(layer, (nn.Linear, nn.Bilinear)):
+        return layer.out_features
+    channels = layer.in_channels if layer.transposed else layer.out_channels
+    return channels // layer.groups * math.prod(layer.kernel_size)
+
+
+def _hyperfan(layer: Any, name: str, rule: str) -> float:
     """The variance of a weight or bias."""
+    fan_in, fan_out = _fan_in(layer), _fan_out(layer)
     if rule == "hyperfan_in":
-        return 1.0 if name == "bias" else (2 if module.bias is None else 1) / fan_in
-    groups = getattr(module, "groups", 1)
-    fan_out = weight.numel() // (weight.shape[1] * groups)  # what an input reaches
-    if isinstance(module, nn.Linear):
-        fan_out = module.out_features
+        return 1.0 if name == "bias" else (2 if layer.bias is None else 1) / fan_in
     return max(2 * (1 - fan_in / fan_out), 0.02**2) if name == "bias" else 2 / fan_out
