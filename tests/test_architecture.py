@@ -21,7 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 HELPERS = {"_checks", "_extras", "_files", "_random"}
 PARTS = {
     *("generators", "conditioning", "target", "sparse"),
-    *("initialisation", "layout", "unpacking"),
+    *("initialisation", "layout", "modules", "unpacking"),
 }
 CORE = {*PARTS, "adapters", "_persistence", "mixing", "hypernetwork"}
 MAY_IMPORT = {
@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "conditioning": set(),
     "layout": set(),
     "unpacking": {"sparse"},
-    "target": {"initialisation", "layout", "sparse", "unpacking"},
+    "modules": {"layout"},
+    "target": {"initialisation", "layout", "modules", "sparse", "unpacking"},
     "adapters": set(),
     "mixing": {"target"},
     "_persistence": {"generators", "conditioning"},

@@ -13,19 +13,23 @@ leaves nothing behind.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sparsehyper._checks import check_choice
 from sparsehyper.initialisation import INITS, initial_moments
-from sparsehyper.layout import Select, TensorSpec, owner_of, plan_layout, slots
+from sparsehyper.layout import Select, owner_of, plan_layout, slots
+from sparsehyper.modules import (
+    check_reachable,
+    copy_module,
+    padding_row,
+    recurrent_layers,
+    renew_weight_lists,
+)
 from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.unpacking import Plan, unpack
 
@@ -89,7 +93,7 @@ class Target(nn.Module):
         self.norm_stats = norm_stats
         self.layout = plan_layout(module, generate)
         self.numel = sum(spec.numel for spec in self.layout)
-        _refuse_hidden(module, self.layout)
+        check_reachable(module, self.layout)
         values = [module.get_parameter(spec.name).detach() for spec in self.layout]
         moments = [
             initial_moments(*owner_of(module, spec.name), value, init)
@@ -100,7 +104,7 @@ class Target(nn.Module):
         self._padding = [
             (place, row)
             for place, spec in enumerate(self.layout)
-            if (row := _padding_row(*owner_of(module, spec.name))) is not None and not spec.aliases
+            if (row := padding_row(*owner_of(module, spec.name))) is not None and not spec.aliases
         ]
         self._plan = self._make_plan()
         if base == "learned":
@@ -113,7 +117,7 @@ class Target(nn.Module):
             else:
                 self.register_buffer("base", flat if base == "pretrained" else None)
 
-        self.module = _copy_of(module)
+        self.module = copy_module(module)
         # Where each generated tensor goes, a tied one into several places.
         self._slots = [
             (place, *owner_of(self.module, name))
@@ -122,8 +126,8 @@ class Target(nn.Module):
         ]
         for _, owner, attribute in self._slots:
             owner._parameters[attribute] = None
-        self._recurrent = _recurrent_layers(self.module)
-        _renew_weight_lists(self._recurrent)
+        self._recurrent = recurrent_layers(self.module)
+        renew_weight_lists(self._recurrent)
         if others == "frozen":
             self.module.requires_grad_(False)
         self._memory = shared_memory()  # keeps it
@@ -157,14 +161,14 @@ class Target(nn.Module):
                 self._statistics, statistics, strict=True
             ):
                 owner._buffers[attribute] = value
-            _renew_weight_lists(self._recurrent)
+            renew_weight_lists(self._recurrent)
             return self.module(*args, **kwargs)
         finally:
             for _, owner, attribute in self._slots:
                 owner._parameters[attribute] = None
             for *_, owner, attribute in self._statistics:
                 owner._buffers[attribute] = None
-            _renew_weight_lists(self._recurrent)
+            renew_weight_lists(self._recurrent)
 
     def tensors_at(self, generated: Tensor) -> tuple[Tensor, ...]:
         """The parameters base + scale ⊙ generated, in the order of ``layout``.
@@ -197,7 +201,7 @@ class Target(nn.Module):
         """An ordinary module with copies of the parameters ``tensors`` and the statistics of
         ``task``.
         """
-        module = _copy_of(self.module)
+        module = copy_module(self.module)
         pairs = zip(self.module.modules(), module.modules(), strict=True)
         copies = {id(own): copied for own, copied in pairs}
         parameters = [nn.Parameter(tensor.detach().clone()) for tensor in tensors]
@@ -207,7 +211,7 @@ class Target(nn.Module):
             self._statistics, self.statistics_of(task), strict=True
         ):
             copies[id(owner)]._buffers[attribute] = value.clone()
-        _renew_weight_lists(_recurrent_layers(module))
+        renew_weight_lists(recurrent_layers(module))
         return module
 
     def add_task(self) -> None:
@@ -324,83 +328,3 @@ def _complete_loading(target: Target, keys: Any) -> None:
     keys.unexpected_keys[:] = [
         key for key in keys.unexpected_keys if not key.endswith("num_batches_tracked")
     ]
-
-
-def _copy_of(module: nn.Module) -> nn.Module:
-    """What ``copy.deepcopy`` gives, in half the time, and where that refuses.
-
-    Most of what a module holds are empty containers, for hooks, and those are copied beforehand.
-    Tensors with a history forbid to copy a module: weights that a hook computes, activations that
-    it keeps. Their copies have none.
-    """
-    try:
-        return copy.deepcopy(module, _copied(module, histories=False))
-    except RuntimeError:
-        return copy.deepcopy(module, _copied(module, histories=True))
-
-
-def _copied(module: nn.Module, *, histories: bool) -> dict[int, Any]:
-    """Copies made beforehand, as ``copy.deepcopy`` wants to be told of them."""
-    values = [value for part in module.modules() for value in vars(part).values()]
-    copies: dict[int, Any] = {
-        id(value): type(value)()
-        for value in values
-        if type(value) in (dict, OrderedDict, set) and not value
-    }
-    for leaf in pytree.tree_leaves(values) if histories else ():
-        if isinstance(leaf, Tensor) and not leaf.is_leaf:
-            copies[id(leaf)] = leaf.detach().clone()
-    return copies
-
-
-def _refuse_hidden(module: nn.Module, layout: Sequence[TensorSpec]) -> None:
-    """Raise where a module keeps a parameter, or itself in a function, out of the copy's reach."""
-    generated = {id(module.get_parameter(spec.name)): spec.name for spec in layout}
-    parts = {id(part) for part in module.modules()}
-    for prefix, part in module.named_modules():
-        for attribute, value in vars(part).items():
-            where = f"{prefix}.{attribute}" if prefix else attribute
-            if attribute in ("_parameters", "_modules", "_flat_weights"):
-                continue
-            for leaf in pytree.tree_leaves(value) if _is_nest(value) else (value,):
-                if id(leaf) in generated:
-                    raise ValueError(
-                        f"`target` keeps its parameter {generated[id(leaf)]!r} in {where!r} too, "
-                        "where a generated one cannot be put; look it up in `forward` instead"
-                    )
-                if not attribute.endswith("_hooks") and any(
-                    id(held) in parts or id(getattr(held, "__self__", None)) in parts
-                    for held in _closed_over(leaf)
-                ):
-                    raise ValueError(
-                        f"the function {where!r} of `target` holds on to a module of the target "
-                        "that is given, where a copy is run; make it a method"
-                    )
-
-
-def _closed_over(function: Any) -> Iterator[Any]:
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # an empty cell
-            yield cell.cell_contents
-
-
-def _padding_row(module: nn.Module, name: str) -> int | None:
-    """The row of an embedding that stands for no word: zero now, and for every task."""
-    row = getattr(module, "padding_idx", None)
-    if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or row is None or name != "weight":
-        return None
-    return None if module.weight[row].any() else row
-
-
-def _is_nest(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple)
-
-
-def _recurrent_layers(module: nn.Module) -> list[Any]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
-
-
-def _renew_weight_lists(recurrent: list[Any]) -> None:
-    """Recurrent layers keep a list of their weights, besides the weights."""
-    for layer in recurrent:
-        layer._init_flat_weights()
