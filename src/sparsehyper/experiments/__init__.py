@@ -24,6 +24,7 @@ from sparsehyper.experiments.setup import (
     resolve,
 )
 from sparsehyper.experiments.targets import build_target
+from sparsehyper.experiments.typology import Typology, run_typology, typology_study
 
 __all__ = [
     "BASELINES",
@@ -37,6 +38,7 @@ __all__ = [
     "Prediction",
     "SharedTrunk",
     "TaskInfo",
+    "Typology",
     "adapt_run",
     "build_model",
     "build_target",
@@ -55,4 +57,6 @@ __all__ = [
     "resolve",
     "run_experiment",
     "run_new_tasks",
+    "run_typology",
+    "typology_study",
 ]

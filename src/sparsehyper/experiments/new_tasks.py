@@ -12,7 +12,6 @@ drawn from the seed. Accuracy is that on the held-out tasks' test images, which 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -33,8 +32,17 @@ from sparsehyper.experiments.learners import (
     images_of,
     shots_of,
 )
-from sparsehyper.experiments.setup import count_target_parameters, load_tasks
-from sparsehyper.experiments.study import Cell, paired, run_cells, verdict
+from sparsehyper.experiments.setup import count_target_parameters
+from sparsehyper.experiments.study import (
+    Cell,
+    SharedTasks,
+    name_of,
+    paired,
+    run_cells,
+    shared_tasks,
+    slug,
+    verdict,
+)
 from sparsehyper.training import TrainConfig
 
 SCALES = ("smoke", "cpu", "full")
@@ -173,20 +181,11 @@ def run_new_tasks(
         ``parameters`` ÷ N, ``fit_seconds``), ``seconds`` of all cells, and ``claims``.
     """
     check_integer("workers", workers, minimum=1)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".images-", dir=directory) as scratch:
-        images: dict[str, str] = {}  # decoded once, and shared by all processes
-        fingerprints = {}
-        for family in study.families.values():
-            key = f"{family.source} {family.tasks}"
-            if key not in images:
-                images[key] = str(Path(scratch, f"{len(images)}.pt"))
-                tasks = load_tasks(DataConfig(family.source, family.tasks), data_dir)
-                torch.save(tasks, images[key])
-                fingerprints[key] = tasks.fingerprint
+    data = [_data(family) for family in study.families.values()]
+    with shared_tasks(data, data_dir, directory) as files:
         cells = [
             Cell(
-                f"{_slug(name)}--{_slug(method)}--{seed}",
+                f"{slug(name)}--{slug(method)}--{seed}",
                 {
                     # Not which other methods there are.
                     "family": {
@@ -194,7 +193,7 @@ def run_new_tasks(
                         "methods": [method],
                         "then": _then(family, method),
                     },
-                    "fingerprint": fingerprints[f"{family.source} {family.tasks}"],
+                    "fingerprint": files[name_of(_data(family))].fingerprint,
                     "method": method,
                     "experiment": _experiment(family, method, seed).to_dict(),
                     "shots": list(study.shots),
@@ -207,12 +206,12 @@ def run_new_tasks(
             for method in family.methods
         ]
         done = run_cells(
-            study.to_dict(), cells, _cell, directory, images, workers=workers, quiet=quiet
+            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
         )
     rows = []
     for name, family in study.families.items():
         for method in family.methods:
-            found = [done[f"{_slug(name)}--{_slug(method)}--{seed}"] for seed in range(study.seeds)]
+            found = [done[f"{slug(name)}--{slug(method)}--{seed}"] for seed in range(study.seeds)]
             for stage in found[0]["accuracies"]:
                 rows += [
                     {
@@ -273,9 +272,13 @@ def _claims(study: NewTasks, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     return claims
 
 
+def _data(family: Family) -> DataConfig:
+    return DataConfig(family.source, family.tasks)
+
+
 def _experiment(family: Family, method: str, seed: int) -> Experiment:
     return Experiment(
-        DataConfig(family.source, family.tasks),
+        _data(family),
         TrainConfig(
             steps=family.steps,
             lr=2e-3,
@@ -292,14 +295,12 @@ def _experiment(family: Family, method: str, seed: int) -> Experiment:
     )
 
 
-def _cell(settings: dict[str, Any], images: dict[str, str]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
     """Pretrain one method, and learn the held-out tasks."""
     family, method = Family(**settings["family"]), settings["method"]
     experiment = Experiment.from_dict(settings["experiment"])
     began = time.perf_counter()
-    # Mapped into memory; the file is our own.
-    path = images[f"{family.source} {family.tasks}"]
-    tasks: TaskSet = torch.load(path, mmap=True, weights_only=False)
+    tasks = files[name_of(_data(family))].load()
     held = _held_out(family, tasks, experiment.seed)
     known = tasks.select([name for name in tasks.names if name not in held])
     new = tasks.select(held)
@@ -341,7 +342,3 @@ def _held_out(family: Family, tasks: TaskSet, seed: int) -> list[str]:
     rng = seeded(spawn_seeds(seed, 1)[0])
     order = torch.randperm(len(tasks.names), generator=rng).tolist()
     return [tasks.names[i] for i in sorted(order[: family.held_out])]
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)

@@ -18,18 +18,23 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from sparsehyper._extras import require
+from sparsehyper.data import TaskSet
+from sparsehyper.experiments.config import DataConfig
 from sparsehyper.experiments.isolation import context
 from sparsehyper.experiments.run import read_json
+from sparsehyper.experiments.setup import load_tasks
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 
@@ -99,6 +104,63 @@ def run_cells(
         return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
     finally:
         held.release()
+
+
+@contextmanager
+def shared_tasks(
+    data: Iterable[DataConfig], data_dir: str | None, directory: Path
+) -> Iterator[dict[str, SharedTasks]]:
+    """Within, there is a file of every data set's tasks, made once, for all processes.
+
+    Args:
+        data: of which each is made once.
+        data_dir: as `load_tasks` takes it.
+        directory: in which the files are meanwhile.
+
+    Returns:
+        By `name_of` the data.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".images-", dir=directory) as scratch:
+        files: dict[str, SharedTasks] = {}
+        for one in data:
+            if name_of(one) not in files:
+                path = Path(scratch, f"{len(files)}.pt")
+                tasks = load_tasks(one, data_dir)
+                torch.save(tasks, path)
+                files[name_of(one)] = SharedTasks(str(path), tasks.fingerprint)
+        yield files
+
+
+class SharedTasks(NamedTuple):
+    """A file of tasks."""
+
+    path: str
+    fingerprint: str
+
+    def load(self) -> TaskSet:
+        """The tasks; the images are mapped into memory."""
+        # The file is our own.
+        tasks: TaskSet = torch.load(self.path, mmap=True, weights_only=False)
+        return tasks
+
+
+def name_of(data: DataConfig) -> str:
+    """What tells data sets of tasks apart.
+
+    >>> name_of(DataConfig("digits", "split:2"))
+    'digits split:2'
+    """
+    return f"{data.source} {data.tasks}"
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name.
+
+    >>> slug("chunked, 4 N")
+    'chunked__4_N'
+    """
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:

@@ -40,9 +40,9 @@ def table(results: Mapping[str, Any]) -> list[Table]:
                 [
                     method,
                     f"{own[0]['parameters']:.2f}",
-                    _percent(trained) if trained else "–",
-                    _percent(identified) if identified else "–",
-                    *(_percent(row["accuracy"]) for row in own),
+                    percent(trained) if trained else "–",
+                    percent(identified) if identified else "–",
+                    *(percent(row["accuracy"]) for row in own),
                 ]
             )
         columns = ["method", "trainable ÷ N", "trained tasks", "told apart", *names]
@@ -71,12 +71,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"tasks. {machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}; "
         f"{results['seconds'] / 60:.0f} minutes of one core.\n"
     ]
-    for title, columns, rows in table(results):
-        lines = [f"**{title}**\n", f"| {' | '.join(columns)} |"]
-        lines.append("| --- " + "| ---: " * (len(columns) - 1) + "|")
-        lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *map(as_markdown, table(results))])
+
+
+def as_markdown(table: Table) -> str:
+    """A table with its title."""
+    title, columns, rows = table
+    lines = [f"**{title}**\n", f"| {' | '.join(columns)} |"]
+    lines.append("| --- " + "| ---: " * (len(columns) - 1) + "|")
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -103,7 +107,7 @@ def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
             drawn[method] = axes.errorbar(
                 places,
                 [100 * statistics.fmean(row["accuracy"]) for row in own],
-                yerr=[100 * _deviation(row["accuracy"]) for row in own],
+                yerr=[100 * deviation(row["accuracy"]) for row in own],
                 color=colour,
                 marker=marker,
                 linestyle=style,
@@ -142,9 +146,11 @@ def _shots(shots: int | str | None) -> str:
     return "all" if shots is None else str(shots)
 
 
-def _percent(values: list[float]) -> str:
-    return f"{100 * statistics.fmean(values):.2f} ± {100 * _deviation(values):.2f}"
+def percent(values: list[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    return f"{100 * statistics.fmean(values):.2f} ± {100 * deviation(values):.2f}"
 
 
-def _deviation(values: list[float]) -> float:
+def deviation(values: list[float]) -> float:
+    """The standard deviation; 0 of one value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0

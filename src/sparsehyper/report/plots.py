@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import PurePath
 from typing import Any
@@ -45,9 +45,13 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
         ValueError: there are no rows.
         MissingExtraError: matplotlib is not installed.
     """
-    rows = results["rows"]
-    if not rows:
+    if not results["rows"]:
         raise ValueError("`results` has no rows to draw")
+    draw_budgets(results["rows"], _title(results), path)
+
+
+def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | PathLike[str]) -> None:
+    """The same, of rows of any origin and under any title."""
     box_type = require("matplotlib.transforms", "cli").Bbox
     figure = require("matplotlib.figure", "cli").Figure(
         figsize=(7, 4.2), dpi=200, layout="constrained", facecolor="white"
@@ -82,7 +86,7 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _labelled(value) else "")
     axes.set_xlabel("trainable parameters ÷ parameters of one target (log scale)", color=_GREY)
     axes.set_ylabel("mean test accuracy, %", color=_GREY)
-    axes.set_title(_title(results), loc="left", fontsize=11, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", colors=_GREY)

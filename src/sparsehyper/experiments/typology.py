@@ -1,0 +1,250 @@
+"""The study of the typology: every generator on the same tasks, and accuracy against budget.
+
+Each cell trains one hypernetwork and measures it: test accuracy, trainable parameters ÷ N, the time
+of a training step and that of making one model. Three questions share the cells: which generator
+(`kinds`), how small (`budgets`), and which initialisation (`inits`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsehyper._checks import check_choice, check_integer
+from sparsehyper.experiments.compare import machine
+from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
+from sparsehyper.experiments.new_tasks import SCALES
+from sparsehyper.experiments.setup import build_model, count_target_parameters, make_batches
+from sparsehyper.experiments.study import (
+    Cell,
+    SharedTasks,
+    name_of,
+    run_cells,
+    shared_tasks,
+    slug,
+)
+from sparsehyper.generators import Chunked
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.training import TrainConfig, evaluate, train
+
+# Each at its defaults, but for what the thesis or the target's size asks for.
+KINDS = {
+    "dense, linear": "dense",
+    "dense, MLP": "dense:hidden=30",
+    "chunked, flat": "chunked",
+    "chunks of tensors": "chunked:by=tensor",
+    "per filter": "chunked:by=filter",
+    "sparse, linear": "sparse",
+    "sparse, affine": "sparse:bias=true",
+    "sparse, MLP": "sparse:activation=prelu",
+    "sparse, MLP with biases": "sparse:activation=prelu,bias=true",
+    "sparse, growth 8": "sparse:growth=8",
+    "sparse, shared 8": "sparse:share=8",
+    "butterfly": "butterfly:stages=6",
+    "low rank": "low_rank:rank=8",
+    "sparse, residual": "sparse",
+}
+_BUDGETED = ("chunked, flat", "chunks of tensors")  # to what linear sparse ones have
+_RESIDUAL = "sparse, residual"
+
+# A chunked generator's hidden layers have to be narrow for a small budget: the widest that fit.
+_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
+_LATENT = 64
+
+
+@dataclass(frozen=True)
+class Typology:
+    """The study's settings.
+
+    Args:
+        data: images and tasks.
+        target: as `build_target` takes it.
+        steps: updates.
+        kinds: generators that are compared, of `KINDS`.
+        budgets: trainable parameters ÷ N at which sparse and chunked ones are compared.
+        inits: initialisations that are compared, ``residual`` among them.
+        seeds: number of seeds.
+    """
+
+    data: DataConfig
+    target: str = "mlp:100-100"
+    steps: int = 1500
+    kinds: tuple[str, ...] = tuple(KINDS)
+    budgets: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)
+    inits: tuple[str, ...] = ("torch", "hyperfan_in", "hyperfan_out", "residual")
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        check_integer("seeds", self.seeds, minimum=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def typology_study(scale: str = "cpu") -> Typology:
+    """The study's settings at a scale, as `new_tasks_study` has them."""
+    check_choice("scale", scale, SCALES)
+    if scale == "smoke":
+        data = DataConfig("digits", "split:2")
+        kinds = ("sparse, linear", "chunked, flat", "butterfly")
+        return Typology(data, "mlp:400", 20, kinds, (0.5, 4.0), ("torch", "residual"), 2)
+    data = DataConfig("fashion_mnist", "permuted:10")
+    if scale == "cpu":
+        return Typology(data)
+    return Typology(data, "mlp:400-400-400", 30_000, seeds=5)
+
+
+def run_typology(
+    study: Typology,
+    directory: Path,
+    *,
+    data_dir: str | None = None,
+    workers: int = 2,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run what has not been run yet, and sum up.
+
+    Returns:
+        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells, and
+        rows of ``kinds``, ``budgets`` and ``inits``: ``method``, ``accuracy`` of each seed,
+        ``parameters`` ÷ N, ``step_ms`` and ``model_ms`` of each seed.
+    """
+    check_integer("workers", workers, minimum=1)
+    with shared_tasks([study.data], data_dir, directory) as files:
+        file = files[name_of(study.data)]
+        example = _experiment(study, 0, method="sparse")
+        numel = count_target_parameters(example, file.load())
+        parts = {"kinds": _kinds(study), "budgets": _budgets(study, numel), "inits": _inits(study)}
+        names = {
+            (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(study.seeds)]
+            for part, labels in parts.items()
+            for label in labels
+        }
+        cells = [
+            Cell(
+                names[part, label][seed],
+                {
+                    "fingerprint": file.fingerprint,
+                    "experiment": _experiment(study, seed, **settings).to_dict(),
+                },
+            )
+            for seed in range(study.seeds)
+            for part, labels in parts.items()
+            for label, settings in labels.items()
+        ]
+        done = run_cells(
+            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
+        )
+    results: dict[str, Any] = {"study": study.to_dict(), "machine": machine()}
+    for part, labels in parts.items():
+        rows = results[part] = []
+        for label in labels:
+            found = [done[name] for name in names[part, label]]
+            values = {
+                key: [cell[key] for cell in found] for key in ("accuracy", "step_ms", "model_ms")
+            }
+            rows.append({"method": label, "parameters": found[0]["parameters"], **values})
+    results["seconds"] = sum(cell["seconds"] for cell in done.values())
+    return results
+
+
+def _kinds(study: Typology) -> dict[str, dict[str, Any]]:
+    return {
+        kind: {
+            "method": KINDS[kind],
+            "budget": 4.0 if kind in _BUDGETED else None,
+            "base": "residual" if kind == _RESIDUAL else "zeros",
+        }
+        for kind in study.kinds
+    }
+
+
+def _budgets(study: Typology, numel: int) -> dict[str, dict[str, Any]]:
+    return {
+        f"{method}, {budget:g} N": {
+            "method": "sparse" if method == "sparse" else f"chunked:hidden={_width(numel, budget)}",
+            "budget": budget,
+        }
+        for method in ("sparse", "chunked")
+        for budget in study.budgets
+    }
+
+
+def _width(numel: int, budget: float) -> int:
+    """The widest hidden layers of a chunked generator that a budget can pay for with ease."""
+    for width in _WIDTHS:
+        with suppress(ValueError):
+            Chunked(hidden=width).with_budget(max(1, int(0.8 * budget * numel)), _LATENT, numel)
+            return width
+    return _WIDTHS[-1]
+
+
+def _inits(study: Typology) -> dict[str, dict[str, Any]]:
+    return {
+        f"{method}, {init}": {
+            "method": method,
+            "budget": 4.0,
+            **({"base": init} if init == "residual" else {"init": init}),
+        }
+        for method in ("sparse", "chunked")
+        for init in study.inits
+    }
+
+
+def _experiment(study: Typology, seed: int, *, method: str, **settings: Any) -> Experiment:
+    return Experiment(
+        study.data,
+        TrainConfig(
+            steps=study.steps,
+            lr=2e-3,
+            warmup=min(100, study.steps // 10),
+            eval_every=study.steps,
+            seed=seed,
+            device="cpu",
+        ),
+        method=parse_method(method),
+        target=study.target,
+        latent_dim=_LATENT,
+        tasks_per_batch=4,
+        **settings,
+    )
+
+
+def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+    """Train one hypernetwork, and measure it."""
+    experiment = Experiment.from_dict(settings["experiment"])
+    began = time.perf_counter()
+    tasks = files[name_of(experiment.data)].load()
+    model = build_model(experiment, tasks)
+    assert isinstance(model, HyperNetwork)
+    classes = [len(names) for names in tasks.classes]
+    started = time.perf_counter()
+    train(
+        model,
+        make_batches(experiment, tasks),
+        tasks.val,
+        experiment.training,
+        names=tasks.names,
+        n_classes=classes,
+        quiet=True,
+    )
+    step_ms = 1e3 * (time.perf_counter() - started) / experiment.training.steps
+    found = evaluate(model, tasks.test, names=tasks.names, n_classes=classes)
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        model.materialize(0)
+        times.append(1e3 * (time.perf_counter() - started))
+    trained = sum(p.numel() for p in model.parameters())
+    return {
+        "accuracy": found.accuracy,
+        "parameters": trained / count_target_parameters(experiment, tasks),
+        "step_ms": step_ms,
+        "model_ms": statistics.median(times),
+        "seconds": time.perf_counter() - began,
+    }
