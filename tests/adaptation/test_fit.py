@@ -8,6 +8,7 @@ from torch import nn
 
 from adaptation.conftest import layer_normed, normed, plain, samples
 from sparsehyper import fit_embedding, fit_embeddings
+from sparsehyper.adaptation.samples import TaskSamples
 
 MODULES = {"plain": plain, "batch norm": normed, "layer norm": layer_normed}
 
@@ -75,12 +76,13 @@ def test_lots_equal_all_at_once(make, monkeypatch):
                 assert fit.loss == pytest.approx(whole[name].loss, abs=1e-4)
 
 
-def test_starts(make):
+def test_starts(make, monkeypatch):
+    monkeypatch.setattr("sparsehyper.adaptation.fit.minimize", lambda _, start, __: (start, None))
     hnet = make(tasks=6, steps=200)
     x, y = samples(3)  # that of a known task
 
     def start(**settings):
-        return fit_embedding(make_again(), "new", (x, y), steps=1, **settings).embedding
+        return fit_embedding(make_again(), "new", (x, y), **settings).embedding
 
     def make_again():
         again = make(tasks=6)
@@ -97,6 +99,40 @@ def test_starts(make):
     mixture = nn.functional.layer_norm((-losses).softmax(0) @ known, (16,))
     torch.testing.assert_close(start(init="mixture"), mixture, atol=1e-4, rtol=0)
     assert not torch.equal(start(init="random", seed=1), start(init="random", seed=2))
+
+
+def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
+    x, y = samples(7, 200)
+    order = y.argsort()  # class by class, as files are
+    seen = []
+
+    def loss(outputs, labels):
+        seen.append(labels)
+        return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    fit_embedding(
+        make(), "new", (x[order], y[order]), steps=3, batch_size=30, init="mean", loss=loss
+    )
+    assert [len(labels) for labels in seen[:3]] == [30, 30, 30]
+    fit = fit_embedding(make(), "new", (x[order], y[order]), steps=3, batch_size=30)
+    again = fit_embedding(make(), "new", (x[order], y[order]), steps=3, batch_size=30)
+    other = fit_embedding(make(), "new", (x[order], y[order]), steps=3, batch_size=30, seed=1)
+    assert torch.equal(fit.embedding, again.embedding)
+    assert not torch.equal(fit.embedding, other.embedding)
+    few = TaskSamples.of("few", (x, y), None, True, x.device).y[:9]
+    assert few.bincount().tolist() == [3, 3, 3]
+
+
+def test_restarts_do_not_depend_on_other_tasks(make):
+    tasks = {"a": samples(50, 40), "b": samples(51, 20)}
+    together = fit_embeddings(make(), tasks, restarts=3, steps=2)
+    alone = fit_embeddings(make(), {"a": tasks["a"]}, restarts=3, steps=2)
+    assert together["a"].losses == pytest.approx(alone["a"].losses, abs=1e-5)
+
+
+def test_embeddings_have_unit_second_moment(make):
+    fit = fit_embedding(make(steps=50), "new", samples(9), steps=40)
+    assert fit.embedding.square().mean() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_mixture_stays_one(make):
@@ -120,12 +156,13 @@ def test_the_best_restart_on_the_validation_samples_is_kept(make):
     assert fit.loss == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_statistics_of_a_new_task_are_those_of_its_samples(make):
+def test_statistics_of_a_new_task_are_those_of_its_samples(make, monkeypatch):
+    monkeypatch.setattr("sparsehyper.adaptation.fit._PIECE", 10)
     hnet = make(normed(), steps=30)
     x, y = samples(30, 100)
     x[:, 0] += 5 * y  # classes that lie apart, and come one after another
     x, y = x[y.argsort()], y.sort().values
-    fit_embedding(hnet, "new", (3 * x + 1, y), steps=5, batch_size=10)
+    fit_embedding(hnet, "new", (3 * x + 1, y), steps=5)
     model = hnet.materialize("new")
     inputs = model[0](3 * x + 1)
     torch.testing.assert_close(model[1].running_mean, inputs.mean(0), atol=1e-4, rtol=1e-4)
@@ -145,7 +182,7 @@ def test_another_loss(make):
     hnet = make(nn.Linear(6, 1))
     x = samples(1)[0]
     y = 2 * x[:, :1] - 1
-    first = fit_embedding(hnet, "one", (x, y), steps=1, loss=squared).loss
+    first = fit_embedding(hnet, "one", (x, y), steps=2, loss=squared).loss
     assert fit_embedding(hnet, "two", (x, y), steps=200, loss=squared).loss < first / 2
 
 
@@ -180,7 +217,7 @@ X, Y = samples(0)
         ("new", (X, Y), {"init": "median"}, "`init` must be one of 'mean'.*got 'median'"),
         ("new", (X, Y), {"init": torch.zeros(5)}, r"`init` must have shape \[16\], got \[5\]"),
         ("new", (X, Y), {"restarts": 0}, "`restarts` must be at least 1, got 0"),
-        ("new", (X, Y), {"steps": 0}, "`steps` must be at least 1, got 0"),
+        ("new", (X, Y), {"steps": 1}, "`steps` must be at least 2, got 1"),
         ("new", (X, Y), {"batch_size": 1}, "`batch_size` must be at least 2, got 1"),
         ("new", (X / 0, Y), {"steps": 2}, "loss of the new task 'new' is not finite"),
         (

@@ -63,3 +63,29 @@ def test_what_is_not_finite_is_not_entered():
     stuck, values = minimize(log, torch.tensor([[-1.0]]), 5)
     assert stuck == -1
     assert values.isnan()
+
+
+def test_flat_and_concave_places_are_left():
+    def sigmoid(x):
+        s = torch.sigmoid(x)
+        return s[:, 0], s * (1 - s)
+
+    points, values = minimize(sigmoid, torch.tensor([[6.0], [8.0], [2.0]]), 60)
+    assert (values < 1e-3).all()
+    assert (points < -6).all()
+
+
+def test_a_saddle_is_left_and_a_minimum_kept():
+    def saddle(x):
+        value = x[:, 0] ** 2 - x[:, 1] ** 2 + x[:, 1] ** 4
+        return value, torch.stack([2 * x[:, 0], -2 * x[:, 1] + 4 * x[:, 1] ** 3], 1)
+
+    points, values = minimize(saddle, torch.tensor([[1.0, 1e-3], [0.0, 0.5**0.5]]), 40)
+    torch.testing.assert_close(values, torch.full((2,), -0.25), atol=1e-4, rtol=0)
+    torch.testing.assert_close(points[1], torch.tensor([0.0, 0.5**0.5]), atol=1e-4, rtol=0)
+
+
+def test_many_rounds_in_single_precision_stay_at_the_minimum():
+    points, values = minimize(rosenbrock, STARTS.float(), 400)
+    assert values.isfinite().all()
+    torch.testing.assert_close(points, torch.ones_like(points), atol=1e-2, rtol=0)

@@ -33,6 +33,17 @@ def test_trains_what_it_names_and_nothing_else(tune, make):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_batch_norms_of_a_model_that_never_saw_the_task_are_renewed():
+    model, (x, y) = normed(), samples(3, 100)
+    fine_tune(model, (x, y), norm_stats="renewed")
+    inputs = model[0](x)
+    torch.testing.assert_close(model[1].running_mean, inputs.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model[1].running_var, inputs.var(0), atol=1e-4, rtol=1e-4)
+    assert model[1].momentum == 0.1
+    with pytest.raises(ValueError, match=r"`norm_stats` must be one of .*got 'new'"):
+        fine_tune(model, (x, y), norm_stats="new")
+
+
 def test_refuses_what_a_model_lacks():
     with pytest.raises(ValueError, match="no parameters that `tune` 'norm' names"):
         fine_tune(plain(), samples(0), tune="norm")

@@ -10,7 +10,7 @@ from sparsehyper.generators import Composed, Dense, Sparse
 from sparsehyper.training import TrainConfig
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "composed"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_round_trip_through_json(with_method, method):
     experiment = with_method(method, augment=("crop",), base="learned")
     assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment

@@ -12,6 +12,7 @@ of the known ones, as in F. Cubélier, "Sparse hypernetworks for multitasking" (
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ SPACES = ("free", "mixture")
 # What is held at once; more tasks take turns in a step.
 _MOST_GENERATED = 1 << 26  # numbers
 _MOST_SAMPLES = 1024
-_MOST_COMPARED = 64  # samples by which known tasks are compared
+_MOST_COMPARED = 256  # samples by which known tasks are compared
 _PIECE = 512  # samples at a time of those that losses are measured on
 
 
@@ -54,12 +55,13 @@ class Fit:
 
     Attributes:
         name: of the task.
-        embedding: the one that was kept, ``[latent_dim]``.
+        embedding: the one that was kept, ``[latent_dim]``; of unit second moment, unless it is a
+            mixture.
         loss: its mean loss, on the validation samples where there are any.
         embeddings: of all restarts, ``[restarts, latent_dim]``.
         losses: of all restarts.
         statistics: batch-norm statistics of all restarts, as the target keeps them.
-        steps: updates made.
+        steps: evaluations made.
         seconds: that all tasks fitted together took.
     """
 
@@ -103,7 +105,7 @@ def fit_embeddings(
     n_classes: Mapping[str, int] | None = None,
     loss: Loss | None = None,
     steps: int = 25,
-    batch_size: int = 512,
+    batch_size: int = 1024,
     seed: int = 0,
 ) -> dict[str, Fit]:
     """Fit the embeddings of new tasks, all together, and add the tasks.
@@ -126,10 +128,10 @@ def fit_embeddings(
         n_classes: of each new task, by default its greatest label and one; further outputs are
             masked. For the default loss.
         loss: of each sample; by default cross entropy of logits ``[n, outputs]``.
-        steps: evaluations of the loss and its gradient by L-BFGS.
+        steps: evaluations of the loss and its gradient by L-BFGS, that at the start among them.
         batch_size: samples of each task that its embedding is fitted to, at most; they are drawn
-            once, and all of them are in every step.
-        seed: of random starts.
+            once, as many of each class as there are, and all of them are in every step.
+        seed: of random starts and of these samples.
 
     Returns:
         What was found, by name.
@@ -138,10 +140,11 @@ def fit_embeddings(
         ValueError: a name that is a task already; no samples; labels that are no class numbers or
             of one class only; more classes than the target has outputs; a loss that is not
             finite. The hypernetwork is then as it was.
+        TypeError: the hypernetwork's conditioner is no `TaskEmbedding`.
     """
     check_choice("space", space, SPACES)
     check_integer("restarts", restarts, minimum=1)
-    check_integer("steps", steps, minimum=1)
+    check_integer("steps", steps, minimum=2)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
     if not isinstance(init, Tensor):
@@ -156,14 +159,14 @@ def fit_embeddings(
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
-    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device) for n in names]
+    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # those of equally many run together
     held = wanted
     if validation is not None:
         if missing := [name for name in names if name not in validation]:
             raise ValueError(f"`validation` has no samples of the new task {missing[0]!r}")
         held = [
-            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, device)
+            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, device, seed)
             for t in wanted
         ]
 
@@ -171,7 +174,8 @@ def fit_embeddings(
     fits: dict[str, Fit] = {}
     with frozen(hnet):
         fitter = _Fitter(hnet, wanted, held, restarts, loss)
-        z = fitter.fit(fitter.starts(init, seed), space, steps, batch_size, seed)
+        start = fitter.mixtures(seed) if space == "mixture" else fitter.starts(init, seed)
+        z = fitter.fit(start, space, steps, batch_size)
         losses, (floats, numbers) = fitter.assess(z)
         for i, task in enumerate(wanted):
             values = tuple(losses[i].tolist())
@@ -226,7 +230,8 @@ class _Fitter:
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
         """Where each embedding starts, with unit second moment."""
         known, shape = self._known, (len(self._tasks), self._restarts, self._known.shape[1])
-        z = normal(shape, seeded(seed)).to(known)
+        # The same for every task, whatever the others are.
+        z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
         if isinstance(init, Tensor):
             if init.shape != known.shape[1:]:
                 raise ValueError(
@@ -241,65 +246,65 @@ class _Fitter:
             z[:, 0] = known[losses.argmin(1)] if init == "nearest" else weights @ known
         return F.layer_norm(z, z.shape[-1:])
 
-    def fit(self, z: Tensor, space: str, steps: int, batch_size: int, seed: int) -> Tensor:
-        """The embeddings after ``steps`` evaluations."""
-        known, lead = self._known, z.shape[:2]
-        if space == "mixture":  # the first restart from the mean
-            z = normal((*lead, len(known)), seeded(seed)).to(z)
-            z[:, 0] = 0
-        samples = [(task.x[:batch_size], task.y[:batch_size]) for task in self._tasks]
+    def mixtures(self, seed: int) -> Tensor:
+        """Logits of mixtures of the known embeddings, the first of every task all alike."""
+        z = normal((self._restarts, len(self._known)), seeded(seed)).to(self._known)
+        z[0] = 0
+        return z.repeat(len(self._tasks), 1, 1)
+
+    def fit(self, start: Tensor, space: str, steps: int, batch_size: int) -> Tensor:
+        """The embeddings after ``steps`` evaluations, from where they start or from logits."""
+        owners = [task for task in self._tasks for _ in range(self._restarts)]
+        samples = [(task.x[:batch_size], task.y[:batch_size]) for task in owners]
         target = self._hnet.target
+
+        def embeddings(points: Tensor) -> Tensor:
+            return points if space == "free" else points.softmax(-1) @ self._known
 
         def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
             values: list[Tensor] = []
             gradients: list[Tensor] = []
-            for tasks in self._lots(batch_size):
-                own = slice(tasks.start * self._restarts, tasks.stop * self._restarts)
+            for own in self._lots([len(y) for _, y in samples]):
                 some = points[own].detach().requires_grad_()
-                embeddings = some if space == "free" else some.softmax(-1) @ known
-                x, y = map(torch.cat, zip(*samples[tasks], strict=True))
-                counts = [len(labels) for _, labels in samples[tasks]]
-                losses = self._losses(
-                    self._hnet.generated(embeddings), rows[own], x, y, counts, self._tasks[tasks]
-                )
+                generated = self._hnet.generated(embeddings(some))
+                losses = self._losses(generated, rows[own], samples[own], owners[own])
                 gradients += torch.autograd.grad(losses.sum(), some)
-                values.append(losses.detach().flatten())
+                values.append(losses.detach())
             return torch.cat(values), torch.cat(gradients)
 
-        with target.more_statistics(lead.numel()) as rows, target.batch_statistics():
-            found, _ = minimize(evaluate, z.flatten(0, 1), steps)
-        if space == "mixture":
-            found = found.softmax(-1) @ known
-        return found.unflatten(0, lead)
+        with target.more_statistics(len(owners)) as rows, target.batch_statistics():
+            points, _ = minimize(evaluate, start.flatten(0, 1), steps)
+        found = embeddings(points).unflatten(0, start.shape[:2])
+        # A longer embedding is the same to the generator, and would weigh more in a mean.
+        return F.layer_norm(found, found.shape[-1:]) if space == "free" else found
 
-    def _lots(self, batch_size: int) -> list[slice]:
-        """Tasks that take their turn together."""
+    def _lots(self, counts: list[int]) -> list[slice]:
+        """Embeddings that take their turn together, of so many samples each."""
         lots, first, samples = [], 0, 0
-        most = max(1, _MOST_GENERATED // (self._hnet.target.numel * self._restarts))
-        for i, task in enumerate(self._tasks):
-            own = min(len(task.x), batch_size) * self._restarts
-            if i > first and (samples + own > _MOST_SAMPLES or i - first == most):
+        most = max(1, _MOST_GENERATED // self._hnet.target.numel)
+        for i, count in enumerate(counts):
+            if i > first and (samples + count > _MOST_SAMPLES or i - first == most):
                 lots.append(slice(first, i))
                 first, samples = i, 0
-            samples += own
-        return [*lots, slice(first, len(self._tasks))]
+            samples += count
+        return [*lots, slice(first, len(counts))]
 
     @torch.no_grad()
     def assess(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Losses ``[tasks, restarts]`` on what is held, and statistics of every embedding."""
         target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
         with target.more_statistics(z.shape[:2].numel()) as rows:
-            for i, (task, held) in enumerate(zip(self._tasks, self._held, strict=True)):
-                own = rows[i * self._restarts : (i + 1) * self._restarts]
-                generated = self._hnet.generated(z[i])
+            for place, (i, j) in enumerate(itertools.product(*map(range, z.shape[:2]))):
+                task, held, own = self._tasks[i], self._held[i], rows[place : place + 1]
+                generated = self._hnet.generated(z[i, j][None])
                 with target.batch_statistics():
                     seen = pieces(task, _PIECE) if target.has_statistics else []
                     for k, some in enumerate(seen):
                         target.set_momentum(1 / (k + 1))  # the mean over all pieces
-                        self._losses(generated, own, *some, [len(some[0])], [task])
-                for x, y in pieces(held, _PIECE):
-                    of_piece = self._losses(generated, own, x, y, [len(x)], [held])
-                    losses[i] += of_piece[0] * len(x) / len(held.x)
+                        self._losses(generated, own, [some], [task])
+                for some in pieces(held, _PIECE):
+                    share = len(some[0]) / len(held.x)
+                    losses[i, j] += share * self._losses(generated, own, [some], [held])[0]
             statistics = [
                 tensor[rows[0] :].unflatten(0, z.shape[:2]).clone()
                 for tensor in (target.statistics, target.counts)
@@ -310,33 +315,26 @@ class _Fitter:
         self,
         generated: Tensor,
         rows: Sequence[int],
-        x: Tensor,
-        y: Tensor,
-        counts: list[int],
+        samples: list[tuple[Tensor, Tensor]],
         tasks: list[TaskSamples],
     ) -> Tensor:
-        """Mean losses ``[tasks, restarts]`` of models, each on its task's own samples.
+        """Mean losses ``[models]``, each on samples of its own.
 
         Args:
-            generated: ``[tasks · restarts, numel]``, task after task.
-            rows: of the statistics of each embedding.
-            x, y: samples, task after task.
-            counts: of each task.
+            generated: of the models, ``[models, numel]``.
+            rows: of their statistics.
+            samples: inputs and labels of each.
             tasks: whose they are.
         """
-        restarts = len(generated) // len(tasks)
-        if restarts > 1:
-            parts = torch.arange(len(x), device=x.device).split(counts)
-            places = torch.cat([part.repeat(restarts) for part in parts])
-            x, y = x[places], y[places]
-        sizes = [count for count in counts for _ in range(restarts)]
+        x, y = map(torch.cat, zip(*samples, strict=True))
+        counts = [len(labels) for _, labels in samples]
         order = torch.arange(len(x), device=x.device)
-        outputs = run_tasks(self._hnet.target, generated, list(rows), sizes, order, ((x,), {}))
-        repeats = torch.tensor(sizes, device=x.device)
+        outputs = run_tasks(self._hnet.target, generated, list(rows), counts, order, ((x,), {}))
+        repeats = torch.tensor(counts, device=x.device)
         if self._loss is None:
             check_outputs(outputs, *tasks)
             limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
-            limits = limits.repeat_interleave(restarts).repeat_interleave(repeats)
+            limits = limits.repeat_interleave(repeats)
             each = F.cross_entropy(masked(outputs, limits), y, reduction="none")
         else:
             each = self._loss(outputs, y)
@@ -345,19 +343,18 @@ class _Fitter:
                     f"`loss` must return one loss for each sample, shape [{len(x)}] here, got "
                     f"shape {list(each.shape)}; PyTorch's own do with reduction='none'"
                 )
-        owner = torch.arange(len(sizes), device=x.device).repeat_interleave(repeats)
-        sums = each.new_zeros(len(sizes)).index_add(0, owner, each)
-        return (sums / repeats).view(len(tasks), restarts)
+        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
+        return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
 
     @torch.no_grad()
     def _losses_of_known(self) -> Tensor:
         """Mean loss of every known task's model on each new task, ``[new, known]``."""
-        known, losses = list(range(len(self._known))), []
-        for task in self._tasks:
-            x, y = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
-            found = [
-                self._losses(self._hnet.generated(self._known[some]), some, x, y, [len(x)], [task])
-                for some in (known[i : i + 16] for i in range(0, len(known), 16))
-            ]
-            losses.append(torch.cat(found, 1)[0])
-        return torch.stack(losses)
+        known = list(range(len(self._known)))
+        losses = self._known.new_empty(len(self._tasks), len(known))
+        for row, task in zip(losses, self._tasks, strict=True):
+            some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
+            for own in self._lots([len(some[0])] * len(known)):
+                generated = self._hnet.generated(self._known[own])
+                count = len(generated)
+                row[own] = self._losses(generated, known[own], [some] * count, [task] * count)
+        return losses

@@ -5,9 +5,11 @@ fell enough (Armijo's condition) the point is taken, and the next direction is t
 recursion over the problem's own history; elsewhere the step is shortened, by the minimum of the
 parabola through what is known, and tried again in the next round.
 
-Source: J. Nocedal and S. Wright, "Numerical optimization", 2nd ed. (2006), algorithm 7.4 and
-section 3.5. Deviations: no condition on the slope where a step ends; pairs whose curvature is not
-positive are left out of the history instead.
+Source: J. Nocedal and S. Wright, "Numerical optimization", 2nd ed. (2006), algorithms 7.4 and 7.5,
+section 3.5. Deviations: no condition on the slope where a step ends. A pair whose curvature is not
+positive is left out of the history, and the initial Hessian made smaller, as the value fell without
+the gradient: the next step will be longer. Where the direction does not point down, or its step had
+to be shortened too often, the gradient takes its place.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_HISTORY = 20  # rounds that are remembered
 _DECREASE = 1e-4  # of what the slope promises, at least
 _SHORTEST, _LONGEST = 0.1, 0.5  # what a step is multiplied by when it was too long
+_OFTEN = 4  # a step was shortened
 _CURVATURE = 1e-8
+_LONGER = 4.0
 
 
 def minimize(
@@ -31,7 +36,7 @@ def minimize(
         evaluate: from points ``[problems, dim]`` to values ``[problems]`` and gradients
             ``[problems, dim]``, each problem for itself.
         start: ``[problems, dim]``.
-        evaluations: how often ``evaluate`` is called, at least 1.
+        evaluations: how often ``evaluate`` is called, at least 1; that at the start is one.
 
     Returns:
         Points ``[problems, dim]`` and values ``[problems]``, which are never above those at the
@@ -46,32 +51,44 @@ def minimize(
     x = start
     value, gradient = evaluate(x)
     # The first step is as long as the gradient, and at most 1.
-    direction = -gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1)
-    step = torch.ones_like(value)
+    scale = 1 / gradient.norm(dim=1).clamp(min=1)
+    direction = -scale[:, None] * gradient
+    step, shortened = torch.ones_like(value), torch.zeros_like(value)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
-    scale = torch.ones_like(value)
     for _ in range(evaluations - 1):
         tried = x + step[:, None] * direction
-        found, slope_there = evaluate(tried)
+        found, gradient_there = evaluate(tried)
         slope = _dot(gradient, direction)
-        taken = found <= value + _DECREASE * step * slope
+        taken = (found <= value + _DECREASE * step * slope) & (slope < 0)
 
-        moved, turned = tried - x, slope_there - gradient
+        moved, turned = tried - x, gradient_there - gradient
         curvature, square = _dot(moved, turned), _dot(turned, turned)
         known = taken & (curvature > _CURVATURE * square)
         # A pair of zeros has no part in the recursion.
         moved, turned = (torch.where(known[:, None], part, 0) for part in (moved, turned))
         history.append((moved, turned, torch.where(known, 1 / curvature, 0)))
-        scale = torch.where(known, curvature / square, scale)
+        del history[:-_HISTORY]
+        scale = torch.where(known, curvature / square, torch.where(taken, _LONGER * scale, scale))
 
-        shorter = -slope * step / (2 * (found - value - slope * step)).clamp(min=1e-30)
-        shorter = step * shorter.nan_to_num(0).clamp(_SHORTEST, _LONGEST)
+        parabola = -slope * step / (2 * (found - value - slope * step)).clamp(min=1e-30)
+        shorter = step * parabola.nan_to_num(0).clamp(_SHORTEST, _LONGEST)
+        shortened = torch.where(taken, 0, shortened + 1)
         x = torch.where(taken[:, None], tried, x)
         value = torch.where(taken, found, value)
-        gradient = torch.where(taken[:, None], slope_there, gradient)
-        next_direction = _two_loops(gradient, history, scale)
-        direction = torch.where(taken[:, None], next_direction, direction)
-        step = torch.where(taken, 1, shorter)
+        gradient = torch.where(taken[:, None], gradient_there, gradient)
+
+        ahead = _two_loops(gradient, history, scale)
+        lost = (_dot(gradient, ahead) >= 0) | (shortened == _OFTEN)
+        if lost.any():  # start again there, from the gradient
+            history = [
+                (moved, turned, torch.where(lost, 0, weight)) for moved, turned, weight in history
+            ]
+            shrunk = torch.where(taken, 1, step) * scale
+            scale = torch.where(lost, shrunk, scale)
+            ahead = torch.where(lost[:, None], -scale[:, None] * gradient, ahead)
+        fresh = taken | lost
+        direction = torch.where(fresh[:, None], ahead, direction)
+        step = torch.where(fresh, 1, shorter)
     return x, value
 
 

@@ -43,8 +43,11 @@ class TaskSamples:
         n_classes: int | None,
         are_classes: bool,
         device: torch.device,
+        seed: int = 0,
     ) -> TaskSamples:
-        """Samples gathered, checked and moved."""
+        """Samples gathered, checked, moved and shuffled; classes take turns, for as long as they
+        last.
+        """
         batches: list[Any] = [samples] if _is_pair(samples) else list(samples)
         if not batches or not all(map(_is_pair, batches)):
             found = "nothing" if not batches else repr(type(batches[0]).__name__)
@@ -59,8 +62,7 @@ class TaskSamples:
                 f"task {name!r} needs at least one sample, and as many inputs as labels, got "
                 f"{len(x)} and {len(y)}"
             )
-        # Files come class by class; pieces should look alike.
-        order = torch.randperm(len(x), generator=seeded(0)).to(device)
+        order = torch.randperm(len(x), generator=seeded(seed)).to(device)
         x, y = x[order], y[order]
         if not are_classes:
             return cls(name, x, y, 0)
@@ -80,7 +82,8 @@ class TaskSamples:
             raise ValueError(
                 f"labels of task {name!r} must be below its {classes} classes, got {int(y.max())}"
             )
-        return cls(name, x, y.long(), classes)
+        order = _turns(y)
+        return cls(name, x[order], y[order].long(), classes)
 
 
 class Batches:
@@ -140,6 +143,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _turns(y: Tensor) -> Tensor:
+    """The order in which classes take turns."""
+    by_class = y.argsort(stable=True)
+    _, counts = y[by_class].unique_consecutive(return_counts=True)
+    turn = torch.empty_like(by_class)
+    turn[by_class] = torch.cat([torch.arange(n, device=y.device) for n in counts.tolist()])
+    return turn.argsort(stable=True)
 
 
 def _is_pair(value: Any) -> bool:

@@ -17,10 +17,13 @@ from sparsehyper.adaptation.samples import (
     check_outputs,
     evaluating,
     masked,
+    pieces,
 )
 from sparsehyper.initialisation import NORMS
 
 TUNINGS = ("norm", "last", "all")
+NORM_STATS = ("kept", "renewed")
+_PIECE = 512  # samples at a time of those that statistics are taken of
 
 
 def fine_tune(
@@ -28,6 +31,7 @@ def fine_tune(
     samples: Samples,
     *,
     tune: str = "all",
+    norm_stats: str = "kept",
     n_classes: int | None = None,
     loss: Loss | None = None,
     steps: int = 100,
@@ -37,13 +41,15 @@ def fine_tune(
 ) -> None:
     """Train an ordinary model further, in place: what comes after its embedding was fitted.
 
-    The model is in evaluation mode meanwhile: no dropout, and batch-norm statistics as they are.
+    The model is in evaluation mode meanwhile: no dropout.
 
     Args:
         model: such as `HyperNetwork.materialize` returns.
         samples: of the task.
         tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the last
             linear layer; or ``"all"``.
+        norm_stats: batch-norm statistics are ``"kept"``, or ``"renewed"``: those of each batch
+            while training, and then those of all samples.
         n_classes, loss, batch_size, seed: as `fit_embeddings` has them.
         steps: updates by Adam, the learning rate falling to 0 by half a cosine.
         lr: the first learning rate.
@@ -52,6 +58,7 @@ def fine_tune(
         ValueError: a setting out of range, samples that do not fit, a model that has nothing of
             what ``tune`` names, or a loss that is not finite.
     """
+    check_choice("norm_stats", norm_stats, NORM_STATS)
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("seed", seed, minimum=0)
@@ -62,6 +69,9 @@ def fine_tune(
     limits = task.n_classes
     try:
         with evaluating(model):
+            norms = _norms(model) if norm_stats == "renewed" else []
+            for norm in norms:
+                norm.train()
             optimizer = torch.optim.Adam(parameters, lr)
             batches = Batches(task, batch_size, seed)
             for step in range(steps):
@@ -79,6 +89,7 @@ def fine_tune(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
+            _renew(model, norms, task)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -97,3 +108,27 @@ def tuned_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:
     if not parameters:
         raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those that keep statistics."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+
+
+@torch.no_grad()
+def _renew(
+    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], task: TaskSamples
+) -> None:
+    """Take statistics of all samples, as the mean over pieces."""
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    for x, _ in pieces(task, _PIECE) if norms else ():
+        model(x)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum

@@ -38,10 +38,10 @@ def adapt(
         str | None,
         typer.Option(help="Then train norm, last or all of the task's own model further."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of L-BFGS on the embedding.")] = 25,
+    steps: Annotated[int, typer.Option(help="Evaluations of the loss by L-BFGS.")] = 25,
     batch_size: Annotated[
         int, typer.Option(help="Images of each task that its embedding is fitted to, at most.")
-    ] = 512,
+    ] = 1024,
     tune_steps: Annotated[int, typer.Option(help="Updates of what --tune names.")] = 100,
     tune_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 1e-3,
     resize: Annotated[

@@ -48,7 +48,7 @@ def compare(
     results = experiments.compare(
         experiment_from({**options, "seed": 0}, Sparse().to_config()),
         out,
-        methods=method or experiments.METHODS,
+        methods=method or experiments.COMPARED,
         budgets=budget or (4.0,),
         seeds=range(seeds),
         data_dir=options["data_dir"],

@@ -1,7 +1,7 @@
 """Experiments: which data, target and method; one run of them; and comparisons of several."""
 
 from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
-from sparsehyper.experiments.compare import compare
+from sparsehyper.experiments.compare import COMPARED, compare
 from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.experiments.export import FORMATS, export_run
 from sparsehyper.experiments.new_tasks import NewTasks, new_tasks_study, run_new_tasks
@@ -28,6 +28,7 @@ from sparsehyper.experiments.typology import Typology, run_typology, typology_st
 
 __all__ = [
     "BASELINES",
+    "COMPARED",
     "FORMATS",
     "METHODS",
     "DataConfig",

@@ -29,7 +29,8 @@ import torch
 
 from sparsehyper._checks import check_integer
 from sparsehyper.data import TaskSet
-from sparsehyper.experiments.config import METHODS, Experiment, parse_method
+from sparsehyper.experiments.baselines import BASELINES
+from sparsehyper.experiments.config import Experiment, parse_method
 from sparsehyper.experiments.isolation import ChildError, call_in_process
 from sparsehyper.experiments.run import (
     check_run,
@@ -75,11 +76,14 @@ class _Entry:
         return {**self.experiment.with_seed(seed).to_dict(), "resolved": self.resolved}
 
 
+COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # where no methods are named
+
+
 def compare(
     experiment: Experiment,
     directory: str | PathLike[str],
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = COMPARED,
     budgets: Sequence[float] = (4.0,),
     seeds: Sequence[int] = (0, 1, 2),
     data_dir: str | PathLike[str] | None = None,

@@ -16,6 +16,7 @@ from sparsehyper.data import is_source, parse_tasks
 from sparsehyper.experiments.baselines import BASELINES
 from sparsehyper.generators import (
     GENERATORS,
+    Composed,
     Generator,
     Sparse,
     generator_from_config,
@@ -25,7 +26,8 @@ from sparsehyper.initialisation import INITS
 from sparsehyper.target import BASES, NORM_STATS
 from sparsehyper.training import TrainConfig
 
-METHODS = (*GENERATORS, *BASELINES)
+# Those that have a short form; a composed generator can be given in Python.
+METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,9 @@ def parse_method(text: str) -> Generator | str:
         ValueError: an unknown method, setting or value.
 
     >>> parse_method("chunked"), parse_method("experts")
-    (Chunked(chunks=32, hidden=None), 'experts')
+    (Chunked(chunks=32, hidden=None, by='flat'), 'experts')
     """
-    kind = text.partition(":")[0]
+    kind = text.partition("/")[0].partition(":")[0]
     check_choice("method", kind, METHODS)
     if text in BASELINES:
         return text
@@ -191,7 +193,7 @@ def parse_method(text: str) -> Generator | str:
 
 def _method_from_config(config: Mapping[str, Any]) -> Generator | str:
     kind = config.get("kind")
-    check_choice("method", kind, METHODS)
+    check_choice("method", kind, (*GENERATORS, *BASELINES))
     return kind if kind in BASELINES else generator_from_config(dict(config))
 
 

@@ -26,7 +26,14 @@ Samples = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Tensor]
 Learn = Callable[[Sequence[str], list[Samples]], Iterable[Model]]
 
-_TUNE_STEPS = 100  # after an embedding
+# How each way learns a task, beside the updates that the study sets; part of every cell's settings.
+LEARNING: dict[str, Any] = {
+    "embedding": {"init": "nearest", "steps": 25, "batch_size": 1024},
+    "then": {"steps": 100, "lr": 1e-3, "batch_size": 64},
+    "model": {"lr": 1e-3, "batch_size": 64, "norm_stats": "renewed"},
+    "probe": {"lr": 1e-2, "batch_size": 64},
+    "reptile": {"inner": 5, "outer_rate": 0.5, "lr": 1e-3},
+}
 
 
 class Learner:
@@ -38,15 +45,21 @@ class Learner:
 
     updates: int
 
+    model: nn.Module
+
     def __init__(self, experiment: Experiment, known: TaskSet) -> None:
         self.experiment, self.known = experiment, known
         self.seed = experiment.seed
         self.n_classes = max(map(len, known.classes))
-        self.model = build_model(experiment, known)
+
+    def build(self) -> nn.Module:
+        """What is pretrained."""
+        return build_model(self.experiment, self.known)
 
     def pretrain(self) -> float | None:
         """Mean test accuracy on the known tasks afterwards."""
         experiment, known = self.experiment, self.known
+        self.model = self.build()
         classes = [len(names) for names in known.classes]
         train(
             self.model,
@@ -116,6 +129,7 @@ class Embeddings(Learner):
             dict(zip(names, samples, strict=True)),
             n_classes=dict.fromkeys(names, self.n_classes),
             seed=self.seed,
+            **LEARNING["embedding"],
         )
         self._fitted = [hnet.materialize(name).eval() for name in names]
         return self._fitted
@@ -126,25 +140,28 @@ class Embeddings(Learner):
 
         def learn(_: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
             pairs = zip(self._fitted, samples, strict=True)
-            return [self.tuned(m, some, tune=name, steps=_TUNE_STEPS) for m, some in pairs]
+            return [self.tuned(m, some, tune=name, **LEARNING["then"]) for m, some in pairs]
 
         return learn
 
     def _mean_model(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
         assert isinstance(self.model, HyperNetwork)
         module = self.model.materialize(self.model.task_embedding.weight.detach().mean(0))
-        return [self.tuned(module, some) for some in samples]
+        return [self.tuned(module, some, **LEARNING["model"]) for some in samples]
 
 
 class _Scratch(Learner):
-    def pretrain(self) -> None:
-        self.fresh = _expert(self.experiment, self.known)
+    def build(self) -> nn.Module:
+        one = self.known.select(self.known.names[:1])
+        experts = build_model(replace(self.experiment, method="experts", budget=None), one)
+        return experts.experts[0]  # type: ignore[index, return-value]
 
-    def parameters(self) -> int:
-        return sum(p.numel() for p in _expert(self.experiment, self.known).parameters())
+    def pretrain(self) -> float | None:
+        self.model = self.build()
+        return None
 
     def learn(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
-        return [self.tuned(self.fresh, some) for some in samples]
+        return [self.tuned(self.model, some, **LEARNING["model"]) for some in samples]
 
 
 class _Reptile(_Scratch):
@@ -154,32 +171,31 @@ class _Reptile(_Scratch):
     on a task, the initialisation moves a share of the way there.
     """
 
-    inner, outer_rate, lr = 5, 0.5, 1e-3
-
-    def pretrain(self) -> None:
+    def pretrain(self) -> float | None:
         super().pretrain()
-        module, training = self.fresh, self.experiment.training
+        module, training, settings = self.model, self.experiment.training, LEARNING["reptile"]
         # As many images as the others see.
         images = training.steps * self.experiment.batch_size
-        outer = max(1, images // (25 * self.inner))
+        outer = max(1, images // (25 * settings["inner"]))
         rng = seeded(self.seed)
         module.train()
         for step in range(outer):
             task = int(torch.randint(len(self.known.names), (), generator=rng))
             before = [p.detach().clone() for p in module.parameters()]
-            optimizer = torch.optim.Adam(module.parameters(), self.lr, betas=(0.0, 0.999))
-            for _ in range(self.inner):
+            optimizer = torch.optim.Adam(module.parameters(), settings["lr"], betas=(0.0, 0.999))
+            for _ in range(settings["inner"]):
                 count = self.known.train.counts[task]
                 index = torch.randint(count, (25,), generator=rng)
                 x, y, _ = self.known.train.batch(torch.full_like(index, task), index)
                 optimizer.zero_grad()
                 F.cross_entropy(module(x), y).backward()
                 optimizer.step()
-            rate = self.outer_rate * (1 - step / outer)
+            rate = settings["outer_rate"] * (1 - step / outer)
             with torch.no_grad():
                 for parameter, old in zip(module.parameters(), before, strict=True):
                     parameter.copy_(old + rate * (parameter - old))
         module.zero_grad()
+        return None
 
 
 class _Trunk(Learner):
@@ -191,7 +207,8 @@ class _Trunk(Learner):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         assert isinstance(self.model, SharedTrunk)
-        return self.model.eval().trunk(x)
+        model = self.model.eval()
+        return torch.cat([model.trunk(some) for some in x.split(500)])
 
 
 class _Probe(_Trunk):
@@ -203,7 +220,7 @@ class _Probe(_Trunk):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             head: nn.Module = nn.Linear(features.shape[1], self.n_classes)
-        head = self.tuned(head, (features, y), lr=1e-2)
+        head = self.tuned(head, (features, y), **LEARNING["probe"])
         return lambda x: head(self.features(x))
 
 
@@ -224,12 +241,6 @@ LEARNERS: dict[str, type[Learner]] = {
     "linear probe": _Probe,
     "nearest mean": _NearestMean,
 }
-
-
-def _expert(experiment: Experiment, known: TaskSet) -> nn.Module:
-    one = known.select(known.names[:1])
-    model = build_model(replace(experiment, method="experts", budget=None), one)
-    return model.experts[0]  # type: ignore[index, return-value]
 
 
 def images_of(split: TaskSplit, task: int, most: int) -> Samples:

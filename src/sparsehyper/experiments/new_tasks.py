@@ -27,6 +27,7 @@ from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.learners import (
     LEARNERS,
+    LEARNING,
     Embeddings,
     accuracy,
     images_of,
@@ -95,8 +96,7 @@ class NewTasks:
         families: by name.
         seeds: number of seeds.
         shots: images a class; None for all.
-        updates: by Adam, of what a baseline trains, for each of ``shots``. Embeddings are fitted as
-            `fit_embeddings` does by default.
+        updates: by Adam, of what a baseline trains, for each of ``shots``; the rest is `LEARNING`.
         test_images: of each held-out task, at most.
     """
 
@@ -182,7 +182,7 @@ def run_new_tasks(
     """
     check_integer("workers", workers, minimum=1)
     data = [_data(family) for family in study.families.values()]
-    with shared_tasks(data, data_dir, directory) as files:
+    with shared_tasks(data, data_dir) as files:
         cells = [
             Cell(
                 f"{slug(name)}--{slug(method)}--{seed}",
@@ -195,6 +195,7 @@ def run_new_tasks(
                     },
                     "fingerprint": files[name_of(_data(family))].fingerprint,
                     "method": method,
+                    "learning": LEARNING,
                     "experiment": _experiment(family, method, seed).to_dict(),
                     "shots": list(study.shots),
                     "updates": list(study.updates),

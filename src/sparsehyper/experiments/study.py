@@ -72,6 +72,7 @@ def run_cells(
     Raises:
         ValueError: ``directory`` holds a cell of other settings.
         RunInUseError: another process is at work in it.
+        RuntimeError: some cells failed, after all others were computed.
     """
     results = directory / "cells"
     results.mkdir(parents=True, exist_ok=True)
@@ -87,20 +88,30 @@ def run_cells(
         started = time.perf_counter()
         with ProcessPoolExecutor(workers, mp_context=context(), initializer=_start) as pool:
             jobs = {pool.submit(work, cell.settings, *arguments): cell for cell in todo}
+            failed: dict[str, BaseException] = {}
             try:
                 for number, job in enumerate(as_completed(jobs), 1):
-                    cell = jobs[job]
-                    write_json(paths[cell.name], {"settings": cell.settings, **job.result()})
+                    cell, error = jobs[job], job.exception()
+                    if error is not None:
+                        failed[cell.name] = error
+                    else:
+                        write_json(paths[cell.name], {"settings": cell.settings, **job.result()})
                     if not quiet:
                         seconds = time.perf_counter() - started
                         print(
-                            f"[{number}/{len(todo)}] {cell.name} ({seconds:.0f} s)",
+                            f"[{number}/{len(todo)}] {cell.name} ({seconds:.0f} s)"
+                            f"{f': {error!r}' if error else ''}",
                             file=sys.stderr,
                             flush=True,
                         )
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        if failed:
+            name, error = next(iter(failed.items()))
+            raise RuntimeError(
+                f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error!r}"
+            ) from error
         return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
     finally:
         held.release()
@@ -108,20 +119,18 @@ def run_cells(
 
 @contextmanager
 def shared_tasks(
-    data: Iterable[DataConfig], data_dir: str | None, directory: Path
+    data: Iterable[DataConfig], data_dir: str | None
 ) -> Iterator[dict[str, SharedTasks]]:
     """Within, there is a file of every data set's tasks, made once, for all processes.
 
     Args:
         data: of which each is made once.
         data_dir: as `load_tasks` takes it.
-        directory: in which the files are meanwhile.
 
     Returns:
         By `name_of` the data.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".images-", dir=directory) as scratch:
+    with tempfile.TemporaryDirectory(prefix="sparsehyper-") as scratch:
         files: dict[str, SharedTasks] = {}
         for one in data:
             if name_of(one) not in files:
@@ -164,26 +173,30 @@ def slug(text: str) -> str:
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:
-    """The mean of paired differences, with its 95% interval by Student's t over them.
+    """The mean of paired differences, with its 95% interval by Student's t over them; one pair has
+    none.
 
     >>> paired([1.0, 2.0, 3.0])
     {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
     """
     values = torch.tensor(differences, dtype=torch.float64)
-    mean, half = float(values.mean()), float("inf")
-    if len(values) > 1:
-        stats = require("scipy.stats", "data")
-        error = float(values.std()) / len(values) ** 0.5
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None, "pairs": 1}
+    stats = require("scipy.stats", "data")
+    error = float(values.std()) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
 
 
-def verdict(interval: Mapping[str, float]) -> str:
+def verdict(interval: Mapping[str, Any]) -> str:
     """Of the claim that a difference is above zero.
 
     >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
     ('supported', 'undecided')
     """
+    if interval["low"] is None:
+        return "undecided"
     if interval["low"] > 0:
         return "supported"
     return "not supported" if interval["high"] < 0 else "undecided"

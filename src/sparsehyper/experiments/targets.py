@@ -67,8 +67,10 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     if kind == "mlp":
         return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
     if kind == "cnn":
-        widths, _, settings = (rest if colon else DEFAULT_CNN).partition(",")
-        norm = settings.removeprefix("norm=") if settings else "none"
+        widths, comma, setting = (rest if colon else DEFAULT_CNN).partition(",")
+        name, _, norm = setting.partition("=") if comma else ("norm", "=", "none")
+        if name != "norm":
+            raise ValueError(f"`target` {text!r} has no setting {name!r}; a cnn has: norm")
         check_choice("norm", norm, NORMS)
         return cnn(_widths(widths, text), image_shape, n_classes, norm)
     if kind == "resnet":

@@ -115,7 +115,7 @@ def run_typology(
         ``parameters`` ÷ N, ``step_ms`` and ``model_ms`` of each seed.
     """
     check_integer("workers", workers, minimum=1)
-    with shared_tasks([study.data], data_dir, directory) as files:
+    with shared_tasks([study.data], data_dir) as files:
         file = files[name_of(study.data)]
         example = _experiment(study, 0, method="sparse")
         numel = count_target_parameters(example, file.load())

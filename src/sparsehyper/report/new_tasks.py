@@ -18,6 +18,8 @@ _LINES = {
     "chunked": ("#0072B2", "s", "-"),
     "dense linear": ("#009E73", "^", "-"),
     "sparse linear, then all": ("#D55E00", "o", ":"),
+    "mean model, tuned": ("#CC79A7", "d", ":"),
+    "linear probe": ("#56B4E9", "X", "--"),
     "scratch": ("#555555", "D", "--"),
     "reptile": ("#8B6F00", "<", "--"),
     "nearest mean": ("#000000", "*", "--"),
@@ -53,7 +55,9 @@ def table(results: Mapping[str, Any]) -> list[Table]:
             claim["claim"],
             _shots(claim["shots"]),
             f"{100 * claim['mean']:+.2f}",
-            f"{100 * claim['low']:+.2f} to {100 * claim['high']:+.2f}",
+            "–"
+            if claim["low"] is None
+            else f"{100 * claim['low']:+.2f} to {100 * claim['high']:+.2f}",
             claim["verdict"],
         ]
         for claim in results["claims"]
