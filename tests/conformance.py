@@ -22,7 +22,7 @@ def embeddings(batch: int, dim: int, seed: int = 0) -> Tensor:
 def dense_matrix(layer: SparseLinear) -> Tensor:
     """The layer's weights as a matrix ``[out_features, in_features]``."""
     matrix = torch.zeros(layer.out_features, layer.in_features, dtype=layer.weight.dtype)
-    for sources, weights in zip(layer.connections(), layer.weight.detach(), strict=True):
+    for sources, weights in zip(layer.connections(), layer.weights().detach(), strict=True):
         matrix[torch.arange(layer.out_features), sources.long()] += weights
     return matrix
 

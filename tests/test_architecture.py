@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "unpacking": {"sparse"},
     "modules": {"layout"},
     "target": {"initialisation", "layout", "modules", "sparse", "unpacking"},
-    "adapters": set(),
+    "adapters": {"modules"},
     "mixing": {"target"},
     "_persistence": {"generators", "conditioning"},
     "hypernetwork": {*PARTS, "adapters", "mixing", "_persistence"},

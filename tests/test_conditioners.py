@@ -46,6 +46,26 @@ def test_every_sample_has_the_model_of_its_input():
         hnet(X, task="a")
 
 
+def test_an_empty_batch():
+    each = hypernetwork(InputEncoder(nn.Linear(5, 8), 8))
+    assert each(X[:0]).shape == (0, 3)
+    assert hypernetwork(Noise(8, per="sample"))(X[:0]).shape == (0, 3)
+    with pytest.raises(ValueError, match="the model of a batch needs at least one sample"):
+        hypernetwork(InputEncoder(nn.Linear(5, 8), 8, per="batch"))(X[:0])
+
+
+def test_half_precision():
+    tasks = TaskEmbedding(3, 8)
+    for conditioner, task in (
+        (InputEncoder(nn.Linear(5, 8), 8), None),
+        (InputAndTask(InputEncoder(nn.Linear(5, 8), 8), tasks), Y),
+        (SupportSet(nn.Linear(5, 7), features=7, n_classes=3, dim=8), (X, Y)),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            hypernetwork(conditioner)(X, task=task).float().sum().backward()
+        assert all(p.grad.isfinite().all() for p in conditioner.parameters())
+
+
 def test_a_batch_has_the_model_of_its_mean_embedding():
     encoder = nn.Linear(5, 8)
     hnet = hypernetwork(InputEncoder(encoder, 8, per="batch"))
@@ -70,23 +90,34 @@ def test_input_and_task_are_mixed_bilinearly():
     ):
         with pytest.raises(error, match=message):
             hnet(X, task=task)
+    by_batch = InputAndTask(InputEncoder(nn.Linear(5, 8), 8, per="batch"), TaskEmbedding(3, 8))
+    assert hypernetwork(by_batch)(X, task=1).shape == (6, 3)
+    with pytest.raises(ValueError, match="`task` must be one task, as the whole batch has one"):
+        hypernetwork(by_batch)(X, task=Y)
+    with pytest.raises(TypeError, match="`encoder` must be a InputEncoder, got Linear"):
+        InputAndTask(nn.Linear(5, 8), TaskEmbedding(3, 8))
     with pytest.raises(ValueError, match="`tasks` must have `dim` 8, got 4"):
         InputAndTask(InputEncoder(nn.Linear(5, 8), 8), TaskEmbedding(2, 4))
 
 
 def test_a_task_never_seen_goes_by_its_features():
     features = {"a": torch.tensor([1.0, 0.0, 2.0]), "b": torch.tensor([0.0, 1.0, 1.0])}
-    hnet = hypernetwork(TaskFeatures(features, 8))
-    assert torch.equal(hnet(X, task=features["b"]), hnet(X, task="b"))
+    conditioner = TaskFeatures(features, 8)
+    hnet = hypernetwork(conditioner)
+    torch.testing.assert_close(hnet(X, task=conditioner.of(features["b"])), hnet(X, task="b"))
+    between = (hnet.embedding("a") + hnet.embedding("b")) / 2
+    assert hnet(X, task=between).shape == (6, 3)
     mixed = hnet(X, task=torch.tensor([0, 1, 1, 0, 0, 1]))
     torch.testing.assert_close(mixed[3], hnet(X, task="a")[3])
     new = torch.tensor([1.0, 1.0, 1.0])
-    before = hnet(X, task=new)
+    before = hnet(X, task=conditioner.of(new))
     hnet.add_task("c", new)
-    assert torch.equal(hnet(X, task="c"), before)
+    torch.testing.assert_close(hnet(X, task="c"), before)
     hnet.remove_task("a")
     assert hnet.task_names == ("b", "c")
-    assert torch.equal(hnet(X, task="c"), before)
+    torch.testing.assert_close(hnet(X, task="c"), before)
+    with pytest.raises(ValueError, match=r"`features` must have length 3, got \[2\]"):
+        conditioner.of(new[:2])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +207,10 @@ def test_noise_and_dropout_while_training_only():
         hnet.eval()
         assert torch.equal(hnet(X, task=0), hnet(X, task=0))
         assert torch.equal(hnet(X, task=0), hypernetwork(TaskEmbedding(2, 8)).eval()(X, task=0))
+        hnet.train()
+        ids = torch.tensor([0, 1] * 3)
+        assert not torch.equal(hnet(X, task=ids), hnet(X, task=ids))
+        assert torch.equal(hnet.generate(0)["weight"], hnet.generate(0)["weight"])
 
 
 def test_means_and_mixtures_of_embeddings_are_embeddings():
@@ -228,8 +263,8 @@ def stack(rows):
 
 def test_what_makes_no_sense_is_refused_with_the_reason():
     normed = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match=r"every sample a model of its own, .* use `norm_stats`"):
-        hypernetwork(InputEncoder(nn.Linear(5, 8), 8), normed)
+    with pytest.raises(ValueError, match=r"every sample a model of its own, .* use group or layer"):
+        hypernetwork(InputEncoder(nn.Linear(5, 8), 8), normed, norm_stats="batch")
     hnet = hypernetwork(Noise(8))
     with pytest.raises(TypeError, match="knows no tasks by name; its conditioner is a Noise"):
         hnet.add_task("a")

@@ -107,6 +107,7 @@ HYPERFAN = [  # layer, rule, variance of its weight and of its bias
     (nn.Conv2d(6, 30, 3), "hyperfan_in", 1 / 54, 1.0),
     (nn.Conv2d(6, 30, 3), "hyperfan_out", 2 / 270, 2 * (1 - 54 / 270)),
     (nn.Conv2d(12, 24, 3, groups=4), "hyperfan_out", 2 / 54, 2 * (1 - 27 / 54)),
+    (nn.ConvTranspose2d(8, 32, 4, stride=2), "hyperfan_in", 1 / 32, 1.0),
 ]
 
 
@@ -116,6 +117,11 @@ def test_hyperfan_variances(layer, rule, weight, bias):
     assert std["weight"] ** 2 == pytest.approx(weight, rel=0.1)
     if bias is not None:
         assert std["bias"] ** 2 == pytest.approx(bias, rel=0.2)
+
+
+def test_a_bias_that_is_not_generated_takes_no_part():
+    std = generated_std(nn.Linear(20, 30), Dense(), init="hyperfan_in", generate="weight")
+    assert std["weight"] ** 2 == pytest.approx(2 / 20, rel=0.1)
 
 
 def test_a_layer_that_starts_without_effect_nearly_does():

@@ -40,6 +40,7 @@ GENERATORS = {
     "sparse MLP with bias": Sparse(activation="leaky_relu", bias=True),
     "sparse, shared": Sparse(share=3),
     "butterfly": Butterfly(),
+    "Beneš": Butterfly(benes=True),
     "low rank": LowRank(1),
     "composed": lambda layout: Composed({layout[0].name: Dense(), "*": Sparse()}),
 }
@@ -55,12 +56,15 @@ CONDITIONERS = {
     "task": (lambda: TaskEmbedding(["a", "b", "c"], DIM), "b"),
     "a task per sample": (lambda: TaskEmbedding(3, DIM), Y),
     "features": (lambda: TaskFeatures({"a": torch.rand(5), "b": torch.rand(5)}, DIM), "a"),
-    "new features": (lambda: TaskFeatures({"a": torch.rand(5)}, DIM), torch.rand(5)),
     "input": (lambda: InputEncoder(encoder(), DIM), None),
     "batch": (lambda: InputEncoder(encoder(), DIM, per="batch"), None),
     "input and task": (
         lambda: InputAndTask(InputEncoder(encoder(), DIM), TaskEmbedding(3, DIM)),
         Y,
+    ),
+    "batch and task": (
+        lambda: InputAndTask(InputEncoder(encoder(), DIM, per="batch"), TaskEmbedding(3, DIM)),
+        2,
     ),
     "support set": (lambda: SupportSet(encoder(), DIM, n_classes=3, dim=DIM), (X, Y)),
     "noise": (lambda: Noise(DIM), None),
@@ -124,11 +128,9 @@ def test_every_conditioner(generator, form, tmp_path):
         torch.manual_seed(3)
         torch.testing.assert_close(again, hnet(X, task=task))
 
-        one = {"a task per sample": 1, "features": "a", "new features": task}.get(name)
-        if one is None:
-            z = hnet.embedding(task, X)
-            one = z if z.ndim == 1 else z[0]
-        plain = hnet.materialize(one)
+        z = hnet.embedding(1 if name == "a task per sample" else task, X)
+        z = z if z.ndim == 1 else z[0]
+        plain = hnet.materialize(z)
         assert [*plain.state_dict()] == [*module().state_dict()]
         assert not any("sparsehyper" in type(m).__module__ for m in plain.modules())
-        torch.testing.assert_close(plain(X), hnet(X, task=one), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(plain(X), hnet(X, task=z), atol=1e-5, rtol=1e-5)

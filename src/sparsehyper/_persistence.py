@@ -20,6 +20,9 @@ from sparsehyper.generators import generator_from_config
 
 FORMAT = 1
 
+_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
+_NOT_IN_OLDER = {"init": "torch", "noise": 0.0, "dropout": 0.0}
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -75,19 +78,16 @@ def load(
     try:
         saved = {name: tuple(shape) for name, shape in config["layout"]}
         described = config["conditioner"]
-        if conditioner is None:
-            conditioner = conditioner_from_config(described)
         generator = generator_from_config(config["generator"])
-        settings = {
-            name: config[name]
-            for name in (
-                *("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed"),
-            )
-        }
+        known = {**_NOT_IN_OLDER, **config}
+        settings = {name: known[name] for name in _SETTINGS}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}"
-        ) from error
+        raise _damaged(directory, error) from error
+    if conditioner is None:
+        try:
+            conditioner = conditioner_from_config(described)
+        except (KeyError, TypeError) as error:
+            raise _damaged(directory, error) from error
     if conditioner.to_config() != described:
         raise ValueError(
             f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this is "
@@ -97,6 +97,10 @@ def load(
     hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
     load_state(hnet, state, str(directory))
     return hnet
+
+
+def _damaged(directory: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}")
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -17,7 +17,6 @@ Of two layers with one tied weight, each is adapted for itself, and `merge` unti
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
 import math
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from sparsehyper._checks import check_integer, check_number
+from sparsehyper.modules import copy_module
 
 Layers = str | Sequence[str]
 
@@ -311,7 +311,7 @@ def _copy_with_layers(module: nn.Module, layers: Layers) -> tuple[nn.Module, dic
         raise ValueError(f"`layers` must name at least one layer, got {layers!r}")
     for layer, name in chosen.items():
         _check_layer(layer, name)
-    adapted = copy.deepcopy(module)
+    adapted = copy_module(module)
     copies = {name: adapted.get_submodule(name) for name in chosen.values()}
     for layer in copies.values():
         if _parametrizations(layer):

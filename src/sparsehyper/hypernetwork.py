@@ -44,7 +44,7 @@ class HyperNetwork(nn.Module):
             or ``"frozen"``.
         base: what the generated vector is added to: ``"zeros"``, ``"learned"``, which starts there,
             ``"pretrained"``, the target's own values, or ``"residual"``, which starts at these and
-            is learned. Norm scales start at 1 in any case.
+            is learned. Norm scales start at 1 with the first two.
         init: the variance with which generated tensors start: ``"torch"``, that of PyTorch's own
             layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as `sparsehyper.initialisation` has it.
         scale: multiplies the initial standard deviation of every generated tensor; None for 1, or
@@ -58,7 +58,7 @@ class HyperNetwork(nn.Module):
 
     Raises:
         ValueError: a setting outside its range, a target with nothing to generate, or one with
-            batch-norm statistics where every sample has a model of its own.
+            batch norms where every sample has a model of its own.
 
     Source: D. Ha et al., "HyperNetworks" (ICLR 2017); task embeddings as in J. von Oswald et al.,
     "Continual learning with hypernetworks" (ICLR 2020).
@@ -112,10 +112,11 @@ class HyperNetwork(nn.Module):
             norm_stats=norm_stats,
             tasks=max(1, len(conditioner.names)),
         )
-        if conditioner.per_sample and self.target.has_statistics:
+        norms = nn.modules.batchnorm._BatchNorm
+        if conditioner.per_sample and any(isinstance(m, norms) for m in target.modules()):
             raise ValueError(
-                "`conditioner` gives every sample a model of its own, of which the target's batch "
-                "norms would need statistics; use `norm_stats` 'batch', or group or layer norms"
+                "`conditioner` gives every sample a model of its own, so the target's batch norms "
+                "would see one sample each; use group or layer norms"
             )
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
@@ -133,7 +134,9 @@ class HyperNetwork(nn.Module):
         }
         self.generator.to(self.target.moments)
         self.conditioner.to(self.target.moments)
-        self.train(target.training)
+        # Parts of the target and a network in the conditioner stay in the mode they are in.
+        self.training = self.target.training = target.training
+        self.generator.train(target.training)
 
     def forward(self, *args: Any, task: Condition = None, **kwargs: Any) -> Any:
         """The target's output under the parameters generated for ``task``.
@@ -154,8 +157,11 @@ class HyperNetwork(nn.Module):
         if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
             return self._forward_per_task(self.conditioner, task, args, kwargs)
         z, row = self.conditioner.embed(task, args, kwargs)
+        z = self._noisy(z)
         if z.ndim == 1:
             return self.target(self._tensors(z), row, args, kwargs)
+        if len(z) == 0:  # any model, for an output of the right shape
+            return self.target(self._tensors(z.new_zeros(z.shape[1])), None, args, kwargs)
         order = torch.arange(len(z), device=z.device)
         rows, sizes = [0] * len(z), [1] * len(z)
         return run_tasks(self.target, self.generated(z), rows, sizes, order, (args, kwargs))
@@ -182,9 +188,6 @@ class HyperNetwork(nn.Module):
                 f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
             )
         normalised = F.layer_norm(z, z.shape[-1:])
-        if self.training and (self.config["noise"] or self.config["dropout"]):
-            noisy = normalised + self.config["noise"] * torch.randn_like(normalised)
-            normalised = F.layer_norm(F.dropout(noisy, self.config["dropout"]), z.shape[-1:])
         return self.generator(normalised)
 
     def generate(self, task: Condition = None) -> dict[str, Tensor]:
@@ -324,6 +327,14 @@ class HyperNetwork(nn.Module):
         """The generated tensors of one embedding ``[latent_dim]``."""
         return self.target.tensors_at(self.generated(z[None])[0])
 
+    def _noisy(self, z: Tensor) -> Tensor:
+        """Embeddings with the noise and dropout of training."""
+        noise, dropout = self.config["noise"], self.config["dropout"]
+        if not self.training or not (noise or dropout):
+            return z
+        normalised = F.layer_norm(z, z.shape[-1:])
+        return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
+
     def _one(self, task: Condition) -> tuple[Tensor, int | None]:
         """Embedding ``[latent_dim]`` of one model, and the row of its statistics."""
         z, row = self.conditioner.embed(task, (), {})
@@ -343,5 +354,5 @@ class HyperNetwork(nn.Module):
         distinct, order = distinct[place], place.argsort()[inverse].argsort(stable=True)
         rows = [conditioner.index(row) for row in distinct.tolist()]
         sizes = counts.tolist()
-        generated = self.generated(conditioner(distinct))
+        generated = self.generated(self._noisy(conditioner(distinct)))
         return run_tasks(self.target, generated, rows, sizes, order, (args, kwargs))

@@ -24,7 +24,8 @@ Hyperfan-in and hyperfan-out have other variances for the first line, in which n
 the fans of the layer's weight, and 2 is for the ReLU that is assumed to follow:
 
     rule           weight                             bias
-    hyperfan_in    2 / n_in, half of it with a bias   1
+    hyperfan_in    2 / n_in, half of it with a        1
+                   generated bias
     hyperfan_out   2 / n_out                          2 (1 - n_in / n_out), at least 0.02²
 
 They are the variances that the generated tensors get; by which weights of the generator that is
@@ -56,7 +57,7 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def initial_moments(
-    module: nn.Module, name: str, value: Tensor, rule: str = "torch"
+    module: nn.Module, name: str, value: Tensor, rule: str = "torch", *, with_bias: bool = True
 ) -> tuple[float, float]:
     """Mean and standard deviation for the parameter ``name`` of ``module``.
 
@@ -65,13 +66,14 @@ def initial_moments(
         name: its name there, such as ``"weight"``.
         value: its present value, of any shape.
         rule: ``"torch"``, ``"hyperfan_in"`` or ``"hyperfan_out"``.
+        with_bias: whether the layer's bias, if it has one, is generated too.
 
     >>> initial_moments(nn.LayerNorm(8), "weight", nn.LayerNorm(8).weight)
     (1.0, 0.1)
     """
     if not value.numel():
         return 0.0, 1.0
-    usual = _usual_moments(module, name, value, rule)
+    usual = _usual_moments(module, name, value, rule, with_bias)
     numbers = value.detach().double()
     mean, std = float(numbers.mean()), float(numbers.std(correction=0))
     if usual is None:
@@ -83,7 +85,7 @@ def initial_moments(
 
 
 def _usual_moments(
-    module: nn.Module, name: str, value: Tensor, rule: str
+    module: nn.Module, name: str, value: Tensor, rule: str, with_bias: bool
 ) -> tuple[float, float] | None:
     if isinstance(module, NORMS):
         return (1.0 if name == "weight" else 0.0), 0.1
@@ -92,7 +94,7 @@ def _usual_moments(
             return 0.0, 0.02
         if rule == "torch":
             return 0.0, 1 / math.sqrt(3 * _fan_in(module))
-        return 0.0, math.sqrt(_hyperfan(module, name, rule))
+        return 0.0, math.sqrt(_hyperfan(module, name, rule, with_bias))
     if isinstance(module, _RECURRENT):
         return 0.0, 1 / math.sqrt(3 * module.hidden_size)
     if isinstance(module, _EMBEDDINGS):
@@ -121,9 +123,13 @@ def _fan_out(layer: Any) -> int:
     return channels // layer.groups * math.prod(layer.kernel_size)
 
 
-def _hyperfan(layer: Any, name: str, rule: str) -> float:
+def _hyperfan(layer: Any, name: str, rule: str, with_bias: bool) -> float:
     """The variance of a weight or bias."""
-    fan_in, fan_out = _fan_in(layer), _fan_out(layer)
+    fan_in, fan_out = float(_fan_in(layer)), float(_fan_out(layer))
+    if getattr(layer, "transposed", False):  # of which PyTorch's fans are the other way round
+        overlaps = math.prod(layer.stride)
+        fan_in, fan_out = fan_out / overlaps, float(fan_in)
     if rule == "hyperfan_in":
-        return 1.0 if name == "bias" else (2 if layer.bias is None else 1) / fan_in
+        has_bias = with_bias and layer.bias is not None
+        return 1.0 if name == "bias" else (1 if has_bias else 2) / fan_in
     return max(2 * (1 - fan_in / fan_out), 0.02**2) if name == "bias" else 2 / fan_out

@@ -29,7 +29,7 @@ Layout = Sequence[TensorSpec] | int
 
 
 def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
-    """The tensors of a layout, one if it is a number.
+    """The tensors of a layout that have numbers in them; one if it is a number itself.
 
     Raises:
         ValueError: there is nothing in it.
@@ -40,9 +40,10 @@ def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
     if not isinstance(layout, Sequence):
         check_integer("layout", layout, minimum=1)
         return (TensorSpec("theta", torch.Size([layout]), 0, layout, ()),)
-    if not layout:
-        raise ValueError("`layout` must hold at least one tensor, got none")
-    return tuple(layout)
+    tensors = tuple(spec for spec in layout if spec.numel)
+    if not tensors:
+        raise ValueError("`layout` must hold at least one number, got none")
+    return tensors
 
 
 def count_numbers(layout: Layout) -> int:

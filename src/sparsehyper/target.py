@@ -94,9 +94,12 @@ class Target(nn.Module):
         self.layout = plan_layout(module, generate)
         self.numel = sum(spec.numel for spec in self.layout)
         check_reachable(module, self.layout)
+        names = {spec.name for spec in self.layout}
         values = [module.get_parameter(spec.name).detach() for spec in self.layout]
         moments = [
-            initial_moments(*owner_of(module, spec.name), value, init)
+            initial_moments(
+                *owner_of(module, spec.name), value, init, with_bias=_bias_of(spec.name) in names
+            )
             for spec, value in zip(self.layout, values, strict=True)
         ]
         means, stds = torch.tensor(moments, dtype=values[0].dtype, device=values[0].device).T
@@ -328,3 +331,8 @@ def _complete_loading(target: Target, keys: Any) -> None:
     keys.unexpected_keys[:] = [
         key for key in keys.unexpected_keys if not key.endswith("num_batches_tracked")
     ]
+
+
+def _bias_of(name: str) -> str:
+    prefix, dot, _ = name.rpartition(".")
+    return f"{prefix}{dot}bias"

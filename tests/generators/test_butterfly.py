@@ -37,6 +37,12 @@ def test_every_output_depends_on_every_latent_number():
     assert (torch.autograd.functional.jacobian(fewer, embeddings(1, 16)) == 0).any()
 
 
+def test_more_latent_numbers_than_outputs():
+    generator = Butterfly().build(64, 10).double()
+    jacobian = torch.autograd.functional.jacobian(generator, embeddings(1, 64))
+    assert (jacobian[0, :, 0] != 0).all()
+
+
 def test_refuses_what_is_no_stage():
     with pytest.raises(ValueError, match="`stages` must be at least 1, got 0"):
         Butterfly(stages=0)

@@ -42,6 +42,7 @@ def test_a_budget_is_shared_by_size():
 @pytest.mark.parametrize(
     ("parts", "error", "message"),
     [
+        (Dense(), TypeError, "`parts` must map globs to generators, got Dense"),
         ({}, ValueError, "`parts` must have at least one generator, got none"),
         ({"*": "dense"}, TypeError, r"`parts` must map globs .* got '\*': 'dense'"),
         ({"a.*": Dense()}, ValueError, "no generator for 'b.bias'; it has: 'a"),

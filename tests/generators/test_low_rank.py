@@ -25,6 +25,16 @@ def test_matrices_are_products_of_generated_factors(of):
     assert LowRank(3, of).count_parameters(8, LAYOUT) == count
 
 
+@pytest.mark.parametrize(
+    "spec", [LowRank(2), Chunked(3), Chunked(by="filter"), Chunked(3, by="tensor")]
+)
+def test_tensors_without_numbers(spec):
+    layout = pack([(n, torch.Size(s)) for n, s in (("a", [0, 8]), ("b", [6, 5]), ("c", [3, 0]))])
+    generator = spec.build(8, layout)
+    assert generator(torch.randn(2, 8)).shape == (2, 30)
+    assert spec.count_parameters(8, layout) == sum(p.numel() for p in generator.parameters())
+
+
 def test_output_variance_is_one():
     layout = pack([("w", torch.Size([200, 300]))])
     z = embeddings(32, 64).float()

@@ -18,7 +18,8 @@ class ConformingSparse(ConformingGenerator):
         for i, layer in enumerate(generator.layers):
             x = x @ dense_matrix(layer).T
             if layer.bias is not None:
-                x = x + layer.bias
+                outputs = torch.arange(layer.out_features)
+                x = x + layer.bias[outputs % layer.columns]
             if i < len(generator.layers) - 1:
                 slope = ACTIVATIONS[self.spec.activation]
                 x = torch.where(x > 0, x, slope * x)
@@ -54,6 +55,45 @@ class TestMixedLeakyReLU(ConformingSparse):
 
 class TestLocalAbs(ConformingSparse):
     spec = Sparse(topology="local", sigma=0.0, activation="abs", growth=4.0)
+
+
+class TestShared(ConformingSparse):
+    spec = Sparse(share=2.5)
+
+
+class TestSharedUniformPReLU(ConformingSparse):
+    spec = Sparse(topology="uniform", activation="prelu", bias=True, share=40)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("share", [1, 8, 40])
+def test_sharing_weights_leaves_the_models_as_many_directions(topology, share):
+    generator = Sparse(topology=topology, share=share).build(16, 100_000)
+    with torch.no_grad():
+        models = generator(torch.eye(16))
+    values = torch.linalg.svdvals((models @ models.T).double()).sqrt()
+    assert values[-1] > 0.02 * values[0]
+
+
+@pytest.mark.parametrize("share", [4, 4000])
+def test_sharing_leaves_the_variance(share):
+    z = embeddings(64, 64).float()
+    with torch.no_grad():
+        moments = [Sparse(share=share).build(64, 200_000, s)(z).square().mean() for s in range(4)]
+    for moment in moments:
+        assert moment == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 1, 3.9, 4.1, 12])
+@pytest.mark.parametrize("bias", [False, True])
+def test_any_budget_is_met(budget, bias):
+    numel = 50_000
+    spec = Sparse(bias=bias).with_budget(int(budget * numel), 16, numel)
+    count = spec.count_parameters(16, numel)
+    assert 0.95 * budget * numel < count <= budget * numel
+    assert sum(p.numel() for p in spec.build(16, numel).parameters()) == count
+    assert spec.growth <= 2
+    assert (spec.share > 1) == (budget < (6 if bias else 4))
 
 
 # Depth n comes from a growth of (numel / latent)^(1/n).

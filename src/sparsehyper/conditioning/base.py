@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer
+from sparsehyper._random import seeded, uniform
 
 Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
 """What ``task`` may be: a name, a number, an embedding, … as each conditioner says."""
@@ -62,7 +65,8 @@ class Conditioner(nn.Module, ABC):
                 f"a floating-point `task` is an embedding of shape [{self.dim}], "
                 f"got shape {list(task.shape)}; task numbers must be integers"
             )
-        return task.to(next(self.parameters(), task).dtype)
+        tensors = itertools.chain(self.parameters(), self.buffers(), [task])
+        return task.to(next(t for t in tensors if t.is_floating_point()).dtype)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
@@ -177,6 +181,21 @@ class TaskConditioner(Conditioner):
         """Raise ``ValueError`` if a task is the only one."""
         if len(self.names) == 1:
             raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Start the linear and bilinear layers of a module so that they keep the signal's variance.
+
+    Biases start at 0, and a ReLU is taken to stand before every layer but the first.
+    """
+    rng, gain = seeded(seed), 1.0
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Bilinear)):
+            fan_in = math.prod(layer.weight.shape[1:])
+            layer.weight.copy_(uniform(layer.weight.shape, gain / fan_in, rng))
+            layer.bias.zero_()
+            gain = 2.0
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

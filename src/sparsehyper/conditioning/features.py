@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer
-from sparsehyper._random import seeded, uniform
-from sparsehyper.conditioning.base import TaskConditioner
+from sparsehyper.conditioning.base import TaskConditioner, initialise
 
 
 class TaskFeatures(TaskConditioner):
     """Embeddings computed from a vector of each task: a descriptor, the embedding of a text.
 
     z(task) = W₂ ReLU(W₁ f(task) + b₁) + b₂, with the features f given and kept as they are. A task
-    never seen needs its features only: ``hnet(x, task=features)``.
+    never seen needs its features only: ``hnet(x, task=conditioner.of(features))``.
 
-    ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or features
-    ``[n_features]``.
+    ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or an
+    embedding ``[dim]``.
 
     Args:
         features: of each task, by name: floating-point ``[n_features]``, finite, all of one length.
@@ -55,11 +54,7 @@ class TaskFeatures(TaskConditioner):
             self._checked(name, row, len(rows[0]))
         self.register_buffer("features", torch.stack(rows))
         self.first, self.last = nn.Linear(len(rows[0]), hidden), nn.Linear(hidden, dim)
-        rng = seeded(seed)
-        with torch.no_grad():
-            for layer, gain in ((self.first, 1.0), (self.last, 2.0)):
-                layer.weight.copy_(uniform(layer.weight.shape, gain / layer.in_features, rng))
-                layer.bias.zero_()
+        initialise(self, seed)
 
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
@@ -67,13 +62,11 @@ class TaskFeatures(TaskConditioner):
 
     def of(self, features: Tensor) -> Tensor:
         """Embeddings ``[…, dim]`` of features ``[…, n_features]``."""
+        if features.shape[-1:] != self.features.shape[1:]:
+            raise ValueError(
+                f"`features` must have length {self.features.shape[1]}, got {list(features.shape)}"
+            )
         return self.last(self.first(features).relu())
-
-    def given(self, task: Any) -> Tensor | None:
-        """The embedding of ``task`` if it is a feature vector."""
-        if not (isinstance(task, Tensor) and task.is_floating_point()):
-            return None
-        return self.of(self._checked("task", task, self.features.shape[1]).to(self.features))
 
     def add(self, name: str, init: Any) -> None:
         """Add a task by its features ``[n_features]``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice
-from sparsehyper.conditioning.base import Conditioner, is_ids
+from sparsehyper.conditioning.base import Conditioner, initialise, is_ids
 from sparsehyper.conditioning.tasks import TaskEmbedding
 
 PER = ("sample", "batch")
@@ -52,7 +52,7 @@ class InputEncoder(Conditioner):
         if task is not None:
             raise TypeError(f"`task` must be left out, the input is what counts; got {task!r}")
         z = self.encode(args, kwargs)
-        return (z, None) if self.per_sample else (z.mean(0), 0)
+        return (z, None) if self.per_sample else (_mean(z), 0)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """What the encoder makes of the target's arguments, ``[batch, dim]``."""
@@ -80,6 +80,7 @@ class InputAndTask(Conditioner):
     Args:
         encoder: as `InputEncoder` has it; one model for each sample or batch, as it says.
         tasks: of the same ``dim``.
+        seed: of B.
 
     Source: the bilinear mix of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
 
@@ -90,7 +91,13 @@ class InputAndTask(Conditioner):
 
     kind = "input_and_task"
 
-    def __init__(self, encoder: InputEncoder, tasks: TaskEmbedding) -> None:
+    def __init__(self, encoder: InputEncoder, tasks: TaskEmbedding, *, seed: int = 0) -> None:
+        for argument, value, kind in (
+            ("encoder", encoder, InputEncoder),
+            ("tasks", tasks, TaskEmbedding),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"`{argument}` must be a {kind.__name__}, got {value!r}")
         super().__init__(encoder.dim)
         if tasks.dim != encoder.dim:
             raise ValueError(f"`tasks` must have `dim` {encoder.dim}, got {tasks.dim}")
@@ -98,6 +105,7 @@ class InputAndTask(Conditioner):
         self.per_sample = encoder.per_sample
         self.names = tasks.names
         self.mix = nn.Bilinear(self.dim, self.dim, self.dim)
+        initialise(self.mix, seed)
 
     def embed(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -108,6 +116,8 @@ class InputAndTask(Conditioner):
             return given, None
         z, row = self.encoder.encode(args, kwargs), None
         if is_ids(task) and task.ndim == 1:
+            if not self.per_sample:
+                raise ValueError("`task` must be one task, as the whole batch has one model")
             if len(task) != len(z):
                 raise ValueError(f"`task` must name {len(z)} samples, got {len(task)}")
             for number in task.unique().tolist():
@@ -116,8 +126,8 @@ class InputAndTask(Conditioner):
         else:
             row = self.tasks.row(task)
             t = self.tasks.weight[row].expand_as(z)
-        z = self.mix(z, t)
-        return (z, row) if self.per_sample else (z.mean(0), row)
+        z = self.mix(z.to(t.dtype), t)  # autocast does not reach it
+        return (z, row) if self.per_sample else (_mean(z), row)
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""
@@ -167,9 +177,18 @@ class Noise(Conditioner):
             raise TypeError(f"`task` must be left out, or an embedding; got {task!r}")
         if not self.per_sample or not (args or kwargs):
             return self.where.new_empty(self.dim).normal_(), 0
-        first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim]
+        if not tensors:
+            raise TypeError("a model for each sample needs a tensor among the target's arguments")
+        first = tensors[0]
         return self.where.new_empty(len(first), self.dim).normal_(), None
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return {"kind": self.kind, "dim": self.dim, "per": self.per}
+
+
+def _mean(z: Tensor) -> Tensor:
+    if len(z) == 0:
+        raise ValueError("the model of a batch needs at least one sample, got none")
+    return z.mean(0)

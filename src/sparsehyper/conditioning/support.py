@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._checks import check_integer
-from sparsehyper.conditioning.base import Conditioner
+from sparsehyper.conditioning.base import Conditioner, initialise
 
 
 class SupportSet(Conditioner):
@@ -26,6 +26,7 @@ class SupportSet(Conditioner):
         n_classes: of the task with the most classes.
         dim: latent size, at least 2.
         hidden: width of the hidden layers.
+        seed: of φ and ρ.
 
     Source: M. Zaheer et al., "Deep sets" (NeurIPS 2017); conditioning a generator on a support set
     as in A. Zhmoginov et al., "HyperTransformer" (ICML 2022), there with attention.
@@ -45,6 +46,7 @@ class SupportSet(Conditioner):
         dim: int = 64,
         *,
         hidden: int = 128,
+        seed: int = 0,
     ) -> None:
         super().__init__(dim)
         check_integer("features", features, minimum=1)
@@ -55,6 +57,7 @@ class SupportSet(Conditioner):
             nn.Linear(features + n_classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
         )
         self.whole = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
+        initialise(nn.ModuleList([self.each, self.whole]), seed)
 
     def embed(
         self,

@@ -1,7 +1,7 @@
 """The butterfly generator: stages of pairs at the width of the output.
 
-The embedding is repeated over the width P, the power of two from N on. In stage s every unit is a
-weighted sum of itself and of the unit whose number differs in bit s:
+The embedding is repeated over the width P, a power of two, at least N and the latent size. In
+stage s every unit is a weighted sum of itself and of the unit whose number differs in bit s:
 
     x_s[j] = w[s, 0, j] · x_(s-1)[j] + w[s, 1, j] · x_(s-1)[j xor 2^s]
 
@@ -66,11 +66,11 @@ class Butterfly(Generator):
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
         check_integer("latent_dim", latent_dim, minimum=1)
-        return _Stages(self._bits(layout), latent_dim, count_numbers(layout), seed)
+        return _Stages(self._bits(latent_dim, layout), latent_dim, count_numbers(layout), seed)
 
-    def count_parameters(self, latent_dim: int, layout: Layout) -> int:  # noqa: ARG002
+    def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters."""
-        return 2 * len(self._bits(layout)) << _width_bits(layout)
+        return 2 * len(self._bits(latent_dim, layout)) << _width_bits(latent_dim, layout)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
         """Varies ``stages``."""
@@ -81,12 +81,12 @@ class Butterfly(Generator):
 
         if count(1) > budget:
             raise too_small("butterfly", budget, count(1), "a sparse generator can be smaller")
-        most = _width_bits(layout)
+        most = _width_bits(latent_dim, layout)
         return replace(self, stages=largest(lambda s: count(s) <= budget, 1, most))
 
-    def _bits(self, layout: Layout) -> list[int]:
+    def _bits(self, latent_dim: int, layout: Layout) -> list[int]:
         """The bit in which partners differ, stage by stage."""
-        most = _width_bits(layout)
+        most = _width_bits(latent_dim, layout)
         bits = list(range(min(self.stages or most, most)))
         return bits + bits[-2::-1] if self.benes else bits
 
@@ -95,7 +95,7 @@ class _Stages(nn.Module):
     def __init__(self, bits: list[int], latent_dim: int, numel: int, seed: int) -> None:
         super().__init__()
         self.bits, self.numel = bits, numel
-        width, rng = 1 << _width_bits(numel), seeded(seed)
+        width, rng = 1 << _width_bits(latent_dim, numel), seeded(seed)
         self.weight = nn.Parameter(uniform([len(bits), 2, width], 1 / 2, rng))
         if width <= CALIBRATED_WIDTH:
             self._calibrate(random_embeddings(latent_dim, rng))
@@ -128,5 +128,5 @@ def _stage(x: Tensor, bit: int, weights: Tensor) -> Tensor:
     return torch.addcmul(x * weights[0], partner, weights[1])
 
 
-def _width_bits(layout: Layout) -> int:
-    return max(1, (count_numbers(layout) - 1).bit_length())
+def _width_bits(latent_dim: int, layout: Layout) -> int:
+    return max(1, (max(latent_dim, count_numbers(layout)) - 1).bit_length())

@@ -41,6 +41,8 @@ class Composed(Generator):
     parts: Mapping[str, Generator] | Sequence[tuple[str, Generator]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, (Mapping, Sequence)) or isinstance(self.parts, str):
+            raise TypeError(f"`parts` must map globs to generators, got {self.parts!r}")
         pairs = self.parts.items() if isinstance(self.parts, Mapping) else self.parts
         parts = tuple((pattern, generator) for pattern, generator in pairs)
         if not parts:

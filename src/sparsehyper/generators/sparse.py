@@ -29,13 +29,20 @@ from sparsehyper.generators.base import (
     too_small,
 )
 from sparsehyper.layout import Layout, count_numbers
-from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain, layer_fan_ins, layer_sizes
+from sparsehyper.sparse import (
+    TOPOLOGIES,
+    SparseLinear,
+    chain,
+    layer_fan_ins,
+    layer_sizes,
+    shared_columns,
+)
 
 # Name → slope on the negative side, which is all that initialisation needs to know. With `abs` a
 # unit's sign is lost and its magnitude kept.
 ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
 
-# Growths are found in steps of 2^(-1 / 64), to 1%.
+# Growths and shares are found in steps of 2^(1 / 64), to 1%.
 _STEPS_PER_OCTAVE = 64
 
 
@@ -54,8 +61,8 @@ class Sparse(Generator):
         activation: between layers: ``"none"`` (a linear generator), ``"prelu"`` (one slope a
             layer, from 0.25), ``"leaky_relu"`` (0.01), ``"relu"`` or ``"abs"``.
         bias: a learned bias for every unit, starting at zero.
-        share: so many units of a layer have each weight, to fewer weights than there are
-            generated parameters; as `SparseLinear` has it.
+        share: so many units of a layer have each weight, at least 1; for fewer weights than there
+            are generated parameters. As `SparseLinear` has it.
 
     Raises:
         ValueError: a value outside its range or an unknown name.
@@ -73,7 +80,7 @@ class Sparse(Generator):
     sigma: float | None = None
     activation: str = "none"
     bias: bool = False
-    share: int = 1
+    share: float = 1
 
     def __post_init__(self) -> None:
         layer_fan_ins(self.fan_in, 1)
@@ -84,7 +91,7 @@ class Sparse(Generator):
         check_choice("activation", self.activation, ACTIVATIONS)
         if not isinstance(self.bias, bool):
             raise TypeError(f"`bias` must be true or false, got {self.bias!r}")
-        check_integer("share", self.share, minimum=1)
+        check_number("share", self.share, minimum=1)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
@@ -94,29 +101,38 @@ class Sparse(Generator):
         """Trainable parameters."""
         shapes = self.layer_shapes(latent_dim, count_numbers(layout))
         slopes = len(shapes) - 1 if self.activation == "prelu" else 0
-        weights = sum(-(-n_out // min(self.share, n_out)) * k for _, n_out, k in shapes)
-        return weights + self.bias * sum(n_out for _, n_out, _ in shapes) + slopes
+        columns = [shared_columns(n_in, n_out, self.share) for n_in, n_out, _ in shapes]
+        weights = zip(columns, shapes, strict=True)
+        return sum(n * (k + self.bias) for n, (_, _, k) in weights) + slopes
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``share``, to the least that fits, and then lowers ``growth`` for what is left."""
+        """Varies ``share``, to the least that fits, or where nothing has to be shared ``growth``,
+        which it lowers.
+        """
         check_integer("budget", budget, minimum=1)
         numel = count_numbers(layout)
+        doublings = numel.bit_length()
 
-        def count(share: int, growth: float = self.growth) -> int:
+        def count(share: float, growth: float) -> int:
             spec = replace(self, share=share, growth=growth)
             return spec.count_parameters(latent_dim, numel)
 
-        if count(numel) > budget:
-            raise too_small("sparse", budget, count(numel), "a larger `growth` makes it smaller")
-        # More sharing never costs more: the least is found from the most.
-        share = numel - largest(lambda less: count(numel - less) <= budget, 0, numel - self.share)
+        def share(step: int) -> float:  # from the most that can be shared on
+            return 2 ** (doublings - step / _STEPS_PER_OCTAVE)
 
-        def growth(step: int) -> float:  # down to the slowest, close to 1
+        def growth(step: int) -> float:  # down to one close to 1
             return max(self.growth * 2 ** (-step / _STEPS_PER_OCTAVE), min(self.growth, 1.01))
 
+        smallest = count(share(0), self.growth)
+        if smallest > budget:
+            raise too_small("sparse", budget, smallest, "a larger `growth` makes it smaller")
+        if count(1, self.growth) > budget:
+            steps = _STEPS_PER_OCTAVE * doublings
+            step = largest(lambda step: count(share(step), self.growth) <= budget, 0, steps)
+            return replace(self, share=share(step))
         steps = _STEPS_PER_OCTAVE * max(1, math.ceil(math.log2(self.growth)))
-        step = largest(lambda step: count(share, growth(step)) <= budget, 0, steps)
-        return replace(self, share=share, growth=growth(step))
+        step = largest(lambda step: count(1, growth(step)) <= budget, 0, steps)
+        return replace(self, share=1, growth=growth(step))
 
     def layer_shapes(self, latent_dim: int, numel: int) -> list[tuple[int, int, int]]:
         """``(n_in, n_out, fan_in)`` of every layer, first to last."""
@@ -194,12 +210,16 @@ def _calibrate(
     The weights' variance makes that so on average over networks; one network of narrow layers
     may be 20% off.
     """
-    x = random_embeddings(latent_dim, seeded(seed))
+    x: Tensor | None = random_embeddings(latent_dim, seeded(seed))
     for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
-        if layer.out_features > CALIBRATED_WIDTH:
-            break
-        y = layer.double()(before.double()(x))
-        factor = calibration_factor(y)
-        layer.float().weight.mul_(factor)
-        before.float()
-        x = y * factor
+        if layer.out_features > CALIBRATED_WIDTH:  # also too wide to follow the signal further
+            x = None
+        if x is not None:
+            y = layer.double()(before.double()(x))
+            factor = calibration_factor(y)
+            layer.float().weight.mul_(factor)
+            before.float()
+            x = y * factor
+        elif layer.columns <= CALIBRATED_WIDTH:  # wide, and yet few weights
+            variance = 2 / ((1 + layer.negative_slope**2) * layer.fan_in)
+            layer.weight.mul_(calibration_factor(layer.weight.double() / variance**0.5))

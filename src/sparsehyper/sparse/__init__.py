@@ -1,6 +1,6 @@
 """Sparse layers of fixed fan-in; they know nothing of hypernetworks."""
 
-from sparsehyper.sparse.linear import SparseLinear, chain
+from sparsehyper.sparse.linear import SparseLinear, chain, shared_columns
 from sparsehyper.sparse.topology import (
     FAN_IN_SCHEDULES,
     TOPOLOGIES,
@@ -15,4 +15,5 @@ __all__ = [
     "chain",
     "layer_fan_ins",
     "layer_sizes",
+    "shared_columns",
 ]

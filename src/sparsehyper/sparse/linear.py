@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice, check_integer, check_number
-from sparsehyper._random import seeded, uniform
+from sparsehyper._random import integers, seeded, uniform
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
@@ -35,8 +36,9 @@ class SparseLinear(nn.Module):
         negative_slope: slope on the negative side of the activation *before* this layer: 1 for
             none, 0 for ReLU.
         bias: add a learned vector, starting at zero.
-        share: so many outputs have each weight: those j whose remainder by ⌈out_features / share⌉
-            is the same, which differ in their sources.
+        share: so many outputs have each weight, and bias: those j whose remainder by the number of
+            columns, ⌈out_features / share⌉, is the same. They differ in their sources, so there are
+            at most ``in_features`` of them.
         seed: of wiring and weights.
 
     Shape:
@@ -70,7 +72,7 @@ class SparseLinear(nn.Module):
         sigma: float = 16.0,
         negative_slope: float = 1.0,
         bias: bool = False,
-        share: int = 1,
+        share: float = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -79,12 +81,13 @@ class SparseLinear(nn.Module):
         check_integer("fan_in", fan_in, minimum=1)
         check_choice("topology", topology, TOPOLOGIES)
         check_number("sigma", sigma, minimum=0)
-        check_integer("share", share, minimum=1)
+        check_number("share", share, minimum=1)
         self.in_features = in_features
         self.out_features = out_features
         self.fan_in = min(fan_in, in_features)
         self.topology = topology
-        self.share = min(share, out_features)
+        self.negative_slope = negative_slope
+        self.columns = shared_columns(in_features, out_features, share)
 
         rng = seeded(seed)
         if topology == "circulant":
@@ -94,22 +97,25 @@ class SparseLinear(nn.Module):
             sources = draw_sources(
                 topology, in_features, out_features, self.fan_in, sigma=sigma, rng=rng
             )
+            if self.columns < out_features:
+                # Few inputs are drawn in much the same order for every output.
+                turns = integers(self.fan_in, [out_features], rng)
+                taps = (torch.arange(self.fan_in)[:, None] + turns) % self.fan_in
+                sources = sources.gather(0, taps)
             self.register_buffer("sources", sources)
         variance = 2 / ((1 + negative_slope**2) * self.fan_in)
-        self.weight = nn.Parameter(uniform(self._weight_shape(), variance, rng))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.weight = nn.Parameter(uniform([self.fan_in, self.columns], variance, rng))
+        self.bias = nn.Parameter(torch.zeros(self.columns)) if bias else None
         self._plan()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
         y = sparse_linear(self._checked(x), self.weights(), self._wiring())
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self._of_outputs(self.bias)
 
     def weights(self) -> Tensor:
         """The weight of every connection: ``[fan_in, out_features]``."""
-        if self.share == 1:
-            return self.weight
-        return self.weight.repeat(1, self.share)[:, : self.out_features]
+        return self._of_outputs(self.weight)
 
     def connections(self) -> Tensor:
         """The source of every connection: int32 ``[fan_in, out_features]``."""
@@ -121,20 +127,25 @@ class SparseLinear(nn.Module):
         """Shape and wiring, for ``print``."""
         return (
             f"{self.in_features}, {self.out_features}, fan_in={self.fan_in}, "
-            f"topology={self.topology!r}, bias={self.bias is not None}, share={self.share}"
+            f"topology={self.topology!r}, bias={self.bias is not None}, columns={self.columns}"
         )
 
-    def _weight_shape(self) -> list[int]:
-        return [self.fan_in, -(-self.out_features // self.share)]
+    def _of_outputs(self, shared: Tensor) -> Tensor:
+        """``[…, columns]`` as ``[…, out_features]``."""
+        if self.columns == self.out_features:
+            return shared
+        times = -(-self.out_features // self.columns)
+        return shared.repeat(*[1] * (shared.ndim - 1), times)[..., : self.out_features]
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(
                 f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
             )
-        if list(self.weight.shape) != self._weight_shape():
+        if self.weight.shape != (self.fan_in, self.columns):
             raise ValueError(
-                f"`weight` must have shape {self._weight_shape()}, got {list(self.weight.shape)}"
+                f"`weight` must have shape [{self.fan_in}, {self.columns}], got "
+                f"{list(self.weight.shape)}"
             )
         return x.to(self.weight.dtype)
 
@@ -174,6 +185,15 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._plan()
+
+
+def shared_columns(in_features: int, out_features: int, share: float) -> int:
+    """How many weights a tap of a layer has whose outputs share them.
+
+    >>> shared_columns(64, 1000, 1), shared_columns(64, 1000, 2.5), shared_columns(64, 1000, 1e6)
+    (1000, 400, 16)
+    """
+    return math.ceil(out_features / min(share, in_features))
 
 
 def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
