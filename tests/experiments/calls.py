@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 
 def process_and_argument(argument):
@@ -32,3 +33,10 @@ def touch(settings, folder):
 
 def half(settings, folder):
     return {"half": 1 / settings["i"]}
+
+
+def nap(settings, folder):
+    """Says which process it is in, and sleeps for longer than any test."""
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+    return {"i": settings["i"]}
