@@ -165,23 +165,24 @@ def _kinds(study: Typology) -> dict[str, dict[str, Any]]:
 
 
 def _budgets(study: Typology, numel: int) -> dict[str, dict[str, Any]]:
-    return {
-        f"{method}, {budget:g} N": {
-            "method": "sparse" if method == "sparse" else f"chunked:hidden={_width(numel, budget)}",
-            "budget": budget,
-        }
-        for method in ("sparse", "chunked")
-        for budget in study.budgets
-    }
+    """Sparse and chunked at every budget that they can meet."""
+    methods = {}
+    for budget in study.budgets:
+        methods[f"sparse, {budget:g} N"] = {"method": "sparse", "budget": budget}
+    for budget in study.budgets:
+        if width := _width(numel, budget):
+            method = f"chunked:hidden={width}"
+            methods[f"chunked, {budget:g} N"] = {"method": method, "budget": budget}
+    return methods
 
 
-def _width(numel: int, budget: float) -> int:
+def _width(numel: int, budget: float) -> int | None:
     """The widest hidden layers of a chunked generator that a budget can pay for with ease."""
     for width in _WIDTHS:
         with suppress(ValueError):
             Chunked(hidden=width).with_budget(max(1, int(0.8 * budget * numel)), _LATENT, numel)
             return width
-    return _WIDTHS[-1]
+    return None
 
 
 def _inits(study: Typology) -> dict[str, dict[str, Any]]:
