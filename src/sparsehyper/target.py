@@ -113,12 +113,14 @@ class Target(nn.Module):
         if base == "learned":
             sizes = torch.tensor(self._plan.sizes, device=means.device)
             self.base = nn.Parameter(means.repeat_interleave(sizes))
+        elif base == "zeros":
+            self.register_buffer("base", None)
         else:
             flat = torch.cat([value.reshape(-1) for value in values])
             if base == "residual":
                 self.base = nn.Parameter(flat)
             else:
-                self.register_buffer("base", flat if base == "pretrained" else None)
+                self.register_buffer("base", flat)
 
         self.module = copy_module(module)
         # Where each generated tensor goes, a tied one into several places.

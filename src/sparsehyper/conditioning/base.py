@@ -37,7 +37,6 @@ class Conditioner(nn.Module, ABC):
         self.dim = dim
         self.names: list[str] = []
 
-    @abstractmethod
     def embed(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
@@ -51,6 +50,14 @@ class Conditioner(nn.Module, ABC):
             z, ``[dim]`` or ``[batch, dim]``, and the number of the task whose batch-norm
             statistics are used; None for the mean of all.
         """
+        given = self.given(task)
+        return self.compute(task, args, kwargs) if given is None else (given, None)
+
+    @abstractmethod
+    def compute(
+        self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, int | None]:
+        """What `embed` returns for a ``task`` that is no embedding itself."""
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
@@ -93,16 +100,13 @@ class TaskConditioner(Conditioner):
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
 
-    def embed(
+    def compute(
         self,
         task: Any,
         args: tuple[Any, ...],  # noqa: ARG002
         kwargs: Mapping[str, Any],  # noqa: ARG002
     ) -> tuple[Tensor, int | None]:
         """The embedding ``[dim]`` of a task, which may be left out where there is only one."""
-        given = self.given(task)
-        if given is not None:
-            return given, None
         row = self.row(task)
         return self.at(row), row
 

@@ -42,13 +42,10 @@ class InputEncoder(Conditioner):
         self.encoder, self.per = encoder, per
         self.per_sample = per == "sample"
 
-    def embed(
+    def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
         """Embeddings ``[batch, dim]``, or ``[dim]`` for the batch."""
-        given = self.given(task)
-        if given is not None:
-            return given, None
         if task is not None:
             raise TypeError(f"`task` must be left out, the input is what counts; got {task!r}")
         z = self.encode(args, kwargs)
@@ -107,13 +104,10 @@ class InputAndTask(Conditioner):
         self.mix = nn.Bilinear(self.dim, self.dim, self.dim)
         initialise(self.mix, seed)
 
-    def embed(
+    def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
         """Embeddings ``[batch, dim]``, or ``[dim]`` for the batch."""
-        given = self.given(task)
-        if given is not None:
-            return given, None
         z, row = self.encoder.encode(args, kwargs), None
         if is_ids(task) and task.ndim == 1:
             if not self.per_sample:
@@ -166,13 +160,10 @@ class Noise(Conditioner):
         self.per_sample = per == "sample"
         self.register_buffer("where", torch.empty(0), persistent=False)  # its device and dtype
 
-    def embed(
+    def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
         """An embedding ``[dim]``, or one for each sample of the first tensor given."""
-        given = self.given(task)
-        if given is not None:
-            return given, None
         if task is not None:
             raise TypeError(f"`task` must be left out, or an embedding; got {task!r}")
         if not self.per_sample or not (args or kwargs):

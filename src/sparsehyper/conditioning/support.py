@@ -59,16 +59,13 @@ class SupportSet(Conditioner):
         self.whole = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
         initialise(nn.ModuleList([self.each, self.whole]), seed)
 
-    def embed(
+    def compute(
         self,
         task: Any,
         args: tuple[Any, ...],  # noqa: ARG002
         kwargs: Mapping[str, Any],  # noqa: ARG002
     ) -> tuple[Tensor, int | None]:
         """The embedding ``[dim]`` of a support set."""
-        given = self.given(task)
-        if given is not None:
-            return given, None
         if not (isinstance(task, (tuple, list)) and len(task) == 2):
             raise TypeError(
                 "`task` must be a support set, a pair of examples and class numbers, got "
