@@ -159,9 +159,22 @@ class TaskConditioner(Conditioner):
     def add(self, name: str, init: Any) -> None:
         """Add a task."""
 
-    @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a task."""
+        """Remove a task; what was learned of it alone is lost.
+
+        Raises:
+            KeyError: no such task.
+            ValueError: it is the only one.
+        """
+        row = self.index(name)
+        if len(self.names) == 1:
+            raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
+        self.drop(row)
+        del self.names[row]
+
+    @abstractmethod
+    def drop(self, row: int) -> None:
+        """Forget what is kept of the task of a number."""
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a task another name.
@@ -180,11 +193,6 @@ class TaskConditioner(Conditioner):
             raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
         if name in self.names:
             raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
-
-    def check_removable(self, name: str) -> None:
-        """Raise ``ValueError`` if a task is the only one."""
-        if len(self.names) == 1:
-            raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
 
 
 @torch.no_grad()

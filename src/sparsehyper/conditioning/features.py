@@ -75,17 +75,9 @@ class TaskFeatures(TaskConditioner):
         self.features = torch.cat([self.features, row[None].to(self.features)])
         self.names.append(name)
 
-    def remove(self, name: str) -> None:
-        """Remove a task.
-
-        Raises:
-            KeyError: no such task.
-            ValueError: it is the only one.
-        """
-        row = self.index(name)
-        self.check_removable(name)
+    def drop(self, row: int) -> None:
+        """Forget the features of a task."""
         self.features = torch.cat([self.features[:row], self.features[row + 1 :]])
-        del self.names[row]
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the features, which are in the state dict."""

@@ -79,19 +79,11 @@ class TaskEmbedding(TaskConditioner):
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.names.append(name)
 
-    def remove(self, name: str) -> None:
-        """Remove a task; the embeddings become a new parameter, which optimisers must be given.
-
-        Raises:
-            KeyError: no such task.
-            ValueError: it is the only one.
-        """
-        row = self.index(name)
-        self.check_removable(name)
+    def drop(self, row: int) -> None:
+        """Forget an embedding; the rest become a new parameter, which optimisers must be given."""
         weight = self.weight.detach()
         kept = torch.cat([weight[:row], weight[row + 1 :]])
         self.weight = nn.Parameter(kept, requires_grad=self.weight.requires_grad)
-        del self.names[row]
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict."""

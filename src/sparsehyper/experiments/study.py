@@ -79,11 +79,14 @@ def run_cells(
     held = lock(directory)
     try:
         paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
-        todo = [cell for cell in cells if not paths[cell.name].exists()]
+        todo = []
         for cell in cells:
-            if cell not in todo:
-                recorded = read_json(paths[cell.name])["settings"]
-                check_same(f"cell {paths[cell.name]}", recorded, json_ready(cell.settings), ())
+            path = paths[cell.name]
+            if not path.exists():
+                todo.append(cell)
+                continue
+            recorded = read_json(path)["settings"]
+            check_same(f"cell {path}", recorded, json_ready(cell.settings), ())
         write_json(directory / "study.json", study)
         started = time.perf_counter()
         with ProcessPoolExecutor(workers, mp_context=context(), initializer=_start) as pool:
