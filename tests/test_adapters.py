@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -499,7 +500,6 @@ def test_moments_of_what_is_generated():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_model_of_peft_is_a_target_too():
-    peft = pytest.importorskip("peft")
     module = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
     config = peft.LoraConfig(r=4, target_modules=["0", "2"])
     wrapped = peft.get_peft_model(copy.deepcopy(module), config)

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from sparsehyper import Chunked, Dense, Generator, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import (
+    Butterfly,
+    Chunked,
+    Composed,
+    Dense,
+    Generator,
+    HyperNetwork,
+    LowRank,
+    Sparse,
+    TaskEmbedding,
+)
 from sparsehyper.initialisation import initial_moments
 
 NETWORKS, TASKS = 20, 10
@@ -59,6 +69,58 @@ def test_a_generated_tensor_varies_like_an_ordinary_one(layer, generator):
     std = generated_std(make(), generator)
     for name in names:
         assert std[name] == pytest.approx(torch_std(make, name), rel=0.1), name
+
+
+def one_of_each() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "linear": nn.Linear(40, 60),
+            "conv": nn.Conv2d(8, 40, 3),
+            "norm": nn.LayerNorm(100),
+            "attention": nn.MultiheadAttention(24, 2),
+            "embedding": nn.Embedding(40, 30),
+        }
+    )
+
+
+GENERATORS = {
+    "dense": Dense(),
+    "dense, MLP": Dense(hidden=30),
+    "chunked": Chunked(7),
+    "chunked by tensor": Chunked(7, by="tensor"),
+    "chunked by filter": Chunked(by="filter"),
+    "sparse": Sparse(),
+    "sparse, affine": Sparse(bias=True),
+    "sparse, prelu": Sparse(activation="prelu"),
+    "sparse, local": Sparse(topology="local"),
+    "sparse, growth 8": Sparse(growth=8),
+    "sparse, shared": Sparse(share=8),
+    "butterfly": Butterfly(stages=6),
+    "benes": Butterfly(benes=True),
+    "low rank": LowRank(4, Sparse()),
+    "composed": Composed({"*bias": Dense(), "*": Sparse()}),
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_every_generator_gives_every_kind_of_tensor_its_variance(generator):
+    std = generated_std(one_of_each(), GENERATORS[generator])
+    for name in ("linear.weight", "linear.bias", "conv.weight", "conv.bias", "embedding.weight"):
+        assert std[name] == pytest.approx(torch_std(one_of_each, name), rel=0.1), name
+    for name in ("attention.in_proj_weight", "attention.out_proj.weight"):
+        assert std[name] == pytest.approx(torch_std(one_of_each, name), rel=0.1), name
+    for name in ("norm.weight", "norm.bias"):  # a deviation of 0.1 from 1 and from 0
+        assert std[name] == pytest.approx(0.1, rel=0.1), name
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_every_generator_starts_norms_around_scale_one_and_shift_zero(generator):
+    hnet = HyperNetwork(one_of_each(), GENERATORS[generator], TaskEmbedding(200, 64))
+    with torch.no_grad():
+        theta = hnet.theta(hnet.conditioner.weight).mean(0)
+    tensors = hnet.target.unflatten(theta)
+    assert tensors["norm.weight"].mean() == pytest.approx(1, abs=0.02)
+    assert tensors["norm.bias"].mean() == pytest.approx(0, abs=0.02)
 
 
 @pytest.mark.parametrize(
