@@ -177,6 +177,11 @@ class HyperNetwork(nn.Module):
         """
         return self.conditioner.embed(task, args, kwargs)[0]
 
+    @staticmethod
+    def normalise(z: Tensor) -> Tensor:
+        """Embeddings ``[…, latent_dim]`` as the generator sees them: mean 0, variance 1."""
+        return F.layer_norm(z, z.shape[-1:])
+
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
         return self.target.parameters_at(self.generated(z))
@@ -187,8 +192,7 @@ class HyperNetwork(nn.Module):
             raise ValueError(
                 f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
             )
-        normalised = F.layer_norm(z, z.shape[-1:])
-        return self.generator(normalised)
+        return self.generator(self.normalise(z))
 
     def generate(self, task: Condition = None) -> dict[str, Tensor]:
         """The generated tensors of one task, by the target's own names.
@@ -332,7 +336,7 @@ class HyperNetwork(nn.Module):
         noise, dropout = self.config["noise"], self.config["dropout"]
         if not self.training or not (noise or dropout):
             return z
-        normalised = F.layer_norm(z, z.shape[-1:])
+        normalised = self.normalise(z)
         return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
 
     def _one(self, task: Condition) -> tuple[Tensor, int | None]:

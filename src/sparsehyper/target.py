@@ -34,6 +34,7 @@ from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.unpacking import Plan, unpack
 
 BASES = ("zeros", "learned", "residual", "pretrained")
+TRAINED_BASES = ("learned", "residual")
 NORM_STATS = ("per_task", "shared", "batch")
 OTHERS = ("shared", "frozen")
 

@@ -244,7 +244,7 @@ class _Fitter:
             losses = self._losses_of_known()
             weights = (-losses).softmax(1)
             z[:, 0] = known[losses.argmin(1)] if init == "nearest" else weights @ known
-        return F.layer_norm(z, z.shape[-1:])
+        return self._hnet.normalise(z)
 
     def mixtures(self, seed: int) -> Tensor:
         """Logits of mixtures of the known embeddings, the first of every task all alike."""
@@ -276,7 +276,7 @@ class _Fitter:
             points, _ = minimize(evaluate, start.flatten(0, 1), steps)
         found = embeddings(points).unflatten(0, start.shape[:2])
         # A longer embedding is the same to the generator, and would weigh more in a mean.
-        return F.layer_norm(found, found.shape[-1:]) if space == "free" else found
+        return self._hnet.normalise(found) if space == "free" else found
 
     def _lots(self, counts: list[int]) -> list[slice]:
         """Embeddings that take their turn together, of so many samples each."""

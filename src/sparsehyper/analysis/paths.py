@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsehyper._checks import check_integer, check_number
 from sparsehyper.analysis.vectors import model_at, task_embeddings
@@ -141,7 +140,7 @@ def _values(
     hnet: HyperNetwork, evaluate: Evaluate, embeddings: Sequence[Tensor]
 ) -> tuple[float, ...]:
     return tuple(
-        float(evaluate(model_at(hnet, F.layer_norm(z, z.shape).to(hnet.target.moments))))
+        float(evaluate(model_at(hnet, hnet.normalise(z).to(hnet.target.moments))))
         for z in embeddings
     )
 

@@ -41,7 +41,7 @@ def task_embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None
     if not tasks:
         raise ValueError("`tasks` must hold at least one task, got none")
     rows = torch.stack([hnet.embedding(task) for task in tasks])
-    return F.layer_norm(rows, [hnet.conditioner.dim])
+    return hnet.normalise(rows)
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ def compare(
     budget: Annotated[
         list[float] | None,
         typer.Option(
-            help="Trainable parameters of sparse and chunked generators per target parameter; may "
-            "be given several times. 4 by default."
+            help="Trainable parameters of sparse and chunked generators, and of a trained base, "
+            "per target parameter; may be given several times. 4 by default."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, …")] = 3,

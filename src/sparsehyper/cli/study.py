@@ -5,30 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sparsehyper._checks import check_choice
 from sparsehyper.cli.output import Json, Quiet, print_json, print_table
-from sparsehyper.experiments import (
-    new_tasks_study,
-    run_new_tasks,
-    run_typology,
-    typology_study,
-)
-from sparsehyper.report import new_tasks, typology
+from sparsehyper.experiments.studies import STUDIES
+from sparsehyper.report.studies import REPORTS, all_tables, markdown
 from sparsehyper.training.run import write_json
-
-# Settings by scale, the work, its report, and the name of the picture.
-_STUDIES: dict[str, tuple[Any, Any, Any, str]] = {
-    "new-tasks": (new_tasks_study, run_new_tasks, new_tasks, "accuracy_vs_shots.png"),
-    "typology": (typology_study, run_typology, typology, "accuracy_vs_budget.png"),
-}
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="new-tasks or typology.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES)}.")],
     out: Annotated[Path, typer.Option(help="Directory of the study.")],
     scale: Annotated[
         str,
@@ -50,21 +39,24 @@ def study(
 
     Example: **sparsehyper study new-tasks --out runs/new-tasks --scale smoke**
     """
-    check_choice("name", name, _STUDIES)
+    check_choice("name", name, STUDIES)
     started = time.perf_counter()
-    settings_of, work, report, picture = _STUDIES[name]
+    settings_of, run = STUDIES[name]
+    report = REPORTS[name]
     settings = settings_of(scale)
     if seeds is not None:
+        if not hasattr(settings, "seeds"):
+            raise ValueError(f"`seeds` is not for {name}, whose runs have a seed each; got {seeds}")
         settings = replace(settings, seeds=seeds)
-    results = work(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
+    results = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
     write_json(out / "results.json", results)
-    (out / "results.md").write_text(report.markdown(results), encoding="utf-8")
-    report.draw(results, out / picture)
+    (out / "results.md").write_text(markdown(name, report, results), encoding="utf-8")
+    report.draw(results, out / report.picture)
     if json:
         print_json(results)
         return
-    for title, columns, rows in report.table(results):
+    for title, columns, rows in all_tables(report, results):
         print_table(title, columns, rows)
-    for file in ("results.json", "results.md", picture):
+    for file in ("results.json", "results.md", report.picture):
         typer.echo(out / file)
     typer.echo(f"{time.perf_counter() - started:.0f} s")

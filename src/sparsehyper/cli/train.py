@@ -31,7 +31,10 @@ def train(
     ] = "sparse",
     budget: Annotated[
         float | None,
-        typer.Option(help="Trainable parameters of the generator per target parameter, at most."),
+        typer.Option(
+            help="Trainable parameters of the generator, and of a trained base, per target "
+            "parameter, at most."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, as it was configured.")

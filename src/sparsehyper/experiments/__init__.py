@@ -4,7 +4,6 @@ from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
 from sparsehyper.experiments.compare import COMPARED, compare
 from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.experiments.export import FORMATS, export_run
-from sparsehyper.experiments.new_tasks import NewTasks, new_tasks_study, run_new_tasks
 from sparsehyper.experiments.predict import Prediction, predict_run
 from sparsehyper.experiments.run import (
     LoadedRun,
@@ -24,7 +23,6 @@ from sparsehyper.experiments.setup import (
     resolve,
 )
 from sparsehyper.experiments.targets import build_target
-from sparsehyper.experiments.typology import Typology, run_typology, typology_study
 
 __all__ = [
     "BASELINES",
@@ -35,11 +33,9 @@ __all__ = [
     "Experiment",
     "Experts",
     "LoadedRun",
-    "NewTasks",
     "Prediction",
     "SharedTrunk",
     "TaskInfo",
-    "Typology",
     "adapt_run",
     "build_model",
     "build_target",
@@ -51,13 +47,9 @@ __all__ = [
     "load_run",
     "load_tasks",
     "make_batches",
-    "new_tasks_study",
     "parse_method",
     "predict_run",
     "read_experiment",
     "resolve",
     "run_experiment",
-    "run_new_tasks",
-    "run_typology",
-    "typology_study",
 ]

@@ -78,8 +78,9 @@ class Experiment:
         target: as `build_target` takes it.
         outputs: logits of the target, at least the classes of the largest task; None for as many.
             More leave room for new tasks of more classes.
-        budget: trainable parameters of the generator per target parameter, at most; the setting
-            that its ``with_budget`` names is chosen accordingly. None takes it as it is.
+        budget: trainable parameters of the generator, and of a trained base, per target
+            parameter, at most; the setting that the generator's ``with_budget`` names is chosen
+            accordingly. None takes it as it is.
         latent_dim: length of a task's embedding; hypernetworks only, as are the next three.
         base: as `HyperNetwork` takes it.
         init: as `HyperNetwork` takes it.

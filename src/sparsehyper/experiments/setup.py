@@ -32,6 +32,7 @@ from sparsehyper.experiments.targets import build_target
 from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
+from sparsehyper.target import TRAINED_BASES
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     """The generator that meets the budget, for a target of these parameters.
 
+    Of the budget it has what a trained base leaves, which is one for each generated parameter.
+
     Raises:
         ValueError: no setting of the generator is that small.
     """
@@ -158,7 +161,16 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     assert isinstance(generator, Generator)
     if experiment.budget is None:
         return generator
-    budget = max(1, round(experiment.budget * count_numbers(layout)))
+    numel = count_numbers(layout)
+    budget = round(experiment.budget * numel)
+    if experiment.base in TRAINED_BASES:
+        if budget <= numel:
+            raise ValueError(
+                f"`budget` must be greater than 1 where `base` is {experiment.base!r}, which has a "
+                f"trainable number for each generated one; got {experiment.budget:g}"
+            )
+        budget -= numel
+    budget = max(1, budget)
     return generator.with_budget(budget, experiment.latent_dim, layout)
 
 

@@ -7,6 +7,8 @@
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
 ``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
 ``package.module:function``     called as ``function(image_shape, n_classes)``, returns a Module
+``…/masked:0.9``                any of them, of whose weights so large a part is zero, at random
+                                places that are the same for all tasks (`sparsehyper.adapters`)
 ==============================  ===================================================================
 
 All take float32 images ``[batch, channels, height, width]`` and return logits
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._checks import check_choice, check_integer
+from sparsehyper.adapters import masked
 
 DEFAULT_MLP = "128-64"
 NORMS = ("none", "batch")
@@ -36,7 +39,7 @@ _SHORT = {"resnet32": "resnet:depth=32"}
 DEFAULT_CNN = "16-32-64"
 _FORMS = (
     "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  resnet32  "
-    "package.module:function"
+    "package.module:function; any with /masked:0.9"
 )
 _RESNET_SETTINGS = ("depth", "width", "norm")
 
@@ -63,6 +66,9 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     )
     """
     check_integer("n_classes", n_classes, minimum=1)
+    text, slash, mask = text.partition("/")
+    if slash:
+        return masked(build_target(text, image_shape, n_classes), _sparsity(mask, text))
     kind, colon, rest = _SHORT.get(text, text).partition(":")
     if kind == "mlp":
         return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
@@ -168,6 +174,19 @@ class _Block(nn.Module):
 def _convolution(n_in: int, n_out: int, stride: int, norm: str) -> nn.Module:
     convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=norm == "none")
     return convolution if norm == "none" else nn.Sequential(convolution, nn.BatchNorm2d(n_out))
+
+
+def _sparsity(text: str, target: str) -> float:
+    form, _, number = text.partition(":")
+    try:
+        if form == "masked":
+            return float(number)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"`target` {target!r} can be followed by /masked:SPARSITY, such as /masked:0.9, got "
+        f"{text!r}"
+    )
 
 
 def _widths(text: str, whole: str) -> list[int]:

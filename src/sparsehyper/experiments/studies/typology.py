@@ -7,9 +7,6 @@ of a training step and that of making one model. Three questions share the cells
 
 from __future__ import annotations
 
-import statistics
-import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,14 @@ from typing import Any
 from sparsehyper._checks import check_choice, check_integer
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
-from sparsehyper.experiments.new_tasks import SCALES
-from sparsehyper.experiments.setup import build_model, count_target_parameters, make_batches
-from sparsehyper.experiments.study import (
-    Cell,
-    SharedTasks,
+from sparsehyper.experiments.setup import count_target_parameters
+from sparsehyper.experiments.studies.cells import (
+    SCALES,
     name_of,
-    run_cells,
     shared_tasks,
     slug,
 )
-from sparsehyper.generators import Chunked
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training import TrainConfig, evaluate, train
+from sparsehyper.experiments.studies.trainings import chunked_within, run_trainings, training
 
 # Each at its defaults, but for what the thesis or the target's size asks for.
 KINDS = {
@@ -51,8 +43,6 @@ KINDS = {
 _BUDGETED = ("chunked, flat", "chunks of tensors")  # to what linear sparse ones have
 _RESIDUAL = "sparse, residual"
 
-# A chunked generator's hidden layers have to be narrow for a small budget: the widest that fit.
-_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 _LATENT = 64
 
 
@@ -114,31 +104,23 @@ def run_typology(
         rows of ``kinds``, ``budgets`` and ``inits``: ``method``, ``accuracy`` of each seed,
         ``parameters`` ÷ N, ``step_ms`` and ``model_ms`` of each seed.
     """
-    check_integer("workers", workers, minimum=1)
     with shared_tasks([study.data], data_dir) as files:
-        file = files[name_of(study.data)]
         example = _experiment(study, 0, method="sparse")
-        numel = count_target_parameters(example, file.load())
+        numel = count_target_parameters(example, files[name_of(study.data)].load())
         parts = {"kinds": _kinds(study), "budgets": _budgets(study, numel), "inits": _inits(study)}
         names = {
             (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(study.seeds)]
             for part, labels in parts.items()
             for label in labels
         }
-        cells = [
-            Cell(
-                names[part, label][seed],
-                {
-                    "fingerprint": file.fingerprint,
-                    "experiment": _experiment(study, seed, **settings).to_dict(),
-                },
-            )
+        experiments = {
+            names[part, label][seed]: _experiment(study, seed, **settings)
             for seed in range(study.seeds)
             for part, labels in parts.items()
             for label, settings in labels.items()
-        ]
-        done = run_cells(
-            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
+        }
+        done = run_trainings(
+            study.to_dict(), experiments, directory, files, workers=workers, quiet=quiet
         )
     results: dict[str, Any] = {"study": study.to_dict(), "machine": machine()}
     for part, labels in parts.items():
@@ -170,27 +152,21 @@ def _budgets(study: Typology, numel: int) -> dict[str, dict[str, Any]]:
     for budget in study.budgets:
         methods[f"sparse, {budget:g} N"] = {"method": "sparse", "budget": budget}
     for budget in study.budgets:
-        if width := _width(numel, budget):
-            method = f"chunked:hidden={width}"
+        if method := chunked_within(budget, numel, _LATENT):
             methods[f"chunked, {budget:g} N"] = {"method": method, "budget": budget}
     return methods
-
-
-def _width(numel: int, budget: float) -> int | None:
-    """The widest hidden layers of a chunked generator that a budget can pay for with ease."""
-    for width in _WIDTHS:
-        with suppress(ValueError):
-            Chunked(hidden=width).with_budget(max(1, int(0.8 * budget * numel)), _LATENT, numel)
-            return width
-    return None
 
 
 def _inits(study: Typology) -> dict[str, dict[str, Any]]:
     return {
         f"{method}, {init}": {
             "method": method,
-            "budget": 4.0,
-            **({"base": init} if init == "residual" else {"init": init}),
+            # A residual base is one N more.
+            **(
+                {"base": init, "budget": 5.0}
+                if init == "residual"
+                else {"init": init, "budget": 4.0}
+            ),
         }
         for method in ("sparse", "chunked")
         for init in study.inits
@@ -200,52 +176,10 @@ def _inits(study: Typology) -> dict[str, dict[str, Any]]:
 def _experiment(study: Typology, seed: int, *, method: str, **settings: Any) -> Experiment:
     return Experiment(
         study.data,
-        TrainConfig(
-            steps=study.steps,
-            lr=2e-3,
-            warmup=min(100, study.steps // 10),
-            eval_every=study.steps,
-            seed=seed,
-            device="cpu",
-        ),
+        training(study.steps, seed),
         method=parse_method(method),
         target=study.target,
         latent_dim=_LATENT,
         tasks_per_batch=4,
         **settings,
     )
-
-
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
-    """Train one hypernetwork, and measure it."""
-    experiment = Experiment.from_dict(settings["experiment"])
-    began = time.perf_counter()
-    tasks = files[name_of(experiment.data)].load()
-    model = build_model(experiment, tasks)
-    assert isinstance(model, HyperNetwork)
-    classes = [len(names) for names in tasks.classes]
-    started = time.perf_counter()
-    train(
-        model,
-        make_batches(experiment, tasks),
-        tasks.val,
-        experiment.training,
-        names=tasks.names,
-        n_classes=classes,
-        quiet=True,
-    )
-    step_ms = 1e3 * (time.perf_counter() - started) / experiment.training.steps
-    found = evaluate(model, tasks.test, names=tasks.names, n_classes=classes)
-    times = []
-    for _ in range(9):
-        started = time.perf_counter()
-        model.materialize(0)
-        times.append(1e3 * (time.perf_counter() - started))
-    trained = sum(p.numel() for p in model.parameters())
-    return {
-        "accuracy": found.accuracy,
-        "parameters": trained / count_target_parameters(experiment, tasks),
-        "step_ms": step_ms,
-        "model_ms": statistics.median(times),
-        "seconds": time.perf_counter() - began,
-    }

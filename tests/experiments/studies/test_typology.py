@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from sparsehyper.experiments import run_typology, typology_study
-from sparsehyper.experiments.typology import KINDS
+from sparsehyper.experiments.studies import typology_study
+from sparsehyper.experiments.studies.typology import KINDS
 from sparsehyper.generators import GENERATORS, parse_generator
-from sparsehyper.report.typology import draw, markdown, table
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    return json.loads(json.dumps(run_typology(typology_study("smoke"), folder, quiet=True)))
+def results(run):
+    return run("typology")[0]
 
 
 def test_budgets_are_met_by_both(results):
@@ -36,15 +32,6 @@ def test_every_row_is_measured_for_every_seed(results):
         assert min(row["step_ms"] + row["model_ms"]) > 0
     one, other = results["inits"][:2]
     assert one["accuracy"] != other["accuracy"]
-
-
-def test_it_is_shown(results, tmp_path):
-    text = markdown(results)
-    for title, _, rows in table(results):
-        assert f"**{title}**" in text
-        assert len(rows) > 2
-    draw(results, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_generator_that_has_a_short_form_is_in_it():

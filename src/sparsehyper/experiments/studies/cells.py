@@ -17,25 +17,28 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from sparsehyper._extras import require
+from sparsehyper._checks import check_integer
 from sparsehyper.data import TaskSet
-from sparsehyper.experiments.config import DataConfig
+from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.isolation import context
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.setup import load_tasks
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
+
+SCALES = ("smoke", "cpu", "full")
 
 
 class Cell(NamedTuple):
@@ -63,17 +66,18 @@ def run_cells(
             result.
         directory: of the study.
         arguments: the same for all cells, and without influence on the results.
-        workers: processes, of one thread each.
+        workers: processes at a time, of one thread each.
         quiet: show no progress.
 
     Returns:
         The result of every cell, by name.
 
     Raises:
-        ValueError: ``directory`` holds a cell of other settings.
+        ValueError: ``directory`` holds a cell of other settings, or ``workers`` is below 1.
         RunInUseError: another process is at work in it.
         RuntimeError: some cells failed, after all others were computed.
     """
+    check_integer("workers", workers, minimum=1)
     results = directory / "cells"
     results.mkdir(parents=True, exist_ok=True)
     held = lock(directory)
@@ -85,36 +89,29 @@ def run_cells(
             if not path.exists():
                 todo.append(cell)
                 continue
-            recorded = read_json(path)["settings"]
+            recorded = _completed(read_json(path)["settings"])
             check_same(f"cell {path}", recorded, json_ready(cell.settings), ())
         write_json(directory / "study.json", study)
         started = time.perf_counter()
-        with ProcessPoolExecutor(workers, mp_context=context(), initializer=_start) as pool:
-            jobs = {pool.submit(work, cell.settings, *arguments): cell for cell in todo}
-            failed: dict[str, BaseException] = {}
-            try:
-                for number, job in enumerate(as_completed(jobs), 1):
-                    cell, error = jobs[job], job.exception()
-                    if error is not None:
-                        failed[cell.name] = error
-                    else:
-                        write_json(paths[cell.name], {"settings": cell.settings, **job.result()})
-                    if not quiet:
-                        seconds = time.perf_counter() - started
-                        print(
-                            f"[{number}/{len(todo)}] {cell.name} ({seconds:.0f} s)"
-                            f"{f': {error!r}' if error else ''}",
-                            file=sys.stderr,
-                            flush=True,
-                        )
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        failed: dict[str, str] = {}
+        outcomes = _outcomes(todo, work, arguments, workers)
+        for number, (cell, succeeded, value) in enumerate(outcomes, 1):
+            if succeeded:
+                write_json(paths[cell.name], {"settings": cell.settings, **value})
+            else:
+                failed[cell.name] = value
+            if not quiet:
+                print(
+                    f"[{number}/{len(todo)}] {cell.name} ({time.perf_counter() - started:.0f} s)"
+                    f"{'' if succeeded else f': {value}'}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if failed:
             name, error = next(iter(failed.items()))
             raise RuntimeError(
-                f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error!r}"
-            ) from error
+                f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error}"
+            )
         return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
     finally:
         held.release()
@@ -175,38 +172,53 @@ def slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
 
-def paired(differences: Sequence[float]) -> dict[str, Any]:
-    """The mean of paired differences, with its 95% interval by Student's t over them; one pair has
-    none.
-
-    >>> paired([1.0, 2.0, 3.0])
-    {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
-    """
-    values = torch.tensor(differences, dtype=torch.float64)
-    mean = float(values.mean())
-    if len(values) == 1:
-        return {"mean": mean, "low": None, "high": None, "pairs": 1}
-    stats = require("scipy.stats", "data")
-    error = float(values.std()) / len(values) ** 0.5
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings, those of an experiment that did not exist yet at their defaults."""
+    if "experiment" not in settings:
+        return settings
+    experiment = Experiment.from_dict(settings["experiment"])
+    return {**settings, "experiment": json_ready(experiment.to_dict())}
 
 
-def verdict(interval: Mapping[str, Any]) -> str:
-    """Of the claim that a difference is above zero.
+def _outcomes(
+    cells: Iterable[Cell], work: Callable[..., Any], arguments: tuple[Any, ...], workers: int
+) -> Iterator[tuple[Cell, bool, Any]]:
+    """Each cell as it ends, whether it succeeded, and its result or the error's text."""
+    waiting = iter(cells)
+    running: dict[Connection, tuple[Cell, Any]] = {}
+    try:
+        while True:
+            while len(running) < workers and (cell := next(waiting, None)):
+                receiver, sender = multiprocessing.Pipe(duplex=False)
+                process = context().Process(
+                    target=_compute, args=(sender, work, cell.settings, arguments)
+                )
+                process.start()
+                sender.close()
+                running[receiver] = cell, process
+            if not running:
+                return
+            for ready in wait(list(running)):
+                receiver = cast(Connection, ready)
+                cell, process = running.pop(receiver)
+                try:
+                    succeeded, value = receiver.recv()
+                except EOFError:
+                    process.join()
+                    succeeded, value = False, f"its process died, exit code {process.exitcode}"
+                process.join()
+                yield cell, succeeded, value
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
 
-    >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
-    ('supported', 'undecided')
-    """
-    if interval["low"] is None:
-        return "undecided"
-    if interval["low"] > 0:
-        return "supported"
-    return "not supported" if interval["high"] < 0 else "undecided"
 
-
-def _start() -> None:
-    """What a worker does first: it computes in one thread, and ends with the study's process."""
+def _compute(
+    sender: Connection, work: Callable[..., Any], settings: dict[str, Any], arguments: Any
+) -> None:
+    """A cell's process: it computes in one thread, and ends with the study's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the study's process acts on
     torch.set_num_threads(1)
     study = multiprocessing.parent_process()
     assert study is not None
@@ -216,3 +228,7 @@ def _start() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        sender.send((True, work(settings, *arguments)))
+    except Exception as error:
+        sender.send((False, f"{type(error).__name__}: {error}"))

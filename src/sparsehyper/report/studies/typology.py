@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from sparsehyper.report.new_tasks import Table, as_markdown, deviation, percent
 from sparsehyper.report.plots import draw_budgets
+from sparsehyper.report.studies.pages import StudyReport, Table, deviation, percent
 
 _TITLES = {
     "kinds": "Every generator",
@@ -17,11 +17,10 @@ _TITLES = {
 }
 
 
-def table(results: Mapping[str, Any]) -> list[Table]:
-    """Titles, columns and rows."""
+def _tables(results: Mapping[str, Any]) -> list[Table]:
     columns = ["method", "trainable ÷ N", "accuracy, %", "step, ms", "a model, ms"]
     return [
-        (
+        Table(
             title,
             columns,
             [
@@ -39,24 +38,8 @@ def table(results: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """The tables, with what they were measured on."""
-    study, machine = results["study"], results["machine"]
-    head = (
-        f"{study['seeds']} seeds; mean test accuracy over tasks ± standard deviation over seeds. "
-        f"{study['data']['source']}, {study['data']['tasks']}, target {study['target']}, "
-        f"{study['steps']} updates. {machine['cpu']}, {machine['cores']} cores, one thread each, "
-        f"PyTorch {machine['torch']}; {results['seconds'] / 60:.0f} minutes of one core.\n"
-    )
-    return "\n".join([head, *map(as_markdown, table(results))])
-
-
-def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Accuracy against trainable parameters ÷ N, as a PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Accuracy against trainable parameters ÷ N."""
     rows = [
         {
             "method": row["method"].partition(",")[0],
@@ -71,3 +54,15 @@ def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     study = results["study"]
     title = f"{study['data']['source']} {study['data']['tasks']}, target {study['target']}"
     draw_budgets(rows, f"{title}, {study['seeds']} seeds", path)
+
+
+REPORT = StudyReport(
+    "Every generator",
+    "Which generator is how accurate at what size, how small can sparse and chunked ones be, and "
+    "which initialisation is best?",
+    "Every generator is trained on the same tasks for the same number of updates, at one learning "
+    "rate for all; mean test accuracy over tasks ± standard deviation over seeds.",
+    _tables,
+    _draw,
+    "accuracy_vs_budget.png",
+)

@@ -25,7 +25,18 @@ from sparsehyper._random import seeded, spawn_seeds
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
-from sparsehyper.experiments.learners import (
+from sparsehyper.experiments.setup import count_target_parameters
+from sparsehyper.experiments.studies.cells import (
+    SCALES,
+    Cell,
+    SharedTasks,
+    name_of,
+    run_cells,
+    shared_tasks,
+    slug,
+)
+from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.learners import (
     LEARNERS,
     LEARNING,
     Embeddings,
@@ -33,20 +44,7 @@ from sparsehyper.experiments.learners import (
     images_of,
     shots_of,
 )
-from sparsehyper.experiments.setup import count_target_parameters
-from sparsehyper.experiments.study import (
-    Cell,
-    SharedTasks,
-    name_of,
-    paired,
-    run_cells,
-    shared_tasks,
-    slug,
-    verdict,
-)
-from sparsehyper.training import TrainConfig
-
-SCALES = ("smoke", "cpu", "full")
+from sparsehyper.experiments.studies.trainings import training
 
 # Method → how its generator is described; "chunked" gets the sparse generator's budget.
 GENERATORS = {
@@ -180,7 +178,6 @@ def run_new_tasks(
         tasks, ``identified``, the share of training tasks told from 20 of their test images,
         ``parameters`` ÷ N, ``fit_seconds``), ``seconds`` of all cells, and ``claims``.
     """
-    check_integer("workers", workers, minimum=1)
     data = [_data(family) for family in study.families.values()]
     with shared_tasks(data, data_dir) as files:
         cells = [
@@ -280,14 +277,7 @@ def _data(family: Family) -> DataConfig:
 def _experiment(family: Family, method: str, seed: int) -> Experiment:
     return Experiment(
         _data(family),
-        TrainConfig(
-            steps=family.steps,
-            lr=2e-3,
-            warmup=min(100, family.steps // 10),
-            eval_every=family.steps,
-            seed=seed,
-            device="cpu",
-        ),
+        training(family.steps, seed),
         method=parse_method(GENERATORS.get(method, "experts")),
         budget=_BUDGETS.get(method),
         target=family.target,

@@ -15,7 +15,7 @@ STUDY = """
 import sys
 from pathlib import Path
 from experiments.calls import nap
-from sparsehyper.experiments.study import Cell, run_cells
+from sparsehyper.experiments.studies.cells import Cell, run_cells
 
 folder = Path(sys.argv[1])
 run_cells({}, [Cell(str(i), {"i": i}) for i in range(3)], nap, folder / "study", folder, workers=2)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from sparsehyper.experiments import new_tasks_study, run_new_tasks
-from sparsehyper.experiments.new_tasks import GENERATORS, METHODS
-from sparsehyper.report.new_tasks import draw, markdown, table
+from sparsehyper.experiments.studies import new_tasks_study
+from sparsehyper.experiments.studies.new_tasks import GENERATORS, METHODS
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    found = run_new_tasks(new_tasks_study("smoke"), folder, quiet=True)
-    again = run_new_tasks(new_tasks_study("smoke"), folder, quiet=True)
-    assert {**found, "machine": None} == {**again, "machine": None}
-    return json.loads(json.dumps(found))
+def results(run):
+    return run("new-tasks")[0]
 
 
 def test_every_method_learns_every_family_from_every_number_of_images(results):
@@ -63,17 +56,6 @@ def test_claims_are_paired_differences(results):
             if (c["family"], c["claim"]) == (whole["family"], whole["claim"]) and c is not whole
         ]
         assert whole["mean"] == pytest.approx(sum(parts) / len(parts))
-
-
-def test_it_is_shown(results, tmp_path):
-    text = markdown(results)
-    titles = [title for title, *_ in table(results)]
-    assert len(titles) == 3
-    for title in titles:
-        assert f"**{title}**" in text
-    assert "| scratch | 1.00 | – |" in text
-    draw(results, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("scale", ["cpu", "full"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from experiments.calls import half, touch
-from sparsehyper.experiments.study import Cell, paired, run_cells, verdict
+from sparsehyper.experiments.studies.cells import Cell, run_cells
 
 CELLS = [Cell(f"cell-{i}", {"i": i}) for i in range(4)]
 
@@ -46,15 +45,3 @@ def test_progress_is_told(tmp_path, capfd):
     run_cells({"a": 1}, CELLS[:1], touch, tmp_path / "s", tmp_path)
     assert "[1/1] cell-0" in capfd.readouterr().err
     assert json.loads((tmp_path / "s" / "study.json").read_text()) == {"a": 1}
-
-
-def test_intervals():
-    found = paired([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert found["mean"] == pytest.approx(0.3)
-    # Student's t with 4 degrees of freedom: 2.776 standard errors.
-    assert found["high"] - found["mean"] == pytest.approx(2.7764 * math.sqrt(0.025 / 5), abs=1e-4)
-    assert paired([0.1]) == {"mean": 0.1, "low": None, "high": None, "pairs": 1}
-    assert verdict(paired([0.1])) == "undecided"
-    assert verdict({"low": 0.1, "high": 0.2}) == "supported"
-    assert verdict({"low": -0.2, "high": -0.1}) == "not supported"
-    assert verdict({"low": -0.2, "high": 0.1}) == "undecided"

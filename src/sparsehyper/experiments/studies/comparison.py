@@ -1,0 +1,351 @@
+"""The study of methods: sparse against chunked and others, on many sets of tasks and at budgets.
+
+Hyperparameters are searched first, with equally many trials for every method and budget, on
+validation images and a seed of their own; then every method is trained on every set of tasks, over
+seeds, and looks at the test images once.
+
+The claim that it tests, of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022): on
+multitask computer vision sparse hypernetworks match chunked ones, and are slightly behind on the
+more complex problems.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sparsehyper._checks import check_choice, check_integer
+from sparsehyper.experiments.compare import machine
+from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
+from sparsehyper.experiments.setup import count_target_parameters, fit_generator
+from sparsehyper.experiments.studies.cells import SCALES, SharedTasks, name_of, shared_tasks, slug
+from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.search import LR, Space, run_searches, with_settings
+from sparsehyper.experiments.studies.trainings import run_trainings, training
+
+# Method → its description, and what is searched beside the learning rate, defaults first.
+_BASE = {"base": ("zeros", "learned")}
+_SPARSE = {**_BASE, "method.growth": (2.0, 4.0)}
+_CHUNKED = {**_BASE, "method.hidden": (None, 32, 64, 256)}
+METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
+    "sparse": ("sparse", _SPARSE),
+    "chunked": ("chunked", _CHUNKED),
+    "sparse, affine": ("sparse:bias=true", _SPARSE),
+    "sparse, MLP": ("sparse:activation=prelu", _SPARSE),
+    "chunks of tensors": ("chunked:by=tensor", _CHUNKED),
+    "dense": ("dense", _BASE),
+    "butterfly": ("butterfly:stages=6", _BASE),
+    "experts": ("experts", {}),
+    "shared trunk": ("shared_trunk", {}),
+}
+_AT_EVERY_BUDGET = ("sparse", "chunked")
+_AT_ONE_BUDGET = ("sparse, affine", "sparse, MLP", "chunks of tensors")
+_BUDGET = 4.0
+_LRS = (5e-4, 2e-2)
+_SEARCH_SEED = 1000  # no run's
+_EPOCHS = 300  # of the thesis's protocol
+
+REFERENCE = "sparse"
+_RIVALS = ("dense", "experts", "shared trunk")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A set of tasks.
+
+    Args:
+        data: images and tasks.
+        searched_on: the set on which hyperparameters are searched for this one.
+        target: as `build_target` takes it.
+        steps: updates.
+        tasks_per_batch: of ``images`` each.
+        images: of each task in a batch.
+        methods: that are compared, of `METHODS`.
+    """
+
+    data: DataConfig
+    searched_on: str
+    target: str
+    steps: int
+    tasks_per_batch: int
+    images: int
+    methods: tuple[str, ...] = tuple(METHODS)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The study's settings.
+
+    Args:
+        sets: of tasks, by name.
+        budgets: trainable parameters ÷ N at which sparse and chunked ones are compared.
+        trials: of each search.
+        seeds: number of seeds.
+        patience: evaluations, 300 in a training, without improvement before it stops; None
+            evaluates at the end only.
+        device: where training takes place.
+    """
+
+    sets: dict[str, Tasks]
+    budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    trials: int = 8
+    seeds: int = 5
+    patience: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_integer("seeds", self.seeds, minimum=1)
+        for name, tasks in self.sets.items():
+            check_choice(f"searched_on of {name!r}", tasks.searched_on, self.sets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+_CNN = "cnn:16-32-64,norm=batch"
+_FEWER = tuple(method for method in METHODS if method not in ("chunks of tensors", "butterfly"))
+
+
+def _mlp_tasks(source: str, tasks: str, searched_on: str, tasks_per_batch: int = 5) -> Tasks:
+    data = DataConfig(source, tasks)
+    return Tasks(data, searched_on, "mlp:100-100", 700, tasks_per_batch, 100 // tasks_per_batch)
+
+
+def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> Tasks:
+    data = DataConfig(source, tasks)
+    images = 60 // tasks_per_batch
+    return Tasks(data, "CIFAR-10 5×2", _CNN, 500, tasks_per_batch, images, _FEWER)
+
+
+_PERMUTED, _SPLIT = "Fashion-MNIST, 10 permutations", "Fashion-MNIST 5×2"
+_CPU = {
+    _SPLIT: _mlp_tasks("fashion_mnist", "split:2", _SPLIT),
+    _PERMUTED: _mlp_tasks("fashion_mnist", "permuted:10", _PERMUTED),
+    "Fashion-MNIST, 45 pairs": _mlp_tasks("fashion_mnist", "split:2,all", _SPLIT),
+    "MNIST 5×2": _mlp_tasks("mnist", "split:2", _SPLIT),
+    "MNIST, 10 permutations": _mlp_tasks("mnist", "permuted:10", _PERMUTED),
+    "CIFAR-10 5×2": _cnn_tasks("cifar10", "split:2", 5),
+    "CIFAR-10 2×5": _cnn_tasks("cifar10", "split:5", 2),
+    "three data sets, 15 pairs": _cnn_tasks("mnist+fashion_mnist+cifar10", "split:2", 5),
+}
+
+
+def comparison_study(scale: str = "cpu") -> Comparison:
+    """The study's settings at a scale, as `new_tasks_study` has them."""
+    check_choice("scale", scale, SCALES)
+    if scale == "smoke":
+        methods = ("sparse", "chunked", "dense", "experts", "shared trunk")
+        data = DataConfig("digits", "split:2")
+        tasks = Tasks(data, "digits 5×2", "mlp:100", 10, 5, 4, methods)
+        return Comparison({"digits 5×2": tasks}, (1.0, 4.0), trials=2, seeds=2)
+    if scale == "cpu":
+        return Comparison(_CPU)
+    # The thesis's targets and batches; 300 epochs of the largest set, patience 10.
+    full = {
+        name: replace(
+            tasks,
+            target="mlp:400-400-400" if tasks.target.startswith("mlp") else "resnet32",
+            steps=100_000,
+            images=150 // tasks.tasks_per_batch,
+            methods=tuple(METHODS),
+        )
+        for name, tasks in _CPU.items()
+    }
+    cifar100 = DataConfig("cifar100", "split:10")
+    full["CIFAR-100 10×10"] = replace(full["CIFAR-10 5×2"], data=cifar100)
+    return Comparison(full, patience=10, device="auto")
+
+
+def run_comparison(
+    study: Comparison,
+    directory: Path,
+    *,
+    data_dir: str | None = None,
+    workers: int = 2,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run what has not been run yet, and sum up.
+
+    Returns:
+        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
+        ``searches``, each with the ``settings_found`` and its trials; ``rows`` (family, that is the
+        set of tasks, method, budget, ``accuracy`` and ``worst`` task for each seed, ``parameters``
+        ÷ N, ``step_ms``, ``seconds`` and ``peak_memory_mb`` for each seed); and ``claims``.
+    """
+    with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
+        entries = list(_entries(study, files))
+        searched = {
+            entry.search: (
+                entry.experiment(study, study.sets[entry.family], _SEARCH_SEED),
+                entry.space,
+            )
+            for entry in entries
+            if entry.family == study.sets[entry.family].searched_on
+        }
+        how: dict[str, Any] = {"workers": workers, "quiet": quiet}
+        searches = run_searches(study.to_dict(), searched, study.trials, directory, files, **how)
+        experiments = {
+            entry.cell(seed): with_settings(
+                entry.experiment(study, study.sets[entry.family], seed),
+                searches[entry.search]["settings_found"],
+            )
+            for seed in range(study.seeds)
+            for entry in entries
+        }
+        done = run_trainings(study.to_dict(), experiments, directory, files, **how)
+    rows = []
+    for entry in entries:
+        found = [done[entry.cell(seed)] for seed in range(study.seeds)]
+        each = ("accuracy", "step_ms", "seconds", "peak_memory_mb")
+        rows.append(
+            {
+                "family": entry.family,
+                "method": entry.method,
+                "budget": entry.budget,
+                **{name: [run[name] for run in found] for name in each},
+                "worst": [min(run["accuracies"].values()) for run in found],
+                "parameters": found[0]["parameters"],
+            }
+        )
+    return {
+        "study": study.to_dict(),
+        "machine": machine(),
+        "searches": searches,
+        "rows": rows,
+        "claims": _claims(study, rows),
+        "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
+    }
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A method at a budget on a set of tasks."""
+
+    family: str
+    searched_on: str
+    method: str
+    budget: float | None
+    space: Space
+
+    @property
+    def search(self) -> str:
+        return f"search--{slug(self.searched_on)}--{self._name}"
+
+    def cell(self, seed: int) -> str:
+        return f"{slug(self.family)}--{self._name}--{seed}"
+
+    def experiment(self, study: Comparison, tasks: Tasks, seed: int) -> Experiment:
+        return _experiment(study, tasks, self.method, self.budget, seed)
+
+    @property
+    def _name(self) -> str:
+        return slug(self.method) + ("" if self.budget is None else f"--{self.budget:g}N")
+
+
+def _entries(study: Comparison, files: dict[str, SharedTasks]) -> Iterator[_Entry]:
+    """All that can meet their budget, with the choices that can."""
+    for family, tasks in study.sets.items():
+        for method in tasks.methods:
+            budgets: list[float | None] = [None]
+            if method in _AT_EVERY_BUDGET:
+                budgets = [*study.budgets]
+            elif method in _AT_ONE_BUDGET:
+                budgets = [_BUDGET]
+            for budget in budgets:
+                experiment = _experiment(study, tasks, method, budget, 0)
+                known = files[name_of(tasks.data)].load()
+                numel = count_target_parameters(experiment, known)
+                choices = METHODS[method][1]
+                space = _possible(experiment, choices, numel)
+                if all(space.values()):
+                    found = {LR: _LRS, **space}
+                    yield _Entry(family, tasks.searched_on, method, budget, found)
+
+
+def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, tuple[Any, ...]]:
+    """The choices of each setting with which the budget can be met: some for the settings after
+    it, and whatever is chosen of those before.
+    """
+
+    def combinations(of: Space) -> list[dict[str, Any]]:
+        return [dict(zip(of, chosen, strict=True)) for chosen in product(*of.values())]
+
+    space: dict[str, tuple[Any, ...]] = {}
+    later = dict(choices)
+    for path in choices:
+        values = later.pop(path)
+        space[path] = tuple(
+            value
+            for value in values
+            if all(
+                any(
+                    _fits(with_settings(experiment, {**before, path: value, **after}), numel)
+                    for after in combinations(later)
+                )
+                for before in combinations(space)
+            )
+        )
+    return space
+
+
+def _fits(experiment: Experiment, numel: int) -> bool:
+    if experiment.budget is None:
+        return True
+    try:
+        fit_generator(experiment, numel)
+    except ValueError:
+        return False
+    return True
+
+
+def _experiment(
+    study: Comparison, tasks: Tasks, method: str, budget: float | None, seed: int
+) -> Experiment:
+    patience: dict[str, Any] = {}
+    if study.patience is not None:
+        patience = {"patience": study.patience, "eval_every": tasks.steps // _EPOCHS}
+    return Experiment(
+        tasks.data,
+        training(tasks.steps, seed, device=study.device, **patience),
+        method=parse_method(METHODS[method][0]),
+        budget=budget,
+        target=tasks.target,
+        batch_size=tasks.images * tasks.tasks_per_batch,
+        tasks_per_batch=tasks.tasks_per_batch,
+    )
+
+
+def _claims(study: Comparison, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Paired differences over seeds."""
+    accuracy = {(r["family"], r["method"], r["budget"]): r["accuracy"] for r in rows}
+    claims = []
+    for family in study.sets:
+        pairs = {
+            f"{REFERENCE} − chunked, {budget:g} N": _differences(
+                accuracy[family, REFERENCE, budget], accuracy[family, "chunked", budget]
+            )
+            for budget in study.budgets
+            if (family, "chunked", budget) in accuracy and (family, REFERENCE, budget) in accuracy
+        }
+        together = [statistics.fmean(values) for values in zip(*pairs.values(), strict=True)]
+        pairs[f"{REFERENCE} − chunked, mean of budgets"] = together
+        for rival in _RIVALS:
+            if (family, rival, None) in accuracy:
+                pairs[f"{REFERENCE}, {_BUDGET:g} N − {rival}"] = _differences(
+                    accuracy[family, REFERENCE, _BUDGET], accuracy[family, rival, None]
+                )
+        for claim, values in pairs.items():
+            interval = paired(values)
+            claims.append(
+                {"family": family, "claim": claim, **interval, "verdict": verdict(interval)}
+            )
+    return claims
+
+
+def _differences(ours: list[float], theirs: list[float]) -> list[float]:
+    return [a - b for a, b in zip(ours, theirs, strict=True)]

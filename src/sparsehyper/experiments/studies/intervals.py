@@ -1,0 +1,95 @@
+"""What a study may claim: paired differences and effects, with their 95% intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sparsehyper._extras import require
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+    """The mean of paired differences, with its 95% interval by Student's t over them; one pair has
+    none.
+
+    >>> paired([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
+    """
+    values = torch.tensor(differences, dtype=torch.float64)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None, "pairs": 1}
+    stats = require("scipy.stats", "data")
+    error = float(values.std()) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
+
+
+def verdict(interval: Mapping[str, Any]) -> str:
+    """Of the claim that a difference is above zero.
+
+    >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
+    ('supported', 'undecided')
+    """
+    if interval["low"] is None:
+        return "undecided"
+    if interval["low"] > 0:
+        return "supported"
+    return "not supported" if interval["high"] < 0 else "undecided"
+
+
+def main_effects(
+    settings: Sequence[Mapping[str, str]],
+    outcomes: Sequence[float],
+    defaults: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """What each level of each factor adds to an outcome over the factor's default level.
+
+    By least squares on indicators of all levels but the defaults, with 95% intervals by Student's t
+    from the residuals. Effects are taken to add up.
+
+    Args:
+        settings: of each run, the level of every factor.
+        outcomes: of each run.
+        defaults: the level of every factor that others are compared with.
+
+    Returns:
+        For each level but the defaults ``factor``, ``level``, ``mean``, ``low``, ``high`` and
+        ``pairs``, here the residual degrees of freedom plus one; None for ``low`` and ``high``
+        where there are none.
+
+    >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
+    >>> effect, = main_effects(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
+    >>> effect["level"], round(effect["mean"], 6), round(effect["high"] - effect["mean"], 3)
+    ('b', 3.0, 3.042)
+    """
+    found = {(factor, run[factor]) for run in settings for factor in defaults}
+    columns = [pair for pair in sorted(found) if defaults[pair[0]] != pair[1]]
+    design = torch.tensor(
+        [[1.0, *(float(run[factor] == level) for factor, level in columns)] for run in settings],
+        dtype=torch.float64,
+    )
+    y = torch.tensor(outcomes, dtype=torch.float64)
+    inverse = torch.linalg.pinv(design)
+    effects = inverse @ y
+    freedom = len(y) - int(torch.linalg.matrix_rank(design))
+    half = torch.full_like(effects, torch.nan)
+    if freedom > 0:
+        variance = (y - design @ effects).square().sum() / freedom
+        quantile = float(require("scipy.stats", "data").t.ppf(0.975, freedom))
+        half = quantile * (variance * inverse.square().sum(1)).sqrt()
+    return [
+        {
+            "factor": factor,
+            "level": level,
+            "mean": mean,
+            "low": mean - error if freedom > 0 else None,
+            "high": mean + error if freedom > 0 else None,
+            "pairs": freedom + 1,
+        }
+        for (factor, level), mean, error in zip(
+            columns, effects[1:].tolist(), half[1:].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,86 @@
+"""The study of methods, as tables and as a picture: accuracy against budget on every set."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from sparsehyper.report.studies.pages import GREY, StudyReport, Table, panels, percent, points
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every method on every set, then what was searched."""
+    columns = [
+        *("method", "budget ÷ N", "trainable ÷ N", "accuracy, %", "worst task, %", "step, ms"),
+        *("seconds", "peak MB"),
+    ]
+    tables = []
+    for family in results["study"]["sets"]:
+        rows = [
+            [
+                row["method"],
+                "–" if row["budget"] is None else f"{row['budget']:g}",
+                f"{row['parameters']:.2f}",
+                percent(row["accuracy"]),
+                percent(row["worst"]),
+                f"{statistics.median(row['step_ms']):.1f}",
+                f"{statistics.median(row['seconds']):.1f}",
+                f"{statistics.median(row['peak_memory_mb']):.0f}",
+            ]
+            for row in results["rows"]
+            if row["family"] == family
+        ]
+        tables.append(Table(family, columns, rows))
+    searches = [
+        [
+            name.removeprefix("search--"),
+            ", ".join(_setting(p, value) for p, value in search["settings_found"].items()),
+            f"{100 * search['validation']:.2f}",
+            f"{100 * search['trials'][0]['validation']:.2f}",
+        ]
+        for name, search in results["searches"].items()
+    ]
+    title = f"Settings found, {results['study']['trials']} trials each, by validation accuracy"
+    columns = ["search", "found", "validation, %", "default's, %"]
+    return [*tables, Table(title, columns, searches)]
+
+
+def _setting(path: str, value: Any) -> str:
+    name = path.rpartition(".")[2]
+    return f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """A panel a set."""
+    families = list(results["study"]["sets"])
+    with panels(families, path) as drawn:
+        for family, axes in zip(families, drawn, strict=True):
+            own: dict[str, list[dict[str, Any]]] = {}
+            for row in results["rows"]:
+                if row["family"] == family:
+                    own.setdefault(row["method"], []).append(row)
+            for method, rows in own.items():
+                x = [row["parameters"] for row in rows]
+                points(axes, x, [row["accuracy"] for row in rows], method)
+            axes.set_xscale("log")
+        for axes in drawn[::2]:
+            axes.set_ylabel("test accuracy, %", color=GREY)
+        for axes in drawn[-2:]:
+            axes.set_xlabel("trainable parameters ÷ those of one target", color=GREY)
+
+
+REPORT = StudyReport(
+    "Methods compared",
+    "On multitask computer vision, are sparse hypernetworks as accurate as chunked ones of the "
+    "same budget, and how do both compare with others, with experts and with a shared trunk?",
+    "For every method and budget as many trials of the learning rate and of one or two settings of "
+    "its own are judged on validation images of one set of each kind of target, under a seed of "
+    "their own; then each is trained on every set over all seeds, and looks at the test images "
+    "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's t "
+    "intervals, not corrected for their multitude.",
+    _tables,
+    _draw,
+    "accuracy_vs_budget.png",
+)

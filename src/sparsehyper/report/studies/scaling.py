@@ -1,0 +1,94 @@
+"""The study of scaling, as tables and as a picture: error and time against N and tasks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from sparsehyper.report.studies.pages import (
+    GREY,
+    STYLES,
+    StudyReport,
+    Table,
+    interval_text,
+    panels,
+    percent,
+)
+
+_AXES = {"target": ("numel", "N, parameters of one target"), "tasks": ("tasks", "tasks")}
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    tables = []
+    columns = ["method", "N", "tasks", "trainable ÷ N", "accuracy, %", "step, ms", "peak MB"]
+    for part in _AXES:
+        rows = [
+            [
+                row["method"],
+                f"{row['numel']:,}",
+                row["tasks"],
+                f"{row['parameters'][0]:.2f}",
+                percent(row["accuracy"]),
+                f"{statistics.median(row['step_ms']):.1f}",
+                f"{statistics.median(row['peak_memory_mb']):.0f}",
+            ]
+            for row in results["rows"]
+            if row["part"] == part
+        ]
+        title = "As the target grows" if part == "target" else "As tasks become more"
+        tables.append(Table(title, columns, rows))
+    exponents = [
+        [
+            row["method"],
+            row["measure"],
+            _AXES[row["part"]][0],
+            f"{row['mean']:+.3f}",
+            interval_text(row, 1),
+        ]
+        for row in results["exponents"]
+    ]
+    columns = ["method", "measure", "against", "exponent", "95% interval"]
+    return [*tables, Table("Exponents b of measure ∝ size^b", columns, exponents)]
+
+
+def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Error and time, on log axes, against N and against the number of tasks."""
+    titles = [f"{what} as {how}" for what in ("error", "step") for how in ("N grows", "tasks grow")]
+    with panels(titles, path) as drawn:
+        for axes, (measure, part) in zip(
+            drawn, [(m, p) for m in ("error", "step") for p in _AXES], strict=True
+        ):
+            key, label = _AXES[part]
+            own: dict[str, list[Mapping[str, Any]]] = {}
+            for row in results["rows"]:
+                if row["part"] == part:
+                    own.setdefault(row["method"], []).append(row)
+            for method, rows in own.items():
+                colour, marker = STYLES[method]
+                y = [
+                    100 * (1 - statistics.fmean(row["accuracy"]))
+                    if measure == "error"
+                    else statistics.median(row["step_ms"])
+                    for row in rows
+                ]
+                x = [row[key] for row in rows]
+                axes.plot(x, y, color=colour, marker=marker, markersize=5, label=method)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel(label, color=GREY)
+            axes.set_ylabel("error, %" if measure == "error" else "step, ms", color=GREY)
+
+
+REPORT = StudyReport(
+    "Scaling",
+    "How do accuracy and cost change as the target grows, and as tasks become more?",
+    "Permutations of the pixels; the same number of updates and images a batch everywhere, so that "
+    "a task sees the fewer images the more tasks there are. A learning rate for each method, by as "
+    "many trials on validation images, at one size. Exponents are slopes of straight lines through "
+    "logarithms of all seeds' values, with Student's t intervals.",
+    _tables,
+    _draw,
+    "scaling.png",
+)

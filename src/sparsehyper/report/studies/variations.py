@@ -1,0 +1,96 @@
+"""The study of variations, as tables and as a picture: the effect of every setting."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from sparsehyper.report.studies.pages import GREY, StudyReport, Table, interval_text, panels
+
+_PANELS = {"trained tasks": "#D55E00", "new tasks": "#0072B2"}
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    """What each setting changes, and how large each factor's part is."""
+    effects = results["effects"]
+    levels = [(e["factor"], e["level"]) for e in effects["trained tasks"]]
+    by_level = {
+        outcome: {(e["factor"], e["level"]): e for e in found} for outcome, found in effects.items()
+    }
+    rows = []
+    for factor, level in levels:
+        size, step = (2 ** by_level[name][factor, level]["mean"] for name in ("size", "step"))
+        cells = [factor, level]
+        for outcome in _PANELS:
+            effect = by_level[outcome][factor, level]
+            cells += [f"{100 * effect['mean']:+.2f}", interval_text(effect)]
+        rows.append([*cells, f"{size:.2f} ×", f"{step:.2f} ×"])
+    columns = ["factor", "level", "trained tasks", "95%", "new tasks", "95%", "size", "step time"]
+    runs = results["runs"]
+    best = sorted(runs, key=lambda run: -run["accuracy"] - run["new_accuracy"])[:5]
+    shown = [
+        [
+            ", ".join(f"{f}: {level}" for f, level in run["levels"].items()),
+            f"{100 * run['accuracy']:.2f}",
+            f"{100 * run['new_accuracy']:.2f}",
+            f"{run['parameters']:.2f}",
+        ]
+        for run in best
+    ]
+    return [
+        Table("Main effects over the default setting, points of accuracy", columns, rows),
+        Table("How much each factor matters, by its greatest effect", *_importance(results)),
+        Table(
+            f"The best five of {len(runs)} runs, by the sum of both accuracies",
+            ["setting", "trained tasks, %", "new tasks, %", "trainable ÷ N"],
+            shown,
+        ),
+    ]
+
+
+def _importance(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Per factor the standard deviation of its levels' effects, the default's of 0 among them."""
+    rows = []
+    for factor in dict.fromkeys(e["factor"] for e in results["effects"]["trained tasks"]):
+        spreads = [
+            statistics.pstdev(
+                [0.0, *(e["mean"] for e in results["effects"][outcome] if e["factor"] == factor)]
+            )
+            for outcome in _PANELS
+        ]
+        rows.append((spreads, factor))
+    rows.sort(reverse=True)
+    columns = ["factor", *(f"{outcome}, spread of effects" for outcome in _PANELS)]
+    return columns, [[factor, *(f"{100 * s:.2f}" for s in spreads)] for spreads, factor in rows]
+
+
+def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """A row a setting, with the interval of its effect."""
+    titles = [f"{outcome}: effect over the default, points" for outcome in _PANELS]
+    count = len(results["effects"]["trained tasks"])
+    with panels(titles, path, size=(6.5, 0.23 * count)) as drawn:
+        for axes, (outcome, colour) in zip(drawn, _PANELS.items(), strict=True):
+            effects = results["effects"][outcome]
+            means = [100 * e["mean"] for e in effects]
+            errors = [0.0 if e["low"] is None else 100 * (e["mean"] - e["low"]) for e in effects]
+            places = range(len(effects))
+            axes.errorbar(means, places, xerr=errors, fmt="o", color=colour, capsize=2)
+            axes.axvline(0, color=GREY, linewidth=0.8)
+            axes.set_yticks(list(places), [f"{e['factor']}: {e['level']}" for e in effects])
+            axes.invert_yaxis()
+
+
+REPORT = StudyReport(
+    "Variations of the sparse hypernetwork",
+    "Which settings of a sparse hypernetwork matter, and which do not?",
+    "Every run draws a level of every factor at random, balanced over runs, and a seed of its own; "
+    "it trains on permutations of the pixels, then learns others by their embeddings alone. "
+    "Effects are those of a least-squares fit without interactions, over the default level of "
+    "each factor, with intervals from the residuals; they are not corrected for their multitude. "
+    "Runs differ in size, as settings do: the column tells by how much. One learning rate for all.",
+    _tables,
+    _draw,
+    "main_effects.png",
+)
