@@ -70,7 +70,9 @@ class Learner:
             n_classes=classes,
             quiet=True,
         )
-        return evaluate(self.model, known.test, names=known.names, n_classes=classes).accuracy
+        found = evaluate(self.model, known.test, names=known.names, n_classes=classes)
+        self.model.cpu()  # where new tasks are learned
+        return found.accuracy
 
     def parameters(self) -> int:
         """That are trained."""

@@ -96,6 +96,7 @@ class NewTasks:
         shots: images a class; None for all.
         updates: by Adam, of what a baseline trains, for each of ``shots``; the rest is `LEARNING`.
         test_images: of each held-out task, at most.
+        device: where pretraining takes place; new tasks are learned on the CPU.
     """
 
     families: dict[str, Family]
@@ -103,6 +104,7 @@ class NewTasks:
     shots: tuple[int | None, ...] = (1, 5, 20, 100, None)
     updates: tuple[int, ...] = (150, 150, 150, 200, 300)
     test_images: int = 1000
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, minimum=1)
@@ -159,7 +161,7 @@ def new_tasks_study(scale: str = "cpu") -> NewTasks:
         # No norm in the large target, so none to tune.
         then = tuple(stage for stage in family.then if stage != "norm")
         full[name] = replace(family, target=target, steps=steps, methods=METHODS, then=then)
-    return NewTasks(full)
+    return NewTasks(full, device="auto")
 
 
 def run_new_tasks(
@@ -193,7 +195,7 @@ def run_new_tasks(
                     "fingerprint": files[name_of(_data(family))].fingerprint,
                     "method": method,
                     "learning": LEARNING,
-                    "experiment": _experiment(family, method, seed).to_dict(),
+                    "experiment": _experiment(study, family, method, seed).to_dict(),
                     "shots": list(study.shots),
                     "updates": list(study.updates),
                     "test_images": study.test_images,
@@ -274,10 +276,10 @@ def _data(family: Family) -> DataConfig:
     return DataConfig(family.source, family.tasks)
 
 
-def _experiment(family: Family, method: str, seed: int) -> Experiment:
+def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Experiment:
     return Experiment(
         _data(family),
-        training(family.steps, seed),
+        training(family.steps, seed, device=study.device),
         method=parse_method(GENERATORS.get(method, "experts")),
         budget=_BUDGETS.get(method),
         target=family.target,

@@ -58,6 +58,7 @@ class Typology:
         budgets: trainable parameters ÷ N at which sparse and chunked ones are compared.
         inits: initialisations that are compared, ``residual`` among them.
         seeds: number of seeds.
+        device: where training takes place.
     """
 
     data: DataConfig
@@ -67,6 +68,7 @@ class Typology:
     budgets: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)
     inits: tuple[str, ...] = ("torch", "hyperfan_in", "hyperfan_out", "residual")
     seeds: int = 3
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, minimum=1)
@@ -86,7 +88,7 @@ def typology_study(scale: str = "cpu") -> Typology:
     data = DataConfig("fashion_mnist", "permuted:10")
     if scale == "cpu":
         return Typology(data)
-    return Typology(data, "mlp:400-400-400", 30_000, seeds=5)
+    return Typology(data, "mlp:400-400-400", 30_000, seeds=5, device="auto")
 
 
 def run_typology(
@@ -176,7 +178,7 @@ def _inits(study: Typology) -> dict[str, dict[str, Any]]:
 def _experiment(study: Typology, seed: int, *, method: str, **settings: Any) -> Experiment:
     return Experiment(
         study.data,
-        training(study.steps, seed),
+        training(study.steps, seed, device=study.device),
         method=parse_method(method),
         target=study.target,
         latent_dim=_LATENT,
