@@ -59,7 +59,7 @@ MAY_IMPORT = {
 LIBRARY_HALF = {*HELPERS, *CORE, "recurrent", "adaptation", "analysis", "__init__"}
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
-    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard"),
+    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna"),
 }
 
 

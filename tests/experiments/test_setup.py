@@ -62,6 +62,21 @@ def test_a_budget_is_met(with_method, tasks, method):
     json.dumps(resolved)
 
 
+@pytest.mark.parametrize("base", ["learned", "residual"])
+def test_a_trained_base_takes_its_part_of_the_budget(with_method, tasks, base):
+    experiment = with_method("sparse", budget=4, base=base)
+    model = build_model(experiment, tasks)
+    numel = model.target.numel
+    assert model.target.base.numel() == numel
+    assert sum(p.numel() for p in model.generator.parameters()) <= 3 * numel
+    assert sum(p.numel() for p in model.parameters()) > 3.9 * numel
+    fixed = build_model(with_method("sparse", budget=4, base="pretrained"), tasks)
+    assert sum(p.numel() for p in fixed.parameters()) > 3.9 * numel
+    message = rf"`budget` must be greater than 1 where `base` is '{base}', .*; got 1"
+    with pytest.raises(ValueError, match=message):
+        build_model(with_method("sparse", budget=1, base=base), tasks)
+
+
 def test_a_budget_out_of_reach(with_method, tasks):
     with pytest.raises(ValueError, match=r"`budget` must be at least .* for a dense .*, got 4296"):
         build_model(with_method("dense", budget=4), tasks)

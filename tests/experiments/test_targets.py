@@ -109,3 +109,27 @@ def test_errors(text, error, message):
 def test_no_classes():
     with pytest.raises(ValueError, match="`n_classes` must be at least 1, got 0"):
         build_target("mlp", (1, 8, 8), 0)
+
+
+def test_a_masked_target_has_its_zeros_and_generates_none_of_them():
+    whole = build_target("cnn:8-16,norm=batch", (3, 8, 8), 4)
+    adapted = build_target("cnn:8-16,norm=batch/masked:0.75", (3, 8, 8), 4)
+    assert adapted(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+    weights = [name for name, p in whole.named_parameters() if p.ndim > 1]
+    zeros = sum(int((adapted.get_submodule(n[:-7]).weight == 0).sum()) for n in weights)
+    numbers = sum(whole.get_parameter(name).numel() for name in weights)
+    assert zeros == pytest.approx(0.75 * numbers, abs=len(weights))
+    assert count(whole) - count(adapted) == zeros
+
+
+@pytest.mark.parametrize("text", ["mlp:8/masked", "mlp:8/masked:much", "mlp:8/pruned:0.5"])
+def test_what_can_follow_a_target(text):
+    with pytest.raises(
+        ValueError, match=rf"can be followed by /masked:SPARSITY, .*got '{text[6:]}'"
+    ):
+        build_target(text, (1, 8, 8), 2)
+
+
+def test_a_sparsity_out_of_range():
+    with pytest.raises(ValueError, match=r"`sparsity` must be at least 0 and below 1, got 1.5"):
+        build_target("mlp:8/masked:1.5", (1, 8, 8), 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.intervals import main_effects, paired, verdict
 
 
 def test_intervals():
@@ -19,3 +20,38 @@ def test_intervals():
     assert verdict({"low": 0.1, "high": 0.2}) == "supported"
     assert verdict({"low": -0.2, "high": -0.1}) == "not supported"
     assert verdict({"low": -0.2, "high": 0.1}) == "undecided"
+
+
+def test_main_effects_are_told_apart_and_from_noise():
+    rng = torch.Generator().manual_seed(0)
+    defaults = {"shape": "round", "size": "small", "colour": "red"}
+    levels = {
+        "shape": ["round", "square", "long"],
+        "size": ["small", "large"],
+        "colour": ["red", "blue"],
+    }
+    runs = [
+        {f: names[int(torch.randint(len(names), (), generator=rng))] for f, names in levels.items()}
+        for _ in range(200)
+    ]
+    added = {"square": 3.0, "long": -1.0, "large": 2.0}
+    noise = torch.randn(200, generator=rng).tolist()
+    outcomes = [
+        10 + sum(added.get(level, 0) for level in run.values()) + e
+        for run, e in zip(runs, noise, strict=True)
+    ]
+    effects = {e["level"]: e for e in main_effects(runs, outcomes, defaults)}
+    assert set(effects) == {"square", "long", "large", "blue"}
+    for level, effect in effects.items():
+        assert effect["low"] < added.get(level, 0) < effect["high"], level
+        # Of unit noise and balanced halves or thirds of 200 runs.
+        assert 0.2 < effect["high"] - effect["low"] < 0.8
+        assert effect["pairs"] == 200 - 5 + 1
+    assert verdict(effects["blue"]) == "undecided"
+    assert verdict(effects["long"]) == "not supported"
+
+
+def test_effects_without_freedom_have_no_interval():
+    (effect,) = main_effects([{"x": "a"}, {"x": "b"}], [1.0, 3.0], {"x": "a"})
+    assert effect["mean"] == pytest.approx(2)
+    assert effect["low"] is None
