@@ -35,20 +35,23 @@ def test_more_images_help_and_budgets_are_matched(results):
     ours, theirs = (rows["pairs", m, 5]["parameters"] for m in ("sparse linear", "chunked"))
     assert 0.8 < theirs / ours < 1.2
     assert rows["pairs", "scratch", 5]["parameters"] == 1
+    # A learned base is paid for.
+    based = rows["re-paired", "sparse linear, learned base", 5]["parameters"]
+    assert based == pytest.approx(rows["re-paired", "sparse linear", 5]["parameters"], rel=0.05)
 
 
 def test_claims_are_paired_differences(results):
     rows = {(r["family"], r["method"], r["shots"]): r["accuracy"] for r in results["rows"]}
     for claim in results["claims"]:
         assert claim["verdict"] in ("supported", "not supported", "undecided")
-        rival = claim["claim"].split(" − ")[1]
+        pair = claim["claim"].split(" − ")
         if isinstance(claim["shots"], str):  # the mean over numbers of images
             continue
         place = claim["family"], claim["shots"]
-        ours, theirs = (rows[place[0], m, place[1]] for m in ("sparse linear", rival))
+        ours, theirs = (rows[place[0], m, place[1]] for m in pair)
         assert claim["mean"] == pytest.approx((sum(ours) - sum(theirs)) / 2)
     together = [c for c in results["claims"] if isinstance(c["shots"], str)]
-    assert len(together) == 2 * 3
+    assert len(together) == 6 + 7
     for whole in together:
         parts = [
             c["mean"]
