@@ -41,7 +41,7 @@ def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:
         latent_dim: length of an embedding.
 
     >>> chunked_within(4.0, 90_000, 64), chunked_within(0.25, 90_000, 64)
-    ('chunked:hidden=128', 'chunked:hidden=48')
+    ('chunked:hidden=128', 'chunked:hidden=8')
     """
     for width in _WIDTHS:
         with suppress(ValueError):
