@@ -229,7 +229,8 @@ def fit_tasks(
     check_integer("tune_steps", tune_steps, minimum=1)
     check_number("tune_lr", tune_lr, above=0)
     if tune is not None:
-        tuned_parameters(model.materialize(0), tune)  # before any work is lost
+        some = torch.zeros(2, *info.image_shape, device=model.target.moments.device)
+        tuned_parameters(model.materialize(0), tune, some)  # before any work is lost
     if task is not None:
         tasks.check_new(task)
     labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)
