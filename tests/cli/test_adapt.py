@@ -267,6 +267,8 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
     assert "unknown task 'caps'; the tasks are: 'bags', 'shoes', 'hats'" in refused(
         "predict", adapted, images, "--task", "caps"
     )
+    (tmp_path / "x.bmp").write_bytes(b"")
+    assert "folders or globs; PNG, JPEG and WebP are read" in refused("predict", adapted, tmp_path)
     assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
     assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
     assert "`--format` must be one of" in refused(

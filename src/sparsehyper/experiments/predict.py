@@ -13,7 +13,7 @@ import torch
 
 from sparsehyper._checks import check_integer
 from sparsehyper.adaptation import identify_task
-from sparsehyper.data import find_images, load_images
+from sparsehyper.data import FORMATS_READ, find_images, load_images
 from sparsehyper.experiments.run import LoadedRun, load_run
 from sparsehyper.training import processes
 
@@ -166,5 +166,7 @@ def _expand(pattern: str) -> list[Path]:
             for file in (find_images(match) if match.is_dir() else [match])
         ]
     if not found:
-        raise FileNotFoundError(f"no image at {pattern!r}; give files, folders or globs")
+        raise FileNotFoundError(
+            f"no image at {pattern!r}; give files, folders or globs; {FORMATS_READ}"
+        )
     return found
