@@ -118,6 +118,10 @@ def test_a_task_never_seen_goes_by_its_features():
     torch.testing.assert_close(hnet(X, task="c"), before)
     with pytest.raises(ValueError, match=r"`features` must have length 3, got \[2\]"):
         conditioner.of(new[:2])
+    with pytest.raises(
+        TypeError, match="features of 'd', got 'mean'; give its vector of 3 numbers"
+    ):
+        hnet.add_task("d")
 
 
 @pytest.mark.parametrize(
@@ -249,6 +253,28 @@ def test_weights_that_change_at_every_time_step(cell):
     assert hnet.conditioner.encoder.of_state.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match=r"`inputs` must be .* got \[0, 2, 5\]"):
         unroll(hnet, inputs[:0])
+
+
+class Dictionary(nn.Linear):
+    def forward(self, x, state=None):
+        return {"h": super().forward(x)}
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        *[
+            (layer(5, 4), "which is not called so")
+            for layer in (nn.LSTM, nn.GRU, nn.RNN, nn.Linear)
+        ],
+        (nn.Sequential(nn.Linear(5, 5)), "got a Sequential, which is not called so"),
+        (Dictionary(5, 4), "got a Dictionary, which returned a dict"),
+    ],
+)
+def test_only_a_cell_is_unrolled(module, message):
+    hnet = hypernetwork(TaskEmbedding(1, 8), module)
+    with pytest.raises(TypeError, match=rf"must be a cell, called as cell\(x, state\).*{message}"):
+        unroll(hnet, torch.randn(3, 1, 5))
 
 
 def pick(state, i):

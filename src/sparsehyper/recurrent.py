@@ -6,10 +6,12 @@ place of their scaling vectors.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
@@ -35,6 +37,7 @@ def unroll(
         The cell's outputs (of an LSTM its h) ``[time, batch, hidden]``, and the last state.
 
     Raises:
+        TypeError: the target is no cell.
         ValueError: ``inputs`` is not ``[time, batch, features]`` with at least one step.
 
     >>> from sparsehyper import Dense, HyperNetwork, TaskEmbedding
@@ -48,8 +51,31 @@ def unroll(
             f"`inputs` must be [time, batch, features] with at least one step, got "
             f"{list(inputs.shape)}"
         )
+    cell = hnet.target.module
+    if isinstance(cell, nn.RNNBase) or not _takes_two(cell.forward):
+        raise _no_cell(cell, "which is not called so")
     outputs = []
     for x in inputs:
         state = hnet(x, task=task) if state is None else hnet(x, state, task=task)
-        outputs.append(state[0] if isinstance(state, tuple) else state)
+        first = state[0] if isinstance(state, tuple) and state else state
+        if not isinstance(first, Tensor):
+            raise _no_cell(cell, f"which returned a {type(state).__name__}")
+        outputs.append(first)
     return torch.stack(outputs), state
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _no_cell(module: nn.Module, reason: str) -> TypeError:
+    return TypeError(
+        "the target of `hnet` must be a cell, called as cell(x, state) for one step of "
+        "[batch, features], and return the next state, or (h, c); got a "
+        f"{type(module).__name__}, {reason}"
+    )

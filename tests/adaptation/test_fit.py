@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from adaptation.conftest import layer_normed, normed, plain, samples
 from sparsehyper import fit_embedding, fit_embeddings
@@ -193,8 +196,9 @@ def squared(outputs, y):
 def test_batches_are_gathered(make):
     x, y = samples(5)
     whole = fit_embedding(make(), "new", (x, y), steps=5)
-    parts = fit_embedding(make(), "new", [[x[:20], y[:20]], [x[20:], y[20:]]], steps=5)
-    torch.testing.assert_close(parts.embedding, whole.embedding)
+    for parts in ([[x[:20], y[:20]], [x[20:], y[20:]]], DataLoader(TensorDataset(x, y), 20)):
+        fit = fit_embedding(make(), "new", parts, steps=5)
+        torch.testing.assert_close(fit.embedding, whole.embedding)
 
 
 X, Y = samples(0)
@@ -212,7 +216,7 @@ X, Y = samples(0)
         ("new", (X, Y * 0 + 1), {}, "'new' needs samples of at least 2 classes, got 1 alone"),
         ("new", (X, Y - 1), {}, r"labels of task 'new' must be class numbers .* at least -1"),
         ("new", (X, Y.float()), {}, "labels of task 'new' must be class numbers"),
-        ("new", (X, Y + 2), {}, "task 'new' has 5 classes, the target has 3 outputs"),
+        ("new", (X, Y + 2), {}, "'new' has 5 classes, the target has 3 outputs; .*train --outputs"),
         ("new", (X, Y), {"n_classes": 2}, "below its 2 classes, got 2"),
         ("new", (X, Y), {"init": "median"}, "`init` must be one of 'mean'.*got 'median'"),
         ("new", (X, Y), {"init": torch.zeros(5)}, r"`init` must have shape \[16\], got \[5\]"),
@@ -224,8 +228,12 @@ X, Y = samples(0)
             "new",
             (X, Y),
             {"loss": lambda o, y: o.mean()},
-            r"one loss for each sample, shape \[\d+\] here, got shape \[\]",
+            r"`loss` must return the losses \[n\] of n samples, got shape \[\]; .*reduction='none'",
         ),
+        ("new", (X, Y), {"loss": lambda o, y: o}, r"n samples, got shape \[n, 3\]"),
+        ("new", TensorDataset(X, Y), {}, "got single samples; wrap a data set in a DataLoader"),
+        ("new", [(X, Y), (X[0], 1)], {}, "got single samples"),
+        ("new", [(X, Y), X], {}, "got 'Tensor'"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_all_as_it_was(make, name, data, settings, message):
@@ -247,6 +255,40 @@ def test_restarts_of_mixtures_differ(make):
 def test_n_classes_must_be_of_new_tasks(make):
     with pytest.raises(ValueError, match="names 'b', which is no new task"):
         fit_embeddings(make(), {"a": (X, Y)}, n_classes={"b": 3})
+    with pytest.raises(TypeError, match=r"`n_classes` must be a number, .* got \[3\]"):
+        fit_embeddings(make(), {"a": (X, Y)}, n_classes=[3])
+
+
+def test_one_number_of_classes_is_that_of_all_new_tasks(make):
+    tasks = {"a": samples(7, classes=2), "b": samples(8, classes=2)}
+    fits = [fit_embeddings(make(), tasks, steps=3, n_classes=n) for n in (3, {"a": 3, "b": 3})]
+    for name in tasks:
+        assert torch.equal(fits[0][name].embedding, fits[1][name].embedding)
+
+
+def test_gradients_are_taken_within_no_grad_and_refused_in_inference_mode(make):
+    expected = fit_embedding(make(), "new", (X, Y), steps=3)
+    with torch.no_grad():
+        fit = fit_embedding(make(), "new", (X, Y), steps=3)
+    assert torch.equal(fit.embedding, expected.embedding)
+    hnet = make()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"`torch.inference_mode\(\)`"):
+        fit_embedding(hnet, "new", (X, Y))
+
+
+def test_samples_are_given_by_name(make):
+    for argument in ({}, {"validation": [("new", (X, Y))]}):
+        tasks = {"new": (X, Y)} if argument else [("new", (X, Y))]
+        with pytest.raises(TypeError, match=r"` must map each new task's name .*, got a list$"):
+            fit_embeddings(make(), tasks, **argument)
+
+
+def test_one_task_takes_the_settings_of_many():
+    one, many = (inspect.signature(f).parameters for f in (fit_embedding, fit_embeddings))
+    settings = [
+        {n: p.default for n, p in ps.items() if p.kind is p.KEYWORD_ONLY} for ps in (one, many)
+    ]
+    assert settings[0] == settings[1]
 
 
 def test_validation_samples_must_cover_the_tasks(make):

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from adaptation.conftest import normed, samples
-from sparsehyper import average_predictions, fit_embedding, identify_task
+from sparsehyper import (
+    HyperNetwork,
+    InputEncoder,
+    Noise,
+    Sparse,
+    SupportSet,
+    average_predictions,
+    fit_embedding,
+    identify_task,
+)
 
 
 def test_tells_a_task_by_its_labels(make):
@@ -52,6 +61,28 @@ def test_identify_task_refuses_what_does_not_fit(make):
             identify_task(hnet, *arguments)
     with pytest.raises(ValueError, match="`n_classes` must have 4 entries, got 1"):
         identify_task(hnet, x, n_classes=[2])
+    for wrong in (1, [3, 3, 3, 1]):
+        with pytest.raises(ValueError, match="`n_classes` must be at least 2, got 1"):
+            identify_task(hnet, x, n_classes=wrong)
+    with pytest.raises(
+        TypeError, match=r"`x` must be a tensor .*, got a tuple; give x and y apart"
+    ):
+        identify_task(hnet, (x, y))
+
+
+@pytest.mark.parametrize(
+    "conditioner", [InputEncoder(nn.Linear(6, 8), 8), SupportSet(nn.Linear(6, 8), 8, 3), Noise(8)]
+)
+def test_no_task_is_told_where_none_has_a_name(conditioner):
+    hnet = HyperNetwork(nn.Linear(6, 3), Sparse(), conditioner)
+    with pytest.raises(TypeError, match="knows no tasks by name; its conditioner is a "):
+        identify_task(hnet, samples(0)[0])
+
+
+def test_one_number_of_classes_is_that_of_all_tasks(make):
+    hnet = make(tasks=3)
+    x, y = samples(0, classes=2)
+    assert identify_task(hnet, x, y, n_classes=2) == identify_task(hnet, x, y, n_classes=[2] * 3)
 
 
 def test_predictions_are_averaged_over_restarts(make):
@@ -69,3 +100,17 @@ def test_predictions_are_averaged_over_restarts(make):
     torch.testing.assert_close(mean, torch.stack(members).mean(0))
     assert not torch.allclose(members[0], members[1], atol=1e-3)
     assert average_predictions(hnet, fit, x, n_classes=2)[:, 2].max() == 0
+
+
+def test_average_predictions_refuses_what_does_not_fit(make):
+    hnet = make(nn.Linear(6, 1))
+    x = samples(0)[0]
+    fit = fit_embedding(
+        hnet, "new", (x, x[:, :1]), steps=2, loss=lambda o, y: (o - y).square().mean(1)
+    )
+    with pytest.raises(ValueError, match=r"at least 2 classes, got shape \[60, 1\]"):
+        average_predictions(hnet, fit, x)
+    with pytest.raises(TypeError, match="`fit` must be what `fit_embedding` returned, got a str"):
+        average_predictions(hnet, "new", x)
+    with pytest.raises(ValueError, match="`n_classes` must be at least 2, got 1"):
+        average_predictions(hnet, fit, x, n_classes=1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -51,5 +53,64 @@ def test_refuses_what_a_model_lacks():
         fine_tune(plain(), samples(0), tune="first")
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+; lower `lr`"):
         fine_tune(plain(), samples(0), lr=1e30)
-    with pytest.raises(ValueError, match="has 5 classes, the target has 3 outputs"):
+    with pytest.raises(
+        ValueError, match="has 5 classes, the model has 3 outputs; give its last layer"
+    ):
         fine_tune(plain(), samples(0), n_classes=5)
+
+
+class LastFirst(nn.Module):
+    """Declares its layers in another order than it uses them; one it does not use at all."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.head, self.norm, self.body = nn.Linear(12, 3), norm, nn.Linear(6, 12)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(nn.functional.dropout(self.norm(self.body(x)), 0.5, self.training).relu())
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(12), nn.BatchNorm1d(12, track_running_stats=False)]
+)
+def test_the_last_layer_is_the_one_used_last(norm):
+    torch.manual_seed(0)
+    model = LastFirst(copy.deepcopy(norm)).train()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    fine_tune(model, samples(3), tune="last")
+    assert torch.equal(torch.get_rng_state(), random)
+    after = model.state_dict()
+    changed = [name for name in before if not torch.equal(after[name], before[name])]
+    assert changed == ["head.weight", "head.bias"]
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_uses_no_linear_layer_has_no_last_one():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.unused = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return x * self.scale
+
+    with pytest.raises(ValueError, match="no parameters that `tune` 'last' names"):
+        fine_tune(Net(), samples(0), tune="last")
+
+
+def test_gradients_are_taken_within_no_grad_and_refused_in_inference_mode():
+    torch.manual_seed(0)
+    first, second = plain(), plain()
+    second.load_state_dict(first.state_dict())
+    fine_tune(first, samples(3), steps=3)
+    with torch.no_grad():
+        fine_tune(second, samples(3), steps=3)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"`torch.inference_mode\(\)`"):
+        fine_tune(plain(), samples(3))
+
+
+def test_a_hypernetwork_is_no_ordinary_model(make):
+    with pytest.raises(TypeError, match=r"`model` must be .* got a HyperNetwork; .*materialize"):
+        fine_tune(make(), samples(0))

@@ -94,8 +94,10 @@ def test_vectors_that_do_not_differ_lie_on_one_point(vectors):
     assert found.explained == (0.0, 0.0)
 
 
-def test_bad_vectors_are_refused():
+def test_bad_vectors_are_refused(hnet):
     for function in (distances, project):
+        with pytest.raises(TypeError, match=r"`vectors` .* got a HyperNetwork; .*task_embeddings"):
+            function(hnet)
         with pytest.raises(ValueError, match=r"`vectors` must have shape .*, got \[5\]"):
             function(torch.ones(5))
         with pytest.raises(ValueError, match=r"got \[0, 5\]"):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from cli.conftest import QUICK
 from sparsehyper.experiments import build_target, load_run
+from sparsehyper.experiments.adapted import TaskEntry, TaskList
 
 
 @pytest.fixture(scope="module")
@@ -262,10 +263,12 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
         return done.err
 
     images = trained / "hats" / "old"
-    file = tmp_path / "file"
+    file = tmp_path / "file.safetensors"
     assert "unknown task 'caps'; the tasks are: 'bags', 'shoes', 'hats'" in refused(
         "predict", adapted, images, "--task", "caps"
     )
+    (tmp_path / "x.bmp").write_bytes(b"")
+    assert "folders or globs; PNG, JPEG and WebP are read" in refused("predict", adapted, tmp_path)
     assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
     assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
     assert "`--format` must be one of" in refused(
@@ -286,8 +289,15 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
         *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
         *("--tune", "norm"),
     )
-    assert "a name that no task has, got 'bags'" in refused(
+    assert "no task has, got 'bags'; taken are: 'bags', 'shoes', 'hats'" in refused(
         *("tasks", adapted, "--rename", "hats", "bags", "--out", file)
+    )
+    assert "a new task needs a name, got ' '" in refused(
+        *("tasks", adapted, "--rename", "hats", " ", "--out", file)
+    )
+    assert "`--format` is needed" in refused("export", adapted, "--task", "hats", "--out", "x.bin")
+    assert "x.bin has none of the suffixes .safetensors, .pt2, .onnx" in refused(
+        "export", adapted, "--task", "hats", "--out", "x.bin"
     )
     file.write_text("kept")
     assert "nothing is ever written over" in refused(
@@ -306,6 +316,64 @@ def test_a_damaged_adapted_run_is_told(command, adapted):
     done = command("tasks", adapted)
     assert done.code == 2
     assert "tasks.safetensors is missing, or not what was written" in done.err
+    (adapted / "tasks.json").write_text('{"tasks": [')
+    assert "tasks.json is damaged: Expecting value: line 1" in command("tasks", adapted).err
+    (adapted / "tasks.json").write_text("{}")
+    assert "tasks.json is damaged: it lacks 'tasks'" in command("tasks", adapted).err
+
+
+def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_path, monkeypatch):
+    def elsewhere(source, destination):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    out, renamed = tmp_path / "new", tmp_path / "renamed"
+    done = command(
+        "adapt", trained / "run", "--data", trained / "hats", "--task", "hats", "--out", out
+    )
+    assert "has a copy of its weights" in done.out
+    weights = "checkpoints/best/model.safetensors"
+    assert not os.path.samefile(out / weights, trained / "run" / weights)
+    done = command("tasks", out, "--rename", "hats", "caps", "--out", renamed)
+    assert f"has a copy of the weights of {out}" in done.out
+
+
+def test_names_that_are_taken_are_listed_as_far_as_one_can_read_them():
+    entries = tuple(TaskEntry(f"task {i}", ("a", "b"), row=i) for i in range(45))
+    with pytest.raises(ValueError, match=r"taken are: 'task 0', .*'task 9' and 35 more"):
+        TaskList(entries, {}).check_new("task 30")
+
+
+@pytest.fixture
+def permuted(command, tmp_path) -> Path:
+    out = tmp_path / "permuted"
+    options = ["--tasks", "permuted:2", "--batch-size", "8"]
+    assert command("train", "--data", "digits", *options, "--out", out, *QUICK).code == 0
+    return out
+
+
+def test_tasks_of_altered_images_are_not_told_from_image_files(
+    command, trained, permuted, tmp_path
+):
+    images = trained / "hats"
+    done = command("predict", permuted, images)
+    assert done.code == 2
+    assert f"`RUN` {permuted} knows only tasks trained on images altered by 'permuted:2'" in (
+        done.err
+    )
+    done = command("predict", permuted, images, "--task", "permutation-0")
+    assert done.code == 2
+    assert "`--task` 'permutation-0' was trained on images altered by 'permuted:2'" in done.err
+    assert "export its model" in done.err
+    out = tmp_path / "new"
+    assert command("adapt", permuted, "--data", images, "--task", "hats", "--out", out).code == 0
+    done = command("predict", out, images / "new" / "3.png", "--format", "json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["task"] == "hats"
+    assert list(found["task_scores"]) == ["hats"]
+    one = command("predict", out, images / "new" / "3.png")
+    assert one.err.startswith("1 image, task 'hats' told from the images (entropy ")
 
 
 def test_baselines_know_no_new_tasks(command, trained, tmp_path):
@@ -323,9 +391,12 @@ def test_baselines_know_no_new_tasks(command, trained, tmp_path):
             "--out",
             tmp_path / "o",
         ],
-        ["export", tmp_path / "run", "--task", "bags", "--out", tmp_path / "o"],
+        ["export", tmp_path / "run", "--task", "bags", "--out", tmp_path / "o.pt2"],
         ["tasks", tmp_path / "run"],
+        ["inspect", tmp_path / "run"],
     ):
         done = command(*words)
         assert done.code == 2
-        assert "holds no hypernetwork but the baseline SharedTrunk" in done.err
+        assert f"`RUN` {tmp_path / 'run'} holds no hypernetwork but the baseline SharedTrunk" in (
+            done.err
+        )

@@ -65,6 +65,17 @@ def test_version_and_usage(command):
     assert "--out" in missing.err
 
 
+def test_errors_speak_of_what_the_command_line_has(command, tmp_path):
+    for words in (["evaluate"], ["inspect"], ["tasks"], ["predict", "x.png"]):
+        missing = command(words[0], tmp_path / "nope", *words[1:])
+        assert missing.code == 2
+        assert f"`RUN` {tmp_path / 'nope'} holds no run" in missing.err
+    resumed = command("train", "--resume", "--out", tmp_path / "nope")
+    assert f"`--out` {tmp_path / 'nope'} holds no run" in resumed.err
+    both = command("inspect", tmp_path, "--tasks", 3)
+    assert "`--tasks` describes a model, and so does `RUN`" in both.err
+
+
 def test_as_a_module_in_a_process_of_its_own():
     done = subprocess.run(
         [sys.executable, "-m", "sparsehyper", "inspect", "--generator", "what"],

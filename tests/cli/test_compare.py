@@ -35,3 +35,10 @@ def test_a_run_that_fails_is_reported_and_exits_1(command, tmp_path):
     assert "failed: dense, seed 0" in done.err
     assert str(tmp_path / "c" / "results.json") in done.out
     assert ".png" not in done.out
+
+
+def test_a_fresh_target_is_not_pretrained(command, tmp_path):
+    done = command("compare", "--out", tmp_path / "c", *QUICK, "--base", "pretrained")
+    assert done.code == 2
+    assert "`--base` 'pretrained' keeps the target's own values" in done.err
+    assert not (tmp_path / "c").exists()

@@ -86,7 +86,7 @@ def test_a_budget_is_met_by_generators_that_look_at_shapes(command):
         (["--image", "28x28"], ["28x28", "CHANNELSxHEIGHTxWIDTH"]),
         (["--generator", "dense:x=1"], ["'x'", "dense"]),
         (["nowhere"], ["nowhere"]),
-        (["nowhere", "--target", "mlp:8"], ["`--target`", "`run`"]),
+        (["nowhere", "--target", "mlp:8"], ["`--target`", "`RUN`"]),
     ],
 )
 def test_bad_input(command, arguments, words):

@@ -218,3 +218,26 @@ def test_image_size_below_one(fill, size):
 def test_negative_seed(fill):
     with pytest.raises(ValueError, match=r"`seed` must be at least 0, got -1"):
         load_folder(fill("t/x", "t/y"), seed=-1)
+
+
+def test_classes_alone_lack_the_folder_of_their_task(fill):
+    with pytest.raises(
+        ValueError, match=r"expected <task>/.*; put <class>/\*.png into a folder of"
+    ):
+        load_folder(fill("boot", "clog"))
+
+
+@pytest.mark.parametrize("folders", [("t/x", "t/y"), ("t/y",)])
+def test_formats_that_are_not_read(fill, folders):
+    fill("t/x")
+    for folder in folders:
+        for path in fill(folder).joinpath(folder).iterdir():
+            path.rename(path.with_suffix(".bmp"))
+    with pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"):
+        load_folder(fill())
+
+
+def test_every_task_needs_test_images(fill):
+    root = fill("train/t/x", "train/t/y", "train/u/x", "train/u/y", "test/t/x")
+    with pytest.raises(ValueError, match=r"every task needs some in train/ and in test/"):
+        load_folder(root)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sparsehyper.experiments import build_target
+from sparsehyper.experiments.targets import is_built_in
 
 
 def count(module):
@@ -71,6 +72,10 @@ def test_your_own_factory(monkeypatch, tmp_path):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1], n_classes))\n"
         "def shape(image_shape, n_classes):\n"
         "    return image_shape\n"
+        "def none():\n"
+        "    return nn.Linear(1, 1)\n"
+        "def inside(features, n_classes):\n"
+        "    return nn.Linear(features, n_classes)\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -79,8 +84,14 @@ def test_your_own_factory(monkeypatch, tmp_path):
         build_target("mine:shape", (1, 8, 1), 4)
     with pytest.raises(TypeError, match="'mine:number' must be a function, got 3"):
         build_target("mine:number", (1, 8, 1), 4)
-    with pytest.raises(TypeError, match="'mine:nothing' must be a function, got None"):
-        build_target("mine:nothing", (1, 8, 1), 4)
+    with pytest.raises(
+        TypeError, match="`target` 'mine:zzz' is not to be found: mine has no 'zzz'"
+    ):
+        build_target("mine:zzz", (1, 8, 1), 4)
+    for name in ("none", "inside"):
+        message = rf"`target` 'mine:{name}' is called as {name}\(image_shape, n_classes\).*failed: "
+        with pytest.raises(TypeError, match=message):
+            build_target(f"mine:{name}", (1, 8, 1), 4)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +144,11 @@ def test_what_can_follow_a_target(text):
 def test_a_sparsity_out_of_range():
     with pytest.raises(ValueError, match=r"`sparsity` must be at least 0 and below 1, got 1.5"):
         build_target("mlp:8/masked:1.5", (1, 8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [("mlp", True), ("cnn:8", True), ("resnet32/masked:0.9", True), ("mine:net", False)],
+)
+def test_targets_of_ours_are_told_from_others(text, ours):
+    assert is_built_in(text) is ours

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -52,3 +54,17 @@ def test_a_budget_is_shared_by_size():
 def test_bad_parts_are_refused(parts, error, message):
     with pytest.raises(error, match=message):
         Composed(parts).build(8, LAYOUT)
+
+
+@pytest.mark.parametrize("inner", [Dense(), Composed({"*": Dense()})])
+def test_a_budget_out_of_reach_is_told_of_the_whole(inner):
+    layout = pack([("a", torch.Size([3000])), ("b", torch.Size([1001]))])
+    spec = Composed({"a": Sparse(), "b": inner})
+    with pytest.raises(ValueError, match="for a composed generator here, got 9000; ") as caught:
+        spec.with_budget(9000, 16, layout)
+    smallest = int(re.search(r"`budget` must be at least (\d+)", str(caught.value))[1])
+    assert smallest == 16 * (3000 + 1001)
+    assert f"the share of 'b' is then {16 * 1001}; " in str(caught.value)
+    spec.with_budget(smallest, 16, layout)
+    with pytest.raises(ValueError, match=f"at least {smallest} for a composed"):
+        spec.with_budget(smallest - 1, 16, layout)

@@ -43,7 +43,7 @@ def test_an_empty_directory_will_do(tmp_path):
 
 def test_a_run_is_never_written_over(tmp_path):
     Run.create(tmp_path / "run", CONFIG).close()
-    with pytest.raises(FileExistsError, match=r"run already holds a run; resume that run or"):
+    with pytest.raises(FileExistsError, match=r"run already holds a run; `resume` it, or"):
         Run.create(tmp_path / "run", {})
     assert Run.open(tmp_path / "run").config == CONFIG
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from sparsehyper.adaptation.samples import (
     evaluating,
     masked,
     pieces,
+    with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.mixing import run_tasks
@@ -47,6 +47,8 @@ _MOST_GENERATED = 1 << 26  # numbers
 _MOST_SAMPLES = 1024
 _MOST_COMPARED = 256  # samples by which known tasks are compared
 _PIECE = 512  # samples at a time of those that losses are measured on
+
+_MORE_OUTPUTS = "train a target that has more (`sparsehyper train --outputs`)"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,21 @@ class Fit:
     seconds: float
 
 
-def fit_embedding(hnet: HyperNetwork, name: str, samples: Samples, **settings: Any) -> Fit:
+def fit_embedding(
+    hnet: HyperNetwork,
+    name: str,
+    samples: Samples,
+    *,
+    validation: Samples | None = None,
+    init: str | Tensor = "nearest",
+    restarts: int = 1,
+    space: str = "free",
+    n_classes: int | None = None,
+    loss: Loss | None = None,
+    steps: int = 25,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> Fit:
     """Fit the embedding of one new task and add the task.
 
     The settings are those of `fit_embeddings`, ``validation`` and ``n_classes`` of this task alone.
@@ -88,12 +104,22 @@ def fit_embedding(hnet: HyperNetwork, name: str, samples: Samples, **settings: A
     >>> hnet.task_names, fit.embedding.shape
     (('shoes', 'bags', 'hats'), torch.Size([8]))
     """
-    for argument in ("validation", "n_classes"):
-        if settings.get(argument) is not None:
-            settings[argument] = {name: settings[argument]}
-    return fit_embeddings(hnet, {name: samples}, **settings)[name]
+    return fit_embeddings(
+        hnet,
+        {name: samples},
+        validation=None if validation is None else {name: validation},
+        init=init,
+        restarts=restarts,
+        space=space,
+        n_classes=n_classes,
+        loss=loss,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )[name]
 
 
+@with_gradients()
 def fit_embeddings(
     hnet: HyperNetwork,
     tasks: Mapping[str, Samples],
@@ -102,7 +128,7 @@ def fit_embeddings(
     init: str | Tensor = "nearest",
     restarts: int = 1,
     space: str = "free",
-    n_classes: Mapping[str, int] | None = None,
+    n_classes: int | Mapping[str, int] | None = None,
     loss: Loss | None = None,
     steps: int = 25,
     batch_size: int = 1024,
@@ -125,8 +151,8 @@ def fit_embeddings(
         restarts: embeddings fitted for each task; all but the first start at random.
         space: ``"free"``, any vector; ``"mixture"``, a softmax mixture of the known embeddings,
             whose logits are fitted, whatever ``init`` from 0 (their mean).
-        n_classes: of each new task, by default its greatest label and one; further outputs are
-            masked. For the default loss.
+        n_classes: of all new tasks, or of each by name; by default its greatest label and one.
+            Further outputs are masked. For the default loss.
         loss: of each sample; by default cross entropy of logits ``[n, outputs]``.
         steps: evaluations of the loss and its gradient by L-BFGS, that at the start among them.
         batch_size: samples of each task that its embedding is fitted to, at most; they are drawn
@@ -140,7 +166,8 @@ def fit_embeddings(
         ValueError: a name that is a task already; no samples; labels that are no class numbers or
             of one class only; more classes than the target has outputs; a loss that is not
             finite. The hypernetwork is then as it was.
-        TypeError: the hypernetwork's conditioner is no `TaskEmbedding`.
+        TypeError: the hypernetwork's conditioner is no `TaskEmbedding`, or ``tasks`` no mapping.
+        RuntimeError: within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
     check_integer("restarts", restarts, minimum=1)
@@ -149,13 +176,21 @@ def fit_embeddings(
     check_integer("seed", seed, minimum=0)
     if not isinstance(init, Tensor):
         check_choice("init", init, INITS)
+    for argument, value in (("tasks", tasks), ("validation", validation)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(
+                f"`{argument}` must map each new task's name to its samples, as in "
+                f'{{"hats": (x, y)}}, got a {type(value).__name__}'
+            )
     names = list(tasks)
     if not names:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in names:
         hnet.task_embedding.check_new("name", name)
     device = hnet.task_embedding.weight.device
-    counts = n_classes or {}
+    counts = dict.fromkeys(names, n_classes) if isinstance(n_classes, int) else n_classes or {}
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"`n_classes` must be a number, or map names to them, got {counts!r}")
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
@@ -332,16 +367,18 @@ class _Fitter:
         outputs = run_tasks(self._hnet.target, generated, list(rows), counts, order, ((x,), {}))
         repeats = torch.tensor(counts, device=x.device)
         if self._loss is None:
-            check_outputs(outputs, *tasks)
+            check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
             limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
             limits = limits.repeat_interleave(repeats)
             each = F.cross_entropy(masked(outputs, limits), y, reduction="none")
         else:
             each = self._loss(outputs, y)
             if each.shape != x.shape[:1]:
+                # How many samples run together is none of the caller's business.
+                found = ", ".join("n" if size == len(x) else str(size) for size in each.shape)
                 raise ValueError(
-                    f"`loss` must return one loss for each sample, shape [{len(x)}] here, got "
-                    f"shape {list(each.shape)}; PyTorch's own do with reduction='none'"
+                    f"`loss` must return the losses [n] of n samples, got shape [{found}]; "
+                    "PyTorch's own do with reduction='none'"
                 )
         owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
         return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats

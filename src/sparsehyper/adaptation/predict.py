@@ -40,7 +40,7 @@ def identify_task(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    n_classes: Sequence[int] | None = None,
+    n_classes: int | Sequence[int] | None = None,
     batch_size: int = 500,
 ) -> Identified:
     """Tell which known task samples are of.
@@ -52,20 +52,31 @@ def identify_task(
         hnet: of classifiers; used in evaluation mode.
         x: inputs ``[n, …]`` of one task.
         y: class numbers ``[n]``, if known.
-        n_classes: of each known task, where not all have as many as there are outputs.
+        n_classes: of all known tasks, or of each, where they have not as many as there are
+            outputs.
         batch_size: samples at a time.
 
     Raises:
+        TypeError: the hypernetwork knows no tasks by name, or ``x`` is no tensor.
         ValueError: no samples, or arguments whose lengths do not fit.
     """
     check_integer("batch_size", batch_size, minimum=1)
-    names = hnet.task_names
+    names = hnet.tasks.names
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`x` must be a tensor of inputs, got a {type(x).__name__}; give x and y apart, as in "
+            "identify_task(hnet, x, y)"
+        )
     if len(x) == 0:
         raise ValueError("`x` must hold at least one sample, got none")
     if y is not None and len(y) != len(x):
         raise ValueError(f"`y` must have a label for each of {len(x)} samples, got {len(y)}")
+    if isinstance(n_classes, int):
+        n_classes = [n_classes] * len(names)
     if n_classes is not None and len(n_classes) != len(names):
         raise ValueError(f"`n_classes` must have {len(names)} entries, got {len(n_classes)}")
+    for count in n_classes or ():
+        check_integer("n_classes", count, minimum=2)
     totals = [0.0] * len(names)
     with frozen(hnet):
         for task in range(len(names)):
@@ -73,11 +84,7 @@ def identify_task(
                 logits = hnet(x[some], task=task).float()
                 if n_classes is not None:
                     logits = logits[:, : n_classes[task]]
-                if logits.ndim != 2 or logits.shape[1] < 2:
-                    raise ValueError(
-                        "`hnet` must give logits [n, outputs] of at least 2 classes, got shape "
-                        f"{list(logits.shape)}"
-                    )
+                _check_logits(logits)
                 if y is not None:
                     known = y[some] < logits.shape[1]  # a label it lacks is impossible
                     totals[task] += math.inf if not known.all() else 0.0
@@ -105,15 +112,32 @@ def average_predictions(
     Returns:
         ``[n, outputs]``.
 
+    Raises:
+        TypeError: ``fit`` is not what `fit_embedding` returned.
+        ValueError: the target does not return logits of at least 2 classes.
+
     Source: B. Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using
     deep ensembles" (NeurIPS 2017), over embeddings in place of networks.
     """
+    if not isinstance(fit, Fit):
+        raise TypeError(f"`fit` must be what `fit_embedding` returned, got a {type(fit).__name__}")
+    if n_classes is not None:
+        check_integer("n_classes", n_classes, minimum=2)
     target, members = hnet.target, []
     with frozen(hnet):
         rows = zip(hnet.generated(fit.embeddings), *fit.statistics, strict=True)
         for generated, floats, counts in rows:
             statistics = target.split_statistics(floats, counts)
             logits = target.run(target.tensors_at(generated), statistics, (x,), {})
+            _check_logits(logits)
             limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
             members.append(masked(logits, limits).softmax(1))
     return torch.stack(members).mean(0)
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            "`hnet` must give logits [n, outputs] of at least 2 classes, got shape "
+            f"{list(logits.shape)}"
+        )

@@ -50,7 +50,10 @@ class TaskSamples:
         """
         batches: list[Any] = [samples] if _is_pair(samples) else list(samples)
         if not batches or not all(map(_is_pair, batches)):
-            found = "nothing" if not batches else repr(type(batches[0]).__name__)
+            wrong = next((batch for batch in batches if not _is_pair(batch)), None)
+            found = repr(type(wrong).__name__) if batches else "nothing"
+            if _is_single(wrong):
+                found = "single samples; wrap a data set in a DataLoader"
             raise ValueError(
                 f"the samples of task {name!r} must be a pair of tensors (x, y), or batches of "
                 f"them, got {found}"
@@ -119,18 +122,38 @@ def masked(logits: Tensor, limits: Tensor) -> Tensor:
     return logits.float().masked_fill(outputs >= limits[:, None], -torch.inf)
 
 
-def check_outputs(outputs: Any, *tasks: TaskSamples) -> None:
-    """Raise ``ValueError`` unless they are logits that suffice for the tasks."""
+def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:
+    """Raise ``ValueError`` unless they are logits that suffice for the tasks.
+
+    Args:
+        outputs: of a module.
+        tasks: whose classes they are to tell.
+        module: what the module is called.
+        remedy: of too few outputs.
+    """
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         found = list(outputs.shape) if isinstance(outputs, Tensor) else repr(type(outputs).__name__)
-        raise ValueError(f"the target must return logits [n, outputs], got {found}; give a `loss`")
+        raise ValueError(
+            f"the {module} must return logits [n, outputs], got {found}; give a `loss`"
+        )
     for task in tasks:
         if task.n_classes > outputs.shape[1]:
             raise ValueError(
-                f"task {task.name!r} has {task.n_classes} classes, the target has "
-                f"{outputs.shape[1]} outputs; train a hypernetwork whose target has as many "
-                "outputs as the largest task to come"
+                f"task {task.name!r} has {task.n_classes} classes, the {module} has "
+                f"{outputs.shape[1]} outputs; {remedy}"
             )
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Within, gradients can be taken, where the caller has turned them off too."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "fitting takes gradients, which `torch.inference_mode()` rules out; call it outside, "
+            "or within `torch.no_grad()`"
+        )
+    with torch.enable_grad():
+        yield
 
 
 @contextmanager
@@ -159,4 +182,13 @@ def _is_pair(value: Any) -> bool:
         isinstance(value, (tuple, list))
         and len(value) == 2
         and all(isinstance(part, Tensor) and part.ndim for part in value)
+    )
+
+
+def _is_single(value: Any) -> bool:
+    """Whether it is a sample as data sets have them, an input and one label."""
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and (isinstance(value[1], int) or (isinstance(value[1], Tensor) and not value[1].ndim))
     )

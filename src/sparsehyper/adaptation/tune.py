@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._checks import check_choice, check_integer, check_number
@@ -18,7 +18,9 @@ from sparsehyper.adaptation.samples import (
     evaluating,
     masked,
     pieces,
+    with_gradients,
 )
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.initialisation import NORMS
 
 TUNINGS = ("norm", "last", "all")
@@ -26,6 +28,7 @@ NORM_STATS = ("kept", "renewed")
 _PIECE = 512  # samples at a time of those that statistics are taken of
 
 
+@with_gradients()
 def fine_tune(
     model: nn.Module,
     samples: Samples,
@@ -46,8 +49,8 @@ def fine_tune(
     Args:
         model: such as `HyperNetwork.materialize` returns.
         samples: of the task.
-        tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the last
-            linear layer; or ``"all"``.
+        tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the
+            linear layer that the model uses last; or ``"all"``.
         norm_stats: batch-norm statistics are ``"kept"``, or ``"renewed"``: those of each batch
             while training, and then those of all samples.
         n_classes, loss, batch_size, seed: as `fit_embeddings` has them.
@@ -57,15 +60,22 @@ def fine_tune(
     Raises:
         ValueError: a setting out of range, samples that do not fit, a model that has nothing of
             what ``tune`` names, or a loss that is not finite.
+        TypeError: ``model`` is a hypernetwork.
+        RuntimeError: within ``torch.inference_mode()``.
     """
+    if isinstance(model, HyperNetwork):
+        raise TypeError(
+            "`model` must be the ordinary model of one task, got a HyperNetwork; give "
+            "`hnet.materialize(name)`"
+        )
     check_choice("norm_stats", norm_stats, NORM_STATS)
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("seed", seed, minimum=0)
     check_number("lr", lr, above=0)
-    parameters = tuned_parameters(model, tune)
-    device = parameters[0].device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
+    parameters = tuned_parameters(model, tune, task.x)
     limits = task.n_classes
     try:
         with evaluating(model):
@@ -79,7 +89,9 @@ def fine_tune(
                 x, y = batches.next()
                 outputs = model(x)
                 if step == 0 and loss is None:
-                    check_outputs(outputs, task)
+                    check_outputs(
+                        outputs, [task], "model", "give its last layer more outputs first"
+                    )
                 owner = torch.full((len(x),), limits, device=device)
                 each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
                 mean = each.mean()
@@ -95,19 +107,40 @@ def fine_tune(
             parameter.grad = None
 
 
-def tuned_parameters(model: nn.Module, tune: str) -> list[nn.Parameter]:
-    """What ``tune`` names; ``ValueError`` if the model has nothing of it."""
+def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Parameter]:
+    """What ``tune`` names; ``ValueError`` if the model has nothing of it.
+
+    Args:
+        model: the model.
+        tune: one of `TUNINGS`.
+        x: inputs, by which the layer that is used last is found.
+    """
     check_choice("tune", tune, TUNINGS)
     if tune == "all":
         chosen: list[nn.Module] = [model]
     elif tune == "norm":
         chosen = [module for module in model.modules() if isinstance(module, NORMS)]
     else:
-        chosen = [*filter(lambda module: isinstance(module, nn.Linear), model.modules())][-1:]
+        chosen = _linear_layers_used(model, x)[-1:]
     parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)
+
+
+def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Those that a model uses, in order, which need not be that of their declaration."""
+    used: list[nn.Module] = []
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
+    try:
+        random = torch.random.fork_rng([x.device] if x.is_cuda else [])
+        with evaluating(model), torch.no_grad(), random:
+            model(x[:2])  # of one alone, norms of a batch's own statistics could make nothing
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return used
 
 
 def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

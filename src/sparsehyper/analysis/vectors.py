@@ -79,6 +79,7 @@ def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
         Float64 ``[n, n]``, symmetric, with zeros on the diagonal.
 
     Raises:
+        TypeError: ``vectors`` is no tensor.
         ValueError: another shape, numbers that are not finite, an unknown metric, or for
             ``"cosine"`` a vector of zeros.
 
@@ -125,6 +126,7 @@ def project(vectors: Tensor) -> Projection:
         vectors: ``[n, length]``, of any length: they are read a few columns at a time.
 
     Raises:
+        TypeError: ``vectors`` is no tensor.
         ValueError: another shape, or numbers that are not finite.
 
     >>> found = project(torch.tensor([[3.0, 1.0], [0.0, 1.0], [-3.0, 1.0]]))
@@ -153,6 +155,11 @@ def model_at(hnet: HyperNetwork, normalised: Tensor) -> nn.Module:
 
 
 def _check_vectors(vectors: Tensor) -> None:
+    if not isinstance(vectors, Tensor):
+        raise TypeError(
+            f"`vectors` must be a tensor [n, length], got a {type(vectors).__name__}; of a "
+            "hypernetwork give `task_embeddings(hnet)` or `generated_weights(hnet)`"
+        )
     if vectors.ndim != 2 or not vectors.numel():
         raise ValueError(f"`vectors` must have shape [n, length], got {list(vectors.shape)}")
     for i, row in enumerate(vectors):

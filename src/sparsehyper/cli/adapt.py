@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper.cli.output import Json, print_json, print_table
-from sparsehyper.experiments import adapt_run
+from sparsehyper.experiments import adapt_run, shares_weights
 
 
 def adapt(
@@ -93,8 +93,9 @@ def adapt(
             for row in rows
         ],
     )
+    weights = "shares" if shares_weights(run, out) else "has a copy of"
     fitted = sum(row["seconds"] for row in rows)
     typer.echo(
         f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} knows them beside the tasks of "
-        f"{run}, and shares its weights."
+        f"{run}, and {weights} its weights."
     )

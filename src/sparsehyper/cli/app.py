@@ -38,12 +38,16 @@ app = typer.Typer(
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its errors as a line on stderr and an exit code."""
     # Errors name arguments as Python does; the reader of these has options.
-    names = [name for name in signature(command).parameters if name not in ("context", "run")]
+    names = [name for name in signature(command).parameters if name != "context"]
     options = {name: f"--{name.replace('_', '-')}" for name in names} | {
         "source": "--data",
         "root": "--data",
         "file": "--out",
+        "path": "--out",
+        "directory": "--out",
     }
+    if "run" in names:
+        options |= {"run": "RUN", "directory": "RUN"}
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:

@@ -53,9 +53,7 @@ def inspect(
         if described := sorted(set(given(context)) - {"run", "json"}):
             raise ValueError(f"`{described[0]}` describes a model, and so does `run`; give one")
         loaded = load_run(run)
-        model, image_shape = loaded.model, loaded.tasks.image_shape
-        if not isinstance(model, HyperNetwork):
-            raise ValueError(f"`run` {run} holds no hypernetwork but a {type(model).__name__}")
+        model, image_shape = loaded.hypernetwork(), loaded.tasks.image_shape
     else:
         image_shape = _shape(image)
         module = build_target(target, image_shape, classes)

@@ -12,6 +12,7 @@ from typer import Option
 
 from sparsehyper.data import SOURCES
 from sparsehyper.experiments import Experiment
+from sparsehyper.experiments.targets import is_built_in
 
 _DATA = "Data"
 _MODEL = "Model"
@@ -228,6 +229,9 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         options: as ``takes_experiment`` passes them.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
+
+    Raises:
+        ValueError: as `Experiment`, or a pretrained base of a target that is not.
     """
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
     apply_options(settings, options)
@@ -235,6 +239,12 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         settings["data"]["tasks"] = "split:2"
     if settings["training"]["warmup"] is None:
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
+    if settings["base"] == "pretrained" and is_built_in(settings["target"]):
+        raise ValueError(
+            f"`base` 'pretrained' keeps the target's own values, which `target` "
+            f"{settings['target']!r} draws at random; give a package.module:function that loads "
+            "some, or another base, such as 'residual'"
+        )
     return Experiment.from_dict(settings)
 
 

@@ -61,6 +61,7 @@ def predict(
         told = f"told from the images (entropy {scores[0][0]:.3f}"
         told += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
     # Not to stdout, where a CSV stands.
-    typer.echo(f"{len(rows)} images, task {found.task!r} {told}, {seconds:.1f} s", err=True)
+    images_seen = "1 image" if len(rows) == 1 else f"{len(rows)} images"
+    typer.echo(f"{images_seen}, task {found.task!r} {told}, {seconds:.1f} s", err=True)
     if found.accuracy is not None:
         typer.echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)

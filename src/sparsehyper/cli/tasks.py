@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper.cli.output import Json, print_json, print_table
-from sparsehyper.experiments import change_tasks, describe_tasks
+from sparsehyper.experiments import change_tasks, describe_tasks, shares_weights
 
 
 def tasks(
@@ -54,5 +54,6 @@ def tasks(
         ],
     )
     if out is not None:
-        typer.echo(f"{out} has these; it shares the weights of {run}, which is as it was.")
+        weights = "shares" if shares_weights(run, out) else "has a copy of"
+        typer.echo(f"{out} has these; it {weights} the weights of {run}, which is as it was.")
     typer.echo(f"{time.perf_counter() - started:.1f} s")

@@ -71,6 +71,11 @@ class TaskFeatures(TaskConditioner):
     def add(self, name: str, init: Any) -> None:
         """Add a task by its features ``[n_features]``."""
         self.check_new("name", name)
+        if isinstance(init, str):
+            raise TypeError(
+                f"`init` must be the features of {name!r}, got {init!r}; give its vector of "
+                f"{self.features.shape[1]} numbers"
+            )
         row = self._checked(name, init, self.features.shape[1])
         self.features = torch.cat([self.features, row[None].to(self.features)])
         self.names.append(name)

@@ -29,8 +29,10 @@ from sparsehyper.data.splits import digests, hold_out
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEST_FRACTION = 0.2
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
+_TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
 _TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
 _ONE_TASK_LAYOUT = "<class>/*.png, with or without train/ and test/ above"
+FORMATS_READ = "PNG, JPEG and WebP are read"
 
 T = TypeVar("T")
 # task → class → image files
@@ -78,8 +80,8 @@ def load_folder(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"`root` is not a directory: {root}")
-    trees = [_scan(part) for part in _parts(root)]
-    _check_trees(trees, root)
+    trees = [_scan(part, _TRAINING_LAYOUT) for part in _parts(root)]
+    _check_trees(trees, root, _TRAINING_LAYOUT)
     ids = {pair: i for i, pair in enumerate((t, c) for t, names in trees[0].items() for c in names)}
     tasks = tuple(
         Task(task, tuple(ids[task, name] for name in names), tuple(names))
@@ -199,7 +201,7 @@ def _parts(root: Path) -> list[Path]:
     return [given["train"], given["test"]]
 
 
-def _scan(part: Path, layout: str = _LAYOUT, task: str | None = None) -> _Tree:
+def _scan(part: Path, layout: str, task: str | None = None) -> _Tree:
     """The tasks in a folder, or the classes of the one task that it holds."""
     if task is not None:
         return {task: _classes(part, layout)}
@@ -240,13 +242,15 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _check_trees(trees: list[_Tree], root: Path, layout: str = _LAYOUT) -> None:
+def _check_trees(trees: list[_Tree], root: Path, layout: str) -> None:
     train = trees[0]
     if not train:
         raise ValueError(f"{root} has no tasks; expected {layout}")
     for task, names in train.items():
         if not any(names.values()):
-            raise ValueError(f"task {task!r} in {root} has no images; expected {layout}")
+            raise ValueError(
+                f"task {task!r} in {root} has no images; expected {layout}; {FORMATS_READ}"
+            )
         if len(names) == 1:
             raise ValueError(
                 f"task {task!r} in {root} has one class, {next(iter(names))!r}; "
@@ -254,13 +258,18 @@ def _check_trees(trees: list[_Tree], root: Path, layout: str = _LAYOUT) -> None:
             )
         for name, files in names.items():
             if not files:
-                raise ValueError(f"class {name!r} of task {task!r} in {root} has no images")
+                raise ValueError(
+                    f"class {name!r} of task {task!r} in {root} has no images; {FORMATS_READ}"
+                )
     if len(trees) == 1:
         return
     for task in {**train, **trees[1]}:
         if task not in train or not any(trees[1].get(task, {}).values()):
             lacking = "test" if task in train else "train"
-            raise ValueError(f"task {task!r} has no images in {root / lacking}")
+            raise ValueError(
+                f"task {task!r} has no images in {root / lacking}; every task needs some in train/ "
+                f"and in test/; {FORMATS_READ}"
+            )
         for name in trees[1][task]:
             if name not in train[task]:
                 raise ValueError(
@@ -300,7 +309,8 @@ def _readable(read: Callable[[Path], T], path: Path) -> T:
     try:
         return read(path)
     except OSError as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
+        remedy = "" if _is_image(path) else f"; {FORMATS_READ}"
+        raise ValueError(f"cannot read image {path}: {error}{remedy}") from error
 
 
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Experiments: which data, target and method; one run of them; and comparisons of several."""
 
+from sparsehyper.experiments.adapted import shares_weights
 from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
 from sparsehyper.experiments.compare import COMPARED, compare
 from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
@@ -52,4 +53,5 @@ __all__ = [
     "read_experiment",
     "resolve",
     "run_experiment",
+    "shares_weights",
 ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ from sparsehyper.training.run import link, write_json
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
+_LISTED = 10  # names of tasks, in an error
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ class TaskList:
             record = json.loads((run / _TASKS).read_text(encoding="utf-8"))
             entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
             version, expected = record["format"], record["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{run / _TASKS} is damaged: {error!r}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{run / _TASKS} is damaged: it lacks {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{run / _TASKS} is damaged: {error}") from error
         if version != FORMAT:
             raise CheckpointError(
                 f"{run / _TASKS} has format {version}, this version reads format {FORMAT}"
@@ -166,13 +170,26 @@ class TaskList:
 
     def check_new(self, name: str) -> None:
         """Raise ``ValueError`` if it is a task, or no name."""
-        if not name or name in self.names():
-            raise ValueError(f"a new task needs a name that no task has, got {name!r}")
+        if not name.strip():
+            raise ValueError(f"a new task needs a name, got {name!r}")
+        if name in self.names():
+            taken = ", ".join(map(repr, self.names()[:_LISTED]))
+            more = len(self.names()) - _LISTED
+            raise ValueError(
+                f"a new task needs a name that no task has, got {name!r}; taken are: {taken}"
+                f"{f' and {more} more' if more > 0 else ''}"
+            )
 
 
 def is_adapted(run: Path) -> bool:
     """Whether a run directory was written by `adapt_run` or `change_tasks`."""
     return (run / _TASKS).exists()
+
+
+def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:
+    """Whether a run has the very files of another's weights, and not copies of them."""
+    files = (Path(path) / "checkpoints" / "best" / DIGESTS_FILE for path in (run, out))
+    return os.path.samefile(*files)
 
 
 def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
@@ -229,7 +246,8 @@ def fit_tasks(
     check_integer("tune_steps", tune_steps, minimum=1)
     check_number("tune_lr", tune_lr, above=0)
     if tune is not None:
-        tuned_parameters(model.materialize(0), tune)  # before any work is lost
+        some = torch.zeros(2, *info.image_shape, device=model.target.moments.device)
+        tuned_parameters(model.materialize(0), tune, some)  # before any work is lost
     if task is not None:
         tasks.check_new(task)
     labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)

@@ -57,7 +57,14 @@ class DataConfig:
         if not self.source:
             raise ValueError("`source` must be a name or a folder, got ''")
         if self.tasks is not None:
-            parse_tasks(self.tasks)
+            try:
+                parse_tasks(self.tasks)
+            except ValueError as error:
+                if is_source(self.source):
+                    raise
+                raise ValueError(
+                    f"{error}; a folder's own tasks are all its folders, where `tasks` is left out"
+                ) from error
         # Training keeps the weights of its best validation, so there has to be one.
         check_number("val_fraction", self.val_fraction, above=0)
         if self.image_size is not None and is_source(self.source):

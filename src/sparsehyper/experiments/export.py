@@ -46,7 +46,7 @@ def export_run(
         directory: of the run, adapted or not.
         task: a task's name.
         file: to write; it appears whole or not at all.
-        format: one of `FORMATS`; None for what the file's suffix says, or ``"safetensors"``.
+        format: one of `FORMATS`; None for what the file's suffix says.
 
     Returns:
         What goes with the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
@@ -58,12 +58,15 @@ def export_run(
         FileExistsError: ``file`` exists.
         KeyError: an unknown task.
         ImportError: the packages for ``"onnx"`` are not installed.
-        ValueError: an unknown format, or a run that holds no hypernetwork.
+        ValueError: an unknown format or suffix, or a run that holds no hypernetwork.
     """
     path = Path(file)
     suffix = path.suffix.removeprefix(".")
     if format is None:
-        format = suffix if suffix in FORMATS else "safetensors"
+        if suffix not in FORMATS:
+            known = ", ".join(f".{name}" for name in FORMATS)
+            raise ValueError(f"`format` is needed, as {path} has none of the suffixes {known}")
+        format = suffix
     check_choice("format", format, FORMATS)
     if suffix in FORMATS and suffix != format:
         raise ValueError(f"`format` {format!r} does not go with .{suffix}, the suffix of {path}")

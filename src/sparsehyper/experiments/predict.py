@@ -13,7 +13,7 @@ import torch
 
 from sparsehyper._checks import check_integer
 from sparsehyper.adaptation import identify_task
-from sparsehyper.data import find_images, load_images
+from sparsehyper.data import FORMATS_READ, find_images, load_images
 from sparsehyper.experiments.run import LoadedRun, load_run
 from sparsehyper.training import processes
 
@@ -75,7 +75,8 @@ def predict_run(
         directory: of the run, adapted or not.
         images: files, folders (searched through) and globs.
         task: whose model to use; None tells it from the images, which are then all of one task:
-            the task whose predictions are surest, as its embedding makes them.
+            the task whose predictions are surest, as its embedding makes them. Tasks that were
+            trained on altered images are left out.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -84,7 +85,8 @@ def predict_run(
     Raises:
         FileNotFoundError: no image, or as `load_run`.
         KeyError: an unknown task.
-        ValueError: the run holds no hypernetwork, or an image does not fit or cannot be read.
+        ValueError: the run holds no hypernetwork, its tasks were trained on altered images, or an
+            image does not fit or cannot be read.
     """
     check_integer("batch_size", batch_size, minimum=1)
     loaded = load_run(directory)
@@ -92,6 +94,15 @@ def predict_run(
     if task is not None:
         loaded.task_list.check_known(task)
         loaded.check_plain(task)
+    else:
+        for altered in filter(loaded.altered_by, info.names):
+            if len(model.task_names) == 1:
+                raise ValueError(
+                    f"`directory` {directory} knows only tasks trained on images altered by "
+                    f"{loaded.altered_by(altered)!r}, which image files are not; export a model, "
+                    "and alter what it is given likewise"
+                )
+            model.remove_task(altered)
     paths = [path for pattern in images for path in _expand(str(pattern))]
     paths = list(dict.fromkeys(paths))
     if not paths:
@@ -107,11 +118,10 @@ def predict_run(
     scores = None
     if task is None:
         model.to(here)
-        found = identify_task(
-            model, x.to(here), n_classes=list(map(len, info.classes)), batch_size=batch_size
-        )
+        classes_of = dict(zip(info.names, info.classes, strict=True))
+        n_classes = [len(classes_of[name]) for name in model.task_names]
+        found = identify_task(model, x.to(here), n_classes=n_classes, batch_size=batch_size)
         task, scores = found.name, found.scores
-    loaded.check_plain(task)
     classes = info.classes[info.names.index(task)]
     probabilities = _probabilities(loaded, task, x, len(classes), here, batch_size)
     labels = [classes[int(i)] for i in probabilities.argmax(1)]
@@ -156,5 +166,7 @@ def _expand(pattern: str) -> list[Path]:
             for file in (find_images(match) if match.is_dir() else [match])
         ]
     if not found:
-        raise FileNotFoundError(f"no image at {pattern!r}; give files, folders or globs")
+        raise FileNotFoundError(
+            f"no image at {pattern!r}; give files, folders or globs; {FORMATS_READ}"
+        )
     return found

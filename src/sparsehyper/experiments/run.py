@@ -60,13 +60,14 @@ class LoadedRun(NamedTuple):
     model: nn.Module
     task_list: TaskList
     digests: str  # of the checkpoint's files
+    directory: Path
 
     def hypernetwork(self) -> HyperNetwork:
         """The model, if it is one; ``ValueError`` if not."""
         if not isinstance(self.model, HyperNetwork):
             raise ValueError(
-                f"`run` holds no hypernetwork but the baseline {type(self.model).__name__}; this "
-                "is for hypernetworks"
+                f"`directory` {self.directory} holds no hypernetwork but the baseline "
+                f"{type(self.model).__name__}; this is for hypernetworks"
             )
         return self.model
 
@@ -83,7 +84,7 @@ class LoadedRun(NamedTuple):
         if made := self.altered_by(task):
             raise ValueError(
                 f"`task` {task!r} was trained on images altered by {made!r}, which image files are "
-                "not; evaluate the run instead, or export the model and alter its inputs"
+                "not; export its model, and alter what it is given likewise"
             )
 
     def materialize(self, task: str) -> nn.Module:
@@ -238,7 +239,7 @@ def load_run(directory: str | PathLike[str]) -> LoadedRun:
         assert isinstance(model, HyperNetwork)
         tasks.apply(model)
         info = tasks.info(info)
-    return LoadedRun(experiment, info, model.eval(), tasks, digests)
+    return LoadedRun(experiment, info, model.eval(), tasks, digests, path)
 
 
 def adapt_run(

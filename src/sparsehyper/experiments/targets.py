@@ -42,6 +42,7 @@ _FORMS = (
     "package.module:function; any with /masked:0.9"
 )
 _RESNET_SETTINGS = ("depth", "width", "norm")
+_BUILT_IN = ("mlp", "cnn", "resnet", *_SHORT)
 
 
 def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
@@ -84,6 +85,11 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     if colon and rest:
         return _from_factory(kind, rest, image_shape, n_classes)
     raise ValueError(f"`target` {text!r} is unknown; forms: {_FORMS}")
+
+
+def is_built_in(text: str) -> bool:
+    """Whether a target is one of ours, whose weights are always fresh."""
+    return text.partition("/")[0].partition(":")[0] in _BUILT_IN
 
 
 def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
@@ -232,10 +238,18 @@ def _from_factory(
             f"`target` {text!r} names no target of ours ({_FORMS}), and the module {module!r} "
             f"cannot be imported: {error}; is it on PYTHONPATH?"
         ) from error
-    factory: Callable[..., nn.Module] | None = getattr(imported, function, None)
+    if not hasattr(imported, function):
+        raise TypeError(f"`target` {text!r} is not to be found: {module} has no {function!r}")
+    factory: Callable[..., nn.Module] = getattr(imported, function)
     if not callable(factory):
         raise TypeError(f"`target` {text!r} must be a function, got {factory!r}")
-    target = factory(image_shape, n_classes)
+    try:
+        target = factory(image_shape, n_classes)
+    except TypeError as error:
+        raise TypeError(
+            f"`target` {text!r} is called as {function}(image_shape, n_classes), with "
+            f"{image_shape} and {n_classes} here, which failed: {error}"
+        ) from error
     if not isinstance(target, nn.Module):
         raise TypeError(f"`target` {text!r} must return an nn.Module, got {target!r}")
     return target

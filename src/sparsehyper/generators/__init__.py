@@ -66,7 +66,7 @@ def parse_generator(text: str) -> Generator:
     After a slash stands the generator that a low-rank one is made ``of``.
 
     Raises:
-        ValueError: an unknown kind, setting or value.
+        TypeError, ValueError: an unknown kind, setting or value.
 
     >>> parse_generator("chunked:chunks=8")
     Chunked(chunks=8, hidden=None, by='flat')
@@ -87,7 +87,12 @@ def parse_generator(text: str) -> Generator:
                 f"`generator` settings are written name=value, got {item!r} in {text!r}"
             )
         settings[name.strip()] = _value(value.strip())
-    return generator_from_config({"kind": kind, **settings})
+    try:
+        return generator_from_config({"kind": kind, **settings})
+    except (TypeError, ValueError) as error:
+        if not rest:
+            raise
+        raise type(error)(f"{error}, in {kind}:{rest}") from error
 
 
 def _value(text: str) -> Any:

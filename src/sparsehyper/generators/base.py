@@ -103,8 +103,17 @@ def dense_layer(
     return layer
 
 
-def too_small(kind: str, budget: int, smallest: int, remedy: str) -> ValueError:
+class BudgetError(ValueError):
+    """No setting of a kind meets a budget."""
+
+    smallest: int
+    remedy: str
+
+
+def too_small(kind: str, budget: int, smallest: int, remedy: str) -> BudgetError:
     """The error of a budget that no setting of a kind meets."""
-    return ValueError(
+    error = BudgetError(
         f"`budget` must be at least {smallest} for a {kind} generator here, got {budget}; {remedy}"
     )
+    error.smallest, error.remedy = smallest, remedy
+    return error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer
 from sparsehyper._random import spawn_seeds
-from sparsehyper.generators.base import Generator
+from sparsehyper.generators.base import BudgetError, Generator, too_small
 from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
 
 
@@ -82,10 +82,17 @@ class Composed(Generator):
         check_integer("budget", budget, minimum=1)
         groups = self._groups(layout)
         numels = [sum(spec.numel for spec in own) for _, own in groups]
-        parts = [
-            (pattern, g.with_budget(max(1, budget * n // sum(numels)), latent_dim, _repacked(own)))
-            for (pattern, _), (g, own), n in zip(self._pairs, groups, numels, strict=True)
-        ]
+        parts, errors = [], []
+        for (pattern, _), (g, own), n in zip(self._pairs, groups, numels, strict=True):
+            share = max(1, budget * n // sum(numels))
+            try:
+                parts.append((pattern, g.with_budget(share, latent_dim, _repacked(own))))
+            except BudgetError as error:
+                smallest = -(-error.smallest * sum(numels) // n)
+                remedy = f"the share of {pattern!r} is then {error.smallest}; {error.remedy}"
+                errors.append((smallest, remedy))
+        if errors:
+            raise too_small(self.kind, budget, *max(errors))
         return replace(self, parts=parts)
 
     def _groups(self, layout: Layout) -> list[tuple[Generator, list[TensorSpec]]]:

@@ -93,10 +93,10 @@ class Run:
         if run.path.exists() and not run.path.is_dir():
             raise NotADirectoryError(f"`path` must be a directory for the run, got {run.path}")
         if run.path.is_dir() and any(entry.name != ".lock" for entry in run.path.iterdir()):
-            kind = "a run" if run._config_path.exists() else "files that are not a run's"
-            raise FileExistsError(
-                f"`path` {run.path} already holds {kind}; resume that run or choose another path"
-            )
+            found = "files that are not a run's; choose another place"
+            if run._config_path.exists():
+                found = "a run; `resume` it, or choose another place"
+            raise FileExistsError(f"`path` {run.path} already holds {found}")
         run.path.mkdir(parents=True, exist_ok=True)
         run._lock = lock(run.path)
         run.record_config()
