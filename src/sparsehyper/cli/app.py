@@ -19,6 +19,7 @@ from sparsehyper.cli.evaluate import evaluate
 from sparsehyper.cli.export import export
 from sparsehyper.cli.inspect import inspect
 from sparsehyper.cli.predict import predict
+from sparsehyper.cli.report import report
 from sparsehyper.cli.study import study
 from sparsehyper.cli.tasks import tasks
 from sparsehyper.cli.train import train
@@ -38,7 +39,9 @@ app = typer.Typer(
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its errors as a line on stderr and an exit code."""
     # Errors name arguments as Python does; the reader of these has options.
-    names = [name for name in signature(command).parameters if name not in ("context", "run")]
+    names = [
+        name for name in signature(command).parameters if name not in ("context", "run", "runs")
+    ]
     options = {name: f"--{name.replace('_', '-')}" for name in names} | {
         "source": "--data",
         "root": "--data",
@@ -67,7 +70,9 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for command in (train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench):
+for command in (
+    *(train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench, report),
+):
     app.command()(_reporting(command))
 
 

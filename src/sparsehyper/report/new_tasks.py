@@ -11,7 +11,7 @@ from sparsehyper._extras import require
 
 Table = tuple[str, list[str], list[list[Any]]]
 
-_LINES = {
+LINES = {
     "sparse linear": ("#D55E00", "o", "-"),
     "sparse linear, growth 8": ("#E69F00", "P", "-"),
     "sparse PReLU": ("#CC79A7", "v", "-"),
@@ -105,9 +105,9 @@ def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     for i, family in enumerate(families):
         axes = figure.add_subplot(rows, columns, i + 1)
         for method, own in _by_method(results, family).items():
-            if method not in _LINES:
+            if method not in LINES:
                 continue
-            colour, marker, style = _LINES[method]
+            colour, marker, style = LINES[method]
             drawn[method] = axes.errorbar(
                 places,
                 [100 * statistics.fmean(row["accuracy"]) for row in own],
@@ -129,8 +129,8 @@ def draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
         if i >= len(families) - columns:
             axes.set_xlabel("images of each class", color=_GREY)
     figure.legend(
-        [drawn[m] for m in _LINES if m in drawn],
-        [m for m in _LINES if m in drawn],
+        [drawn[m] for m in LINES if m in drawn],
+        [m for m in LINES if m in drawn],
         loc="outside lower center",
         ncols=4,
         frameon=False,

@@ -10,7 +10,7 @@ from typing import Any
 from sparsehyper.report.new_tasks import Table, as_markdown, deviation, percent
 from sparsehyper.report.plots import draw_budgets
 
-_TITLES = {
+TITLES = {
     "kinds": "Every generator",
     "budgets": "Linear sparse and chunked by budget",
     "inits": "Initialisations, at 4 N",
@@ -35,7 +35,7 @@ def table(results: Mapping[str, Any]) -> list[Table]:
                 for row in results[part]
             ],
         )
-        for part, title in _TITLES.items()
+        for part, title in TITLES.items()
     ]
 
 
