@@ -6,11 +6,11 @@ from torch import nn
 
 from conformance import dense_matrix
 from sparsehyper import Chunked, Composed, Dense, HyperNetwork, LowRank, Sparse, TaskEmbedding
-from sparsehyper.analysis import connectivity
+from sparsehyper.analysis import connectivity, trace
 from sparsehyper.analysis import gram as gram_module
 from sparsehyper.generators import Butterfly
 from sparsehyper.layout import pack
-from sparsehyper.sparse import TOPOLOGIES
+from sparsehyper.sparse import TOPOLOGIES, SparseLinear
 
 LAYOUT = pack([("a", torch.Size([30, 20])), ("b", torch.Size([30])), ("c", torch.Size([70]))])
 
@@ -97,3 +97,29 @@ def test_weights_that_are_not_finite_are_refused():
     generator.layers[-1].weight.data[0, 3] = torch.nan
     with pytest.raises(ValueError, match="`generator` must give numbers, got 1 NaN"):
         connectivity(generator)
+
+
+@pytest.mark.parametrize("topology", ["circulant", "uniform"])
+def test_a_trace_has_what_an_output_depends_on_and_nothing_else(topology):
+    layers = [
+        SparseLinear(6, 11, 2, topology=topology, seed=1),
+        SparseLinear(11, 30, 2, topology=topology, seed=2),
+        SparseLinear(30, 70, 1, topology=topology, seed=3),
+    ]
+    ways = trace(layers, 41)
+    for layer, way in zip(layers, ways, strict=True):
+        for source, unit in way.tolist():
+            assert source in layer.connections()[:, unit]
+    z = torch.eye(6)
+    for layer in layers:
+        z = layer(z)
+    depends = z[:, 41].abs() > 0
+    assert ways[0][:, 0].unique().tolist() == depends.nonzero()[:, 0].tolist()
+    assert [sorted({u for _, u in way.tolist()}) for way in ways[:-1]] == [
+        sorted({s for s, _ in way.tolist()}) for way in ways[1:]
+    ]
+
+
+def test_a_trace_of_no_output():
+    with pytest.raises(IndexError, match=r"`output` must be in 0\.\.7, got 8"):
+        trace([SparseLinear(4, 8, 3)], 8)

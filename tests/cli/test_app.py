@@ -36,6 +36,7 @@ OPTIONS = {
     "study": {
         "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
     },
+    "report": {"--out", "--data-dir", "--help"},
     "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}

@@ -49,7 +49,7 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     section = README.split("## Your own images")[1].split("## Results")[0]
     commands = re.findall(r"^    sparsehyper (.*)$", section, re.MULTILINE)
-    kinds = ["train", "evaluate", "inspect", "adapt", "predict", "export", "tasks"]
+    kinds = ["train", "evaluate", "inspect", "report", "adapt", "predict", "export", "tasks"]
     assert [c.split()[0] for c in commands] == kinds
     for command in commands:
         arguments = shlex.split(command.partition("#")[0])

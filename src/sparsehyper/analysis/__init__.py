@@ -15,7 +15,7 @@ from sparsehyper.analysis.vectors import (
     project,
     task_embeddings,
 )
-from sparsehyper.analysis.wiring import Connectivity, connectivity
+from sparsehyper.analysis.wiring import Connectivity, connectivity, trace
 
 __all__ = [
     "METRICS",
@@ -35,4 +35,5 @@ __all__ = [
     "project",
     "summarize",
     "task_embeddings",
+    "trace",
 ]

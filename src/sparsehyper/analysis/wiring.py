@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,35 @@ def connectivity(
     for rows in z.fill_diagonal_(torch.nan).split(rows_at_once(len(out))):
         reached += map(_count_nan, generator(rows))
     return Connectivity(tuple(count / len(out) for count in reached), tuple(map(_coverage, layers)))
+
+
+def trace(layers: Sequence[SparseLinear], output: int) -> list[Tensor]:
+    """Every connection on the way from one output back to the inputs of a stack of sparse layers.
+
+    Args:
+        layers: each takes what the one before gives.
+        output: of the last layer, from 0.
+
+    Returns:
+        For each layer, first to last, its connections that ``output`` depends on: int64
+        ``[connections, 2]``, a source and a unit of the layer each.
+
+    Raises:
+        IndexError: there is no such output.
+
+    >>> layers = [SparseLinear(4, 8, 3), SparseLinear(8, 16, 2)]
+    >>> [len(connections) for connections in trace(layers, 5)]
+    [6, 2]
+    """
+    last = layers[-1].out_features
+    if not 0 <= output < last:
+        raise IndexError(f"`output` must be in 0..{last - 1}, got {output}")
+    units, ways = torch.tensor([output]), []
+    for layer in reversed(layers):
+        sources = layer.connections()[:, units].long().cpu()
+        ways.append(torch.stack([sources, units.expand_as(sources)], -1).flatten(0, 1))
+        units = sources.unique()
+    return ways[::-1]
 
 
 def wired_layers(generator: nn.Module) -> list[SparseLinear | nn.Linear]:

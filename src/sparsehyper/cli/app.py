@@ -19,6 +19,7 @@ from sparsehyper.cli.evaluate import evaluate
 from sparsehyper.cli.export import export
 from sparsehyper.cli.inspect import inspect
 from sparsehyper.cli.predict import predict
+from sparsehyper.cli.report import report
 from sparsehyper.cli.study import study
 from sparsehyper.cli.tasks import tasks
 from sparsehyper.cli.train import train
@@ -71,7 +72,9 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for command in (train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench):
+for command in (
+    *(train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench, report),
+):
     app.command()(_reporting(command))
 
 

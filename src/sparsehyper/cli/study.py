@@ -48,7 +48,8 @@ def study(
         if not hasattr(settings, "seeds"):
             raise ValueError(f"`seeds` is not for {name}, whose runs have a seed each; got {seeds}")
         settings = replace(settings, seeds=seeds)
-    results = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
+    found = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
+    results = {"name": name, **found}
     write_json(out / "results.json", results)
     (out / "results.md").write_text(markdown(name, report, results), encoding="utf-8")
     report.draw(results, out / report.picture)

@@ -4,6 +4,7 @@ from sparsehyper.experiments.adapted import shares_weights
 from sparsehyper.experiments.baselines import BASELINES, Experts, SharedTrunk
 from sparsehyper.experiments.compare import COMPARED, compare
 from sparsehyper.experiments.config import METHODS, DataConfig, Experiment, parse_method
+from sparsehyper.experiments.describe import describe_run
 from sparsehyper.experiments.export import FORMATS, export_run
 from sparsehyper.experiments.predict import Prediction, predict_run
 from sparsehyper.experiments.run import (
@@ -42,6 +43,7 @@ __all__ = [
     "build_target",
     "change_tasks",
     "compare",
+    "describe_run",
     "describe_tasks",
     "evaluate_run",
     "export_run",

@@ -61,6 +61,13 @@ class TaskEntry:
     key: str | None = None
     tune: str | None = None
 
+    @property
+    def origin(self) -> str:
+        """``"trained"``, ``"embedding"``, or ``"embedding + "`` and what was tuned."""
+        if self.key is None:
+            return "trained"
+        return "embedding" if self.tune is None else f"embedding + {self.tune}"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``dataclasses.asdict``, also after a round trip through JSON."""

@@ -321,11 +321,7 @@ def describe_tasks(directory: str | PathLike[str]) -> list[dict[str, Any]]:
         {
             "task": entry.name,
             "classes": list(entry.classes),
-            "origin": "trained"
-            if entry.key is None
-            else "embedding"
-            if entry.tune is None
-            else f"embedding + {entry.tune}",
+            "origin": entry.origin,
             "nearest": None if alone else entries[i].name,
             "cosine": None if alone else cosine,
         }

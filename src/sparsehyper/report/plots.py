@@ -59,7 +59,7 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     axes = figure.add_subplot()
     bars: list[list[tuple[float, float]]] = []
     labels: list[tuple[str, tuple[float, float], str]] = []
-    for method, (colour, marker) in _styles(row["method"] for row in rows).items():
+    for method, (colour, marker) in styles(row["method"] for row in rows).items():
         own = sorted(
             (row for row in rows if row["method"] == method),
             key=lambda row: row["parameters_per_target_parameter"],
@@ -117,7 +117,8 @@ def _label(axes: Any, text: str, point: tuple[float, float], colour: str, taken:
     return box
 
 
-def _styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """For each method its colour, and matplotlib's name of its marker."""
     others = iter(_OTHERS)
     return {
         method: _STYLES.get(method) or next(others, ("#000000", "."))

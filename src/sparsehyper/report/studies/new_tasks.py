@@ -16,7 +16,7 @@ from sparsehyper.report.studies.pages import (
     shots_text,
 )
 
-_LINES = {
+LINES = {
     "sparse linear": ("#D55E00", "o", "-"),
     "sparse linear, growth 8": ("#E69F00", "P", "-"),
     "sparse linear, learned base": ("#882255", "h", "-"),
@@ -65,9 +65,9 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     with panels(families, path) as drawn:
         for family, axes in zip(families, drawn, strict=True):
             own = _by_method(results, family)
-            for method in _LINES:  # in this order in the legend
+            for method in LINES:  # in this order in the legend
                 if method in own:
-                    colour, marker, style = _LINES[method]
+                    colour, marker, style = LINES[method]
                     values = [row["accuracy"] for row in own[method]]
                     look = {"color": colour, "marker": marker, "linestyle": style}
                     points(axes, places, values, method, **look)

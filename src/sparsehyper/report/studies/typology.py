@@ -10,7 +10,7 @@ from typing import Any
 from sparsehyper.report.plots import draw_budgets
 from sparsehyper.report.studies.pages import StudyReport, Table, deviation, percent
 
-_TITLES = {
+TITLES = {
     "kinds": "Every generator",
     "budgets": "Linear sparse and chunked by budget",
     "inits": "Initialisations, at 4 N",
@@ -34,7 +34,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
                 for row in results[part]
             ],
         )
-        for part, title in _TITLES.items()
+        for part, title in TITLES.items()
     ]
 
 

@@ -1,0 +1,149 @@
+// A training run: its figures, its tasks, its learning curves and what its models confuse.
+
+const SPLITS = { test: "test", val: "validation" };
+const METHODS = { experts: "One target a task", shared_trunk: "A shared trunk, one head a task" };
+
+function runPanel(index, run) {
+  const { config, tasks } = run, evaluated = run.evaluation !== null;
+  const worst = evaluated ? tasks.findIndex((task) => task.name === run.evaluation.worst_task) : 0;
+  run.task = shared(worst); // the task that pictures show
+  const kind = config.method.kind;
+  const source = config.data.source.split(/[\\/]/).pop();
+  const lead = [METHODS[kind] || `${kind[0].toUpperCase()}${kind.slice(1).replace("_", " ")} generator`,
+    plural(tasks.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`].join(" · ");
+  const where = SPLITS[run.split];
+  const unfinished = run.split === "val" && evaluated && "This run has not finished: all accuracies are those of the best model so far, on the validation images.";
+  return panel(index, run.name, lead, [unfinished, run.missing], [
+    { id: "glance", title: "At a glance", draw: () => glance(run, where) },
+    { id: "tasks", title: evaluated ? "Accuracy per task" : "Tasks", draw: () => perTask(run, where),
+      note: evaluated && `The share of each task's ${where} images that is classified correctly.` },
+    run.curves.validation.step.length && { id: "curves", title: "Learning curves", draw: () => learning(run) },
+    run.confusion && { id: "confusion", title: "Confusion matrices", draw: () => confusion(run, where),
+      note: "Rows are true classes, columns what the model says. Blue is right, orange is wrong." },
+    run.map && tasks.length > 1 && { id: "map", title: "Map of the tasks", draw: () => taskMap(run),
+      note: "Each task's embedding, in the plane in which embeddings differ most. Tasks that lie close to each other have similar models." },
+    run.distances && tasks.length > 1 && { id: "distances", title: "Distances between tasks", draw: () => taskDistances(run),
+      note: "Cosine distance between embeddings, as the generator sees them: 0 for the same, 1 for unrelated ones, 2 for opposite ones." },
+    run.interpolation && { id: "between", title: "Between two tasks", draw: () => between(run, where),
+      note: "The models on the way from one task's embedding to another's, and what they are worth on both tasks." },
+    run.filters && { id: "filters", title: "First-layer filters", draw: () => filters(run) },
+    run.layers && { id: "layers", title: "Generated layers", draw: () => layers(run),
+      note: "How the weights of each tensor are spread, and how much of that spread lies between tasks: 0% is the same for all tasks." },
+    run.wiring && { id: "wiring", title: "Wiring of the generator", draw: () => wiring(run),
+      note: "What one generated number depends on: from the embedding on the left, through layers that grow, to the output on the right." },
+    { id: "configuration", title: "Configuration", draw: () => configuration([
+      ["Settings", { ...config, resolved: undefined }], ["What follows from them", config.resolved], ["Versions", run.versions]]) },
+  ].filter(Boolean));
+}
+
+function glance(run, where) {
+  const { evaluation, config, training, tasks } = run, { numel, trainable_parameters: trainable } = config.resolved;
+  return tiles([
+    evaluation && [`mean ${where} accuracy`, percent(evaluation.accuracy), `over ${plural(tasks.length, "task")}`, true],
+    evaluation && tasks.length > 1 && ["lowest task", percent(evaluation.worst_accuracy), evaluation.worst_task],
+    !evaluation && ["tasks", count(tasks.length), `${tasks.filter((t) => t.origin !== "trained").length} added after training`, true],
+    ["trainable parameters", count(trainable), `${fixed(trainable / numel)} × one target`],
+    ["one target, N", count(numel), "parameters"],
+    training && ["updates", count(training.steps), `best after ${count(training.best_step)}`],
+    training && training.step_ms !== null && ["an update", `${number(training.step_ms)} ms`, `${number(training.seconds)} s in all`],
+  ]);
+}
+
+const link = (run, i) => h("button", { type: "button", class: "link", onclick: () => run.task.set(i) }, run.tasks[i].name);
+
+/* The choice of the task, the same one in every picture. */
+function taskChoice(run) {
+  const { select, field } = choice("Task", run.tasks.map((task, i) => [i, task.name]), run.task.value, (i) => run.task.set(i));
+  run.task.listen((i) => { select.value = i; });
+  return field;
+}
+
+const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${percent(task.accuracy)}`);
+
+function perTask(run, where) {
+  const { tasks } = run, evaluated = run.evaluation !== null;
+  const columns = [
+    { title: "task", text: (task, i) => link(run, i), value: (task, i) => i },
+    evaluated && { title: "accuracy", text: (task) => percent(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
+    evaluated && { title: "loss", text: (task) => task.loss.toFixed(4), value: (task) => task.loss },
+    evaluated && run.confusion && { title: `${where} images`, text: (task) => count(task.images), value: (task) => task.images },
+    { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
+    !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },
+    tasks[0].nearest !== null && { title: "nearest task", text: (task) => tasks[task.nearest].name, value: (task) => tasks[task.nearest].name, left: true },
+  ].filter(Boolean);
+  const lines = [];
+  const list = table({ label: "Tasks", columns, rows: tasks, sorted: evaluated ? 1 : 0,
+    row: (line, task, i) => { lines[i] = line; } });
+  run.task.listen((i) => lines.forEach((line, j) => line.setAttribute("aria-selected", i === j)));
+  const search = h("input", { type: "search", oninput: () => lines.forEach((line, i) => {
+    line.hidden = !tasks[i].name.toLowerCase().includes(search.value.toLowerCase());
+  }) });
+  return [evaluated && tasks.length > 8 ? ranking(run) : null,
+    tasks.length > 12 ? h("div", { class: "controls" }, field("Find a task", search)) : null, list];
+}
+
+function ranking(run) {
+  const order = range(run.tasks.length).sort((a, b) => run.tasks[a].accuracy - run.tasks[b].accuracy);
+  const all = run.tasks.map((task) => task.accuracy), low = Math.min(...all), high = Math.max(...all);
+  const average = run.evaluation.accuracy, margin = 0.05 * (high - low || 0.01);
+  const box = chart("Accuracy of every task, lowest first; the table below has the numbers", (width) => {
+    const frame = axes({ width, height: 220, left: 52,
+      x: { domain: [1, order.length], title: "tasks, lowest first", ticks: [1, order.length] },
+      y: { domain: [low - margin, high + margin], format: (v) => `${number(100 * v)}%` } });
+    const at = frame.py(average);
+    frame.svg.append(s("line", { x1: frame.left, x2: frame.right, y1: at, y2: at, stroke: ORANGE, "stroke-dasharray": "5 4" }),
+      s("text", { x: frame.right, y: at + 15, "text-anchor": "end", class: "strong" }, `mean ${percent(average)}`));
+    order.forEach((i, rank) => frame.svg.append(s("circle", { cx: frame.px(rank + 1), cy: frame.py(all[i]), r: order.length > 80 ? 3 : 4.5,
+      fill: BLUE, class: i === run.task.value ? "pick hot" : "pick", "data-tip": about(run.tasks[i]), onclick: () => run.task.set(i) })));
+    return frame.svg;
+  });
+  run.task.listen(() => box.redraw());
+  return box;
+}
+
+function learning(run) {
+  const { train, validation } = run.curves, last = Math.max(...validation.step, ...train.step);
+  const zip = (columns, key) => columns.step.map((step, i) => [step, columns[key][i]]);
+  const picture = (title, list, format) => {
+    const values = list.flatMap((line) => line.points.map(([, y]) => y)), low = Math.min(...values), high = Math.max(...values);
+    const margin = 0.05 * (high - low || 0.1 * high || 0.1);
+    return h("figure", {}, h("figcaption", { class: "note" }, title), chart(`${title}; the table below has the numbers`, (width) =>
+      lines(axes({ width, height: 240, left: 52, x: { domain: [0, last], title: "updates", format: count },
+        y: { domain: [Math.max(0, low - margin), high + margin], format } }), list,
+      (line, [step, value]) => `${line.name}, after ${count(step)}: ${line.text(value)}`)), legend(list));
+  };
+  const shares = [
+    { name: "mean of all tasks", colour: BLUE, points: zip(validation, "accuracy"), text: percent },
+    { name: "lowest task", colour: ORANGE, points: zip(validation, "worst_accuracy"), marker: "s", dashed: true, text: percent },
+  ].slice(0, run.tasks.length > 1 ? 2 : 1);
+  const losses = [
+    { name: "training", colour: ORANGE, points: zip(train, "loss"), text: number, dashed: true, marker: "s" },
+    { name: "validation", colour: BLUE, points: zip(validation, "loss"), text: number },
+  ].filter((line) => line.points.length);
+  const numbers = texts(["Validation", ["updates", "mean accuracy", "lowest task", "loss"], validation.step.map((step, i) =>
+    [count(step), percent(validation.accuracy[i]), percent(validation.worst_accuracy[i]), validation.loss[i].toFixed(4)])]);
+  return [h("div", { class: "pair" }, picture("Validation accuracy", shares, (v) => `${number(100 * v)}%`), picture("Loss, in nats", losses, number)),
+    h("details", {}, h("summary", {}, "The numbers"), numbers)];
+}
+
+function confusion(run, where) {
+  const place = h("div");
+  run.task.listen((i) => {
+    const { name, classes, accuracy, images } = run.tasks[i], matrix = run.confusion.matrices[i];
+    const totals = matrix.map((row) => row.reduce((a, b) => a + b, 0)), all = totals.reduce((a, b) => a + b, 0);
+    const mistakes = matrix.flatMap((row, a) => row.map((n, b) => ({ a, b, n }))).filter(({ a, b, n }) => n && a !== b).sort((p, q) => q.n - p.n);
+    const dense = classes.length > 20;
+    const cells = h("table", { class: dense ? "confusion dense" : "confusion" },
+      h("caption", { class: "unseen" }, `Confusion matrix of ${name}`),
+      h("thead", {}, h("tr", {}, h("td"), classes.map((c) => h("th", { scope: "col", "data-tip": c.length > 8 && c }, c)))),
+      h("tbody", {}, matrix.map((row, a) => h("tr", {}, h("th", { scope: "row" }, classes[a]), row.map((n, b) =>
+        h("td", { class: a === b && "right", style: { "--share": totals[a] ? n / totals[a] : 0 },
+          "data-tip": `${classes[a]} ${a === b ? "recognised" : `taken for ${classes[b]}`}: ${n} of ${totals[a]}` }, String(n)))))));
+    const scope = all < images ? `${count(all)} of its ${count(images)} ${where} images` : `all its ${count(images)} ${where} images`;
+    place.replaceChildren(h("div", { class: "split" }, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Confusion matrix of ${name}` }, cells),
+      h("div", { class: "grow" }, h("p", {}, h("b", {}, `${name}: ${percent(accuracy)}`)), h("p", { class: "note" }, `Counted on ${scope}.`),
+        h("h4", {}, mistakes.length ? "Most frequent mistakes" : "No mistakes"),
+        h("ul", { class: "plain" }, mistakes.slice(0, 6).map(({ a, b, n }) => h("li", {}, `${classes[a]} taken for ${classes[b]}: ${n} of ${totals[a]}`))))));
+  });
+  return [h("div", { class: "controls" }, taskChoice(run)), place];
+}

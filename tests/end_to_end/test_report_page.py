@@ -1,0 +1,332 @@
+"""The HTML report in a real browser: what it shows, against the files it was made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsehyper.experiments import (
+    DataConfig,
+    Experiment,
+    change_tasks,
+    describe_run,
+    parse_method,
+    run_experiment,
+)
+from sparsehyper.report.html import write_html
+from sparsehyper.report.results import describe_results
+from sparsehyper.training import TrainConfig
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
+    pytest.mark.timeout(240),
+]
+sync_api = pytest.importorskip("playwright.sync_api")
+
+DOCS = Path(__file__).parents[2] / "docs" / "results"
+HOSTILE = "<img src=x onerror=alert(1)>"
+LONG = "word " * 20 + "w" * 200
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True}
+DRAWN = "performance.getEntriesByName('drawn').map(mark => mark.startTime)[0]"
+
+
+def run_of(directory, tasks, *, method="sparse", steps=20):
+    """A small finished run on the digits."""
+    training = TrainConfig(steps=steps, eval_every=10, warmup=0, lr=3e-3, device="cpu")
+    experiment = Experiment(
+        DataConfig(tasks=tasks), training, parse_method(method), "mlp:16", latent_dim=16
+    )
+    run_experiment(experiment, directory, quiet=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("runs") / "pairs", "split:2,all", steps=100)
+
+
+@pytest.fixture(scope="module")
+def described(pairs):
+    baseline = run_of(pairs.parent / "experts", "split:2", method="experts")
+    change_tasks(pairs, pairs.parent / "long", rename=("0-2", LONG))
+    change_tasks(pairs.parent / "long", pairs.parent / "hostile", rename=("0-1", HOSTILE))
+    return {
+        **{path.name: describe_run(path) for path in (pairs, baseline, pairs.parent / "hostile")},
+        **{name: describe_results(DOCS / name) for name in ("digits", "new-tasks", "typology")},
+    }
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open a report of what was described; nothing may go wrong on the page until the end."""
+    problems: list[str] = []
+    contexts = []
+
+    def call(*described, **context):
+        path = tmp_path / "report.html"
+        write_html(described, path)
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                request.url == path.as_uri() or problems.append(f"request: {request.url}")
+            ),
+        )
+        page.goto(path.as_uri())
+        page.wait_for_function(f"{DRAWN} > 0")
+        return page
+
+    yield call
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def section(page, name):
+    """The section under a heading, drawn."""
+    link = page.get_by_role("navigation").get_by_role("link", name=name, exact=True)
+    link.click()
+    found = page.locator("section:visible", has=page.get_by_role("heading", name=name, exact=True))
+    found.and_(page.locator("[data-drawn]")).wait_for()
+    return found
+
+
+def cells(table):
+    """The texts of a table's body, row by row."""
+    return table.evaluate(
+        "table => [...table.tBodies[0].rows].map(row => [...row.cells].map(c => c.textContent))"
+    )
+
+
+def tiles(page):
+    """What stands at a glance, by name."""
+    return page.locator(".tiles:visible > div").evaluate_all(
+        "tiles => Object.fromEntries(tiles.map(tile => [...tile.children].map(c => c.textContent))"
+        ".map(([name, ...texts]) => [name, texts]))"
+    )
+
+
+def open_all(page):
+    links = page.get_by_role("navigation").get_by_role("link")
+    names = links.all_text_contents()
+    for name in names:
+        assert section(page, name).locator("svg, canvas, table, dl").count()
+    return names
+
+
+def percent(share):
+    return f"{share:.2%}"
+
+
+def test_every_section_of_everything_opens(show, described):
+    page = show(*described.values())
+    opened = []
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        opened.append(open_all(page))
+    assert [len(names) for names in opened] == [11, 6, 8, 4, 5, 4]
+    assert "Verdict on each claim" in opened[4]
+
+
+def test_the_accuracies_are_those_of_the_result(show, described, pairs):
+    test = json.loads((pairs / "result.json").read_text())["test"]
+    page = show(described["pairs"])
+    shown = tiles(page)
+    assert shown["mean test accuracy"] == [percent(test["accuracy"]), "over 45 tasks"]
+    assert shown["lowest task"] == [percent(test["worst_accuracy"]), test["worst_task"]]
+    rows = cells(section(page, "Accuracy per task").locator("table"))
+    assert {row[0]: row[1] for row in rows} == {
+        name: percent(accuracy) for name, accuracy in test["accuracies"].items()
+    }
+    assert {row[0]: row[2] for row in rows} == {
+        name: f"{loss:.4f}" for name, loss in test["losses"].items()
+    }
+
+
+def test_tables_sort_and_are_searched(show, described):
+    page = show(described["pairs"])
+    found = section(page, "Accuracy per task")
+    header = found.get_by_role("columnheader", name="accuracy")
+    assert header.get_attribute("aria-sort") == "ascending"
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    values = [float(row[1][:-1]) for row in cells(found.locator("table"))]
+    assert values == sorted(values, reverse=True)
+    found.get_by_label("Find a task").fill("8-9")
+    assert found.locator("tbody tr:visible").count() == 1
+
+
+def test_one_choice_of_a_task_goes_through_all_pictures(show, described):
+    page = show(described["pairs"])
+    open_all(page)
+    section(page, "Map of the tasks").get_by_label("Task", exact=True).select_option("3-8")
+    names = [task["name"] for task in described["pairs"]["tasks"]]
+    chosen = names.index("3-8")
+    confusion = section(page, "Confusion matrices")
+    choice = confusion.get_by_label("Task", exact=True)
+    assert choice.evaluate("select => select.selectedOptions[0].textContent") == "3-8"
+    matrix = described["pairs"]["confusion"]["matrices"][chosen]
+    assert cells(confusion.locator("table")) == [
+        [name, *map(str, row)] for name, row in zip("38", matrix, strict=True)
+    ]
+    assert page.locator("tr[aria-selected=true] th").text_content() == "3-8"
+    near = section(page, "Distances between tasks").locator("ol li").first.text_content()
+    task = described["pairs"]["tasks"][chosen]
+    assert near == f"{names[task['nearest']]} {task['distance']:.3f}"
+
+
+def test_the_way_between_two_tasks_by_keyboard(show, described):
+    lines, tasks = described["pairs"]["interpolation"], described["pairs"]["tasks"]
+    page = show(described["pairs"])
+    found = section(page, "Between two tasks")
+    slider = found.get_by_label("Position between them")
+
+    def check(pair, position, swapped=False):
+        ends = [(pair["a"], pair["of_a"]), (pair["b"], pair["of_b"])]
+        shown = [
+            (tasks[task]["name"], percent(values[10 - position if swapped else position]))
+            for task, values in (ends[::-1] if swapped else ends)
+        ]
+        assert found.locator("output p").all_text_contents() == [
+            f"on {name}{share}{10 * position}% of the way" for name, share in shown
+        ]
+        said = slider.get_attribute("aria-valuetext")
+        assert said == f"{10 * position}% of the way: " + ", ".join(
+            f"{name} {share}" for name, share in shown
+        )
+
+    pair = lines["pairs"][0]
+    check(pair, 0)
+    slider.focus()
+    for position in (1, 2, 3):
+        page.keyboard.press("ArrowRight")
+        check(pair, position)
+    page.keyboard.press("End")
+    check(pair, 10)
+    page.keyboard.press("ArrowLeft")
+    pair = lines["pairs"][-1]
+    found.get_by_label("From", exact=True).select_option(tasks[pair["b"]]["name"])
+    found.get_by_label("To", exact=True).select_option(tasks[pair["a"]]["name"])
+    check(pair, 9, swapped=True)
+
+
+def test_the_verdicts_are_those_of_the_study(show, described):
+    claims = json.loads((DOCS / "new-tasks" / "results.json").read_text())["claims"]
+    page = show(described["new-tasks"])
+    verdicts = [claim["verdict"] for claim in claims]
+    shown = tiles(page)
+    assert shown["claims supported"] == [str(verdicts.count("supported")), f"of {len(claims)}"]
+    assert shown["undecided"][0] == str(verdicts.count("undecided"))
+    found = section(page, "Verdict on each claim")
+    sign = {"supported": "✓", "not supported": "✕", "undecided": "?"}
+
+    def points(difference):
+        return f"{100 * difference:+.2f}".replace("-", "−")
+
+    for family in dict.fromkeys(claim["family"] for claim in claims):
+        own = [claim for claim in claims if claim["family"] == family]
+        overview = cells(found.get_by_role("region", name=f"Verdicts, {family}").locator("table"))
+        at_a_glance = [cell for row in overview for cell in row[1:] if cell != "–"]
+        assert at_a_glance == [f"{sign[c['verdict']]} {points(c['mean'])}" for c in own]
+        found.get_by_label("Tasks", exact=True).select_option(family)
+        rows = [row for one in found.locator(".whole table").all() for row in cells(one)]
+        assert [(row[2], row[3][2:], row[4]) for row in rows] == [
+            (points(c["mean"]), c["verdict"], f"{points(c['low'])} to {points(c['high'])}")
+            for c in own
+        ]
+
+
+def test_a_comparison_is_that_of_its_results(show, described):
+    results = json.loads((DOCS / "digits" / "results.json").read_text())
+    page = show(described["digits"])
+    best = max(results["rows"], key=lambda row: row["accuracy"]["mean"])
+    assert tiles(page)["best mean test accuracy"][0] == percent(best["accuracy"]["mean"])
+    budget = section(page, "Accuracy against budget")
+    assert [row[0] for row in cells(budget.locator("table"))] == [
+        row["method"] for row in results["rows"]
+    ]
+    rows = cells(section(page, "Accuracy per task").locator("table"))
+    for cell, row in zip(rows[0][1:], results["rows"], strict=True):
+        seeds = [seed["0-1"] for seed in row["accuracies"].values()]
+        assert cell == percent(sum(seeds) / len(seeds))
+
+
+def test_tabs_by_keyboard(show, described):
+    page = show(*described.values())
+    names = list(described)
+
+    def check(i):
+        selected = page.locator("[role=tab][aria-selected=true]")
+        assert selected.all_text_contents() == [names[i]]
+        assert selected.evaluate("tab => tab === document.activeElement && tab.tabIndex === 0")
+        panel = page.locator(f"#{selected.get_attribute('aria-controls')}")
+        assert panel.get_attribute("aria-labelledby") == selected.get_attribute("id")
+        assert page.get_by_role("heading", level=2).all_text_contents() == [names[i]]
+        assert page.locator("[role=tab][tabindex='0']").count() == 1
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Tab")
+    check(0)
+    for key, i in (("ArrowRight", 1), ("End", 5), ("ArrowRight", 0), ("ArrowLeft", 5), ("Home", 0)):
+        page.keyboard.press(key)
+        check(i)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_the_page_does_not_scroll_sideways(show, described, scheme):
+    page = show(*described.values(), **PHONE, color_scheme=scheme)
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        open_all(page)
+        widths = "[document.documentElement.scrollWidth, innerWidth]"
+        assert page.evaluate(widths) == [360, 360]
+
+
+def test_names_of_tasks_are_shown_as_they_are(show, described):
+    page = show(described["hostile"])
+    open_all(page)
+    rows = cells(section(page, "Tasks").locator("table"))
+    assert {HOSTILE, LONG} <= {row[0] for row in rows}
+    page.get_by_label("Task", exact=True).first.select_option(HOSTILE)
+    assert page.get_by_role("status").text_content().startswith(f"{HOSTILE}. Its nearest task is ")
+    assert page.locator("img").count() == 0
+    assert "no images of them" in page.locator(".notice").text_content()
+
+
+def test_two_hundred_tasks(show, tmp_path):
+    found = describe_run(run_of(tmp_path / "many", "permuted:200"))
+    page = show(found)
+    times = [page.evaluate(DRAWN)]
+    for _ in range(2):  # the machine may be at other work
+        page.reload()
+        page.wait_for_function(f"{DRAWN} > 0")
+        times.append(page.evaluate(DRAWN))
+    assert min(times) < 2000
+    assert len(open_all(page)) == 11
+    rows = cells(section(page, "Accuracy per task").locator("table"))
+    assert len(rows) == 200
+    assert page.locator("svg .pick").count() == 400
+    assert (
+        section(page, "Distances between tasks").locator("canvas").first.evaluate("c => c.width")
+        >= 600
+    )
