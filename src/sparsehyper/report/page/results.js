@@ -68,7 +68,7 @@ const shotsOf = (shots) => (shots === null ? "all" : shots === undefined ? "–"
 
 function studyPanel(index, { name, config, machine, seconds, claims, tables, by_shots: byShots, by_budget: byBudget }) {
   const verdicts = Object.keys(VERDICTS).map((verdict) => claims.filter((claim) => claim.verdict === verdict).length);
-  const lead = ["Study", `${config.seeds} seeds`, machine.cpu, `${number(Math.round(seconds / 60))} minutes of one core`].filter(Boolean).join(" · ");
+  const lead = ["Study", config.seeds && `${config.seeds} seeds`, machine.cpu, `${number(Math.round(seconds / 60))} minutes of one core`].filter(Boolean).join(" · ");
   return panel(index, name, lead, [], [
     { id: "glance", title: "At a glance", draw: () => tiles([
       claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
