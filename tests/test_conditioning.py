@@ -84,6 +84,22 @@ def test_adding_to_a_frozen_table_leaves_it_frozen(embedding):
     assert not embedding.weight.requires_grad
 
 
+@pytest.mark.parametrize("similarity", [0, 0.5, 0.95])
+def test_tasks_start_as_similar_as_is_said(similarity):
+    weight = TaskEmbedding(60, 500, similarity=similarity, seed=1).weight.detach()
+    cosines = torch.corrcoef(weight)[*torch.triu_indices(60, 60, 1)]
+    assert cosines.mean() == pytest.approx(similarity, abs=0.05)
+    assert weight.std() == pytest.approx(1, abs=0.1)
+
+
+def test_unrelated_tasks_are_the_same_whatever_else_there_is():
+    assert torch.equal(TaskEmbedding(3, 8).weight, TaskEmbedding(3, 8, similarity=0.0).weight)
+    with pytest.raises(ValueError, match=r"`similarity` must be less than 1, got 1"):
+        TaskEmbedding(3, 8, similarity=1)
+    with pytest.raises(ValueError, match=r"`similarity` must be at least 0, got -0.1"):
+        TaskEmbedding(3, 8, similarity=-0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "init", "error", "message"),
     [

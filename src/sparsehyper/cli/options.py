@@ -31,6 +31,7 @@ _PLACES = {
             "target",
             "outputs",
             "latent_dim",
+            "similarity",
             "base",
             "init",
             "norm_stats",
@@ -122,6 +123,14 @@ def _options(  # never called: its signature is the list
     latent_dim: Annotated[
         int, Option(help="Length of a task's embedding.", rich_help_panel=_MODEL)
     ] = 64,
+    similarity: Annotated[
+        float,
+        Option(
+            help="Cosine of two tasks' embeddings at the start, in [0, 1): 0 for unrelated tasks, "
+            "0.9 for variations of one another.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = 0.0,
     base: Annotated[
         str,
         Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsehyper._checks import check_number
 from sparsehyper._random import normal, seeded
 from sparsehyper.conditioning.base import TaskConditioner
 
@@ -23,14 +25,19 @@ class TaskEmbedding(TaskConditioner):
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
         dim: latent size, at least 2 (embeddings are normalised over it, which leaves nothing of a
             single number).
-        seed: of the initial embeddings, standard normal.
+        similarity: ρ, the cosine that the initial embeddings of two tasks have on average, in
+            [0, 1). They are √ρ c + √(1 - ρ) e, of a common c and an own e, both standard normal. At
+            0 tasks share nothing at the start; the more they are variations of one another, the
+            higher it should be.
+        seed: of the initial embeddings.
 
     Attributes:
         weight: ``[tasks, dim]``.
         names: the tasks' names.
 
     Raises:
-        ValueError: no task, a name that stands twice, or ``dim`` below 2.
+        ValueError: no task, a name that stands twice, ``dim`` below 2, or ``similarity`` out of
+            range.
 
     >>> TaskEmbedding(["shoes", "bags"], dim=8)(torch.tensor([1, 1, 0])).shape
     torch.Size([3, 8])
@@ -40,9 +47,23 @@ class TaskEmbedding(TaskConditioner):
 
     kind = "task_embedding"
 
-    def __init__(self, tasks: int | Sequence[str], dim: int = 64, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        dim: int = 64,
+        *,
+        similarity: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(tasks, dim)
-        self.weight = nn.Parameter(normal([len(self.names), dim], seeded(seed)).float())
+        check_number("similarity", similarity, minimum=0)
+        if similarity >= 1:
+            raise ValueError(f"`similarity` must be less than 1, got {similarity}")
+        rng = seeded(seed)
+        own = normal([len(self.names), dim], rng)
+        common = normal([dim], rng)
+        weight = math.sqrt(similarity) * common + math.sqrt(1 - similarity) * own
+        self.weight = nn.Parameter(weight.float())
 
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""

@@ -88,7 +88,8 @@ class Experiment:
         budget: trainable parameters of the generator, and of a trained base, per target
             parameter, at most; the setting that the generator's ``with_budget`` names is chosen
             accordingly. None takes it as it is.
-        latent_dim: length of a task's embedding; hypernetworks only, as are the next three.
+        latent_dim: length of a task's embedding; hypernetworks only, as are the next four.
+        similarity: of tasks at the start, as `TaskEmbedding` takes it.
         base: as `HyperNetwork` takes it.
         init: as `HyperNetwork` takes it.
         norm_stats: as `HyperNetwork` takes it.
@@ -112,6 +113,7 @@ class Experiment:
     outputs: int | None = None
     budget: float | None = None
     latent_dim: int = 64
+    similarity: float = 0.0
     base: str = "zeros"
     init: str = "torch"
     norm_stats: str = "per_task"
@@ -121,6 +123,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_integer("latent_dim", self.latent_dim, minimum=2)
+        check_number("similarity", self.similarity, minimum=0)
+        if self.similarity >= 1:
+            raise ValueError(f"`similarity` must be less than 1, got {self.similarity}")
         if self.outputs is not None:
             check_integer("outputs", self.outputs, minimum=2)
         check_choice("base", self.base, BASES)

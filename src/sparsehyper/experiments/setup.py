@@ -141,7 +141,12 @@ def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
     return HyperNetwork(
         module,
         fit_generator(experiment, plan_layout(module)),
-        TaskEmbedding(tasks.names, experiment.latent_dim, seed=seeds["embeddings"]),
+        TaskEmbedding(
+            tasks.names,
+            experiment.latent_dim,
+            similarity=experiment.similarity,
+            seed=seeds["embeddings"],
+        ),
         base=experiment.base,
         init=experiment.init,
         norm_stats=experiment.norm_stats,

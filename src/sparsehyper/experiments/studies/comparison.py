@@ -28,7 +28,7 @@ from sparsehyper.experiments.studies.search import LR, Space, run_searches, with
 from sparsehyper.experiments.studies.trainings import run_trainings, training
 
 # Method → its description, and what is searched beside the learning rate, defaults first.
-_BASE = {"base": ("zeros", "learned")}
+_BASE = {"base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
 _SPARSE = {**_BASE, "method.growth": (2.0, 4.0)}
 _CHUNKED = {**_BASE, "method.hidden": (None, 32, 64, 256)}
 METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
@@ -92,7 +92,7 @@ class Comparison:
 
     sets: dict[str, Tasks]
     budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
-    trials: int = 8
+    trials: int = 10
     seeds: int = 5
     patience: int | None = None
     device: str = "cpu"

@@ -59,8 +59,11 @@ GENERATORS = {
     "dense linear": "dense",
     "sparse linear, learned base": "sparse",
     "chunked, learned base": "chunked",
+    "sparse linear, similar start": "sparse",
 }
 _BASED = ("sparse linear, learned base", "chunked, learned base")
+_SIMILAR = "sparse linear, similar start"
+_SIMILARITY = 0.9
 _BUDGETS = {"chunked": 4.0, "chunked, 49.5 N": 49.5, **dict.fromkeys(_BASED, 4.0)}
 REFERENCE = "sparse linear"
 _RIVALS = ("sparse PReLU", "chunked")
@@ -68,6 +71,7 @@ _RIVALS = ("sparse PReLU", "chunked")
 _CLAIMS = (
     *((REFERENCE, rival) for rival in (*_RIVALS, "scratch")),
     *((_BASED[0], rival) for rival in (REFERENCE, "chunked", _BASED[1], "scratch")),
+    *((_SIMILAR, rival) for rival in (REFERENCE, "chunked", "scratch")),
 )
 
 
@@ -124,7 +128,7 @@ class NewTasks:
 
 
 METHODS = (*GENERATORS, *LEARNERS)
-_FEWER = (REFERENCE, *_RIVALS, "scratch", "linear probe", *_BASED)
+_FEWER = (REFERENCE, *_RIVALS, "scratch", "linear probe", *_BASED, _SIMILAR)
 _THEN = ("last", "all", "mean model")
 _REPAIRED = "split:0-1,2-3,0-2,1-3,0-3,2-1"
 _THREE = "mnist+fashion_mnist+cifar10"  # their classes are 0 to 9, 10 to 19, 20 to 29
@@ -294,6 +298,7 @@ def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Expe
         method=parse_method(GENERATORS.get(method, "experts")),
         budget=_BUDGETS.get(method),
         base="learned" if method in _BASED else "zeros",
+        similarity=_SIMILARITY if method == _SIMILAR else 0.0,
         target=family.target,
         batch_size=25 * family.tasks_per_batch,
         tasks_per_batch=family.tasks_per_batch,

@@ -20,6 +20,7 @@ LINES = {
     "sparse linear": ("#D55E00", "o", "-"),
     "sparse linear, growth 8": ("#E69F00", "P", "-"),
     "sparse linear, learned base": ("#882255", "h", "-"),
+    "sparse linear, similar start": ("#F0E442", "H", "-"),
     "sparse PReLU": ("#CC79A7", "v", "-"),
     "chunked": ("#0072B2", "s", "-"),
     "chunked, learned base": ("#332288", "p", "-"),
