@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,6 +40,17 @@ from sparsehyper.experiments.setup import load_tasks
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 SCALES = ("smoke", "cpu", "full")
+
+
+class Settings:
+    """What the settings of all studies, frozen dataclasses, have in common."""
+
+    def __post_init__(self) -> None:
+        check_integer("seeds", getattr(self, "seeds", 1), minimum=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)  # type: ignore[call-overload]
 
 
 class Cell(NamedTuple):

@@ -11,19 +11,25 @@ more complex problems.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_choice
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.setup import count_target_parameters, fit_generator
-from sparsehyper.experiments.studies.cells import SCALES, SharedTasks, name_of, shared_tasks, slug
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.cells import (
+    SCALES,
+    Settings,
+    SharedTasks,
+    name_of,
+    shared_tasks,
+    slug,
+)
+from sparsehyper.experiments.studies.intervals import claim_of, mean_of
 from sparsehyper.experiments.studies.search import LR, Space, run_searches, with_settings
 from sparsehyper.experiments.studies.trainings import run_trainings, training
 
@@ -49,8 +55,8 @@ _LRS = (5e-4, 2e-2)
 _SEARCH_SEED = 1000  # no run's
 _EPOCHS = 300  # of the thesis's protocol
 
-REFERENCE = "sparse"
-_RIVALS = ("dense", "experts", "shared trunk")
+REFERENCE, _RIVAL = "sparse", "chunked"
+_OTHERS = ("dense", "experts", "shared trunk")
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Settings):
     """The study's settings.
 
     Args:
@@ -98,13 +104,9 @@ class Comparison:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
+        super().__post_init__()
         for name, tasks in self.sets.items():
             check_choice(f"searched_on of {name!r}", tasks.searched_on, self.sets)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 _CNN = "cnn:16-32-64,norm=batch"
@@ -325,27 +327,18 @@ def _claims(study: Comparison, rows: list[dict[str, Any]]) -> list[dict[str, Any
     accuracy = {(r["family"], r["method"], r["budget"]): r["accuracy"] for r in rows}
     claims = []
     for family in study.sets:
-        pairs = {
-            f"{REFERENCE} − chunked, {budget:g} N": _differences(
-                accuracy[family, REFERENCE, budget], accuracy[family, "chunked", budget]
-            )
+        budgets = [
+            budget
             for budget in study.budgets
-            if (family, "chunked", budget) in accuracy and (family, REFERENCE, budget) in accuracy
-        }
-        together = [statistics.fmean(values) for values in zip(*pairs.values(), strict=True)]
-        pairs[f"{REFERENCE} − chunked, mean of budgets"] = together
-        for rival in _RIVALS:
-            if (family, rival, None) in accuracy:
-                pairs[f"{REFERENCE}, {_BUDGET:g} N − {rival}"] = _differences(
-                    accuracy[family, REFERENCE, _BUDGET], accuracy[family, rival, None]
-                )
-        for claim, values in pairs.items():
-            interval = paired(values)
-            claims.append(
-                {"family": family, "claim": claim, **interval, "verdict": verdict(interval)}
-            )
+            if {(family, method, budget) for method in (REFERENCE, _RIVAL)} <= accuracy.keys()
+        ]
+        places = [(f"{budget:g} N", [budget]) for budget in budgets]
+        for name, at in [*places, ("mean of budgets", budgets)] if places else []:
+            pair = [mean_of(accuracy[family, m, b] for b in at) for m in (REFERENCE, _RIVAL)]
+            claims.append(claim_of(family, f"{REFERENCE} − {_RIVAL}, {name}", *pair))
+        for other in _OTHERS:
+            if (family, other, None) in accuracy:
+                claim = f"{REFERENCE}, {_BUDGET:g} N − {other}"
+                pair = [accuracy[family, REFERENCE, _BUDGET], accuracy[family, other, None]]
+                claims.append(claim_of(family, claim, *pair))
     return claims
-
-
-def _differences(ours: list[float], theirs: list[float]) -> list[float]:
-    return [a - b for a, b in zip(ours, theirs, strict=True)]

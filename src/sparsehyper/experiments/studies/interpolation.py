@@ -32,13 +32,14 @@ from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.studies.cells import (
     SCALES,
     Cell,
+    Settings,
     SharedTasks,
     name_of,
     run_cells,
     shared_tasks,
     slug,
 )
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.intervals import claim_of
 from sparsehyper.experiments.studies.learners import LEARNING, accuracy, images_of, shots_of
 from sparsehyper.experiments.studies.trainings import measured, training
 from sparsehyper.hypernetwork import HyperNetwork
@@ -56,7 +57,7 @@ BETWEEN = ("half-way", "neighbour", "fitted")
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class Interpolation(Settings):
     """The study's settings.
 
     Args:
@@ -83,12 +84,8 @@ class Interpolation:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
+        super().__post_init__()
         check_integer("points", self.points, minimum=3)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def interpolation_study(scale: str = "cpu") -> Interpolation:
@@ -260,8 +257,4 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if method != REFERENCE:
             ours, theirs = (by_method[name]["half-way"] for name in (REFERENCE, method))
             pairs["half-way", f"{REFERENCE} − {method}"] = (ours, theirs)
-    claims = []
-    for (family, claim), (ours, theirs) in pairs.items():
-        interval = paired([a - b for a, b in zip(ours, theirs, strict=True)])
-        claims.append({"family": family, "claim": claim, **interval, "verdict": verdict(interval)})
-    return claims
+    return [claim_of(*place, *values) for place, values in pairs.items()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,6 +26,27 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
     error = float(values.std()) / len(values) ** 0.5
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
+
+
+def claim_of(
+    family: str, claim: str, ours: Sequence[float], theirs: Sequence[float], **more: Any
+) -> dict[str, Any]:
+    """What is claimed of a difference, paired over seeds: JSON-ready, with its verdict.
+
+    >>> claim_of("pairs", "sparse − chunked", [0.9, 0.8], [0.7, 0.6])["verdict"]
+    'supported'
+    """
+    interval = paired([a - b for a, b in zip(ours, theirs, strict=True)])
+    return {"family": family, "claim": claim, **more, **interval, "verdict": verdict(interval)}
+
+
+def mean_of(places: Iterable[Sequence[float]]) -> list[float]:
+    """For each seed the mean over places.
+
+    >>> mean_of([[1.0, 2.0], [3.0, 6.0]])
+    [2.0, 4.0]
+    """
+    return [fmean(seed) for seed in zip(*places, strict=True)]
 
 
 def verdict(interval: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_choice
 from sparsehyper._random import seeded, spawn_seeds
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.compare import machine
@@ -29,13 +29,14 @@ from sparsehyper.experiments.setup import count_target_parameters
 from sparsehyper.experiments.studies.cells import (
     SCALES,
     Cell,
+    Settings,
     SharedTasks,
     name_of,
     run_cells,
     shared_tasks,
     slug,
 )
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.intervals import claim_of, mean_of
 from sparsehyper.experiments.studies.learners import (
     LEARNERS,
     LEARNING,
@@ -100,7 +101,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class NewTasks:
+class NewTasks(Settings):
     """The study's settings.
 
     Args:
@@ -118,13 +119,6 @@ class NewTasks:
     updates: tuple[int, ...] = (150, 150, 150, 200, 300)
     test_images: int = 1000
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 METHODS = (*GENERATORS, *LEARNERS)
@@ -260,30 +254,10 @@ def _claims(study: NewTasks, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
                 continue
             # With many images training from scratch needs more updates than are given here.
             few = [s for s in study.shots if rival != "scratch" or (s is not None and s <= 20)]
-            differences = {
-                shots: [
-                    a - b
-                    for a, b in zip(
-                        accuracy[family, method, shots],
-                        accuracy[family, rival, shots],
-                        strict=True,
-                    )
-                ]
-                for shots in few
-            }
-            means = [statistics.fmean(values) for values in zip(*differences.values(), strict=True)]
             together = f"mean of {', '.join('all' if s is None else str(s) for s in few)}"
-            for shots, values in [*differences.items(), (together, means)]:
-                interval = paired(values)
-                claims.append(
-                    {
-                        "family": family,
-                        "claim": f"{method} − {rival}",
-                        "shots": shots,
-                        **interval,
-                        "verdict": verdict(interval),
-                    }
-                )
+            for name, shots in [*((s, [s]) for s in few), (together, few)]:
+                pair = [mean_of(accuracy[family, m, s] for s in shots) for m in (method, rival)]
+                claims.append(claim_of(family, f"{method} − {rival}", *pair, shots=name))
     return claims
 
 

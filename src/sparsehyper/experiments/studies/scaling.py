@@ -8,20 +8,20 @@ is told by exponents: the slope of a straight line through the logarithms.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_choice
 from sparsehyper._extras import require
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.setup import count_target_parameters
-from sparsehyper.experiments.studies.cells import SCALES, name_of, shared_tasks, slug
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.cells import SCALES, Settings, name_of, shared_tasks, slug
+from sparsehyper.experiments.studies.intervals import claim_of
 from sparsehyper.experiments.studies.search import LR, run_searches, with_settings
 from sparsehyper.experiments.studies.trainings import chunked_within, run_trainings, training
 from sparsehyper.generators import Generator
@@ -40,7 +40,7 @@ _REFERENCE, _RIVAL = "sparse", "chunked"
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Settings):
     """The study's settings.
 
     Args:
@@ -65,13 +65,6 @@ class Scaling:
     trials: int = 5
     seeds: int = 5
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def scaling_study(scale: str = "cpu") -> Scaling:
@@ -221,7 +214,6 @@ def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for method, numel, tasks in accuracy:
         if method == _REFERENCE:
             ours, theirs = (accuracy[name, numel, tasks] for name in (_REFERENCE, _RIVAL))
-            interval = paired([a - b for a, b in zip(ours, theirs, strict=True)])
-            place = {"family": f"N = {numel:,}, {tasks} tasks", "claim": f"{method} − {_RIVAL}"}
-            claims.append({**place, **interval, "verdict": verdict(interval)})
+            place = f"N = {numel:,}, {tasks} tasks"
+            claims.append(claim_of(place, f"{method} − {_RIVAL}", ours, theirs))
     return claims

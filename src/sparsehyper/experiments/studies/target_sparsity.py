@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import prune
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_choice
 from sparsehyper._random import spawn_seeds
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.baselines import Experts
@@ -30,13 +30,14 @@ from sparsehyper.experiments.setup import count_target_parameters
 from sparsehyper.experiments.studies.cells import (
     SCALES,
     Cell,
+    Settings,
     SharedTasks,
     name_of,
     run_cells,
     shared_tasks,
     slug,
 )
-from sparsehyper.experiments.studies.intervals import paired, verdict
+from sparsehyper.experiments.studies.intervals import claim_of
 from sparsehyper.experiments.studies.trainings import chunked_within, measured, training
 
 # Method → its description, and its budget in parameters that are left.
@@ -71,7 +72,7 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class TargetSparsity:
+class TargetSparsity(Settings):
     """The study's settings.
 
     Args:
@@ -85,13 +86,6 @@ class TargetSparsity:
     sparsities: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
     seeds: int = 5
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def target_sparsity_study(scale: str = "cpu") -> TargetSparsity:
@@ -257,13 +251,6 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for rival in METHODS if method == _REFERENCE else ():
             theirs = accuracy.get((family, rival, sparsity))
             if rival != _REFERENCE and theirs:
-                interval = paired([a - b for a, b in zip(ours, theirs, strict=True)])
-                claims.append(
-                    {
-                        "family": family,
-                        "claim": f"{_REFERENCE} − {rival}, {sparsity:.0%} zeros",
-                        **interval,
-                        "verdict": verdict(interval),
-                    }
-                )
+                claim = f"{_REFERENCE} − {rival}, {sparsity:.0%} zeros"
+                claims.append(claim_of(family, claim, ours, theirs))
     return claims

@@ -7,16 +7,17 @@ of a training step and that of making one model. Three questions share the cells
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_choice
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.setup import count_target_parameters
 from sparsehyper.experiments.studies.cells import (
     SCALES,
+    Settings,
     name_of,
     shared_tasks,
     slug,
@@ -47,7 +48,7 @@ _LATENT = 64
 
 
 @dataclass(frozen=True)
-class Typology:
+class Typology(Settings):
     """The study's settings.
 
     Args:
@@ -69,13 +70,6 @@ class Typology:
     inits: tuple[str, ...] = ("torch", "hyperfan_in", "hyperfan_out", "residual")
     seeds: int = 3
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, minimum=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def typology_study(scale: str = "cpu") -> Typology:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sparsehyper.experiments.setup import build_model
 from sparsehyper.experiments.studies.cells import (
     SCALES,
     Cell,
+    Settings,
     SharedTasks,
     name_of,
     run_cells,
@@ -89,7 +90,7 @@ OUTCOMES = ("trained tasks", "new tasks")
 
 
 @dataclass(frozen=True)
-class Variations:
+class Variations(Settings):
     """The study's settings.
 
     Args:
@@ -114,11 +115,8 @@ class Variations:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_integer("runs", self.runs, minimum=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def variations_study(scale: str = "cpu") -> Variations:
