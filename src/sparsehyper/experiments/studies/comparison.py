@@ -98,7 +98,7 @@ class Comparison(Settings):
 
     sets: dict[str, Tasks]
     budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
-    trials: int = 10
+    trials: int = 8
     seeds: int = 5
     patience: int | None = None
     device: str = "cpu"
@@ -115,13 +115,13 @@ _FEWER = tuple(method for method in METHODS if method not in ("chunks of tensors
 
 def _mlp_tasks(source: str, tasks: str, searched_on: str, tasks_per_batch: int = 5) -> Tasks:
     data = DataConfig(source, tasks)
-    return Tasks(data, searched_on, "mlp:100-100", 700, tasks_per_batch, 100 // tasks_per_batch)
+    return Tasks(data, searched_on, "mlp:100-100", 500, tasks_per_batch, 100 // tasks_per_batch)
 
 
 def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> Tasks:
     data = DataConfig(source, tasks)
     images = 60 // tasks_per_batch
-    return Tasks(data, "CIFAR-10 5×2", _CNN, 500, tasks_per_batch, images, _FEWER)
+    return Tasks(data, "CIFAR-10 5×2", _CNN, 350, tasks_per_batch, images, _FEWER)
 
 
 _PERMUTED, _SPLIT = "Fashion-MNIST, 10 permutations", "Fashion-MNIST 5×2"

@@ -60,7 +60,7 @@ class Scaling(Settings):
     counts: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 200)
     width: int = 100
     tasks: int = 10
-    steps: int = 700
+    steps: int = 600
     tasks_per_batch: int = 5
     trials: int = 5
     seeds: int = 5

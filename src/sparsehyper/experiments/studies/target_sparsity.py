@@ -99,8 +99,8 @@ def target_sparsity_study(scale: str = "cpu") -> TargetSparsity:
         cnn = "cnn:16-32-64,norm=batch"
         return TargetSparsity(
             {
-                "Fashion-MNIST, 10 permutations": Tasks(permuted, "mlp:100-100", 800, 5, 20),
-                "CIFAR-10 5×2": Tasks(pairs, cnn, 500, 5, 12),
+                "Fashion-MNIST, 10 permutations": Tasks(permuted, "mlp:100-100", 600, 5, 20),
+                "CIFAR-10 5×2": Tasks(pairs, cnn, 400, 5, 12),
             }
         )
     return TargetSparsity(

@@ -109,7 +109,7 @@ class Variations(Settings):
     held_out: int = 3
     shots: int = 20
     target: str = "mlp:100-100"
-    steps: int = 1500
+    steps: int = 800
     tasks_per_batch: int = 4
     runs: int = 240
     device: str = "cpu"
