@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import statistics
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_the_study_of_the_typology():
     budgets = found["by_budget"][1]["rows"]
     assert [p["ratio"] for p in budgets] == [row["parameters"] for row in results["budgets"]]
     assert len({p["colour"] for p in budgets}) == 2
+
+
+def test_a_study_with_a_picture_of_its_own():
+    found = describe_results(DOCS / "interpolation")
+    assert found["question"].startswith("What lies between")
+    kind, _, data = found["picture"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(data)[:4] == b"\x89PNG"
+    assert describe_results(DOCS / "typology")["picture"] is None
 
 
 def test_what_is_no_directory_of_results(tmp_path):

@@ -36,8 +36,9 @@ def write_html(described: Sequence[Mapping[str, Any]], path: str | PathLike[str]
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "report.html"
-    >>> write_html([{"kind": "study", "name": "<b>", "config": {}, "machine": {}, "seconds": 1,
-    ...              "tables": [], "claims": [], "by_shots": None, "by_budget": []}], file)
+    >>> write_html([{"kind": "study", "name": "<b>", "question": "", "method": "", "config": {},
+    ...              "machine": {}, "seconds": 1, "tables": [], "claims": [], "by_shots": None,
+    ...              "by_budget": [], "picture": None}], file)
     >>> "<b>" in file.read_text(encoding="utf-8")
     False
     """

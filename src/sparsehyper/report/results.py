@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import statistics
+import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from sparsehyper.report import tables
 from sparsehyper.report.plots import styles
-from sparsehyper.report.studies import REPORTS, new_tasks, typology
+from sparsehyper.report.studies import REPORTS, StudyReport, new_tasks, typology
 from sparsehyper.report.studies.pages import deviation
 
 
@@ -26,10 +28,13 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
         ``config``, ``machine``, ``tables`` (title, columns, rows) and ``by_budget`` (pictures of
         accuracy against trainable parameters: ``title`` and ``rows`` of ``method``, ``ratio``,
         ``mean``, ``sd``, ``colour``, ``marker``); of a comparison also ``results``; of a study also
-        its ``claims`` and ``by_shots`` (accuracy on new tasks: ``shots`` and ``families``).
+        its ``question`` and ``method``, its ``claims``, ``by_shots`` (accuracy on new tasks:
+        ``shots`` and ``families``) and, where it is neither by budget nor by shots, its
+        ``picture``, a PNG as a data URL.
 
     Raises:
         FileNotFoundError: there are none.
+        MissingExtraError: matplotlib is not installed, and a picture needs it.
         ValueError: the file is damaged, or holds other results.
     """
     path = Path(directory) / "results.json"
@@ -76,18 +81,29 @@ def _comparison(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _study(results: Mapping[str, Any]) -> dict[str, Any]:
     study = results["name"]
+    report = REPORTS[study]
+    by_shots = _by_shots(results) if study == "new-tasks" else None
+    by_budget = _budgets(study, results)
     return {
         "kind": "study",
+        "question": report.question,
+        "method": report.method,
         "config": results["study"],
         "machine": results["machine"],
         "seconds": results["seconds"],
-        "tables": REPORTS[study].tables(results),
+        "tables": report.tables(results),
         "claims": results.get("claims", []),
-        "by_shots": _by_shots(results) if study == "new-tasks" else None,
-        "by_budget": [
-            {"title": title, "rows": _points(rows)} for title, rows in _budgets(study, results)
-        ],
+        "by_shots": by_shots,
+        "by_budget": [{"title": title, "rows": _points(rows)} for title, rows in by_budget],
+        "picture": None if by_shots or by_budget else _picture(report, results),
     }
+
+
+def _picture(report: StudyReport, results: Mapping[str, Any]) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, report.picture)
+        report.draw(results, path)
+        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _budgets(study: str, results: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -66,21 +66,24 @@ function budget({ title, rows }) {
 const VERDICTS = { supported: ["yes", "✓ supported"], "not supported": ["no", "✕ not supported"], undecided: ["open", "? undecided"] };
 const shotsOf = (shots) => (shots === null ? "all" : shots === undefined ? "–" : String(shots));
 
-function studyPanel(index, { name, config, machine, seconds, claims, tables, by_shots: byShots, by_budget: byBudget }) {
+function studyPanel(index, { name, question, method, config, machine, seconds, claims, tables, by_shots: byShots, by_budget: byBudget, picture }) {
   const verdicts = Object.keys(VERDICTS).map((verdict) => claims.filter((claim) => claim.verdict === verdict).length);
   const lead = ["Study", config.seeds && `${config.seeds} seeds`, machine.cpu, `${number(Math.round(seconds / 60))} minutes of one core`].filter(Boolean).join(" · ");
   return panel(index, name, lead, [], [
-    { id: "glance", title: "At a glance", draw: () => tiles([
+    { id: "question", title: "Question", draw: () => [h("p", {}, question), h("p", { class: "note" }, method)] },
+    (claims.length || byBudget.length) && { id: "glance", title: "At a glance", draw: () => tiles([
       claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
       claims.length && ["not supported", verdicts[1], "the difference is below zero"],
       claims.length && ["undecided", verdicts[2], "the interval holds zero"],
       ...byBudget.slice(0, 1).flatMap(({ rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, percent(row.mean), `${fixed(row.ratio)} N trainable`, !claims.length && i === 0])),
     ]) },
     claims.length && { id: "claims", title: "Verdict on each claim", draw: () => verdictsOf(claims),
-      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval over seeds lies above zero. ✕ not supported: it lies below. ? undecided: it holds zero. Columns are how many images of each class were learned from." },
+      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval over seeds lies above zero. ✕ not supported: it lies below. ? undecided: it holds zero." + (byShots ? " Columns are how many images of each class were learned from." : "") },
     byShots && { id: "shots", title: "Accuracy on new tasks", draw: () => shots(byShots),
       note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by how many images of each class are learned from." },
     byBudget.length && { id: "budget", title: "Accuracy against budget", draw: () => byBudget.map(budget) },
+    picture && { id: "picture", title: "In a picture", note: "The tables below have the numbers.",
+      draw: () => scroll("Picture", h("img", { src: picture, alt: `What the study found: ${name}; the tables below have the numbers` })) },
     tables.length && { id: "figures", title: "All figures", draw: () => tables.flatMap((one) => [h("h4", {}, one[0]), texts(one)]) },
     { id: "configuration", title: "Configuration", draw: () => configuration([["Settings", config], ["Machine", machine]]) },
   ].filter(Boolean));
