@@ -45,6 +45,17 @@ def test_an_mlps_parameters():
     )
 
 
+def test_resnet18_is_that_of_section_41_on_the_stem_for_small_images():
+    plain = build_target("resnet18", (3, 32, 32), 100)
+    # The usual one, without norms (9,600), projections (172,032), and with biases (4,800 − 100).
+    stem_7x7 = 64 * 3 * (49 - 9)
+    projections, norms, head = 172_032, 9_600, 512 * 1000 + 1000
+    usual = 11_689_512 - stem_7x7 - projections - norms - head
+    biases = 64 * 5 + 128 * 4 + 256 * 4 + 512 * 4
+    assert count(plain) == usual + biases + 512 * 100 + 100
+    assert plain(torch.zeros(1, 3, 32, 32)).shape == (1, 100)
+
+
 def test_resnet32_is_hes_with_biases_for_norms():
     assert count(build_target("resnet32", (3, 32, 32), 10)) == 463_018
     batch_normed = build_target("resnet:depth=32,width=16,norm=batch", (3, 32, 32), 10)
@@ -103,7 +114,11 @@ def test_your_own_factory(monkeypatch, tmp_path):
         ("cnn:8-x", ValueError, "'cnn:8-x' must name the widths .* or cnn:16-32-64"),
         ("cnn:8,norm=layer", ValueError, "`norm` must be one of 'none', 'batch'.*got 'layer'"),
         ("mlp:32,16", ValueError, "'mlp:32,16' must name the widths"),
-        ("resnet:layers=8", ValueError, "no setting 'layers'; a resnet has: depth, width, norm"),
+        (
+            "resnet:layers=8",
+            ValueError,
+            "no setting 'layers'; a resnet has: depth, width, stages, norm",
+        ),
         ("resnet:depth=deep", ValueError, "`depth` of `target` .* integer, got 'deep'"),
         ("resnet:depth=9", ValueError, r"`depth` must be 6n \+ 2, such as 8.*, got 9"),
         ("resnet:depth=2", ValueError, "`depth` must be at least 8, got 2"),

@@ -18,7 +18,7 @@ from experiments.calls import nap
 from sparsehyper.experiments.studies.cells import Cell, run_cells
 
 folder = Path(sys.argv[1])
-run_cells({}, [Cell(str(i), {"i": i}) for i in range(3)], nap, folder / "study", folder, workers=2)
+run_cells([Cell(str(i), {"i": i}) for i in range(3)], nap, folder / "study", folder, workers=2)
 """
 
 

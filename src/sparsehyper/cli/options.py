@@ -108,7 +108,7 @@ def _options(  # never called: its signature is the list
         str,
         Option(
             help="mlp:128-64  cnn:16-32-64,norm=none|batch  "
-            "resnet:depth=8,width=16,norm=none|batch  resnet32  package.module:function",
+            "resnet:depth=8,width=16,norm=none|batch  resnet32  resnet18  package.module:function",
             rich_help_panel=_MODEL,
         ),
     ] = "mlp:128-64",

@@ -6,9 +6,11 @@
                                 ``,norm=none`` (default) or ``,norm=batch``
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
 ``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
+``resnet18``                    short for ``resnet:depth=18,width=64,stages=4,norm=none``
 ``package.module:function``     called as ``function(image_shape, n_classes)``, returns a Module
 ``…/masked:0.9``                any of them, of whose weights so large a part is zero, at random
-                                places that are the same for all tasks (`sparsehyper.adapters`)
+                                places that are the same for all tasks and follow from the seed
+                                (`sparsehyper.adapters`)
 ==============================  ===================================================================
 
 All take float32 images ``[batch, channels, height, width]`` and return logits
@@ -16,7 +18,8 @@ All take float32 images ``[batch, channels, height, width]`` and return logits
 
 Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
 2016), section 4.2: 6n + 2 layers in three stages and shortcuts without parameters. Without a norm,
-convolutions have biases.
+convolutions have biases. ``resnet18`` has the stages of section 4.1 on the stem of 4.2, as is usual
+for small images.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,18 +39,19 @@ from sparsehyper.adapters import masked
 
 DEFAULT_MLP = "128-64"
 NORMS = ("none", "batch")
-_SHORT = {"resnet32": "resnet:depth=32"}
+_SHORT = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
 DEFAULT_CNN = "16-32-64"
 _FORMS = (
     "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  resnet32  "
-    "package.module:function; any with /masked:0.9"
+    "resnet18  package.module:function; any with /masked:0.9"
 )
-_RESNET_SETTINGS = ("depth", "width", "norm")
+_RESNET_SETTINGS = ("depth", "width", "stages", "norm")
 _BUILT_IN = ("mlp", "cnn", "resnet", *_SHORT)
 
 
 def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """A freshly initialised target; its weights come from PyTorch's global generator.
+    """A freshly initialised target; its weights, and the places of its zeros, come from PyTorch's
+    global generator, the latter from its seed alone.
 
     Args:
         text: which one, in one of the forms above.
@@ -69,7 +74,10 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     check_integer("n_classes", n_classes, minimum=1)
     text, slash, mask = text.partition("/")
     if slash:
-        return masked(build_target(text, image_shape, n_classes), _sparsity(mask, text))
+        # All targets that are made from one seed, such as the experts of a run, are masked alike.
+        seed = torch.initial_seed() % 2**63
+        whole = build_target(text, image_shape, n_classes)
+        return masked(whole, _sparsity(mask, text), seed=seed)
     kind, colon, rest = _SHORT.get(text, text).partition(":")
     if kind == "mlp":
         return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
@@ -119,12 +127,14 @@ class ResNet(nn.Module):
     Args:
         image_shape: channels, height, width.
         n_classes: number of logits.
-        depth: layers with weights, 6n + 2 for n blocks a stage.
-        width: channels of the first stage; the second has twice, the third four times as many.
+        depth: layers with weights, 2 · stages · n + 2 for n blocks a stage.
+        width: channels of the first stage; every other has twice as many as the one before.
+        stages: of blocks; each after the first halves the sides of the images.
         norm: ``"none"`` or ``"batch"`` after every convolution.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, a width below 1, or an unknown norm.
+        ValueError: a depth that is not 2 · stages · n + 2, a width or number of stages below 1, or
+            an unknown norm.
 
     >>> sum(p.numel() for p in ResNet((3, 32, 32), 10, depth=32).parameters())
     463018
@@ -137,19 +147,23 @@ class ResNet(nn.Module):
         *,
         depth: int = 8,
         width: int = 16,
+        stages: int = 3,
         norm: str = "none",
     ) -> None:
         super().__init__()
-        check_integer("depth", depth, minimum=8)
         check_integer("width", width, minimum=1)
+        check_integer("stages", stages, minimum=1)
+        layers = 2 * stages  # of one block in each stage
+        check_integer("depth", depth, minimum=layers + 2)
         check_choice("norm", norm, NORMS)
-        if depth % 6 != 2:
-            raise ValueError(f"`depth` must be 6n + 2, such as 8, 14, 20 or 32, got {depth}")
+        if depth % layers != 2 % layers:
+            some = ", ".join(str(layers * n + 2) for n in (1, 2, 3))
+            raise ValueError(f"`depth` must be {layers}n + 2, such as {some}, got {depth}")
         self.stem = _convolution(image_shape[0], width, 1, norm)
         blocks = []
         channels = width
-        for stage in range(3):
-            for block in range(depth // 6):
+        for stage in range(stages):
+            for block in range((depth - 2) // layers):
                 stride = 2 if stage and not block else 1
                 blocks.append(_Block(channels, width << stage, stride, norm))
                 channels = width << stage

@@ -34,7 +34,7 @@ def test_what_was_found_is_what_is_trained(found):
         cell = json.loads((folder / "cells" / f"digits_5_2--sparse--4N--{seed}.json").read_text())
         experiment = cell["settings"]["experiment"]
         assert experiment["training"]["lr"] == search["settings_found"]["training.lr"]
-        assert experiment["method"]["growth"] == search["settings_found"]["method.growth"]
+        assert experiment["base"] == search["settings_found"]["base"]
         assert experiment["training"]["seed"] == seed
 
 
@@ -46,9 +46,13 @@ def test_budgets_are_met_or_the_method_is_left_out(found):
         if row["budget"] is not None:
             embeddings = 5 * 64 / 6_702
             assert 0.8 * row["budget"] < row["parameters"] < row["budget"] + embeddings
-    assert budgets["sparse"] == [1, 4]
-    assert budgets["chunked"] == [4]  # whose layers alone are more than one N
+    assert budgets["sparse"] == [0.25, 4]
+    assert budgets["chunked"] == [4]  # whose layers alone are more than a quarter of N
     assert budgets["experts"] == [None]
+    left_out = {"family": "digits 5×2", "method": "chunked", "budget": 0.25}
+    assert results["left_out"] == [left_out]
+    (row,) = [r for r in results["rows"] if (r["method"], r["budget"]) == ("sparse", 0.25)]
+    assert row["generator"]["share"] > 1  # as the budget made it
 
 
 def test_claims_are_paired_differences(found):

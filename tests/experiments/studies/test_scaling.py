@@ -34,11 +34,15 @@ def test_experts_grow_with_tasks_and_hypernetworks_hardly(found):
         assert three / two == pytest.approx(factor, rel=0.01)
 
 
-def test_exponents():
-    noisy = exponent([1, 2, 4, 8], [3, 6.1, 11.9, 24.2])
-    assert noisy["mean"] == pytest.approx(1, abs=0.02)
-    assert noisy["low"] < 1 < noisy["high"]
-    assert exponent([1, 10, 100], [5, 5, 5])["mean"] == 0
+def test_exponents(found):
+    assert exponent([1, 2, 4, 8], [3, 6.1, 11.9, 24.2]) == pytest.approx(1, abs=0.02)
+    assert exponent([1, 10, 100], [5, 5, 5]) == pytest.approx(0)
+    results, _ = found
+    slopes = {(e["part"], e["method"], e["measure"]): e for e in results["exponents"]}
+    assert slopes["tasks", "experts", "parameters"]["mean"] == pytest.approx(1)
+    assert slopes["target", "experts", "parameters"]["mean"] == pytest.approx(1)
+    assert slopes["tasks", "sparse", "parameters"]["mean"] < 0.1
+    assert {e["pairs"] for e in results["exponents"]} == {2}  # a slope a seed
 
 
 def test_larger_scales_reach_200_tasks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsehyper.experiments.studies import search
-from sparsehyper.experiments.studies.cells import name_of, shared_tasks
+from sparsehyper.experiments.studies.cells import shared_tasks
 from sparsehyper.experiments.studies.search import LR, run_searches
 
 SPACE = {LR: (1e-4, 1e-1), "method.growth": (2.0, 4.0)}
@@ -66,11 +66,11 @@ def test_a_trial_that_diverges_counts_for_nothing(settings, files, tmp_path):
 
 
 def test_it_is_a_cell_of_the_study(experiment, files, tmp_path):
-    assert name_of(experiment.data) in files
+    assert experiment.data in files
     how = {"workers": 1, "quiet": True}
-    one = run_searches({}, {"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
-    again = run_searches({}, {"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
+    one = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
+    again = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
     assert one == again
     assert (tmp_path / "search" / "one.journal").exists()
     with pytest.raises(ValueError, match="its `trials` is 2, got 3"):
-        run_searches({}, {"one": (experiment, SPACE)}, 3, tmp_path, files, **how)
+        run_searches({"one": (experiment, SPACE)}, 3, tmp_path, files, **how)

@@ -5,7 +5,6 @@ its result is one file, whole or not there: a study that was stopped goes on whe
 repeats what is done.
 
 ==========================  ===================================================================
-``study.json``              the study's settings, as it was run last
 ``cells/<name>.json``       a cell's settings and result; a cell of other settings is refused, so
                             that a study may grow by cells, and never mixes results
 ``results.json``            what the study makes of all cells
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
@@ -61,7 +60,6 @@ class Cell(NamedTuple):
 
 
 def run_cells(
-    study: Mapping[str, Any],
     cells: Sequence[Cell],
     work: Callable[..., dict[str, Any]],
     directory: Path,
@@ -72,7 +70,6 @@ def run_cells(
     """Compute the cells that have no result yet.
 
     Args:
-        study: its settings, JSON-ready.
         cells: what there is to do.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
@@ -103,7 +100,6 @@ def run_cells(
                 continue
             recorded = _completed(read_json(path)["settings"])
             check_same(f"cell {path}", recorded, json_ready(cell.settings), ())
-        write_json(directory / "study.json", study)
         started = time.perf_counter()
         failed: dict[str, str] = {}
         outcomes = _outcomes(todo, work, arguments, workers)
@@ -132,7 +128,7 @@ def run_cells(
 @contextmanager
 def shared_tasks(
     data: Iterable[DataConfig], data_dir: str | None
-) -> Iterator[dict[str, SharedTasks]]:
+) -> Iterator[dict[DataConfig, SharedTasks]]:
     """Within, there is a file of every data set's tasks, made once, for all processes.
 
     Args:
@@ -140,16 +136,16 @@ def shared_tasks(
         data_dir: as `load_tasks` takes it.
 
     Returns:
-        By `name_of` the data.
+        By the data.
     """
     with tempfile.TemporaryDirectory(prefix="sparsehyper-") as scratch:
-        files: dict[str, SharedTasks] = {}
+        files: dict[DataConfig, SharedTasks] = {}
         for one in data:
-            if name_of(one) not in files:
+            if one not in files:
                 path = Path(scratch, f"{len(files)}.pt")
                 tasks = load_tasks(one, data_dir)
                 torch.save(tasks, path)
-                files[name_of(one)] = SharedTasks(str(path), tasks.fingerprint)
+                files[one] = SharedTasks(str(path), tasks.fingerprint)
         yield files
 
 
@@ -164,15 +160,6 @@ class SharedTasks(NamedTuple):
         # The file is our own.
         tasks: TaskSet = torch.load(self.path, mmap=True, weights_only=False)
         return tasks
-
-
-def name_of(data: DataConfig) -> str:
-    """What tells data sets of tasks apart.
-
-    >>> name_of(DataConfig("digits", "split:2"))
-    'digits split:2'
-    """
-    return f"{data.source} {data.tasks}"
 
 
 def slug(text: str) -> str:

@@ -25,7 +25,6 @@ from sparsehyper.experiments.studies.cells import (
     SCALES,
     Settings,
     SharedTasks,
-    name_of,
     shared_tasks,
     slug,
 )
@@ -35,13 +34,12 @@ from sparsehyper.experiments.studies.trainings import run_trainings, training
 
 # Method → its description, and what is searched beside the learning rate, defaults first.
 _BASE = {"base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
-_SPARSE = {**_BASE, "method.growth": (2.0, 4.0)}
-_CHUNKED = {**_BASE, "method.hidden": (None, 32, 64, 256)}
+_CHUNKED = {**_BASE, "method.hidden": (None, 8, 16, 32, 64, 256)}
 METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
-    "sparse": ("sparse", _SPARSE),
+    "sparse": ("sparse", _BASE),
     "chunked": ("chunked", _CHUNKED),
-    "sparse, affine": ("sparse:bias=true", _SPARSE),
-    "sparse, MLP": ("sparse:activation=prelu", _SPARSE),
+    "sparse, affine": ("sparse:bias=true", _BASE),
+    "sparse, MLP": ("sparse:activation=prelu", _BASE),
     "chunks of tensors": ("chunked:by=tensor", _CHUNKED),
     "dense": ("dense", _BASE),
     "butterfly": ("butterfly:stages=6", _BASE),
@@ -54,6 +52,7 @@ _BUDGET = 4.0
 _LRS = (5e-4, 2e-2)
 _SEARCH_SEED = 1000  # no run's
 _EPOCHS = 300  # of the thesis's protocol
+_BATCH = 150  # images, of the thesis's protocol
 
 REFERENCE, _RIVAL = "sparse", "chunked"
 _OTHERS = ("dense", "experts", "shared trunk")
@@ -135,6 +134,17 @@ _CPU = {
     "CIFAR-10 2×5": _cnn_tasks("cifar10", "split:5", 2),
     "three data sets, 15 pairs": _cnn_tasks("mnist+fashion_mnist+cifar10", "split:2", 5),
 }
+# Training images of all tasks, validation left out.
+_EPOCH_IMAGES = {
+    _SPLIT: 54_000,
+    _PERMUTED: 540_000,
+    "Fashion-MNIST, 45 pairs": 486_000,
+    "MNIST 5×2": 54_000,
+    "MNIST, 10 permutations": 540_000,
+    "CIFAR-10 5×2": 45_000,
+    "CIFAR-10 2×5": 45_000,
+    "three data sets, 15 pairs": 153_000,
+}
 
 
 def comparison_study(scale: str = "cpu") -> Comparison:
@@ -144,22 +154,29 @@ def comparison_study(scale: str = "cpu") -> Comparison:
         methods = ("sparse", "chunked", "dense", "experts", "shared trunk")
         data = DataConfig("digits", "split:2")
         tasks = Tasks(data, "digits 5×2", "mlp:100", 10, 5, 4, methods)
-        return Comparison({"digits 5×2": tasks}, (1.0, 4.0), trials=2, seeds=2)
+        return Comparison({"digits 5×2": tasks}, (0.25, 4.0), trials=2, seeds=2)
     if scale == "cpu":
         return Comparison(_CPU)
-    # The thesis's targets and batches; 300 epochs of the largest set, patience 10.
+    # The thesis's protocol: its targets and batches, 300 epochs, patience 10.
     full = {
         name: replace(
             tasks,
             target="mlp:400-400-400" if tasks.target.startswith("mlp") else "resnet32",
-            steps=100_000,
-            images=150 // tasks.tasks_per_batch,
+            steps=_EPOCHS * _EPOCH_IMAGES[name] // _BATCH,
+            images=_BATCH // tasks.tasks_per_batch,
             methods=tuple(METHODS),
+            searched_on=tasks.searched_on.replace("CIFAR-10 5×2", "CIFAR-10 5×2, resnet32"),
         )
         for name, tasks in _CPU.items()
     }
-    cifar100 = DataConfig("cifar100", "split:10")
-    full["CIFAR-100 10×10"] = replace(full["CIFAR-10 5×2"], data=cifar100)
+    ten_by_two = full.pop("CIFAR-10 5×2")
+    for name, source, maker in (
+        ("CIFAR-10 5×2", "cifar10", "split:2"),
+        ("CIFAR-100 10×10", "cifar100", "split:10"),
+    ):
+        for target in ("resnet32", "resnet18"):
+            one = replace(ten_by_two, data=DataConfig(source, maker), target=target)
+            full[f"{name}, {target}"] = replace(one, searched_on="CIFAR-10 5×2, resnet32")
     return Comparison(full, patience=10, device="auto")
 
 
@@ -177,10 +194,12 @@ def run_comparison(
         What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
         ``searches``, each with the ``settings_found`` and its trials; ``rows`` (family, that is the
         set of tasks, method, budget, ``accuracy`` and ``worst`` task for each seed, ``parameters``
-        ÷ N, ``step_ms``, ``seconds`` and ``peak_memory_mb`` for each seed); and ``claims``.
+        ÷ N, ``generator``, ``step_ms``, ``seconds`` and ``peak_memory_mb`` for each seed);
+        ``left_out`` (family, method and budget of those that cannot be as small); and ``claims``.
     """
     with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
-        entries = list(_entries(study, files))
+        wanted = list(_entries(study, files))
+        entries = [entry for entry in wanted if all(entry.space.values())]
         searched = {
             entry.search: (
                 entry.experiment(study, study.sets[entry.family], _SEARCH_SEED),
@@ -190,7 +209,7 @@ def run_comparison(
             if entry.family == study.sets[entry.family].searched_on
         }
         how: dict[str, Any] = {"workers": workers, "quiet": quiet}
-        searches = run_searches(study.to_dict(), searched, study.trials, directory, files, **how)
+        searches = run_searches(searched, study.trials, directory, files, **how)
         experiments = {
             entry.cell(seed): with_settings(
                 entry.experiment(study, study.sets[entry.family], seed),
@@ -199,7 +218,7 @@ def run_comparison(
             for seed in range(study.seeds)
             for entry in entries
         }
-        done = run_trainings(study.to_dict(), experiments, directory, files, **how)
+        done = run_trainings(experiments, directory, files, **how)
     rows = []
     for entry in entries:
         found = [done[entry.cell(seed)] for seed in range(study.seeds)]
@@ -212,6 +231,7 @@ def run_comparison(
                 **{name: [run[name] for run in found] for name in each},
                 "worst": [min(run["accuracies"].values()) for run in found],
                 "parameters": found[0]["parameters"],
+                "generator": found[0]["generator"],
             }
         )
     return {
@@ -219,6 +239,11 @@ def run_comparison(
         "machine": machine(),
         "searches": searches,
         "rows": rows,
+        "left_out": [
+            {"family": entry.family, "method": entry.method, "budget": entry.budget}
+            for entry in wanted
+            if entry not in entries
+        ],
         "claims": _claims(study, rows),
         "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
     }
@@ -249,9 +274,11 @@ class _Entry:
         return slug(self.method) + ("" if self.budget is None else f"--{self.budget:g}N")
 
 
-def _entries(study: Comparison, files: dict[str, SharedTasks]) -> Iterator[_Entry]:
-    """All that can meet their budget, with the choices that can."""
+def _entries(study: Comparison, files: dict[DataConfig, SharedTasks]) -> Iterator[_Entry]:
+    """Every method at every budget, with the choices with which it can be met, if there are any."""
     for family, tasks in study.sets.items():
+        known = files[tasks.data].load()
+        numel = count_target_parameters(_experiment(study, tasks, "experts", None, 0), known)
         for method in tasks.methods:
             budgets: list[float | None] = [None]
             if method in _AT_EVERY_BUDGET:
@@ -260,13 +287,8 @@ def _entries(study: Comparison, files: dict[str, SharedTasks]) -> Iterator[_Entr
                 budgets = [_BUDGET]
             for budget in budgets:
                 experiment = _experiment(study, tasks, method, budget, 0)
-                known = files[name_of(tasks.data)].load()
-                numel = count_target_parameters(experiment, known)
-                choices = METHODS[method][1]
-                space = _possible(experiment, choices, numel)
-                if all(space.values()):
-                    found = {LR: _LRS, **space}
-                    yield _Entry(family, tasks.searched_on, method, budget, found)
+                space = _possible(experiment, METHODS[method][1], numel)
+                yield _Entry(family, tasks.searched_on, method, budget, {LR: _LRS, **space})
 
 
 def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, tuple[Any, ...]]:
@@ -310,7 +332,11 @@ def _experiment(
 ) -> Experiment:
     patience: dict[str, Any] = {}
     if study.patience is not None:
-        patience = {"patience": study.patience, "eval_every": tasks.steps // _EPOCHS}
+        patience = {
+            "patience": study.patience,
+            "eval_every": tasks.steps // _EPOCHS,
+            "schedule": "plateau",
+        }
     return Experiment(
         tasks.data,
         training(tasks.steps, seed, device=study.device, **patience),
@@ -337,7 +363,7 @@ def _claims(study: Comparison, rows: list[dict[str, Any]]) -> list[dict[str, Any
             pair = [mean_of(accuracy[family, m, b] for b in at) for m in (REFERENCE, _RIVAL)]
             claims.append(claim_of(family, f"{REFERENCE} − {_RIVAL}, {name}", *pair))
         for other in _OTHERS:
-            if (family, other, None) in accuracy:
+            if {(family, REFERENCE, _BUDGET), (family, other, None)} <= accuracy.keys():
                 claim = f"{REFERENCE}, {_BUDGET:g} N − {other}"
                 pair = [accuracy[family, REFERENCE, _BUDGET], accuracy[family, other, None]]
                 claims.append(claim_of(family, claim, *pair))

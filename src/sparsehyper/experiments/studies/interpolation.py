@@ -5,7 +5,8 @@ an embedding between two neighbours should be good at, if the space of embedding
 
 Measured of each trained hypernetwork: accuracy along the line between neighbours, on the tasks at
 both ends and on the task half-way; over the plane of three tasks, on the mean of these; of averaged
-embeddings; and how straight the way is that the generated weights go.
+embeddings; and what a direction does to the generated weights: how straight their way is, how many
+of them change, and in how many independent ways they can.
 
 Source: accuracy along the line between two embeddings is a measure of F. Cubélier, "Sparse
 hypernetworks for multitasking" (Liège, 2022).
@@ -34,7 +35,6 @@ from sparsehyper.experiments.studies.cells import (
     Cell,
     Settings,
     SharedTasks,
-    name_of,
     run_cells,
     shared_tasks,
     slug,
@@ -44,11 +44,14 @@ from sparsehyper.experiments.studies.learners import LEARNING, accuracy, images_
 from sparsehyper.experiments.studies.trainings import measured, training
 from sparsehyper.hypernetwork import HyperNetwork
 
-METHODS = {
-    "sparse": ("sparse", 4.0),
-    "sparse, MLP": ("sparse:activation=prelu", 4.0),
-    "chunked": ("chunked", 4.0),
-    "dense": ("dense", None),
+# Method → its generator, budget, base, and how alike tasks start.
+METHODS: dict[str, tuple[str, float | None, str, float]] = {
+    "sparse": ("sparse", 4.0, "zeros", 0.0),
+    "sparse, similar start": ("sparse", 4.0, "zeros", 0.9),
+    "sparse, learned base": ("sparse", 4.0, "learned", 0.0),
+    "sparse, MLP": ("sparse:activation=prelu", 4.0, "zeros", 0.0),
+    "chunked": ("chunked", 4.0, "zeros", 0.0),
+    "dense": ("dense", None, "zeros", 0.0),
 }
 REFERENCE = "sparse"
 
@@ -115,7 +118,7 @@ def run_interpolation(
         ``rows``, one a method, of what each cell measured, for each seed; and ``claims``.
     """
     with shared_tasks([study.data], data_dir) as files:
-        file = files[name_of(study.data)]
+        file = files[study.data]
         cells = [
             Cell(
                 f"{slug(method)}--{seed}",
@@ -131,9 +134,7 @@ def run_interpolation(
             for seed in range(study.seeds)
             for method in METHODS
         ]
-        done = run_cells(
-            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
-        )
+        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
     rows = []
     for method in METHODS:
         found = [done[f"{slug(method)}--{seed}"] for seed in range(study.seeds)]
@@ -149,22 +150,24 @@ def run_interpolation(
 
 
 def _experiment(study: Interpolation, method: str, seed: int) -> Experiment:
-    described, budget = METHODS[method]
+    described, budget, base, similarity = METHODS[method]
     return Experiment(
         study.data,
         training(study.steps, seed, device=study.device),
         method=parse_method(described),
         budget=budget,
+        base=base,
+        similarity=similarity,
         target=study.target,
         batch_size=25 * study.tasks_per_batch,
         tasks_per_batch=study.tasks_per_batch,
     )
 
 
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
-    tasks = files[name_of(experiment.data)].load()
+    tasks = files[experiment.data].load()
     known, between = tasks.select(tasks.names[::2]), tasks.select(tasks.names[1::2])
     model, values = measured(experiment, known)
     assert isinstance(model, HyperNetwork)
@@ -180,7 +183,7 @@ def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, 
 def _between(
     hnet: HyperNetwork, known: TaskSet, between: TaskSet, settings: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """What lies between the trained tasks, JSON-ready: accuracies, and how straight the way is."""
+    """What lies between the trained tasks, JSON-ready: accuracies, and what becomes of weights."""
     count, points = len(known.names), settings["points"]
     on_known = [_judge(known, i, settings["test_images"]) for i in range(count)]
     on_between = [_judge(between, i, settings["test_images"]) for i in range(len(between.names))]
@@ -205,6 +208,8 @@ def _between(
     }
     ends = [hnet.materialize(i).eval() for i in range(count)]
     ways = [_straightness(hnet, a, b) for a, b in neighbours]
+    changes = [_changing(hnet, a, b) for a, b in neighbours]
+    ranks = [_directions(hnet, i) for i in range(count)]
     fit_embeddings(hnet, samples, seed=seed, **settings["learning"])
     fitted = [hnet.materialize(name).eval() for name in between.names]
     return {
@@ -220,6 +225,8 @@ def _between(
             judge(model) for judge, model in zip(on_between, fitted, strict=True)
         ),
         "straightness": statistics.fmean(ways),
+        "changing": statistics.fmean(changes),
+        "directions": statistics.fmean(ranks),
     }
 
 
@@ -244,6 +251,28 @@ def _straightness(hnet: HyperNetwork, a: int, b: int, steps: int = 16) -> float:
     theta: Tensor = hnet.theta(start + way * (end - start))
     length = (theta[1:] - theta[:-1]).norm(dim=1).sum()
     return float((theta[-1] - theta[0]).norm() / length)
+
+
+@torch.no_grad()
+def _changing(hnet: HyperNetwork, a: int, b: int) -> float:
+    """The smallest share of the weights in which nine tenths of the squared change from one task to
+    another are.
+    """
+    start, end = hnet.theta(torch.stack([hnet.embedding(a), hnet.embedding(b)])).double()
+    sums = (end - start).square().sort(descending=True).values.cumsum(0)
+    return (int((sums < 0.9 * sums[-1]).sum()) + 1) / len(sums)
+
+
+@torch.no_grad()
+def _directions(hnet: HyperNetwork, task: int, step: float = 0.01) -> float:
+    """In how many independent ways the weights change near a task: (Σ s²)² ÷ Σ s⁴ of the singular
+    values s of the derivative of weights by embedding, taken by central differences.
+    """
+    z = hnet.embedding(task)
+    steps = step * torch.eye(z.numel())
+    derivative = (hnet.theta(z + steps) - hnet.theta(z - steps)).double() / (2 * step)
+    squares = torch.linalg.eigvalsh(derivative @ derivative.T).clamp_min(0)
+    return float(squares.sum().square() / squares.square().sum())
 
 
 def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

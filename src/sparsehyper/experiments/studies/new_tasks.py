@@ -31,7 +31,6 @@ from sparsehyper.experiments.studies.cells import (
     Cell,
     Settings,
     SharedTasks,
-    name_of,
     run_cells,
     shared_tasks,
     slug,
@@ -199,7 +198,7 @@ def run_new_tasks(
                         "methods": [method],
                         "then": _then(family, method),
                     },
-                    "fingerprint": files[name_of(_data(family))].fingerprint,
+                    "fingerprint": files[_data(family)].fingerprint,
                     "method": method,
                     "learning": LEARNING,
                     "experiment": _experiment(study, family, method, seed).to_dict(),
@@ -212,9 +211,7 @@ def run_new_tasks(
             for name, family in study.families.items()
             for method in family.methods
         ]
-        done = run_cells(
-            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
-        )
+        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
     rows = []
     for name, family in study.families.items():
         for method in family.methods:
@@ -279,12 +276,12 @@ def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Expe
     )
 
 
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Pretrain one method, and learn the held-out tasks."""
     family, method = Family(**settings["family"]), settings["method"]
     experiment = Experiment.from_dict(settings["experiment"])
     began = time.perf_counter()
-    tasks = files[name_of(_data(family))].load()
+    tasks = files[_data(family)].load()
     held = _held_out(family, tasks, experiment.seed)
     known = tasks.select([name for name in tasks.names if name not in held])
     new = tasks.select(held)

@@ -7,21 +7,19 @@ is told by exponents: the slope of a straight line through the logarithms.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsehyper._checks import check_choice
-from sparsehyper._extras import require
 from sparsehyper.experiments.compare import machine
 from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.setup import count_target_parameters
-from sparsehyper.experiments.studies.cells import SCALES, Settings, name_of, shared_tasks, slug
-from sparsehyper.experiments.studies.intervals import claim_of
+from sparsehyper.experiments.studies.cells import SCALES, Settings, shared_tasks, slug
+from sparsehyper.experiments.studies.intervals import claim_of, paired
 from sparsehyper.experiments.studies.search import LR, run_searches, with_settings
 from sparsehyper.experiments.studies.trainings import chunked_within, run_trainings, training
 from sparsehyper.generators import Generator
@@ -101,7 +99,7 @@ def run_scaling(
     data = {count: DataConfig(study.source, f"permuted:{count}") for count in _counts(study)}
     how: dict[str, Any] = {"workers": workers, "quiet": quiet}
     with shared_tasks(data.values(), data_dir) as files:
-        known = files[name_of(data[study.tasks])].load()
+        known = files[data[study.tasks]].load()
         numels = {
             width: count_target_parameters(_experiment(study, "experts", width, 2), known)
             for width in {study.width, *study.widths}
@@ -118,7 +116,7 @@ def run_scaling(
             f"search--{slug(method)}": (experiment(method, *middle), {LR: _LRS})
             for method in METHODS
         }
-        searches = run_searches(study.to_dict(), searched, study.trials, directory, files, **how)
+        searches = run_searches(searched, study.trials, directory, files, **how)
         experiments = {
             _name(method, width, count, seed): with_settings(
                 experiment(method, width, count, seed),
@@ -128,7 +126,7 @@ def run_scaling(
             for width, count in dict.fromkeys([*places["target"], *places["tasks"]])
             for method in METHODS
         }
-        done = run_trainings(study.to_dict(), experiments, directory, files, **how)
+        done = run_trainings(experiments, directory, files, **how)
     each = ("accuracy", "step_ms", "peak_memory_mb", "parameters")
     rows = []
     for part in PARTS:
@@ -173,38 +171,34 @@ def _experiment(study: Scaling, method: str, width: int, count: int) -> Experime
 
 
 def _exponents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How error, time and memory grow with N, or with the number of tasks."""
+    """How error, time and trainable parameters grow with N, or with the number of tasks: for each
+    seed an exponent, then their mean with its interval.
+    """
     measures = {
         "error": lambda row: [max(1 - accuracy, 1e-4) for accuracy in row["accuracy"]],
         "step": lambda row: row["step_ms"],
-        "memory": lambda row: row["peak_memory_mb"],
+        "parameters": lambda row: [ratio * row["numel"] for ratio in row["parameters"]],
     }
     found = []
     for part in PARTS:
         of = "numel" if part == "target" else "tasks"
         for method in METHODS:
             own = [row for row in rows if (row["part"], row["method"]) == (part, method)]
+            x = [row[of] for row in own]
             for measure, values_of in measures.items():
-                points = [(row[of], value) for row in own for value in values_of(row)]
-                slope = exponent(*zip(*points, strict=True))
-                found.append({"part": part, "method": method, "measure": measure, **slope})
+                of_seeds = zip(*map(values_of, own), strict=True)
+                slopes = paired([exponent(x, y) for y in of_seeds])
+                found.append({"part": part, "method": method, "measure": measure, **slopes})
     return found
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """B of y ∝ x^b by least squares on logarithms, with its 95% interval by Student's t.
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """B of y ∝ x^b by least squares on logarithms.
 
-    >>> found = exponent([1, 10, 100], [2, 20, 200])
-    >>> round(found["mean"], 6), round(found["high"] - found["low"], 6)
-    (1.0, 0.0)
+    >>> round(exponent([1, 10, 100], [2, 20, 200]), 6)
+    1.0
     """
-    logs, values = (torch.tensor([log(v) for v in of], dtype=torch.float64) for of in (x, y))
-    logs, values = logs - logs.mean(), values - values.mean()
-    slope = float(logs @ values / (logs @ logs))
-    freedom = len(logs) - 2
-    error = float(((values - slope * logs).square().sum() / freedom / (logs @ logs)).sqrt())
-    half = float(require("scipy.stats", "data").t.ppf(0.975, freedom)) * error
-    return {"mean": slope, "low": slope - half, "high": slope + half}
+    return statistics.linear_regression([log(v) for v in x], [log(v) for v in y]).slope
 
 
 def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

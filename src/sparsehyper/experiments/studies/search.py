@@ -6,16 +6,15 @@ search that was stopped goes on after the last of them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparsehyper._extras import require
-from sparsehyper.experiments.config import Experiment
+from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.setup import build_model, make_batches
-from sparsehyper.experiments.studies.cells import Cell, SharedTasks, name_of, run_cells
+from sparsehyper.experiments.studies.cells import Cell, SharedTasks, run_cells
 from sparsehyper.training import NonFiniteError, train
 from sparsehyper.training.run import check_same
 
@@ -27,11 +26,10 @@ LR = "training.lr"
 
 
 def run_searches(
-    study: Mapping[str, Any],
     searches: Mapping[str, tuple[Experiment, Space]],
     trials: int,
     directory: Path,
-    files: Mapping[str, SharedTasks],
+    files: Mapping[DataConfig, SharedTasks],
     *,
     workers: int,
     quiet: bool,
@@ -42,7 +40,6 @@ def run_searches(
     tree-structured Parzen estimator.
 
     Args:
-        study: its settings, JSON-ready.
         searches: an experiment and what may be chosen of it, by name of the cell.
         trials: of each search.
         directory: of the study.
@@ -64,20 +61,18 @@ def run_searches(
         Cell(
             name,
             {
-                "fingerprint": files[name_of(experiment.data)].fingerprint,
+                "fingerprint": files[experiment.data].fingerprint,
                 "experiment": experiment.to_dict(),
                 "space": {path: list(choices) for path, choices in space.items()},
                 "trials": trials,
+                "name": name,
             },
         )
         for name, (experiment, space) in searches.items()
     ]
     journals = {cell.name: str(directory / "search" / f"{cell.name}.journal") for cell in cells}
     (directory / "search").mkdir(parents=True, exist_ok=True)
-    named = [Cell(cell.name, {**cell.settings, "name": cell.name}) for cell in cells]
-    return run_cells(
-        study, named, _search, directory, files, journals, workers=workers, quiet=quiet
-    )
+    return run_cells(cells, _search, directory, files, journals, workers=workers, quiet=quiet)
 
 
 def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
@@ -99,15 +94,14 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experi
 
 
 def _search(
-    settings: dict[str, Any], files: dict[str, SharedTasks], journals: dict[str, str]
+    settings: dict[str, Any], files: dict[DataConfig, SharedTasks], journals: dict[str, str]
 ) -> dict[str, Any]:
     optuna = require("optuna", "study")
     journal = require("optuna.storages.journal", "study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     space, path = settings["space"], journals[settings["name"]]
-    tasks = files[name_of(experiment.data)].load()
+    tasks = files[experiment.data].load()
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal.JournalFileBackend(path)),
         study_name=settings["name"],
@@ -150,7 +144,7 @@ def _search(
         "settings_found": best["settings"],
         "validation": best["validation"],
         "trials": trials,
-        "seconds": time.perf_counter() - began,
+        "seconds": sum(trial["seconds"] for trial in trials),
     }
 
 

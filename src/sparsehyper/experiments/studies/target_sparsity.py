@@ -32,13 +32,12 @@ from sparsehyper.experiments.studies.cells import (
     Cell,
     Settings,
     SharedTasks,
-    name_of,
     run_cells,
     shared_tasks,
     slug,
 )
 from sparsehyper.experiments.studies.intervals import claim_of
-from sparsehyper.experiments.studies.trainings import chunked_within, measured, training
+from sparsehyper.experiments.studies.trainings import chunked_within, measured, trained, training
 
 # Method → its description, and its budget in parameters that are left.
 METHODS: dict[str, tuple[str, float | None]] = {
@@ -128,7 +127,7 @@ def run_target_sparsity(
         ``parameters``, trainable ÷ those of one whole target); and ``claims``.
     """
     with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
-        loaded = {name: files[name_of(tasks.data)].load() for name, tasks in study.sets.items()}
+        loaded = {name: files[tasks.data].load() for name, tasks in study.sets.items()}
         numels = {name: _count(study, name, 0.0, tasks) for name, tasks in loaded.items()}
         places = list(_places(study, loaded))
         cells = [
@@ -143,9 +142,7 @@ def run_target_sparsity(
             for seed in range(study.seeds)
             for family, method, sparsity, experiment in places
         ]
-        done = run_cells(
-            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
-        )
+        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
     rows = []
     for family, method, sparsity, _ in places:
         found = [done[_name(family, method, sparsity, seed)] for seed in range(study.seeds)]
@@ -206,10 +203,10 @@ def _experiment(study: TargetSparsity, tasks: Tasks, method: str, sparsity: floa
     )
 
 
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
-    tasks = files[name_of(experiment.data)].load()
+    tasks = files[experiment.data].load()
     if settings["pruned"]:
         accuracy, trainable = _pruned(experiment, tasks, settings["pruned"])
     else:
@@ -231,7 +228,7 @@ def _pruned(experiment: Experiment, tasks: TaskSet, sparsity: float) -> tuple[fl
         for part in (steps // 2, steps - steps // 2)
     ]
     halves[1] = halves[1].with_seed(spawn_seeds(experiment.seed, 1)[0])  # other batches
-    model, _ = measured(halves[0], tasks)
+    model, _ = trained(halves[0], tasks)
     assert isinstance(model, Experts)
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
     for layer in layers:

@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from sparsehyper.data import TaskSet
-from sparsehyper.experiments.config import Experiment
+from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.setup import build_model, count_target_parameters, make_batches
-from sparsehyper.experiments.studies.cells import Cell, SharedTasks, name_of, run_cells
+from sparsehyper.experiments.studies.cells import Cell, SharedTasks, run_cells
 from sparsehyper.generators import Chunked
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training import TrainConfig, evaluate, train
+from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
 _MODELS = 9  # of which the median is timed
 _WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
@@ -51,10 +51,9 @@ def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:
 
 
 def run_trainings(
-    study: Mapping[str, Any],
     experiments: Mapping[str, Experiment],
     directory: Path,
-    files: Mapping[str, SharedTasks],
+    files: Mapping[DataConfig, SharedTasks],
     *,
     workers: int,
     quiet: bool,
@@ -62,7 +61,6 @@ def run_trainings(
     """Train what has not been trained yet.
 
     Args:
-        study: its settings, JSON-ready.
         experiments: complete, each with its seed, by name of the cell.
         directory: of the study.
         files: of `shared_tasks`.
@@ -75,13 +73,35 @@ def run_trainings(
         Cell(
             name,
             {
-                "fingerprint": files[name_of(experiment.data)].fingerprint,
+                "fingerprint": files[experiment.data].fingerprint,
                 "experiment": experiment.to_dict(),
             },
         )
         for name, experiment in experiments.items()
     ]
-    return run_cells(study, cells, _cell, directory, files, workers=workers, quiet=quiet)
+    return run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
+
+
+def trained(
+    experiment: Experiment, tasks: TaskSet, model: nn.Module | None = None
+) -> tuple[nn.Module, TrainResult]:
+    """Train a model as an experiment says; a fresh one, where none is given. Test images are not
+    looked at.
+
+    Raises:
+        NonFiniteError: it diverged.
+    """
+    model = build_model(experiment, tasks) if model is None else model
+    result = train(
+        model,
+        make_batches(experiment, tasks),
+        tasks.val,
+        experiment.training,
+        names=tasks.names,
+        n_classes=[len(names) for names in tasks.classes],
+        quiet=True,
+    )
+    return model, result
 
 
 def measured(
@@ -96,31 +116,36 @@ def measured(
 
     Returns:
         The model, and JSON-ready ``validation`` and ``accuracy`` (means over tasks, the latter of
-        test images), ``accuracies`` (of each task), ``parameters`` (trainable ÷ N), ``step_ms``,
-        ``model_ms`` (of making one model; None for a baseline) and ``peak_memory_mb`` (of the whole
-        process on the CPU, of the allocator on an accelerator).
+        test images), ``accuracies`` (of each task), ``diverged`` (its accuracies are then those of
+        guessing), ``parameters`` (trainable ÷ N), ``generator`` (as its budget made it; None for a
+        baseline), ``step_ms``, ``model_ms`` (of making one model; None for a baseline)
+        and ``peak_memory_mb`` (of the whole process on the CPU, of the allocator on an accelerator;
+        0 where it diverged).
     """
     model = build_model(experiment, tasks) if model is None else model
-    classes = [len(names) for names in tasks.classes]
-    result = train(
-        model,
-        make_batches(experiment, tasks),
-        tasks.val,
-        experiment.training,
-        names=tasks.names,
-        n_classes=classes,
-        quiet=True,
-    )
-    found = evaluate(model, tasks.test, names=tasks.names, n_classes=classes)
+    began = time.perf_counter()
+    try:
+        _, result = trained(experiment, tasks, model)
+        validation, step_ms, peak = result.best.accuracy, result.step_ms, result.peak_memory / 1e6
+        found = evaluate(
+            model, tasks.test, names=tasks.names, n_classes=[len(c) for c in tasks.classes]
+        )
+        accuracies = dict(zip(found.tasks, found.accuracies, strict=True))
+    except NonFiniteError as error:
+        validation, step_ms, peak = 0.0, 1e3 * (time.perf_counter() - began) / error.step, 0.0
+        classes = zip(tasks.names, tasks.classes, strict=True)
+        accuracies = {name: 1 / len(names) for name, names in classes}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model, {
-        "validation": result.best.accuracy,
-        "accuracy": found.accuracy,
-        "accuracies": dict(zip(found.tasks, found.accuracies, strict=True)),
+        "validation": validation,
+        "accuracy": statistics.fmean(accuracies.values()),
+        "accuracies": accuracies,
+        "diverged": validation == 0,
         "parameters": trainable / count_target_parameters(experiment, tasks),
-        "step_ms": result.step_ms,
+        "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
+        "step_ms": step_ms,
         "model_ms": _model_ms(model),
-        "peak_memory_mb": result.peak_memory / 1e6,
+        "peak_memory_mb": peak,
     }
 
 
@@ -135,8 +160,8 @@ def _model_ms(model: nn.Module) -> float | None:
     return statistics.median(times)
 
 
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
-    _, values = measured(experiment, files[name_of(experiment.data)].load())
+    _, values = measured(experiment, files[experiment.data].load())
     return {**values, "seconds": time.perf_counter() - began}

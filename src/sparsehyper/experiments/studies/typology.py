@@ -18,7 +18,6 @@ from sparsehyper.experiments.setup import count_target_parameters
 from sparsehyper.experiments.studies.cells import (
     SCALES,
     Settings,
-    name_of,
     shared_tasks,
     slug,
 )
@@ -102,7 +101,7 @@ def run_typology(
     """
     with shared_tasks([study.data], data_dir) as files:
         example = _experiment(study, 0, method="sparse")
-        numel = count_target_parameters(example, files[name_of(study.data)].load())
+        numel = count_target_parameters(example, files[study.data].load())
         parts = {"kinds": _kinds(study), "budgets": _budgets(study, numel), "inits": _inits(study)}
         names = {
             (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(study.seeds)]
@@ -115,9 +114,7 @@ def run_typology(
             for part, labels in parts.items()
             for label, settings in labels.items()
         }
-        done = run_trainings(
-            study.to_dict(), experiments, directory, files, workers=workers, quiet=quiet
-        )
+        done = run_trainings(experiments, directory, files, workers=workers, quiet=quiet)
     results: dict[str, Any] = {"study": study.to_dict(), "machine": machine()}
     for part, labels in parts.items():
         rows = results[part] = []

@@ -32,7 +32,6 @@ from sparsehyper.experiments.studies.cells import (
     Cell,
     Settings,
     SharedTasks,
-    name_of,
     run_cells,
     shared_tasks,
 )
@@ -84,6 +83,8 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "residual": {"base": "residual"},
     },
     "normalisation of z": {"LayerNorm": {"normalise": True}, "none": {"normalise": False}},
+    "similarity of tasks at the start": {f"{rho:g}": {"similarity": rho} for rho in (0.0, 0.9)},
+    "learning rate": {f"{lr:g}": {"training.lr": lr} for lr in (2e-3, 1e-3, 4e-3, 8e-3)},
 }
 DEFAULTS = {factor: next(iter(levels)) for factor, levels in FACTORS.items()}
 OUTCOMES = ("trained tasks", "new tasks")
@@ -111,7 +112,7 @@ class Variations(Settings):
     target: str = "mlp:100-100"
     steps: int = 800
     tasks_per_batch: int = 4
-    runs: int = 240
+    runs: int = 160
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ def run_variations(
     """
     designed = design(study.runs)
     with shared_tasks([study.data], data_dir) as files:
-        file = files[name_of(study.data)]
+        file = files[study.data]
         cells = [
             Cell(
                 f"run-{seed:03}",
@@ -163,9 +164,7 @@ def run_variations(
             )
             for seed, levels in enumerate(designed)
         ]
-        done = run_cells(
-            study.to_dict(), cells, _cell, directory, files, workers=workers, quiet=quiet
-        )
+        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
     found = [done[cell.name] for cell in cells]
     outcomes = {
         "trained tasks": [run["accuracy"] for run in found],
@@ -174,7 +173,7 @@ def run_variations(
         "step": [log2(run["step_ms"]) for run in found],
     }
     effects = {name: main_effects(designed, y, DEFAULTS) for name, y in outcomes.items()}
-    measures = ("accuracy", "new_accuracy", "parameters", "step_ms", "seconds")
+    measures = ("validation", "accuracy", "new_accuracy", "parameters", "step_ms", "seconds")
     return {
         "study": study.to_dict(),
         "machine": machine(),
@@ -227,11 +226,11 @@ def _experiment(study: Variations, levels: Mapping[str, str], seed: int) -> Expe
     return with_settings(experiment, settings)
 
 
-def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Train one hypernetwork, and let it learn new tasks."""
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
-    tasks = files[name_of(experiment.data)].load()
+    tasks = files[experiment.data].load()
     known = tasks.select(tasks.names[: -settings["held_out"]])
     new = tasks.select(tasks.names[-settings["held_out"] :])
     model = build_model(experiment, known)
@@ -239,9 +238,13 @@ def _cell(settings: dict[str, Any], files: dict[str, SharedTasks]) -> dict[str, 
         model.normalise = _same  # type: ignore[assignment]
     _, values = measured(experiment, known, model)
     assert isinstance(model, HyperNetwork)
+    if values["diverged"]:
+        learned = statistics.fmean(1 / len(classes) for classes in new.classes)
+    else:
+        learned = _learn(model.cpu(), new, settings["shots"], experiment.seed)
     return {
         **values,
-        "new_accuracy": _learn(model.cpu(), new, settings["shots"], experiment.seed),
+        "new_accuracy": learned,
         "seconds": time.perf_counter() - began,
     }
 

@@ -25,16 +25,28 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             row["method"],
             f"{row['parameters'][0]:.2f}",
             *(percent(row[key]) for key in _COLUMNS.values()),
-            f"{statistics.fmean(row['straightness']):.3f}",
             _inside(row["plane"]),
         ]
         for row in results["rows"]
     ]
-    columns = [
-        *("method", "trainable ÷ N", *_COLUMNS),
-        *("straightness of the way", "centre of the plane, %"),
+    weights = [
+        [
+            row["method"],
+            f"{statistics.fmean(row['straightness']):.3f}",
+            f"{100 * statistics.fmean(row['changing']):.1f}",
+            f"{statistics.fmean(row['directions']):.1f}",
+        ]
+        for row in results["rows"]
     ]
-    return [Table("Between neighbours", columns, rows)]
+    columns = ["method", "trainable ÷ N", *_COLUMNS, "centre of the plane, %"]
+    return [
+        Table("Between neighbours", columns, rows),
+        Table(
+            "What a direction between neighbours does to the generated weights",
+            ["method", "straightness", "weights with 90% of the change, %", "independent ways"],
+            weights,
+        ),
+    ]
 
 
 def _inside(planes: list[dict[str, Any]]) -> str:
@@ -76,7 +88,9 @@ REPORT = StudyReport(
     "neighbours' embeddings, models are tested on the tasks at both ends and on the untrained one "
     "in between, and compared there with the better of the two neighbours' models and with an "
     "embedding fitted to 20 images a class. Straightness is the distance of the generated weights "
-    "÷ the length of the way between them. Means over neighbours ± standard deviation over seeds.",
+    "÷ the length of the way between them; independent ways are (Σ s²)² ÷ Σ s⁴ of the singular "
+    "values s of the derivative of weights by embedding, at trained tasks. Means over neighbours "
+    "± standard deviation over seeds.",
     _tables,
     _draw,
     "lines.png",
