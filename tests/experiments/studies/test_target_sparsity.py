@@ -20,7 +20,7 @@ def test_zeros_are_not_paid_for(found):
     parameters = {(row["method"], row["sparsity"]): row["parameters"] for row in results["rows"]}
     assert {method for method, _ in parameters} == set(METHODS)
     # Weights are nearly all of the 13,402 parameters.
-    for method in METHODS:
+    for method in set(METHODS) - {"experts, pruned"}:
         assert parameters[method, 0.5] == pytest.approx(parameters[method, 0] / 2, rel=0.05)
     assert parameters["experts, masked", 0.5] == pytest.approx(5 * (6_600 + 202) / 13_402, rel=0.01)
     assert parameters["experts, pruned", 0.5] == parameters["experts, masked", 0.5]
@@ -29,10 +29,10 @@ def test_zeros_are_not_paid_for(found):
     assert settings["experiment"]["target"] == "mlp:200/masked:0.5"
 
 
-def test_whole_experts_are_the_same_experiment(found):
+def test_whole_experts_are_one_experiment(found):
     results, _ = found
     accuracy = {(row["method"], row["sparsity"]): row["accuracy"] for row in results["rows"]}
-    assert accuracy["experts, masked", 0] == accuracy["experts, pruned", 0]
+    assert ("experts, pruned", 0) not in accuracy
     assert accuracy["experts, masked", 0.5] != accuracy["experts, pruned", 0.5]
     assert {c["claim"].split(", ")[-1] for c in results["claims"]} == {"0% zeros", "50% zeros"}
 

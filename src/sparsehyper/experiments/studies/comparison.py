@@ -29,7 +29,14 @@ from sparsehyper.experiments.studies.cells import (
     slug,
 )
 from sparsehyper.experiments.studies.intervals import claim_of, mean_of
-from sparsehyper.experiments.studies.search import LR, Space, run_searches, with_settings
+from sparsehyper.experiments.studies.search import (
+    LR,
+    LRS,
+    SEARCH_SEED,
+    Space,
+    run_searches,
+    with_settings,
+)
 from sparsehyper.experiments.studies.trainings import run_trainings, training
 
 # Method → its description, and what is searched beside the learning rate, defaults first.
@@ -49,8 +56,6 @@ METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
 _AT_EVERY_BUDGET = ("sparse", "chunked")
 _AT_ONE_BUDGET = ("sparse, affine", "sparse, MLP", "chunks of tensors")
 _BUDGET = 4.0
-_LRS = (5e-4, 2e-2)
-_SEARCH_SEED = 1000  # no run's
 _EPOCHS = 300  # of the thesis's protocol
 _BATCH = 150  # images, of the thesis's protocol
 
@@ -202,7 +207,7 @@ def run_comparison(
         entries = [entry for entry in wanted if all(entry.space.values())]
         searched = {
             entry.search: (
-                entry.experiment(study, study.sets[entry.family], _SEARCH_SEED),
+                entry.experiment(study, study.sets[entry.family], SEARCH_SEED),
                 entry.space,
             )
             for entry in entries
@@ -288,7 +293,7 @@ def _entries(study: Comparison, files: dict[DataConfig, SharedTasks]) -> Iterato
             for budget in budgets:
                 experiment = _experiment(study, tasks, method, budget, 0)
                 space = _possible(experiment, METHODS[method][1], numel)
-                yield _Entry(family, tasks.searched_on, method, budget, {LR: _LRS, **space})
+                yield _Entry(family, tasks.searched_on, method, budget, {LR: LRS, **space})
 
 
 def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ from sparsehyper.experiments.studies.cells import (
 )
 from sparsehyper.experiments.studies.intervals import claim_of
 from sparsehyper.experiments.studies.learners import LEARNING, accuracy, images_of, shots_of
+from sparsehyper.experiments.studies.search import (
+    LR,
+    LRS,
+    SEARCH_SEED,
+    run_searches,
+    with_settings,
+)
 from sparsehyper.experiments.studies.trainings import measured, training
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -64,43 +71,49 @@ class Interpolation(Settings):
     """The study's settings.
 
     Args:
-        data: tasks in a circle; those of even numbers are trained, and those of odd ones lie in
-            between.
+        data: tasks in a circle, of an even number; those of even numbers are trained, and those of
+            odd ones lie in between.
+        searched_on: the trained ones alone, for the search of learning rates.
         target: as `build_target` takes it.
         steps: updates.
         tasks_per_batch: of 25 images each.
-        points: along a line, and each way over a plane.
+        points: along a line, and each way over a plane; an odd number.
         shots: images a class that an embedding for a task in between is fitted to, to compare with.
         test_images: of each task, at most.
+        trials: of each search.
         seeds: number of seeds.
         device: where training takes place.
     """
 
     data: DataConfig
+    searched_on: DataConfig
     target: str = "mlp:100-100"
-    steps: int = 1500
+    steps: int = 1000
     tasks_per_batch: int = 4
     points: int = 11
     shots: int = 20
     test_images: int = 1000
+    trials: int = 5
     seeds: int = 5
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("points", self.points, minimum=3)
+        if self.points % 2 == 0:
+            raise ValueError(f"`points` must be odd, so that one is half-way, got {self.points}")
 
 
 def interpolation_study(scale: str = "cpu") -> Interpolation:
     """The study's settings at a scale, as `new_tasks_study` has them."""
     check_choice("scale", scale, SCALES)
     if scale == "smoke":
-        data = DataConfig("digits", "rotated:6")
-        return Interpolation(data, "mlp:200", 20, 3, 3, 5, 50, 2)
-    data = DataConfig("mnist", "rotated:24")
+        data, trained = DataConfig("digits", "rotated:6"), DataConfig("digits", "rotated:3")
+        return Interpolation(data, trained, "mlp:200", 20, 3, 3, 5, 50, 2, 2)
+    data, trained = DataConfig("mnist", "rotated:24"), DataConfig("mnist", "rotated:12")
     if scale == "cpu":
-        return Interpolation(data)
-    return Interpolation(data, "mlp:400-400-400", 30_000, device="auto")
+        return Interpolation(data, trained)
+    return Interpolation(data, trained, "mlp:400-400-400", 30_000, device="auto")
 
 
 def run_interpolation(
@@ -115,16 +128,29 @@ def run_interpolation(
 
     Returns:
         What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
-        ``rows``, one a method, of what each cell measured, for each seed; and ``claims``.
+        ``searches`` of learning rates; ``rows``, one a method, of what each cell measured, for each
+        seed; and ``claims``.
     """
-    with shared_tasks([study.data], data_dir) as files:
+    with shared_tasks([study.data, study.searched_on], data_dir) as files:
         file = files[study.data]
+        searched = {
+            f"search--{slug(method)}": (
+                replace(_experiment(study, method, SEARCH_SEED), data=study.searched_on),
+                {LR: LRS},
+            )
+            for method in METHODS
+        }
+        how: dict[str, Any] = {"workers": workers, "quiet": quiet}
+        searches = run_searches(searched, study.trials, directory, files, **how)
         cells = [
             Cell(
                 f"{slug(method)}--{seed}",
                 {
                     "fingerprint": file.fingerprint,
-                    "experiment": _experiment(study, method, seed).to_dict(),
+                    "experiment": with_settings(
+                        _experiment(study, method, seed),
+                        searches[f"search--{slug(method)}"]["settings_found"],
+                    ).to_dict(),
                     "points": study.points,
                     "shots": study.shots,
                     "test_images": study.test_images,
@@ -134,7 +160,7 @@ def run_interpolation(
             for seed in range(study.seeds)
             for method in METHODS
         ]
-        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
+        done = run_cells(cells, _cell, directory, files, **how)
     rows = []
     for method in METHODS:
         found = [done[f"{slug(method)}--{seed}"] for seed in range(study.seeds)]
@@ -143,9 +169,10 @@ def run_interpolation(
     return {
         "study": study.to_dict(),
         "machine": machine(),
+        "searches": searches,
         "rows": rows,
         "claims": _claims(rows),
-        "seconds": sum(cell["seconds"] for cell in done.values()),
+        "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
     }
 
 
@@ -246,7 +273,7 @@ def _straightness(hnet: HyperNetwork, a: int, b: int, steps: int = 16) -> float:
     """Distance of the generated weights of two tasks ÷ the length of the way between them; 1 where
     it is straight.
     """
-    start, end = hnet.embedding(a), hnet.embedding(b)
+    start, end = (hnet.normalise(hnet.embedding(i)[None])[0] for i in (a, b))
     way = torch.linspace(0, 1, steps + 1)[:, None]
     theta: Tensor = hnet.theta(start + way * (end - start))
     length = (theta[1:] - theta[:-1]).norm(dim=1).sum()

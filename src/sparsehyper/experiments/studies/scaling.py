@@ -20,7 +20,7 @@ from sparsehyper.experiments.config import DataConfig, Experiment, parse_method
 from sparsehyper.experiments.setup import count_target_parameters
 from sparsehyper.experiments.studies.cells import SCALES, Settings, shared_tasks, slug
 from sparsehyper.experiments.studies.intervals import claim_of, paired
-from sparsehyper.experiments.studies.search import LR, run_searches, with_settings
+from sparsehyper.experiments.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.experiments.studies.trainings import chunked_within, run_trainings, training
 from sparsehyper.generators import Generator
 
@@ -32,8 +32,6 @@ METHODS = {
 }
 PARTS = ("target", "tasks")
 _BUDGET, _LATENT = 4.0, 64
-_LRS = (5e-4, 1e-2)
-_SEARCH_SEED = 1000  # no run's
 _REFERENCE, _RIVAL = "sparse", "chunked"
 
 
@@ -111,9 +109,9 @@ def run_scaling(
                 described = chunked_within(_BUDGET, numels[width], _LATENT) or described
             return _experiment(study, described, width, count).with_seed(seed)
 
-        middle = (study.width, study.tasks, _SEARCH_SEED)
+        middle = (study.width, study.tasks, SEARCH_SEED)
         searched = {
-            f"search--{slug(method)}": (experiment(method, *middle), {LR: _LRS})
+            f"search--{slug(method)}": (experiment(method, *middle), {LR: LRS})
             for method in METHODS
         }
         searches = run_searches(searched, study.trials, directory, files, **how)

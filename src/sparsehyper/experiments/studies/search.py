@@ -23,6 +23,8 @@ from sparsehyper.training.run import check_same
 Space = Mapping[str, tuple[Any, ...]]
 
 LR = "training.lr"
+LRS = (5e-4, 2e-2)
+SEARCH_SEED = 1000  # no run's
 
 
 def run_searches(

@@ -37,6 +37,13 @@ from sparsehyper.experiments.studies.cells import (
     slug,
 )
 from sparsehyper.experiments.studies.intervals import claim_of
+from sparsehyper.experiments.studies.search import (
+    LR,
+    LRS,
+    SEARCH_SEED,
+    run_searches,
+    with_settings,
+)
 from sparsehyper.experiments.studies.trainings import chunked_within, measured, trained, training
 
 # Method → its description, and its budget in parameters that are left.
@@ -77,12 +84,17 @@ class TargetSparsity(Settings):
     Args:
         sets: of tasks, by name.
         sparsities: parts of the weights that are zero.
+        searched_at: the one at which learning rates are searched; experts that are pruned are
+            searched whole.
+        trials: of each search.
         seeds: number of seeds.
         device: where training takes place.
     """
 
     sets: dict[str, Tasks]
     sparsities: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+    searched_at: float = 0.9
+    trials: int = 5
     seeds: int = 5
     device: str = "cpu"
 
@@ -92,7 +104,7 @@ def target_sparsity_study(scale: str = "cpu") -> TargetSparsity:
     check_choice("scale", scale, SCALES)
     if scale == "smoke":
         tasks = Tasks(DataConfig("digits", "split:2"), "mlp:200", 20, 5, 4)
-        return TargetSparsity({"digits 5×2": tasks}, (0.0, 0.5), seeds=2)
+        return TargetSparsity({"digits 5×2": tasks}, (0.0, 0.5), 0.5, 2, 2)
     permuted, pairs = DataConfig("fashion_mnist", "permuted:10"), DataConfig("cifar10", "split:2")
     if scale == "cpu":
         cnn = "cnn:16-32-64,norm=batch"
@@ -122,20 +134,36 @@ def run_target_sparsity(
     """Run what has not been run yet, and sum up.
 
     Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells; ``rows``
-        (family, that is the set of tasks, method, ``sparsity``, ``accuracy`` for each seed, and
-        ``parameters``, trainable ÷ those of one whole target); and ``claims``.
+        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
+        ``searches`` of learning rates; ``rows`` (family, that is the set of tasks, method,
+        ``sparsity``, ``accuracy`` for each seed, and ``parameters``, trainable ÷ those of one whole
+        target); and ``claims``.
     """
     with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
         loaded = {name: files[tasks.data].load() for name, tasks in study.sets.items()}
         numels = {name: _count(study, name, 0.0, tasks) for name, tasks in loaded.items()}
         places = list(_places(study, loaded))
+        searches = run_searches(
+            {
+                _search(family, method): (experiment.with_seed(SEARCH_SEED), {LR: LRS})
+                for family, method, sparsity, experiment in places
+                if sparsity == study.searched_at
+            },
+            study.trials,
+            directory,
+            files,
+            workers=workers,
+            quiet=quiet,
+        )
         cells = [
             Cell(
                 _name(family, method, sparsity, seed),
                 {
                     "fingerprint": loaded[family].fingerprint,
-                    "experiment": experiment.with_seed(seed).to_dict(),
+                    "experiment": with_settings(
+                        experiment.with_seed(seed),
+                        searches[_search(family, method)]["settings_found"],
+                    ).to_dict(),
                     "pruned": sparsity if method == _PRUNED else None,
                 },
             )
@@ -158,9 +186,10 @@ def run_target_sparsity(
     return {
         "study": study.to_dict(),
         "machine": machine(),
+        "searches": searches,
         "rows": rows,
         "claims": _claims(rows),
-        "seconds": sum(cell["seconds"] for cell in done.values()),
+        "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
     }
 
 
@@ -175,7 +204,8 @@ def _places(
                 chosen: str | None = described
                 if method == "chunked" and budget is not None:
                     chosen = chunked_within(budget, left, _LATENT)
-                if chosen is not None:
+                # Without zeros nothing is pruned, and both kinds of experts are the same.
+                if chosen is not None and (sparsity or method != _PRUNED):
                     whole = method == _PRUNED
                     experiment = _experiment(study, tasks, chosen, 0.0 if whole else sparsity)
                     yield family, method, sparsity, replace(experiment, budget=budget)
@@ -185,6 +215,10 @@ def _count(study: TargetSparsity, family: str, sparsity: float, tasks: TaskSet) 
     """Parameters that a target has, zeros left out."""
     experiment = _experiment(study, study.sets[family], "experts", sparsity)
     return count_target_parameters(experiment, tasks)
+
+
+def _search(family: str, method: str) -> str:
+    return f"search--{slug(family)}--{slug(method)}"
 
 
 def _name(family: str, method: str, sparsity: float, seed: int) -> str:
