@@ -78,6 +78,10 @@ def imports(file: Path) -> Iterator[str]:
             if node.module == "sparsehyper":
                 yield from (f"sparsehyper.{alias.name}" for alias in node.names)
             else:
+                if str(node.module).startswith("sparsehyper."):
+                    names = {alias.name for alias in node.names} - {"_kernels"}  # a module
+                    private = [name for name in names if name.startswith("_")]
+                    assert not private, f"{file} imports what is another module's own: {private}"
                 yield str(node.module)
 
 

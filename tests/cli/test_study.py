@@ -20,7 +20,7 @@ def test_a_study_is_run_and_shown(command, tmp_path, name):
     report = REPORTS[name]
     assert page.startswith(f"# {report.title}\n")
     assert report.question in page
-    assert f"`sparsehyper study {name} --out FOLDER`" in page
+    assert f"`sparsehyper study {name} --out FOLDER --scale smoke`" in page
     for title, columns, rows in report.tables(results):
         assert f"**{title}**" in page
         assert rows
@@ -33,6 +33,22 @@ def test_a_study_is_run_and_shown(command, tmp_path, name):
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
     assert str(out / "results.md") in done.out
+
+
+def test_a_directory_of_another_study_or_scale_is_refused(command, tmp_path):
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / "study.json").write_text('{"name": "compare", "scale": "cpu", "settings": {}}')
+    (out / "results.json").write_text("mine")
+    for name, reason in (
+        ("compare", "its `--scale` is 'cpu', got 'smoke'"),
+        ("scaling", "is 'compare', got 'scaling'"),
+    ):
+        done = command("study", name, "--out", out, "--scale", "smoke")
+        assert done.code == 2
+        assert reason in done.err
+    assert (out / "results.json").read_text() == "mine"
+    assert not (out / "cells").exists()
 
 
 def test_every_study_has_a_page():

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsehyper.analysis.vectors import model_at
-from sparsehyper.generators.butterfly import _Stages
+from sparsehyper.generators.butterfly import ButterflyStages
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.sparse import SparseLinear
 
@@ -68,7 +68,7 @@ def _connections(module: nn.Module) -> int:
     """Multiply-adds for one model of a layer whose products PyTorch does not count."""
     if isinstance(module, SparseLinear):
         return module.fan_in * module.out_features
-    return module.weight.numel() if isinstance(module, _Stages) else 0
+    return module.weight.numel() if isinstance(module, ButterflyStages) else 0
 
 
 def _count(run: Callable[[], Any]) -> int:

@@ -26,7 +26,7 @@ from sparsehyper.experiments.adapted import is_adapted
 from sparsehyper.experiments.drawings import filters, wiring
 from sparsehyper.experiments.run import (
     LoadedRun,
-    _check_fingerprint,
+    check_fingerprint,
     finished_result,
     load_run,
     read_json,
@@ -145,7 +145,7 @@ def _load_images(
         tasks = load_tasks(loaded.experiment.data, data_dir)
     except FileNotFoundError as error:
         return None, f"The images were not found: {error}"
-    _check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
+    check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
     return tasks, None
 
 

@@ -180,7 +180,7 @@ def check_run(
     path = Path(directory)
     recorded = _read_config(path)
     tasks = (settings["resolved"]["tasks"] for settings in (recorded, config))
-    _check_fingerprint(path, *(task["fingerprint"] for task in tasks))
+    check_fingerprint(path, *(task["fingerprint"] for task in tasks))
     check_same(f"the run in {path}", recorded, json_ready(config), may_differ)
 
 
@@ -355,7 +355,7 @@ def evaluate_run(
     experiment, info, model, *_ = load_run(directory)
     data = experiment.data if source is None else replace(experiment.data, source=source)
     tasks = load_tasks(data, data_dir)
-    _check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
+    check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
     here = processes(device)
     return _evaluate(experiment, model.to(here.device), tasks, split, here)
 
@@ -382,7 +382,7 @@ def _check_trained(directory: Path) -> None:
         )
 
 
-def _check_fingerprint(directory: Path, recorded: str, found: str) -> None:
+def check_fingerprint(directory: Path, recorded: str, found: str) -> None:
     if recorded != found:
         raise ValueError(
             f"the data have changed since the run in {directory} began: their fingerprint was "

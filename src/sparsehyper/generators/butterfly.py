@@ -66,7 +66,9 @@ class Butterfly(Generator):
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""
         check_integer("latent_dim", latent_dim, minimum=1)
-        return _Stages(self._bits(latent_dim, layout), latent_dim, count_numbers(layout), seed)
+        return ButterflyStages(
+            self._bits(latent_dim, layout), latent_dim, count_numbers(layout), seed
+        )
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Trainable parameters."""
@@ -91,7 +93,7 @@ class Butterfly(Generator):
         return bits + bits[-2::-1] if self.benes else bits
 
 
-class _Stages(nn.Module):
+class ButterflyStages(nn.Module):
     def __init__(self, bits: list[int], latent_dim: int, numel: int, seed: int) -> None:
         super().__init__()
         self.bits, self.numel = bits, numel

@@ -9,13 +9,19 @@ from typing import Any
 
 from sparsehyper._extras import require
 
-# Okabe and Ito's colours, which people of any colour vision tell apart.
-_STYLES = {
+# Okabe and Ito's colours, which people of any colour vision tell apart: method → colour, marker.
+STYLES = {
     "sparse": ("#D55E00", "o"),
     "chunked": ("#0072B2", "s"),
     "dense": ("#009E73", "^"),
     "experts": ("#555555", "D"),
-    "shared_trunk": ("#CC79A7", "v"),
+    "shared trunk": ("#CC79A7", "v"),
+    "sparse, affine": ("#E69F00", "P"),
+    "sparse, MLP": ("#8B6F00", "X"),
+    "chunks of tensors": ("#56B4E9", "p"),
+    "butterfly": ("#7A5195", "<"),
+    "experts, masked": ("#555555", "D"),
+    "experts, pruned": ("#000000", "*"),
 }
 _OTHERS = (("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"), ("#8B6F00", "<"), ("#7A5195", ">"))
 _GREY = "#444444"
@@ -121,7 +127,7 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """For each method its colour, and matplotlib's name of its marker."""
     others = iter(_OTHERS)
     return {
-        method: _STYLES.get(method) or next(others, ("#000000", "."))
+        method: STYLES.get(method.replace("_", " ")) or next(others, ("#000000", "."))
         for method in dict.fromkeys(methods)
     }
 

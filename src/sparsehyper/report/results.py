@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsehyper.report import tables
-from sparsehyper.report.plots import styles
+from sparsehyper.report.plots import STYLES, styles
 from sparsehyper.report.studies import REPORTS, StudyReport, new_tasks, typology
 from sparsehyper.report.studies.pages import deviation
 
@@ -117,8 +117,8 @@ def _budgets(study: str, results: Mapping[str, Any]) -> list[tuple[str, list[Map
 
 
 def _points(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What stands after the comma of a method sets its points apart."""
-    family = [row["method"].partition(",")[0] for row in rows]
+    """What stands after the comma of a method without a style of its own sets its points apart."""
+    family = [m if m in STYLES else m.partition(",")[0] for m in (row["method"] for row in rows)]
     found = styles(family)
     return [
         {

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sparsehyper.experiments.studies.intervals import main_effects, paired, verdict
+from sparsehyper.experiments.studies.intervals import factor_tests, main_effects, paired, verdict
 
 
 def test_intervals():
@@ -46,12 +46,24 @@ def test_main_effects_are_told_apart_and_from_noise():
         assert effect["low"] < added.get(level, 0) < effect["high"], level
         # Of unit noise and balanced halves or thirds of 200 runs.
         assert 0.2 < effect["high"] - effect["low"] < 0.8
-        assert effect["pairs"] == 200 - 5 + 1
+        assert effect["freedom"] == 200 - 5
     assert verdict(effects["blue"]) == "undecided"
     assert verdict(effects["long"]) == "not supported"
+    tests = {test["factor"]: test for test in factor_tests(runs, outcomes, defaults)}
+    assert tests["shape"]["p"] < 1e-6
+    assert tests["size"]["p"] < 1e-6
+    assert tests["colour"]["p"] > 0.01
+    assert tests["shape"]["share"] > tests["size"]["share"] > 0.1 > tests["colour"]["share"]
+    # With two levels the F test is the t test: p at its interval's end is 5%.
+    effect = effects["large"]
+    moved = [
+        y - effect["low"] * (r["size"] == "large") for r, y in zip(runs, outcomes, strict=True)
+    ]
+    assert factor_tests(runs, moved, defaults)[1]["p"] == pytest.approx(0.05, abs=1e-6)
 
 
 def test_effects_without_freedom_have_no_interval():
     (effect,) = main_effects([{"x": "a"}, {"x": "b"}], [1.0, 3.0], {"x": "a"})
     assert effect["mean"] == pytest.approx(2)
     assert effect["low"] is None
+    assert factor_tests([{"x": "a"}, {"x": "b"}], [1.0, 3.0], {"x": "a"})[0]["p"] is None

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsehyper._extras import require
 
@@ -79,29 +80,22 @@ def main_effects(
 
     Returns:
         For each level but the defaults ``factor``, ``level``, ``mean``, ``low``, ``high`` and
-        ``pairs``, here the residual degrees of freedom plus one; None for ``low`` and ``high``
-        where there are none.
+        ``freedom``, the residual degrees; None for ``low`` and ``high`` where there are none.
 
     >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
     >>> effect, = main_effects(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
     >>> effect["level"], round(effect["mean"], 6), round(effect["high"] - effect["mean"], 3)
     ('b', 3.0, 3.042)
     """
-    found = {(factor, run[factor]) for run in settings for factor in defaults}
-    columns = [pair for pair in sorted(found) if defaults[pair[0]] != pair[1]]
-    design = torch.tensor(
-        [[1.0, *(float(run[factor] == level) for factor, level in columns)] for run in settings],
-        dtype=torch.float64,
-    )
-    y = torch.tensor(outcomes, dtype=torch.float64)
+    columns = _columns(settings, defaults)
+    design, y = _design(settings, columns), torch.tensor(outcomes, dtype=torch.float64)
     inverse = torch.linalg.pinv(design)
     effects = inverse @ y
-    freedom = len(y) - int(torch.linalg.matrix_rank(design))
+    squares, freedom = _residual(design, y)
     half = torch.full_like(effects, torch.nan)
     if freedom > 0:
-        variance = (y - design @ effects).square().sum() / freedom
         quantile = float(require("scipy.stats", "data").t.ppf(0.975, freedom))
-        half = quantile * (variance * inverse.square().sum(1)).sqrt()
+        half = quantile * (squares / freedom * inverse.square().sum(1)).sqrt()
     return [
         {
             "factor": factor,
@@ -109,9 +103,66 @@ def main_effects(
             "mean": mean,
             "low": mean - error if freedom > 0 else None,
             "high": mean + error if freedom > 0 else None,
-            "pairs": freedom + 1,
+            "freedom": freedom,
         }
         for (factor, level), mean, error in zip(
             columns, effects[1:].tolist(), half[1:].tolist(), strict=True
         )
     ]
+
+
+def factor_tests(
+    settings: Sequence[Mapping[str, str]],
+    outcomes: Sequence[float],
+    defaults: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Whether a factor matters at all: the F test of all its levels at once, the other factors in
+    the model.
+
+    Args:
+        settings, outcomes, defaults: as `main_effects` takes them.
+
+    Returns:
+        For each factor its name, the ``share`` of the outcome's variance that only it explains, and
+        the ``p`` of the test, None where no degrees of freedom are left for the residuals.
+
+    >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
+    >>> test, = factor_tests(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
+    >>> round(test["share"], 3), round(test["p"], 3)
+    (0.9, 0.051)
+    """
+    columns, y = _columns(settings, defaults), torch.tensor(outcomes, dtype=torch.float64)
+    whole, freedom = _residual(_design(settings, columns), y)
+    total = float((y - y.mean()).square().sum())
+    tests = []
+    for factor in defaults:
+        others = [column for column in columns if column[0] != factor]
+        rest, more = _residual(_design(settings, others), y)
+        p = None
+        if freedom > 0 and more > freedom:
+            ratio = (rest - whole) / (more - freedom) / (whole / freedom)
+            p = float(require("scipy.stats", "data").f.sf(ratio, more - freedom, freedom))
+        tests.append({"factor": factor, "share": (rest - whole) / total, "p": p})
+    return tests
+
+
+def _columns(
+    settings: Sequence[Mapping[str, str]], defaults: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """The levels that are in some run, but for the defaults."""
+    found = {(factor, run[factor]) for run in settings for factor in defaults}
+    return [pair for pair in sorted(found) if defaults[pair[0]] != pair[1]]
+
+
+def _design(settings: Sequence[Mapping[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
+    """A row a run: 1, then the indicators of the levels."""
+    return torch.tensor(
+        [[1.0, *(float(run[factor] == level) for factor, level in columns)] for run in settings],
+        dtype=torch.float64,
+    )
+
+
+def _residual(design: Tensor, y: Tensor) -> tuple[float, int]:
+    """The sum of squares that least squares leave, and its degrees of freedom."""
+    left = y - design @ (torch.linalg.pinv(design) @ y)
+    return float(left.square().sum()), len(y) - int(torch.linalg.matrix_rank(design))

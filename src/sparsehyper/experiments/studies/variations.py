@@ -35,7 +35,7 @@ from sparsehyper.experiments.studies.cells import (
     run_cells,
     shared_tasks,
 )
-from sparsehyper.experiments.studies.intervals import main_effects, verdict
+from sparsehyper.experiments.studies.intervals import factor_tests, main_effects, verdict
 from sparsehyper.experiments.studies.learners import LEARNING, accuracy, images_of, shots_of
 from sparsehyper.experiments.studies.search import with_settings
 from sparsehyper.experiments.studies.trainings import measured, training
@@ -145,7 +145,8 @@ def run_variations(
         What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
         ``runs``, each with its levels and what was measured; ``effects`` on each outcome (``trained
         tasks`` and ``new tasks``, accuracies; ``size``, log2 of trainable ÷ N; ``step``, log2 of
-        its milliseconds), as `main_effects` gives them; and those on accuracies as ``claims``.
+        its milliseconds), as `main_effects` gives them; ``factors``, those on accuracies, as
+        `factor_tests` gives them; and the effects on accuracies as ``claims``.
     """
     designed = design(study.runs)
     with shared_tasks([study.data], data_dir) as files:
@@ -182,11 +183,12 @@ def run_variations(
             for levels, run in zip(designed, found, strict=True)
         ],
         "effects": effects,
+        "factors": {name: factor_tests(designed, outcomes[name], DEFAULTS) for name in OUTCOMES},
         "claims": [
             {
                 "family": outcome,
                 "claim": f"{effect['factor']}: {effect['level']} − {DEFAULTS[effect['factor']]}",
-                **{key: effect[key] for key in ("mean", "low", "high", "pairs")},
+                **{key: effect[key] for key in ("mean", "low", "high", "freedom")},
                 "verdict": verdict(effect),
             }
             for outcome in OUTCOMES

@@ -60,7 +60,7 @@ function budget({ title, rows }) {
       y: { domain: [low - margin, Math.min(high + margin, 1.005)], format: (v) => `${number(100 * v)}%`, title: "test accuracy" } });
     lines(frame, list, (line, [x, y, sd, method]) => `${method}: ${percent(y)}${sd ? ` ± ${fixed(100 * sd)}` : ""} at ${fixed(x)} N`);
     return labels(frame, list);
-  }), list.length <= 8 ? legend(list) : null);
+  }), list.length <= 10 ? legend(list) : null);
 }
 
 const VERDICTS = { supported: ["yes", "✓ supported"], "not supported": ["no", "✕ not supported"], undecided: ["open", "? undecided"] };
@@ -75,10 +75,10 @@ function studyPanel(index, { name, question, method, config, machine, seconds, c
       claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
       claims.length && ["not supported", verdicts[1], "the difference is below zero"],
       claims.length && ["undecided", verdicts[2], "the interval holds zero"],
-      ...byBudget.slice(0, 1).flatMap(({ rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, percent(row.mean), `${fixed(row.ratio)} N trainable`, !claims.length && i === 0])),
+      ...byBudget.slice(0, 1).flatMap(({ title, rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, percent(row.mean), `${fixed(row.ratio)} N trainable${title ? `; ${title}` : ""}`, !claims.length && i === 0])),
     ]) },
     claims.length && { id: "claims", title: "Verdict on each claim", draw: () => verdictsOf(claims),
-      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval over seeds lies above zero. ✕ not supported: it lies below. ? undecided: it holds zero." + (byShots ? " Columns are how many images of each class were learned from." : "") },
+      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval lies above zero. ✕ not supported: it lies below. ? undecided: it holds zero." + (byShots ? " Columns are how many images of each class were learned from." : "") },
     byShots && { id: "shots", title: "Accuracy on new tasks", draw: () => shots(byShots),
       note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by how many images of each class are learned from." },
     byBudget.length && { id: "budget", title: "Accuracy against budget", draw: () => byBudget.map(budget) },
@@ -89,8 +89,12 @@ function studyPanel(index, { name, question, method, config, machine, seconds, c
   ].filter(Boolean));
 }
 
-/* All verdicts at once, then the intervals of a family. */
+/* All verdicts at once, then the intervals of a family; of claims without numbers of images, all in one table. */
 function verdictsOf(claims) {
+  if (claims.every((claim) => claim.shots === undefined)) return intervals("Verdicts", claims, [
+    { title: "where", text: (claim) => claim.family },
+    { title: "difference", left: true, text: (claim) => claim.claim },
+  ]);
   const families = [...new Set(claims.map((claim) => claim.family))].map((name) => [name, claims.filter((claim) => claim.family === name)]);
   const overview = families.flatMap(([family, own]) => {
     const columns = [...new Set(own.map(column))];
@@ -113,7 +117,13 @@ const column = ({ shots }) => (String(shots).startsWith("mean") ? "mean" : shots
 const interval = ({ low, high }) => (low === null ? "no interval of one seed" : `${points(low)} to ${points(high)}`);
 
 function verdictTables(family, claims) {
-  const ends = claims.flatMap(({ mean, low, high }) => [mean, low, high]).filter((x) => x !== null);
+  return [...new Set(claims.map((claim) => claim.claim))].map((name) =>
+    intervals(`${name}, ${family}`, claims.filter((claim) => claim.claim === name), [{ title: name, text: (claim) => shotsOf(claim.shots) }], claims));
+}
+
+/* A table of claims with their intervals as pictures, on the scale of all that are `beside` them. */
+function intervals(label, claims, columns, beside = claims) {
+  const ends = beside.flatMap(({ mean, low, high }) => [mean, low, high]).filter((x) => x !== null);
   const most = Math.max(...ends.map(Math.abs)) * 1.05 || 1, x = (value) => 100 + (100 * value) / most;
   const picture = (claim) => {
     const { mean, low, high } = claim, colour = { yes: "var(--good)", no: ORANGE, open: "var(--muted)" }[kind(claim)];
@@ -123,17 +133,15 @@ function verdictTables(family, claims) {
       s("line", { x1: x(mean), x2: x(mean), y1: 3, y2: 15, stroke: colour, "stroke-width": 3 }));
   };
   const scale = fixed(100 * most);
-  return [...new Set(claims.map((claim) => claim.claim))].flatMap((name) => {
-    const list = table({ label: `${name}, ${family}`, rows: claims.filter((claim) => claim.claim === name), columns: [
-      { title: name, text: (claim) => shotsOf(claim.shots) },
-      { title: `−${scale} to +${scale}`, text: picture, class: "interval" },
-      { title: "points", text: (claim) => points(claim.mean) },
-      { title: "verdict", left: true, text: (claim) => h("span", { class: `verdict ${kind(claim)}` }, VERDICTS[claim.verdict]?.[1] ?? claim.verdict) },
-      { title: "95% interval", text: interval },
-    ] });
-    list.classList.add("whole");
-    return list;
-  });
+  const list = table({ label, rows: claims, columns: [
+    ...columns,
+    { title: `−${scale} to +${scale}`, text: picture, class: "interval" },
+    { title: "points", text: (claim) => points(claim.mean) },
+    { title: "verdict", left: true, text: (claim) => h("span", { class: `verdict ${kind(claim)}` }, VERDICTS[claim.verdict]?.[1] ?? claim.verdict) },
+    { title: "95% interval", text: interval },
+  ] });
+  list.classList.add("whole");
+  return list;
 }
 
 function shots({ shots: names, families }) {

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from sparsehyper.report.studies.pages import GREY, StudyReport, Table, panels, percent, points
+from sparsehyper.report.studies.pages import (
+    GREY,
+    StudyReport,
+    Table,
+    by_method,
+    panels,
+    percent,
+    points,
+    searches_table,
+)
 
 
 def _tables(results: Mapping[str, Any]) -> list[Table]:
@@ -33,23 +42,11 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             if row["family"] == family
         ]
         tables.append(Table(family, columns, rows))
-    searches = [
-        [
-            name.removeprefix("search--"),
-            ", ".join(_setting(p, value) for p, value in search["settings_found"].items()),
-            f"{100 * search['validation']:.2f}",
-            f"{100 * search['trials'][0]['validation']:.2f}",
-        ]
-        for name, search in results["searches"].items()
-    ]
-    title = f"Settings found, {results['study']['trials']} trials each, by validation accuracy"
-    columns = ["search", "found", "validation, %", "default's, %"]
-    return [*tables, Table(title, columns, searches)]
-
-
-def _setting(path: str, value: Any) -> str:
-    name = path.rpartition(".")[2]
-    return f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+    if results["left_out"]:
+        rows = [[one["family"], one["method"], f"{one['budget']:g}"] for one in results["left_out"]]
+        columns = ["set", "method", "budget ÷ N"]
+        tables.append(Table("Left out, as their layers alone are larger", columns, rows))
+    return [*tables, searches_table(results)]
 
 
 def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -57,11 +54,7 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     families = list(results["study"]["sets"])
     with panels(families, path) as drawn:
         for family, axes in zip(families, drawn, strict=True):
-            own: dict[str, list[dict[str, Any]]] = {}
-            for row in results["rows"]:
-                if row["family"] == family:
-                    own.setdefault(row["method"], []).append(row)
-            for method, rows in own.items():
+            for method, rows in by_method(results["rows"], family=family).items():
                 x = [row["parameters"] for row in rows]
                 points(axes, x, [row["accuracy"] for row in rows], method)
             axes.set_xscale("log")
@@ -75,8 +68,9 @@ REPORT = StudyReport(
     "Methods compared",
     "On multitask computer vision, are sparse hypernetworks as accurate as chunked ones of the "
     "same budget, and how do both compare with others, with experts and with a shared trunk?",
-    "For every method and budget as many trials of the learning rate and of one or two settings of "
-    "its own are judged on validation images of one set of each kind of target, under a seed of "
+    "For every method and budget as many trials of the learning rate, the base, how alike tasks "
+    "start and, of chunked ones, the hidden width are judged on validation images of one set of "
+    "each kind of target, under a seed of "
     "their own; then each is trained on every set over all seeds, and looks at the test images "
     "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's t "
     "intervals, not corrected for their multitude.",

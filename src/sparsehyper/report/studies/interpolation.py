@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from sparsehyper.report.studies.pages import GREY, StudyReport, Table, panels, percent
+from sparsehyper.report.studies.pages import (
+    GREY,
+    StudyReport,
+    Table,
+    panels,
+    percent,
+    searches_table,
+)
 
 _LINES = {"start": "#D55E00", "end": "#0072B2", "half-way": "#009E73"}
 _COLUMNS = {
@@ -46,6 +53,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             ["method", "straightness", "weights with 90% of the change, %", "independent ways"],
             weights,
         ),
+        searches_table(results),
     ]
 
 
@@ -87,7 +95,8 @@ REPORT = StudyReport(
     "Tasks are images turned by equal steps; every other angle is trained. Along the line between "
     "neighbours' embeddings, models are tested on the tasks at both ends and on the untrained one "
     "in between, and compared there with the better of the two neighbours' models and with an "
-    "embedding fitted to 20 images a class. Straightness is the distance of the generated weights "
+    "embedding fitted to 20 images a class. Each method has the learning rate that is best on "
+    "validation images of the trained tasks. Straightness is the distance of the generated weights "
     "÷ the length of the way between them; independent ways are (Σ s²)² ÷ Σ s⁴ of the singular "
     "values s of the derivative of weights by embedding, at trained tasks. Means over neighbours "
     "± standard deviation over seeds.",

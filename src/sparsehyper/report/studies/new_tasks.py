@@ -10,6 +10,7 @@ from sparsehyper.report.studies.pages import (
     GREY,
     StudyReport,
     Table,
+    by_method,
     panels,
     percent,
     points,
@@ -40,7 +41,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
     tables = []
     for family in results["study"]["families"]:
         rows = []
-        for method, own in _by_method(results, family).items():
+        for method, own in by_method(results["rows"], family=family).items():
             trained, identified = (
                 [t for t in own[0][key] if t is not None] for key in ("trained", "identified")
             )
@@ -65,7 +66,7 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     places = range(len(shots))
     with panels(families, path) as drawn:
         for family, axes in zip(families, drawn, strict=True):
-            own = _by_method(results, family)
+            own = by_method(results["rows"], family=family)
             for method in LINES:  # in this order in the legend
                 if method in own:
                     colour, marker, style = LINES[method]
@@ -77,14 +78,6 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
             axes.set_ylabel("accuracy on new tasks, %", color=GREY)
         for axes in drawn[-2:]:
             axes.set_xlabel("images of each class", color=GREY)
-
-
-def _by_method(results: Mapping[str, Any], family: str) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in results["rows"]:
-        if row["family"] == family:
-            found.setdefault(row["method"], []).append(row)
-    return found
 
 
 REPORT = StudyReport(

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, NamedTuple
 
 from sparsehyper._extras import require
+from sparsehyper.report.plots import STYLES
 
 GREY = "#444444"
-
-# Okabe and Ito's colours, which people of any colour vision tell apart: method → colour, marker.
-STYLES = {
-    "sparse": ("#D55E00", "o"),
-    "chunked": ("#0072B2", "s"),
-    "dense": ("#009E73", "^"),
-    "experts": ("#555555", "D"),
-    "shared trunk": ("#CC79A7", "v"),
-    "sparse, affine": ("#E69F00", "P"),
-    "sparse, MLP": ("#8B6F00", "X"),
-    "chunks of tensors": ("#56B4E9", "p"),
-    "butterfly": ("#7A5195", "<"),
-    "experts, masked": ("#555555", "D"),
-    "experts, pruned": ("#000000", "*"),
-}
 
 
 class Table(NamedTuple):
@@ -61,7 +47,7 @@ def all_tables(report: StudyReport, results: Mapping[str, Any]) -> list[Table]:
     return [*([claims_table(results)] if results.get("claims") else []), *report.tables(results)]
 
 
-def markdown(name: str, report: StudyReport, results: Mapping[str, Any]) -> str:
+def markdown(report: StudyReport, results: Mapping[str, Any]) -> str:
     """A study's page."""
     machine, claims = results["machine"], results.get("claims", [])
     found = [claim["verdict"] for claim in claims]
@@ -70,14 +56,13 @@ def markdown(name: str, report: StudyReport, results: Mapping[str, Any]) -> str:
         for verdict in ("supported", "not supported", "undecided")
         if verdict in found
     )
-    verdicts = f"**Verdicts.** Of {len(claims)} differences above zero: {counts}.\n"
+    verdicts = f"**Verdicts.** Of {len(claims)} claims that a difference is above zero: {counts}.\n"
     parts = [
         f"# {report.title}\n",
         f"**Question.** {report.question}\n",
         f"**Method.** {report.method}\n",
         *([verdicts] if claims else []),
-        f"**Command.** `sparsehyper study {name} --out FOLDER`; all settings are in "
-        "`study.json` and `results.json`.\n",
+        f"**Command.** `{results['command']}`; all settings are in `study.json`.\n",
         f"**Machine and time.** {machine['cpu']}, {machine['cores']} cores, one thread for each "
         f"training, PyTorch {machine['torch']}; {results['seconds'] / 60:.0f} minutes of one "
         "core.\n",
@@ -112,6 +97,39 @@ def claims_table(results: Mapping[str, Any]) -> Table:
     return Table("Differences of accuracy", columns, rows)
 
 
+def by_method(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, list[Any]]:
+    """The rows of each method, those with other values of the ``wanted`` keys left out.
+
+    >>> by_method([{"method": "a", "family": 1}, {"method": "a", "family": 2}], family=2)
+    {'a': [{'method': 'a', 'family': 2}]}
+    """
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        if all(row[key] == value for key, value in wanted.items()):
+            found.setdefault(row["method"], []).append(row)
+    return found
+
+
+def searches_table(results: Mapping[str, Any]) -> Table:
+    """What the searches of hyperparameters found."""
+    rows = [
+        [
+            name.removeprefix("search--"),
+            ", ".join(_setting(path, value) for path, value in search["settings_found"].items()),
+            f"{100 * search['validation']:.2f}",
+            f"{100 * search['trials'][0]['validation']:.2f}",
+        ]
+        for name, search in results["searches"].items()
+    ]
+    title = f"Settings found, {results['study']['trials']} trials each, by validation accuracy"
+    return Table(title, ["search", "found", "validation, %", "default's, %"], rows)
+
+
+def _setting(path: str, value: Any) -> str:
+    name = path.rpartition(".")[2]
+    return f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+
+
 def interval_text(interval: Mapping[str, Any], factor: float = 100) -> str:
     """A 95% interval, in percent points unless another ``factor`` is given."""
     if interval["low"] is None:
@@ -139,23 +157,21 @@ def panels(
     titles: Sequence[str],
     path: str | PathLike[str],
     *,
-    columns: int = 2,
     size: tuple[float, float] = (6, 3.6),
     legend: int = 4,
 ) -> Iterator[list[Any]]:
     """Within, there is a panel for each title; afterwards they are a PNG, with one legend below.
 
     Args:
-        titles: of the panels.
+        titles: of the panels, of which two are side by side.
         path: of the picture.
-        columns: of panels, at most.
         size: of a panel, in inches.
         legend: columns of the legend, of which every label is shown once.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    columns = min(columns, len(titles))
+    columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
     figure = require("matplotlib.figure", "cli").Figure(
         figsize=(size[0] * columns, size[1] * rows + 0.8),

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from sparsehyper.report.plots import STYLES
 from sparsehyper.report.studies.pages import (
     GREY,
-    STYLES,
     StudyReport,
     Table,
+    by_method,
     interval_text,
     panels,
     percent,
+    searches_table,
 )
 
 _AXES = {"target": ("numel", "N, parameters of one target"), "tasks": ("tasks", "tasks")}
@@ -50,7 +52,8 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         for row in results["exponents"]
     ]
     columns = ["method", "measure", "against", "exponent", "95% interval"]
-    return [*tables, Table("Exponents b of measure ∝ size^b", columns, exponents)]
+    found = Table("Exponents b of measure ∝ size^b", columns, exponents)
+    return [*tables, found, searches_table(results)]
 
 
 def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -61,11 +64,7 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
             drawn, [(m, p) for m in ("error", "step") for p in _AXES], strict=True
         ):
             key, label = _AXES[part]
-            own: dict[str, list[Mapping[str, Any]]] = {}
-            for row in results["rows"]:
-                if row["part"] == part:
-                    own.setdefault(row["method"], []).append(row)
-            for method, rows in own.items():
+            for method, rows in by_method(results["rows"], part=part).items():
                 colour, marker = STYLES[method]
                 y = [
                     100 * (1 - statistics.fmean(row["accuracy"]))
@@ -87,7 +86,7 @@ REPORT = StudyReport(
     "Permutations of the pixels; the same number of updates and images a batch everywhere, so that "
     "a task sees the fewer images the more tasks there are. A learning rate for each method, by as "
     "many trials on validation images, at one size. Exponents are slopes of straight lines through "
-    "logarithms of all seeds' values, with Student's t intervals.",
+    "logarithms, one a seed, with Student's t intervals over seeds.",
     _tables,
     _draw,
     "scaling.png",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from sparsehyper.report.studies.pages import GREY, StudyReport, Table, interval_text, panels
 
+_LEVEL = 0.05 / 24  # of the tests of twelve factors on two outcomes, after Bonferroni
 _PANELS = {"trained tasks": "#D55E00", "new tasks": "#0072B2"}
 
 
@@ -28,42 +28,28 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             cells += [f"{100 * effect['mean']:+.2f}", interval_text(effect)]
         rows.append([*cells, f"{size:.2f} ×", f"{step:.2f} ×"])
     columns = ["factor", "level", "trained tasks", "95%", "new tasks", "95%", "size", "step time"]
-    runs = results["runs"]
-    best = sorted(runs, key=lambda run: -run["accuracy"] - run["new_accuracy"])[:5]
-    shown = [
-        [
-            ", ".join(f"{f}: {level}" for f, level in run["levels"].items()),
-            f"{100 * run['accuracy']:.2f}",
-            f"{100 * run['new_accuracy']:.2f}",
-            f"{run['parameters']:.2f}",
-        ]
-        for run in best
-    ]
     return [
         Table("Main effects over the default setting, points of accuracy", columns, rows),
-        Table("How much each factor matters, by its greatest effect", *_importance(results)),
-        Table(
-            f"The best five of {len(runs)} runs, by the sum of both accuracies",
-            ["setting", "trained tasks, %", "new tasks, %", "trainable ÷ N"],
-            shown,
-        ),
+        Table("What matters: the F test of each factor", *_importance(results)),
     ]
 
 
 def _importance(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Per factor the standard deviation of its levels' effects, the default's of 0 among them."""
+    """Per factor the share of the variance that only it explains, and the test's p."""
+    found = {o: {test["factor"]: test for test in results["factors"][o]} for o in _PANELS}
+    columns = ["factor"]
+    for outcome in _PANELS:
+        columns += [f"{outcome}: share of the variance, %", "p", "matters?"]
     rows = []
-    for factor in dict.fromkeys(e["factor"] for e in results["effects"]["trained tasks"]):
-        spreads = [
-            statistics.pstdev(
-                [0.0, *(e["mean"] for e in results["effects"][outcome] if e["factor"] == factor)]
-            )
-            for outcome in _PANELS
-        ]
-        rows.append((spreads, factor))
-    rows.sort(reverse=True)
-    columns = ["factor", *(f"{outcome}, spread of effects" for outcome in _PANELS)]
-    return columns, [[factor, *(f"{100 * s:.2f}" for s in spreads)] for spreads, factor in rows]
+    for factor in found["trained tasks"]:
+        cells: list[Any] = [factor]
+        for outcome in _PANELS:
+            test = found[outcome][factor]
+            p = test["p"]
+            cells += [f"{100 * test['share']:.1f}", "–" if p is None else f"{p:.1g}"]
+            cells.append("–" if p is None else "yes" if p < _LEVEL else "not shown")
+        rows.append(cells)
+    return columns, rows
 
 
 def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -89,7 +75,8 @@ REPORT = StudyReport(
     "it trains on permutations of the pixels, then learns others by their embeddings alone. "
     "Effects are those of a least-squares fit without interactions, over the default level of "
     "each factor, with intervals from the residuals; they are not corrected for their multitude. "
-    "Runs differ in size, as settings do: the column tells by how much. One learning rate for all.",
+    "Runs differ in size, as settings do: the column tells by how much. A factor matters where the "
+    "F test of its levels has p < 0.05 ÷ 24, the number of tests.",
     _tables,
     _draw,
     "main_effects.png",
