@@ -29,19 +29,19 @@ def files(experiment):
 
 def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_path, monkeypatch):
     journals = {"one": str(tmp_path / "one.journal")}
-    trained, train = [], search.train
+    rates, trained = [], search.trained
 
-    def stop_at_the_third(*args, **kwargs):
-        if len(trained) == 2:
-            trained.clear()
+    def stop_at_the_third(experiment, tasks):
+        if len(rates) == 2:
+            rates.clear()
             raise KeyboardInterrupt
-        trained.append(args[3].lr)
-        return train(*args, **kwargs)
+        rates.append(experiment.training.lr)
+        return trained(experiment, tasks)
 
-    monkeypatch.setattr(search, "train", stop_at_the_third)
+    monkeypatch.setattr(search, "trained", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         search._search(settings, files, journals)
-    monkeypatch.setattr(search, "train", train)
+    monkeypatch.setattr(search, "trained", trained)
     found = search._search(settings, files, journals)
     drawn = [trial["settings"][LR] for trial in found["trials"]]
     assert len(drawn) == len(set(drawn)) == 5

@@ -18,9 +18,9 @@ from sparsehyper.adaptation import fine_tune, fit_embeddings, identify_task
 from sparsehyper.data import TaskSet, TaskSplit
 from sparsehyper.experiments.baselines import SharedTrunk
 from sparsehyper.experiments.config import Experiment
-from sparsehyper.experiments.setup import build_model, make_batches
+from sparsehyper.experiments.setup import build_model
+from sparsehyper.experiments.studies.trainings import measured
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training import evaluate, train
 
 Samples = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Tensor]
@@ -58,21 +58,9 @@ class Learner:
 
     def pretrain(self) -> float | None:
         """Mean test accuracy on the known tasks afterwards."""
-        experiment, known = self.experiment, self.known
-        self.model = self.build()
-        classes = [len(names) for names in known.classes]
-        train(
-            self.model,
-            make_batches(experiment, known),
-            known.val,
-            experiment.training,
-            names=known.names,
-            n_classes=classes,
-            quiet=True,
-        )
-        found = evaluate(self.model, known.test, names=known.names, n_classes=classes)
+        self.model, values = measured(self.experiment, self.known, self.build())
         self.model.cpu()  # where new tasks are learned
-        return found.accuracy
+        return values["accuracy"]
 
     def parameters(self) -> int:
         """That are trained."""

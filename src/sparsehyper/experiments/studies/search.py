@@ -13,9 +13,9 @@ from typing import Any
 
 from sparsehyper._extras import require
 from sparsehyper.experiments.config import DataConfig, Experiment
-from sparsehyper.experiments.setup import build_model, make_batches
 from sparsehyper.experiments.studies.cells import Cell, SharedTasks, run_cells
-from sparsehyper.training import NonFiniteError, train
+from sparsehyper.experiments.studies.trainings import trained
+from sparsehyper.training import NonFiniteError
 from sparsehyper.training.run import check_same
 
 # The path of a setting in an experiment → its choices, the default first; or the least and greatest
@@ -117,14 +117,7 @@ def _search(
     def objective(trial: Any) -> float:
         chosen = with_settings(experiment, {p: _draw(trial, p, space[p]) for p in space})
         try:
-            result = train(
-                build_model(chosen, tasks),
-                make_batches(chosen, tasks),
-                tasks.val,
-                chosen.training,
-                n_classes=[len(names) for names in tasks.classes],
-                quiet=True,
-            )
+            _, result = trained(chosen, tasks)
         except NonFiniteError:
             return 0.0
         return result.best.accuracy
