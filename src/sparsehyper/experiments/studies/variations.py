@@ -143,7 +143,8 @@ def run_variations(
 
     Returns:
         What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
-        ``runs``, each with its levels and what was measured; ``effects`` on each outcome (``trained
+        ``runs``, each with its levels, what was measured, and whether it ``failed``, that is with
+        less than half the median accuracy; of the others ``effects`` on each outcome (``trained
         tasks`` and ``new tasks``, accuracies; ``size``, log2 of trainable ÷ N; ``step``, log2 of
         its milliseconds), as `main_effects` gives them; ``factors``, those on accuracies, as
         `factor_tests` gives them; and the effects on accuracies as ``claims``.
@@ -167,23 +168,27 @@ def run_variations(
         ]
         done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
     found = [done[cell.name] for cell in cells]
+    # Of those, some settings learn nothing at all: they are told apart, as no effect adds up there.
+    least = statistics.median(run["accuracy"] for run in found) / 2
+    kept = [i for i, run in enumerate(found) if run["accuracy"] >= least]
+    levels = [designed[i] for i in kept]
     outcomes = {
-        "trained tasks": [run["accuracy"] for run in found],
-        "new tasks": [run["new_accuracy"] for run in found],
-        "size": [log2(run["parameters"]) for run in found],
-        "step": [log2(run["step_ms"]) for run in found],
+        "trained tasks": [found[i]["accuracy"] for i in kept],
+        "new tasks": [found[i]["new_accuracy"] for i in kept],
+        "size": [log2(found[i]["parameters"]) for i in kept],
+        "step": [log2(found[i]["step_ms"]) for i in kept],
     }
-    effects = {name: main_effects(designed, y, DEFAULTS) for name, y in outcomes.items()}
+    effects = {name: main_effects(levels, y, DEFAULTS) for name, y in outcomes.items()}
     measures = ("validation", "accuracy", "new_accuracy", "parameters", "step_ms", "seconds")
     return {
         "study": study.to_dict(),
         "machine": machine(),
         "runs": [
-            {"levels": levels, **{name: run[name] for name in measures}}
-            for levels, run in zip(designed, found, strict=True)
+            {"levels": own, "failed": i not in kept, **{name: run[name] for name in measures}}
+            for i, (own, run) in enumerate(zip(designed, found, strict=True))
         ],
         "effects": effects,
-        "factors": {name: factor_tests(designed, outcomes[name], DEFAULTS) for name in OUTCOMES},
+        "factors": {name: factor_tests(levels, outcomes[name], DEFAULTS) for name in OUTCOMES},
         "claims": [
             {
                 "family": outcome,

@@ -26,8 +26,19 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         for outcome in _PANELS:
             effect = by_level[outcome][factor, level]
             cells += [f"{100 * effect['mean']:+.2f}", interval_text(effect)]
-        rows.append([*cells, f"{size:.2f} ×", f"{step:.2f} ×"])
-    columns = ["factor", "level", "trained tasks", "95%", "new tasks", "95%", "size", "step time"]
+        own = [run["failed"] for run in results["runs"] if run["levels"][factor] == level]
+        rows.append([*cells, f"{size:.2f} ×", f"{step:.2f} ×", f"{sum(own)} of {len(own)}"])
+    columns = [
+        "factor",
+        "level",
+        "trained tasks",
+        "95%",
+        "new tasks",
+        "95%",
+        "size",
+        "step time",
+        "failed",
+    ]
     return [
         Table("Main effects over the default setting, points of accuracy", columns, rows),
         Table("What matters: the F test of each factor", *_importance(results)),
@@ -75,7 +86,9 @@ REPORT = StudyReport(
     "it trains on permutations of the pixels, then learns others by their embeddings alone. "
     "Effects are those of a least-squares fit without interactions, over the default level of "
     "each factor, with intervals from the residuals; they are not corrected for their multitude. "
-    "Runs differ in size, as settings do: the column tells by how much. A factor matters where the "
+    "Runs with less than half the median accuracy on trained tasks failed; effects are those of "
+    "the others. Runs differ in size, as settings do: the column tells by how much. A factor "
+    "matters where the "
     "F test of its levels has p < 0.05 ÷ 24, the number of tests.",
     _tables,
     _draw,
