@@ -36,7 +36,7 @@ def test_more_images_help_and_budgets_are_matched(results):
     assert 0.8 < theirs / ours < 1.2
     assert rows["pairs", "scratch", 5]["parameters"] == 1
     # A learned base is paid for.
-    based = rows["re-paired", "sparse linear, learned base", 5]["parameters"]
+    based = rows["re-paired", "sparse linear, base and 256", 5]["parameters"]
     assert based == pytest.approx(rows["re-paired", "sparse linear", 5]["parameters"], rel=0.05)
 
 

@@ -347,6 +347,8 @@ def _experiment(
         training(tasks.steps, seed, device=study.device, **patience),
         method=parse_method(METHODS[method][0]),
         budget=budget,
+        latent_dim=64,
+        base="zeros",
         target=tasks.target,
         batch_size=tasks.images * tasks.tasks_per_batch,
         tasks_per_batch=tasks.tasks_per_batch,

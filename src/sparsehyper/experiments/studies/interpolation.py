@@ -183,6 +183,7 @@ def _experiment(study: Interpolation, method: str, seed: int) -> Experiment:
         training(study.steps, seed, device=study.device),
         method=parse_method(described),
         budget=budget,
+        latent_dim=64,
         base=base,
         similarity=similarity,
         target=study.target,

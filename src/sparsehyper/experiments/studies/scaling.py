@@ -162,6 +162,7 @@ def _experiment(study: Scaling, method: str, width: int, count: int) -> Experime
         method=described,
         budget=_BUDGET if isinstance(described, Generator) else None,
         latent_dim=_LATENT,
+        base="zeros",
         target=f"mlp:{width}-{width}",
         batch_size=20 * study.tasks_per_batch // tasks_per_batch * tasks_per_batch,
         tasks_per_batch=tasks_per_batch,

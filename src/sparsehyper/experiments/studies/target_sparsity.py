@@ -232,6 +232,7 @@ def _experiment(study: TargetSparsity, tasks: Tasks, method: str, sparsity: floa
         method=parse_method(method),
         target=f"{tasks.target}/masked:{sparsity:g}" if sparsity else tasks.target,
         latent_dim=_LATENT,
+        base="zeros",
         batch_size=tasks.images * tasks.tasks_per_batch,
         tasks_per_batch=tasks.tasks_per_batch,
     )

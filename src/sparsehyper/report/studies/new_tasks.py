@@ -20,11 +20,10 @@ from sparsehyper.report.studies.pages import (
 LINES = {
     "sparse linear": ("#D55E00", "o", "-"),
     "sparse linear, growth 8": ("#E69F00", "P", "-"),
-    "sparse linear, learned base": ("#882255", "h", "-"),
-    "sparse linear, similar start": ("#F0E442", "H", "-"),
+    "sparse linear, base and 256": ("#882255", "h", "-"),
     "sparse PReLU": ("#CC79A7", "v", "-"),
     "chunked": ("#0072B2", "s", "-"),
-    "chunked, learned base": ("#332288", "p", "-"),
+    "chunked, base": ("#332288", "p", "-"),
     "dense linear": ("#009E73", "^", "-"),
     "sparse linear, then all": ("#D55E00", "o", ":"),
     "mean model, tuned": ("#CC79A7", "d", ":"),
