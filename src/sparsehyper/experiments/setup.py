@@ -19,6 +19,7 @@ from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.data import (
     SOURCES,
     Batches,
+    Source,
     TaskSet,
     is_source,
     load_folder,
@@ -96,16 +97,24 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
         ValueError: images, tasks or their settings do not fit.
     """
+    return tasks_of(data, load_images(data, data_dir))
+
+
+def load_images(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
+    """The first half of `load_tasks`: the images alone, which many sets of tasks may share."""
     if is_source(data.source):
-        source = load_source(data.source, data_dir)
-    elif Path(data.source).is_dir():
-        source = load_folder(data.source, image_size=data.image_size, seed=data.seed)
-    else:
-        raise FileNotFoundError(
-            f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}, or "
-            f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
-            "it has moved"
-        )
+        return load_source(data.source, data_dir)
+    if Path(data.source).is_dir():
+        return load_folder(data.source, image_size=data.image_size, seed=data.seed)
+    raise FileNotFoundError(
+        f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}, or "
+        f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
+        "it has moved"
+    )
+
+
+def tasks_of(data: DataConfig, source: Source) -> TaskSet:
+    """The second half: the tasks that are made of images."""
     maker = None if data.tasks is None else parse_tasks(data.tasks)
     return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)
 

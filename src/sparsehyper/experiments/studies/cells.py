@@ -31,11 +31,11 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from sparsehyper._checks import check_integer
-from sparsehyper.data import TaskSet
+from sparsehyper.data import Source, TaskSet
 from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.isolation import context
 from sparsehyper.experiments.run import read_json
-from sparsehyper.experiments.setup import load_tasks
+from sparsehyper.experiments.setup import load_images, tasks_of
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 SCALES = ("smoke", "cpu", "full")
@@ -140,12 +140,17 @@ def shared_tasks(
     """
     with tempfile.TemporaryDirectory(prefix="sparsehyper-") as scratch:
         files: dict[DataConfig, SharedTasks] = {}
+        images: dict[tuple[Any, ...], Source] = {}
         for one in data:
             if one not in files:
                 path = Path(scratch, f"{len(files)}.pt")
-                tasks = load_tasks(one, data_dir)
+                key = (one.source, one.image_size, one.seed)
+                if key not in images:
+                    images[key] = load_images(one, data_dir)
+                tasks = tasks_of(one, images[key])
                 torch.save(tasks, path)
                 files[one] = SharedTasks(str(path), tasks.fingerprint)
+        images.clear()
         yield files
 
 

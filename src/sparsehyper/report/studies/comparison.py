@@ -58,6 +58,7 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
                 x = [row["parameters"] for row in rows]
                 points(axes, x, [row["accuracy"] for row in rows], method)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for axes in drawn[::2]:
             axes.set_ylabel("test accuracy, %", color=GREY)
         for axes in drawn[-2:]:
