@@ -61,7 +61,9 @@ def described(pairs):
         **{path.name: describe_run(path) for path in (pairs, baseline, pairs.parent / "hostile")},
         **{
             name: describe_results(DOCS / name)
-            for name in ("digits", "new-tasks", "typology", "interpolation")
+            for name in (
+                *("digits", "new-tasks", "typology", "interpolation", "compare", "variations"),
+            )
         },
     }
 
