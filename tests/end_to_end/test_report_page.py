@@ -158,7 +158,7 @@ def test_every_section_of_everything_opens(show, described):
     for tab in page.get_by_role("tab").all():
         tab.click()
         opened.append(open_all(page))
-    assert [len(names) for names in opened] == [11, 6, 8, 4, 6, 5, 6]
+    assert [len(names) for names in opened] == [11, 6, 8, 4, 6, 5, 6, 6, 6]
     assert "Verdict on each claim" in opened[4]
 
 
@@ -282,8 +282,26 @@ def test_a_study_that_is_a_picture(show, described):
     )
     assert width > 1000
     results = json.loads((DOCS / "interpolation" / "results.json").read_text())
-    rows = cells(section(page, "All figures").locator("table").last)
+    rows = cells(section(page, "All figures").locator("table").first)
     assert [row[0] for row in rows] == [row["method"] for row in results["rows"]]
+
+
+def test_verdicts_of_a_study_without_numbers_of_images_are_one_table(show, described):
+    results = json.loads((DOCS / "compare" / "results.json").read_text())
+    page = show(described["compare"])
+    rows = cells(section(page, "Verdict on each claim").locator("table"))
+    assert [(row[0], row[1], row[3], row[4][2:]) for row in rows] == [
+        (
+            claim["family"],
+            claim["claim"],
+            f"{100 * claim['mean']:+.2f}".replace("-", "−"),
+            claim["verdict"],
+        )
+        for claim in results["claims"]
+    ]
+    legend = section(page, "Accuracy against budget").locator("figure").first.locator(".legend")
+    methods = {row["method"] for row in results["rows"]}
+    assert methods <= set(legend.locator("> *").all_text_contents())
 
 
 def test_a_comparison_is_that_of_its_results(show, described):

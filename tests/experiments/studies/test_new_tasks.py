@@ -51,7 +51,7 @@ def test_claims_are_paired_differences(results):
         ours, theirs = (rows[place[0], m, place[1]] for m in pair)
         assert claim["mean"] == pytest.approx((sum(ours) - sum(theirs)) / 2)
     together = [c for c in results["claims"] if isinstance(c["shots"], str)]
-    assert len(together) == 6 + 10
+    assert len(together) == 6 + 7
     for whole in together:
         parts = [
             c["mean"]
