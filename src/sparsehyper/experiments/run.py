@@ -383,6 +383,7 @@ def _check_trained(directory: Path) -> None:
 
 
 def check_fingerprint(directory: Path, recorded: str, found: str) -> None:
+    """Raise ValueError where a run's data are not those that it began with."""
     if recorded != found:
         raise ValueError(
             f"the data have changed since the run in {directory} began: their fingerprint was "

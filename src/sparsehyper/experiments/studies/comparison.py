@@ -247,7 +247,7 @@ def run_comparison(
         "left_out": [
             {"family": entry.family, "method": entry.method, "budget": entry.budget}
             for entry in wanted
-            if entry not in entries
+            if not all(entry.space.values())
         ],
         "claims": _claims(study, rows),
         "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),

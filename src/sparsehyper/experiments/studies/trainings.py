@@ -123,7 +123,7 @@ def measured(
         0 where it diverged).
     """
     model = build_model(experiment, tasks) if model is None else model
-    began = time.perf_counter()
+    began, diverged = time.perf_counter(), False
     try:
         _, result = trained(experiment, tasks, model)
         validation, step_ms, peak = result.best.accuracy, result.step_ms, result.peak_memory / 1e6
@@ -132,6 +132,7 @@ def measured(
         )
         accuracies = dict(zip(found.tasks, found.accuracies, strict=True))
     except NonFiniteError as error:
+        diverged = True
         validation, step_ms, peak = 0.0, 1e3 * (time.perf_counter() - began) / error.step, 0.0
         classes = zip(tasks.names, tasks.classes, strict=True)
         accuracies = {name: 1 / len(names) for name, names in classes}
@@ -140,7 +141,7 @@ def measured(
         "validation": validation,
         "accuracy": statistics.fmean(accuracies.values()),
         "accuracies": accuracies,
-        "diverged": validation == 0,
+        "diverged": diverged,
         "parameters": trainable / count_target_parameters(experiment, tasks),
         "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
         "step_ms": step_ms,

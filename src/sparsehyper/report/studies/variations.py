@@ -88,8 +88,7 @@ REPORT = StudyReport(
     "each factor, with intervals from the residuals; they are not corrected for their multitude. "
     "Runs with less than half the median accuracy on trained tasks failed; effects are those of "
     "the others. Runs differ in size, as settings do: the column tells by how much. A factor "
-    "matters where the "
-    "F test of its levels has p < 0.05 ÷ 24, the number of tests.",
+    "matters where the F test of its levels has p < 0.05 ÷ 24, the number of tests.",
     _tables,
     _draw,
     "main_effects.png",
