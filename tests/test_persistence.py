@@ -157,8 +157,8 @@ def edited(change):
         ),
         (
             "config.json",
-            edited(lambda c: c.update(base="learned")),
-            "lacks the tensor 'target.base'",
+            edited(lambda c: c.update(base="zeros")),
+            "unexpected tensor 'target.base'",
         ),
         ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors' is damaged"),
         (

@@ -183,7 +183,7 @@ def test_a_tied_parameter_stands_once_and_stays_tied():
 def test_frozen_parameters_are_left_as_they_are():
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[0].requires_grad_(False)
-    target = Target(module)
+    target = Target(module, base="zeros")
     assert [s.name for s in target.layout] == ["1.weight", "1.bias"]
     x = torch.eye(3)
     theta = torch.cat([torch.eye(3).flatten(), torch.zeros(3)])
@@ -209,7 +209,7 @@ def test_a_glob_several_globs_or_a_predicate_choose_what_is_generated(generate, 
 @pytest.mark.parametrize(("others", "trained"), [("shared", True), ("frozen", False)])
 def test_the_others_are_shared_and_trained_or_frozen(others, trained):
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    target = Target(module, generate="1.*", others=others)
+    target = Target(module, generate="1.*", others=others, base="zeros")
     assert {n: p.requires_grad for n, p in target.named_parameters()} == {
         "module.0.weight": trained,
         "module.0.bias": trained,

@@ -42,9 +42,10 @@ class HyperNetwork(nn.Module):
             ``requires_grad=False`` are left as they are.
         others: the parameters that are not generated are ``"shared"`` by all tasks and trained,
             or ``"frozen"``.
-        base: what the generated vector is added to: ``"zeros"``, ``"learned"``, which starts there,
-            ``"pretrained"``, the target's own values, or ``"residual"``, which starts at these and
-            is learned. Norm scales start at 1 with the first two.
+        base: what the generated vector is added to: ``"learned"``, a trained vector that all tasks
+            share, which starts at zeros; ``"zeros"``, without it; ``"pretrained"``, the target's
+            own values; or ``"residual"``, which starts at these and is learned. Norm scales start
+            at 1 with the first two.
         init: the variance with which generated tensors start: ``"torch"``, that of PyTorch's own
             layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as `sparsehyper.initialisation` has it.
         scale: multiplies the initial standard deviation of every generated tensor; None for 1, or
@@ -77,7 +78,7 @@ class HyperNetwork(nn.Module):
         *,
         generate: Select = "*",
         others: str = "shared",
-        base: str = "zeros",
+        base: str = "learned",
         init: str = "torch",
         scale: float | None = None,
         norm_stats: str = "per_task",

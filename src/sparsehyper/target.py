@@ -50,8 +50,8 @@ class Target(nn.Module):
         others: the parameters that are neither generated nor frozen already are trained and
             shared by all tasks (``"shared"``) or kept as they are (``"frozen"``).
         base: what θ is added to: ``"zeros"`` (norm scales and other constants start at their own
-            constant, see ``initialisation``), ``"learned"`` (the same, trained), ``"pretrained"``
-            (the module's values) or ``"residual"`` (the same, trained).
+            constant, see ``initialisation``), ``"learned"`` (that, trained), ``"pretrained"`` (the
+            module's values) or ``"residual"`` (those, trained).
         init: by which rule tensors get their standard deviation, as ``initialisation`` has it.
         scale: multiplies every tensor's standard deviation.
         norm_stats: batch-norm statistics ``"per_task"``, ``"shared"`` by all, or always those of
@@ -80,7 +80,7 @@ class Target(nn.Module):
         *,
         generate: Select = "*",
         others: str = "shared",
-        base: str = "zeros",
+        base: str = "learned",
         init: str = "torch",
         scale: float = 1.0,
         norm_stats: str = "per_task",

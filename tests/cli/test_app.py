@@ -22,8 +22,8 @@ OPTIONS = {
     },
     "evaluate": {"--split", "--data", "--data-dir", "--device", "--json", "--help"},
     "inspect": {
-        "--generator", "--budget", "--target", "--image", "--classes", "--latent-dim", "--tasks",
-        "--json", "--help",
+        "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",
+        "--tasks", "--json", "--help",
     },
     "adapt": {
         "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps",

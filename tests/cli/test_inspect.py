@@ -8,13 +8,13 @@ from cli.conftest import QUICK
 
 
 def test_layers_and_sizes_add_up(command):
-    done = command("inspect", "--generator", "sparse:growth=4", "--target", "mlp:32", "--json")
+    done = command("inspect", "--generator", "sparse:growth=1.8", "--target", "mlp:32", "--json")
     assert done.code == 0
     summary = json.loads(done.out)
     assert summary["numel"] == 784 * 32 + 32 + 32 * 10 + 10
     assert summary["layers"][-1]["outputs"] == summary["numel"]
     assert summary["trainable"]["generator"] == sum(x["parameters"] for x in summary["layers"])
-    assert summary["trainable"]["embeddings"] == 10 * 64
+    assert summary["trainable"]["embeddings"] == 10 * 256
     total = sum(summary["trainable"].values())
     assert summary["trainable_per_parameter"] == pytest.approx(total / summary["numel"])
     assert 0.5 < summary["wiring"]["reach_mean"] <= 1
@@ -22,7 +22,7 @@ def test_layers_and_sizes_add_up(command):
     assert summary["operations"]["generator"]["multiply_adds"] == summary["trainable"]["generator"]
     assert summary["operations"]["target"]["multiply_adds"] == 784 * 32 + 32 * 10
     assert summary["effective_rank"]["exact"]
-    assert 1 < summary["effective_rank"]["effective_rank"] <= 63
+    assert 1 < summary["effective_rank"]["effective_rank"] <= 255
     assert not {"statistics", "nearest"} & set(summary)  # which are of tasks that were learned
 
 
@@ -42,7 +42,8 @@ def test_a_run_is_shown_as_it_was_trained(command, tmp_path):
     done = command("inspect", tmp_path / "run", "--json")
     summary = json.loads(done.out)
     assert summary["generator"]["kind"] == "chunked"
-    assert 4 < summary["trainable"]["generator"] / summary["numel"] <= 5
+    assert 3 < summary["trainable"]["generator"] / summary["numel"] <= 4  # and 1 for the base
+    assert summary["trainable"]["shared"] == summary["numel"]
     assert summary["wiring"]["reach_min"] == 1.0
     assert not summary["effective_rank"]["exact"]
     assert [row["name"] for row in summary["statistics"]] == [
@@ -64,9 +65,9 @@ def test_the_table_names_every_tensor_and_layer(command):
     done = command("inspect", "--target", "mlp:32")
     assert done.code == 0
     assert "3.weight" in done.out
-    assert done.out.count("SparseLinear") == 9
+    assert done.out.count("SparseLinear") == 7
     assert "per generated parameter" in done.out
-    assert "effective rank; at most 63" in done.out
+    assert "effective rank; at most 255" in done.out
     assert "25,408 to run it on one image" in done.out
 
 

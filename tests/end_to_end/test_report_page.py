@@ -63,6 +63,7 @@ def described(pairs):
             name: describe_results(DOCS / name)
             for name in (
                 *("digits", "new-tasks", "typology", "interpolation", "compare", "variations"),
+                *("target-sparsity", "scaling"),
             )
         },
     }
@@ -158,7 +159,7 @@ def test_every_section_of_everything_opens(show, described):
     for tab in page.get_by_role("tab").all():
         tab.click()
         opened.append(open_all(page))
-    assert [len(names) for names in opened] == [11, 6, 8, 4, 6, 5, 6, 6, 6]
+    assert [len(names) for names in opened] == [11, 6, 8, 4, 6, 5, 6, 6, 6, 6, 6]
     assert "Verdict on each claim" in opened[4]
 
 

@@ -13,7 +13,7 @@ from sparsehyper.training.run import lock
 @pytest.fixture(scope="module")
 def small(experiment):
     # A target large enough for a chunked generator to meet a budget of 4.
-    return replace(experiment, target="mlp:64")
+    return replace(experiment, target="mlp:64", base="zeros")
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_experts_differ_from_each_other(with_method, tasks):
 
 @pytest.mark.parametrize("method", ["sparse", "chunked"])
 def test_a_budget_is_met(with_method, tasks, method):
-    experiment = with_method(method, budget=4, target="mlp:128-64")
+    experiment = with_method(method, budget=4, target="mlp:128-64", base="zeros")
     model = build_model(experiment, tasks)
     resolved = resolve(experiment, tasks, model)
     assert resolved["numel"] == 16_706
@@ -79,7 +79,7 @@ def test_a_trained_base_takes_its_part_of_the_budget(with_method, tasks, base):
 
 def test_a_budget_out_of_reach(with_method, tasks):
     with pytest.raises(ValueError, match=r"`budget` must be at least .* for a dense .*, got 4296"):
-        build_model(with_method("dense", budget=4), tasks)
+        build_model(with_method("dense", budget=4, base="zeros"), tasks)
 
 
 def test_what_a_baseline_resolves_to(with_method, tasks):

@@ -33,7 +33,7 @@ def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():
-        hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(_KNOWN, LATENT))
+        hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(_KNOWN, LATENT), base="zeros")
         together = sizes.together if name.startswith("MLP") else 1  # one ResNet takes seconds
         fits += _fits(name, hnet, shape, sizes.fitted_images, together, rounds)
         models += _models(name, hnet, make, rounds)

@@ -80,7 +80,7 @@ def _hypernetwork(
     module = LARGE[target].make()
     memory.reset_peak()
     start = time.perf_counter()
-    hnet = HyperNetwork(module, generator, TaskEmbedding(_TASKS, LATENT))
+    hnet = HyperNetwork(module, generator, TaskEmbedding(_TASKS, LATENT), base="zeros")
     built = {
         "numel": hnet.target.numel,
         "build_seconds": time.perf_counter() - start,

@@ -78,7 +78,7 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
     }
     runs: dict[str, Run] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
     for name, spec in specs.items():
-        hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT))
+        hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base="zeros")
         if name == "thesis":
             hnet.generator = thesis_generator(hnet.generator)
         runs[name] = timed(make_step(hnet, lambda hnet=hnet: hnet(x, task=0), y))  # type: ignore[misc]
@@ -92,7 +92,7 @@ def _mixed(
     tasks, images = sizes.mixed
     x, y = torch.randn(tasks * images, *shape), torch.randint(10, (tasks * images,))
     ids = torch.arange(tasks).repeat_interleave(images)
-    hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(tasks, LATENT))
+    hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(tasks, LATENT), base="zeros")
 
     def loop() -> Tensor:
         return torch.cat([hnet(part, task=t) for t, part in enumerate(x.split(images))])

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from sparsehyper._checks import check_integer
 from sparsehyper.analysis import (
     count_operations,
     distances,
@@ -18,11 +19,17 @@ from sparsehyper.analysis import (
 )
 from sparsehyper.cli.options import given
 from sparsehyper.cli.output import Json, print_json, print_table
-from sparsehyper.conditioning import TaskConditioner, TaskEmbedding
-from sparsehyper.experiments import build_target, load_run
+from sparsehyper.conditioning import TaskConditioner
+from sparsehyper.experiments import (
+    DataConfig,
+    Experiment,
+    TaskInfo,
+    build_model,
+    load_run,
+)
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.layout import count_numbers, plan_layout
+from sparsehyper.training import TrainConfig
 
 
 def inspect(
@@ -34,12 +41,17 @@ def inspect(
         str, typer.Option(help="sparse, chunked, dense, butterfly or low_rank, with settings.")
     ] = "sparse",
     budget: Annotated[
-        float | None, typer.Option(help="Trainable parameters per target parameter, at most.")
+        float | None,
+        typer.Option(
+            help="Trainable parameters of the generator, and of a trained base, per target "
+            "parameter, at most."
+        ),
     ] = None,
+    base: Annotated[str, typer.Option(help="As for train.")] = "learned",
     target: Annotated[str, typer.Option(help="As for train.")] = "mlp:128-64",
     image: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of the input.")] = "1x28x28",
     classes: Annotated[int, typer.Option(help="Number of logits.")] = 10,
-    latent_dim: Annotated[int, typer.Option(help="Length of an embedding.")] = 64,
+    latent_dim: Annotated[int, typer.Option(help="Length of an embedding.")] = 256,
     tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 10,
     json: Json = False,
 ) -> None:
@@ -55,14 +67,23 @@ def inspect(
         loaded = load_run(run)
         model, image_shape = loaded.hypernetwork(), loaded.tasks.image_shape
     else:
+        check_integer("tasks", tasks, minimum=1)
+        check_integer("classes", classes, minimum=1)
         image_shape = _shape(image)
-        module = build_target(target, image_shape, classes)
-        spec = parse_generator(generator)
-        if budget is not None:
-            layout = plan_layout(module)
-            most = max(1, round(budget * count_numbers(layout)))
-            spec = spec.with_budget(most, latent_dim, layout)
-        model = HyperNetwork(module, spec, TaskEmbedding(tasks, latent_dim))
+        experiment = Experiment(
+            DataConfig(),
+            TrainConfig(steps=1),
+            method=parse_generator(generator),
+            target=target,
+            budget=budget,
+            latent_dim=latent_dim,
+            base=base,
+        )
+        of_each = tuple(map(str, range(classes)))
+        names = tuple(map(str, range(tasks)))
+        described_tasks = TaskInfo(names, (of_each,) * tasks, image_shape, (), (), "")
+        model = build_model(experiment, described_tasks)
+        assert isinstance(model, HyperNetwork)
     summary = summarize(model)
     summary["effective_rank"] = effective_rank(model).to_dict()
     summary["operations"] = count_operations(model, torch.zeros(1, *image_shape))

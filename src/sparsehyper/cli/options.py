@@ -122,7 +122,7 @@ def _options(  # never called: its signature is the list
     ] = None,
     latent_dim: Annotated[
         int, Option(help="Length of a task's embedding.", rich_help_panel=_MODEL)
-    ] = 64,
+    ] = 256,
     similarity: Annotated[
         float,
         Option(
@@ -134,10 +134,11 @@ def _options(  # never called: its signature is the list
     base: Annotated[
         str,
         Option(
-            help="What is generated is added to: zeros, learned, residual or pretrained.",
+            help="What is generated is added to: learned (one more number for each parameter, "
+            "shared by all tasks), zeros, residual or pretrained.",
             rich_help_panel=_MODEL,
         ),
-    ] = "zeros",
+    ] = "learned",
     init: Annotated[
         str,
         Option(
@@ -162,7 +163,7 @@ def _options(  # never called: its signature is the list
             rich_help_panel=_TRAINING,
         ),
     ] = "adam",
-    lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=_TRAINING)] = 1e-3,
+    lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=_TRAINING)] = 2e-3,
     weight_decay: Annotated[float, Option(rich_help_panel=_TRAINING)] = 0.0,
     schedule: Annotated[
         str, Option(help="cosine, constant or plateau.", rich_help_panel=_TRAINING)

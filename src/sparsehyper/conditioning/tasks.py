@@ -50,7 +50,7 @@ class TaskEmbedding(TaskConditioner):
     def __init__(
         self,
         tasks: int | Sequence[str],
-        dim: int = 64,
+        dim: int = 256,
         *,
         similarity: float = 0.0,
         seed: int = 0,

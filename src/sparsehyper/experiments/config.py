@@ -112,9 +112,9 @@ class Experiment:
     target: str = "mlp:128-64"
     outputs: int | None = None
     budget: float | None = None
-    latent_dim: int = 64
+    latent_dim: int = 256
     similarity: float = 0.0
-    base: str = "zeros"
+    base: str = "learned"
     init: str = "torch"
     norm_stats: str = "per_task"
     batch_size: int = 100

@@ -181,7 +181,8 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
         if budget <= numel:
             raise ValueError(
                 f"`budget` must be greater than 1 where `base` is {experiment.base!r}, which has a "
-                f"trainable number for each generated one; got {experiment.budget:g}"
+                f"trainable number for each generated one ('zeros' has none); got "
+                f"{experiment.budget:g}"
             )
         budget -= numel
     budget = max(1, budget)

@@ -50,14 +50,14 @@ class TrainConfig:
 
     >>> config = TrainConfig(steps=300, schedule="constant")
     >>> config.optimizer, config.lr
-    ('adam', 0.001)
+    ('adam', 0.002)
     >>> TrainConfig.from_dict(config.to_dict()) == config
     True
     """
 
     steps: int
     optimizer: str = "adam"
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.0
     schedule: str = "cosine"
     plateau_patience: int = 5

@@ -174,5 +174,5 @@ def _experiment(study: Typology, seed: int, *, method: str, **settings: Any) -> 
         target=study.target,
         latent_dim=_LATENT,
         tasks_per_batch=4,
-        **settings,
+        **{"base": "zeros", **settings},
     )

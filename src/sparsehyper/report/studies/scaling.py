@@ -76,6 +76,10 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
                 axes.plot(x, y, color=colour, marker=marker, markersize=5, label=method)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_xticks(x, [f"{size:,}" for size in x])
+            axes.set_xticks([], minor=True)
+            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatted(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "12346" else "")
             axes.set_xlabel(label, color=GREY)
             axes.set_ylabel("error, %" if measure == "error" else "step, ms", color=GREY)
 
