@@ -82,8 +82,9 @@ def inspect(
         of_each = tuple(map(str, range(classes)))
         names = tuple(map(str, range(tasks)))
         described_tasks = TaskInfo(names, (of_each,) * tasks, image_shape, (), (), "")
-        model = build_model(experiment, described_tasks)
-        assert isinstance(model, HyperNetwork)
+        built = build_model(experiment, described_tasks)
+        assert isinstance(built, HyperNetwork)
+        model = built
     summary = summarize(model)
     summary["effective_rank"] = effective_rank(model).to_dict()
     summary["operations"] = count_operations(model, torch.zeros(1, *image_shape))

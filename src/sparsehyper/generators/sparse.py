@@ -10,7 +10,6 @@ the generator is the thesis's *linear* one (*affine* with a bias), with one an *
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -42,7 +41,7 @@ from sparsehyper.sparse import (
 # unit's sign is lost and its magnitude kept.
 ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
 
-# Growths and shares are found in steps of 2^(1 / 64), to 1%.
+# Shares are found in steps of 2^(1 / 64), to 1%.
 _STEPS_PER_OCTAVE = 64
 
 
@@ -106,33 +105,32 @@ class Sparse(Generator):
         return sum(n * (k + self.bias) for n, (_, _, k) in weights) + slopes
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``share``, to the least that fits, or where nothing has to be shared ``growth``,
-        which it lowers.
+        """Varies ``share``, to the least that fits; or where nothing has to be shared ``fan_in``,
+        which it raises to as many connections for every unit as fit, if that spends at least one
+        number more for each parameter.
         """
         check_integer("budget", budget, minimum=1)
         numel = count_numbers(layout)
         doublings = numel.bit_length()
 
-        def count(share: float, growth: float) -> int:
-            spec = replace(self, share=share, growth=growth)
-            return spec.count_parameters(latent_dim, numel)
+        def count(**settings: float) -> int:
+            return replace(self, **settings).count_parameters(latent_dim, numel)  # type: ignore[arg-type]
 
         def share(step: int) -> float:  # from the most that can be shared on
             return 2 ** (doublings - step / _STEPS_PER_OCTAVE)
 
-        def growth(step: int) -> float:  # down to one close to 1
-            return max(self.growth * 2 ** (-step / _STEPS_PER_OCTAVE), min(self.growth, 1.01))
-
-        smallest = count(share(0), self.growth)
+        smallest = count(share=share(0))
         if smallest > budget:
             raise too_small("sparse", budget, smallest, "a larger `growth` makes it smaller")
-        if count(1, self.growth) > budget:
+        if (unshared := count(share=1)) > budget:
             steps = _STEPS_PER_OCTAVE * doublings
-            step = largest(lambda step: count(share(step), self.growth) <= budget, 0, steps)
+            step = largest(lambda step: count(share=share(step)) <= budget, 0, steps)
             return replace(self, share=share(step))
-        steps = _STEPS_PER_OCTAVE * max(1, math.ceil(math.log2(self.growth)))
-        step = largest(lambda step: count(1, growth(step)) <= budget, 0, steps)
-        return replace(self, share=1, growth=growth(step))
+        most = max(1, budget // numel)  # as the output layer alone costs that many
+        fan_in = largest(lambda k: count(share=1, fan_in=k) <= budget, 1, most)
+        if count(share=1, fan_in=fan_in) < unshared + numel:
+            return replace(self, share=1)
+        return replace(self, share=1, fan_in=fan_in)
 
     def layer_shapes(self, latent_dim: int, numel: int) -> list[tuple[int, int, int]]:
         """``(n_in, n_out, fan_in)`` of every layer, first to last."""
