@@ -20,13 +20,13 @@ def small(experiment):
 def compared(small, tmp_path_factory):
     """A finished comparison: its directory and results. Not to be changed."""
     out = tmp_path_factory.mktemp("comparison")
-    return out, compare(small, out, budgets=[0.2, 4], seeds=[0, 1], quiet=True)
+    return out, compare(small, out, budgets=[0.1, 4], seeds=[0, 1], quiet=True)
 
 
 def test_a_row_for_each_method_and_budget(compared):
     rows = compared[1]["rows"]
     assert [(row["method"], row["budget"]) for row in rows] == [
-        ("sparse", 0.2),
+        ("sparse", 0.1),
         ("sparse", 4),
         ("chunked", 4),
         ("dense", None),
@@ -61,7 +61,7 @@ def test_budgets_are_matched(compared):
 
 def test_a_budget_out_of_reach_is_skipped_with_the_reason(compared):
     skipped = compared[1]["skipped"]
-    assert [(row["method"], row["budget"]) for row in skipped] == [("chunked", 0.2)]
+    assert [(row["method"], row["budget"]) for row in skipped] == [("chunked", 0.1)]
     assert "`budget` must be at least" in skipped[0]["reason"]
 
 
@@ -70,7 +70,7 @@ def test_what_is_written(compared):
     assert json.loads((out / "results.json").read_text()) == results
     assert {path.name for path in (out / "runs").iterdir()} == {
         f"{name}-{seed}"
-        for name in ("sparse-0.2N", "sparse-4N", "chunked-4N", "dense", "experts", "shared_trunk")
+        for name in ("sparse-0.1N", "sparse-4N", "chunked-4N", "dense", "experts", "shared_trunk")
         for seed in (0, 1)
     }
     assert not list(out.glob(".tasks-*"))
@@ -82,7 +82,7 @@ def test_what_is_written(compared):
 def test_finished_runs_are_not_repeated(small, compared, monkeypatch):
     out, results = compared
     monkeypatch.setattr("multiprocessing.Pipe", None)
-    assert compare(small, out, budgets=[0.2, 4], seeds=[0, 1], quiet=True) == results
+    assert compare(small, out, budgets=[0.1, 4], seeds=[0, 1], quiet=True) == results
 
 
 def test_another_comparison_in_the_same_place(small, compared):

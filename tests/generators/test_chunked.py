@@ -60,6 +60,20 @@ def test_a_budget_far_below_the_target_can_be_met():
     assert 0.09 * numel < spec.count_parameters(64, numel) <= numel // 10
 
 
+@pytest.mark.parametrize("by", ["flat", "tensor"])
+def test_hidden_layers_are_halved_until_a_budget_can_be_met(by):
+    layout = pack([("a", torch.Size([100, 100])), ("b", torch.Size([30, 200]))])
+    assert Chunked(by=by).with_budget(900_000, 256, layout).hidden is None
+    spec = Chunked(by=by).with_budget(64_000, 256, layout)
+    assert spec.hidden in (256, 128, 64, 32)
+    assert spec.count_parameters(256, layout) <= 64_000
+    wider = Chunked(by=by, hidden=2 * spec.hidden)
+    with pytest.raises(ValueError, match=r"`budget` must be at least .*; lower `hidden`"):
+        wider.with_budget(64_000, 256, layout)
+    with pytest.raises(ValueError, match=r"`budget` must be at least .*; lower `latent_dim`"):
+        Chunked(by=by).with_budget(1000, 256, layout)
+
+
 LAYOUT = pack(
     [
         ("a", torch.Size([6, 3, 2])),

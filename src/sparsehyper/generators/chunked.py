@@ -38,7 +38,8 @@ class Chunked(Generator):
     Args:
         chunks: how many the whole vector would be cut into, which gives their size; at most N.
             Of no account for ``by="filter"``.
-        hidden: width of the two hidden layers; None for twice the latent size, as in the thesis.
+        hidden: width of the two hidden layers; None for twice the latent size, as in the thesis,
+            which a budget may halve.
         by: what a chunk is: ``"flat"``, ``"tensor"`` or ``"filter"``.
 
     Raises:
@@ -73,30 +74,47 @@ class Chunked(Generator):
         return trunk + latent_dim * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``chunks``: the fewest, and so the largest, that fit; ``hidden`` by filters."""
+        """Varies ``chunks``: the fewest, and so the largest, that fit; ``hidden`` by filters. Where
+        ``hidden`` is None and its width does not fit, it is halved until it does.
+        """
         check_integer("budget", budget, minimum=1)
         if self.by == "filter":
             return self._with_hidden(budget, latent_dim, layout)
-        numel = count_numbers(layout)
-
-        def count(chunks: int) -> int:
-            return replace(self, chunks=chunks).count_parameters(latent_dim, layout)
-
-        # Fewer chunks cost a larger output layer, more cost their embeddings: one minimum between.
-        middle = (self.width(latent_dim) + 1) * numel / latent_dim
-        best = min({1, *(max(1, min(numel, c)) for c in _near(middle))}, key=count)
-        if count(best) > budget:
-            raise too_small("chunked", budget, count(best), "lower `hidden` for a smaller one")
-        chunks = best - largest(lambda k: count(best - k) <= budget, 0, best - 1)
-        # The borders of tensors make the count uneven.
-        while count(chunks) > budget:
-            chunks += 1
-        return replace(self, chunks=chunks)
+        width = self.width(latent_dim)
+        halves = [] if self.hidden else [width >> k for k in range(1, width.bit_length())]
+        for hidden in (self.hidden, *halves):
+            spec = replace(self, hidden=hidden)._smallest(latent_dim, layout)
+            if (smallest := spec.count_parameters(latent_dim, layout)) <= budget:
+                return spec._with_fewer_chunks(budget, latent_dim, layout)
+        lower = "hidden" if self.hidden else "latent_dim"
+        raise too_small("chunked", budget, smallest, f"lower `{lower}` for a smaller one")
 
     def width(self, latent_dim: int) -> int:
         """Of the hidden layers."""
         check_integer("latent_dim", latent_dim, minimum=1)
         return self.hidden or 2 * latent_dim
+
+    def _smallest(self, latent_dim: int, layout: Layout) -> Self:
+        """With so many chunks that it is as small as can be."""
+        numel = count_numbers(layout)
+        # Fewer chunks cost a larger output layer, more cost their embeddings: one minimum between.
+        middle = (self.width(latent_dim) + 1) * numel / latent_dim
+        counts = {1, *(max(1, min(numel, c)) for c in _near(middle))}
+        specs = [replace(self, chunks=chunks) for chunks in sorted(counts)]
+        return min(specs, key=lambda spec: spec.count_parameters(latent_dim, layout))
+
+    def _with_fewer_chunks(self, budget: int, latent_dim: int, layout: Layout) -> Self:
+        """The fewest that fit."""
+
+        def fits(chunks: int) -> bool:
+            spec = replace(self, chunks=chunks)
+            return spec.count_parameters(latent_dim, layout) <= budget
+
+        chunks = self.chunks - largest(lambda k: fits(self.chunks - k), 0, self.chunks - 1)
+        # The borders of tensors make the count uneven.
+        while not fits(chunks):
+            chunks += 1
+        return replace(self, chunks=chunks)
 
     def _with_hidden(self, budget: int, latent_dim: int, layout: Layout) -> Self:
         def count(hidden: int) -> int:

@@ -323,13 +323,14 @@ def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, t
 
 
 def _fits(experiment: Experiment, numel: int) -> bool:
+    """Whether the budget can be met without narrowing hidden layers."""
     if experiment.budget is None:
         return True
     try:
-        fit_generator(experiment, numel)
+        fitted = fit_generator(experiment, numel)
     except ValueError:
         return False
-    return True
+    return getattr(fitted, "hidden", None) == getattr(experiment.method, "hidden", None)
 
 
 def _experiment(
