@@ -232,7 +232,7 @@ TARGETS = {
     "vae": Entry(VAE, autoencoding),
     "lstm": Entry(LSTMClassifier, sentences(3)),
     "gru": Entry(GRUTagger, tags(with_lengths=False)),
-    "rnn, packed": Entry(PackedTagger, tags(with_lengths=True)),
+    "rnn, packed": Entry(PackedTagger, tags(with_lengths=True), lr=5e-3),
     "transformer, translation": Entry(Translator, translation),
     "gpt2 of transformers": Entry(lambda: GPT2LMHeadModel(Config()), prompts),
     "llama, complex rotations": Entry(RotaryLM, text),

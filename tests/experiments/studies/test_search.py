@@ -45,7 +45,7 @@ def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_pat
     found = search._search(settings, files, journals)
     drawn = [trial["settings"][LR] for trial in found["trials"]]
     assert len(drawn) == len(set(drawn)) == 5
-    assert drawn[0] == 1e-3  # the experiment's own
+    assert drawn[0] == 2e-3  # the experiment's own
     assert all(1e-4 <= lr <= 1e-1 for lr in drawn)
     assert found["validation"] == max(trial["validation"] for trial in found["trials"])
 
