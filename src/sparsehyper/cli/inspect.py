@@ -143,7 +143,7 @@ def _show(summary: dict[str, Any]) -> None:
     )
     typer.echo(
         f"Trainable: {trainable['generator']:,} generator, {trainable['embeddings']:,} embeddings "
-        f"({summary['tasks']} × {summary['latent_dim']}), {trainable['shared']:,} shared by all tasks; "
+        f"({summary['tasks']} × {summary['latent_dim']}), {trainable['shared']:,} shared by tasks; "
         f"{summary['trainable_per_parameter']:.3f} per generated parameter."
     )
     typer.echo(
