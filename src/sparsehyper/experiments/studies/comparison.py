@@ -129,10 +129,11 @@ def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> Tasks:
 
 
 _PERMUTED, _SPLIT = "Fashion-MNIST, 10 permutations", "Fashion-MNIST 5×2"
+_PAIRS = "Fashion-MNIST, 45 pairs"
 _CPU = {
     _SPLIT: _mlp_tasks("fashion_mnist", "split:2", _SPLIT),
     _PERMUTED: _mlp_tasks("fashion_mnist", "permuted:10", _PERMUTED),
-    "Fashion-MNIST, 45 pairs": _mlp_tasks("fashion_mnist", "split:2,all", _SPLIT),
+    _PAIRS: _mlp_tasks("fashion_mnist", "split:2,all", _PAIRS),
     "MNIST 5×2": _mlp_tasks("mnist", "split:2", _SPLIT),
     "MNIST, 10 permutations": _mlp_tasks("mnist", "permuted:10", _PERMUTED),
     "CIFAR-10 5×2": _cnn_tasks("cifar10", "split:2", 5),
@@ -143,7 +144,7 @@ _CPU = {
 _EPOCH_IMAGES = {
     _SPLIT: 54_000,
     _PERMUTED: 540_000,
-    "Fashion-MNIST, 45 pairs": 486_000,
+    _PAIRS: 486_000,
     "MNIST 5×2": 54_000,
     "MNIST, 10 permutations": 540_000,
     "CIFAR-10 5×2": 45_000,
