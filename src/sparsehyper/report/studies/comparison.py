@@ -71,10 +71,9 @@ REPORT = StudyReport(
     "same budget, and how do both compare with others, with experts and with a shared trunk?",
     "For every method and budget as many trials of the learning rate, the base, how alike tasks "
     "start and, of chunked ones, the hidden width are judged on validation images of one set of "
-    "each kind of target, under a seed of "
-    "their own; then each is trained on every set over all seeds, and looks at the test images "
-    "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's t "
-    "intervals, not corrected for their multitude.",
+    "its kind, under a seed of their own; then each is trained on every set over all seeds, and "
+    "looks at the test images once. Mean over tasks ± standard deviation over seeds; paired "
+    "differences with Student's t intervals, not corrected for their multitude.",
     _tables,
     _draw,
     "accuracy_vs_budget.png",
