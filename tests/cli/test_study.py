@@ -42,7 +42,7 @@ def test_a_directory_of_another_study_or_scale_is_refused(command, tmp_path):
     (out / "results.json").write_text("mine")
     for name, reason in (
         ("compare", "its `--scale` is 'cpu', got 'smoke'"),
-        ("scaling", "is 'compare', got 'scaling'"),
+        ("scaling", "its `NAME` is 'compare', got 'scaling'"),
     ):
         done = command("study", name, "--out", out, "--scale", "smoke")
         assert done.code == 2
@@ -58,7 +58,11 @@ def test_every_study_has_a_page():
 def test_what_a_study_cannot_take_is_refused(command, tmp_path):
     done = command("study", "compere", "--out", tmp_path / "a")
     assert done.code == 2
-    assert "'compere'" in done.err
+    assert "`NAME` must be one of 'variations', 'compare', " in done.err
+    assert "got 'compere'" in done.err
+    done = command("study", "scaling", "--out", tmp_path / "a", "--scale", "smoke", "--workers", 0)
+    assert done.code == 2
+    assert "`--workers` must be at least 1, got 0" in done.err
     done = command("study", "variations", "--out", tmp_path / "a", "--seeds", 3)
     assert done.code == 2
     assert "`--seeds` is not for variations" in done.err

@@ -47,6 +47,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
         "path": "--out",
         "directory": "--out",
     }
+    if "name" in names:
+        options["name"] = "NAME"
     if "run" in names:
         options |= {"run": "RUN", "directory": "RUN"}
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper._checks import check_choice
+from sparsehyper._checks import check_choice, check_integer
 from sparsehyper.cli.output import Json, Quiet, print_json, print_table
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.studies import STUDIES
@@ -41,6 +41,7 @@ def study(
     Example: **sparsehyper study new-tasks --out runs/new-tasks --scale smoke**
     """
     check_choice("name", name, STUDIES)
+    check_integer("workers", workers, minimum=1)
     started = time.perf_counter()
     settings_of, run = STUDIES[name]
     report = REPORTS[name]

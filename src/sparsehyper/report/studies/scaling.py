@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -78,10 +78,17 @@ def _draw(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
             axes.set_yscale("log")
             axes.set_xticks(x, [f"{size:,}" for size in x])
             axes.set_xticks([], minor=True)
-            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                formatted(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "12346" else "")
+            low, high = axes.get_ylim()
+            digits = "123456789" if high < 3 * low else "12346"  # that have room
+            axes.yaxis.set_major_formatter(_plain(digits))
+            axes.yaxis.set_minor_formatter(_plain(digits))
             axes.set_xlabel(label, color=GREY)
             axes.set_ylabel("error, %" if measure == "error" else "step, ms", color=GREY)
+
+
+def _plain(digits: str) -> Callable[[float, int], str]:
+    """The numbers of a log axis that start with one of these digits, without powers of ten."""
+    return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""
 
 
 REPORT = StudyReport(
