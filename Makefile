@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint check clean
+.PHONY: demo test faults lint check clean
 
 $(READY): pyproject.toml constraints.txt src/sparsehyper/sparse/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
@@ -17,6 +17,10 @@ demo: $(READY)  ## compare generators and baselines on the digits that scikit-le
 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+faults: $(READY)  ## try every promise of docs/reliability.md at length
+	rm -f docs/results/faults.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/faults --full-faults docs/results/faults.jsonl
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests
