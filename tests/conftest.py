@@ -47,7 +47,7 @@ def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 @pytest.fixture
 def record_figures(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """``record_figures(promise, tried=…, wrong=…, …)``: kept for docs/reliability.md in full runs."""
+    """``record_figures(promise, tried=…, wrong=…)``: kept for docs/reliability.md in full runs."""
     file = request.config.getoption("--full-faults")
 
     def record(promise: str, **figures: Any) -> None:
