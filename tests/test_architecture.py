@@ -21,7 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 HELPERS = {"_checks", "_extras", "_files", "_random"}
 PARTS = {
     *("generators", "conditioning", "target", "sparse"),
-    *("initialisation", "layout", "modules", "unpacking"),
+    *("initialisation", "layout", "modules", "norm_statistics", "replicas", "unpacking"),
 }
 CORE = {*PARTS, "adapters", "_persistence", "mixing", "hypernetwork"}
 MAY_IMPORT = {
@@ -36,9 +36,14 @@ MAY_IMPORT = {
     "layout": set(),
     "unpacking": {"sparse"},
     "modules": {"layout"},
-    "target": {"initialisation", "layout", "modules", "sparse", "unpacking"},
+    "norm_statistics": {"layout"},
+    "replicas": set(),
+    "target": {
+        *("initialisation", "layout", "modules", "norm_statistics"),
+        *("replicas", "sparse", "unpacking"),
+    },
     "adapters": {"modules"},
-    "mixing": {"target"},
+    "mixing": {"modules", "target"},
     "_persistence": {"generators", "conditioning"},
     "hypernetwork": {*PARTS, "adapters", "mixing", "_persistence"},
     "recurrent": {"conditioning", "hypernetwork"},

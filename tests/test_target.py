@@ -101,13 +101,19 @@ def flat(out) -> torch.Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in tree_leaves(out)])
 
 
+def unflatten(target: Target, theta: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Named views of θ."""
+    pieces = theta.split([spec.numel for spec in target.layout])
+    return {s.name: p.view(s.shape) for s, p in zip(target.layout, pieces, strict=True)}
+
+
 def tensors(target: Target, theta: torch.Tensor):
-    return target.unflatten(theta).values()
+    return unflatten(target, theta).values()
 
 
 def statistics(target: Target, task: int) -> dict[str, torch.Tensor]:
-    names = [name for name, *_ in target._statistics]
-    return dict(zip(names, target.statistics_of(task), strict=True))
+    rows = target.statistics.row(target.module, task)
+    return dict(zip(target.statistics.names, rows, strict=True))
 
 
 def theta_of(target: Target) -> torch.Tensor:
@@ -126,13 +132,13 @@ def test_runs_any_module_at_any_parameters_and_leaves_it_as_it_was(kind, trainin
 
     copied = copy.deepcopy(module)
     with torch.no_grad():
-        for name, value in target.unflatten(theta).items():
+        for name, value in unflatten(target, theta).items():
             copied.get_parameter(name).copy_(value)
     expected, out = copied(x), target(tensors(target, theta), 0, (x,), {})
     torch.testing.assert_close(flat(out), flat(expected))
     flat(expected).square().sum().backward()
     (grad,) = torch.autograd.grad(flat(out).square().sum(), theta)
-    for name, value in target.unflatten(grad).items():
+    for name, value in unflatten(target, grad).items():
         torch.testing.assert_close(value, copied.get_parameter(name).grad, msg=name)
     assert_same(before, snapshot(module))
 
@@ -141,7 +147,7 @@ def test_runs_any_module_at_any_parameters_and_leaves_it_as_it_was(kind, trainin
 def test_flatten_then_unflatten_is_the_identity(kind):
     module = TARGETS[kind][0]()
     target = Target(module, base="pretrained")
-    tensors = target.unflatten(target.parameters_at(torch.zeros(target.numel)))
+    tensors = unflatten(target, target.parameters_at(torch.zeros(target.numel)))
     assert list(tensors) == [name for name, _ in module.named_parameters()]
     for name, parameter in module.named_parameters():
         assert torch.equal(tensors[name], parameter), name
@@ -168,14 +174,14 @@ def test_a_tied_parameter_stands_once_and_stays_tied():
     ]
     assert target.numel == 7 * 4 + 4 * 4 + 4
     theta, x = theta_of(target), torch.tensor([[1, 2]])
-    named = target.unflatten(theta)
+    named = unflatten(target, theta)
     hidden = named["embedding.weight"][x]
     for _ in range(2):
         hidden = hidden @ named["block.weight"].T + named["block.bias"]
     torch.testing.assert_close(
         target(tensors(target, theta), 0, (x,), {}), hidden @ named["embedding.weight"].T
     )
-    plain = target.materialize(list(target.unflatten(theta).values()), 0)
+    plain = target.materialize(list(unflatten(target, theta).values()), 0)
     assert plain.output.weight is plain.embedding.weight
     assert plain.again is plain.block
 
@@ -267,7 +273,7 @@ def norms(tasks: int = 3, norm_stats: str = "per_task") -> tuple[nn.Module, Targ
 
 
 def hidden(target: Target, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    named = target.unflatten(theta.detach())
+    named = unflatten(target, theta.detach())
     return nn.functional.linear(x, named["0.weight"], named["0.bias"])
 
 
@@ -276,7 +282,7 @@ def test_statistics_are_each_task_s_own():
     theta, x = theta_of(target), torch.randn(50, 4)
     target(tensors(target, theta), 1, (x,), {})
     target(tensors(target, theta), 1, (x,), {})
-    assert target.counts.flatten().tolist() == [0, 2, 0]
+    assert target.module[1].num_batches_tracked.tolist() == [0, 2, 0]
     untouched, seen = statistics(target, 0), statistics(target, 1)
     assert untouched["1.running_mean"].tolist() == [0, 0, 0]
     assert untouched["1.running_var"].tolist() == [1, 1, 1]
@@ -306,12 +312,14 @@ def test_evaluation_normalises_by_the_task_s_statistics_and_keeps_them():
 def test_without_a_task_the_mean_statistics_are_used_and_kept():
     _, target = norms(tasks=2)
     theta, x = theta_of(target), torch.randn(50, 4)
-    target.statistics.copy_(torch.tensor([[1.0, 1, 1, 4, 4, 4], [3, 3, 3, 6, 6, 6]]))
-    before = target.statistics.clone()
+    norm = target.module[1]
+    norm.running_mean.copy_(torch.tensor([[1.0], [3.0]]))
+    norm.running_var.copy_(torch.tensor([[4.0], [6.0]]))
+    before = copy.deepcopy(target.state_dict())
     target(tensors(target, theta), None, (x,), {})
     out = target.eval()(tensors(target, theta), None, (x,), {})
-    assert torch.equal(target.statistics, before)
-    named = target.unflatten(theta)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    named = unflatten(target, theta)
     expected = (hidden(target, theta, x) - 2) / (5 + 1e-5) ** 0.5
     torch.testing.assert_close(out, expected * named["1.weight"] + named["1.bias"])
 
@@ -332,7 +340,7 @@ def test_batch_statistics_are_used_in_evaluation_too():
     assert not [n for n in target.state_dict() if "running" in n]
     trained = target(tensors(target, theta), 0, (x,), {})
     torch.testing.assert_close(target.eval()(tensors(target, theta), 0, (x,), {}), trained)
-    plain = target.materialize(list(target.unflatten(theta).values()), 0).eval()
+    plain = target.materialize(list(unflatten(target, theta).values()), 0).eval()
     torch.testing.assert_close(plain(x), trained)
 
 
@@ -353,25 +361,26 @@ def test_batch_statistics_of_a_norm_that_is_not_pytorch_s_are_refused():
 
     with pytest.raises(ValueError, match=r"'0.running_mean' belongs to a Norm"):
         Target(nn.Sequential(Norm()), norm_stats="batch")
-    assert Target(nn.Sequential(Norm()), tasks=2).statistics.shape == (2, 3)
+    assert Target(nn.Sequential(Norm()), tasks=2).module[0].running_mean.shape == (2, 3)
 
 
 def test_statistics_of_norms_without_them_and_other_buffers_are_left_alone():
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
     module.register_buffer("constant", torch.ones(2))
     target = Target(module, tasks=2)
-    assert target.statistics.shape == (2, 0)
+    assert target.statistics.names == ()
     assert torch.equal(target.module.constant, module.constant)
     target.eval()(tensors(target, theta_of(target)), 0, (torch.randn(5, 4),), {})
 
 
 def test_a_new_task_starts_from_the_mean_statistics():
     _, target = norms(tasks=2)
-    target.statistics.copy_(torch.arange(12.0).view(2, 6))
-    target.counts.copy_(torch.tensor([[3], [5]]))
+    norm = target.module[1]
+    norm.running_mean.copy_(torch.arange(6.0).view(2, 3))
+    norm.num_batches_tracked.copy_(torch.tensor([3, 5]))
     target.add_task()
-    assert target.statistics[2].tolist() == [3, 4, 5, 6, 7, 8]
-    assert target.counts.flatten().tolist() == [3, 5, 5]
+    assert norm.running_mean[2].tolist() == [1.5, 2.5, 3.5]
+    assert norm.num_batches_tracked.tolist() == [3, 5, 5]
 
 
 def test_training_and_evaluation_reach_dropout():
@@ -426,7 +435,7 @@ def test_a_materialised_module_is_an_ordinary_one(kind):
     theta, x = theta_of(target), torch.randn(shape)
     target(tensors(target, theta), 0, (x,), {})
     target.eval()
-    plain = target.materialize(list(target.unflatten(theta).values()), 0)
+    plain = target.materialize(list(unflatten(target, theta).values()), 0)
     assert not plain.training
     assert [(n, type(m)) for n, m in plain.named_modules()] == [
         (n, type(m)) for n, m in module.named_modules()
@@ -452,11 +461,11 @@ def test_a_materialised_module_takes_the_task_s_statistics():
     _, target = norms()
     theta, x = theta_of(target), torch.randn(50, 4)
     target(tensors(target, theta), 2, (x,), {})
-    plain = target.materialize(list(target.unflatten(theta).values()), 2)
+    plain = target.materialize(list(unflatten(target, theta).values()), 2)
     assert torch.equal(plain[1].running_mean, statistics(target, 2)["1.running_mean"])
     assert plain[1].num_batches_tracked == 1
     plain(x)
-    assert target.counts.flatten().tolist() == [0, 0, 1]
+    assert target.module[1].num_batches_tracked.tolist() == [0, 0, 1]
 
 
 def test_dtypes_of_what_is_not_generated_are_kept():

@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import _persistence
 from sparsehyper._checks import check_integer, check_number
@@ -119,6 +121,11 @@ class HyperNetwork(nn.Module):
                 "`conditioner` gives every sample a model of its own, so the target's batch norms "
                 "would see one sample each; use group or layer norms"
             )
+        if conditioner.per_sample and self.target.statistics.names:
+            raise ValueError(
+                "`conditioner` gives every sample a model of its own, so there is no task to keep "
+                f"the target's buffer {self.target.statistics.names[0]!r} for"
+            )
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
@@ -153,19 +160,27 @@ class HyperNetwork(nn.Module):
             KeyError, IndexError: an unknown task.
             TypeError: a ``task`` that is none of these.
             ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one model per sample,
-                a tensor that has not the batch first.
+                a tensor whose first dimension is not the batch.
         """
-        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
-            return self._forward_per_task(self.conditioner, task, args, kwargs)
-        z, row = self.conditioner.embed(task, args, kwargs)
-        z = self._noisy(z)
-        if z.ndim == 1:
-            return self.target(self._tensors(z), row, args, kwargs)
-        if len(z) == 0:  # any model, for an output of the right shape
-            return self.target(self._tensors(z.new_zeros(z.shape[1])), None, args, kwargs)
-        order = torch.arange(len(z), device=z.device)
-        rows, sizes = [0] * len(z), [1] * len(z)
-        return run_tasks(self.target, self.generated(z), rows, sizes, order, (args, kwargs))
+        out = self._run(task, args, kwargs)
+        if self.training and not torch.compiler.is_compiling():
+            around = DistributedDataParallel._active_ddp_module
+            if around is not None and around.broadcast_buffers:
+                self.sync_statistics(around.process_group)
+        return out
+
+    def sync_statistics(self, group: ProcessGroup | None = None) -> None:
+        """Bring together the batch-norm statistics that several processes have collected.
+
+        A task's statistics become their mean over processes, weighted by the batches that each has
+        seen of the task since the last call. All processes of the group must call it. Within
+        ``DistributedDataParallel`` that happens after every forward pass in training, unless it
+        was told not to broadcast buffers.
+
+        Args:
+            group: of processes; None for all.
+        """
+        self.target.statistics.synchronise(self.target.module, group)
 
     def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:
         """The embedding of a task, or of an input: ``[latent_dim]``, or ``[batch, latent_dim]``.
@@ -328,6 +343,19 @@ class HyperNetwork(nn.Module):
         """
         return _persistence.load(cls, directory, target, conditioner)
 
+    def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
+        """The target's output, for one task or for one model a sample."""
+        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+            return self._forward_per_task(self.conditioner, task, args, kwargs)
+        z, row = self.conditioner.embed(task, args, kwargs)
+        z = self._noisy(z)
+        if z.ndim == 1:
+            return self.target(self._tensors(z), row, args, kwargs)
+        if len(z) == 0:  # any model, for an output of the right shape
+            return self.target(self._tensors(z.new_zeros(z.shape[1])), None, args, kwargs)
+        order, sizes = torch.arange(len(z), device=z.device), [1] * len(z)
+        return run_tasks(self.target, self.generated(z), [], sizes, order, (args, kwargs))[0]
+
     def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
         """The generated tensors of one embedding ``[latent_dim]``."""
         return self.target.tensors_at(self.generated(z[None])[0])
@@ -351,6 +379,11 @@ class HyperNetwork(nn.Module):
         self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
     ) -> Any:
         """One task id per sample: parameters and target once per distinct task."""
+        if task.is_meta:
+            raise ValueError(
+                "`task` is on the meta device, where it has no values to tell one model for each "
+                "sample by; give one task for the whole batch"
+            )
         distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
         if len(task) == 0:  # one run of no samples, for an output of the right shape
             distinct = counts = task.new_zeros(1)
@@ -360,4 +393,8 @@ class HyperNetwork(nn.Module):
         rows = [conditioner.index(row) for row in distinct.tolist()]
         sizes = counts.tolist()
         generated = self.generated(self._noisy(conditioner(distinct)))
-        return run_tasks(self.target, generated, rows, sizes, order, (args, kwargs))
+        statistics = self.target.statistics.rows(self.target.module, rows)
+        out, changed = run_tasks(self.target, generated, statistics, sizes, order, (args, kwargs))
+        if changed is not None:
+            self.target.statistics.keep(self.target.module, rows, changed)
+        return out

@@ -71,14 +71,15 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     [('weight', torch.Size([2, 3]), 0, 6)]
     """
     names: dict[nn.Parameter, list[str]] = {}
-    for name, _, _, parameter in slots(module, "_parameters"):
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(
-                f"parameter {name!r} of `target` has no shape yet; "
-                "run the module once on an example before giving it to a hypernetwork"
-            )
-        if parameter.requires_grad:
-            names.setdefault(parameter, []).append(name)
+    for kind in ("parameter", "buffer"):
+        for name, _, _, tensor in slots(module, f"_{kind}s"):
+            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+                raise ValueError(
+                    f"{kind} {name!r} of `target` has no shape yet; "
+                    "run the module once on an example before giving it to a hypernetwork"
+                )
+            if kind == "parameter" and tensor.requires_grad:
+                names.setdefault(tensor, []).append(name)
     chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
     layout, offset = [], 0
     for parameter, (name, *aliases) in names.items():

@@ -53,7 +53,8 @@ def check_reachable(module: nn.Module, layout: Sequence[TensorSpec]) -> None:
     for prefix, part in module.named_modules():
         for attribute, value in vars(part).items():
             where = f"{prefix}.{attribute}" if prefix else attribute
-            if attribute in ("_parameters", "_modules", "_flat_weights"):
+            # A compiled forward (`module.compile()`) is not copied.
+            if attribute in ("_parameters", "_modules", "_flat_weights", "_compiled_call_impl"):
                 continue
             for leaf in pytree.tree_leaves(value) if _is_nest(value) else (value,):
                 if id(leaf) in generated:
@@ -89,12 +90,8 @@ def _is_nest(value: Any) -> bool:
     return isinstance(value, dict | list | tuple)
 
 
-def recurrent_layers(module: nn.Module) -> list[Any]:
-    """The recurrent layers of a module."""
-    return [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
-
-
-def renew_weight_lists(recurrent: list[Any]) -> None:
-    """Recurrent layers keep a list of their weights, besides the weights."""
-    for layer in recurrent:
-        layer._init_flat_weights()
+def renew_weight_lists(module: nn.Module) -> None:
+    """Make the lists anew that recurrent layers keep of their weights, besides the weights."""
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()

@@ -1,20 +1,20 @@
 """Any module as a function of generated parameters θ.
 
-``Target`` plans once which tensors of a module are generated and where each lies in θ, then runs
-the module with the tensors it is given in their places, and afterwards takes them out again. It
-works on a copy: the module that it was given is never changed, and an exception in its forward
-leaves nothing behind.
+``Target`` plans once which tensors of a module are generated and where each lies in θ. A call runs
+the module with the tensors it is given in their places: in shallow copies of the modules that hold
+them (`replicas`), so that a call's tensors are its own. The module that ``Target`` was given is
+copied, and never changed.
 
 - A tied parameter has one place in θ. A parameter with ``requires_grad=False`` is left as it is.
-- Batch-norm statistics (buffers named ``running_mean``, ``running_var`` and
-  ``num_batches_tracked``, in any module) follow ``norm_stats``; all other buffers are shared.
+- Batch-norm statistics follow ``norm_stats``, and what follows generated weights is a task's own
+  (`norm_statistics`); all other buffers are shared.
 - ``train()`` and ``eval()`` reach the module, as it is a submodule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,10 @@ from sparsehyper.modules import (
     check_reachable,
     copy_module,
     padding_row,
-    recurrent_layers,
     renew_weight_lists,
 )
+from sparsehyper.norm_statistics import NormStatistics, is_statistic
+from sparsehyper.replicas import Replica, ReplicaPlan
 from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.unpacking import Plan, unpack
 
@@ -37,8 +38,6 @@ BASES = ("zeros", "learned", "residual", "pretrained")
 TRAINED_BASES = ("learned", "residual")
 NORM_STATS = ("per_task", "shared", "batch")
 OTHERS = ("shared", "frozen")
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Target(nn.Module):
@@ -63,6 +62,7 @@ class Target(nn.Module):
         numel: length of θ.
         moments: mean and standard deviation of each generated tensor, ``[2, tensors]``.
         base: a learned or pretrained base, ``[numel]``; None where the means are all there is.
+        statistics: which buffers belong to a task; they are tables in ``module``.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
@@ -71,8 +71,6 @@ class Target(nn.Module):
 
     base: Tensor | None
     moments: Tensor
-    statistics: Tensor
-    counts: Tensor
 
     def __init__(
         self,
@@ -93,6 +91,7 @@ class Target(nn.Module):
         check_choice("norm_stats", norm_stats, NORM_STATS)
         self.norm_stats = norm_stats
         self.layout = plan_layout(module, generate)
+        _check_values(module)
         self.numel = sum(spec.numel for spec in self.layout)
         check_reachable(module, self.layout)
         names = {spec.name for spec in self.layout}
@@ -126,23 +125,24 @@ class Target(nn.Module):
         self.module = copy_module(module)
         # Where each generated tensor goes, a tied one into several places.
         self._slots = [
-            (place, *owner_of(self.module, name))
+            (place, name)
             for place, spec in enumerate(self.layout)
             for name in (spec.name, *spec.aliases)
         ]
-        for _, owner, attribute in self._slots:
+        if norm_stats == "batch":
+            _use_batches(self.module)
+        self.statistics = NormStatistics(self.module, names, norms=norm_stats == "per_task")
+        self.statistics.make_tables(self.module, tasks)
+        owners = [owner_of(self.module, name) for _, name in self._slots]
+        self._replicas = ReplicaPlan(self.module, owners, self.statistics.owners(self.module))
+        for owner, attribute in owners:
             owner._parameters[attribute] = None
-        self._recurrent = recurrent_layers(self.module)
-        renew_weight_lists(self._recurrent)
+        renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
         self._memory = shared_memory()  # keeps it
-        self.shared_runs: dict[Any, dict[int, int]] = {}  # what `mixing` found out about the module
-        self._take_statistics(tasks, values[0].device)
-        self.register_load_state_dict_post_hook(_complete_loading)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "shared_runs": {}}
+        self._told = False  # which buffers change in training
+        self.register_load_state_dict_post_hook(_renew_plan)
 
     def forward(
         self, tensors: Iterable[Tensor], task: int | None, args: tuple[Any, ...], kwargs: Any
@@ -154,27 +154,83 @@ class Target(nn.Module):
             task: whose batch-norm statistics; None uses, and leaves alone, the mean of all tasks.
             args, kwargs: what the module takes.
         """
-        return self.run(tuple(tensors), self.statistics_of(task), args, kwargs)
+        statistics = self.statistics.row(self.module, task)
+        out, changed = self.run(tuple(tensors), statistics, args, kwargs)
+        if changed is not None and task is not None:
+            self.statistics.keep(self.module, [task], [value[None] for value in changed])
+        return out
 
     def run(
-        self, tensors: Sequence[Tensor], statistics: Sequence[Tensor], args: Any, kwargs: Any
-    ) -> Any:
-        """The module's output with these parameters and statistics in their places."""
-        try:
-            for place, owner, attribute in self._slots:
-                owner._parameters[attribute] = tensors[place]  # type: ignore[assignment]
-            for (_, _, _, owner, attribute), value in zip(
-                self._statistics, statistics, strict=True
+        self,
+        tensors: Sequence[Tensor],
+        statistics: Sequence[Tensor],
+        args: Any,
+        kwargs: Any,
+        module: nn.Module | None = None,
+    ) -> tuple[Any, list[Tensor] | None]:
+        """The module's output with these parameters and statistics in their places.
+
+        Args:
+            tensors: the generated parameters, in the order of ``layout``.
+            statistics: as `NormStatistics.row` gives them; may be changed.
+            args, kwargs: what the module takes.
+            module: run in the place of the target's own; of the same structure.
+
+        Returns:
+            The output, and the statistics afterwards; None where they are the same as before.
+        """
+        parameters = [tensors[place] for place, _ in self._slots]
+        buffers = self.statistics.spread(statistics)
+        untold = self.training and not self._told and module is None
+        shared = self._shared_buffers() if untold else {}
+        module = self.module if module is None else module
+        if torch.compiler.is_compiling():
+            out, buffers = _run_in_place(module, self._replicas, parameters, buffers, args, kwargs)
+        else:
+            replica = Replica(self._replicas, module, parameters, buffers)
+            try:
+                out = replica.module(*args, **kwargs)
+                buffers = replica.buffers()
+            finally:
+                replica.close()
+        if untold:
+            self._tell_of_changes(shared)
+        after = self.statistics.gathered(buffers)
+        changed = self.collects or any(
+            now is not before for now, before in zip(after, statistics, strict=True)
+        )
+        return out, after if changed and after else None
+
+    @property
+    def collects(self) -> bool:
+        """Whether a run may change statistics: a norm that has some is in training."""
+        if self.training or not self.statistics.names:
+            return self.training
+        originals = self._replicas.originals(self.module)
+        return any(originals[node].training for node, _ in self._replicas.buffers)
+
+    def _shared_buffers(self) -> dict[str, tuple[Tensor, int]]:
+        """The real-valued buffers that all tasks share, and how often each was written to."""
+        tables = {id(table) for table in self.statistics.tables(self.module)}
+        return {
+            name: (buffer, buffer._version)
+            for name, buffer in self.module.named_buffers()
+            if buffer.is_floating_point() and id(buffer) not in tables and not buffer.is_inference()
+        }
+
+    def _tell_of_changes(self, before: dict[str, tuple[Tensor, int]]) -> None:
+        """Warn, after the first run in training, of buffers that it changed for all tasks."""
+        self._told = True
+        now = dict(self.module.named_buffers())
+        for name, (buffer, version) in before.items():
+            if self.norm_stats == "per_task" and (
+                now.get(name) is not buffer or buffer._version != version
             ):
-                owner._buffers[attribute] = value
-            renew_weight_lists(self._recurrent)
-            return self.module(*args, **kwargs)
-        finally:
-            for _, owner, attribute in self._slots:
-                owner._parameters[attribute] = None
-            for *_, owner, attribute in self._statistics:
-                owner._buffers[attribute] = None
-            renew_weight_lists(self._recurrent)
+                warnings.warn(
+                    f"buffer {name!r} of the target changes in training, and all tasks share it; "
+                    "if it should be each task's own, give it a name that begins with 'running_'",
+                    stacklevel=2,
+                )
 
     def tensors_at(self, generated: Tensor) -> tuple[Tensor, ...]:
         """The parameters base + scale ⊙ generated, in the order of ``layout``.
@@ -195,106 +251,26 @@ class Target(nn.Module):
         rows = zip(tensors, self._plan.sizes, strict=True)
         return torch.cat([tensor.reshape(*lead, size) for tensor, size in rows], -1)
 
-    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Named views of θ ``[numel]``, in the target's own names."""
-        pieces = theta.split(self._plan.sizes)
-        return {
-            spec.name: piece.view(spec.shape)
-            for spec, piece in zip(self.layout, pieces, strict=True)
-        }
-
     def materialize(self, tensors: Sequence[Tensor], task: int | None) -> nn.Module:
         """An ordinary module with copies of the parameters ``tensors`` and the statistics of
         ``task``.
         """
         module = copy_module(self.module)
-        pairs = zip(self.module.modules(), module.modules(), strict=True)
-        copies = {id(own): copied for own, copied in pairs}
         parameters = [nn.Parameter(tensor.detach().clone()) for tensor in tensors]
-        for place, owner, attribute in self._slots:
-            copies[id(owner)]._parameters[attribute] = parameters[place]
-        for (*_, owner, attribute), value in zip(
-            self._statistics, self.statistics_of(task), strict=True
-        ):
-            copies[id(owner)]._buffers[attribute] = value.clone()
-        renew_weight_lists(recurrent_layers(module))
+        for place, name in self._slots:
+            owner, attribute = owner_of(module, name)
+            owner._parameters[attribute] = parameters[place]
+        self.statistics.set_tables(module, self.statistics.row(self.module, task))
+        renew_weight_lists(module)
         return module
 
     def add_task(self) -> None:
         """Make room for the statistics of one more task; they start as the mean of the others."""
-        mean, count = self._row(None)
-        self.statistics = torch.cat([self.statistics, mean[None]])
-        self.counts = torch.cat([self.counts, count[None]])
+        self.statistics.add_row(self.module)
 
     def remove_task(self, row: int) -> None:
         """Drop the statistics of a task."""
-        self.statistics, self.counts = (
-            torch.cat([table[:row], table[row + 1 :]]) for table in (self.statistics, self.counts)
-        )
-
-    def set_statistics(self, row: int, floats: Tensor, counts: Tensor) -> None:
-        """Take over statistics for a task, as they lie in ``statistics`` and ``counts``."""
-        self.statistics[row], self.counts[row] = floats, counts
-
-    @contextmanager
-    def more_statistics(self, rows: int) -> Iterator[list[int]]:
-        """Within, there are more rows of statistics, which start as the mean of the others."""
-        kept, known = (self.statistics, self.counts), len(self.statistics)
-        try:
-            self.statistics, self.counts = (
-                torch.cat([table, value.expand(rows, -1)])
-                for table, value in zip(kept, self._row(None), strict=True)
-            )
-            yield list(range(known, known + rows))
-        finally:
-            self.statistics, self.counts = kept
-
-    @contextmanager
-    def batch_statistics(self) -> Iterator[None]:
-        """Within, norms with statistics per task use those of the batch, and keep them.
-
-        The rest of the module stays in the mode it is in.
-        """
-        modules = {id(m): m for m in (self, *(owner for *_, owner, _ in self._statistics))}
-        kept = [(m, m.training, getattr(m, "momentum", None)) for m in modules.values()]
-        try:
-            for module in modules.values() if self._statistics else ():
-                module.training = True
-            yield
-        finally:
-            for module, training, momentum in kept:
-                module.training = training
-                if module is not self and hasattr(module, "momentum"):
-                    module.momentum = momentum  # type: ignore[assignment]
-
-    @property
-    def has_statistics(self) -> bool:
-        """Whether there are batch-norm statistics per task."""
-        return bool(self._statistics)
-
-    def set_momentum(self, momentum: float) -> None:
-        """The weight of the next batch in statistics per task, within `batch_statistics`."""
-        for *_, owner, _ in self._statistics:
-            owner.momentum = momentum  # type: ignore[assignment]
-
-    def statistics_of(self, task: int | None) -> list[Tensor]:
-        """Batch-norm statistics: views of one task's, or a copy of the mean of all."""
-        return self.split_statistics(*self._row(task))
-
-    def split_statistics(self, floats: Tensor, counts: Tensor) -> list[Tensor]:
-        """The statistics that lie in ``floats`` and ``counts``, each ``[…, all]``; views."""
-        named, cursors = [], [0, 0]
-        for _, shape, is_count, _, _ in self._statistics:
-            values, start = (floats, counts)[is_count], cursors[is_count]
-            cursors[is_count] += shape.numel()
-            piece = values[..., start : cursors[is_count]]
-            named.append(piece.view(piece.shape[:-1] + shape))
-        return named
-
-    def _row(self, task: int | None) -> tuple[Tensor, Tensor]:
-        if task is None:
-            return self.statistics.mean(0), self.counts.amax(0)
-        return self.statistics[task], self.counts[task]
+        self.statistics.remove_row(self.module, row)
 
     def _make_plan(self) -> Plan:
         means, stds = self.moments.tolist()
@@ -302,38 +278,62 @@ class Target(nn.Module):
             [spec.numel for spec in self.layout], [spec.shape for spec in self.layout], stds, means
         )
 
-    def _take_statistics(self, tasks: int, device: torch.device) -> None:
-        """Move the batch-norm statistics out of the module, one row a task."""
-        self._statistics: list[tuple[str, torch.Size, bool, nn.Module, str]] = []
-        values: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, owner, attribute, buffer in list(slots(self.module, "_buffers")):
-            if attribute not in _STATISTICS or self.norm_stats == "shared":
-                continue
-            owner._buffers[attribute] = None
-            if self.norm_stats == "batch":
-                if not isinstance(owner, nn.modules.batchnorm._NormBase):
-                    raise ValueError(
-                        f"`norm_stats` 'batch' is for PyTorch's own batch norms; the target's "
-                        f"{name!r} belongs to a {type(owner).__name__}"
-                    )
-                owner.track_running_stats = False
-                continue
-            is_count = not buffer.is_floating_point()
-            self._statistics.append((name, buffer.shape, is_count, owner, attribute))
-            values[is_count].append(buffer.detach().reshape(-1).to(device))
-        floats = torch.cat(values[0]) if values[0] else torch.empty(0, device=device)
-        counts = torch.cat([torch.empty(0, dtype=torch.long, device=device), *values[1]])
-        self.register_buffer("statistics", floats.repeat(tasks, 1))
-        self.register_buffer("counts", counts.repeat(tasks, 1))
+
+def _check_values(module: nn.Module) -> None:
+    """Raise ``ValueError`` where a module has tensors without values."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} of `target` is on the meta device, without values; load them, or call "
+                "`target.to_empty(device=…)`, before giving it to a hypernetwork"
+            )
 
 
-def _complete_loading(target: Target, keys: Any) -> None:
+def _use_batches(module: nn.Module) -> None:
+    """Let norms use the statistics of their batch, always."""
+    for name, owner, attribute, _ in list(slots(module, "_buffers")):
+        if not is_statistic(attribute):
+            continue
+        if not isinstance(owner, nn.modules.batchnorm._NormBase):
+            raise ValueError(
+                f"`norm_stats` 'batch' is for PyTorch's own batch norms; the target's {name!r} "
+                f"belongs to a {type(owner).__name__}"
+            )
+        owner._buffers[attribute] = None
+        owner.track_running_stats = False
+
+
+def _run_in_place(
+    module: nn.Module,
+    plan: ReplicaPlan,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    args: Any,
+    kwargs: Any,
+) -> tuple[Any, list[Tensor]]:
+    """The output and the buffers afterwards; for the compiler, in whose graph no module changes."""
+    originals = plan.originals(module)
+    tables = [originals[node]._buffers[name] for node, name in plan.buffers]
+    try:
+        for (node, name), tensor in zip(plan.parameters, parameters, strict=True):
+            originals[node]._parameters[name] = tensor
+        for (node, name), tensor in zip(plan.buffers, buffers, strict=True):
+            originals[node]._buffers[name] = tensor
+        for node in plan.recurrent:
+            originals[node]._init_flat_weights()
+        out = module(*args, **kwargs)
+        return out, [originals[node]._buffers[name] for node, name in plan.buffers]
+    finally:
+        for node, name in plan.parameters:
+            originals[node]._parameters[name] = None
+        for (node, name), table in zip(plan.buffers, tables, strict=True):
+            originals[node]._buffers[name] = table
+        for node in plan.recurrent:
+            originals[node]._init_flat_weights()
+
+
+def _renew_plan(target: Target, _: Any) -> None:
     target._plan = target._make_plan()
-    # Given a state without version numbers, as safetensors files are, a batch norm makes up the
-    # `num_batches_tracked` that is kept in `counts` here, and then finds it unexpected.
-    keys.unexpected_keys[:] = [
-        key for key in keys.unexpected_keys if not key.endswith("num_batches_tracked")
-    ]
 
 
 def _bias_of(name: str) -> str:

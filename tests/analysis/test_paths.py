@@ -19,7 +19,8 @@ def hnet() -> HyperNetwork:
     target = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
     tasks = TaskEmbedding(["shoes", "bags", "hats"], 8)
     hnet = HyperNetwork(target, Sparse(), tasks, noise=0.5).train()
-    hnet.target.statistics.uniform_(0.5, 2)  # other batch-norm statistics for each task
+    for table in (hnet.target.module[1].running_mean, hnet.target.module[1].running_var):
+        table.uniform_(0.5, 2)  # other batch-norm statistics for each task
     return hnet
 
 

@@ -18,6 +18,9 @@ from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 
 TASKS = ["one", "two"]
 
+# Some targets have such buffers.
+pytestmark = pytest.mark.filterwarnings("ignore:buffer .* changes in training")
+
 
 # What does not work yet, and why.
 def hypernetwork(target: nn.Module, tasks: Any = TASKS) -> HyperNetwork:

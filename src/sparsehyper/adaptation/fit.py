@@ -62,7 +62,7 @@ class Fit:
         loss: its mean loss, on the validation samples where there are any.
         embeddings: of all restarts, ``[restarts, latent_dim]``.
         losses: of all restarts.
-        statistics: batch-norm statistics of all restarts, as the target keeps them.
+        statistics: batch-norm statistics of all restarts, ``[restarts, *shape]`` each.
         steps: evaluations made.
         seconds: that all tasks fitted together took.
     """
@@ -72,7 +72,7 @@ class Fit:
     loss: float
     embeddings: Tensor = field(repr=False)
     losses: tuple[float, ...]
-    statistics: tuple[Tensor, Tensor] = field(repr=False)
+    statistics: tuple[Tensor, ...] = field(repr=False)
     steps: int
     seconds: float
 
@@ -210,8 +210,8 @@ def fit_embeddings(
     with frozen(hnet):
         fitter = _Fitter(hnet, wanted, held, restarts, loss)
         start = fitter.mixtures(seed) if space == "mixture" else fitter.starts(init, seed)
-        z = fitter.fit(start, space, steps, batch_size)
-        losses, (floats, numbers) = fitter.assess(z)
+        z, statistics = fitter.fit(start, space, steps, batch_size)
+        losses, statistics = fitter.assess(z, statistics)
         for i, task in enumerate(wanted):
             values = tuple(losses[i].tolist())
             if not all(map(math.isfinite, values)):
@@ -220,14 +220,15 @@ def fit_embeddings(
                     "its samples"
                 )
             best = values.index(min(values))
-            rows = floats[i], numbers[i]
+            rows = tuple([table[i] for table in statistics])
             fits[task.name] = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
     seconds = time.perf_counter() - started
     for name in names:
         fit = fits[name]
         best = fit.losses.index(fit.loss)
         number = hnet.add_task(name, fit.embedding)
-        hnet.target.set_statistics(number, *(table[best] for table in fit.statistics))
+        rows = [table[best : best + 1] for table in fit.statistics]
+        hnet.target.statistics.put(hnet.target.module, [number], rows)
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
@@ -287,11 +288,19 @@ class _Fitter:
         z[0] = 0
         return z.repeat(len(self._tasks), 1, 1)
 
-    def fit(self, start: Tensor, space: str, steps: int, batch_size: int) -> Tensor:
-        """The embeddings after ``steps`` evaluations, from where they start or from logits."""
+    def fit(
+        self, start: Tensor, space: str, steps: int, batch_size: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The embeddings after ``steps`` evaluations, from where they start or from logits.
+
+        Returns:
+            Embeddings ``[tasks, restarts, dim]``, and the statistics that they then have.
+        """
         owners = [task for task in self._tasks for _ in range(self._restarts)]
         samples = [(task.x[:batch_size], task.y[:batch_size]) for task in owners]
         target = self._hnet.target
+        mean = target.statistics.row(target.module, None)
+        statistics = [value.expand(len(owners), *value.shape).clone() for value in mean]
 
         def embeddings(points: Tensor) -> Tensor:
             return points if space == "free" else points.softmax(-1) @ self._known
@@ -302,16 +311,18 @@ class _Fitter:
             for own in self._lots([len(y) for _, y in samples]):
                 some = points[own].detach().requires_grad_()
                 generated = self._hnet.generated(embeddings(some))
-                losses = self._losses(generated, rows[own], samples[own], owners[own])
+                rows = [table[own] for table in statistics]
+                losses = self._losses(generated, rows, samples[own], owners[own])
                 gradients += torch.autograd.grad(losses.sum(), some)
                 values.append(losses.detach())
             return torch.cat(values), torch.cat(gradients)
 
-        with target.more_statistics(len(owners)) as rows, target.batch_statistics():
+        with target.statistics.from_batches(target.module):
             points, _ = minimize(evaluate, start.flatten(0, 1), steps)
         found = embeddings(points).unflatten(0, start.shape[:2])
         # A longer embedding is the same to the generator, and would weigh more in a mean.
-        return self._hnet.normalise(found) if space == "free" else found
+        found = self._hnet.normalise(found) if space == "free" else found
+        return found, [table.unflatten(0, start.shape[:2]) for table in statistics]
 
     def _lots(self, counts: list[int]) -> list[slice]:
         """Embeddings that take their turn together, of so many samples each."""
@@ -325,31 +336,28 @@ class _Fitter:
         return [*lots, slice(first, len(counts))]
 
     @torch.no_grad()
-    def assess(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``[tasks, restarts]`` on what is held, and statistics of every embedding."""
+    def assess(self, z: Tensor, statistics: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Losses ``[tasks, restarts]`` on what is held, and statistics of all samples."""
         target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
-        with target.more_statistics(z.shape[:2].numel()) as rows:
-            for place, (i, j) in enumerate(itertools.product(*map(range, z.shape[:2]))):
-                task, held, own = self._tasks[i], self._held[i], rows[place : place + 1]
-                generated = self._hnet.generated(z[i, j][None])
-                with target.batch_statistics():
-                    seen = pieces(task, _PIECE) if target.has_statistics else []
-                    for k, some in enumerate(seen):
-                        target.set_momentum(1 / (k + 1))  # the mean over all pieces
-                        self._losses(generated, own, [some], [task])
-                for some in pieces(held, _PIECE):
-                    share = len(some[0]) / len(held.x)
-                    losses[i, j] += share * self._losses(generated, own, [some], [held])[0]
-            statistics = [
-                tensor[rows[0] :].unflatten(0, z.shape[:2]).clone()
-                for tensor in (target.statistics, target.counts)
-            ]
+        norms = target.statistics
+        for i, j in itertools.product(*map(range, z.shape[:2])):
+            task, held = self._tasks[i], self._held[i]
+            own = [table[i, j][None] for table in statistics]
+            generated = self._hnet.generated(z[i, j][None])
+            with norms.from_batches(target.module):
+                seen = pieces(task, _PIECE) if norms.names else []
+                for k, some in enumerate(seen):
+                    norms.set_momentum(target.module, 1 / (k + 1))  # the mean over all pieces
+                    self._losses(generated, own, [some], [task])
+            for some in pieces(held, _PIECE):
+                share = len(some[0]) / len(held.x)
+                losses[i, j] += share * self._losses(generated, own, [some], [held])[0]
         return losses, statistics
 
     def _losses(
         self,
         generated: Tensor,
-        rows: Sequence[int],
+        statistics: Sequence[Tensor],
         samples: list[tuple[Tensor, Tensor]],
         tasks: list[TaskSamples],
     ) -> Tensor:
@@ -357,14 +365,18 @@ class _Fitter:
 
         Args:
             generated: of the models, ``[models, numel]``.
-            rows: of their statistics.
+            statistics: of the models, ``[models, *shape]`` each; updated.
             samples: inputs and labels of each.
             tasks: whose they are.
         """
         x, y = map(torch.cat, zip(*samples, strict=True))
         counts = [len(labels) for _, labels in samples]
         order = torch.arange(len(x), device=x.device)
-        outputs = run_tasks(self._hnet.target, generated, list(rows), counts, order, ((x,), {}))
+        target = self._hnet.target
+        outputs, changed = run_tasks(target, generated, statistics, counts, order, ((x,), {}))
+        if changed is not None:
+            for table, values in zip(statistics, changed, strict=True):
+                table.copy_(values)
         repeats = torch.tensor(counts, device=x.device)
         if self._loss is None:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
@@ -393,5 +405,6 @@ class _Fitter:
             for own in self._lots([len(some[0])] * len(known)):
                 generated = self._hnet.generated(self._known[own])
                 count = len(generated)
-                row[own] = self._losses(generated, known[own], [some] * count, [task] * count)
+                rows = self._hnet.target.statistics.rows(self._hnet.target.module, known[own])
+                row[own] = self._losses(generated, rows, [some] * count, [task] * count)
         return losses

@@ -125,10 +125,10 @@ def average_predictions(
         check_integer("n_classes", n_classes, minimum=2)
     target, members = hnet.target, []
     with frozen(hnet):
-        rows = zip(hnet.generated(fit.embeddings), *fit.statistics, strict=True)
-        for generated, floats, counts in rows:
-            statistics = target.split_statistics(floats, counts)
-            logits = target.run(target.tensors_at(generated), statistics, (x,), {})
+        for generated, *statistics in zip(
+            hnet.generated(fit.embeddings), *fit.statistics, strict=True
+        ):
+            logits, _ = target.run(target.tensors_at(generated), statistics, (x,), {})
             _check_logits(logits)
             limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
             members.append(masked(logits, limits).softmax(1))

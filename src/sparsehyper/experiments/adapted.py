@@ -124,8 +124,9 @@ class TaskList:
         for entry in self.entries:
             if entry.key is not None:
                 number = model.add_task(entry.name, self.tensors[f"{entry.key}/embedding"])
-                statistics = (self.tensors[f"{entry.key}/{n}"] for n in ("statistics", "counts"))
-                model.target.set_statistics(number, *statistics)
+                norms, module = model.target.statistics, model.target.module
+                rows = [self.tensors[f"{entry.key}/statistics/{name}"] for name in norms.names]
+                norms.put(module, [number], [row[None] for row in rows])
         kept = {entry.row: entry.name for entry in self.entries if entry.row is not None}
         for row in range(len(trained)):
             if row in kept:
@@ -271,11 +272,10 @@ def fit_tasks(
     for one in labelled:
         started = time.perf_counter()
         module, number = model.materialize(one.name), model.tasks.index(one.name)
-        tensors = {
-            "embedding": fits[one.name].embedding,
-            "statistics": model.target.statistics[number],
-            "counts": model.target.counts[number],
-        }
+        tensors = {"embedding": fits[one.name].embedding}
+        norms = model.target.statistics
+        statistics = norms.row(model.target.module, number)
+        tensors |= {f"statistics/{n}": row for n, row in zip(norms.names, statistics, strict=True)}
         if tune is not None:
             before = {name: p.detach().clone() for name, p in module.named_parameters()}
             fine_tune(

@@ -281,7 +281,7 @@ def _interpolate(
         "tasks": chosen,
         "positions": [i / (_POINTS - 1) for i in range(_POINTS)],
         "images": most,
-        "mean_statistics": model.target.statistics.numel() > 0,
+        "mean_statistics": bool(model.target.statistics.names),
         "pairs": [
             {"a": a, "b": b, "of_a": along(a, b, a), "of_b": along(a, b, b)} for a, b in pairs
         ],

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.evaluate import (
@@ -232,6 +233,8 @@ def train(
 
             improved = False
             if evaluating:
+                if here.count > 1 and isinstance(model, HyperNetwork):
+                    model.sync_statistics()  # of tasks that other processes have seen
                 for buffer in model.buffers():
                     here.broadcast(buffer)
                 evaluation = evaluate(
