@@ -123,12 +123,15 @@ class NormStatistics:
 
     def keep(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
         """Replace rows by what a batch of each task has made of them."""
-        self._news.update(tasks)
+        if not torch.compiler.is_compiling():  # to which every new count is another program
+            self._news.update(tasks)
         self.put(module, tasks, values)
 
     @torch.no_grad()
     def put(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
         """Replace rows by ``values`` ``[len(tasks), *shape]``."""
+        if not self.names:
+            return
         if len(tasks) == 1:
             rows = [table[tasks[0]] for table in self.tables(module)]
             torch._foreach_copy_(rows, [value[0] for value in values])
