@@ -17,7 +17,6 @@ elsewhere, and where the package was installed without a compiler, in plain PyTo
 from __future__ import annotations
 
 import inspect
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ class Circulant:
         self.n_in = n_in
         self.shifts = shifts
         self._flat = [shift for row in shifts for shift in row]
-        self._packed = array("q", self._flat)
+        self.native = native.Shifts(n_in, self._flat)
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
@@ -54,10 +53,6 @@ class Circulant:
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
 
-    def at_address(self) -> tuple[bool, int]:
-        """As `native.Wiring` has it."""
-        return True, self._packed.buffer_info()[0]
-
 
 class Indexed:
     """Any wiring.
@@ -70,6 +65,7 @@ class Indexed:
     def __init__(self, n_in: int, sources: Tensor) -> None:
         self.n_in = n_in
         self.sources = sources
+        self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
@@ -85,11 +81,6 @@ class Indexed:
         if self._transposed is None:
             self._transposed = portable.transposed(self.sources, self.n_in)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._transposed, needs)
-
-    def at_address(self) -> tuple[bool, int]:
-        """As `native.Wiring` has it."""
-        self.sources = self.sources.contiguous()
-        return False, self.sources.data_ptr()
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
@@ -225,7 +216,7 @@ class _Chain(Function):
         x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         if all(native.at_address(tensor) for tensor in (x, *weights)):
-            return native.chain(x, weights, wirings)
+            return native.chain(x, weights, [wiring.native for wiring in wirings])
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass: of no real numbers
 
     @staticmethod
@@ -247,7 +238,8 @@ class _Chain(Function):
             and not torch.is_grad_enabled()
             and all(map(native.at_address, (g, x, between, *weights)))
         ):
-            gx, grads = native.chain_adjoint(g, x, between, weights, wirings, needs_x, needs)
+            native_wirings = [wiring.native for wiring in wirings]
+            gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)
             return gx, None, *grads
         # For derivatives of derivatives and for transforms, layer by layer.
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
