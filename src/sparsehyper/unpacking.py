@@ -33,6 +33,12 @@ class Plan:
     stds: Sequence[float]  # of each tensor
     means: Sequence[float]  # of each tensor
 
+    def __post_init__(self) -> None:
+        for size, shape, _, _ in zip(
+            self.sizes, self.shapes, self.stds, self.means, strict=True
+        ):
+            assert size == shape.numel()
+
     @cached_property
     def linear(self) -> Plan:
         """Without the means."""
@@ -90,10 +96,12 @@ class _Unpack(torch.autograd.Function):
         lead, start, out = generated.shape[:-1], 0, []
         memory = empty_as(generated, generated.shape).untyped_storage()
         for shape in plan.shapes:
-            # Side by side in one memory, but not views of one tensor: a target may write to them.
+            # Side by side in one memory, but not views of one tensor: a target may write to them,
+            # and one that is saved takes no more than its own part along, which is its storage.
             shape = lead + shape
-            out.append(generated.new_empty(0).set_(memory, start, shape, _strides(shape)))
-            start += shape.numel()
+            stop = start + shape.numel() * generated.element_size()
+            out.append(generated.new_empty(0).set_(memory[start:stop], 0, shape, _strides(shape)))
+            start = stop
         native.scale_runs(generated, out, *plan.packed, base)
         return tuple(out)
 
@@ -107,12 +115,23 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs_generated, needs_base, _ = ctx.needs_input_grad
         plan = ctx.plan
+        # Those of an embedding may list the rows that were looked up.
+        grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
         of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
         of_base = None
         if needs_base:
             of_base = _Pack.apply(plan.unscaled, ctx.lead, *grads)
             of_base = of_base.sum_to_size(ctx.base_shape)
         return of_generated, of_base, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, generated: Tensor | None, base: Tensor | None, _: None
+    ) -> tuple[Tensor, ...]:
+        if generated is None:
+            assert base is not None
+            return unpack(base.expand(*ctx.lead, base.shape[-1]), ctx.plan.unscaled)
+        return unpack(generated, ctx.plan.linear, base)
 
     @staticmethod
     def vmap(
@@ -146,11 +165,15 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.plan = inputs[0]
+        ctx.plan, ctx.lead, *_ = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *unpack(grad, ctx.plan)
+
+    @staticmethod
+    def jvp(ctx: Any, _plan: None, _lead: None, *tensors: Tensor) -> Tensor:
+        return _Pack.apply(ctx.plan, ctx.lead, *tensors)
 
     @staticmethod
     def vmap(

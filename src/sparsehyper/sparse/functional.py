@@ -47,7 +47,7 @@ class Circulant:
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
@@ -74,7 +74,7 @@ class Indexed:
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
@@ -140,11 +140,20 @@ class _Apply(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         x, w, ctx.wiring = inputs
         ctx.save_for_backward(x, w)
+        ctx.save_for_forward(x, w)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if g is None:
+            return None, None, None
         x, w = ctx.saved_tensors
         return *_adjoint(g, x, w, ctx.wiring, *ctx.needs_input_grad[:2]), None
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor | None, v: Tensor | None, _: None) -> Tensor | None:
+        x, w = ctx.saved_tensors
+        return _tangent(x, w, ctx.wiring, u, v)
 
     @staticmethod
     def vmap(
@@ -170,6 +179,7 @@ class _Adjoint(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         g, x, w, ctx.wiring, ctx.needs = inputs
         ctx.save_for_backward(g, x, w)
+        ctx.save_for_forward(g, x, w)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -179,11 +189,8 @@ class _Adjoint(Function):
         u, v = (some if need else None for some, need in zip((u, v), ctx.needs, strict=True))
         needs_g, needs_x, needs_w = ctx.needs_input_grad[:3]
         of_g = None
-        if needs_g and u is not None:
-            of_g = _Apply.apply(u, w, ctx.wiring)
-        if needs_g and v is not None:
-            more = _Apply.apply(x, v, ctx.wiring)
-            of_g = more if of_g is None else of_g + more
+        if needs_g:
+            of_g = _tangent(x, w, ctx.wiring, u, v)
         of_x, of_w = _adjoint(
             g,
             x if u is None else u,
@@ -193,6 +200,30 @@ class _Adjoint(Function):
             needs_w and u is not None,
         )
         return of_g, of_x, of_w, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, of_g: Tensor | None, u: Tensor | None, v: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor]:
+        # gx is linear in g and w, gw in g and x.
+        g, x, w = ctx.saved_tensors
+        needs_x, needs_w = ctx.needs
+        some = (None, None)
+        if of_g is not None:
+            some = _adjoint(of_g, x, w, ctx.wiring, needs_x, needs_w)
+        more = _adjoint(
+            g,
+            x if u is None else u,
+            w if v is None else v,
+            ctx.wiring,
+            needs_x and v is not None,
+            needs_w and u is not None,
+        )
+        of_gx, of_gw = map(_sum, some, more)
+        return (
+            x.new_zeros(x.shape if needs_x else [0]) if of_gx is None else of_gx,
+            w.new_zeros(w.shape if needs_w else [0]) if of_gw is None else of_gw,
+        )
 
     @staticmethod
     def vmap(
@@ -223,6 +254,7 @@ class _Chain(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.wirings, *weights = inputs
         ctx.save_for_backward(x, output[1], *weights)
+        ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
         ctx.native = output[1].numel() or len(weights) == 1  # what the backward pass reads is there
         ctx.set_materialize_grads(False)
@@ -252,6 +284,14 @@ class _Chain(Function):
         return gx if needs_x else None, None, *grads
 
     @staticmethod
+    def jvp(ctx: Any, u: Tensor | None, _: None, *tangents: Tensor | None) -> tuple[Any, None]:
+        x, _, *weights = ctx.saved_tensors
+        inputs = _outputs(x, ctx.wirings[:-1], weights[:-1])
+        for x, w, wiring, v in zip(inputs, weights, ctx.wirings, tangents, strict=True):
+            u = _tangent(x, w, wiring, u, v)
+        return u, None
+
+    @staticmethod
     def vmap(
         info: Any,  # noqa: ARG004
         in_dims: tuple[Any, ...],
@@ -264,6 +304,20 @@ class _Chain(Function):
         y = run(x, *weights)
         # What lies between is for the backward pass, which goes layer by layer within transforms.
         return (y, y.new_empty(0)), (0, None)
+
+
+def _tangent(
+    x: Tensor, w: Tensor, wiring: Circulant | Indexed, u: Tensor | None, v: Tensor | None
+) -> Tensor | None:
+    """How the output changes as x and w do along u and v; None for no change."""
+    return _sum(
+        None if u is None else _Apply.apply(u, w, wiring),
+        None if v is None else _Apply.apply(x, v, wiring),
+    )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _adjoint(

@@ -85,7 +85,13 @@ def takes(*tensors: Tensor) -> bool:
 
 def at_address(tensor: Tensor) -> bool:
     """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
-    if type(tensor) not in _PLAIN or not takes(tensor) or tensor.is_neg():
+    if (
+        not available()
+        or type(tensor) not in _PLAIN
+        or tensor.dtype is not torch.float32
+        or not tensor.is_cpu
+        or tensor.is_neg()
+    ):
         return False
     try:  # zeros and functions of others have no memory behind them, and 0 for an address
         return tensor.data_ptr() != 0 or tensor.numel() == 0
@@ -103,7 +109,7 @@ def circulant(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
 
 def circulant_adjoint(
     g: Tensor, x: Tensor, weight: Tensor, shifts: list[int], needs_x: bool, needs_w: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, or empty tensors in place of those not needed."""
     return _gradients(g, x, weight, Shifts(_width(x), shifts), needs_x, needs_w)
 
@@ -115,7 +121,7 @@ def indexed(x: Tensor, weight: Tensor, sources: Tensor) -> Tensor:
 
 def indexed_adjoint(
     g: Tensor, x: Tensor, weight: Tensor, sources: Tensor, needs_x: bool, needs_w: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, or empty tensors in place of those not needed."""
     return _gradients(g, x, weight, Sources(_width(x), sources), needs_x, needs_w)
 
@@ -245,10 +251,10 @@ def _product(x: Tensor, weight: Tensor, wiring: Shifts | Sources) -> Tensor:
 
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, wiring: Shifts | Sources, needs_x: bool, needs_w: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     _check_memory(g=g, x=x, weight=weight)
     gx, (gw,) = chain_adjoint(g, x, x.new_empty(0), [weight], [wiring], needs_x, [needs_w])
-    return [x.new_empty(0) if grad is None else grad for grad in (gx, gw)]
+    return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gw is None else gw
 
 
 def _width(x: Tensor) -> int:
@@ -284,11 +290,11 @@ def _like_gradients(
     wiring: list[int] | Tensor,  # noqa: ARG001
     needs_x: bool,
     needs_w: bool,
-) -> list[Tensor]:
-    return [
+) -> tuple[Tensor, Tensor]:
+    return (
         x.new_empty(x.shape if needs_x else [0]),
         weight.new_empty(weight.shape if needs_w else [0]),
-    ]
+    )
 
 
 for _wiring, _apply, _adjoint in (
@@ -301,7 +307,7 @@ for _wiring, _apply, _adjoint in (
             _adjoint,
             _like_gradients,
             f"(Tensor g, Tensor x, Tensor weight, {_wiring}, bool needs_x, bool needs_w)"
-            " -> Tensor[]",
+            " -> (Tensor, Tensor)",
         ),
     ):
         _library.define(_function.__name__ + _schema)
