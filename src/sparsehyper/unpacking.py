@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper.sparse import native
-from sparsehyper.sparse.memory import empty_as
+from sparsehyper.sparse.memory import LARGE, empty_as
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,11 @@ class _Unpack(torch.autograd.Function):
         )
         if not (fitting and native.at_address(generated)):
             return _unpack(generated, base, plan)
-        lead, start, out = generated.shape[:-1], 0, []
-        memory = empty_as(generated, generated.shape).untyped_storage()
-        for shape in plan.shapes:
-            # Side by side in one memory, but not views of one tensor: a target may write to them,
-            # and one that is saved takes no more than its own part along, which is its storage.
-            shape = lead + shape
-            stop = start + shape.numel() * generated.element_size()
-            out.append(generated.new_empty(0).set_(memory[start:stop], 0, shape, _strides(shape)))
-            start = stop
+        shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
+        if generated.nbytes < LARGE:
+            out = [generated.new_empty(shape) for shape in shapes]
+        else:
+            out = _side_by_side(empty_as(generated, generated.shape), shapes)
         native.scale_runs(generated, out, *plan.packed, base)
         return tuple(out)
 
@@ -188,6 +184,23 @@ class _Pack(torch.autograd.Function):
 
 def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Tensors in one memory that are no views of it.
+
+    A target may write to them, and one that is saved takes only its own part along, since that is
+    the whole of its storage.
+    """
+    start, out = 0, []
+    # What the class adds is a look at the device that takes twice as long as the rest.
+    part_of = super(torch.UntypedStorage, memory.untyped_storage()).__getitem__
+    for shape in shapes:
+        stop = start + memory.element_size() * shape.numel()
+        part = part_of(slice(start, stop))
+        out.append(memory.new_empty(0).set_(part, 0, shape, _strides(shape)))
+        start = stop
+    return out
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

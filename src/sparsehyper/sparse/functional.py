@@ -37,6 +37,7 @@ class Circulant:
 
     def __init__(self, n_in: int, shifts: list[list[int]]) -> None:
         self.n_in = n_in
+        self.fan_in = len(shifts[0])
         self.shifts = shifts
         self._flat = [shift for row in shifts for shift in row]
         self.native = native.Shifts(n_in, self._flat)
@@ -64,6 +65,7 @@ class Indexed:
 
     def __init__(self, n_in: int, sources: Tensor) -> None:
         self.n_in = n_in
+        self.fan_in = len(sources)
         self.sources = sources
         self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
@@ -93,7 +95,16 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
 
     Returns:
         ``[batch, n_out]``, newly allocated.
+
+    Raises:
+        ValueError: x or weights that do not fit the wiring.
     """
+    if x.ndim != 2 or x.shape[1] != wiring.n_in:
+        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
+    if weight.ndim != 2 or len(weight) != wiring.fan_in:
+        raise ValueError(
+            f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(weight.shape)}"
+        )
     return _Apply.apply(x, weight, wiring)
 
 

@@ -112,16 +112,12 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
+        self._check_width()
         y = sparse_linear(self._checked(x), self.weights(), self._wiring())
         return y if self.bias is None else y + self._of_outputs(self.bias)
 
     def weights(self) -> Tensor:
         """The weight of every connection: ``[fan_in, out_features]``."""
-        if self.weight.shape != (self.fan_in, self.columns):
-            raise ValueError(
-                f"`weight` must have shape [{self.fan_in}, {self.columns}], got "
-                f"{list(self.weight.shape)}"
-            )
         return self._of_outputs(self.weight)
 
     def connections(self) -> Tensor:
@@ -141,6 +137,10 @@ class SparseLinear(nn.Module):
         """``[…, columns]`` as ``[…, out_features]``."""
         if self.columns == self.out_features:
             return shared
+        if shared.shape[-1] != self.columns:
+            raise ValueError(
+                f"`weight` and `bias` must have {self.columns} columns, got {list(shared.shape)}"
+            )
         times = -(-self.out_features // self.columns)
         return shared.repeat(*[1] * (shared.ndim - 1), times)[..., : self.out_features]
 
@@ -150,6 +150,13 @@ class SparseLinear(nn.Module):
                 f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
             )
         return x.to(self.weight.dtype)
+
+    def _check_width(self) -> None:
+        if self.weight.shape != (self.fan_in, self.columns):
+            raise ValueError(
+                f"`weight` must have shape [{self.fan_in}, {self.columns}], got "
+                f"{list(self.weight.shape)}"
+            )
 
     @property
     def _wiring_name(self) -> str:
@@ -250,6 +257,7 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
             )
     if any(layer.bias is not None for layer in layers):
         raise ValueError("`layers` must have no biases")
+    layers[-1]._check_width()  # that of any other must be the next one's
     return sparse_chain(
         layers[0]._checked(x),
         [layer.weights() for layer in layers],

@@ -24,6 +24,8 @@ from torch import Tensor
 
 LARGE = 8 << 20  # bytes
 
+_CPU = torch.device("cpu")
+
 
 class _Block:
     """An array that was lent; equal to itself alone."""
@@ -47,7 +49,7 @@ class Memory:
         """A float32 tensor with arbitrary contents."""
         numel = math.prod(shape)
         if 4 * numel < LARGE:
-            return torch.empty(shape, dtype=torch.float32, device="cpu")
+            return torch.empty(shape, dtype=torch.float32, device=_CPU)
         array = self._take(numel)
         lent = array[:numel].reshape(shape)
         self._blocks[_Block(array, lent)] = None

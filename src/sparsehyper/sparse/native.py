@@ -59,18 +59,26 @@ class Sources:
     def __init__(self, n_in: int, sources: Tensor) -> None:
         self.n_in = n_in
         self._sources = sources
+        self._seen = (-1, -1, -1, -1)
 
     def at_address(self, k: int, m: int) -> tuple[bool, int]:
         """That it is not circulant, and its address, for weights ``[k, m]``."""
         sources = self._sources
-        if sources.shape != (k, m) or sources.dtype is not torch.int32 or not sources.is_cpu:
+        address = sources.data_ptr()
+        if (k, m, address, sources.nbytes) != self._seen:
+            self._check(k, m)
+            sources = self._sources = sources.contiguous()
+            address = _address("sources", sources)
+            self._seen = k, m, address, sources.nbytes
+        return False, address
+
+    def _check(self, k: int, m: int) -> None:
+        sources = self._sources
+        if sources.shape != (k, m) or sources.dtype != torch.int32 or not sources.is_cpu:
             raise ValueError(
                 f"`sources` must be int32 {[k, m]} on the CPU, as the weight is, got "
                 f"{sources.dtype} {list(sources.shape)} on {sources.device}"
             )
-        if not sources.is_contiguous():
-            sources = self._sources = sources.contiguous()
-        return False, _address("sources", sources)
 
 
 def available() -> bool:
@@ -80,13 +88,16 @@ def available() -> bool:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the operators run on tensors like these."""
-    return available() and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return False
+    return available()
 
 
 def at_address(tensor: Tensor) -> bool:
     """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
     if (
-        not available()
+        _kernels is None
         or type(tensor) not in _PLAIN
         or tensor.dtype is not torch.float32
         or not tensor.is_cpu
@@ -174,7 +185,8 @@ def chain_adjoint(
             f"and {n_between} numbers lie between the layers, got {between.numel()}"
         )
     empty = shared_memory().empty
-    gradients, table, sums = empty([n_gradients]), empty([n_table]), empty([n_sums])
+    work = empty([n_gradients + n_table + n_sums])
+    gradients = work.data_ptr()
     gw = [
         empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
     ]
@@ -182,7 +194,7 @@ def chain_adjoint(
     _kernels.chain_adjoint(
         *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
         *(0 if gx is None else gx.data_ptr(), _addresses(gw)),
-        *(gradients.data_ptr(), table.data_ptr(), sums.data_ptr()),
+        *(gradients, gradients + 4 * n_gradients, gradients + 4 * (n_gradients + n_table)),
     )
     for tensor in gw if rows == 0 else ():
         if tensor is not None:
