@@ -76,8 +76,8 @@ class Sources:
         sources = self._sources
         if sources.shape != (k, m) or sources.dtype != torch.int32 or not sources.is_cpu:
             raise ValueError(
-                f"`sources` must be int32 {[k, m]} on the CPU, as the weight is, got "
-                f"{sources.dtype} {list(sources.shape)} on {sources.device}"
+                f"`sources` must be int32 on the CPU and of the shape of `weight`, {[k, m]}, got "
+                f"{sources.dtype} on {sources.device} of shape {list(sources.shape)}"
             )
 
 
