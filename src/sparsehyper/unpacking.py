@@ -34,9 +34,7 @@ class Plan:
     means: Sequence[float]  # of each tensor
 
     def __post_init__(self) -> None:
-        for size, shape, _, _ in zip(
-            self.sizes, self.shapes, self.stds, self.means, strict=True
-        ):
+        for size, shape, _, _ in zip(self.sizes, self.shapes, self.stds, self.means, strict=True):
             assert size == shape.numel()
 
     @cached_property
@@ -121,9 +119,7 @@ class _Unpack(torch.autograd.Function):
         return of_generated, of_base, None
 
     @staticmethod
-    def jvp(
-        ctx: Any, generated: Tensor | None, base: Tensor | None, _: None
-    ) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, generated: Tensor | None, base: Tensor | None, _: None) -> tuple[Tensor, ...]:
         if generated is None:
             assert base is not None
             return unpack(base.expand(*ctx.lead, base.shape[-1]), ctx.plan.unscaled)

@@ -180,9 +180,7 @@ def test_many_cotangents_at_once(dtype):
     jacobian = torch.autograd.functional.jacobian
     expected = jacobian(lambda x: sparse_linear(x, w, wiring), x)
     for strategy in ("reverse-mode", "forward-mode"):
-        got = jacobian(
-            lambda x: sparse_linear(x, w, wiring), x, vectorize=True, strategy=strategy
-        )
+        got = jacobian(lambda x: sparse_linear(x, w, wiring), x, vectorize=True, strategy=strategy)
         torch.testing.assert_close(got, expected)
 
 

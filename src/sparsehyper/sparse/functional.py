@@ -48,7 +48,9 @@ class Circulant:
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
@@ -76,7 +78,9 @@ class Indexed:
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
@@ -105,7 +109,7 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
         raise ValueError(
             f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(weight.shape)}"
         )
-    return _Apply.apply(x, weight, wiring)
+    return _apply(x, weight, wiring)
 
 
 def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
@@ -162,20 +166,15 @@ class _Apply(Function):
         return *_adjoint(g, x, w, ctx.wiring, *ctx.needs_input_grad[:2]), None
 
     @staticmethod
-    def jvp(ctx: Any, u: Tensor | None, v: Tensor | None, _: None) -> Tensor | None:
-        x, w = ctx.saved_tensors
-        return _tangent(x, w, ctx.wiring, u, v)
-
-    @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, wiring: Circulant | Indexed
     ) -> tuple[Tensor, int]:
         if in_dims[1] is None:  # the mapped dimension is one more of the batch
             size = info.batch_size
-            y = _Apply.apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
+            y = _apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
             return y.unflatten(0, (size, len(y) // size)), 0
         pairs = _samples(info.batch_size, in_dims, x, w)
-        return torch.stack([_Apply.apply(x, w, wiring) for x, w in pairs]), 0
+        return torch.stack([_apply(x, w, wiring) for x, w in pairs]), 0
 
 
 class _Adjoint(Function):
@@ -213,6 +212,34 @@ class _Adjoint(Function):
         return of_g, of_x, of_w, None, None
 
     @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        wiring: Circulant | Indexed,
+        needs: tuple[bool, bool],
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        triples = _samples(info.batch_size, in_dims, g, x, w)
+        pairs = [_adjoint_of(g, x, w, wiring, needs) for g, x, w in triples]
+        gx, gw = (torch.stack(some) for some in zip(*pairs, strict=True))
+        return (gx, gw), (0, 0)
+
+
+class _DualApply(_Apply):
+    """With a rule for forward mode, which the compiler does not let pass."""
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor | None, v: Tensor | None, _: None) -> Tensor | None:
+        x, w = ctx.saved_tensors
+        return _tangent(x, w, ctx.wiring, u, v)
+
+
+class _DualAdjoint(_Adjoint):
+    """With a rule for forward mode, which the compiler does not let pass."""
+
+    @staticmethod
     def jvp(
         ctx: Any, of_g: Tensor | None, u: Tensor | None, v: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor]:
@@ -235,21 +262,6 @@ class _Adjoint(Function):
             x.new_zeros(x.shape if needs_x else [0]) if of_gx is None else of_gx,
             w.new_zeros(w.shape if needs_w else [0]) if of_gw is None else of_gw,
         )
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        g: Tensor,
-        x: Tensor,
-        w: Tensor,
-        wiring: Circulant | Indexed,
-        needs: tuple[bool, bool],
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        triples = _samples(info.batch_size, in_dims, g, x, w)
-        pairs = [_Adjoint.apply(g, x, w, wiring, needs) for g, x, w in triples]
-        gx, gw = (torch.stack(some) for some in zip(*pairs, strict=True))
-        return (gx, gw), (0, 0)
 
 
 class _Chain(Function):
@@ -317,13 +329,24 @@ class _Chain(Function):
         return (y, y.new_empty(0)), (0, None)
 
 
+def _apply(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
+    return (_Apply if torch.compiler.is_compiling() else _DualApply).apply(x, w, wiring)
+
+
+def _adjoint_of(
+    g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    function = _Adjoint if torch.compiler.is_compiling() else _DualAdjoint
+    return function.apply(g, x, w, wiring, needs)
+
+
 def _tangent(
     x: Tensor, w: Tensor, wiring: Circulant | Indexed, u: Tensor | None, v: Tensor | None
 ) -> Tensor | None:
     """How the output changes as x and w do along u and v; None for no change."""
     return _sum(
-        None if u is None else _Apply.apply(u, w, wiring),
-        None if v is None else _Apply.apply(x, v, wiring),
+        None if u is None else _apply(u, w, wiring),
+        None if v is None else _apply(x, v, wiring),
     )
 
 
@@ -336,7 +359,7 @@ def _adjoint(
 ) -> tuple[Tensor | None, Tensor | None]:
     if not (needs_x or needs_w):
         return None, None
-    gx, gw = _Adjoint.apply(g, x, w, wiring, (needs_x, needs_w))
+    gx, gw = _adjoint_of(g, x, w, wiring, (needs_x, needs_w))
     return gx if needs_x else None, gw if needs_w else None
 
 
