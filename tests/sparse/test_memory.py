@@ -122,7 +122,7 @@ def interrupted(memory, interruption):
         del pair
         countdown, during = lines, []
 
-        def trace(frame, event, arg):
+        def trace(frame, event, arg, during=during):
             nonlocal countdown
             if not frame.f_code.co_filename.endswith("memory.py"):
                 return None

@@ -246,7 +246,7 @@ class _DualAdjoint(_Adjoint):
         # gx is linear in g and w, gw in g and x.
         g, x, w = ctx.saved_tensors
         needs_x, needs_w = ctx.needs
-        some = (None, None)
+        some: tuple[Tensor | None, Tensor | None] = (None, None)
         if of_g is not None:
             some = _adjoint(of_g, x, w, ctx.wiring, needs_x, needs_w)
         more = _adjoint(

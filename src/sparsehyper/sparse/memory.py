@@ -6,9 +6,9 @@ zeroed: writing to a fresh block takes two to three times as long as writing to 
 blocks are therefore kept here, and used again once no tensor needs them. They are freed with the
 last layer that holds this memory.
 
-There is no lock: a thread may be stopped anywhere, by a signal whose handler computes as well, or by
-a fork after which it does not exist. Whoever takes a block off the list, which is one operation of
-the interpreter, has it.
+There is no lock: a thread may be stopped anywhere, by a signal whose handler computes as well, or
+by a fork after which it does not exist. Whoever takes a block off the list, which is one operation
+of the interpreter, has it.
 """
 
 from __future__ import annotations
