@@ -295,6 +295,14 @@ def test_refuses_what_does_not_fit_the_wiring(way, kind, x, weight, message):
         sparse_linear(torch.zeros(x), torch.zeros(weight), wiring)
 
 
+@pytest.mark.parametrize("source", [-1, 7, 2**31 - 1])
+def test_refuses_sources_that_are_no_inputs(way, source):
+    sources = torch.tensor([[0, 1, source]], dtype=torch.int32)
+    x, weight = torch.zeros(2, 7, requires_grad=True), torch.zeros(1, 3)
+    with pytest.raises((ValueError, RuntimeError), match=r"\[0, 7\)|index"):
+        sparse_linear(x, weight, Indexed(7, sources)).sum().backward()
+
+
 @pytest.mark.parametrize("settings", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_DYNAMIC": "true"}])
 def test_fewer_threads_than_asked_for(settings):
     code = """

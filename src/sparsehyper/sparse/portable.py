@@ -102,8 +102,15 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
     Returns:
         The connections ``t · n_out + j``, int32 ``[fan_in · n_out]``, sorted by their source; and
         where each input's run starts, int32 ``[n_in]``.
+
+    Raises:
+        ValueError: a source that is none of the inputs.
     """
     flat = sources.reshape(-1).long()
+    if flat.numel() and not 0 <= flat.min() <= flat.max() < n_in:
+        raise ValueError(
+            f"`sources` must lie in [0, {n_in}), got {int(flat.min())} to {int(flat.max())}"
+        )
     counts = torch.bincount(flat, minlength=n_in)
     order = flat.argsort(stable=True)
     return order.to(torch.int32), (counts.cumsum(0) - counts).to(torch.int32)
