@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test faults lint check clean
+.PHONY: demo test faults sanitize lint check clean
 
 $(READY): pyproject.toml constraints.txt src/sparsehyper/sparse/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
@@ -21,6 +21,21 @@ test: $(READY)  ## run the tests
 faults: $(READY)  ## try every promise of docs/reliability.md at length
 	rm -f docs/results/faults.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/faults --full-faults docs/results/faults.jsonl
+
+# A copy of the package, so that the kernels of the other targets stay as they are. A finding ends the
+# tests; with -s it is seen.
+SANITIZED := build/sanitized
+SANITIZERS = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+INCLUDE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))")
+
+sanitize: $(READY)  ## the tests of the kernels under AddressSanitizer and UBSan
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R src/sparsehyper $(SANITIZED)
+	$(CC) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-fopenmp -shared -fPIC -I$(INCLUDE) src/sparsehyper/sparse/_kernels.c \
+		-o $(SANITIZED)/sparsehyper/sparse/_kernels.abi3.so
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 $(BIN)/pytest -q -s -p no:cacheprovider \
+		tests/sparse tests/test_unpacking.py
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests

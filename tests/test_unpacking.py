@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch.func import grad, vmap
 
+from sparsehyper.sparse.memory import LARGE, shared_memory
 from sparsehyper.unpacking import Plan, unpack
 
 SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
@@ -41,8 +45,11 @@ def test_values_and_derivatives_of_both_orders(based, lead):
     ):
         torch.testing.assert_close(tensor, value)
         assert tensor.is_contiguous()
-    assert torch.autograd.gradcheck(tensors, inputs)
-    assert torch.autograd.gradgradcheck(tensors, inputs)
+    for some in ([0], [1], [0, 1]) if based else ([0],):
+        for i, tensor in enumerate(inputs):
+            tensor.requires_grad_(i in some)
+        assert torch.autograd.gradcheck(tensors, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(tensors, inputs, check_fwd_over_rev=True)
 
 
 def test_a_tensor_without_a_gradient_counts_as_zero():
@@ -109,3 +116,65 @@ def test_a_base_of_another_dtype():
     generated, base = torch.randn(NUMEL), torch.randn(NUMEL, dtype=torch.double)
     for tensor, value in zip(unpack(generated, PLAN, base), expected(generated, base), strict=True):
         torch.testing.assert_close(tensor.double(), value.double())
+
+
+def test_forward_mode_of_the_kernels_equals_reverse_mode():
+    generated, base = torch.randn(2, NUMEL), torch.randn(NUMEL)
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base))
+
+    for argnums in (0, 1):
+        expected = torch.func.jacrev(loss, argnums)(generated, base)
+        torch.testing.assert_close(torch.func.jacfwd(loss, argnums)(generated, base), expected)
+        second = torch.func.jacrev(torch.func.jacrev(loss, argnums), argnums)(generated, base)
+        got = torch.func.hessian(loss, argnums)(generated, base)
+        torch.testing.assert_close(got, second)
+
+
+@pytest.mark.parametrize("lead", [[], [2]])
+@pytest.mark.parametrize("large", [False, True])
+def test_each_tensor_has_a_storage_of_its_own(lead, large):
+    memory = shared_memory()  # keeps it
+    shapes = [torch.Size([LARGE // 4 if large else 100]), torch.Size([3, 2]), torch.Size([0])]
+    sizes = [shape.numel() for shape in shapes]
+    generated = torch.randn(*lead, sum(sizes))
+    tensors = unpack(generated, Plan(sizes, shapes, [1.0] * 3, [0.0] * 3))
+    for tensor in tensors:
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert tensor.storage_offset() == 0
+        assert copy.deepcopy(tensor).equal(tensor)
+    expected, small = tensors[1].clone(), tensors[1]
+    file = io.BytesIO()
+    torch.save(small, file)
+    assert file.tell() < 3000
+    tensors[0].fill_(7)
+    del tensors
+    lent = [memory.empty([LARGE // 4]).fill_(9) for _ in range(4)]  # none is what `small` lies in
+    assert small.equal(expected)
+    assert len(lent) == 4
+
+
+@pytest.mark.parametrize("layer", ["Embedding", "EmbeddingBag"])
+def test_gradients_that_list_the_rows_looked_up(layer):
+    shapes = [torch.Size([10, 4]), torch.Size([3])]
+    plan = Plan([40, 3], shapes, [2.0, 0.5], [0.0, 0.0])
+    index, gradients = torch.arange(12).view(4, 3) % 10, []
+    for sparse in (False, True):
+        generated = torch.linspace(-1, 1, 43).requires_grad_()
+        table, bias = unpack(generated, plan)
+        if layer == "Embedding":
+            y = torch.nn.functional.embedding(index, table, sparse=sparse)
+        else:
+            y = torch.nn.functional.embedding_bag(index, table, mode="sum", sparse=sparse)
+        (y.square().sum() + bias.sum()).backward()
+        gradients.append(generated.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_gradient_without_memory_is_one_of_zeros():
+    generated = torch.randn(NUMEL, requires_grad=True)
+    tensors = unpack(generated, PLAN)
+    zeros = [torch._efficientzerotensor(t.shape) for t in tensors]
+    (grad,) = torch.autograd.grad(tensors, generated, zeros)
+    assert grad.eq(0).all()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper.sparse import native
-from sparsehyper.sparse.memory import empty_as
+from sparsehyper.sparse.memory import LARGE, empty_as
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Plan:
     shapes: Sequence[torch.Size]
     stds: Sequence[float]  # of each tensor
     means: Sequence[float]  # of each tensor
+
+    def __post_init__(self) -> None:
+        for size, shape, _, _ in zip(self.sizes, self.shapes, self.stds, self.means, strict=True):
+            assert size == shape.numel()
 
     @cached_property
     def linear(self) -> Plan:
@@ -87,13 +91,11 @@ class _Unpack(torch.autograd.Function):
         )
         if not (fitting and native.at_address(generated)):
             return _unpack(generated, base, plan)
-        lead, start, out = generated.shape[:-1], 0, []
-        memory = empty_as(generated, generated.shape).untyped_storage()
-        for shape in plan.shapes:
-            # Side by side in one memory, but not views of one tensor: a target may write to them.
-            shape = lead + shape
-            out.append(generated.new_empty(0).set_(memory, start, shape, _strides(shape)))
-            start += shape.numel()
+        shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
+        if generated.nbytes < LARGE:
+            out = [generated.new_empty(shape) for shape in shapes]
+        else:
+            out = _side_by_side(empty_as(generated, generated.shape), shapes)
         native.scale_runs(generated, out, *plan.packed, base)
         return tuple(out)
 
@@ -107,12 +109,21 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs_generated, needs_base, _ = ctx.needs_input_grad
         plan = ctx.plan
+        # Those of an embedding may list the rows that were looked up.
+        grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
         of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
         of_base = None
         if needs_base:
             of_base = _Pack.apply(plan.unscaled, ctx.lead, *grads)
             of_base = of_base.sum_to_size(ctx.base_shape)
         return of_generated, of_base, None
+
+    @staticmethod
+    def jvp(ctx: Any, generated: Tensor | None, base: Tensor | None, _: None) -> tuple[Tensor, ...]:
+        if generated is None:
+            assert base is not None
+            return unpack(base.expand(*ctx.lead, base.shape[-1]), ctx.plan.unscaled)
+        return unpack(generated, ctx.plan.linear, base)
 
     @staticmethod
     def vmap(
@@ -146,11 +157,15 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.plan = inputs[0]
+        ctx.plan, ctx.lead, *_ = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *unpack(grad, ctx.plan)
+
+    @staticmethod
+    def jvp(ctx: Any, _plan: None, _lead: None, *tensors: Tensor) -> Tensor:
+        return _Pack.apply(ctx.plan, ctx.lead, *tensors)
 
     @staticmethod
     def vmap(
@@ -165,6 +180,23 @@ class _Pack(torch.autograd.Function):
 
 def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Tensors in one memory that are no views of it.
+
+    A target may write to them, and one that is saved takes only its own part along, since that is
+    the whole of its storage.
+    """
+    start, out = 0, []
+    # What the class adds is a look at the device that takes twice as long as the rest.
+    part_of = super(torch.UntypedStorage, memory.untyped_storage()).__getitem__
+    for shape in shapes:
+        stop = start + memory.element_size() * shape.numel()
+        part = part_of(slice(start, stop))
+        out.append(memory.new_empty(0).set_(part, 0, shape, _strides(shape)))
+        start = stop
+    return out
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -83,6 +84,48 @@ def test_vmap_and_per_sample_gradients():
             patch.setattr(f"{__name__}.chain", in_turn)
             plain.append(order(x))
         torch.testing.assert_close(*plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_mode(dtype):
+    layers, x = make(dtype, (5, 11, 23, 40)), torch.randn(2, 5, dtype=dtype)
+    names = [name for name, _ in layers.named_parameters()]
+    weights = [weight.detach() for weight in layers.parameters()]
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return chain(list(self.layers), x).pow(3).mean()
+
+    model = Model()
+
+    def loss(x, *weights):
+        named = {f"layers.{name}": w for name, w in zip(names, weights, strict=True)}
+        return functional_call(model, named, (x,))
+
+    tangents = [torch.randn_like(t) for t in (x, *weights)]
+    _, slope = torch.func.jvp(loss, (x, *weights), tuple(tangents))
+    gradient = torch.func.grad(loss, tuple(range(1 + len(weights))))(x, *weights)
+    expected = sum((g * t).sum() for g, t in zip(gradient, tangents, strict=True))
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
+    for i in (0, 2):
+        second = torch.func.jacrev(torch.func.jacrev(loss, i), i)(x, *weights)
+        got = torch.func.hessian(loss, i)(x, *weights)
+        torch.testing.assert_close(got, second, rtol=1e-4, atol=1e-4)
+    _, of_gradient = torch.func.jvp(torch.func.grad(loss), (x, *weights), tuple(tangents))
+    assert of_gradient.isfinite().all()
+
+
+def test_a_graph_that_was_walked_keeps_nothing_alive():
+    layers, x = make(), torch.randn(3, 5, requires_grad=True) * 1
+    kept, y = weakref.ref(x), chain(list(layers), x)
+    del x
+    assert kept() is not None
+    y.sum().backward()
+    assert kept() is None
 
 
 def test_is_one_node():

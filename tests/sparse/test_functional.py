@@ -140,6 +140,51 @@ def test_first_and_second_derivatives(kind, batch):
 
 
 @pytest.mark.parametrize("kind", ["circulant", "indexed"])
+@pytest.mark.parametrize("of", [(True, True), (True, False), (False, True)], ids=str)
+def test_forward_mode(kind, of):
+    wiring, sources = make_wiring(kind, 5, 12, 3)
+    x = torch.randn(2, 5, dtype=torch.double, requires_grad=of[0])
+    w = torch.randn(sources.shape, dtype=torch.double, requires_grad=of[1])
+
+    def call(x, w):
+        return sparse_linear(x, w, wiring)
+
+    assert gradcheck(call, (x, w), check_forward_ad=True)
+    assert gradgradcheck(call, (x, w), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_forward_mode_of_the_kernels_equals_reverse_mode(kind):
+    wiring, sources = make_wiring(kind, 7, 20, 3)
+    x, w = torch.randn(2, 7), torch.randn(sources.shape)
+
+    def loss(x, w):
+        return sparse_linear(x, w, wiring).pow(3).mean()
+
+    for argnums in (0, 1):
+        jacobian = torch.func.jacrev(loss, argnums)(x, w)
+        torch.testing.assert_close(torch.func.jacfwd(loss, argnums)(x, w), jacobian)
+        second = torch.func.jacrev(torch.func.jacrev(loss, argnums), argnums)(x, w)
+        for order in (torch.func.hessian(loss, argnums), forward_twice(loss, argnums)):
+            torch.testing.assert_close(order(x, w), second, rtol=1e-4, atol=1e-5)
+
+
+def forward_twice(loss, argnums):
+    return torch.func.jacfwd(torch.func.jacfwd(loss, argnums), argnums)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_many_cotangents_at_once(dtype):
+    wiring, sources = make_wiring("indexed", 7, 20, 3)
+    x, w = torch.randn(2, 7, dtype=dtype), torch.randn(sources.shape, dtype=dtype)
+    jacobian = torch.autograd.functional.jacobian
+    expected = jacobian(lambda x: sparse_linear(x, w, wiring), x)
+    for strategy in ("reverse-mode", "forward-mode"):
+        got = jacobian(lambda x: sparse_linear(x, w, wiring), x, vectorize=True, strategy=strategy)
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
 def test_second_derivatives_of_the_kernels_equal_those_of_plain_pytorch(kind):
     wiring, sources = make_wiring(kind, 40, 130, 3)
     x, w, u, v = torch.randn(2, 40), torch.randn(sources.shape), torch.randn(2, 40), torch.rand(130)
@@ -232,6 +277,30 @@ def test_the_default_dtype_has_no_say(default):
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "message"),
+    [
+        ([3, 6], [2, 17], r"`x` must have shape \[batch, 7\], got \[3, 6\]"),
+        ([7], [2, 17], r"`x` must have shape \[batch, 7\], got \[7\]"),
+        ([3, 7], [1, 17], r"`weight` must have shape \[2, n_out\], got \[1, 17\]"),
+        ([3, 7], [2], r"`weight` must have shape \[2, n_out\], got \[2\]"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_refuses_what_does_not_fit_the_wiring(way, kind, x, weight, message):
+    wiring, _ = make_wiring(kind, 7, 17, 2)
+    with pytest.raises(ValueError, match=message):
+        sparse_linear(torch.zeros(x), torch.zeros(weight), wiring)
+
+
+@pytest.mark.parametrize("source", [-1, 7, 2**31 - 1])
+def test_refuses_sources_that_are_no_inputs(way, source):
+    sources = torch.tensor([[0, 1, source]], dtype=torch.int32)
+    x, weight = torch.zeros(2, 7, requires_grad=True), torch.zeros(1, 3)
+    with pytest.raises((ValueError, RuntimeError), match=r"\[0, 7\)|index"):
+        sparse_linear(x, weight, Indexed(7, sources)).sum().backward()
 
 
 @pytest.mark.parametrize("settings", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_DYNAMIC": "true"}])

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import sys
 
 import pytest
 import torch
+import torch.nn.parallel.replicate
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from conformance import dense_matrix
-from sparsehyper.sparse import TOPOLOGIES, SparseLinear
+from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain
 
 SHAPES = [(1, 1, 1), (3, 10, 2), (5, 17, 9), (7, 30, 6), (30, 7, 4), (8, 4500, 3), (8200, 8201, 2)]
 
@@ -147,3 +150,144 @@ def test_a_wiring_out_of_bounds_in_its_place_is_refused():
         torch.func.functional_call(
             layer, {"sources": torch.full((2, 30), 10, dtype=torch.int32)}, (torch.zeros(1, 10),)
         )
+
+
+LAYERS = [("uniform", 20), ("circulant", 20), ("circulant", 5000)]
+
+
+def make(topology, n_in):
+    layer = SparseLinear(n_in, 12_000, 2, topology=topology)
+    return layer, layer.shifts if topology == "circulant" else layer.sources
+
+
+def name_of(topology):
+    return "shifts" if topology == "circulant" else "sources"
+
+
+@pytest.mark.parametrize(("topology", "n_in"), LAYERS)
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("damage", ["beyond", "beyond int32", "fractions"])
+def test_after_a_refused_load_the_layer_is_as_it_was(topology, n_in, assign, damage):
+    layer, wiring = make(topology, n_in)
+    x, before = torch.randn(2, n_in), copy.deepcopy(layer.state_dict())
+    expected = layer(x)
+    state = {key: value + 1 for key, value in before.items()}
+    state[name_of(topology)] = {
+        "beyond": torch.full_like(wiring, n_in),
+        "beyond int32": wiring.long() + 2**32,  # the same numbers, in the low half
+        "fractions": wiring.float(),
+    }[damage]
+    with pytest.raises(ValueError, match=rf"`{name_of(topology)}`.*got"):
+        layer.load_state_dict(state, assign=assign)
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize(("topology", "n_in"), LAYERS)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_wiring_of_another_integer_type_is_loaded_as_int32(topology, n_in, assign):
+    layer, wiring = make(topology, n_in)
+    other = SparseLinear(n_in, 12_000, 2, topology=topology, seed=1)
+    x = torch.randn(2, n_in)
+    expected = layer(x)
+    state = layer.state_dict() | {name_of(topology): wiring.long()}
+    other.load_state_dict(state, assign=assign)
+    assert torch.equal(other(x), expected)
+    assert other.state_dict()[name_of(topology)].dtype == torch.int32
+    assert state[name_of(topology)].dtype == torch.int64  # the caller's own
+
+
+@pytest.mark.parametrize(("topology", "n_in"), LAYERS)
+def test_a_wiring_written_to_is_used_or_refused(topology, n_in):
+    layer, wiring = make(topology, n_in)
+    other = SparseLinear(n_in, 12_000, 2, topology=topology, seed=1)
+    other.weight = layer.weight
+    x = torch.randn(2, n_in)
+    assert not torch.equal(layer(x), other(x))
+    wiring.copy_(getattr(other, name_of(topology)))
+    copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    for one in (layer, *copies):
+        assert torch.equal(one(x), other(x))
+    wiring.fill_(2**30)
+    for call in (layer, lambda x: chain([layer], x)):
+        with pytest.raises(ValueError, match="got 1073741824 to 1073741824"):
+            call(x)
+    wiring.copy_(getattr(other, name_of(topology)))
+    assert torch.equal(layer(x), other(x))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("value", [-1, 20, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("place", [0, 8191, 11_999])
+def test_the_kernels_find_a_source_that_was_written_behind_pytorch(batch, value, place):
+    layer, sources = make("uniform", 20)
+    x = torch.randn(batch, 20, requires_grad=True)
+    y = layer(x)
+    before = sources[1, place].item()
+    sources.detach().numpy()[1, place] = value
+    for call in (layer, lambda x: chain([layer], x)):
+        with pytest.raises(ValueError, match=r"`sources` of layer 0 must lie in \[0, 20\)"):
+            call(x)
+    with pytest.raises(ValueError, match=r"`sources` of layer 0 must lie in \[0, 20\)"):
+        y.sum().backward()
+    sources.numpy()[1, place] = before
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize(("topology", "n_in"), LAYERS)
+def test_a_wiring_that_does_not_fit_in_its_place_is_refused(topology, n_in):
+    layer, wiring = make(topology, n_in)
+    x, name = torch.randn(1, n_in), name_of(topology)
+    for other in (wiring[:1], wiring[:, :1], wiring.flatten(), wiring.float()):
+        with pytest.raises(ValueError, match=rf"`{name}` must be integers of shape .*, got"):
+            functional_call(layer, {name: other}, (x,))
+    expected = layer(x)
+    assert torch.equal(functional_call(layer, {name: wiring.long()}, (x,)), expected)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("shape", [[2, 11], [1, 40], [40], [2, 40, 1]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_chain_refuses_weights_of_another_shape(place, shape, dtype):
+    layers = [SparseLinear(a, 40, 2, topology="uniform").to(dtype) for a in (10, 40, 40)]
+    x = torch.randn(3, 10, dtype=dtype)
+    y = chain(layers, x)
+    layers[place].weight.data = torch.zeros(shape, dtype=dtype)
+    with pytest.raises(ValueError, match=r"shape.*40"):
+        chain(layers, x)
+    if dtype == torch.float32:
+        with pytest.raises(ValueError, match=r"shape.*40"):
+            y.sum().backward()
+
+
+def test_a_shared_weight_of_another_width_is_refused():
+    layer = SparseLinear(10, 30, 2, share=3, bias=True)
+    for name in ("weight", "bias"):
+        wrong = {name: torch.zeros_like(getattr(layer, name))[..., :5]}
+        with pytest.raises(ValueError, match=r"must have (10 columns|shape \[2, 10\]), got"):
+            functional_call(layer, wrong, (torch.zeros(1, 10),))
+
+
+def test_a_weight_without_memory_is_refused():
+    layer = SparseLinear(10, 30, 2)
+    layer.weight.untyped_storage().resize_(0)
+    for call in (layer, lambda x: chain([layer], x)):
+        with pytest.raises(ValueError, match=r"`weight` of shape \[2, 30\] must have memory"):
+            call(torch.zeros(1, 10))
+
+
+@pytest.mark.parametrize(("topology", "n_in"), LAYERS)
+def test_replicas_as_data_parallel_makes_them(topology, n_in, monkeypatch):
+    machinery = sys.modules["torch.nn.parallel.replicate"]  # hidden by a function of that name
+    monkeypatch.setattr(
+        machinery,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [[t.clone() for t in tensors] for _ in devices],
+    )
+    monkeypatch.setattr(machinery, "_get_device_index", lambda *_: 0)
+    layer, _ = make(topology, n_in)
+    x = torch.randn(2, n_in)
+    for replica in machinery.replicate(layer, [0, 1]):
+        assert torch.equal(replica(x), layer(x))
+        assert torch.equal(chain([replica], x), layer(x))

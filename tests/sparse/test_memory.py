@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
+import sys
 import threading
 import weakref
 
+import pytest
 import torch
 
 from sparsehyper.sparse import SparseLinear
@@ -109,3 +112,57 @@ def test_threads_never_share_a_block():
     for thread in threads:
         thread.join()
     assert clashes == []
+
+
+def interrupted(memory, interruption):
+    """Blocks lent while the first run was stopped before each of its lines in turn."""
+    lines = 0
+    while True:
+        pair = [memory.empty([FLOATS]) for _ in range(2)]  # idle from here on
+        del pair
+        countdown, during = lines, []
+
+        def trace(frame, event, arg, during=during):
+            nonlocal countdown
+            if not frame.f_code.co_filename.endswith("memory.py"):
+                return None
+            if event == "line" and not during:
+                countdown -= 1
+                if countdown < 0:
+                    during.append(interruption())
+            return trace
+
+        sys.settrace(trace)
+        try:
+            mine = memory.empty([FLOATS])
+        finally:
+            sys.settrace(None)
+        if not during:
+            assert lines > 10
+            return
+        yield mine, during[0]
+        lines += 1
+
+
+def test_an_interruption_at_any_line_takes_a_block_of_its_own():
+    memory = Memory()
+    for mine, other in interrupted(memory, lambda: memory.empty([FLOATS])):
+        assert mine.data_ptr() != other.data_ptr()
+        third = memory.empty([FLOATS])
+        assert len({t.data_ptr() for t in (mine, other, third)}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_at_any_line_leaves_the_child_its_memory():
+    memory = Memory()
+
+    def fork():
+        child = os.fork()
+        if child == 0:
+            sys.settrace(None)
+            tensors = [memory.empty([FLOATS]) for _ in range(3)]
+            os._exit(len({tensor.data_ptr() for tensor in tensors}))
+        return child
+
+    for _, child in interrupted(memory, fork):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3

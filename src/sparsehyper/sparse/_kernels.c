@@ -1,9 +1,10 @@
 /* The products with a sparse layer, or several in a row, on the CPU, in float32.
 
-   The equations stand in functional.py. native.py sees to dtypes and strides, linear.py to shapes and
-   to a wiring within its bounds; nothing is checked here, and all arrays are contiguous. Every product
-   reads and writes each weight once, whatever the batch, and splits its work between the threads of
-   PyTorch's own OpenMP pool. */
+   The equations stand in functional.py. All arrays are contiguous. native.py sees to dtypes, strides
+   and shapes, and hands over addresses of arrays that fit them. Sizes and shifts are checked here when
+   a call starts, and each source when it is used: anybody may have written to the tensor that holds
+   them. Every product reads and writes each weight once, whatever the batch, and splits its work
+   between the threads of PyTorch's own OpenMP pool. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -14,7 +15,9 @@
 #include <omp.h>
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+/* AddressSanitizer is not yet there when the loader chooses among such copies. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define VECTORISED __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define VECTORISED
@@ -33,6 +36,7 @@ enum {
     SHORT_BLOCK = 1024, /* the same for one to three rows */
     GROUP = 8,          /* rows of a batch whose values lie side by side */
     SERIAL = 1 << 15,   /* products below which waking other threads costs more than it saves */
+    CHECKED = 32,       /* sources that are checked at a time */
     AHEAD = 32,         /* connections ahead of which a random number is fetched */
     ROWS_AHEAD = 8,     /* the same for a GROUP of them */
     MOST_COPIES = 16    /* threads that keep a copy of their own of the input's gradient */
@@ -40,6 +44,9 @@ enum {
 
 static i64 min(i64 a, i64 b) { return a < b ? a : b; }
 static i64 max(i64 a, i64 b) { return a > b ? a : b; }
+
+/* Whether so many products pay for waking other threads. */
+static int many(i64 rows, i64 k, i64 m) { return (double)rows * (double)k * (double)m > SERIAL; }
 
 /* y = Σ_t w[t] · x[t], elementwise over `l` positions; added to y unless `fresh`. */
 VECTORISED static void taps(float *restrict y, const float **x, const float **w, i64 k, i64 l,
@@ -126,7 +133,7 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
                       const float *w, float *y)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (m + size - 1) / size;
-    #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
+    #pragma omp parallel for schedule(static) if (many(rows, k, m))
     for (i64 block = 0; block < blocks; block++) {
         const i64 end = min((block + 1) * size, m);
         const float *from[8], *weights[8];
@@ -155,7 +162,7 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (n + size - 1) / size;
     const i64 copies = (m + n - 1) / n;
-    #pragma omp parallel for schedule(static) if (rows * k * m > SERIAL)
+    #pragma omp parallel for schedule(static) if (many(rows, k, m))
     for (i64 block = 0; block < blocks; block++) {
         const i64 start = block * size, end = min(start + size, n);
         if (gx)
@@ -181,89 +188,118 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
 /* The arrays of a batch, [rows, n], with `width` of its rows side by side: [n, width]. */
 static void interleave(float *to, const float *from, i64 width, i64 n)
 {
-    #pragma omp parallel for schedule(static) if (width * n > SERIAL)
+    #pragma omp parallel for schedule(static) if (many(width, 1, n))
     for (i64 i = 0; i < n; i++)
         for (i64 r = 0; r < width; r++) to[i * width + r] = from[r * n + i];
 }
 
-VECTORISED static void gather_one(float *restrict y, const float *restrict x,
-                                  const float *restrict w, const int32_t *restrict sources, i64 l,
-                                  int fresh)
+/* Whether a source is one of n inputs, n below 2³¹: a negative number is a large one without sign. */
+#define IS_INPUT(source, n) ((uint32_t)(source) < (uint32_t)(n))
+
+/* The same for `l` sources: neither they nor what they lack of the last input have a sign. */
+static inline int are_inputs(const int32_t *sources, i64 l, i64 n)
 {
-    if (fresh)
-        for (i64 j = 0; j < l; j++) y[j] = w[j] * x[sources[j]];
-    else
-        for (i64 j = 0; j < l; j++) y[j] += w[j] * x[sources[j]];
+    const uint32_t last = (uint32_t)(n - 1);
+    uint32_t bits = 0;
+    for (i64 j = 0; j < l; j++) bits |= (uint32_t)sources[j] | (last - (uint32_t)sources[j]);
+    return bits >> 31 == 0;
 }
 
-VECTORISED static void gather_rows(float *restrict y, const float *restrict x,
-                                   const float *restrict w, const int32_t *restrict sources, i64 l,
-                                   i64 width)
+/* As all that follow, returns whether all sources are inputs. */
+VECTORISED static int gather_one(float *restrict y, const float *restrict x,
+                                 const float *restrict w, const int32_t *restrict sources, i64 n,
+                                 i64 l, int fresh)
+{
+    for (i64 a = 0, b; a < l; a = b) {
+        b = min(a + CHECKED, l);
+        if (!are_inputs(sources + a, b - a, n)) return 0;
+        if (fresh)
+            for (i64 j = a; j < b; j++) y[j] = w[j] * x[sources[j]];
+        else
+            for (i64 j = a; j < b; j++) y[j] += w[j] * x[sources[j]];
+    }
+    return 1;
+}
+
+VECTORISED static int gather_rows(float *restrict y, const float *restrict x,
+                                  const float *restrict w, const int32_t *restrict sources, i64 n,
+                                  i64 l, i64 width)
 {
     for (i64 j = 0; j < l; j++) {
+        if (!IS_INPUT(sources[j], n)) return 0;
         const float *from = x + sources[j] * width;
         if (j + ROWS_AHEAD < l) FETCH(x + sources[j + ROWS_AHEAD] * width, 0);
         for (i64 r = 0; r < width; r++) y[j * width + r] += w[j] * from[r];
     }
+    return 1;
 }
 
-static void indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *x,
-                    const float *w, float *y, float *table)
+static int indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *x,
+                   const float *w, float *y, float *table)
 {
+    int fine = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
         const i64 width = min(GROUP, rows - first);
         if (width > 1) interleave(table, x + first * n, width, n);
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
-        #pragma omp parallel for schedule(static) if (width * k * m > SERIAL)
+        #pragma omp parallel for schedule(static) if (many(width, k, m)) reduction(&& : fine)
         for (i64 block = 0; block < blocks; block++) {
             const i64 start = block * size, l = min(size, m - start);
             float sums[BLOCK];
             if (width == 1) {
                 for (i64 t = 0; t < k; t++)
-                    gather_one(y + first * m + start, x + first * n, w + t * m + start,
-                               sources + t * m + start, l, t == 0);
+                    fine &= gather_one(y + first * m + start, x + first * n, w + t * m + start,
+                                       sources + t * m + start, n, l, t == 0);
                 continue;
             }
             memset(sums, 0, l * width * sizeof(float));
             for (i64 t = 0; t < k; t++)
-                gather_rows(sums, table, w + t * m + start, sources + t * m + start, l, width);
+                fine &= gather_rows(sums, table, w + t * m + start, sources + t * m + start, n, l,
+                                    width);
             for (i64 r = 0; r < width; r++)
                 for (i64 j = 0; j < l; j++)
                     y[(first + r) * m + start + j] = sums[j * width + r];
         }
     }
+    return fine;
 }
 
-VECTORISED static void scatter_one(float *gx, float *restrict gw, const float *restrict g,
-                                   const float *restrict x, const float *restrict w,
-                                   const int32_t *restrict sources, i64 l, int fresh)
+VECTORISED static int scatter_one(float *gx, float *restrict gw, const float *restrict g,
+                                  const float *restrict x, const float *restrict w,
+                                  const int32_t *restrict sources, i64 n, i64 l, int fresh)
 {
-    if (gx && gw && fresh) {
-        for (i64 j = 0; j < l; j++) {
-            const int32_t source = sources[j];
-            if (j + AHEAD < l) {
-                FETCH(x + sources[j + AHEAD], 0);
-                FETCH(gx + sources[j + AHEAD], 1);
+    for (i64 a = 0, b; a < l; a = b) {
+        b = min(a + CHECKED, l);
+        if (!are_inputs(sources + a, b - a, n)) return 0;
+        if (gx && gw && fresh) {
+            for (i64 j = a; j < b; j++) {
+                const int32_t source = sources[j];
+                if (j + AHEAD < l) {
+                    FETCH(x + sources[j + AHEAD], 0);
+                    FETCH(gx + sources[j + AHEAD], 1);
+                }
+                gw[j] = g[j] * x[source];
+                gx[source] += g[j] * w[j];
             }
-            gw[j] = g[j] * x[source];
-            gx[source] += g[j] * w[j];
+            continue;
         }
-        return;
+        if (gw && fresh)
+            for (i64 j = a; j < b; j++) gw[j] = g[j] * x[sources[j]];
+        else if (gw)
+            for (i64 j = a; j < b; j++) gw[j] += g[j] * x[sources[j]];
+        if (gx)
+            for (i64 j = a; j < b; j++) gx[sources[j]] += g[j] * w[j];
     }
-    if (gw && fresh)
-        for (i64 j = 0; j < l; j++) gw[j] = g[j] * x[sources[j]];
-    else if (gw)
-        for (i64 j = 0; j < l; j++) gw[j] += g[j] * x[sources[j]];
-    if (gx)
-        for (i64 j = 0; j < l; j++) gx[sources[j]] += g[j] * w[j];
+    return 1;
 }
 
-VECTORISED static void scatter_rows(float *restrict gx, float *restrict gw,
-                                    const float *restrict g, const float *restrict x,
-                                    const float *restrict w, const int32_t *restrict sources,
-                                    i64 l, int fresh, i64 width)
+VECTORISED static int scatter_rows(float *restrict gx, float *restrict gw,
+                                   const float *restrict g, const float *restrict x,
+                                   const float *restrict w, const int32_t *restrict sources, i64 n,
+                                   i64 l, int fresh, i64 width)
 {
     for (i64 j = 0; j < l; j++) {
+        if (!IS_INPUT(sources[j], n)) return 0;
         const i64 at = sources[j] * width;
         if (j + ROWS_AHEAD < l) {
             const i64 next = sources[j + ROWS_AHEAD] * width;
@@ -279,14 +315,16 @@ VECTORISED static void scatter_rows(float *restrict gx, float *restrict gw,
         if (gx)
             for (i64 r = 0; r < width; r++) gx[at + r] += w[j] * gj[r];
     }
+    return 1;
 }
 
 /* As circulant_adjoint. An input belongs to many outputs, so each of `copies` threads adds to a copy
    of its own of gx, in `sums`: [copies, n, width]. */
-static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *g,
-                            const float *x, const float *w, float *gx, float *gw, float *table,
-                            float *sums, i64 copies)
+static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *g,
+                           const float *x, const float *w, float *gx, float *gw, float *table,
+                           float *sums, i64 copies)
 {
+    int fine = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
         const i64 width = min(GROUP, rows - first);
         const float *inputs = x + first * n;
@@ -296,7 +334,7 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
         }
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
         i64 used = 1; /* there may be fewer threads than asked for */
-        #pragma omp parallel num_threads((int)copies) if (copies > 1)
+        #pragma omp parallel num_threads((int)copies) if (copies > 1) reduction(&& : fine)
         {
             i64 thread = 0, threads = 1;
 #ifdef _OPENMP
@@ -319,16 +357,16 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
                 for (i64 t = 0; t < k; t++) {
                     const i64 at = t * m + start;
                     if (width == 1)
-                        scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at, sources + at,
-                                    l, first == 0);
+                        fine &= scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at,
+                                            sources + at, n, l, first == 0);
                     else
-                        scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at, sources + at,
-                                     l, first == 0, width);
+                        fine &= scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at,
+                                             sources + at, n, l, first == 0, width);
                 }
             }
         }
         if (!gx) continue;
-        #pragma omp parallel for schedule(static) if (copies * n * width > SERIAL)
+        #pragma omp parallel for schedule(static) if (many(copies, width, n))
         for (i64 i = 0; i < n; i++)
             for (i64 r = 0; r < width; r++) {
                 float sum = 0;
@@ -336,6 +374,7 @@ static void indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *source
                 gx[(first + r) * n + i] = sum;
             }
     }
+    return fine;
 }
 
 static i64 threads_now(void)
@@ -351,7 +390,7 @@ static i64 threads_now(void)
    the k · m products. */
 static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
 {
-    if (min(rows, GROUP) * k * m <= SERIAL) return 1;
+    if (!many(min(rows, GROUP), k, m)) return 1;
     return min(threads, min(MOST_COPIES, max(2, k * m / n)));
 }
 
@@ -384,26 +423,31 @@ static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
     return space;
 }
 
-static void chain(i64 rows, i64 count, const Layer *layer, const float *x, float *between, float *y,
-                  float *table)
+enum { ALL_FINE = -1 };
+
+/* Returns the layer that has a source which is no input, or ALL_FINE. */
+static i64 chain(i64 rows, i64 count, const Layer *layer, const float *x, float *between, float *y,
+                 float *table)
 {
     for (i64 i = 0; i < count; i++) {
         const Layer l = layer[i];
+        const float *w = (const float *)l.w;
         float *out = i < count - 1 ? between : y;
         if (l.is_circulant)
-            circulant(rows, l.n, l.m, l.k, (const i64 *)l.wiring, x, (const float *)l.w, out);
-        else
-            indexed(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, x, (const float *)l.w, out,
-                    table);
+            circulant(rows, l.n, l.m, l.k, (const i64 *)l.wiring, x, w, out);
+        else if (!indexed(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, x, w, out, table))
+            return i;
         x = out;
-        between += rows * l.m;
+        between += i < count - 1 ? rows * l.m : 0;
     }
+    return ALL_FINE;
 }
 
-/* The gradients gw of all layers, and gx of the first; those whose address is 0 are not wanted. */
-static void chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, const float *x,
-                          const float *between, const float *g, float *gx, float *const *gw,
-                          float *gradients, float *table, float *sums)
+/* The gradients gw of all layers, and gx of the first; those whose address is 0 are not wanted.
+   Returns as chain does. */
+static i64 chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, const float *x,
+                         const float *between, const float *g, float *gx, float *const *gw,
+                         float *gradients, float *table, float *sums)
 {
     const Space space = space_of(threads, rows, count, layer);
     i64 first = 0; /* layer that something is wanted of */
@@ -416,11 +460,12 @@ static void chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, 
         float *to = i > first ? gradients + (i % 2) * space.gradients[0] : i > 0 ? NULL : gx;
         if (l.is_circulant)
             circulant_adjoint(rows, l.n, l.m, l.k, (const i64 *)l.wiring, g, in, w, to, gw[i]);
-        else
-            indexed_adjoint(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, g, in, w, to, gw[i],
-                            table, sums, copies_of(threads, rows, l.n, l.m, l.k));
+        else if (!indexed_adjoint(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, g, in, w, to,
+                                  gw[i], table, sums, copies_of(threads, rows, l.n, l.m, l.k)))
+            return i;
         g = to;
     }
+    return ALL_FINE;
 }
 
 VECTORISED static void scale(float *restrict to, const float *restrict from,
@@ -442,7 +487,7 @@ static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float 
 {
     i64 total = 0;
     for (i64 i = 0; i < count; i++) total += sizes[i];
-    #pragma omp parallel if (rows * total > SERIAL)
+    #pragma omp parallel if (many(rows, 1, total))
     {
         i64 thread = 0, threads = 1;
 #ifdef _OPENMP
@@ -461,68 +506,40 @@ static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float 
     }
 }
 
-static PyObject *py_circulant(PyObject *self, PyObject *args)
+/* Whether the kernels can take the layers: `size` bytes of them. */
+static int fit(i64 rows, const Layer *layer, i64 size)
 {
-    Py_ssize_t rows, n, m, k, x, w, y, size;
-    const char *shifts;
-    if (!PyArg_ParseTuple(args, "nnnny#nnn", &rows, &n, &m, &k, &shifts, &size, &x, &w, &y))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    circulant(rows, n, m, k, (const i64 *)shifts, (float *)x, (float *)w, (float *)y);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    if (rows < 0 || size % (i64)sizeof(Layer)) {
+        PyErr_SetString(PyExc_ValueError, "`rows` and `layers` must be a size and packed layers");
+        return 0;
+    }
+    for (const Layer *l = layer; l < layer + size / (i64)sizeof(Layer); l++) {
+        if (l->n < 1 || l->n > INT32_MAX || l->m < 0 || l->k < 1) {
+            PyErr_Format(PyExc_ValueError,
+                         "a sparse layer must have 1 to 2147483647 inputs and a fan-in of at least "
+                         "1, got %zd inputs, %zd outputs and a fan-in of %zd",
+                         (Py_ssize_t)l->n, (Py_ssize_t)l->m, (Py_ssize_t)l->k);
+            return 0;
+        }
+        if (!l->is_circulant) continue;
+        const i64 *shifts = (const i64 *)l->wiring;
+        for (i64 i = 0; i < (l->m + l->n - 1) / l->n * l->k; i++)
+            if (shifts[i] < 0 || shifts[i] >= l->n) {
+                PyErr_Format(PyExc_ValueError, "`shifts` must lie in [0, %zd), got %zd",
+                             (Py_ssize_t)l->n, (Py_ssize_t)shifts[i]);
+                return 0;
+            }
+    }
+    return 1;
 }
 
-static PyObject *py_circulant_adjoint(PyObject *self, PyObject *args)
+static PyObject *done(i64 result, const Layer *layer)
 {
-    Py_ssize_t rows, n, m, k, g, x, w, gx, gw, size;
-    const char *shifts;
-    if (!PyArg_ParseTuple(args, "nnnny#nnnnn", &rows, &n, &m, &k, &shifts, &size, &g, &x, &w, &gx,
-                          &gw))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    circulant_adjoint(rows, n, m, k, (const i64 *)shifts, (float *)g, (float *)x, (float *)w,
-                      (float *)gx, (float *)gw);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_indexed(PyObject *self, PyObject *args)
-{
-    Py_ssize_t rows, n, m, k, sources, x, w, y, table;
-    if (!PyArg_ParseTuple(args, "nnnnnnnnn", &rows, &n, &m, &k, &sources, &x, &w, &y, &table))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    indexed(rows, n, m, k, (int32_t *)sources, (float *)x, (float *)w, (float *)y, (float *)table);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_indexed_adjoint(PyObject *self, PyObject *args)
-{
-    Py_ssize_t rows, n, m, k, sources, g, x, w, gx, gw, table, sums, copies;
-    if (!PyArg_ParseTuple(args, "nnnnnnnnnnnnn", &rows, &n, &m, &k, &sources, &g, &x, &w, &gx, &gw,
-                          &table, &sums, &copies))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    indexed_adjoint(rows, n, m, k, (int32_t *)sources, (float *)g, (float *)x, (float *)w,
-                    (float *)gx, (float *)gw, (float *)table, (float *)sums, copies);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_width(PyObject *self, PyObject *args)
-{
-    Py_ssize_t rows;
-    if (!PyArg_ParseTuple(args, "n", &rows)) return NULL;
-    return PyLong_FromSsize_t(min(rows, GROUP));
-}
-
-static PyObject *py_copies(PyObject *self, PyObject *args)
-{
-    Py_ssize_t rows, n, m, k;
-    if (!PyArg_ParseTuple(args, "nnnn", &rows, &n, &m, &k)) return NULL;
-    return PyLong_FromSsize_t(copies_of(threads_now(), rows, n, m, k));
+    if (result == ALL_FINE) Py_RETURN_NONE;
+    PyErr_Format(PyExc_ValueError,
+                 "`sources` of layer %zd must lie in [0, %zd), its inputs, and do not",
+                 (Py_ssize_t)result, (Py_ssize_t)layer[result].n);
+    return NULL;
 }
 
 static PyObject *py_space(PyObject *self, PyObject *args)
@@ -530,8 +547,10 @@ static PyObject *py_space(PyObject *self, PyObject *args)
     Py_ssize_t rows, size;
     const char *layers;
     if (!PyArg_ParseTuple(args, "ny#", &rows, &layers, &size)) return NULL;
+    const Layer *layer = (const Layer *)layers;
+    if (!fit(rows, layer, size)) return NULL;
     const i64 threads = threads_now();
-    const Space s = space_of(threads, rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers);
+    const Space s = space_of(threads, rows, size / (Py_ssize_t)sizeof(Layer), layer);
     return Py_BuildValue("nnnnn", (Py_ssize_t)threads, (Py_ssize_t)s.between,
                          (Py_ssize_t)(s.gradients[0] + s.gradients[1]), (Py_ssize_t)s.table,
                          (Py_ssize_t)s.sums);
@@ -543,55 +562,70 @@ static PyObject *py_chain(PyObject *self, PyObject *args)
     const char *layers;
     if (!PyArg_ParseTuple(args, "ny#nnnn", &rows, &layers, &size, &x, &between, &y, &table))
         return NULL;
+    const Layer *layer = (const Layer *)layers;
+    if (!fit(rows, layer, size)) return NULL;
+    i64 result;
     Py_BEGIN_ALLOW_THREADS
-    chain(rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
-          (float *)between, (float *)y, (float *)table);
+    result = chain(rows, size / (Py_ssize_t)sizeof(Layer), layer, (float *)x, (float *)between,
+                   (float *)y, (float *)table);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return done(result, layer);
 }
 
 static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
 {
-    Py_ssize_t threads, rows, size, x, between, g, gx, gradients, table, sums, ignored;
+    Py_ssize_t threads, rows, size, x, between, g, gx, gradients, table, sums, wanted;
     const char *layers, *gw;
-    if (!PyArg_ParseTuple(args, "nny#nnnny#nnn", &threads, &rows, &layers, &size, &x, &between, &g, &gx, &gw,
-                          &ignored, &gradients, &table, &sums))
+    if (!PyArg_ParseTuple(args, "nny#nnnny#nnn", &threads, &rows, &layers, &size, &x, &between, &g,
+                          &gx, &gw, &wanted, &gradients, &table, &sums))
         return NULL;
+    const Layer *layer = (const Layer *)layers;
+    const Py_ssize_t count = size / (Py_ssize_t)sizeof(Layer);
+    if (!fit(rows, layer, size)) return NULL;
+    if (wanted != count * (Py_ssize_t)sizeof(float *)) {
+        PyErr_SetString(PyExc_ValueError, "`gw` must hold an address for each layer");
+        return NULL;
+    }
+    i64 result;
     Py_BEGIN_ALLOW_THREADS
-    chain_adjoint(threads, rows, size / (Py_ssize_t)sizeof(Layer), (const Layer *)layers, (float *)x,
-                  (float *)between, (float *)g, (float *)gx, (float *const *)gw,
-                  (float *)gradients, (float *)table, (float *)sums);
+    result = chain_adjoint(threads, rows, count, layer, (float *)x, (float *)between, (float *)g,
+                           (float *)gx, (float *const *)gw, (float *)gradients, (float *)table,
+                           (float *)sums);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return done(result, layer);
 }
 
 static PyObject *py_runs(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows, added, flat, length, ignored;
+    Py_ssize_t rows, total, added, flat, of_sizes, of_factors, of_offsets, of_runs;
     int gather;
     const char *sizes, *factors, *offsets, *run;
-    if (!PyArg_ParseTuple(args, "pny#y#y#nny#", &gather, &rows, &sizes, &length, &factors, &ignored,
-                          &offsets, &ignored, &added, &flat, &run, &ignored))
+    if (!PyArg_ParseTuple(args, "pnny#y#y#nny#", &gather, &rows, &total, &sizes, &of_sizes, &factors,
+                          &of_factors, &offsets, &of_offsets, &added, &flat, &run, &of_runs))
         return NULL;
+    const i64 count = of_sizes / (i64)sizeof(i64), *size = (const i64 *)sizes;
+    int fine = rows >= 0 && of_sizes == count * (i64)sizeof(i64) &&
+               of_factors == count * (i64)sizeof(float) &&
+               of_offsets == count * (i64)sizeof(float) && of_runs == count * (i64)sizeof(float *);
+    i64 left = total;
+    for (i64 i = 0; fine && i < count; i++) {
+        fine = size[i] >= 0 && size[i] <= left;
+        left -= size[i];
+    }
+    if (!fine || left != 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "`sizes` must be those of the runs in a row of %zd, with a factor and an offset "
+                     "for each", total);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
-    runs(gather, rows, length / (Py_ssize_t)sizeof(i64), (const i64 *)sizes,
-         (const float *)factors, (const float *)offsets, (float *)added, (float *)flat,
-         (float *const *)run);
+    runs(gather, rows, count, size, (const float *)factors, (const float *)offsets, (float *)added,
+         (float *)flat, (float *const *)run);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"circulant", py_circulant, METH_VARARGS, "y of rows, n, m, k, shifts and addresses x, w, y"},
-    {"circulant_adjoint", py_circulant_adjoint, METH_VARARGS,
-     "gx and gw of rows, n, m, k, shifts and addresses g, x, w, gx, gw"},
-    {"indexed", py_indexed, METH_VARARGS,
-     "y of rows, n, m, k and addresses sources, x, w, y, table [n, width]"},
-    {"indexed_adjoint", py_indexed_adjoint, METH_VARARGS,
-     "gx and gw of rows, n, m, k, addresses sources, g, x, w, gx, gw, table [n, width], "
-     "sums [copies, n, width], and copies"},
-    {"width", py_width, METH_VARARGS, "rows that `indexed` takes at a time"},
-    {"copies", py_copies, METH_VARARGS, "threads that `indexed_adjoint` uses for rows, n, m, k"},
     {"space", py_space, METH_VARARGS,
      "numbers that a chain needs room for, of rows and packed layers (n, m, k, is_circulant and "
      "addresses of wiring and weights): threads, which it depends on, between, gradients, table, "
@@ -599,11 +633,11 @@ static PyMethodDef methods[] = {
     {"chain", py_chain, METH_VARARGS,
      "y of rows, packed layers and addresses x, between, y, table"},
     {"chain_adjoint", py_chain_adjoint, METH_VARARGS,
-     "gradients of threads as space returned them, rows, packed layers, addresses x, between, g, gx, packed addresses gw, and "
-     "addresses gradients, table, sums"},
+     "gradients of threads as space returned them, rows, packed layers, addresses x, between, g, "
+     "gx, packed addresses gw, and addresses gradients, table, sums"},
     {"runs", py_runs, METH_VARARGS,
-     "runs to flat (gather) or back, of gather, rows, packed sizes, factors and offsets, addresses "
-     "added and flat, and packed addresses of the runs"},
+     "runs to flat (gather) or back, of gather, rows, numbers in a row, packed sizes, factors and "
+     "offsets, addresses added and flat, and packed addresses of the runs"},
     {NULL, NULL, 0, NULL},
 };
 

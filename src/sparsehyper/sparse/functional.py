@@ -17,7 +17,6 @@ elsewhere, and where the package was installed without a compiler, in plain PyTo
 from __future__ import annotations
 
 import inspect
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,9 +37,10 @@ class Circulant:
 
     def __init__(self, n_in: int, shifts: list[list[int]]) -> None:
         self.n_in = n_in
+        self.fan_in = len(shifts[0])
         self.shifts = shifts
         self._flat = [shift for row in shifts for shift in row]
-        self._packed = array("q", self._flat)
+        self.native = native.Shifts(n_in, self._flat)
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
@@ -48,15 +48,13 @@ class Circulant:
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
-
-    def at_address(self) -> tuple[bool, int]:
-        """As `native.Wiring` has it."""
-        return True, self._packed.buffer_info()[0]
 
 
 class Indexed:
@@ -69,7 +67,9 @@ class Indexed:
 
     def __init__(self, n_in: int, sources: Tensor) -> None:
         self.n_in = n_in
+        self.fan_in = len(sources)
         self.sources = sources
+        self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
@@ -78,18 +78,15 @@ class Indexed:
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
 
-    def adjoint(self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]) -> list[Tensor]:
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
         if self._transposed is None:
             self._transposed = portable.transposed(self.sources, self.n_in)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._transposed, needs)
-
-    def at_address(self) -> tuple[bool, int]:
-        """As `native.Wiring` has it."""
-        self.sources = self.sources.contiguous()
-        return False, self.sources.data_ptr()
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
@@ -102,8 +99,17 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
 
     Returns:
         ``[batch, n_out]``, newly allocated.
+
+    Raises:
+        ValueError: x or weights that do not fit the wiring.
     """
-    return _Apply.apply(x, weight, wiring)
+    if x.ndim != 2 or x.shape[1] != wiring.n_in:
+        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
+    if weight.ndim != 2 or len(weight) != wiring.fan_in:
+        raise ValueError(
+            f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(weight.shape)}"
+        )
+    return _apply(x, weight, wiring)
 
 
 def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
@@ -149,9 +155,13 @@ class _Apply(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         x, w, ctx.wiring = inputs
         ctx.save_for_backward(x, w)
+        ctx.save_for_forward(x, w)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if g is None:
+            return None, None, None
         x, w = ctx.saved_tensors
         return *_adjoint(g, x, w, ctx.wiring, *ctx.needs_input_grad[:2]), None
 
@@ -161,10 +171,10 @@ class _Apply(Function):
     ) -> tuple[Tensor, int]:
         if in_dims[1] is None:  # the mapped dimension is one more of the batch
             size = info.batch_size
-            y = _Apply.apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
+            y = _apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
             return y.unflatten(0, (size, len(y) // size)), 0
         pairs = _samples(info.batch_size, in_dims, x, w)
-        return torch.stack([_Apply.apply(x, w, wiring) for x, w in pairs]), 0
+        return torch.stack([_apply(x, w, wiring) for x, w in pairs]), 0
 
 
 class _Adjoint(Function):
@@ -179,6 +189,7 @@ class _Adjoint(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         g, x, w, ctx.wiring, ctx.needs = inputs
         ctx.save_for_backward(g, x, w)
+        ctx.save_for_forward(g, x, w)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -188,11 +199,8 @@ class _Adjoint(Function):
         u, v = (some if need else None for some, need in zip((u, v), ctx.needs, strict=True))
         needs_g, needs_x, needs_w = ctx.needs_input_grad[:3]
         of_g = None
-        if needs_g and u is not None:
-            of_g = _Apply.apply(u, w, ctx.wiring)
-        if needs_g and v is not None:
-            more = _Apply.apply(x, v, ctx.wiring)
-            of_g = more if of_g is None else of_g + more
+        if needs_g:
+            of_g = _tangent(x, w, ctx.wiring, u, v)
         of_x, of_w = _adjoint(
             g,
             x if u is None else u,
@@ -214,9 +222,46 @@ class _Adjoint(Function):
         needs: tuple[bool, bool],
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         triples = _samples(info.batch_size, in_dims, g, x, w)
-        pairs = [_Adjoint.apply(g, x, w, wiring, needs) for g, x, w in triples]
+        pairs = [_adjoint_of(g, x, w, wiring, needs) for g, x, w in triples]
         gx, gw = (torch.stack(some) for some in zip(*pairs, strict=True))
         return (gx, gw), (0, 0)
+
+
+class _DualApply(_Apply):
+    """With a rule for forward mode, which the compiler does not let pass."""
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor | None, v: Tensor | None, _: None) -> Tensor | None:
+        x, w = ctx.saved_tensors
+        return _tangent(x, w, ctx.wiring, u, v)
+
+
+class _DualAdjoint(_Adjoint):
+    """With a rule for forward mode, which the compiler does not let pass."""
+
+    @staticmethod
+    def jvp(
+        ctx: Any, of_g: Tensor | None, u: Tensor | None, v: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor]:
+        # gx is linear in g and w, gw in g and x.
+        g, x, w = ctx.saved_tensors
+        needs_x, needs_w = ctx.needs
+        some: tuple[Tensor | None, Tensor | None] = (None, None)
+        if of_g is not None:
+            some = _adjoint(of_g, x, w, ctx.wiring, needs_x, needs_w)
+        more = _adjoint(
+            g,
+            x if u is None else u,
+            w if v is None else v,
+            ctx.wiring,
+            needs_x and v is not None,
+            needs_w and u is not None,
+        )
+        of_gx, of_gw = map(_sum, some, more)
+        return (
+            x.new_zeros(x.shape if needs_x else [0]) if of_gx is None else of_gx,
+            w.new_zeros(w.shape if needs_w else [0]) if of_gw is None else of_gw,
+        )
 
 
 class _Chain(Function):
@@ -225,13 +270,14 @@ class _Chain(Function):
         x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         if all(native.at_address(tensor) for tensor in (x, *weights)):
-            return native.chain(x, weights, wirings)
+            return native.chain(x, weights, [wiring.native for wiring in wirings])
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass: of no real numbers
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.wirings, *weights = inputs
         ctx.save_for_backward(x, output[1], *weights)
+        ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
         ctx.native = output[1].numel() or len(weights) == 1  # what the backward pass reads is there
         ctx.set_materialize_grads(False)
@@ -247,7 +293,8 @@ class _Chain(Function):
             and not torch.is_grad_enabled()
             and all(map(native.at_address, (g, x, between, *weights)))
         ):
-            gx, grads = native.chain_adjoint(g, x, between, weights, wirings, needs_x, needs)
+            native_wirings = [wiring.native for wiring in wirings]
+            gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)
             return gx, None, *grads
         # For derivatives of derivatives and for transforms, layer by layer.
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
@@ -258,6 +305,14 @@ class _Chain(Function):
                 break
             gx, grads[i] = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
         return gx if needs_x else None, None, *grads
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor | None, _: None, *tangents: Tensor | None) -> tuple[Any, None]:
+        x, _, *weights = ctx.saved_tensors
+        inputs = _outputs(x, ctx.wirings[:-1], weights[:-1])
+        for x, w, wiring, v in zip(inputs, weights, ctx.wirings, tangents, strict=True):
+            u = _tangent(x, w, wiring, u, v)
+        return u, None
 
     @staticmethod
     def vmap(
@@ -274,12 +329,37 @@ class _Chain(Function):
         return (y, y.new_empty(0)), (0, None)
 
 
+def _apply(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
+    return (_Apply if torch.compiler.is_compiling() else _DualApply).apply(x, w, wiring)
+
+
+def _adjoint_of(
+    g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    function = _Adjoint if torch.compiler.is_compiling() else _DualAdjoint
+    return function.apply(g, x, w, wiring, needs)
+
+
+def _tangent(
+    x: Tensor, w: Tensor, wiring: Circulant | Indexed, u: Tensor | None, v: Tensor | None
+) -> Tensor | None:
+    """How the output changes as x and w do along u and v; None for no change."""
+    return _sum(
+        None if u is None else _apply(u, w, wiring),
+        None if v is None else _apply(x, v, wiring),
+    )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
 def _adjoint(
     g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     if not (needs_x or needs_w):
         return None, None
-    gx, gw = _Adjoint.apply(g, x, w, wiring, (needs_x, needs_w))
+    gx, gw = _adjoint_of(g, x, w, wiring, (needs_x, needs_w))
     return gx if needs_x else None, gw if needs_w else None
 
 

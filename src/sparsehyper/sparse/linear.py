@@ -19,6 +19,8 @@ from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shif
 # Below this many inputs the slices of a circulant layer are too short to pay for their calls.
 _SHORT = 4096
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 class SparseLinear(nn.Module):
     """``y[j] = Σ_t weight[t, j] · x[source(t, j)] (+ bias[j])``, ``fan_in`` sources an output.
@@ -110,6 +112,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
+        self._check_width()
         y = sparse_linear(self._checked(x), self.weights(), self._wiring())
         return y if self.bias is None else y + self._of_outputs(self.bias)
 
@@ -121,7 +124,7 @@ class SparseLinear(nn.Module):
         """The source of every connection: int32 ``[fan_in, out_features]``."""
         if self.topology == "circulant":
             return circulant_sources(self.shifts, self.in_features, self.out_features)
-        return self.sources
+        return self.sources.to(torch.int32)
 
     def extra_repr(self) -> str:
         """Shape and wiring, for ``print``."""
@@ -134,6 +137,10 @@ class SparseLinear(nn.Module):
         """``[…, columns]`` as ``[…, out_features]``."""
         if self.columns == self.out_features:
             return shared
+        if shared.shape[-1] != self.columns:
+            raise ValueError(
+                f"`weight` and `bias` must have {self.columns} columns, got {list(shared.shape)}"
+            )
         times = -(-self.out_features // self.columns)
         return shared.repeat(*[1] * (shared.ndim - 1), times)[..., : self.out_features]
 
@@ -142,48 +149,77 @@ class SparseLinear(nn.Module):
             raise ValueError(
                 f"`x` must have shape [batch, {self.in_features}], got {list(x.shape)}"
             )
+        return x.to(self.weight.dtype)
+
+    def _check_width(self) -> None:
         if self.weight.shape != (self.fan_in, self.columns):
             raise ValueError(
                 f"`weight` must have shape [{self.fan_in}, {self.columns}], got "
                 f"{list(self.weight.shape)}"
             )
-        return x.to(self.weight.dtype)
 
-    def _plan(self) -> None:
-        """Derive what the products need from the wiring."""
-        self._memory = shared_memory()  # keeps it
-        name = "shifts" if self.topology == "circulant" else "sources"
-        wiring = self._planned_for = getattr(self, name)
-        if wiring.shape[-1:] != (self.fan_in if name == "shifts" else self.out_features,):
-            raise ValueError(f"`{name}` does not fit the layer, got shape {list(wiring.shape)}")
-        if not wiring.is_meta:  # what runs in C would read beyond its arrays
+    @property
+    def _wiring_name(self) -> str:
+        return "shifts" if self.topology == "circulant" else "sources"
+
+    def _check_wiring(self, wiring: Tensor) -> None:
+        name, copies = self._wiring_name, math.ceil(self.out_features / self.in_features)
+        circulant = name == "shifts"
+        shape = (copies, self.fan_in) if circulant else (self.fan_in, self.out_features)
+        if wiring.shape != shape or wiring.dtype not in _INTEGERS:
+            raise ValueError(
+                f"`{name}` must be integers of shape {list(shape)} to fit the layer, got "
+                f"{wiring.dtype} of shape {list(wiring.shape)}"
+            )
+        if not wiring.is_meta:
             low, high = (int(bound) for bound in wiring.aminmax())
             if low < 0 or high >= self.in_features:
                 raise ValueError(
                     f"`{name}` of a layer of {self.in_features} inputs must lie in "
                     f"[0, {self.in_features}), got {low} to {high}"
                 )
+
+    def _plan(self) -> None:
+        """Derive what the products need from the wiring."""
+        self._memory = shared_memory()  # keeps it
+        wiring = getattr(self, self._wiring_name)
+        version = _version(wiring)
+        self._check_wiring(wiring)
         if self.topology != "circulant":
-            self._planned = Indexed(self.in_features, self.sources)
+            self._planned = Indexed(self.in_features, wiring.to(torch.int32))
         elif self.in_features >= _SHORT:
-            self._planned = Circulant(self.in_features, self.shifts.tolist())
+            self._planned = Circulant(self.in_features, wiring.tolist())
         else:
             self.register_buffer("_sources", self.connections(), persistent=False)
             self._planned = Indexed(self.in_features, self._sources)
+        self._planned_for = wiring, version
 
     def _wiring(self) -> Circulant | Indexed:
         if not torch.compiler.is_compiling():
             wiring = self.shifts if self.topology == "circulant" else self.sources
-            if wiring is not self._planned_for:  # moved to another device, or replaced
-                self._plan()
+            planned, version = self._planned_for
+            if wiring is not planned or _version(wiring) != version:
+                self._plan()  # moved to another device, replaced, or written to
         elif isinstance(self._planned, Indexed):  # the compiler's stand-in
             sources = self._sources if self.topology == "circulant" else self.sources
             if self._planned.sources is not sources:
                 return Indexed(self.in_features, sources)
         return self._planned
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan()  # a copy counts anew how often it is written to
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        key = prefix + self._wiring_name
+        wiring = state_dict.get(key)
+        # Before anything is written. One of another shape is refused by what follows.
+        if isinstance(wiring, Tensor) and wiring.shape == getattr(self, self._wiring_name).shape:
+            self._check_wiring(wiring)
+            state_dict[key] = wiring.to(torch.int32)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._plan()
 
 
@@ -194,6 +230,11 @@ def shared_columns(in_features: int, out_features: int, share: float) -> int:
     (1000, 400, 16)
     """
     return math.ceil(out_features / min(share, in_features))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor has been written to; those made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
@@ -216,6 +257,7 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
             )
     if any(layer.bias is not None for layer in layers):
         raise ValueError("`layers` must have no biases")
+    layers[-1]._check_width()  # that of any other must be the next one's
     return sparse_chain(
         layers[0]._checked(x),
         [layer.weights() for layer in layers],

@@ -5,15 +5,18 @@ always, smaller ones as its heap happens to lie), and the system hands them out 
 zeroed: writing to a fresh block takes two to three times as long as writing to a used one. Large
 blocks are therefore kept here, and used again once no tensor needs them. They are freed with the
 last layer that holds this memory.
+
+There is no lock: a thread may be stopped anywhere, by a signal whose handler computes as well, or
+by a fork after which it does not exist. Whoever takes a block off the list, which is one operation
+of the interpreter, has it.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +24,15 @@ from torch import Tensor
 
 LARGE = 8 << 20  # bytes
 
+_CPU = torch.device("cpu")
 
-class _Block(NamedTuple):
-    array: np.ndarray
-    user: Callable[[], Any]  # returns None once no tensor is left that uses the array
+
+class _Block:
+    """An array that was lent; equal to itself alone."""
+
+    def __init__(self, array: np.ndarray, lent: np.ndarray) -> None:
+        self.array = array
+        self.user = weakref.ref(lent)  # returns None once no tensor is left that uses the array
 
 
 class Memory:
@@ -34,19 +42,17 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._blocks: list[_Block] = []  # the last one lent is the last
+        self._blocks: dict[_Block, None] = {}  # the last one lent is the last
         self._most = 0  # bytes in use at the busiest moment
-        self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """A float32 tensor with arbitrary contents."""
         numel = math.prod(shape)
         if 4 * numel < LARGE:
-            return torch.empty(shape, dtype=torch.float32, device="cpu")
-        with self._lock:
-            array = self._take(numel)
-            lent = array[:numel].reshape(shape)
-            self._blocks.append(_Block(array, weakref.ref(lent)))
+            return torch.empty(shape, dtype=torch.float32, device=_CPU)
+        array = self._take(numel)
+        lent = array[:numel].reshape(shape)
+        self._blocks[_Block(array, lent)] = None
         return torch.from_numpy(lent)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,21 +60,28 @@ class Memory:
 
     def _take(self, numel: int) -> np.ndarray:
         """The smallest idle block of up to twice the size, taken off the list, or a new one."""
-        idle = [block for block in self._blocks if block.user() is None]
+        blocks = list(self._blocks)
+        idle = [block for block in blocks if block.user() is None]
         fitting = [block for block in idle if numel <= block.array.size <= 2 * numel]
-        if fitting:
-            gone = [min(fitting, key=lambda block: block.array.size)]
-            array = gone[0].array
-        else:
-            held = sum(block.array.nbytes for block in self._blocks) + 4 * numel
-            self._most = max(self._most, held - sum(block.array.nbytes for block in idle))
-            gone = []
-            while held > self._most:
-                gone.append(idle.pop(0))
-                held -= gone[-1].array.nbytes
-            array = np.empty(numel, np.float32)  # NumPy asks for huge pages, which come faster
-        self._blocks = [block for block in self._blocks if not any(block is old for old in gone)]
-        return array
+        for block in sorted(fitting, key=lambda block: block.array.size):
+            if self._claim(block):
+                return block.array
+        held = sum(block.array.nbytes for block in blocks) + 4 * numel
+        self._most = max(self._most, held - sum(block.array.nbytes for block in idle))
+        for block in idle:
+            if held <= self._most:
+                break
+            self._claim(block)
+            held -= block.array.nbytes
+        return np.empty(numel, np.float32)  # NumPy asks for huge pages, which come faster
+
+    def _claim(self, block: _Block) -> bool:
+        """Take the block off the list, unless another thread was faster."""
+        try:
+            del self._blocks[block]
+        except KeyError:
+            return False
+        return True
 
 
 def empty_as(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -1,17 +1,16 @@
 """The products of ``functional`` in C on the CPU, in float32.
 
 One layer is a PyTorch operator; several in a row, and the runs of ``unpacking``, are functions on
-tensors that must be ``at_address``. The kernels are built when the package is installed, if there
-is a C compiler. The operators are opaque to ``torch.compile`` and ``torch.export``, which call them
-as they are. Autograd is not theirs but that of ``functional``.
+tensors that must be ``at_address``. Every call checks what it hands to the kernels: shapes, dtypes
+and addresses here, sizes and the numbers of a wiring in C. The kernels are built when the package
+is installed, if there is a C compiler. The operators are opaque to ``torch.compile`` and
+``torch.export``, which call them as they are. Autograd is not theirs but that of ``functional``.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +22,63 @@ try:
 except ImportError:  # installed without a compiler
     _kernels = None  # type: ignore[assignment]
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 
-class Wiring(Protocol):
-    """What `chain` asks of a wiring."""
 
-    n_in: int
+class Shifts:
+    """A circulant wiring.
 
-    def at_address(self) -> tuple[bool, int]:
-        """Whether it is circulant, and the address of its packed int64 shifts or int32 sources."""
+    Args:
+        n_in: number of inputs.
+        shifts: those of all copies in a row.
+    """
+
+    def __init__(self, n_in: int, shifts: Sequence[int]) -> None:
+        self.n_in = n_in
+        self._packed = array("q", shifts)
+
+    def at_address(self, k: int, m: int) -> tuple[bool, int]:
+        """That it is circulant, and its address, for weights ``[k, m]``."""
+        expected = -(-m // self.n_in) * k if self.n_in else 0
+        if len(self._packed) != expected:
+            raise ValueError(
+                f"`shifts` must hold {expected} numbers for {self.n_in} inputs and a weight of "
+                f"shape {[k, m]}, got {len(self._packed)}"
+            )
+        return True, self._packed.buffer_info()[0]
+
+
+class Sources:
+    """Any wiring.
+
+    Args:
+        n_in: number of inputs.
+        sources: int32 ``[fan_in, n_out]``.
+    """
+
+    def __init__(self, n_in: int, sources: Tensor) -> None:
+        self.n_in = n_in
+        self._sources = sources
+        self._seen = (-1, -1, -1, -1)
+
+    def at_address(self, k: int, m: int) -> tuple[bool, int]:
+        """That it is not circulant, and its address, for weights ``[k, m]``."""
+        sources = self._sources
+        address = sources.data_ptr()
+        if (k, m, address, sources.nbytes) != self._seen:
+            self._check(k, m)
+            sources = self._sources = sources.contiguous()
+            address = _address("sources", sources)
+            self._seen = k, m, address, sources.nbytes
+        return False, address
+
+    def _check(self, k: int, m: int) -> None:
+        sources = self._sources
+        if sources.shape != (k, m) or sources.dtype != torch.int32 or not sources.is_cpu:
+            raise ValueError(
+                f"`sources` must be int32 on the CPU and of the shape of `weight`, {[k, m]}, got "
+                f"{sources.dtype} on {sources.device} of shape {list(sources.shape)}"
+            )
 
 
 def available() -> bool:
@@ -40,18 +88,26 @@ def available() -> bool:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the operators run on tensors like these."""
-    return available() and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return False
+    return available()
 
 
 def at_address(tensor: Tensor) -> bool:
     """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or not takes(tensor) or tensor.is_neg():
+    if (
+        _kernels is None
+        or type(tensor) not in _PLAIN
+        or tensor.dtype is not torch.float32
+        or not tensor.is_cpu
+        or tensor.is_neg()
+    ):
         return False
-    try:
-        tensor.data_ptr()
+    try:  # zeros and functions of others have no memory behind them, and 0 for an address
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
     except RuntimeError:  # within a transform of torch.func
         return False
-    return True
 
 
 _library = torch.library.Library("sparsehyper", "DEF")
@@ -59,72 +115,44 @@ _library = torch.library.Library("sparsehyper", "DEF")
 
 def circulant(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
     """``[batch, n_in]`` to ``[batch, n_out]``; ``shifts`` holds those of all copies in a row."""
-    (rows, n), (k, m) = x.shape, weight.shape
-    x, weight = x.contiguous(), weight.contiguous()
-    y = shared_memory().empty([rows, m])
-    _kernels.circulant(
-        rows, n, m, k, _packed(tuple(shifts)), x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    )
-    return y
+    return _product(x, weight, Shifts(_width(x), shifts))
 
 
 def circulant_adjoint(
     g: Tensor, x: Tensor, weight: Tensor, shifts: list[int], needs_x: bool, needs_w: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, or empty tensors in place of those not needed."""
-    (rows, n), (k, m) = x.shape, weight.shape
-    g, x, weight = g.contiguous(), x.contiguous(), weight.contiguous()
-    gx, gw = _gradients(rows, n, m, k, needs_x, needs_w)
-    _kernels.circulant_adjoint(
-        *(rows, n, m, k, _packed(tuple(shifts))),
-        *(g.data_ptr(), x.data_ptr(), weight.data_ptr(), gx.data_ptr(), gw.data_ptr()),
-    )
-    return [gx, gw]
+    return _gradients(g, x, weight, Shifts(_width(x), shifts), needs_x, needs_w)
 
 
 def indexed(x: Tensor, weight: Tensor, sources: Tensor) -> Tensor:
     """``[batch, n_in]`` to ``[batch, n_out]``."""
-    (rows, n), (k, m) = x.shape, weight.shape
-    x, weight, sources = x.contiguous(), weight.contiguous(), sources.contiguous()
-    y = shared_memory().empty([rows, m])
-    width = _kernels.width(rows)
-    table = shared_memory().empty([n, width if width > 1 else 0])
-    _kernels.indexed(
-        *(rows, n, m, k, sources.data_ptr()),
-        *(x.data_ptr(), weight.data_ptr(), y.data_ptr(), table.data_ptr()),
-    )
-    return y
+    return _product(x, weight, Sources(_width(x), sources))
 
 
 def indexed_adjoint(
     g: Tensor, x: Tensor, weight: Tensor, sources: Tensor, needs_x: bool, needs_w: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, or empty tensors in place of those not needed."""
-    (rows, n), (k, m) = x.shape, weight.shape
-    g, x, weight, sources = (t.contiguous() for t in (g, x, weight, sources))
-    gx, gw = _gradients(rows, n, m, k, needs_x, needs_w)
-    width, copies = _kernels.width(rows), _kernels.copies(rows, n, m, k)
-    table = shared_memory().empty([n, width if needs_w and width > 1 else 0])
-    sums = shared_memory().empty([copies, n, width if needs_x else 0])
-    _kernels.indexed_adjoint(
-        *(rows, n, m, k, sources.data_ptr()),
-        *(g.data_ptr(), x.data_ptr(), weight.data_ptr(), gx.data_ptr(), gw.data_ptr()),
-        *(table.data_ptr(), sums.data_ptr(), copies),
-    )
-    return [gx, gw]
+    return _gradients(g, x, weight, Sources(_width(x), sources), needs_x, needs_w)
 
 
-def chain(x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> tuple[Tensor, Tensor]:
+def chain(
+    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
+) -> tuple[Tensor, Tensor]:
     """Layers in a row, which are `at_address`, in one call.
 
     Returns:
         ``[batch, n_out]`` of the last, and what comes out of the others, flat.
+
+    Raises:
+        ValueError: shapes that do not fit one another, or a wiring that leads out of the inputs.
     """
     rows, x = len(x), x.contiguous()
-    layers, _kept = _layers(weights, wirings)
+    layers, width, _kept = _layers(x, weights, wirings)
     _, n_between, _, n_table, _ = _kernels.space(rows, layers)
     empty = shared_memory().empty
-    between, y, table = empty([n_between]), empty([rows, weights[-1].shape[1]]), empty([n_table])
+    between, y, table = empty([n_between]), empty([rows, width]), empty([n_table])
     _kernels.chain(rows, layers, x.data_ptr(), between.data_ptr(), y.data_ptr(), table.data_ptr())
     return y, between
 
@@ -134,7 +162,7 @@ def chain_adjoint(
     x: Tensor,
     between: Tensor,
     weights: Sequence[Tensor],
-    wirings: Sequence[Wiring],
+    wirings: Sequence[Shifts | Sources],
     needs_x: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -144,12 +172,21 @@ def chain_adjoint(
         g: of the output of `chain`.
         x, between, weights, wirings: what `chain` took and gave.
         needs_x, needs: which gradients are needed.
+
+    Raises:
+        ValueError: as `chain` does.
     """
     rows, g, x = len(x), g.contiguous(), x.contiguous()
-    layers, _kept = _layers(weights, wirings)
-    threads, _, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
+    layers, width, _kept = _layers(x, weights, wirings)
+    threads, n_between, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
+    if g.shape != (rows, width) or between.numel() != n_between:
+        raise ValueError(
+            f"`g` must have shape {[rows, width]}, that of the output, got {list(g.shape)}; "
+            f"and {n_between} numbers lie between the layers, got {between.numel()}"
+        )
     empty = shared_memory().empty
-    gradients, table, sums = empty([n_gradients]), empty([n_table]), empty([n_sums])
+    work = empty([n_gradients + n_table + n_sums])
+    gradients = work.data_ptr()
     gw = [
         empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
     ]
@@ -157,7 +194,7 @@ def chain_adjoint(
     _kernels.chain_adjoint(
         *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
         *(0 if gx is None else gx.data_ptr(), _addresses(gw)),
-        *(gradients.data_ptr(), table.data_ptr(), sums.data_ptr()),
+        *(gradients, gradients + 4 * n_gradients, gradients + 4 * (n_gradients + n_table)),
     )
     for tensor in gw if rows == 0 else ():
         if tensor is not None:
@@ -180,44 +217,78 @@ def scale_runs(
     flat = flat.contiguous()
     added = None if added is None else added.contiguous()
     address = 0 if added is None else added.data_ptr()
-    rows = flat.shape[:-1].numel()
-    _kernels.runs(False, rows, sizes, factors, offsets, address, flat.data_ptr(), _addresses(runs))
+    _kernels.runs(
+        *(False, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, address),
+        *(flat.data_ptr(), _addresses(runs)),
+    )
 
 
 def gather_runs(
     flat: Tensor, runs: Sequence[Tensor | None], sizes: bytes, factors: bytes, offsets: bytes
 ) -> None:
     """Write ``factor · run`` to each run's place in ``flat``; one that is None is left out."""
-    rows = flat.shape[:-1].numel()
-    _kernels.runs(True, rows, sizes, factors, offsets, 0, flat.data_ptr(), _addresses(runs))
+    _kernels.runs(
+        *(True, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, 0),
+        *(flat.data_ptr(), _addresses(runs)),
+    )
 
 
-def _layers(weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> tuple[bytes, list[Tensor]]:
-    """Layers as the kernels take them, and the tensors that must outlive their use."""
-    packed, kept = array("q"), []
+def _layers(
+    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
+) -> tuple[bytes, int, list[Tensor]]:
+    """Layers as the kernels take them, their outputs, and tensors that must outlive their use."""
+    packed, kept, width = array("q"), [], _width(x)
     for weight, wiring in zip(weights, wirings, strict=True):
+        shape, n = weight.shape, wiring.n_in
+        if len(shape) != 2 or n != width:
+            raise ValueError(
+                f"`weight` must have shape [fan_in, n_out], got {list(shape)}; and there must be "
+                f"{n} inputs, as its wiring has, got {width}"
+            )
+        k, width = shape
         weight = weight.contiguous()
-        k, m = weight.shape
-        packed.extend((wiring.n_in, m, k, *wiring.at_address(), weight.data_ptr()))
+        packed.extend((n, width, k, *wiring.at_address(k, width), weight.data_ptr()))
         kept.append(weight)
-    return packed.tobytes(), kept
+    return packed.tobytes(), width, kept
 
 
 def _addresses(runs: Sequence[Tensor | None]) -> bytes:
     return array("q", [0 if run is None else run.data_ptr() for run in runs]).tobytes()
 
 
+def _product(x: Tensor, weight: Tensor, wiring: Shifts | Sources) -> Tensor:
+    _check_memory(x=x, weight=weight)
+    return chain(x, [weight], [wiring])[0]
+
+
 def _gradients(
-    rows: int, n: int, m: int, k: int, needs_x: bool, needs_w: bool
+    g: Tensor, x: Tensor, weight: Tensor, wiring: Shifts | Sources, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    empty = shared_memory().empty
-    gx, gw = empty([rows, n] if needs_x else [0]), empty([k, m] if needs_w else [0])
-    return (gx, gw) if rows else (gx, gw.zero_())
+    _check_memory(g=g, x=x, weight=weight)
+    gx, (gw,) = chain_adjoint(g, x, x.new_empty(0), [weight], [wiring], needs_x, [needs_w])
+    return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gw is None else gw
 
 
-@lru_cache(maxsize=1024)
-def _packed(shifts: tuple[int, ...]) -> bytes:
-    return array("q", shifts).tobytes()
+def _width(x: Tensor) -> int:
+    if x.ndim != 2:
+        raise ValueError(f"`x` must have shape [batch, n_in], got {list(x.shape)}")
+    return x.shape[1]
+
+
+def _check_memory(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not takes(tensor):
+            raise TypeError(
+                f"`{name}` must be float32 on the CPU, got {tensor.dtype} on {tensor.device}"
+            )
+        _address(name, tensor)
+
+
+def _address(name: str, tensor: Tensor) -> int:
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        raise ValueError(f"`{name}` of shape {list(tensor.shape)} must have memory, and has none")
+    return address
 
 
 def _like_y(x: Tensor, weight: Tensor, wiring: list[int] | Tensor) -> Tensor:  # noqa: ARG001
@@ -231,11 +302,11 @@ def _like_gradients(
     wiring: list[int] | Tensor,  # noqa: ARG001
     needs_x: bool,
     needs_w: bool,
-) -> list[Tensor]:
-    return [
+) -> tuple[Tensor, Tensor]:
+    return (
         x.new_empty(x.shape if needs_x else [0]),
         weight.new_empty(weight.shape if needs_w else [0]),
-    ]
+    )
 
 
 for _wiring, _apply, _adjoint in (
@@ -248,7 +319,7 @@ for _wiring, _apply, _adjoint in (
             _adjoint,
             _like_gradients,
             f"(Tensor g, Tensor x, Tensor weight, {_wiring}, bool needs_x, bool needs_w)"
-            " -> Tensor[]",
+            " -> (Tensor, Tensor)",
         ),
     ):
         _library.define(_function.__name__ + _schema)

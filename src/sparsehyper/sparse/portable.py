@@ -33,7 +33,7 @@ def circulant(x: Tensor, w: Tensor, shifts: list[list[int]]) -> Tensor:
 
 def circulant_adjoint(
     g: Tensor, x: Tensor, w: Tensor, shifts: list[list[int]], needs: tuple[bool, bool]
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The gradients gx and gw of g ``[batch, n_out]``; one not needed is empty."""
     n, m = x.shape[1], w.shape[1]
     gx = g.new_zeros(len(g), 2 * n) if needs[0] else g.new_empty(0)
@@ -49,7 +49,7 @@ def circulant_adjoint(
                 _multiply(twice[0, run], part[0], gw[t, start:stop])
             elif needs[1]:
                 gw[t, start:stop].copy_((twice[:, run] * part).sum(0))
-    return [gx[:, :n] + gx[:, n:] if needs[0] else gx, gw]
+    return gx[:, :n] + gx[:, n:] if needs[0] else gx, gw
 
 
 def indexed(x: Tensor, w: Tensor, sources: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def indexed_adjoint(
     order: Tensor,
     offsets: Tensor,
     needs: tuple[bool, bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """As `circulant_adjoint`; order and offsets are those of `transposed`."""
     gx, gw = g.new_empty(0), g.new_empty(0)
     table = g.T.contiguous()
@@ -93,7 +93,7 @@ def indexed_adjoint(
         inputs = x.T.contiguous()
         for t in range(len(w)):
             gw[t] = inputs.index_select(0, sources[t]).mul_(table).sum(1)
-    return [gx, gw]
+    return gx, gw
 
 
 def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,15 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
     Returns:
         The connections ``t · n_out + j``, int32 ``[fan_in · n_out]``, sorted by their source; and
         where each input's run starts, int32 ``[n_in]``.
+
+    Raises:
+        ValueError: a source that is none of the inputs.
     """
     flat = sources.reshape(-1).long()
+    if flat.numel() and not 0 <= flat.min() <= flat.max() < n_in:
+        raise ValueError(
+            f"`sources` must lie in [0, {n_in}), got {int(flat.min())} to {int(flat.max())}"
+        )
     counts = torch.bincount(flat, minlength=n_in)
     order = flat.argsort(stable=True)
     return order.to(torch.int32), (counts.cumsum(0) - counts).to(torch.int32)
