@@ -304,7 +304,11 @@ class Scalar(nn.Linear):
 @pytest.mark.parametrize(
     ("target", "x", "message"),
     [
-        (Scalar(4, 2), torch.randn(3, 4), r"as its first dimension, got shape \[\] for [12] samples"),
+        (
+            Scalar(4, 2),
+            torch.randn(3, 4),
+            r"as its first dimension, got shape \[\] for [12] samples",
+        ),
         (nn.LSTM(4, 3, 2, batch_first=True), torch.randn(3, 6, 4), r"got shape \[2, 1, 3\] for 1"),
     ],
 )

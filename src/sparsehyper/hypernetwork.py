@@ -162,11 +162,11 @@ class HyperNetwork(nn.Module):
             ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one model per sample,
                 a tensor whose first dimension is not the batch.
         """
+        around = None if torch.compiler.is_compiling() else _data_parallel_around()
+        if not self.training or around is None or not around.broadcast_buffers:
+            return self._run(task, args, kwargs)
         out = self._run(task, args, kwargs)
-        if self.training and not torch.compiler.is_compiling():
-            around = DistributedDataParallel._active_ddp_module
-            if around is not None and around.broadcast_buffers:
-                self.sync_statistics(around.process_group)
+        self.sync_statistics(around.process_group)
         return out
 
     def sync_statistics(self, group: ProcessGroup | None = None) -> None:
@@ -398,3 +398,8 @@ class HyperNetwork(nn.Module):
         if changed is not None:
             self.target.statistics.keep(self.target.module, rows, changed)
         return out
+
+
+def _data_parallel_around() -> DistributedDataParallel | None:
+    """The ``DistributedDataParallel`` whose forward pass runs now."""
+    return DistributedDataParallel._active_ddp_module
