@@ -233,7 +233,10 @@ def test_formats_that_are_not_read(fill, folders):
     for folder in folders:
         for path in fill(folder).joinpath(folder).iterdir():
             path.rename(path.with_suffix(".bmp"))
-    with pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"):
+    with (
+        pytest.warns(UserWarning, match=rf"^{5 * len(folders)} pictures of other formats.*0\.bmp"),
+        pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"),
+    ):
         load_folder(fill())
 
 

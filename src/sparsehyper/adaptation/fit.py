@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper._random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -170,7 +170,7 @@ def fit_embeddings(
         RuntimeError: within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
-    check_integer("restarts", restarts, minimum=1)
+    check_integer("restarts", restarts, minimum=1, maximum=MOST_REPEATS)
     check_integer("steps", steps, minimum=2)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)

@@ -98,7 +98,7 @@ class TaskEmbedding(TaskConditioner):
                 row = self.weight[self.index(init)]
             weight = torch.cat([self.weight, row[None]])
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.names.append(name)
+        self.append_name(name)
 
     def drop(self, row: int) -> None:
         """Forget an embedding; the rest become a new parameter, which optimisers must be given."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._checks import WIDEST, check_choice, check_integer, check_number
 from sparsehyper.data import is_source, parse_tasks
 from sparsehyper.experiments.baselines import BASELINES
 from sparsehyper.generators import (
@@ -122,12 +122,12 @@ class Experiment:
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer("latent_dim", self.latent_dim, minimum=2)
+        check_integer("latent_dim", self.latent_dim, minimum=2, maximum=WIDEST)
         check_number("similarity", self.similarity, minimum=0)
         if self.similarity >= 1:
             raise ValueError(f"`similarity` must be less than 1, got {self.similarity}")
         if self.outputs is not None:
-            check_integer("outputs", self.outputs, minimum=2)
+            check_integer("outputs", self.outputs, minimum=2, maximum=WIDEST)
         check_choice("base", self.base, BASES)
         check_choice("init", self.init, INITS)
         check_choice("norm_stats", self.norm_stats, NORM_STATS)
@@ -137,7 +137,7 @@ class Experiment:
                 f"{self.method!r}"
             )
         if self.budget is not None:
-            check_number("budget", self.budget, above=0)
+            check_number("budget", self.budget, above=0, maximum=1e6)
             if not isinstance(self.method, Generator):
                 raise ValueError(
                     f"`budget` is for generators; {self.method!r} has one size, got {self.budget}"
