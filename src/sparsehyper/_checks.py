@@ -30,6 +30,12 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"`{argument}` must be one of {valid}; got {value!r}")
 
 
+def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a kind, which is ``what`` in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{argument}` must be {what}, got {value!r}")
+
+
 def check_integer(
     argument: str, value: Any, *, minimum: int, maximum: int = LARGEST, context: str = ""
 ) -> None:

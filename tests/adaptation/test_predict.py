@@ -55,7 +55,7 @@ def test_identify_task_refuses_what_does_not_fit(make):
     x, y = samples(0)
     for arguments, message in (
         ((x[:0],), "at least one sample, got none"),
-        ((x, y[:3]), "integers \[60\], got shape \[3\]"),
+        ((x, y[:3]), r"integers \[60\], got shape \[3\]"),
     ):
         with pytest.raises(ValueError, match=message):
             identify_task(hnet, *arguments)

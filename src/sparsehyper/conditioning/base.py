@@ -68,10 +68,10 @@ class Conditioner(nn.Module, ABC):
         """``task`` if it is an embedding ``[dim]`` itself."""
         if not (isinstance(task, Tensor) and task.is_floating_point()):
             return None
-        if task.shape != (self.dim,):
+        if task.shape != (self.dim,) or task.layout is not torch.strided:
             raise ValueError(
                 f"a floating-point `task` is an embedding of shape [{self.dim}], "
-                f"got shape {list(task.shape)}; task numbers must be integers"
+                f"got {task.layout} of shape {list(task.shape)}; task numbers must be integers"
             )
         tensors = itertools.chain(self.parameters(), self.buffers(), [task])
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import is_whole
+from sparsehyper._checks import check_type, is_whole
 
 
 class Images(NamedTuple):
@@ -138,6 +138,8 @@ def _join(parts: Sequence[Images], shape: tuple[int, int, int], starts: Sequence
 
 def _check_images(part: str, images: Images, n_classes: int) -> None:
     pixels, labels = images
+    for of_images in images:
+        check_type(part, of_images, Tensor, "tensors of pixels and labels")
     if pixels.dtype != torch.uint8 or not is_whole(labels):
         raise TypeError(
             f"`{part}` must have uint8 pixels and integer labels, got {pixels.dtype} and "

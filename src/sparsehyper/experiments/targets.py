@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import WIDEST, check_choice, check_integer
+from sparsehyper._checks import WIDEST, check_choice, check_integer, check_type
 from sparsehyper.adapters import masked
 
 DEFAULT_MLP = "128-64"
@@ -72,6 +72,7 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     )
     """
     check_integer("n_classes", n_classes, minimum=1, maximum=WIDEST)
+    check_type("target", text, str, "a string such as 'mlp:128-64'")
     text, slash, mask = text.partition("/")
     if slash:
         # All targets that are made from one seed, such as the experts of a run, are masked alike.
