@@ -86,6 +86,16 @@ def is_whole(value: Any) -> bool:
     )
 
 
+def check_vector(argument: str, value: Tensor, length: int) -> None:
+    """Raise ``ValueError`` unless a tensor is a dense vector of real numbers."""
+    real = value.is_floating_point() or is_whole(value)
+    if value.shape != (length,) or value.layout is not torch.strided or not real:
+        raise ValueError(
+            f"`{argument}` must have shape [{length}], got {list(value.shape)} of "
+            f"{value.dtype}, {value.layout}"
+        )
+
+
 def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
     """Labels as int64 ``[count]``, whatever integers they are.
 

@@ -199,7 +199,7 @@ def _with_checksums(png: bytes) -> bytes:
 
 def test_damaged_pictures(trials, record_figures):
     rng, files, done = random.Random(0), _encoded(), Trials()
-    for _ in range(trials(1000, 10_000)):
+    for _ in range(trials(1000, 4000)):
         encoded, grey = _damaged(rng.choice(files), rng), rng.random() < 0.5
 
         def read(encoded: bytes = encoded, grey: bool = grey) -> None:
@@ -248,19 +248,19 @@ def _fill(folder: Path, rng: random.Random, pictures: list[bytes], depth: int) -
         elif kind < 0.8:
             path.symlink_to(rng.choice([".", "..", "nowhere", path.name, "/dev/zero"]))
         elif kind < 0.85:
-            os.mkfifo(path.with_name(f"{i}{rng.choice(suffixes)}"))
+            os.mkfifo(path.with_name(f"pipe{i}{rng.choice(suffixes)}"))
         elif kind < 0.9:
-            path.with_name(f"{i}d{rng.choice(suffixes)}").mkdir()
+            path.with_name(f"folder{i}{rng.choice(suffixes)}").mkdir()
         else:
             for j in range(6):
                 data = rng.choice(pictures)
                 data = _damaged(data, rng) if rng.random() < 0.1 else data
-                path.with_name(f"p{i}{j}{rng.choice(suffixes[:3])}").write_bytes(data)
+                path.with_name(f"picture{i}-{j}{rng.choice(suffixes[:3])}").write_bytes(data)
 
 
 def test_folders_of_all_kinds(tmp_path, trials, record_figures):
     rng, pictures, done = random.Random(0), _encoded(), Trials()
-    for trial in range(trials(50, 1000)):
+    for trial in range(trials(40, 600)):
         root = tmp_path / str(trial)
         root.mkdir()
         _fill(root, rng, pictures[: rng.choice([1, 1, 4])], rng.choice([0, 0, 1, 2]))
@@ -334,7 +334,7 @@ def _configurations() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 def test_configurations(trials, record_figures):
     rng, done = random.Random(0), Trials()
     settings, info, entry = _configurations()
-    for _ in range(trials(500, 5000)):
+    for _ in range(trials(400, 3000)):
         changed, others, task = settings, info, entry
         for _ in range(rng.choice([1, 1, 2, 3])):
             kind = rng.random()
@@ -506,7 +506,7 @@ _LONG = {"steps", "restarts", "name"}
 
 def test_arguments_of_the_library(trials, record_figures):
     rng, done = random.Random(0), Trials()
-    for _ in range(trials(1500, 20_000)):
+    for _ in range(trials(1000, 4000)):
         call, arguments = rng.choice(CALLS)
         arguments = dict(arguments)
         for name in rng.sample(list(arguments), min(len(arguments), rng.choice([1, 1, 2]))):
@@ -515,3 +515,144 @@ def test_arguments_of_the_library(trials, record_figures):
                 arguments[name] = value
         done.made(partial(call, **arguments), (call, arguments))
     done.check(record_figures, "calls of the library")
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+NUMBERS = ["-1", "0", "1e400", "nan", "inf", "-inf", "2147483648", "9223372036854775808"]
+NUMBERS += ["1" * 30, "9" * 5000, "", "x", "1_0", "0x10", "٣", "1.5", "-0.5", "1e308", "1,2"]
+TEXTS = ["", "x", ":", "/", "a=b", "None", "..", "*", "sparse:growth=1.0001", "dense:hidden=x"]
+TEXTS += ["low_rank:rank=2/dense", "mlp:", "mlp:4-x", "cnn:4,norm=what", "resnet:depth=9", "what"]
+TEXTS += ["split:2,all", "split:0-1,1-0", "split:3", "split:99-100", "permuted:9999999999"]
+TEXTS += ["permuted:2,seed=x", "rotated:nan", "hue:5", "split:2/hue:5", "mnist+mnist", "digits+x"]
+TEXTS += ["mlp:4/masked:2", "mlp:4/masked:x", "sparse:fan_in=-1", "chunked:chunks=1e9", "cuda:99"]
+TEXTS += ["experts", "shared_trunk", "norm", "bf16", "sgd", "plateau", "crop", "val", "train"]
+TEXTS += [name.replace("\udcff", "ÿ") for name in HOSTILE_NAMES]
+# What these ask for is done, however long it takes.
+_WORK = {"steps", "tune_steps", "restarts", "rounds", "seeds", "workers", "latent_dim", "outputs"}
+_TRAIN = ["--steps", "2", "--target", "mlp:4", "--latent-dim", "8", "--device", "cpu", "--quiet"]
+_OFTEN = ["train", "adapt", "predict", "evaluate", "tasks", "inspect", "export"]
+# Those whose default is none.
+_NUMBERS = {"budget", "image_size", "outputs", "warmup", "patience"}
+
+
+@pytest.fixture
+def places(tmp_path) -> dict[str, Path]:
+    """A small run, an adapted one, one of hostile names, and folders of images."""
+    images = {}
+    for name, tasks in (("folder", ["shoes", "bags"]), ("hostile", ["\x1b]0;x\x07", "=1+1"])):
+        images[name] = tmp_path / name
+        rng = np.random.default_rng(0)
+        for task in tasks:
+            for label in ("@a", "b\nc"):
+                (images[name] / task / label).mkdir(parents=True)
+                for i in range(4):
+                    pixels = rng.integers(0, 255, (8, 8)).astype(np.uint8)
+                    Image.fromarray(pixels).save(images[name] / task / label / f"{i}.png")
+    runs = {name: tmp_path / f"run-{name}" for name in ("digits", "hostile", "adapted")}
+    for name, data in (("digits", "digits"), ("hostile", str(images["hostile"]))):
+        assert run(["train", "--out", str(runs[name]), "--data", data, *_TRAIN]) == 0
+    adapt = ["--data", str(images["folder"]), "--out", str(runs["adapted"]), "--steps", "2"]
+    assert run(["adapt", str(runs["digits"]), *adapt, "--device", "cpu"]) == 0
+    damaged = tmp_path / "run-damaged"
+    shutil.copytree(runs["digits"], damaged)
+    return {**images, **{f"run-{n}": path for n, path in runs.items()}, "run-damaged": damaged}
+
+
+class Commands:
+    """Command lines at random: right ones, of which something is then wrong."""
+
+    def __init__(self, places: dict[str, Path], rng: random.Random) -> None:
+        self._places, self._rng = places, rng
+        self._group = typer.main.get_command(app)
+        self._made = 0
+        self._config = json.loads((places["run-damaged"] / "config.json").read_text())
+
+    def next(self) -> list[str]:
+        """The next one."""
+        rng = self._rng
+        name = rng.choice([*_OFTEN * 3, "compare", "report", "study", "bench"])
+        words = self._right(name)
+        parameters = [p for p in self._group.commands[name].params if p.opts[0].startswith("--")]
+        parameters = [p for p in parameters if p.name not in ("help", "compile", "tensorboard")]
+        must_fail = name in ("compare", "study", "bench")  # as they take too long
+        for _ in range(1 if must_fail else rng.choice([0, 1, 1, 2, 3])):
+            parameter = rng.choice(parameters)
+            if parameter.is_flag:
+                words.append(parameter.opts[0])
+                continue
+            for _ in range(parameter.nargs):
+                words += [parameter.opts[0]] if _ == 0 else []
+                words.append(self._value(parameter))
+        if must_fail:
+            words += {"compare": ["--seeds", "0"], "study": ["--workers", "0"]}.get(
+                name, ["--rounds", "0"]
+            )
+        if rng.random() < 0.1:
+            strange = rng.choice([*TEXTS, "--what", "-x", "--"])
+            words.insert(rng.randrange(1, len(words) + 1), strange)
+        if rng.random() < 0.05:
+            del words[rng.randrange(1, len(words))]
+        return words
+
+    def _right(self, name: str) -> list[str]:
+        rng, places = self._rng, self._places
+        if rng.random() < 0.3:
+            changed = _mutated(self._config, rng)
+            (places["run-damaged"] / "config.json").write_text(json.dumps(changed))
+        self._made += 1
+        out = str(places["folder"].parent / f"out-{self._made}")
+        described = str(rng.choice([path for n, path in places.items() if n.startswith("run")]))
+        task = rng.choice(["0-1", "shoes", "=1+1", "\x1b]0;x\x07"])
+        folder = str(places[rng.choice(["folder", "hostile"])])
+        return {
+            "train": ["train", "--out", out, *_TRAIN, "--data", rng.choice(["digits", folder])],
+            "adapt": ["adapt", described, "--data", folder, "--out", out, "--steps", "2",
+                      "--device", "cpu"],
+            "predict": ["predict", described, rng.choice([folder, f"{folder}/**/*.png"]),
+                        "--device", "cpu", *rng.choice([[], ["--task", task]])],
+            "evaluate": ["evaluate", described, "--device", "cpu"],
+            "tasks": ["tasks", described],
+            "inspect": rng.choice([["inspect", described], ["inspect", "--target", "mlp:4",
+                                    "--latent-dim", "8", "--image", "1x4x4"]]),
+            "export": ["export", described, "--task", task, "--out", f"{out}.safetensors"],
+            "compare": ["compare", "--out", out, *_TRAIN],
+            "report": ["report", described, "--out", f"{out}.html"],
+            "study": ["study", "variations", "--out", out, "--scale", "smoke"],
+            "bench": ["bench", "--out", out, "--quick", "--only", "layers"],
+        }[name]  # fmt: skip
+
+    def _value(self, parameter: Any) -> str:
+        rng = self._rng
+        if parameter.name in ("out", "data", "data_dir", "peers") and rng.random() < 0.7:
+            return str(rng.choice([*self._places.values(), "/dev/null", "nowhere", "x" * 300]))
+        number = isinstance(parameter.default, (int, float)) or parameter.name in _NUMBERS
+        value = rng.choice([*NUMBERS, "2", "3"] if number else TEXTS)
+        long = parameter.name in _WORK and value == "2147483648"
+        return "2" if long else value
+
+
+def test_commands(places, trials, record_figures, capsys, monkeypatch):
+    monkeypatch.chdir(places["folder"].parent)  # where a name that is taken for a file's ends up
+    monkeypatch.delenv("SPARSEHYPER_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = Trials()
+    commands = Commands(places, random.Random(0))
+    for _ in range(trials(60, 2000)):
+        words = commands.next()
+
+        def call(words: list[str] = words) -> None:
+            capsys.readouterr()
+            code = run(words)
+            out, err = capsys.readouterr()
+            if code not in (0, 1, 2):
+                done.fail(f"exit code {code}", (words, err))
+            if "Traceback" in err or (code and not err):
+                done.fail("no error line", (words, code, err))
+            if "\x1b]" in out + err:
+                done.fail("an escape sequence that reaches the terminal", (words, out, err))
+            if code:
+                raise ValueError
+
+        done.made(call, words)
+    done.check(record_figures, "commands")

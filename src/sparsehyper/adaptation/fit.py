@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer, check_type, check_vector
 from sparsehyper._random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -188,13 +188,15 @@ def fit_embeddings(
     for name in names:
         hnet.task_embedding.check_new("name", name)
     device = hnet.task_embedding.weight.device
-    counts = dict.fromkeys(names, n_classes) if isinstance(n_classes, int) else n_classes or {}
-    if not isinstance(counts, Mapping):
-        raise TypeError(f"`n_classes` must be a number, or map names to them, got {counts!r}")
-    for name in counts:
+    if n_classes is None or isinstance(n_classes, int):
+        n_classes = dict.fromkeys(names, n_classes)
+    check_type("n_classes", n_classes, Mapping, "a number, or map names to them")
+    for name in n_classes:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
-    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
+    wanted = [
+        TaskSamples.of(n, tasks[n], n_classes.get(n), loss is None, device, seed) for n in names
+    ]
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # those of equally many run together
     held = wanted
     if validation is not None:
@@ -268,10 +270,7 @@ class _Fitter:
         # The same for every task, whatever the others are.
         z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
         if isinstance(init, Tensor):
-            if init.shape != known.shape[1:]:
-                raise ValueError(
-                    f"`init` must have shape {list(known.shape[1:])}, got {list(init.shape)}"
-                )
+            check_vector("init", init, known.shape[1])
             z[:, 0] = init.to(known)
         elif init == "mean":
             z[:, 0] = known.mean(0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer, class_numbers
+from sparsehyper._checks import check_integer, check_type, class_numbers
 from sparsehyper.adaptation.fit import Fit, frozen
 from sparsehyper.adaptation.samples import masked
 from sparsehyper.hypernetwork import HyperNetwork
@@ -73,6 +73,8 @@ def identify_task(
         y = class_numbers("`y`", y, len(x))
     if isinstance(n_classes, int):
         n_classes = [n_classes] * len(names)
+    if n_classes is not None:
+        check_type("n_classes", n_classes, Sequence, "a number, or one for each task")
     if n_classes is not None and len(n_classes) != len(names):
         raise ValueError(f"`n_classes` must have {len(names)} entries, got {len(n_classes)}")
     for count in n_classes or ():

@@ -199,9 +199,10 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
     matches = [Path(place)] if os.path.lexists(place) else sorted(_matches(place))
     found: list[Path] = []
     others: list[Path] = []
+    seen: set[tuple[int, int]] = set()
     for match in matches:
         if match.is_dir():
-            files = [path for path in _walk(match) if not path.is_dir()]
+            files = [path for path in _walk(match, seen) if not path.is_dir()]
             found += filter(_is_image, files)
             others += filter(_is_other_picture, files)
         else:
@@ -222,14 +223,13 @@ def _matches(pattern: str) -> Iterator[Path]:
         return
     at = parts.index("**")
     for start in _matches(str(Path(*parts[:at]))) if at else [Path()]:
-        for folder in _walk(start):
+        for folder in _walk(start, set()):
             if folder.is_dir():
                 yield from _matches(str(Path(glob.escape(str(folder)), *parts[at + 1 :])))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """A folder and all that is visible in it and below, in order; every folder once."""
-    seen: set[tuple[int, int]] = set()
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """A folder and all that is visible in it and below, in order; no folder that was seen."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()

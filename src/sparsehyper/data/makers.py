@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sparsehyper._checks import MOST_TASKS, check_integer, check_number, check_size
+from sparsehyper._checks import MOST_TASKS, check_integer, check_number, check_size, check_type
 from sparsehyper._random import seeded, spawn_seeds
 from sparsehyper.data.source import Source, Task
 from sparsehyper.data.transforms import Permute, Rotate, ShiftHue, Transform
@@ -73,6 +73,7 @@ class Split(TaskMaker):
     kind = "split"
 
     def __post_init__(self) -> None:
+        check_type("combinations", self.combinations, bool, "true or false")
         if isinstance(self.classes, int):
             check_integer("classes", self.classes, minimum=2, context=" classes a task")
             return
