@@ -236,7 +236,7 @@ def test_formats_that_are_not_read(fill, folders):
         for path in fill(folder).joinpath(folder).iterdir():
             path.rename(path.with_suffix(".bmp"))
     with (
-        pytest.warns(UserWarning, match=rf"^{5 * len(folders)} pictures of other formats.*0\.bmp"),
+        pytest.warns(UserWarning, match=rf"over: .*0\.bmp and {5 * len(folders) - 1} more;"),
         pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"),
     ):
         load_folder(fill())
@@ -254,7 +254,7 @@ def test_pictures_of_other_formats_are_told_and_files_that_are_no_pictures_not(f
     assert len(load_folder(root).train.labels) == 8
     for place in ("t/x/1.TIF", "t/2.heic", "3.gif"):
         (root / place).touch()
-    with pytest.warns(UserWarning, match=r"^3 pictures of other .* PNG, JPEG and WebP are read$"):
+    with pytest.warns(UserWarning, match=r"^pictures of other .* and 2 more; PNG, JPEG and"):
         assert len(load_folder(root).train.labels) == 8
 
 

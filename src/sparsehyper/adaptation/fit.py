@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer, check_type, check_vector
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer, check_vector
 from sparsehyper._random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -188,15 +188,15 @@ def fit_embeddings(
     for name in names:
         hnet.task_embedding.check_new("name", name)
     device = hnet.task_embedding.weight.device
-    if n_classes is None or isinstance(n_classes, int):
-        n_classes = dict.fromkeys(names, n_classes)
-    check_type("n_classes", n_classes, Mapping, "a number, or map names to them")
-    for name in n_classes:
+    counts: Mapping[str, int | None] = (
+        n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(names, n_classes)
+    )
+    if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
+        raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
+    for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
-    wanted = [
-        TaskSamples.of(n, tasks[n], n_classes.get(n), loss is None, device, seed) for n in names
-    ]
+    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # those of equally many run together
     held = wanted
     if validation is not None:

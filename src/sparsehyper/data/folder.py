@@ -318,8 +318,8 @@ def _is_other_picture(path: Path) -> bool:
 def _say_passed_over(others: list[Path]) -> None:
     if others:
         warnings.warn(
-            f"{len(others):,} pictures of other formats are passed over, such as {others[0]}; "
-            f"{FORMATS_READ}",
+            f"pictures of other formats are passed over: {others[0]}"
+            f"{f' and {len(others) - 1:,} more' if others[1:] else ''}; {FORMATS_READ}",
             stacklevel=2,
         )
 
