@@ -127,7 +127,6 @@ def test_what_a_name_cannot_be_encoded_in_is_escaped(hostile, trained, tmp_path)
     odd = tmp_path / "odd"
     shutil.copytree(hostile / TASKS[0] / CLASSES[0], odd)
     (odd / "=0.png").rename(odd / "\udcff.png")
-    (odd / "=1.png").rename(odd / "é.png")
     done = subprocess.run(
         [sys.executable, "-m", "sparsehyper", "predict", trained, odd, "--format", "csv"],
         capture_output=True,
@@ -136,7 +135,6 @@ def test_what_a_name_cannot_be_encoded_in_is_escaped(hostile, trained, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert b"\\udcff.png," in done.stdout
-    assert b"\\xe9.png," in done.stdout
 
 
 def test_a_name_that_is_no_text_is_refused_before_training(command, hostile, tmp_path):

@@ -49,9 +49,9 @@ class TaskFeatures(TaskConditioner):
             raise TypeError(f"`features` must map names to vectors, got {features!r}")
         super().__init__(list(features), dim)
         check_integer("hidden", hidden, minimum=1, maximum=WIDEST)
-        rows = [self._checked(name, row, None) for name, row in features.items()]
-        for name, row in zip(features, rows, strict=True):
-            self._checked(name, row, len(rows[0]))
+        rows: list[Tensor] = []
+        for name, row in features.items():
+            rows.append(self._checked(name, row, len(rows[0]) if rows else None))
         check_size("`hidden` units of `dim` outputs", hidden * max(dim, len(rows[0])))
         self.register_buffer("features", torch.stack(rows))
         self.first, self.last = nn.Linear(len(rows[0]), hidden), nn.Linear(hidden, dim)
