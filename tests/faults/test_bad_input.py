@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
@@ -213,6 +215,22 @@ def test_damaged_pictures(trials, record_figures):
 
         done.made(read, encoded.hex())
     done.check(record_figures, "pictures")
+
+
+def test_damaged_tables(tmp_path, trials, record_figures):
+    rng, done, folder = random.Random(0), Trials(), tmp_path / "mnist"
+    folder.mkdir()
+    rows = {"image": [{"bytes": _encoded()[0]}] * 12, "label": [*range(10), 0, 1]}
+    pq.write_table(pa.table(rows), folder / "test.parquet")
+    whole = (folder / "test.parquet").read_bytes()
+    for _ in range(trials(200, 1000)):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2])):  # half of them where the schema is
+            first = 0 if rng.random() < 0.5 else len(whole) - 900
+            damaged[rng.randrange(first, len(whole))] = rng.randrange(256)
+        (folder / "train.parquet").write_bytes(damaged)
+        done.made(partial(load_source, "mnist", tmp_path), damaged.hex())
+    done.check(record_figures, "tables")
 
 
 # ----------------------------------------------------------------------------------------- folders
