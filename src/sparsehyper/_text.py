@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-_LISTED = 20  # names in an error
+_LISTED = 10  # names in an error
 
 # Control, format (which turn the direction of writing) and surrogate characters, and separators of
 # lines and paragraphs; joiners belong to the spelling of some languages and to emoji.

@@ -111,4 +111,7 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else FAILED
+    except OSError as error:  # of help, which has no command to report it
+        echo(f"error: {error}", err=True)
+        return FAILED
     return 0

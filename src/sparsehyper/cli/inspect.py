@@ -12,7 +12,6 @@ import typer
 from sparsehyper._checks import MOST_TASKS, WIDEST, check_integer
 from sparsehyper.analysis import (
     count_operations,
-    distances,
     effective_rank,
     layer_statistics,
     summarize,
@@ -28,6 +27,7 @@ from sparsehyper.experiments import (
     build_model,
     load_run,
 )
+from sparsehyper.experiments.adapted import neighbours
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import TrainConfig
@@ -103,13 +103,11 @@ def inspect(
 
 def _nearest(model: HyperNetwork) -> list[dict[str, Any]]:
     """For each task the one with the most similar embedding."""
-    between = distances(task_embeddings(model)).fill_diagonal_(torch.inf)
-    least, places = between.min(1)
+    names = model.task_names
+    places, cosines = neighbours(task_embeddings(model))
     return [
-        {"task": task, "nearest": model.task_names[place], "cosine_distance": distance}
-        for task, place, distance in zip(
-            model.task_names, places.tolist(), least.tolist(), strict=True
-        )
+        {"task": task, "nearest": names[place], "cosine_distance": 1 - cosine}
+        for task, place, cosine in zip(names, places.tolist(), cosines.tolist(), strict=True)
     ]
 
 

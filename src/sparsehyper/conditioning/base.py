@@ -71,7 +71,7 @@ class Conditioner(nn.Module, ABC):
         if task.shape != (self.dim,) or task.layout is not torch.strided:
             raise ValueError(
                 f"a floating-point `task` is an embedding of shape [{self.dim}], "
-                f"got {task.layout} of shape {list(task.shape)}; task numbers must be integers"
+                f"got shape {list(task.shape)}, {task.layout}; task numbers must be integers"
             )
         tensors = itertools.chain(self.parameters(), self.buffers(), [task])
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)
