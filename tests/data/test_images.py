@@ -212,5 +212,5 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     else:
         path.mkdir()
     for read in (read_header, lambda path: decode(path, grey=True)):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"^it is no regular file$"):
             read(path)

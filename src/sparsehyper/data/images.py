@@ -122,11 +122,11 @@ def _open(encoded: bytes | Path) -> Iterator[Any]:
 
 def _open_regular(path: Path) -> IO[bytes]:
     """A file opened to read; a pipe or a device, which might keep the reader waiting, is none."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError("it is no regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _orientation(picture: Any) -> int:
