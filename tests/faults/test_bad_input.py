@@ -524,7 +524,7 @@ _LONG = {"steps", "restarts", "name"}
 
 def test_arguments_of_the_library(trials, record_figures):
     rng, done = random.Random(0), Trials()
-    for _ in range(trials(600, 4000)):
+    for _ in range(trials(400, 4000)):
         call, arguments = rng.choice(CALLS)
         arguments = dict(arguments)
         for name in rng.sample(list(arguments), min(len(arguments), rng.choice([1, 1, 2]))):
