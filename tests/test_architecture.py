@@ -18,7 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Who may import whom: cli → report, experiments, bench → training, adaptation → hypernetwork →
 # generators, conditioning, target → sparse. Every part may use the helpers.
-HELPERS = {"_checks", "_extras", "_files", "_random"}
+HELPERS = {"_checks", "_extras", "_files", "_random", "_text"}
 PARTS = {
     *("generators", "conditioning", "target", "sparse"),
     *("initialisation", "layout", "modules", "norm_statistics", "replicas", "unpacking"),
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "_extras": set(),
     "_files": set(),
     "_random": set(),
+    "_text": set(),
     "sparse": set(),
     "initialisation": set(),
     "generators": {"sparse", "layout"},

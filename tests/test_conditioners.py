@@ -156,10 +156,10 @@ def test_a_support_set_has_no_order_and_its_size_is_free():
     ("support", "error", "message"),
     [
         ("shoes", TypeError, "`task` must be a support set, .* got str"),
-        ((X, Y[:2]), ValueError, r"labels must be class numbers \[6\], got torch.int64 \[2\]"),
+        ((X, Y[:2]), ValueError, r"labels must be .* of integers \[6\], got shape \[2\]"),
         ((X, Y.float()), ValueError, "labels must be class numbers"),
         ((X[:0], Y[:0]), ValueError, "at least one example, got none"),
-        ((X, Y + 1), ValueError, r"labels must be in 0..2, got 1 to 3"),
+        ((X, Y + 1), ValueError, r"labels must be in 0..2, got 3"),
     ],
 )
 def test_bad_support_sets_are_refused(support, error, message):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from sparsehyper import TaskEmbedding
+from sparsehyper import TaskEmbedding, TaskFeatures
 
 
 @pytest.fixture
@@ -159,3 +161,58 @@ def test_a_renamed_task_keeps_its_number():
         table.rename("z", "b")
     with pytest.raises(KeyError, match="unknown `task` 'a'"):
         table.rename("a", "y")
+
+
+class Name(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_many_tasks_are_looked_up_and_not_searched():
+    n, Name.compared = 5000, 0
+    names = [Name(i) for i in range(n)]
+    for table in (TaskEmbedding(names, 2), TaskFeatures(dict.fromkeys(names, torch.zeros(1)), 2)):
+        for i in range(n):
+            assert table.index(Name(i)) == i
+            table.rename(names[i], Name(f"new {i}"))
+        assert table.index(Name("new 7")) == 7
+    assert Name.compared < 20 * n
+
+
+def test_numbers_follow_when_tasks_are_added_renamed_and_removed(embedding):
+    embedding.add("caps")
+    embedding.rename("bags", "sacks")
+    embedding.remove("shoes")
+    assert embedding.names == ["sacks", "hats", "caps"]
+    assert [embedding.index(name) for name in embedding.names] == [0, 1, 2]
+    for gone in ("bags", "shoes"):
+        with pytest.raises(KeyError, match="unknown `task`"):
+            embedding.index(gone)
+    embedding.add("shoes")
+    assert embedding.index("shoes") == 3
+    other = copy.deepcopy(embedding)
+    other.rename("hats", "bags")
+    assert (other.index("bags"), embedding.index("hats")) == (1, 1)
+
+
+def test_tables_too_large_are_refused_before_they_are_made():
+    with pytest.raises(ValueError, match=r"`tasks` must be at most 1000000, got 1000000000"):
+        TaskEmbedding(10**9)
+    with pytest.raises(ValueError, match=r"`dim` must be at most 1048576, got 10000000"):
+        TaskEmbedding(2, 10**7)
+    with pytest.raises(ValueError, match=r"`tasks` of `dim` 10,000 would take 10,000,000,000"):
+        TaskEmbedding(10**6, 10**4)
+
+
+def test_long_lists_of_tasks_are_cut_in_errors():
+    table = TaskEmbedding(1000, 2)
+    with pytest.raises(KeyError, match=r"'9' and 990 more"):
+        table.index("x")
+    with pytest.raises(TypeError, match=r"'9' and 990 more"):
+        table.row(None)

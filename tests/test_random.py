@@ -58,3 +58,10 @@ INTEGERS = [615, 892, 721]
 UNIFORM = [0.12097533047199249, -1.0433762073516846]
 NORMAL = [-0.11385050674828584, 0.35296978968719395]
 SPAWNED = [2083679832, 3939563265]
+
+
+@pytest.mark.parametrize("seed", ["0", True, 0.0, None])
+def test_seeds_are_integers(seed):
+    for draw in (seeded, lambda seed: spawn_seeds(seed, 2)):
+        with pytest.raises(TypeError, match=r"`seed` must be an integer, got"):
+            draw(seed)

@@ -6,32 +6,126 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
+
+# What PyTorch's sizes, seeds and counts can hold.
+LARGEST = 2**63 - 1
+
+# Limits far beyond what anyone wants. More is a slip of the finger, and would take all time or
+# memory before anything could fail.
+MOST_TASKS = 1_000_000
+MOST_WORKERS = 1_000
+MOST_REPEATS = 10_000  # seeds, restarts, rounds
+WIDEST = 2**20  # units of a layer, numbers of an embedding, images of a batch
+MOST_NUMBERS = 2**31  # of one tensor
+
 
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     choices = list(choices)
-    if value not in choices:
+    # By type first: a tensor or an array is equal to no one thing.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         valid = ", ".join(map(repr, choices))
         raise ValueError(f"`{argument}` must be one of {valid}; got {value!r}")
 
 
-def check_integer(argument: str, value: Any, *, minimum: int, context: str = "") -> None:
-    """Raise unless ``value`` is an ``int`` (not a ``bool``) of at least ``minimum``."""
+def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a kind, which is ``what`` in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{argument}` must be {what}, got {value!r}")
+
+
+def check_integer(
+    argument: str, value: Any, *, minimum: int, maximum: int = LARGEST, context: str = ""
+) -> None:
+    """Raise unless ``value`` is an ``int`` (not a ``bool``) from ``minimum`` to ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{argument}` must be an integer, got {value!r}{context}")
     if value < minimum:
-        raise ValueError(f"`{argument}` must be at least {minimum}, got {value}{context}")
+        raise ValueError(f"`{argument}` must be at least {minimum}, got {_shown(value)}{context}")
+    if value > maximum:
+        raise ValueError(f"`{argument}` must be at most {maximum}, got {_shown(value)}{context}")
 
 
 def check_number(
-    argument: str, value: Any, *, above: float | None = None, minimum: float | None = None
+    argument: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
 ) -> None:
-    """Raise unless ``value`` is a finite number within the given bound."""
+    """Raise unless ``value`` is a finite number within the given bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{argument}` must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"`{argument}` must be finite, got {value}")
+    if not abs(value) <= _LARGEST_FLOAT:
+        raise ValueError(f"`{argument}` must be finite, got {_shown(value)}")
     if above is not None and value <= above:
-        raise ValueError(f"`{argument}` must be greater than {above}, got {value}")
+        raise ValueError(f"`{argument}` must be greater than {above}, got {_shown(value)}")
     if minimum is not None and value < minimum:
-        raise ValueError(f"`{argument}` must be at least {minimum}, got {value}")
+        raise ValueError(f"`{argument}` must be at least {minimum}, got {_shown(value)}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"`{argument}` must be at most {maximum:g}, got {_shown(value)}")
+
+
+def check_size(what: str, count: int) -> None:
+    """Raise ``ValueError`` if a tensor would hold more numbers than any that is meant."""
+    if count > MOST_NUMBERS:
+        raise ValueError(f"{what} would take {count:,} numbers; at most {MOST_NUMBERS:,} are made")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether ``value`` is a tensor of integers, of any size; truth values are none."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_floating_point()
+        and not value.is_complex()
+        and not value.is_quantized
+        and value.dtype != torch.bool
+    )
+
+
+def check_vector(argument: str, value: Tensor, length: int) -> None:
+    """Raise ``ValueError`` unless a tensor is a dense vector of real numbers."""
+    real = value.is_floating_point() or is_whole(value)
+    if value.shape != (length,) or value.layout is not torch.strided or not real:
+        raise ValueError(
+            f"`{argument}` must have shape [{length}], got {list(value.shape)} of "
+            f"{value.dtype}, {value.layout}"
+        )
+
+
+def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
+    """Labels as int64 ``[count]``, whatever integers they are.
+
+    Args:
+        of: what they are called, to begin the error with.
+        y: the labels.
+        count: samples there are.
+        remedy: to end the error with.
+
+    Raises:
+        ValueError: they are no integers, negative, or not one a sample.
+    """
+    if not is_whole(y) or y.ndim != 1 or len(y) != count:
+        found = (
+            f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else repr(type(y))
+        )
+        raise ValueError(
+            f"{of} must be class numbers, a tensor of integers [{count}], got {found}{remedy}"
+        )
+    y = y.long()
+    if count and int(y.min()) < 0:
+        raise ValueError(f"{of} must be class numbers from 0, got {int(y.min())}{remedy}")
+    return y
+
+
+_LARGEST_FLOAT = 1.7976931348623157e308
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int) and abs(value) > 10**50:
+        digits = int(value.bit_length() * math.log10(2)) + 1
+        return f"a number of about {digits} digits"
+    return str(value)

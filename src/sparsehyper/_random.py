@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsehyper._checks import check_integer
+
 
 def seeded(seed: int) -> torch.Generator:
     """A fresh CPU generator."""
+    check_integer("seed", seed, minimum=0, maximum=2**64 - 1)
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def spawn_seeds(seed: int, count: int) -> list[int]:
     """``count`` independent seeds derived from one (NumPy's ``SeedSequence``)."""
+    check_integer("seed", seed, minimum=0)
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
 
 

@@ -215,7 +215,7 @@ X, Y = samples(0)
         ("new", [1, 2], {}, "or batches of them, got 'int'"),
         ("new", (X, Y * 0), {}, "'new' needs samples of at least 2 classes, got 0 alone"),
         ("new", (X, Y * 0 + 1), {}, "'new' needs samples of at least 2 classes, got 1 alone"),
-        ("new", (X, Y - 1), {}, r"labels of task 'new' must be class numbers .* at least -1"),
+        ("new", (X, Y - 1), {}, r"labels of task 'new' must be class numbers from 0, got -1"),
         ("new", (X, Y.float()), {}, "labels of task 'new' must be class numbers"),
         ("new", (X, Y + 2), {}, "'new' has 5 classes, the target has 3 outputs; .*train --outputs"),
         ("new", (X, Y), {"n_classes": 2}, "below its 2 classes, got 2"),

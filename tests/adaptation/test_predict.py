@@ -55,7 +55,7 @@ def test_identify_task_refuses_what_does_not_fit(make):
     x, y = samples(0)
     for arguments, message in (
         ((x[:0],), "at least one sample, got none"),
-        ((x, y[:3]), "a label for each of 60 samples, got 3"),
+        ((x, y[:3]), r"integers \[60\], got shape \[3\]"),
     ):
         with pytest.raises(ValueError, match=message):
             identify_task(hnet, *arguments)
@@ -115,3 +115,20 @@ def test_average_predictions_refuses_what_does_not_fit(make):
         average_predictions(hnet, "new", x)
     with pytest.raises(ValueError, match="`n_classes` must be at least 2, got 1"):
         average_predictions(hnet, fit, x, n_classes=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16])
+def test_labels_of_any_integer_type_tell_the_same_task(make, dtype):
+    hnet = make(tasks=3)
+    x, y = samples(1)
+    assert identify_task(hnet, x, y.to(dtype)) == identify_task(hnet, x, y)
+    fits = [
+        fit_embedding(make(tasks=3), "new", (x, labels), steps=3) for labels in (y, y.to(dtype))
+    ]
+    assert torch.equal(fits[0].embedding, fits[1].embedding)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(60), torch.zeros(60).bool(), torch.full((60,), -1)])
+def test_labels_that_are_no_class_numbers_are_refused(make, labels):
+    with pytest.raises(ValueError, match=r"^`y` must be class numbers"):
+        identify_task(make(), samples(0)[0], labels)

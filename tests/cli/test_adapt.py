@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,11 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
         "predict", adapted, images, "--task", "caps"
     )
     (tmp_path / "x.bmp").write_bytes(b"")
-    assert "folders or globs; PNG, JPEG and WebP are read" in refused("predict", adapted, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        told = refused("predict", adapted, tmp_path)
+    assert f"warning: pictures of other formats are passed over: {tmp_path / 'x.bmp'};" in told
+    assert "folders or globs; PNG, JPEG and WebP are read" in told
     assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
     assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
     assert "`--format` must be one of" in refused(

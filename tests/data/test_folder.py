@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -233,11 +235,69 @@ def test_formats_that_are_not_read(fill, folders):
     for folder in folders:
         for path in fill(folder).joinpath(folder).iterdir():
             path.rename(path.with_suffix(".bmp"))
-    with pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"):
+    with (
+        pytest.warns(UserWarning, match=rf"over: .*0\.bmp and {5 * len(folders) - 1} more;"),
+        pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"),
+    ):
         load_folder(fill())
 
 
 def test_every_task_needs_test_images(fill):
     root = fill("train/t/x", "train/t/y", "train/u/x", "train/u/y", "test/t/x")
     with pytest.raises(ValueError, match=r"every task needs some in train/ and in test/"):
+        load_folder(root)
+
+
+def test_pictures_of_other_formats_are_told_and_files_that_are_no_pictures_not(fill):
+    root = fill("t/x", "t/y")
+    (root / "t" / "x" / "notes.txt").write_text("no picture")
+    assert len(load_folder(root).train.labels) == 8
+    for place in ("t/x/1.TIF", "t/2.heic", "3.gif"):
+        (root / place).touch()
+    with pytest.warns(UserWarning, match=r"^pictures of other .* and 2 more; PNG, JPEG and"):
+        assert len(load_folder(root).train.labels) == 8
+
+
+def test_parts_in_capitals_are_told(fill):
+    root = fill("Train/t/x", "Train/t/y", "TEST/t/x", "TEST/t/y")
+    with pytest.raises(ValueError, match=r"has TEST/ and Train/; name them train/ and test/, in"):
+        load_folder(root)
+
+
+def test_tasks_may_be_called_like_parts_in_capitals(fill):
+    root = fill("Train/x", "Train/y", "Car/x", "Car/y")
+    assert make_tasks(load_folder(root)).names == ("Car", "Train")
+
+
+@pytest.mark.parametrize("place", ["t\udcff/x", "t/\udcff"])
+def test_names_that_are_no_text_are_refused(fill, place):
+    root = fill("t/x", "t/y", place)
+    with pytest.raises(ValueError, match=r"is not named in UTF-8, as a task or class must be"):
+        load_folder(root)
+
+
+def test_names_may_be_any_text(fill):
+    names = ["=1+1", "\x1b[31m", "two\nlines", " ", "é" * 100]
+    root = fill(*(f"t/{name}" for name in names))
+    assert sorted(make_tasks(load_folder(root)).classes[0]) == sorted(names)
+
+
+def test_a_pipe_among_the_images_is_named(fill):
+    root = fill("t/x", "t/y")
+    os.mkfifo(root / "t" / "x" / "pipe.png")
+    with pytest.raises(ValueError, match=r"cannot read image .*pipe.png: it is no regular file"):
+        load_folder(root)
+
+
+@pytest.mark.parametrize("size", [8193, 10**30])
+def test_sizes_that_no_picture_has(fill, size):
+    with pytest.raises(ValueError, match=r"`image_size` must be at most 8192, got"):
+        load_folder(fill("t/x", "t/y"), image_size=size)
+
+
+def test_a_picture_that_is_cut_short_is_named(fill):
+    root = fill("t/x", "t/y")
+    path = root / "t" / "y" / "3.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"cannot read image .*t/y/3.png: "):
         load_folder(root)

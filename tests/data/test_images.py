@@ -1,10 +1,14 @@
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sparsehyper.data import images
 from sparsehyper.data.images import channels_first, decode, in_threads, read_header
 
 
@@ -114,3 +118,99 @@ def test_channels_first():
 
 def test_in_threads_keeps_the_order():
     assert in_threads(lambda i: i * i, range(100)) == [i * i for i in range(100)]
+
+
+def _with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
+    """A PNG with a chunk after its header, or in place of that."""
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return png[:8] + chunk + png[33:] if name == b"IHDR" else png[:33] + chunk + png[33:]
+
+
+def _exif(kind: int, count: int, value: bytes, *, tag: int = 0x0112, entries: int = 1) -> bytes:
+    return b"II*\0" + struct.pack("<IHHHI", 8, entries, tag, kind, count) + value + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"garbage!",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        _exif(2, 2, b"6\0\0\0"),  # as text
+        _exif(1, 1, b"\6\0\0\0"),  # as bytes
+        _exif(7, 4, b"\6\0\0\0"),  # of an undefined type
+        _exif(3, 2**32 - 1, b"\6\0\0\0"),  # a list without end
+        _exif(3, 1, b"\x09\0\0\0"),
+        _exif(3, 1, b"\0\0\0\0"),
+        _exif(3, 1, b"\6\0\0\0", tag=0x8769, entries=65535),  # a directory of directories
+        _exif(3, 1, b"\6\0\0\0", tag=0x0100, entries=65535),
+    ],
+)
+def test_exif_that_says_nothing_valid_is_no_orientation(grey, exif):
+    encoded = _with_chunk(_encode(Image.fromarray(grey)), b"eXIf", exif)
+    assert read_header(encoded).size == grey.shape
+    np.testing.assert_array_equal(decode(encoded, grey=True), grey)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_orientation_is_turned_as_pillow_does(grey, orientation, order):
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    exif = start + struct.pack(f"{order}IHHHIHH", 8, 1, 0x0112, 3, 1, orientation, 0) + bytes(4)
+    encoded = _with_chunk(_encode(Image.fromarray(grey)), b"eXIf", exif)
+    with Image.open(io.BytesIO(encoded)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(decode(encoded, grey=True), expected)
+    assert read_header(encoded).size == expected.shape
+
+
+def test_a_palette_that_is_not_there(grey):
+    encoded = _encode(Image.fromarray(grey))
+    header = struct.pack(">IIBBBBB", 5, 3, 8, 3, 0, 0, 0)
+    with pytest.raises(OSError):
+        decode(_with_chunk(encoded, b"IHDR", header), grey=False)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 3), (5, 0), (2**16, 2**12), (2**31 - 1, 1)])
+def test_pictures_of_no_size_or_of_too_large_a_one_are_refused_by_their_headers(
+    grey, width, height
+):
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    encoded = _with_chunk(_encode(Image.fromarray(grey)), b"IHDR", header)
+    for read in (read_header, lambda encoded: decode(encoded, grey=True)):
+        with pytest.raises(OSError):
+            read(encoded)
+
+
+def test_the_largest_picture_is_told(grey, monkeypatch):
+    monkeypatch.setattr(images, "_MOST_PIXELS", 14)
+    with pytest.raises(OSError, match=r"5 × 3 pixels .*; pictures of 1 to 14 are read"):
+        decode(_encode(Image.fromarray(grey)), grey=True)
+
+
+def test_text_that_swells_is_refused(grey):
+    body = b"Comment\0\0" + zlib.compress(bytes(2**26))
+    encoded = _with_chunk(_encode(Image.fromarray(grey)), b"zTXt", body)
+    with pytest.raises(OSError, match="too large"):
+        decode(encoded, grey=True)
+
+
+def test_sixteen_bits_with_a_transparent_shade():
+    shades = np.array([[0, 40_000], [1000, 65_535]], np.uint16)
+    encoded = _encode(Image.fromarray(shades), transparency=1000)
+    assert decode(encoded, grey=True).tolist() == [[0, 156], [255, 255]]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "x.png"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (read_header, lambda path: decode(path, grey=True)):
+        with pytest.raises(OSError, match=r"^it is no regular file$"):
+            read(path)

@@ -165,3 +165,32 @@ class TestVariants:
     def test_variants_of_variants(self, make):
         with pytest.raises(TypeError, match=r"`of` must be a Split or None, got Rotated"):
             make(3, of=Rotated(2))
+
+
+class TestTooMany:
+    @pytest.mark.parametrize("maker", [Permuted, Rotated, Hue, lambda n: Split([(0, n)])])
+    def test_numbers_beyond_any(self, maker):
+        with pytest.raises(ValueError, match=r"must be (at most|in 0..9)"):
+            maker(10**30).tasks(load_source("digits"))
+
+    @pytest.mark.parametrize("maker", [Permuted, Rotated, Hue])
+    def test_tasks(self, maker):
+        with pytest.raises(ValueError, match=r"must be at most 1000000, got 1000000000"):
+            maker(10**9)
+
+    def test_combinations(self):
+        images = Images(torch.zeros(100, 1, 2, 2).byte(), torch.arange(100))
+        source = Source("many", tuple(map(str, range(100))), images, images)
+        with pytest.raises(ValueError, match=r"at most 1,000,000, 10 of 100 classes are 17,310,"):
+            Split(10, combinations=True).tasks(source)
+
+    def test_variants_of_tasks(self, digits):
+        maker = Permuted(100_000, of=Split(2, combinations=True))
+        with pytest.raises(ValueError, match=r"45 tasks in 100,000 variants are 4,500,000"):
+            maker.tasks(digits)
+
+    def test_orders_of_many_pixels(self):
+        images = Images(torch.zeros(2, 1, 100, 100).byte(), torch.arange(2))
+        source = Source("large", ("a", "b"), images, images)
+        with pytest.raises(ValueError, match=r"orders of 10000 pixels would take 10,000,000,000"):
+            Permuted(1_000_000).transform(source)

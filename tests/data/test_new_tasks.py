@@ -108,3 +108,47 @@ def test_formats_that_are_not_read(tmp_path):
         ValueError, match=r"cannot read image .*a.bmp.*; PNG, JPEG and WebP are read"
     ):
         load_images([tmp_path / "a.bmp"], (1, 8, 8))
+
+
+def test_links_that_lead_round_in_a_ring_are_followed_once(root):
+    for folder in (root, root / "bags"):
+        for name in ("one", "two"):
+            (folder / name).symlink_to(root)
+    assert len(find_images(root)) == 12
+    assert len(set(find_images(root / "**" / "*.png"))) == 12
+    assert len(set(find_images(f"{root}/**"))) == 12
+
+
+def test_a_link_to_images_elsewhere_is_followed(root, tmp_path):
+    write(tmp_path / "elsewhere" / "1.png")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "one.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    assert len(find_images(root)) == 14
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("*/*/*.png", 12),
+        ("**/new/*.png", 6),
+        ("bags/**", 6),
+        ("**/[a-n]*/0.png", 2),
+        ("b*/**/**/?.png", 6),
+    ],
+)
+def test_globs(root, monkeypatch, pattern, count):
+    for start, place in ((root, pattern), (root.parent, f"{root}/{pattern}")):
+        monkeypatch.chdir(start)
+        found = find_images(place)
+        assert len(set(found)) == count
+        assert all(path.is_file() for path in found)
+
+
+def test_a_name_with_the_signs_of_a_glob_is_the_file_itself(root):
+    assert find_images(write(root / "[ab]*.png")) == [root / "[ab]*.png"]
+
+
+def test_images_of_other_formats_that_are_searched_through(root):
+    (root / "new.tif").touch()
+    with pytest.warns(UserWarning, match=r"over: .*new.tif; PNG, JPEG and WebP are read$"):
+        assert len(find_images(root)) == 12

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -277,3 +278,41 @@ def test_named_sources_joined(tmp_path):
 def test_sources_that_cannot_be_joined(name, message):
     with pytest.raises(ValueError, match=message):
         load_source(name)
+
+
+@pytest.mark.parametrize(
+    "names", [[["a"]] * 100, [{}] * 100, list(range(100)), ["a"] * 100, "x" * 100, 7, None]
+)
+def test_names_of_classes_that_are_none_are_numbers(tmp_path, names):
+    for part in ("train", "test"):
+        _write(tmp_path / "cifar100", label="fine_label", names=(f"{part}.parquet",) * 2)
+    table = _table(_pixels(), list(range(6)), label="fine_label", names=names)
+    pq.write_table(table, tmp_path / "cifar100" / "train.parquet")
+    assert load_source("cifar100", tmp_path).classes == tuple(map(str, range(100)))
+
+
+def test_text_in_place_of_bytes_is_no_path(tmp_path):
+    _write(tmp_path / "mnist")
+    (tmp_path / "secret.png").write_bytes(_png(_pixels(1)[0]))
+    table = pa.table({"image": [{"bytes": str(tmp_path / "secret.png")}], "label": [0]})
+    pq.write_table(table, tmp_path / "mnist" / "train.parquet")
+    with pytest.raises(ValueError, match=r"row 0 of .*train.parquet: it is no bytes but '"):
+        load_source("mnist", tmp_path)
+
+
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path):
+    _write(tmp_path / "mnist")
+    (tmp_path / "mnist" / "train.parquet").unlink()
+    os.mkfifo(tmp_path / "mnist" / "train.parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: it is no regular file"):
+        load_source("mnist", tmp_path)
+
+
+def test_what_the_reader_has_not_got_is_an_error_with_the_files_name(tmp_path, monkeypatch):
+    def fail(path):
+        raise pa.ArrowNotImplementedError("integers of 128 bits")
+
+    _write(tmp_path / "mnist")
+    monkeypatch.setattr(pq, "read_table", fail)
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: integers of 128 bits"):
+        load_source("mnist", tmp_path)

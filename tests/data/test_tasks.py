@@ -3,8 +3,10 @@ import torch
 
 from sparsehyper.data import (
     Hue,
+    Images,
     Permuted,
     Rotated,
+    Source,
     Split,
     load_source,
     make_tasks,
@@ -115,3 +117,28 @@ def test_select_keeps_images_and_labels():
         tasks.select(["1-2"])
     with pytest.raises(ValueError, match="at least one task, got none"):
         tasks.select([])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_numbers_of_any_integer_type(dtype, noise):
+    source = noise()
+    others = Source(
+        source.name,
+        source.classes,
+        *(Images(part.pixels, part.labels.to(dtype)) for part in (source.train, source.test)),
+    )
+    assert others.train.labels.dtype == torch.int64
+    split, other = (make_tasks(s, Split(2)).train for s in (source, others))
+    task, index = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
+    expected = split.batch(task, index)
+    for found in (other.batch(task, index), split.batch(task.to(dtype), index.to(dtype))):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "task", [torch.zeros(2), torch.zeros(2).bool(), torch.zeros(1, 2).int(), 0]
+)
+def test_task_numbers_are_integers(task, noise):
+    split = make_tasks(noise(), Split(2)).train
+    with pytest.raises(ValueError, match=r"`task` must be integers \[batch\], got"):
+        split.batch(task, torch.zeros(2, dtype=torch.int64))

@@ -118,3 +118,37 @@ def test_a_folder_of_images(tmp_path):
 def test_neither_a_source_nor_a_folder():
     with pytest.raises(FileNotFoundError, match=r"one of 'digits', .*; got 'digit'"):
         load_tasks(DataConfig("digit"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"names": "ab"}, TypeError, "`names` must be a list, got 'ab'"),
+        ({"names": [1, 2]}, TypeError, "`names` must be strings, got 1"),
+        ({"names": ["a"]}, ValueError, "`classes` must be those of 1 tasks"),
+        ({"classes": ["xy", "xy"]}, TypeError, "`classes` must be lists of names, got 'xy'"),
+        ({"image_shape": [1, 8]}, ValueError, "`image_shape` three numbers"),
+        ({"image_shape": [1, 8, 0]}, ValueError, "`image_shape` must be at least 1, got 0"),
+        ({"image_shape": [1, 8, "8"]}, TypeError, "`image_shape` must be an integer, got '8'"),
+        ({"mean": [0.5, 0.5]}, ValueError, "`mean` must have 1 numbers"),
+        ({"std": [None]}, TypeError, "`std` must be a number, got None"),
+        ({"fingerprint": 7}, TypeError, "must be strings, got 7"),
+    ],
+)
+def test_tasks_of_a_damaged_configuration_are_refused(changes, error, message):
+    values = {
+        "names": ["a", "b"],
+        "classes": [["x", "y"], ["x", "y"]],
+        "image_shape": [1, 8, 8],
+        "mean": [0.5],
+        "std": [0.25],
+        "fingerprint": "0",
+    }
+    assert TaskInfo.from_dict(values).names == ("a", "b")
+    with pytest.raises(error, match=message):
+        TaskInfo.from_dict({**values, **changes})
+    for name in values:
+        with pytest.raises(KeyError, match=name):
+            TaskInfo.from_dict({key: value for key, value in values.items() if key != name})
+    with pytest.raises(TypeError, match="`tasks` must be an object, got None"):
+        TaskInfo.from_dict(None)

@@ -94,3 +94,9 @@ def test_mixed_has_the_nearest_neighbours_and_one_other():
     sources = draw_sources("mixed", 1000, 1000, 4, sigma=50.0, rng=seeded(0))
     assert set(sources[:3, 500].tolist()) == {499, 500, 501}
     assert (sources[3] - torch.arange(1000)).abs().double().median() > 20
+
+
+def test_a_growth_that_takes_too_many_layers_is_refused():
+    assert len(layer_sizes(64, 100_000, 1.05)) < 200
+    with pytest.raises(ValueError, match=r"`growth` must be larger: by 1.001 it takes more than"):
+        layer_sizes(64, 100_000, 1.001)

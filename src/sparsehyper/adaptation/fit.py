@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer, check_vector
 from sparsehyper._random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -170,7 +170,7 @@ def fit_embeddings(
         RuntimeError: within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
-    check_integer("restarts", restarts, minimum=1)
+    check_integer("restarts", restarts, minimum=1, maximum=MOST_REPEATS)
     check_integer("steps", steps, minimum=2)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
@@ -188,9 +188,11 @@ def fit_embeddings(
     for name in names:
         hnet.task_embedding.check_new("name", name)
     device = hnet.task_embedding.weight.device
-    counts = dict.fromkeys(names, n_classes) if isinstance(n_classes, int) else n_classes or {}
-    if not isinstance(counts, Mapping):
-        raise TypeError(f"`n_classes` must be a number, or map names to them, got {counts!r}")
+    counts: Mapping[str, int | None] = (
+        n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(names, n_classes)
+    )
+    if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
+        raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
@@ -269,10 +271,7 @@ class _Fitter:
         # The same for every task, whatever the others are.
         z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
         if isinstance(init, Tensor):
-            if init.shape != known.shape[1:]:
-                raise ValueError(
-                    f"`init` must have shape {list(known.shape[1:])}, got {list(init.shape)}"
-                )
+            check_vector("init", init, known.shape[1])
             z[:, 0] = init.to(known)
         elif init == "mean":
             z[:, 0] = known.mean(0)

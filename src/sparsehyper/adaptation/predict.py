@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import check_integer, check_type, class_numbers
 from sparsehyper.adaptation.fit import Fit, frozen
 from sparsehyper.adaptation.samples import masked
 from sparsehyper.hypernetwork import HyperNetwork
@@ -67,12 +67,14 @@ def identify_task(
             f"`x` must be a tensor of inputs, got a {type(x).__name__}; give x and y apart, as in "
             "identify_task(hnet, x, y)"
         )
-    if len(x) == 0:
+    if x.ndim == 0 or len(x) == 0:
         raise ValueError("`x` must hold at least one sample, got none")
-    if y is not None and len(y) != len(x):
-        raise ValueError(f"`y` must have a label for each of {len(x)} samples, got {len(y)}")
+    if y is not None:
+        y = class_numbers("`y`", y, len(x))
     if isinstance(n_classes, int):
         n_classes = [n_classes] * len(names)
+    if n_classes is not None:
+        check_type("n_classes", n_classes, Sequence, "a number, or one for each task")
     if n_classes is not None and len(n_classes) != len(names):
         raise ValueError(f"`n_classes` must have {len(names)} entries, got {len(n_classes)}")
     for count in n_classes or ():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import check_integer, class_numbers
 from sparsehyper._random import seeded
 
 Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -69,12 +69,7 @@ class TaskSamples:
         x, y = x[order], y[order]
         if not are_classes:
             return cls(name, x, y, 0)
-        if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
-            raise ValueError(
-                f"labels of task {name!r} must be class numbers [n] from 0, got shape "
-                f"{list(y.shape)} and dtype {y.dtype}, at least {y.min().item()}; give a `loss` "
-                "for others"
-            )
+        y = class_numbers(f"labels of task {name!r}", y, len(x), "; give a `loss` for others")
         classes = int(y.max()) + 1 if n_classes is None else n_classes
         if int(y.min()) == int(y.max()):
             raise ValueError(
@@ -86,7 +81,7 @@ class TaskSamples:
                 f"labels of task {name!r} must be below its {classes} classes, got {int(y.max())}"
             )
         order = _turns(y)
-        return cls(name, x[order], y[order].long(), classes)
+        return cls(name, x[order], y[order], classes)
 
 
 class Batches:

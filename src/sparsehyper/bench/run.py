@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper.bench.adaptation import measure_adaptation
 from sparsehyper.bench.generators import measure_generators
 from sparsehyper.bench.layers import measure_layers
@@ -70,7 +70,7 @@ def bench(
         ValueError: an unknown group, or ``"peers"`` without their folder; ``rounds`` below 1 or a
             negative seed.
     """
-    check_integer("rounds", rounds, minimum=1)
+    check_integer("rounds", rounds, minimum=1, maximum=MOST_REPEATS)
     check_integer("seed", seed, minimum=0)
     measures: dict[str, Measure] = {
         "layers": measure_layers,

@@ -6,6 +6,7 @@ failed); 2 bad input or usage; 130 interrupted, with what was trained kept.
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -21,4 +22,7 @@ def main() -> None:
         raise SystemExit(2) from None
     from sparsehyper.cli.app import run
 
+    for stream in (sys.stdout, sys.stderr):  # what the terminal has no characters for
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     raise SystemExit(run())

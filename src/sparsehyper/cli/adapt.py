@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper.cli.output import Json, print_json, print_table
+from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.experiments import adapt_run, shares_weights
 
 
@@ -95,7 +95,7 @@ def adapt(
     )
     weights = "shares" if shares_weights(run, out) else "has a copy of"
     fitted = sum(row["seconds"] for row in rows)
-    typer.echo(
+    echo(
         f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} knows them beside the tasks of "
         f"{run}, and {weights} its weights."
     )

@@ -18,6 +18,7 @@ from sparsehyper.cli.compare import compare
 from sparsehyper.cli.evaluate import evaluate
 from sparsehyper.cli.export import export
 from sparsehyper.cli.inspect import inspect
+from sparsehyper.cli.output import echo, warnings_as_lines
 from sparsehyper.cli.predict import predict
 from sparsehyper.cli.report import report
 from sparsehyper.cli.study import study
@@ -55,19 +56,23 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings_as_lines():
+                command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            typer.echo(str(error) or "interrupted", err=True)
+            echo(str(error) or "interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, BrokenPipeError):
             raise  # nobody reads on: no error of ours
-        except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
+        except (
+            *(ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError),
+            *(ArithmeticError, MemoryError),
+        ) as error:
             if os.environ.get("SPARSEHYPER_TRACEBACK"):
                 raise
             # A KeyError's own text is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
             text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
-            typer.echo(f"error: {text}", err=True)
+            echo(f"error: {text}", err=True)
             failed = isinstance(error, (NonFiniteError, RuntimeError))
             raise typer.Exit(FAILED if failed else BAD_INPUT) from None
 
@@ -82,7 +87,7 @@ for command in (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(importlib.metadata.version("sparsehyper"))
+        echo(importlib.metadata.version("sparsehyper"))
         raise typer.Exit
 
 
@@ -106,4 +111,7 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else FAILED
+    except OSError as error:  # of help, which has no command to report it
+        echo(f"error: {error}", err=True)
+        return FAILED
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper import bench as benchmarks
-from sparsehyper.cli.output import Json, print_json, print_table
+from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.report import bench as report
 
 
@@ -62,9 +62,9 @@ def bench(
             for table in report.tables(group, results):
                 print_table(table.title, table.columns, table.rows)
                 for note in table.notes:
-                    typer.echo(note)
+                    echo(note)
     if json:
         print_json(results)
     else:
         for file in files:
-            typer.echo(out / file)
+            echo(out / file)

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from sparsehyper import experiments
+from sparsehyper._checks import MOST_REPEATS, check_integer
 from sparsehyper.cli.options import experiment_from, takes_experiment
-from sparsehyper.cli.output import Json, Quiet, print_json
+from sparsehyper.cli.output import Json, Quiet, echo, print_json
 from sparsehyper.generators import Sparse
 from sparsehyper.report.plots import accuracy_vs_budget
 from sparsehyper.report.tables import rich_table
@@ -45,6 +46,7 @@ def compare(
     Example: **sparsehyper compare --out runs/pairs --data digits --tasks split:2,all --budget 2
     --budget 4**
     """
+    check_integer("seeds", seeds, minimum=1, maximum=MOST_REPEATS)
     results = experiments.compare(
         experiment_from({**options, "seed": 0}, Sparse().to_config()),
         out,
@@ -62,13 +64,11 @@ def compare(
     else:
         Console().print(rich_table(results))
         for row in results["skipped"]:
-            typer.echo(f"skipped {row['method']} at {row['budget']} N: {row['reason']}")
-        typer.echo(out / "results.json")
+            echo(f"skipped {row['method']} at {row['budget']} N: {row['reason']}")
+        echo(out / "results.json")
         if results["rows"]:
-            typer.echo(picture)
+            echo(picture)
     for failure in results["failures"]:
-        typer.echo(
-            f"failed: {failure['method']}, seed {failure['seed']}: {failure['error']}", err=True
-        )
+        echo(f"failed: {failure['method']}, seed {failure['seed']}: {failure['error']}", err=True)
     if results["failures"]:
         raise typer.Exit(1)

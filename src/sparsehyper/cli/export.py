@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper.cli.output import Json, print_json
+from sparsehyper.cli.output import Json, echo, print_json
 from sparsehyper.experiments import export_run
 
 
@@ -36,7 +36,7 @@ def export(
         print_json({"out": str(out), "bytes": size, "seconds": seconds, **about})
         return
     shape = " × ".join(map(str, about["image_shape"]))
-    typer.echo(
+    echo(
         f"{out}: {about['format']}, {size:,} bytes, images {shape}, {about['outputs']} logits "
         f"({', '.join(about['classes'])}), {seconds:.1f} s"
     )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import MOST_TASKS, WIDEST, check_integer
 from sparsehyper.analysis import (
     count_operations,
-    distances,
     effective_rank,
     layer_statistics,
     summarize,
     task_embeddings,
 )
 from sparsehyper.cli.options import given
-from sparsehyper.cli.output import Json, print_json, print_table
+from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.experiments import (
     DataConfig,
@@ -27,9 +27,12 @@ from sparsehyper.experiments import (
     build_model,
     load_run,
 )
+from sparsehyper.experiments.adapted import neighbours
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import TrainConfig
+
+_LARGEST_SIDE = 8192
 
 
 def inspect(
@@ -67,8 +70,8 @@ def inspect(
         loaded = load_run(run)
         model, image_shape = loaded.hypernetwork(), loaded.tasks.image_shape
     else:
-        check_integer("tasks", tasks, minimum=1)
-        check_integer("classes", classes, minimum=1)
+        check_integer("tasks", tasks, minimum=1, maximum=MOST_TASKS)
+        check_integer("classes", classes, minimum=1, maximum=WIDEST)
         image_shape = _shape(image)
         experiment = Experiment(
             DataConfig(),
@@ -100,13 +103,11 @@ def inspect(
 
 def _nearest(model: HyperNetwork) -> list[dict[str, Any]]:
     """For each task the one with the most similar embedding."""
-    between = distances(task_embeddings(model)).fill_diagonal_(torch.inf)
-    least, places = between.min(1)
+    names = model.task_names
+    places, cosines = neighbours(task_embeddings(model))
     return [
-        {"task": task, "nearest": model.task_names[place], "cosine_distance": distance}
-        for task, place, distance in zip(
-            model.task_names, places.tolist(), least.tolist(), strict=True
-        )
+        {"task": task, "nearest": names[place], "cosine_distance": 1 - cosine}
+        for task, place, cosine in zip(names, places.tolist(), cosines.tolist(), strict=True)
     ]
 
 
@@ -141,21 +142,21 @@ def _show(summary: dict[str, Any]) -> None:
             for layer, used in zip(summary["layers"], wiring["coverage"], strict=True)
         ],
     )
-    typer.echo(
+    echo(
         f"Trainable: {trainable['generator']:,} generator, {trainable['embeddings']:,} embeddings "
         f"({summary['tasks']} × {summary['latent_dim']}), {trainable['shared']:,} shared by tasks; "
         f"{summary['trainable_per_parameter']:.3f} per generated parameter."
     )
-    typer.echo(
+    echo(
         f"A latent unit reaches {wiring['reach_mean']:.1%} of the outputs "
         f"(least {wiring['reach_min']:.1%}, most {wiring['reach_max']:.1%})."
     )
     rank, operations = summary["effective_rank"], summary["operations"]
-    typer.echo(
+    echo(
         f"The models differ in {rank['effective_rank']:.1f} directions (effective rank"
         f"{'' if rank['exact'] else ', from a sample'}; at most {len(rank['singular_values'])})."
     )
-    typer.echo(
+    echo(
         f"Multiply-adds: {operations['generator']['multiply_adds']:,} to generate a model, "
         f"{operations['target']['multiply_adds']:,} to run it on one image."
     )
@@ -169,7 +170,9 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ValueError(f"`image` must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32; got {text!r}")
     channels, height, width = map(int, parts)
+    for side in (channels, height, width):
+        check_integer("image", side, minimum=1, maximum=_LARGEST_SIDE)
     return channels, height, width

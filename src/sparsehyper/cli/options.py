@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from sparsehyper._checks import check_integer
 from sparsehyper.data import SOURCES
 from sparsehyper.experiments import Experiment
 from sparsehyper.experiments.targets import is_built_in
@@ -243,6 +244,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     Raises:
         ValueError: as `Experiment`, or a pretrained base of a target that is not.
     """
+    check_integer("split_seed", options["split_seed"], minimum=0)
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
     apply_options(settings, options)
     if settings["data"]["source"] in SOURCES and settings["data"]["tasks"] is None:

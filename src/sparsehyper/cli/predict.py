@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._checks import check_choice
-from sparsehyper.cli.output import print_json, print_table
+from sparsehyper.cli.output import echo, print_csv, print_json, print_table
 from sparsehyper.experiments import predict_run
 
 _FORMATS = ("table", "json", "csv")
@@ -27,7 +25,14 @@ def predict(
             "by how sure its predictions are."
         ),
     ] = None,
-    format: Annotated[str, typer.Option(help="table, json or csv.")] = "table",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="table, json or csv. In csv, a cell that begins with =, +, -, @, a tab or a "
+            "carriage return gets an apostrophe before it, so that no spreadsheet takes it for a "
+            "formula; json has all names as they are."
+        ),
+    ] = "table",
     resize: Annotated[
         bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
     ] = False,
@@ -50,9 +55,7 @@ def predict(
         for file, label, values in zip(found.files, found.labels, found.probabilities, strict=True)
     ]
     if format == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows(
-            [["file", "label", "probability"], *rows]
-        )
+        print_csv(["file", "label", "probability"], rows)
     else:
         print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
     told = "as given"
@@ -62,6 +65,6 @@ def predict(
         told += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
     # Not to stdout, where a CSV stands.
     images_seen = "1 image" if len(rows) == 1 else f"{len(rows)} images"
-    typer.echo(f"{images_seen}, task {found.task!r} {told}, {seconds:.1f} s", err=True)
+    echo(f"{images_seen}, task {found.task!r} {told}, {seconds:.1f} s", err=True)
     if found.accuracy is not None:
-        typer.echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)
+        echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._files import check_absent, whole
+from sparsehyper.cli.output import echo
 from sparsehyper.experiments import describe_run
 from sparsehyper.report.html import write_html
 from sparsehyper.report.results import describe_results
@@ -41,6 +42,6 @@ def report(
         write_html(described, partial)
     for one in described:
         if one.get("missing"):
-            typer.echo(f"{one['name']}: {one['missing']}", err=True)
+            echo(f"{one['name']}: {one['missing']}", err=True)
     size, seconds = out.stat().st_size, time.perf_counter() - started
-    typer.echo(f"{out} ({size / 1e6:.1f} MB, {seconds:.1f} s)")
+    echo(f"{out} ({size / 1e6:.1f} MB, {seconds:.1f} s)")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper._checks import check_choice, check_integer
-from sparsehyper.cli.output import Json, Quiet, print_json, print_table
+from sparsehyper._checks import MOST_WORKERS, check_choice, check_integer
+from sparsehyper.cli.output import Json, Quiet, echo, print_json, print_table
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.studies import STUDIES
 from sparsehyper.report.studies import REPORTS, all_tables, markdown
@@ -41,7 +41,7 @@ def study(
     Example: **sparsehyper study new-tasks --out runs/new-tasks --scale smoke**
     """
     check_choice("name", name, STUDIES)
-    check_integer("workers", workers, minimum=1)
+    check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
     started = time.perf_counter()
     settings_of, run = STUDIES[name]
     report = REPORTS[name]
@@ -69,5 +69,5 @@ def study(
     for title, columns, rows in all_tables(report, results):
         print_table(title, columns, rows)
     for file in ("results.json", "results.md", report.picture):
-        typer.echo(out / file)
-    typer.echo(f"{time.perf_counter() - started:.0f} s")
+        echo(out / file)
+    echo(f"{time.perf_counter() - started:.0f} s")

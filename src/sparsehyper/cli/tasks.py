@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper.cli.output import Json, print_json, print_table
+from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.experiments import change_tasks, describe_tasks, shares_weights
 
 
@@ -55,5 +55,5 @@ def tasks(
     )
     if out is not None:
         weights = "shares" if shares_weights(run, out) else "has a copy of"
-        typer.echo(f"{out} has these; it {weights} the weights of {run}, which is as it was.")
-    typer.echo(f"{time.perf_counter() - started:.1f} s")
+        echo(f"{out} has these; it {weights} the weights of {run}, which is as it was.")
+    echo(f"{time.perf_counter() - started:.1f} s")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.cli.options import apply_options, experiment_from, given, takes_experiment
-from sparsehyper.cli.output import Json, Quiet, print_json, print_tasks
+from sparsehyper.cli.output import Json, Quiet, echo, print_json, print_tasks
 from sparsehyper.experiments import (
     Experiment,
     parse_method,
@@ -64,7 +64,7 @@ def train(
         return
     print_tasks("Test", result["test"])
     training = result["training"]
-    typer.echo(
+    echo(
         f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is kept in {out}"
     )
 

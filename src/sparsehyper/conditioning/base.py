@@ -12,8 +12,9 @@ from typing import Any, ClassVar, SupportsIndex, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import MOST_TASKS, WIDEST, check_integer, check_size, is_whole
 from sparsehyper._random import seeded, uniform
+from sparsehyper._text import listed
 
 Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
 """What ``task`` may be: a name, a number, an embedding, … as each conditioner says."""
@@ -33,7 +34,7 @@ class Conditioner(nn.Module, ABC):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_integer("dim", dim, minimum=2)
+        check_integer("dim", dim, minimum=2, maximum=WIDEST)
         self.dim = dim
         self.names: list[str] = []
 
@@ -67,10 +68,10 @@ class Conditioner(nn.Module, ABC):
         """``task`` if it is an embedding ``[dim]`` itself."""
         if not (isinstance(task, Tensor) and task.is_floating_point()):
             return None
-        if task.shape != (self.dim,):
+        if task.shape != (self.dim,) or task.layout is not torch.strided:
             raise ValueError(
                 f"a floating-point `task` is an embedding of shape [{self.dim}], "
-                f"got shape {list(task.shape)}; task numbers must be integers"
+                f"got shape {list(task.shape)}, {task.layout}; task numbers must be integers"
             )
         tensors = itertools.chain(self.parameters(), self.buffers(), [task])
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)
@@ -86,15 +87,18 @@ class TaskConditioner(Conditioner):
     def __init__(self, tasks: int | Sequence[str], dim: int) -> None:
         super().__init__(dim)
         if isinstance(tasks, int):
-            check_integer("tasks", tasks, minimum=1)
+            check_integer("tasks", tasks, minimum=1, maximum=MOST_TASKS)
             tasks = [str(i) for i in range(tasks)]
         if isinstance(tasks, str) or not isinstance(tasks, Sequence):
             raise TypeError(f"`tasks` must be a number or a list of names, got {tasks!r}")
         if not tasks:
             raise ValueError("`tasks` must name at least one task, got none")
+        check_integer("tasks", len(tasks), minimum=1, maximum=MOST_TASKS)
+        check_size(f"`tasks` of `dim` {dim:,}", len(tasks) * dim)
+        self._rows: dict[str, int] = {}  # name → number
         for name in tasks:
             self.check_new("tasks", name)
-            self.names.append(name)
+            self.append_name(name)
 
     @abstractmethod
     def forward(self, task: Tensor) -> Tensor:
@@ -118,8 +122,7 @@ class TaskConditioner(Conditioner):
         """The number of one task, which may be None where there is only one."""
         if task is None:
             if len(self.names) > 1:
-                known = ", ".join(map(repr, self.names))
-                raise TypeError(f"`task` is missing; the tasks are: {known}")
+                raise TypeError(f"`task` is missing; the tasks are: {listed(self.names)}")
             return 0
         if isinstance(task, Tensor) and (task.ndim or not is_ids(task)):
             raise ValueError(
@@ -137,10 +140,9 @@ class TaskConditioner(Conditioner):
             IndexError: a number outside [0, tasks); a negative one is never counted from the end.
         """
         if isinstance(task, str):
-            if task not in self.names:
-                known = ", ".join(map(repr, self.names))
-                raise KeyError(f"unknown `task` {task!r}; the tasks are: {known}")
-            return self.names.index(task)
+            if task not in self._rows:
+                raise KeyError(f"unknown `task` {task!r}; the tasks are: {listed(self.names)}")
+            return self._rows[task]
         try:
             if isinstance(task, bool):
                 raise TypeError
@@ -167,10 +169,13 @@ class TaskConditioner(Conditioner):
             ValueError: it is the only one.
         """
         row = self.index(name)
+        name = self.names[row]
         if len(self.names) == 1:
             raise ValueError(f"`name` {name!r} is the only task, and cannot be removed")
         self.drop(row)
-        del self.names[row]
+        del self.names[row], self._rows[name]
+        for later in self.names[row:]:
+            self._rows[later] -= 1
 
     @abstractmethod
     def drop(self, row: int) -> None:
@@ -185,14 +190,20 @@ class TaskConditioner(Conditioner):
         """
         row = self.index(name)
         self.check_new("new_name", new_name)
-        self.names[row] = new_name
+        del self._rows[self.names[row]]
+        self.names[row], self._rows[new_name] = new_name, row
 
     def check_new(self, argument: str, name: Any) -> None:
         """Raise unless ``name`` could be that of one more task."""
         if not isinstance(name, str) or not name:
             raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
-        if name in self.names:
+        if name in self._rows:
             raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
+
+    def append_name(self, name: str) -> None:
+        """Give the next number to a task that was checked, and added to the table."""
+        self._rows[name] = len(self.names)
+        self.names.append(name)
 
 
 @torch.no_grad()
@@ -210,9 +221,6 @@ def initialise(module: nn.Module, seed: int) -> None:
             gain = 2.0
 
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
 def is_ids(task: Any) -> TypeGuard[Tensor]:
     """Whether ``task`` is a tensor of task numbers."""
-    return isinstance(task, Tensor) and task.dtype in _INTEGERS
+    return is_whole(task)

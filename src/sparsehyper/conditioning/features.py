@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import WIDEST, check_integer, check_size
 from sparsehyper.conditioning.base import TaskConditioner, initialise
 
 
@@ -48,10 +48,11 @@ class TaskFeatures(TaskConditioner):
         if not isinstance(features, Mapping):
             raise TypeError(f"`features` must map names to vectors, got {features!r}")
         super().__init__(list(features), dim)
-        check_integer("hidden", hidden, minimum=1)
-        rows = [self._checked(name, row, None) for name, row in features.items()]
-        for name, row in zip(features, rows, strict=True):
-            self._checked(name, row, len(rows[0]))
+        check_integer("hidden", hidden, minimum=1, maximum=WIDEST)
+        rows: list[Tensor] = []
+        for name, row in features.items():
+            rows.append(self._checked(name, row, len(rows[0]) if rows else None))
+        check_size("`hidden` units of `dim` outputs", hidden * max(dim, len(rows[0])))
         self.register_buffer("features", torch.stack(rows))
         self.first, self.last = nn.Linear(len(rows[0]), hidden), nn.Linear(hidden, dim)
         initialise(self, seed)
@@ -78,7 +79,7 @@ class TaskFeatures(TaskConditioner):
             )
         row = self._checked(name, init, self.features.shape[1])
         self.features = torch.cat([self.features, row[None].to(self.features)])
-        self.names.append(name)
+        self.append_name(name)
 
     def drop(self, row: int) -> None:
         """Forget the features of a task."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice
+from sparsehyper._checks import check_choice, check_size
 from sparsehyper.conditioning.base import Conditioner, initialise, is_ids
 from sparsehyper.conditioning.tasks import TaskEmbedding
 
@@ -98,6 +98,7 @@ class InputAndTask(Conditioner):
         super().__init__(encoder.dim)
         if tasks.dim != encoder.dim:
             raise ValueError(f"`tasks` must have `dim` {encoder.dim}, got {tasks.dim}")
+        check_size("B of `dim`³", self.dim**3)
         self.encoder, self.tasks = encoder, tasks
         self.per_sample = encoder.per_sample
         self.names = tasks.names

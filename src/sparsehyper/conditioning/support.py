@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import WIDEST, check_integer, check_size, class_numbers
 from sparsehyper.conditioning.base import Conditioner, initialise
 
 
@@ -49,9 +49,10 @@ class SupportSet(Conditioner):
         seed: int = 0,
     ) -> None:
         super().__init__(dim)
-        check_integer("features", features, minimum=1)
-        check_integer("n_classes", n_classes, minimum=2)
-        check_integer("hidden", hidden, minimum=1)
+        check_integer("features", features, minimum=1, maximum=WIDEST)
+        check_integer("n_classes", n_classes, minimum=2, maximum=WIDEST)
+        check_integer("hidden", hidden, minimum=1, maximum=WIDEST)
+        check_size("`hidden` units", hidden * max(features + n_classes, hidden, dim))
         self.encoder, self.features, self.n_classes = encoder, features, n_classes
         self.each = nn.Sequential(
             nn.Linear(features + n_classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
@@ -72,24 +73,23 @@ class SupportSet(Conditioner):
                 f"{type(task).__name__}"
             )
         x, y = task
-        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or len(y) != len(x):
-            raise ValueError(
-                f"a support set's labels must be class numbers [{len(x)}], got "
-                f"{f'{y.dtype} {list(y.shape)}' if isinstance(y, Tensor) else repr(y)}"
+        if not isinstance(x, Tensor) or x.ndim == 0:
+            raise TypeError(
+                f"a support set's examples must be a tensor [n, …], got a {type(x).__name__}"
             )
+        y = class_numbers("a support set's labels", y, len(x))
         if len(y) == 0:
             raise ValueError("a support set must have at least one example, got none")
-        if int(y.min()) < 0 or int(y.max()) >= self.n_classes:
+        if int(y.max()) >= self.n_classes:
             raise ValueError(
-                f"a support set's labels must be in 0..{self.n_classes - 1}, got {int(y.min())} "
-                f"to {int(y.max())}"
+                f"a support set's labels must be in 0..{self.n_classes - 1}, got {int(y.max())}"
             )
         seen = self.encoder(x)
         if seen.shape != (len(y), self.features):
             raise ValueError(
                 f"`encoder` must return [{len(y)}, {self.features}], got {list(seen.shape)}"
             )
-        labels = F.one_hot(y.long(), self.n_classes).to(seen)
+        labels = F.one_hot(y, self.n_classes).to(seen)
         return self.whole(self.each(torch.cat([seen, labels], 1)).mean(0)), 0
 
     def to_config(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_number
+from sparsehyper._checks import check_number, check_vector
 from sparsehyper._random import normal, seeded
 from sparsehyper.conditioning.base import TaskConditioner
 
@@ -89,8 +89,7 @@ class TaskEmbedding(TaskConditioner):
         self.check_new("name", name)
         with torch.no_grad():
             if isinstance(init, Tensor):
-                if init.shape != (self.dim,):
-                    raise ValueError(f"`init` must have shape [{self.dim}], got {list(init.shape)}")
+                check_vector("init", init, self.dim)
                 row = init.to(self.weight)
             elif init == "mean":
                 row = self.weight.mean(0)
@@ -98,7 +97,7 @@ class TaskEmbedding(TaskConditioner):
                 row = self.weight[self.index(init)]
             weight = torch.cat([self.weight, row[None]])
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.names.append(name)
+        self.append_name(name)
 
     def drop(self, row: int) -> None:
         """Forget an embedding; the rest become a new parameter, which optimisers must be given."""

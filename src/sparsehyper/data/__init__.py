@@ -2,7 +2,6 @@
 
 from sparsehyper.data.batches import AUGMENTATIONS, Batches
 from sparsehyper.data.folder import (
-    FORMATS_READ,
     LabelledTask,
     find_images,
     load_folder,
@@ -18,7 +17,6 @@ from sparsehyper.data.tasks import Batch, TaskSet, TaskSplit
 
 __all__ = [
     "AUGMENTATIONS",
-    "FORMATS_READ",
     "SOURCES",
     "TASK_MAKERS",
     "Batch",

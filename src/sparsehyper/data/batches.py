@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import WIDEST, check_choice, check_integer
 from sparsehyper._random import integers, seeded
 from sparsehyper.data.tasks import Batch, TaskSplit
 from sparsehyper.data.transforms import crop_and_flip
@@ -62,7 +62,7 @@ class Batches:
         augment: Sequence[str] = (),
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        check_integer("batch_size", batch_size, minimum=1)
+        check_integer("batch_size", batch_size, minimum=1, maximum=WIDEST)
         check_integer("tasks_per_batch", tasks_per_batch, minimum=1)
         check_integer("seed", seed, minimum=0)
         if isinstance(augment, str):

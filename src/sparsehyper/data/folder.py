@@ -3,16 +3,18 @@
     root/<task>/<class>/*.png                  a fifth of every class becomes the test set, or
     root/{train,test}/<task>/<class>/*.png     the parts are given
 
-PNG, JPEG and WebP; hidden files, and files that are no images, are ignored. Needs Pillow, from the
-``data`` extra.
+PNG, JPEG and WebP; hidden files, and files that are no images, are ignored, and a warning says how
+many pictures of other formats there are. Needs Pillow, from the ``data`` extra.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,7 +29,14 @@ from sparsehyper.data.source import Images, Source, Task
 from sparsehyper.data.splits import digests, hold_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Of pictures that are not read: people are told, as they may take them for read.
+_OTHER_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".cr2", ".dcm", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico"),
+    *(".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".nef", ".pbm", ".pcx", ".pgm", ".pnm"),
+    *(".ppm", ".psd", ".raw", ".svg", ".tga", ".tif", ".tiff"),
+)
 TEST_FRACTION = 0.2
+_LARGEST_SIDE = 8192  # as large as pictures that are read
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
 _TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
 _TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
@@ -177,21 +186,71 @@ def load_images(
     return torch.from_numpy(channels_first(np.stack(arrays)))
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files in a folder and those below it, hidden ones left out."""
+def find_images(place: str | os.PathLike[str]) -> list[Path]:
+    """The images that a file, a folder or a glob stands for, without hidden ones in folders.
+
+    A folder is searched with those below it, and each of them once: links may lead round in a ring.
+    A file that is named itself is taken whatever it is called.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    place = os.fspath(place)
+    matches = [Path(place)] if os.path.lexists(place) else sorted(_matches(place))
     found: list[Path] = []
-    for path in _visible(folder):
-        if path.is_dir():
-            found += find_images(path)
-        elif _is_image(path):
-            found.append(path)
+    others: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for match in matches:
+        if match.is_dir():
+            files = [path for path in _walk(match, seen) if not path.is_dir()]
+            found += filter(_is_image, files)
+            others += filter(_is_other_picture, files)
+        else:
+            found.append(match)
+    _say_passed_over(others)
+    if not found:
+        raise FileNotFoundError(
+            f"no image at {place!r}; give files, folders or globs; {FORMATS_READ}"
+        )
     return found
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    """What a glob stands for, where ``**`` is any folder below: each once."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))
+        return
+    at = parts.index("**")
+    for start in _matches(str(Path(*parts[:at]))) if at else [Path()]:
+        for folder in _walk(start, set()):
+            if folder.is_dir():
+                yield from _matches(str(Path(glob.escape(str(folder)), *parts[at + 1 :])))
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """A folder and all that is visible in it and below, in order; no folder that was seen."""
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        if path.is_dir():
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            waiting += reversed(_visible(path))
+        yield path
 
 
 def _parts(root: Path) -> list[Path]:
     """``[root]``, or its ``train/`` and ``test/``."""
     given = {path.name: path for path in _visible(root) if path.is_dir()}
     if not {"train", "test"} & given.keys():
+        if sorted(name.casefold() for name in given) == ["test", "train"]:
+            raise ValueError(
+                f"{root} has {' and '.join(f'{name}/' for name in given)}; name them train/ and "
+                "test/, in small letters, where they are the parts of the data"
+            )
         return [root]
     if given.keys() != {"train", "test"}:
         raise ValueError(
@@ -203,29 +262,39 @@ def _parts(root: Path) -> list[Path]:
 
 def _scan(part: Path, layout: str, task: str | None = None) -> _Tree:
     """The tasks in a folder, or the classes of the one task that it holds."""
+    others: list[Path] = []
     if task is not None:
-        return {task: _classes(part, layout)}
-    return {folder.name: _classes(folder, layout) for folder in _folders(part, layout)}
+        tree = {task: _classes(part, layout, others)}
+    else:
+        folders = _folders(part, layout, others)
+        tree = {folder.name: _classes(folder, layout, others) for folder in folders}
+    _say_passed_over(others)
+    return tree
 
 
-def _classes(task: Path, layout: str) -> dict[str, list[Path]]:
+def _classes(task: Path, layout: str, others: list[Path]) -> dict[str, list[Path]]:
     classes = {}
-    for name in _folders(task, layout):
-        files = list(_visible(name))
+    for folder in _folders(task, layout, others):
+        files = _visible(folder)
         for path in files:
             if path.is_dir():
                 raise ValueError(f"folder {path} is one level too deep; expected {layout}")
-        classes[name.name] = [path for path in files if _is_image(path)]
+        classes[folder.name] = [path for path in files if _is_image(path)]
+        others += filter(_is_other_picture, files)
     return classes
 
 
-def _folders(parent: Path, layout: str) -> list[Path]:
+def _folders(parent: Path, layout: str, others: list[Path]) -> list[Path]:
+    """The folders in a folder; ``others`` gets the pictures beside them."""
     folders = []
     for path in _visible(parent):
         if path.is_dir():
+            _check_name(path)
             folders.append(path)
         elif _is_image(path):
             raise ValueError(f"image {path} is not in a class folder; expected {layout}")
+        elif _is_other_picture(path):
+            others.append(path)
     return folders
 
 
@@ -240,6 +309,29 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
+
+
+def _is_other_picture(path: Path) -> bool:
+    return path.suffix.lower() in _OTHER_SUFFIXES
+
+
+def _say_passed_over(others: list[Path]) -> None:
+    if others:
+        warnings.warn(
+            f"pictures of other formats are passed over: {others[0]}"
+            f"{f' and {len(others) - 1:,} more' if others[1:] else ''}; {FORMATS_READ}",
+            stacklevel=2,
+        )
+
+
+def _check_name(folder: Path) -> None:
+    """Raise ``ValueError`` unless a folder's name is text, as that of a task or class has to be."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"folder {folder} is not named in UTF-8, as a task or class must be; rename it"
+        ) from None
 
 
 def _check_trees(trees: list[_Tree], root: Path, layout: str) -> None:
@@ -316,9 +408,9 @@ def _readable(read: Callable[[Path], T], path: Path) -> T:
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"`image_size` must be a number or (height, width), got {image_size!r}")
     for side in size:
-        check_integer("image_size", side, minimum=1)
-    return size
+        check_integer("image_size", side, minimum=1, maximum=_LARGEST_SIDE)
+    return size[0], size[1]

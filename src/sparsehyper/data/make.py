@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsehyper._checks import check_type
 from sparsehyper.data.makers import TaskMaker
 from sparsehyper.data.source import Source, Task
 from sparsehyper.data.splits import check_fraction, digests, hold_out
@@ -96,6 +97,7 @@ def make_tasks(
 
 def _plan(source: Source, maker: TaskMaker | None) -> tuple[Sequence[Task], Transform | None]:
     if maker is not None:
+        check_type("maker", maker, TaskMaker, "tasks such as Split(2), or None")
         return maker.tasks(source), maker.transform(source)
     if not source.tasks:
         raise ValueError(

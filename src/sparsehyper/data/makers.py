@@ -8,6 +8,7 @@ classes.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sparsehyper._checks import check_integer, check_number
+from sparsehyper._checks import MOST_TASKS, check_integer, check_number, check_size, check_type
 from sparsehyper._random import seeded, spawn_seeds
 from sparsehyper.data.source import Source, Task
 from sparsehyper.data.transforms import Permute, Rotate, ShiftHue, Transform
@@ -72,6 +73,7 @@ class Split(TaskMaker):
     kind = "split"
 
     def __post_init__(self) -> None:
+        check_type("combinations", self.combinations, bool, "true or false")
         if isinstance(self.classes, int):
             check_integer("classes", self.classes, minimum=2, context=" classes a task")
             return
@@ -123,6 +125,7 @@ class Split(TaskMaker):
                 raise ValueError(
                     f"`classes` must be at most {n} for source {source.name!r}, got {self.classes}"
                 )
+            _check_count(f"{self.classes} of {n} classes", math.comb(n, self.classes))
             return list(itertools.combinations(range(n), self.classes))
         if n % self.classes:
             divisors = [str(k) for k in range(2, n + 1) if n % k == 0]
@@ -160,7 +163,7 @@ class Permuted(TaskMaker):
     kind = "permuted"
 
     def __post_init__(self) -> None:
-        check_integer("n_tasks", self.n_tasks, minimum=1)
+        check_integer("n_tasks", self.n_tasks, minimum=1, maximum=MOST_TASKS)
         check_integer("seed", self.seed, minimum=0)
         _check_base(self.of)
 
@@ -171,6 +174,7 @@ class Permuted(TaskMaker):
     def transform(self, source: Source) -> Transform:
         """The permutations."""
         _, height, width = source.image_shape
+        check_size(f"`n_tasks` orders of {height * width} pixels", self.n_tasks * height * width)
         seeds = spawn_seeds(self.seed, self.n_tasks)
         rows = [torch.randperm(height * width, generator=seeded(s)) for s in seeds]
         return Permute(torch.stack(rows))
@@ -258,6 +262,7 @@ def _variants(of: Split | None, source: Source, names: Sequence[str]) -> tuple[T
         base = source.tasks
     else:
         base = (Task("", tuple(range(len(source.classes))), source.classes),)
+    _check_count(f"{len(base):,} tasks in {len(names):,} variants", len(base) * len(names))
     unique = iter(_unique(f"{task.name} {name}".strip() for name in names for task in base))
     return tuple(
         Task(next(unique), task.classes, task.class_names, variant)
@@ -284,9 +289,14 @@ def _unique(names: Iterable[str]) -> list[str]:
     return result
 
 
+def _check_count(what: str, count: int) -> None:
+    if count > MOST_TASKS:
+        raise ValueError(f"`tasks` must be at most {MOST_TASKS:,}, {what} are {count:,}")
+
+
 def _settings(argument: str, value: int | Sequence[float], turn: float) -> tuple[float, ...]:
     if isinstance(value, int):
-        check_integer(argument, value, minimum=1)
+        check_integer(argument, value, minimum=1, maximum=MOST_TASKS)
         return tuple(i * turn / value for i in range(value))
     if not isinstance(value, Iterable) or isinstance(value, str):
         raise TypeError(

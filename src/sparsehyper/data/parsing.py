@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sparsehyper._checks import check_choice
+from sparsehyper._checks import check_choice, check_type
 from sparsehyper.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 
 TASK_MAKERS: dict[str, type[TaskMaker]] = {m.kind: m for m in (Split, Permuted, Rotated, Hue)}
@@ -26,6 +26,7 @@ def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
     >>> maker_from_config({"kind": "hue", "shifts": [0, 0.5], "of": {"kind": "split"}})
     Hue(shifts=(0.0, 0.5), of=Split(classes=2, combinations=False))
     """
+    check_type("tasks", config, Mapping, "a configuration")
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("tasks", kind, TASK_MAKERS)
@@ -52,6 +53,7 @@ def parse_tasks(text: str) -> TaskMaker:
     >>> parse_tasks("split:2,all/hue:3").of
     Split(classes=2, combinations=True)
     """
+    check_type("tasks", text, str, "a string such as 'split:2'")
     first, slash, second = text.partition("/")
     config = _parse_one(second if slash else first, text)
     if slash:

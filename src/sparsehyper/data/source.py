@@ -1,6 +1,6 @@
 """What every task is made of: labelled images, held once as uint8.
 
-Images are ``[n, C, H, W]``, labels ``[n]`` int64, indices into the source's class names.
+Images are ``[n, C, H, W]``, labels ``[n]`` integers, indices into the source's class names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparsehyper._checks import check_type, is_whole
+
 
 class Images(NamedTuple):
     """Labelled images."""
 
     pixels: Tensor  # uint8 [n, C, H, W]
-    labels: Tensor  # int64 [n]
+    labels: Tensor  # integers [n], in a `Source` int64
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Source:
         tasks: the tasks the source itself defines, as a folder of tasks does.
 
     Raises:
-        TypeError: pixels are not uint8, or labels not int64.
+        TypeError: pixels are not uint8, or labels no integers.
         ValueError: shapes disagree, there are no images, or a label is out of range.
 
     >>> pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
@@ -70,6 +72,7 @@ class Source:
             raise ValueError(f"`classes` must be unique, got {list(self.classes)}")
         for part, images in (("train", self.train), ("test", self.test)):
             _check_images(part, images, len(self.classes))
+            object.__setattr__(self, part, Images(images.pixels, images.labels.long()))
         if self.train.pixels.shape[1:] != self.test.pixels.shape[1:]:
             raise ValueError(
                 f"`train` and `test` must have images of one shape, got "
@@ -135,9 +138,11 @@ def _join(parts: Sequence[Images], shape: tuple[int, int, int], starts: Sequence
 
 def _check_images(part: str, images: Images, n_classes: int) -> None:
     pixels, labels = images
-    if pixels.dtype != torch.uint8 or labels.dtype != torch.int64:
+    for of_images in images:
+        check_type(part, of_images, Tensor, "tensors of pixels and labels")
+    if pixels.dtype != torch.uint8 or not is_whole(labels):
         raise TypeError(
-            f"`{part}` must have uint8 pixels and int64 labels, got {pixels.dtype} and "
+            f"`{part}` must have uint8 pixels and integer labels, got {pixels.dtype} and "
             f"{labels.dtype}"
         )
     if pixels.ndim != 4 or labels.ndim != 1 or len(pixels) != len(labels) or not pixels.numel():
@@ -145,6 +150,7 @@ def _check_images(part: str, images: Images, n_classes: int) -> None:
             f"`{part}` must have pixels [n, C, H, W] and labels [n] with n at least 1, got "
             f"{list(pixels.shape)} and {list(labels.shape)}"
         )
+    labels = labels.long()
     wrong = ((labels < 0) | (labels >= n_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])

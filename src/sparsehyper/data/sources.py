@@ -131,7 +131,7 @@ def _load_digits() -> Source:
 
 
 def _local_tables(folder: Path) -> dict[str, list[tuple[Any, str]]]:
-    parquet = require("pyarrow.parquet", "data")
+    parquet, arrow = require("pyarrow.parquet", "data"), require("pyarrow", "data")
     for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         files = {part: sorted(place.glob(f"{part}*.parquet")) for part in ("train", "test")}
         if all(files.values()):
@@ -143,8 +143,10 @@ def _local_tables(folder: Path) -> dict[str, list[tuple[Any, str]]]:
         tables[part] = []
         for path in paths:
             try:
+                if not path.is_file():
+                    raise OSError("it is no regular file")
                 tables[part].append((parquet.read_table(path), str(path)))
-            except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
+            except (OSError, ValueError, MemoryError, arrow.ArrowException) as error:
                 raise ValueError(f"cannot read {path}: {error}") from error
     return tables
 
@@ -211,14 +213,14 @@ def _labels(column: Any, origin: str, n_classes: int) -> NDArray[np.int64]:
     return np.array(labels, dtype=np.int64)
 
 
-def _pixels(encoded: list[bytes | None], origin: str, channels: int) -> NDArray[np.uint8]:
+def _pixels(encoded: list[Any], origin: str, channels: int) -> NDArray[np.uint8]:
     """Uint8 ``[n, channels, height, width]``."""
 
     def read(row: int) -> NDArray[np.uint8]:
         data = encoded[row]
         try:
-            if data is None:
-                raise OSError("it is empty")
+            if not isinstance(data, bytes):  # text would be taken for the path of a file
+                raise OSError("it is empty" if data is None else f"it is no bytes but {data!r:.50}")
             return decode(data, grey=channels == 1)
         except OSError as error:
             raise ValueError(f"cannot read the image in row {row} of {origin}: {error}") from error
@@ -241,6 +243,8 @@ def _class_names(table: Any, origin: str, n_classes: int) -> tuple[str, ...]:
     try:
         info = json.loads(table.schema.metadata[b"huggingface"])["info"]
         names = tuple(info["features"][label]["names"])
-    except (TypeError, KeyError, ValueError):
+        set(names)
+    except (TypeError, LookupError, ValueError):
         names = ()
-    return names if len(names) == n_classes else tuple(map(str, range(n_classes)))
+    given = len(set(names)) == n_classes and all(isinstance(name, str) for name in names)
+    return names if given else tuple(map(str, range(n_classes)))

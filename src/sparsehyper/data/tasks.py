@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import check_integer, is_whole
+from sparsehyper._text import listed
 from sparsehyper.data.source import Images, Task
 from sparsehyper.data.transforms import Transform
 
@@ -62,11 +63,13 @@ class TaskSet:
         Raises:
             ValueError: no task, or one that there is not.
         """
+        rows = {name: row for row, name in enumerate(self.names)}
         for name in names:
-            check_choice("names", name, self.names)
+            if name not in rows:
+                raise ValueError(f"`names` must be one of {listed(self.names)}; got {name!r}")
         if not names:
             raise ValueError("`names` must name at least one task, got none")
-        chosen = [self.names.index(name) for name in names]
+        chosen = [rows[name] for name in names]
         digest = blake2b(json.dumps([self.fingerprint, list(names)]).encode(), digest_size=8)
         return replace(
             self,
@@ -158,15 +161,15 @@ class TaskSplit:
         """Images by task and place.
 
         Args:
-            task: int64 ``[batch]``.
-            index: int64 ``[batch]``, each in ``0..counts[task] - 1``.
+            task: integers ``[batch]``.
+            index: integers ``[batch]``, each in ``0..counts[task] - 1``.
             augment: uint8 ``[batch, C, H, W]`` to the same, before anything else is done.
 
         Raises:
             ValueError: a task or an index is out of range.
         """
-        _check_range("task", task, len(self.counts))
-        _check_range("index", index, self._counts[task])
+        task = _numbers("task", task, len(self.counts))
+        index = _numbers("index", index, self._counts[task])
         place = self._starts[task] + index
         x = self._pixels[self._rows[place]]
         if augment is not None:
@@ -180,7 +183,7 @@ class TaskSplit:
     def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
         """Every image of a task once, in order; the last batch may be smaller."""
         check_integer("batch_size", batch_size, minimum=1)
-        _check_range("task", torch.tensor([task]), len(self.counts))
+        _numbers("task", torch.tensor([task]), len(self.counts))
         for start in range(0, self.counts[task], batch_size):
             index = torch.arange(start, min(start + batch_size, self.counts[task]))
             yield self.batch(torch.full_like(index, task), index)
@@ -194,9 +197,15 @@ def _rows_by_class(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
     return dict(zip(classes.tolist(), parts, strict=True))
 
 
-def _check_range(argument: str, value: Tensor, stop: int | Tensor) -> None:
+def _numbers(argument: str, value: Tensor, stop: int | Tensor) -> Tensor:
+    """Integers as int64, if each is within its range."""
+    if not is_whole(value) or value.ndim != 1:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"`{argument}` must be integers [batch], got {found}")
+    value = value.long()
     wrong = ((value < 0) | (value >= stop)).nonzero()
     if len(wrong):
         at = int(wrong[0])
         limit = stop if isinstance(stop, int) else int(stop[at])
         raise ValueError(f"`{argument}` must be in 0..{limit - 1}, got {int(value[at])}")
+    return value

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer, check_number
 from sparsehyper._files import whole
+from sparsehyper._text import listed
 from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.data import LabelledTask, load_new_tasks
@@ -40,7 +41,7 @@ from sparsehyper.training.run import link, write_json
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
-_LISTED = 10  # names of tasks, in an error
+_ROWS = 1000  # embeddings compared with all at a time
 
 
 @dataclass(frozen=True)
@@ -173,19 +174,16 @@ class TaskList:
     def check_known(self, name: str) -> None:
         """Raise ``KeyError`` unless it is a task."""
         if name not in self.names():
-            known = ", ".join(map(repr, self.names()))
-            raise KeyError(f"unknown task {name!r}; the tasks are: {known}")
+            raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
 
     def check_new(self, name: str) -> None:
         """Raise ``ValueError`` if it is a task, or no name."""
         if not name.strip():
             raise ValueError(f"a new task needs a name, got {name!r}")
         if name in self.names():
-            taken = ", ".join(map(repr, self.names()[:_LISTED]))
-            more = len(self.names()) - _LISTED
             raise ValueError(
-                f"a new task needs a name that no task has, got {name!r}; taken are: {taken}"
-                f"{f' and {more} more' if more > 0 else ''}"
+                f"a new task needs a name that no task has, got {name!r}; taken are: "
+                f"{listed(self.names())}"
             )
 
 
@@ -324,6 +322,11 @@ def neighbours(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     What counts is what the generator sees, embeddings normalised to mean 0 and unit second moment.
     """
     unit = nn.functional.normalize(embeddings - embeddings.mean(-1, keepdim=True), dim=-1)
-    cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    nearest = cosines.max(1)
-    return nearest.indices, nearest.values
+    nearest, cosines = [], []
+    for rows in torch.arange(len(unit)).split(_ROWS):  # of a table that would be too large whole
+        between = unit[rows] @ unit.T
+        between[torch.arange(len(rows)), rows] = -torch.inf
+        greatest = between.max(1)
+        nearest.append(greatest.indices)
+        cosines.append(greatest.values)
+    return torch.cat(nearest), torch.cat(cosines)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._checks import WIDEST, check_choice, check_integer, check_number, check_type
 from sparsehyper.data import is_source, parse_tasks
 from sparsehyper.experiments.baselines import BASELINES
 from sparsehyper.generators import (
@@ -54,6 +54,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_type("source", self.source, str, "a name or a folder")
         if not self.source:
             raise ValueError("`source` must be a name or a folder, got ''")
         if self.tasks is not None:
@@ -122,12 +123,13 @@ class Experiment:
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer("latent_dim", self.latent_dim, minimum=2)
+        check_type("target", self.target, str, "a string such as 'mlp:128-64'")
+        check_integer("latent_dim", self.latent_dim, minimum=2, maximum=WIDEST)
         check_number("similarity", self.similarity, minimum=0)
         if self.similarity >= 1:
             raise ValueError(f"`similarity` must be less than 1, got {self.similarity}")
         if self.outputs is not None:
-            check_integer("outputs", self.outputs, minimum=2)
+            check_integer("outputs", self.outputs, minimum=2, maximum=WIDEST)
         check_choice("base", self.base, BASES)
         check_choice("init", self.init, INITS)
         check_choice("norm_stats", self.norm_stats, NORM_STATS)
@@ -137,7 +139,7 @@ class Experiment:
                 f"{self.method!r}"
             )
         if self.budget is not None:
-            check_number("budget", self.budget, above=0)
+            check_number("budget", self.budget, above=0, maximum=1e6)
             if not isinstance(self.method, Generator):
                 raise ValueError(
                     f"`budget` is for generators; {self.method!r} has one size, got {self.budget}"
@@ -171,8 +173,8 @@ class Experiment:
             KeyError: a setting is unknown or ``data`` or ``training`` is missing.
             TypeError, ValueError: a setting has the wrong type or is out of range.
         """
+        _check_names(cls, settings)
         values = dict(settings)
-        _check_names(cls, values)
         for name in ("data", "training"):
             if name not in values:
                 raise KeyError(f"setting {name!r} is missing")
@@ -182,6 +184,7 @@ class Experiment:
         if "method" in values:
             values["method"] = _method_from_config(values["method"])
         if "augment" in values:
+            check_type("augment", values["augment"], (list, tuple), "a list of names")
             values["augment"] = tuple(values["augment"])
         return cls(**values)
 
@@ -205,12 +208,14 @@ def parse_method(text: str) -> Generator | str:
 
 
 def _method_from_config(config: Mapping[str, Any]) -> Generator | str:
+    check_type("method", config, Mapping, "a configuration")
     kind = config.get("kind")
     check_choice("method", kind, (*GENERATORS, *BASELINES))
     return kind if kind in BASELINES else generator_from_config(dict(config))
 
 
 def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
+    check_type(cls.__name__, settings, Mapping, "settings by name")
     known = [f.name for f in dataclasses.fields(cls)]
     for name in settings:
         if name not in known:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparsehyper._checks import check_integer
 from sparsehyper.adaptation import identify_task
-from sparsehyper.data import FORMATS_READ, find_images, load_images
+from sparsehyper.data import find_images, load_images
 from sparsehyper.experiments.run import LoadedRun, load_run
 from sparsehyper.training import processes
 
@@ -103,7 +101,7 @@ def predict_run(
                     "and alter what it is given likewise"
                 )
             model.remove_task(altered)
-    paths = [path for pattern in images for path in _expand(str(pattern))]
+    paths = [path for pattern in images for path in find_images(pattern)]
     paths = list(dict.fromkeys(paths))
     if not paths:
         raise FileNotFoundError("`images` must name at least one image, got none")
@@ -149,24 +147,3 @@ def _probabilities(
     module = loaded.materialize(task).to(device)
     logits = [module(some.to(device))[:, :n_classes].cpu() for some in x.split(batch_size)]
     return torch.cat(logits).float().softmax(1)
-
-
-def _expand(pattern: str) -> list[Path]:
-    """The images that a file, a folder or a glob stands for."""
-    path = Path(pattern)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = find_images(path)
-    else:
-        matches = sorted(map(Path, glob.glob(pattern, recursive=True)))
-        found = [
-            file
-            for match in matches
-            for file in (find_images(match) if match.is_dir() else [match])
-        ]
-    if not found:
-        raise FileNotFoundError(
-            f"no image at {pattern!r}; give files, folders or globs; {FORMATS_READ}"
-        )
-    return found

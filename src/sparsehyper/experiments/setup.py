@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._checks import check_integer, check_number, check_type
 from sparsehyper._random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.data import (
@@ -34,6 +36,8 @@ from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target import TRAINED_BASES
+
+_LARGEST_SIDE = 8192  # of pictures that are read
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,35 @@ class TaskInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON."""
-        channels, height, width = values["image_shape"]
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing, or not what it must be.
+        """
+        check_type("tasks", values, Mapping, "an object")
+        for key in ("names", "classes", "image_shape", "mean", "std"):
+            check_type(key, values[key], (list, tuple), "a list")
+        names, classes, shape = values["names"], values["classes"], values["image_shape"]
+        if len(names) != len(classes) or len(shape) != 3:
+            raise ValueError(
+                f"`classes` must be those of {len(names)} tasks and `image_shape` three numbers, "
+                f"got {len(classes)} and {shape}"
+            )
+        for of_task in classes:
+            check_type("classes", of_task, (list, tuple), "lists of names")
+        for name in (*names, *chain(*classes), values["fingerprint"]):
+            check_type("names", name, str, "strings")
+        for size in shape:
+            check_integer("image_shape", size, minimum=1, maximum=_LARGEST_SIDE)
+        for key in ("mean", "std"):
+            if len(values[key]) != shape[0]:
+                raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
+            for number in values[key]:
+                check_number(key, number, minimum=0)
         return cls(
-            tuple(values["names"]),
-            tuple(map(tuple, values["classes"])),
-            (channels, height, width),
+            tuple(names),
+            tuple(map(tuple, classes)),
+            (shape[0], shape[1], shape[2]),
             tuple(values["mean"]),
             tuple(values["std"]),
             values["fingerprint"],

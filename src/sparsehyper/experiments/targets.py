@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import WIDEST, check_choice, check_integer, check_type
 from sparsehyper.adapters import masked
 
 DEFAULT_MLP = "128-64"
@@ -71,7 +71,8 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
       (3): Linear(in_features=32, out_features=2, bias=True)
     )
     """
-    check_integer("n_classes", n_classes, minimum=1)
+    check_integer("n_classes", n_classes, minimum=1, maximum=WIDEST)
+    check_type("target", text, str, "a string such as 'mlp:128-64'")
     text, slash, mask = text.partition("/")
     if slash:
         # All targets that are made from one seed, such as the experts of a run, are masked alike.
@@ -151,10 +152,10 @@ class ResNet(nn.Module):
         norm: str = "none",
     ) -> None:
         super().__init__()
-        check_integer("width", width, minimum=1)
-        check_integer("stages", stages, minimum=1)
+        check_integer("width", width, minimum=1, maximum=WIDEST)
+        check_integer("stages", stages, minimum=1, maximum=8)
         layers = 2 * stages  # of one block in each stage
-        check_integer("depth", depth, minimum=layers + 2)
+        check_integer("depth", depth, minimum=layers + 2, maximum=10_000)
         check_choice("norm", norm, NORMS)
         if depth % layers != 2 % layers:
             some = ", ".join(str(layers * n + 2) for n in (1, 2, 3))
@@ -214,7 +215,9 @@ def _widths(text: str, whole: str) -> list[int]:
         widths = [int(width) for width in text.split("-")]
     except ValueError:
         widths = []
-    if not widths or min(widths) < 1:
+    for width in widths:
+        check_integer("target", width, minimum=1, maximum=WIDEST, context=f" in {whole!r}")
+    if not widths:
         raise ValueError(
             f"`target` {whole!r} must name the widths of its hidden layers, each at least 1, "
             f"such as mlp:{DEFAULT_MLP} or cnn:{DEFAULT_CNN}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sparsehyper._checks import check_choice
+from sparsehyper._checks import check_choice, check_type
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.butterfly import Butterfly
 from sparsehyper.generators.chunked import CHUNKINGS, Chunked
@@ -43,6 +43,7 @@ def generator_from_config(config: dict[str, Any]) -> Generator:
     >>> generator_from_config({"kind": "sparse", "growth": 8.0})
     Sparse(fan_in='linear', growth=8.0, topology='circulant', ...)
     """
+    check_type("generator", config, dict, "a configuration")
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("generator", kind, GENERATORS)
@@ -73,6 +74,7 @@ def parse_generator(text: str) -> Generator:
     >>> parse_generator("low_rank:rank=2/dense").of
     Dense(hidden=None)
     """
+    check_type("generator", text, str, "a string such as 'sparse:growth=8'")
     text, slash, inner = text.partition("/")
     kind, _, rest = text.partition(":")
     settings: dict[str, Any] = {}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import WIDEST, check_choice, check_integer
 from sparsehyper._random import normal, seeded
 from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
 from sparsehyper.layout import Layout, as_tensors, count_numbers
@@ -57,9 +57,9 @@ class Chunked(Generator):
     by: str = "flat"
 
     def __post_init__(self) -> None:
-        check_integer("chunks", self.chunks, minimum=1)
+        check_integer("chunks", self.chunks, minimum=1, maximum=WIDEST)
         if self.hidden is not None:
-            check_integer("hidden", self.hidden, minimum=1)
+            check_integer("hidden", self.hidden, minimum=1, maximum=WIDEST)
         check_choice("by", self.by, CHUNKINGS)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:

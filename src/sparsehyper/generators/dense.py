@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import WIDEST, check_integer
 from sparsehyper._random import seeded
 from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
 from sparsehyper.layout import Layout, count_numbers
@@ -41,7 +41,7 @@ class Dense(Generator):
 
     def __post_init__(self) -> None:
         if self.hidden is not None:
-            check_integer("hidden", self.hidden, minimum=1)
+            check_integer("hidden", self.hidden, minimum=1, maximum=WIDEST)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """The generator, an ``nn.Module``."""

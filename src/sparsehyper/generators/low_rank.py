@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import WIDEST, check_integer
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.sparse import Sparse
 from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
@@ -47,7 +47,7 @@ class LowRank(Generator):
     of: Generator = field(default_factory=Sparse)
 
     def __post_init__(self) -> None:
-        check_integer("rank", self.rank, minimum=1)
+        check_integer("rank", self.rank, minimum=1, maximum=WIDEST)
         if not isinstance(self.of, Generator):
             raise TypeError(f"`of` must be a generator, got {self.of!r}")
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from sparsehyper._text import printable
+
 _SCRIPTS = ("dom.js", "charts.js", "shell.js", "run.js", "pictures.js", "results.js", "main.js")
 
 # What could end the element that holds the JSON, begin another, or break a line of a script.
@@ -48,7 +50,7 @@ def write_html(described: Sequence[Mapping[str, Any]], path: str | PathLike[str]
     style = (page / "page.css").read_text("utf-8")
     script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
     data = json.dumps(list(described), allow_nan=False, separators=(",", ":"))
-    names = ", ".join(str(one["name"]) for one in described)
+    names = ", ".join(printable(one["name"]) for one in described)
     text = Template((page / "page.html").read_text("utf-8")).substitute(
         title=html.escape(f"{names} · sparsehyper report"),
         style=style,

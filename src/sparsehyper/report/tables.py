@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsehyper._extras import require
+from sparsehyper._text import printable
 
 COLUMNS = (
     "method",
@@ -41,7 +42,7 @@ def rich_table(results: Mapping[str, Any]) -> Any:
         table.add_column(column.replace(" ", "\n", 1), justify=justify)
     text = require("rich.text", "train").Text  # names of tasks are no markup
     for row in table_rows(results):
-        table.add_row(*map(text, row))
+        table.add_row(*(text(printable(cell)) for cell in row))
     return table
 
 

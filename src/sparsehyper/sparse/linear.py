@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._random import integers, seeded, uniform
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.memory import shared_memory
@@ -83,6 +83,8 @@ class SparseLinear(nn.Module):
         check_integer("fan_in", fan_in, minimum=1)
         check_choice("topology", topology, TOPOLOGIES)
         check_number("sigma", sigma, minimum=0)
+        check_number("negative_slope", negative_slope)
+        check_type("bias", bias, bool, "true or false")
         check_number("share", share, minimum=1)
         self.in_features = in_features
         self.out_features = out_features

@@ -29,6 +29,7 @@ from sparsehyper._random import integers, normal
 
 TOPOLOGIES = ("circulant", "uniform", "regular", "local", "mixed")
 FAN_IN_SCHEDULES = ("linear", "geometric")
+_MOST_LAYERS = 200  # with linear fan-in that is some 10,000 times what a growth of 2 costs
 
 
 def layer_sizes(latent_dim: int, numel: int, growth: float = 2.0) -> list[int]:
@@ -52,6 +53,11 @@ def layer_sizes(latent_dim: int, numel: int, growth: float = 2.0) -> list[int]:
     # A growth very near 1 rounds up to the same size; one unit less keeps the stack finite.
     while (size := min(math.ceil(sizes[-1] / growth), sizes[-1] - 1)) > latent_dim:
         sizes.append(size)
+        if len(sizes) > _MOST_LAYERS:
+            raise ValueError(
+                f"`growth` must be larger: by {growth} it takes more than {_MOST_LAYERS} layers "
+                f"from {latent_dim} to {numel} units"
+            )
     return sizes[::-1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._checks import WIDEST, check_choice, check_integer, check_number, check_type
 
 OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")
@@ -81,12 +81,12 @@ class TrainConfig:
         for name in (
             "steps",
             "plateau_patience",
-            "accumulate",
             "eval_every",
             "eval_batch_size",
             "log_every",
         ):
             check_integer(name, getattr(self, name), minimum=1)
+        check_integer("accumulate", self.accumulate, minimum=1, maximum=WIDEST)
         check_integer("warmup", self.warmup, minimum=0)
         check_integer("seed", self.seed, minimum=0)
         check_number("lr", self.lr, above=0)
@@ -114,6 +114,7 @@ class TrainConfig:
             KeyError: a setting is unknown.
             TypeError, ValueError: as the constructor; also when ``steps`` is missing.
         """
+        check_type("training", settings, Mapping, "settings by name")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in known:

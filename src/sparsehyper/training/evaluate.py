@@ -155,9 +155,11 @@ def describe_tasks(
             raise ValueError(
                 f"`{argument}` must have one entry for each of the {count} tasks, got {len(values)}"
             )
+    seen: set[str] = set()
     for i, name in enumerate(names):
-        if name in names[:i]:
+        if name in seen:
             raise ValueError(f"`names` must not repeat a task's name, got {name!r} twice")
+        seen.add(name)
         if counts[i] == 0:
             raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
     if n_classes is None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sparsehyper._extras import require
+from sparsehyper._text import printable
 from sparsehyper.training.evaluate import Evaluation
 
 
@@ -43,7 +44,7 @@ class Progress:
         """Show an evaluation made after `step` updates."""
         self._validation = f"{evaluation.accuracy:.2%}"
         if self._lines:
-            worst = f"worst {evaluation.worst_accuracy:.2%} {evaluation.worst_task}"
+            worst = f"worst {evaluation.worst_accuracy:.2%} {printable(evaluation.worst_task)}"
             print(
                 f"step {step}/{self._steps}  loss {self._loss:.4f}  val {self._validation} "
                 f"({worst})  {self._rate:,.0f} images/s  {_clock(seconds_left)} left",

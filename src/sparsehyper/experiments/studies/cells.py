@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import MOST_REPEATS, MOST_WORKERS, check_integer
 from sparsehyper.data import Source, TaskSet
 from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.isolation import context
@@ -45,7 +45,7 @@ class Settings:
     """What the settings of all studies, frozen dataclasses, have in common."""
 
     def __post_init__(self) -> None:
-        check_integer("seeds", getattr(self, "seeds", 1), minimum=1)
+        check_integer("seeds", getattr(self, "seeds", 1), minimum=1, maximum=MOST_REPEATS)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -86,7 +86,7 @@ def run_cells(
         RunInUseError: another process is at work in it.
         RuntimeError: some cells failed, after all others were computed.
     """
-    check_integer("workers", workers, minimum=1)
+    check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
     results = directory / "cells"
     results.mkdir(parents=True, exist_ok=True)
     held = lock(directory)

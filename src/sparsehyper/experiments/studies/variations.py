@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper._random import seeded
 from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.data import TaskSet
@@ -117,7 +117,7 @@ class Variations(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("runs", self.runs, minimum=1)
+        check_integer("runs", self.runs, minimum=1, maximum=MOST_REPEATS)
 
 
 def variations_study(scale: str = "cpu") -> Variations:
