@@ -73,7 +73,7 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     names: dict[nn.Parameter, list[str]] = {}
     for kind in ("parameter", "buffer"):
         for name, _, _, tensor in slots(module, f"_{kind}s"):
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if isinstance(tensor, nn.parameter.UninitializedParameter | nn.UninitializedBuffer):
                 raise ValueError(
                     f"{kind} {name!r} of `target` has no shape yet; "
                     "run the module once on an example before giving it to a hypernetwork"

@@ -229,8 +229,8 @@ def fit_embeddings(
         fit = fits[name]
         best = fit.losses.index(fit.loss)
         number = hnet.add_task(name, fit.embedding)
-        rows = [table[best : best + 1] for table in fit.statistics]
-        hnet.target.statistics.put(hnet.target.module, [number], rows)
+        kept = [table[best : best + 1] for table in fit.statistics]
+        hnet.target.statistics.put(hnet.target.module, [number], kept)
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
