@@ -54,6 +54,8 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise TypeError(f"`source` must be a string, got {self.source!r}")
         if not self.source:
             raise ValueError("`source` must be a name or a folder, got ''")
         if self.tasks is not None:
@@ -122,6 +124,8 @@ class Experiment:
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise TypeError(f"`target` must be a string, got {self.target!r}")
         check_integer("latent_dim", self.latent_dim, minimum=2)
         check_number("similarity", self.similarity, minimum=0)
         if self.similarity >= 1:

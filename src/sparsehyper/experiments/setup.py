@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._checks import check_integer, check_number
 from sparsehyper._random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.data import (
@@ -69,16 +70,32 @@ class TaskInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON."""
-        channels, height, width = values["image_shape"]
-        return cls(
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not those of tasks.
+        """
+        info = cls(
             tuple(values["names"]),
             tuple(map(tuple, values["classes"])),
-            (channels, height, width),
+            tuple(values["image_shape"]),
             tuple(values["mean"]),
             tuple(values["std"]),
             values["fingerprint"],
         )
+        texts = [*info.names, *(name for names in info.classes for name in names)]
+        if not all(isinstance(text, str) for text in (*texts, info.fingerprint)):
+            raise TypeError("names of tasks and classes, and `fingerprint`, must be strings")
+        for size in info.image_shape:
+            check_integer("image_shape", size, minimum=1)
+        for number in (*info.mean, *info.std):
+            check_number("mean", number)
+        channels = len(info.mean), len(info.std)
+        if len(info.image_shape) != 3 or channels != (info.image_shape[0],) * 2:
+            raise ValueError(f"`image_shape` {info.image_shape} does not fit `mean` and `std`")
+        if not info.names or len(info.classes) != len(info.names) or not all(info.classes):
+            raise ValueError("`classes` must be some for each of one or more `names`")
+        return info
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What the model takes, float32, of uint8 images ``[n, C, H, W]``."""
