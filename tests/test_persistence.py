@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper._files import read_sealed, sealed
 
 GENERATORS = [
     *(Sparse(topology=t) for t in ("circulant", "uniform", "regular", "local", "mixed")),
@@ -98,12 +99,14 @@ def test_nothing_is_written_over(tmp_path):
     assert (tmp_path / "model" / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("failing", ["save_file", "json.dumps", "os.fsync"])
+@pytest.mark.parametrize(
+    "failing", ["_persistence.write_tensors", "_files.json.dumps", "_files.os.fsync"]
+)
 def test_a_save_that_fails_midway_leaves_nothing(tmp_path, monkeypatch, failing):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"sparsehyper._persistence.{failing}", stop)
+    monkeypatch.setattr(f"sparsehyper.{failing}", stop)
     with pytest.raises(KeyboardInterrupt):
         make().save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -121,9 +124,9 @@ def test_a_missing_file_is_named(tmp_path, missing):
 
 def edited(change):
     def damage(path):
-        config = json.loads(path.read_text())
+        config = read_sealed(path)
         change(config)
-        path.write_text(json.dumps(config))
+        path.write_text(sealed(config))
 
     return damage
 
@@ -131,18 +134,18 @@ def edited(change):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("config.json", lambda p: p.write_text(""), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_text(p.read_text()[:100]), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_text("[]"), "config.json' is damaged"),
-        ("config.json", edited(lambda c: c.pop("format")), "config.json' .*'format'"),
-        ("config.json", edited(lambda c: c.pop("generator")), "config.json' .*'generator'"),
-        ("config.json", edited(lambda c: c.pop("base")), "config.json' .*'base'"),
-        ("config.json", edited(lambda c: c.update(layout=3)), "config.json' is damaged"),
+        ("config.json", lambda p: p.write_text(""), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text(p.read_text()[:100]), "config.json is damaged"),
+        ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text("[]"), "config.json is damaged"),
+        ("config.json", edited(lambda c: c.pop("format")), "config.json has format None"),
+        ("config.json", edited(lambda c: c.pop("generator")), "config.json .*'generator'"),
+        ("config.json", edited(lambda c: c.pop("base")), "config.json .*'base'"),
+        ("config.json", edited(lambda c: c.update(layout=3)), "config.json is damaged"),
         (
             "config.json",
             edited(lambda c: c["generator"].update(kind="magic")),
-            "config.json' is damaged.*got 'magic'",
+            "config.json is damaged.*got 'magic'",
         ),
         ("config.json", edited(lambda c: c.update(format=2)), "has format 2, .* reads format 1"),
         (
@@ -160,16 +163,16 @@ def edited(change):
             edited(lambda c: c.update(base="zeros")),
             "unexpected tensor 'target.base'",
         ),
-        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors' is damaged"),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors is damaged"),
         (
             "model.safetensors",
             lambda p: p.write_bytes(p.read_bytes()[:-10]),
-            "model.safetensors' is damaged",
+            "model.safetensors is damaged",
         ),
         (
             "model.safetensors",
             lambda p: p.write_bytes(b"garbage!" + p.read_bytes()[8:]),
-            "model.safetensors' is damaged",
+            "model.safetensors is damaged",
         ),
     ],
 )

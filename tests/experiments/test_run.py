@@ -44,7 +44,7 @@ def test_what_the_run_records(experiment, finished, tasks):
     assert recorded["config"]["resolved"]["tasks"]["fingerprint"] == tasks.fingerprint
     assert recorded["config"]["resolved"]["numel"] == 1074
     assert "torch" in recorded["versions"]
-    assert json.loads((path / "result.json").read_text()) == result
+    assert json.loads((path / "result.json").read_text()).items() >= result.items()
     assert read_experiment(path) == experiment
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sparsehyper.experiments import build_target
-from sparsehyper.experiments.targets import is_built_in
+from sparsehyper.experiments.targets import function_of
 
 
 def count(module):
@@ -166,4 +166,4 @@ def test_a_sparsity_out_of_range():
     [("mlp", True), ("cnn:8", True), ("resnet32/masked:0.9", True), ("mine:net", False)],
 )
 def test_targets_of_ours_are_told_from_others(text, ours):
-    assert is_built_in(text) is ours
+    assert (function_of(text) is None) is ours

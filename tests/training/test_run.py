@@ -17,7 +17,7 @@ def save(run, step, *, best, seed=0):
     """Checkpoint a model that the seed tells apart."""
     model = Model(seed)
     optimizer = torch.optim.Adam(model.parameters())
-    run.save(model, optimizer, TrainingState(step=step), best=best)
+    run.save(model, optimizer, TrainingState(step=step, best_step=step), best=best)
     return model
 
 
@@ -33,7 +33,8 @@ def test_what_a_new_run_records(tmp_path):
         assert recorded["config"] == CONFIG == run.config
         assert {"python", "torch", "numpy", "sparsehyper"} <= recorded["versions"].keys()
         run.write_result({"accuracy": 0.5})
-        assert json.loads((run.path / "result.json").read_text()) == {"accuracy": 0.5}
+        assert run.read_result() == {"accuracy": 0.5}
+        assert json.loads((run.path / "result.json").read_text())["accuracy"] == 0.5
 
 
 def test_an_empty_directory_will_do(tmp_path):
@@ -139,9 +140,10 @@ def test_file_systems_without_hard_links(tmp_path, monkeypatch):
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     with Run.create(tmp_path / "run", CONFIG) as run:
-        for step in (1, 2, 3):
+        for step in (1, 2):
             run.write_metrics({"step": step})
         save(run, 2, best=False)
+        run.write_metrics({"step": 3})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # cut short by a crash
     with Run.open(tmp_path / "run") as run:

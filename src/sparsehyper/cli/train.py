@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,9 +66,11 @@ def train(
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
-    result = run_experiment(
-        experiment, out, data_dir=options["data_dir"], resume=resume, quiet=quiet
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+        result = run_experiment(
+            experiment, out, data_dir=options["data_dir"], resume=resume, quiet=quiet
+        )
     if json:
         print_json(result)
         return

@@ -116,7 +116,8 @@ class Checkpoint:
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != listed:
                 raise CheckpointError(
-                    f"{directory / name} is damaged: it is not what training wrote"
+                    f"{directory / name} is damaged: it is not what training wrote, by its "
+                    f"{DIGESTS_FILE}"
                 )
         path = directory / STATE_FILE
         record = parse_json(_read(files[STATE_FILE]), path)
@@ -148,10 +149,10 @@ class Checkpoint:
         """Load the weights into `model`, and the optimiser's tensors into `optimizer`.
 
         Raises:
-            CheckpointError: they are of another optimiser or model; nothing was loaded.
+            CheckpointError: they are of another optimiser or model.
         """
-        moments = self._moments(model, optimizer)
         self.read_weights(model)
+        moments = self._moments(model, optimizer)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
     def __enter__(self) -> Self:
@@ -285,7 +286,9 @@ def _open_when_settled(
         except FileNotFoundError as error:
             missing = error
     if directory.is_dir():
-        raise CheckpointError(f"{directory / missing.filename} is missing from the checkpoint")
+        raise CheckpointError(
+            f"{directory / missing.filename} is missing from the checkpoint, by its {DIGESTS_FILE}"
+        )
     raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 
 

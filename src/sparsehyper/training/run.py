@@ -174,7 +174,8 @@ class Run:
         if self._writes:
             text = (json.dumps(line, allow_nan=False) + "\n").encode()
             with self._metrics_path.open("ab") as file:
-                file.truncate(self._size)  # what a full disk left of another line
+                if file.tell() > self._size:  # a full disk left a part of another line
+                    file.truncate(self._size)
                 file.write(text)
             self._size += len(text)
             self._written.update(text)
@@ -251,7 +252,8 @@ class Run:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Load the checkpoint ``last`` and drop the metrics written after it.
 
-        If it is damaged, training goes on from ``best``, and a warning says so.
+        If its files are not what was written, training goes on from ``best``, and a warning says
+        so.
 
         Returns:
             where training stood; the start, with nothing loaded, before the first checkpoint.
@@ -299,21 +301,16 @@ class Run:
     ) -> tuple[TrainingState, Record]:
         run = read_id(self.path)
         try:
-            with open_checkpoint(self.path, "last", run) as last:
-                last.read(model, optimizer)
-                state, record = last.state, last.record
+            newest = open_checkpoint(self.path, "last", run)
         except (CheckpointError, FileNotFoundError) as error:
-            damage = CheckpointError(str(error))
-        else:
-            return self._without_damaged_best(state, run), record
-        try:
-            with open_checkpoint(self.path, "best", run) as best:
-                best.read(model, optimizer)
-                state, record = best.state, best.record
-        except (CheckpointError, FileNotFoundError):
-            raise damage from None
-        self._warn(f"{damage}; going on from the best checkpoint, of step {state.step}")
-        return state, record
+            try:
+                newest = open_checkpoint(self.path, "best", run)
+            except (CheckpointError, FileNotFoundError):
+                raise CheckpointError(str(error)) from error
+            self._warn(f"{error}; going on from the best checkpoint, of step {newest.state.step}")
+        with newest:
+            newest.read(model, optimizer)
+            return self._without_damaged_best(newest.state, run), newest.record
 
     def _without_damaged_best(self, state: TrainingState, run: str) -> TrainingState:
         """A state whose best evaluation is forgotten if its checkpoint is damaged."""
@@ -330,6 +327,7 @@ class Run:
         """Cut the metrics off where a checkpoint was written."""
         path = self._metrics_path
         if not path.exists():
+            self._count_metrics(b"")
             if record.size:
                 self._warn(f"{path} is missing; a new record begins")
             return
@@ -397,8 +395,9 @@ class Run:
         """Undo what a crash left half done."""
         if self._checkpoints_old.exists() and not self._checkpoints.exists():
             self._checkpoints_old.rename(self._checkpoints)
-        shutil.rmtree(self._checkpoints_old, ignore_errors=True)
-        shutil.rmtree(self._checkpoints_new, ignore_errors=True)
+        for left in (self._checkpoints_old, self._checkpoints_new):
+            if left.exists():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def lock(directory: Path) -> FileLock:
