@@ -47,15 +47,20 @@ def train(path, seed):
     run_experiment(experiment, path, quiet=True)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run, another like it, one that was adapted, and a saved model; not to be changed."""
-    path = tmp_path_factory.mktemp("whole")
+def make_runs(path):
+    """A run, another like it, one that was adapted, and two saved models."""
     for name, seed in (("run", 0), ("other", 1)):
         train(path / name, seed)
     change_tasks(path / "run", path / "adapted", rename=("0-1-2-3-4", "low"))
     for name, seed in (("model", 0), ("another", 1)):
         HyperNetwork(make_target(), Sparse(), TaskEmbedding(2, 8), seed=seed).save(path / name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What `make_runs` made; not to be changed."""
+    path = tmp_path_factory.mktemp("whole")
+    make_runs(path)
     best, last = (path / "run" / "checkpoints" / name for name in ("best", "last"))
     assert (best / "training.json").read_bytes() != (last / "training.json").read_bytes()
     return path
@@ -442,7 +447,7 @@ def test_an_optimizer_that_is_none_of_ours(trained):
     run, _ = trained
     rewrite_state(run.last, optimizer="Rprop")
     model = Model()
-    with pytest.raises(TypeError, match="`optimizer` must be Adam, .* got Rprop"):
+    with pytest.raises(TypeError, match=r"`optimizer` must be Adam, .* got Rprop"):
         run.restore(model, torch.optim.Rprop(model.parameters()))
 
 
