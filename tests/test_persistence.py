@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
 from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
-from sparsehyper._files import read_sealed, sealed
+from sparsehyper._files import CheckpointError, read_sealed, sealed
 
 GENERATORS = [
     *(Sparse(topology=t) for t in ("circulant", "uniform", "regular", "local", "mixed")),
@@ -207,3 +209,88 @@ def test_an_unexpected_tensor_is_named(tmp_path):
     edited(lambda c: c["generator"].update(bias=False))(tmp_path / "model" / "config.json")
     with pytest.raises(ValueError, match=r"unexpected tensor 'generator.layers.0.bias'"):
         HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def frozen(hnet: nn.Module) -> dict[str, bool]:
+    return {name: not p.requires_grad for name, p in hnet.named_parameters()}
+
+
+@pytest.mark.parametrize("part", ["target", "generator", "conditioner", "base"])
+def test_what_was_frozen_when_it_was_saved_is_frozen(tmp_path, part):
+    target = make_target()
+    if part == "target":
+        target[0].requires_grad_(False)
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(2, 8))
+    if part == "base":
+        hnet.target.base.requires_grad_(False)
+    elif part != "target":
+        getattr(hnet, part).requires_grad_(False)
+    assert any(frozen(hnet).values())
+    hnet.save(tmp_path / "model")
+    conditioner = TaskEmbedding(2, 8).requires_grad_(False)
+    for again in (
+        HyperNetwork.load(tmp_path / "model", make_target()),
+        HyperNetwork.load(tmp_path / "model", make_target(), conditioner),
+    ):
+        assert frozen(again) == frozen(hnet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_is_refused_until_the_target_has_it(tmp_path, dtype):
+    hnet = HyperNetwork(make_target().to(dtype), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=rf"has dtype {dtype}, the model's is torch\.float32"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+    again = HyperNetwork.load(tmp_path / "model", make_target().to(dtype))
+    assert {t.dtype for t in again.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    hnet = make()
+    with torch.no_grad():
+        hnet.conditioner.weight[1, 2] = value
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"'conditioner\.weight' holds NaN or infinity"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def test_a_mask_of_infinities_comes_back(tmp_path):
+    def masked() -> nn.Module:
+        target = make_target()
+        target.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        return target
+
+    hnet = HyperNetwork(masked(), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", masked())
+    assert torch.equal(again.target.module.mask, hnet.target.module.mask)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_only_regular_files_are_opened(tmp_path, name, kind):
+    make().save(tmp_path / "model")
+    file = tmp_path / "model" / name
+    file.rename(tmp_path / name)
+    {
+        "link": lambda: file.symlink_to(tmp_path / name),
+        "pipe": lambda: os.mkfifo(file),
+        "directory": file.mkdir,
+    }[kind]()
+    what = "is a link" if kind == "link" else "is not a regular file"
+    with pytest.raises(CheckpointError, match=rf"{name} {what}"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("I/O error: No space left on device (os error 28)", 28), ("odd", 5)]
+)
+def test_an_error_of_the_file_system_is_an_os_error(tmp_path, monkeypatch, text, number):
+    def fail(*_, **__):
+        raise safetensors.SafetensorError(text)
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", fail)
+    with pytest.raises(OSError, match=rf"\[Errno {number}\] .*model\.safetensors"):
+        make().save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
