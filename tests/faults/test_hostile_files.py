@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_damage import make_runs
 
-STRIDE = 37  # with no divisor in common with the number of commands
+STRIDE = 61  # with no divisor in common with the number of commands
 
 
 def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figures):
@@ -31,7 +31,7 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["tried"] > 100
+    assert found["tried"] > 70
     assert found["noted"] == []
     assert found["markers"] == []
     assert found["secret"] == "of others\n"

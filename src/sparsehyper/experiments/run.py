@@ -263,9 +263,10 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
     with best:
         try:
             model = build_model(experiment, info)
-        except (OverflowError, MemoryError, RuntimeError) as error:
+        except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
             raise CheckpointError(
-                f"{path / 'config.json'} describes a model that cannot be made: {error}"
+                f"{path / 'config.json'} describes a model that cannot be made: {reason}"
             ) from error
         best.read_weights(model)
     tasks = TaskList.read(path, info, best.digests)

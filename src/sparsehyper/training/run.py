@@ -300,16 +300,20 @@ class Run:
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[TrainingState, Record]:
         run = read_id(self.path)
+        damage = None
         try:
             newest = open_checkpoint(self.path, "last", run)
         except (CheckpointError, FileNotFoundError) as error:
+            damage = CheckpointError(str(error))
             try:
                 newest = open_checkpoint(self.path, "best", run)
             except (CheckpointError, FileNotFoundError):
-                raise CheckpointError(str(error)) from error
-            self._warn(f"{error}; going on from the best checkpoint, of step {newest.state.step}")
+                raise damage from error
         with newest:
             newest.read(model, optimizer)
+            step = newest.state.step
+            if damage is not None:
+                self._warn(f"{damage}; going on from the best checkpoint, of step {step}")
             return self._without_damaged_best(newest.state, run), newest.record
 
     def _without_damaged_best(self, state: TrainingState, run: str) -> TrainingState:
