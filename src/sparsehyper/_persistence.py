@@ -102,7 +102,7 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
         CheckpointError: it is no such file.
     """
     try:
-        return safetensors.torch.load(data)
+        return dict(sorted(safetensors.torch.load(data).items()))  # in no order of their own
     # What is well-formed and yet no tensor of PyTorch is met by other errors.
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error

@@ -180,7 +180,7 @@ def test_a_target_of_one_s_own_is_named_each_time(command, tmp_path, monkeypatch
         assert allowed.code == 0, allowed.err
     assert command("predict", new, "x.png").code == 2
     assert "--trust-target" in command("predict", new, "x.png").err
-    assert "--trust-target" in command("adapt", new, "--data", run, "--out", run).err
+    assert "--trust-target" in command("adapt", new, "--data", run, "--out", tmp_path / "x").err
     # To name it as the target is to trust it.
     named = command(*more, 35, "--target", "cli_target:net")
     assert named.code == 0, named.err
