@@ -23,7 +23,7 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
     work.mkdir()
     make_runs(runs)
     done = subprocess.run(
-        [sys.executable, open_hostile.__file__, runs, work, str(trials(STRIDE, 1))],
+        [sys.executable, open_hostile.__file__, runs, work, str(trials(STRIDE, 3))],
         capture_output=True,
         text=True,
         check=False,
