@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
 from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper._files import CheckpointError, read_sealed, sealed
 
 GENERATORS = [
     *(Sparse(topology=t) for t in ("circulant", "uniform", "regular", "local", "mixed")),
@@ -98,12 +101,14 @@ def test_nothing_is_written_over(tmp_path):
     assert (tmp_path / "model" / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("failing", ["save_file", "json.dumps", "os.fsync"])
+@pytest.mark.parametrize(
+    "failing", ["_persistence.write_tensors", "_files.json.dumps", "_files.os.fsync"]
+)
 def test_a_save_that_fails_midway_leaves_nothing(tmp_path, monkeypatch, failing):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"sparsehyper._persistence.{failing}", stop)
+    monkeypatch.setattr(f"sparsehyper.{failing}", stop)
     with pytest.raises(KeyboardInterrupt):
         make().save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -121,9 +126,9 @@ def test_a_missing_file_is_named(tmp_path, missing):
 
 def edited(change):
     def damage(path):
-        config = json.loads(path.read_text())
+        config = read_sealed(path)
         change(config)
-        path.write_text(json.dumps(config))
+        path.write_text(sealed(config))
 
     return damage
 
@@ -131,18 +136,18 @@ def edited(change):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("config.json", lambda p: p.write_text(""), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_text(p.read_text()[:100]), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json' is damaged"),
-        ("config.json", lambda p: p.write_text("[]"), "config.json' is damaged"),
-        ("config.json", edited(lambda c: c.pop("format")), "config.json' .*'format'"),
-        ("config.json", edited(lambda c: c.pop("generator")), "config.json' .*'generator'"),
-        ("config.json", edited(lambda c: c.pop("base")), "config.json' .*'base'"),
-        ("config.json", edited(lambda c: c.update(layout=3)), "config.json' is damaged"),
+        ("config.json", lambda p: p.write_text(""), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text(p.read_text()[:100]), "config.json is damaged"),
+        ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text("[]"), "config.json is damaged"),
+        ("config.json", edited(lambda c: c.pop("format")), "config.json has format None"),
+        ("config.json", edited(lambda c: c.pop("generator")), "config.json .*'generator'"),
+        ("config.json", edited(lambda c: c.pop("base")), "config.json .*'base'"),
+        ("config.json", edited(lambda c: c.update(layout=3)), "config.json is damaged"),
         (
             "config.json",
             edited(lambda c: c["generator"].update(kind="magic")),
-            "config.json' is damaged.*got 'magic'",
+            "config.json is damaged.*got 'magic'",
         ),
         ("config.json", edited(lambda c: c.update(format=2)), "has format 2, .* reads format 1"),
         (
@@ -160,16 +165,16 @@ def edited(change):
             edited(lambda c: c.update(base="zeros")),
             "unexpected tensor 'target.base'",
         ),
-        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors' is damaged"),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors is damaged"),
         (
             "model.safetensors",
             lambda p: p.write_bytes(p.read_bytes()[:-10]),
-            "model.safetensors' is damaged",
+            "model.safetensors is damaged",
         ),
         (
             "model.safetensors",
             lambda p: p.write_bytes(b"garbage!" + p.read_bytes()[8:]),
-            "model.safetensors' is damaged",
+            "model.safetensors is damaged",
         ),
     ],
 )
@@ -204,3 +209,88 @@ def test_an_unexpected_tensor_is_named(tmp_path):
     edited(lambda c: c["generator"].update(bias=False))(tmp_path / "model" / "config.json")
     with pytest.raises(ValueError, match=r"unexpected tensor 'generator.layers.0.bias'"):
         HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def frozen(hnet: nn.Module) -> dict[str, bool]:
+    return {name: not p.requires_grad for name, p in hnet.named_parameters()}
+
+
+@pytest.mark.parametrize("part", ["target", "generator", "conditioner", "base"])
+def test_what_was_frozen_when_it_was_saved_is_frozen(tmp_path, part):
+    target = make_target()
+    if part == "target":
+        target[0].requires_grad_(False)
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(2, 8))
+    if part == "base":
+        hnet.target.base.requires_grad_(False)
+    elif part != "target":
+        getattr(hnet, part).requires_grad_(False)
+    assert any(frozen(hnet).values())
+    hnet.save(tmp_path / "model")
+    conditioner = TaskEmbedding(2, 8).requires_grad_(False)
+    for again in (
+        HyperNetwork.load(tmp_path / "model", make_target()),
+        HyperNetwork.load(tmp_path / "model", make_target(), conditioner),
+    ):
+        assert frozen(again) == frozen(hnet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_is_refused_until_the_target_has_it(tmp_path, dtype):
+    hnet = HyperNetwork(make_target().to(dtype), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=rf"has dtype {dtype}, the model's is torch\.float32"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+    again = HyperNetwork.load(tmp_path / "model", make_target().to(dtype))
+    assert {t.dtype for t in again.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    hnet = make()
+    with torch.no_grad():
+        hnet.conditioner.weight[1, 2] = value
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"'conditioner\.weight' holds NaN or infinity"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def test_a_mask_of_infinities_comes_back(tmp_path):
+    def masked() -> nn.Module:
+        target = make_target()
+        target.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        return target
+
+    hnet = HyperNetwork(masked(), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", masked())
+    assert torch.equal(again.target.module.mask, hnet.target.module.mask)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_only_regular_files_are_opened(tmp_path, name, kind):
+    make().save(tmp_path / "model")
+    file = tmp_path / "model" / name
+    file.rename(tmp_path / name)
+    {
+        "link": lambda: file.symlink_to(tmp_path / name),
+        "pipe": lambda: os.mkfifo(file),
+        "directory": file.mkdir,
+    }[kind]()
+    what = "is a link" if kind == "link" else "is not a regular file"
+    with pytest.raises(CheckpointError, match=rf"{name} {what}"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("I/O error: No space left on device (os error 28)", 28), ("odd", 5)]
+)
+def test_an_error_of_the_file_system_is_an_os_error(tmp_path, monkeypatch, text, number):
+    def fail(*_, **__):
+        raise safetensors.SafetensorError(text)
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", fail)
+    with pytest.raises(OSError, match=rf"\[Errno {number}\] .*model\.safetensors"):
+        make().save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,30 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all, and are read only as they were written.
+
+Whatever is read may come from a stranger. A file is opened only if it is a regular one: a link may
+lead anywhere, and a pipe or a device may never end. JSON is data that is checked, not trusted.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import math
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from typing import Any, NoReturn
+
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_SEAL = b',\n "sha256": "'
+
+
+class CheckpointError(ValueError):
+    """A saved file is damaged, or does not belong to the others; the message names the file."""
 
 
 def check_absent(argument: str, path: Path) -> None:
@@ -43,3 +61,100 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_file(path: Path, folder: int | None = None) -> BufferedReader:
+    """A regular file, open for reading.
+
+    Args:
+        path: of the file.
+        folder: a descriptor of its directory, which is then the one that was opened, even if it
+            has another name by now.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is a link, a pipe, a device or a directory.
+    """
+    try:
+        descriptor = os.open(path if folder is None else path.name, _READ_ONLY, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CheckpointError(
+                f"{path} is a link, which is not followed; put a file there"
+            ) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a regular file; put a file there")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file; raises as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a regular file, in hex."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """The value that the content of a file stands for.
+
+    Raises:
+        CheckpointError: it is no JSON, holds a number that is not finite, or is too deeply nested.
+    """
+    try:
+        return json.loads(data.decode(), parse_float=_finite, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def sealed(value: Mapping[str, Any]) -> str:
+    """A JSON document whose last entry, ``sha256``, is the digest of all that stands before it.
+
+    >>> print(sealed({"step": 1}))
+    {
+     "step": 1,
+     "sha256": "a006d12545e7966be640b6221a2ec764ad438b7cb7bffe62be4f6d7360006b6b"
+    }
+    <BLANKLINE>
+    """
+    text = json.dumps(value, indent=1, allow_nan=False)
+    return _seal(text.removesuffix("\n}").encode()).decode()
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The value that `sealed` made the content of a file of.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: a byte of it is not as it was written.
+    """
+    data = read_file(path)
+    body, seal, _ = data.rpartition(_SEAL)
+    if not seal or data != _seal(body):
+        raise CheckpointError(
+            f"{path} is damaged or was edited: its `sha256` is not the digest of what stands "
+            "before it; restore the file as it was written"
+        )
+    value = parse_json(data, path)
+    del value["sha256"]
+    return value
+
+
+def _seal(body: bytes) -> bytes:
+    return b'%b%b%b"\n}\n' % (body, _SEAL, hashlib.sha256(body).hexdigest().encode())
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")

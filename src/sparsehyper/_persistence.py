@@ -1,34 +1,43 @@
-"""Hypernetworks on disk: a directory of ``config.json`` and ``model.safetensors``, no pickle."""
+"""Hypernetworks on disk: a directory of ``config.json`` and ``model.safetensors``, no pickle.
+
+``config.json`` ends with its own digest and holds that of the weights.
+"""
 
 from __future__ import annotations
 
-import json
+import errno
+import hashlib
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsehyper._files import whole
+from sparsehyper._files import (
+    CheckpointError,
+    digest,
+    read_file,
+    read_sealed,
+    sealed,
+    whole,
+)
 from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 
 FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 _SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
-_NOT_IN_OLDER = {"init": "torch", "noise": 0.0, "dropout": 0.0}
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save(
-    directory: str | os.PathLike[str], config: dict[str, Any], state: dict[str, Tensor]
-) -> None:
+def save(directory: str | os.PathLike[str], config: dict[str, Any], model: nn.Module) -> None:
     """Write a model's directory, which appears whole or not at all.
 
     Raises:
@@ -36,9 +45,15 @@ def save(
     """
     with whole("directory", Path(directory)) as path:
         path.mkdir()
-        save_file(_apart(state), path / "model.safetensors")
-        versions = {"format": FORMAT, "torch": torch.__version__}
-        (path / "config.json").write_text(json.dumps({**versions, **config}, indent=2) + "\n")
+        write_tensors(path / WEIGHTS_FILE, _apart(model.state_dict()))
+        record = {
+            "format": FORMAT,
+            "torch": torch.__version__,
+            **config,
+            "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+            "weights": digest(path / WEIGHTS_FILE),
+        }
+        (path / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
 
 
 def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -46,25 +61,53 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
 
     Raises:
         FileNotFoundError: no such directory, or it lacks a file.
-        ValueError: a damaged file or a format this version does not know.
+        CheckpointError: a damaged file or a format this version does not know.
     """
     path = Path(directory)
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).is_file():
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).exists():
             raise FileNotFoundError(f"{str(path)!r} is not a saved model: it has no {name}")
-    try:
-        config = json.loads((path / "config.json").read_text())
-        version = config["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path / 'config.json')!r} is damaged: {error!r}") from error
-    if version != FORMAT:
-        raise ValueError(
-            f"{str(path)!r} has format {version!r}, this version reads format {FORMAT}"
+    config = read_sealed(path / CONFIG_FILE)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / CONFIG_FILE} has format {config.get('format')!r}, this version reads format "
+            f"{FORMAT}"
         )
+    data = read_file(path / WEIGHTS_FILE)
+    if hashlib.sha256(data).hexdigest() != config.get("weights"):
+        raise CheckpointError(f"{path / WEIGHTS_FILE} is damaged: it is not what was saved")
+    return config, read_tensors(data, path / WEIGHTS_FILE)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
     try:
-        return config, load_file(path / "model.safetensors")
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{str(path / 'model.safetensors')!r} is damaged: {error}") from error
+        safetensors.torch.save_file(dict(tensors), path, metadata)
+    except safetensors.SafetensorError as error:  # which tells of the system's error in its text
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+
+
+def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors that the content of a safetensors file holds.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    try:
+        return dict(sorted(safetensors.torch.load(data).items()))  # in no order of their own
+    # What is well-formed and yet no tensor of PyTorch is met by other errors.
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def load(
@@ -79,8 +122,8 @@ def load(
         saved = {name: tuple(shape) for name, shape in config["layout"]}
         described = config["conditioner"]
         generator = generator_from_config(config["generator"])
-        known = {**_NOT_IN_OLDER, **config}
-        settings = {name: known[name] for name in _SETTINGS}
+        settings = {name: config[name] for name in _SETTINGS}
+        frozen = set(config["frozen"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, error) from error
     if conditioner is None:
@@ -95,36 +138,51 @@ def load(
         )
     _check_layout(saved, target)
     hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
-    load_state(hnet, state, str(directory))
+    load_state(hnet, state, Path(directory, WEIGHTS_FILE))
+    for name, parameter in hnet.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     return hnet
 
 
-def _damaged(directory: str | os.PathLike[str], error: Exception) -> ValueError:
-    return ValueError(f"{str(Path(directory) / 'config.json')!r} is damaged: {error!r}")
+def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(f"{Path(directory, CONFIG_FILE)} is damaged: {error!r}")
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """``load_state_dict`` with an error that names the first tensor that does not fit.
+def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """``load_state_dict`` with an error that names the file and the first tensor that does not fit.
 
     Raises:
-        ValueError: a missing, unexpected or mis-shaped tensor.
+        CheckpointError: a missing or unexpected tensor, or one of another shape or type, or with
+            NaN or infinity where the model has finite numbers. Nothing was loaded.
     """
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in state:
-            raise ValueError(f"{source!r} does not fit this model: it lacks the tensor {name!r}")
-        if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{source!r} does not fit this model: tensor {name!r} has shape "
-                f"{list(state[name].shape)}, the model's is {list(tensor.shape)}"
-            )
+            raise CheckpointError(f"{path} does not fit this model: it lacks the tensor {name!r}")
+        check_like(name, state[name], tensor, path)
     for name in state:
         if name not in expected:
-            raise ValueError(f"{source!r} does not fit this model: unexpected tensor {name!r}")
+            raise CheckpointError(f"{path} does not fit this model: unexpected tensor {name!r}")
     # Files have no version numbers of modules, without which some look for what older ones saved.
     state = OrderedDict(state)
     state._metadata = expected._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
+
+
+def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
+    """Raise ``CheckpointError`` unless a tensor of a file can take the place of a model's own."""
+    for what, found, expected in (
+        ("shape", list(tensor.shape), list(own.shape)),
+        ("dtype", tensor.dtype, own.dtype),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"{path} does not fit this model: tensor {name!r} has {what} {found}, the model's "
+                f"is {expected}"
+            )
+    # Masks and the like may hold infinities from the start.
+    if not tensor.isfinite().all() and own.isfinite().all():
+        raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

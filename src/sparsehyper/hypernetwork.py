@@ -320,7 +320,7 @@ class HyperNetwork(nn.Module):
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
         }
-        _persistence.save(directory, config, self.state_dict())
+        _persistence.save(directory, config, self)
 
     @classmethod
     def load(
@@ -329,7 +329,7 @@ class HyperNetwork(nn.Module):
         target: nn.Module,
         conditioner: Conditioner | None = None,
     ) -> Self:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote; what was frozen then is frozen, and nothing else.
 
         Args:
             directory: the directory.

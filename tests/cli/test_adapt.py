@@ -320,11 +320,12 @@ def test_a_damaged_adapted_run_is_told(command, adapted):
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"\1")
     done = command("tasks", adapted)
     assert done.code == 2
-    assert "tasks.safetensors is missing, or not what was written" in done.err
-    (adapted / "tasks.json").write_text('{"tasks": [')
-    assert "tasks.json is damaged: Expecting value: line 1" in command("tasks", adapted).err
-    (adapted / "tasks.json").write_text("{}")
-    assert "tasks.json is damaged: it lacks 'tasks'" in command("tasks", adapted).err
+    assert "tasks.safetensors is damaged: it is not what was written" in done.err
+    tensors.unlink()
+    assert "tasks.safetensors is missing from the run" in command("tasks", adapted).err
+    tasks = adapted / "tasks.json"
+    tasks.write_text(tasks.read_text().replace('"hats"', '"cats"'))
+    assert "tasks.json is damaged or was edited" in command("tasks", adapted).err
 
 
 def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_path, monkeypatch):

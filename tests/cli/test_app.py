@@ -18,28 +18,32 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--tensorboard", "--outputs", "--help",
+        "--tensorboard", "--outputs", "--trust-target", "--help",
     },
-    "evaluate": {"--split", "--data", "--data-dir", "--device", "--json", "--help"},
+    "evaluate": {
+        "--split", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",
+    },
     "inspect": {
         "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",
-        "--tasks", "--json", "--help",
+        "--tasks", "--json", "--trust-target", "--help",
     },
     "adapt": {
         "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps",
         "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed", "--device", "--json",
-        "--help",
+        "--trust-target", "--help",
     },
-    "predict": {"--task", "--format", "--resize", "--batch-size", "--device", "--help"},
-    "export": {"--task", "--out", "--format", "--json", "--help"},
-    "tasks": {"--rename", "--remove", "--out", "--json", "--help"},
+    "predict": {
+        "--task", "--format", "--resize", "--batch-size", "--device", "--trust-target", "--help",
+    },
+    "export": {"--task", "--out", "--format", "--json", "--trust-target", "--help"},
+    "tasks": {"--rename", "--remove", "--out", "--json", "--trust-target", "--help"},
     "study": {
         "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
     },
-    "report": {"--out", "--data-dir", "--help"},
+    "report": {"--out", "--data-dir", "--trust-target", "--help"},
     "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
 }  # fmt: skip
-OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed"} | {"--seeds"}
+OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed", "--trust-target"} | {"--seeds"}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

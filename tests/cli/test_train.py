@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 
 import pytest
 
@@ -148,6 +150,57 @@ def test_names_of_tasks_are_shown_as_they_are(command, folder, tmp_path):
     done = command("train", "--out", tmp_path / "r", "--data", folder, *QUICK, "--batch-size", 8)
     assert done.code == 0
     assert "[red] été :smile:" in done.out
+
+
+def test_a_target_of_one_s_own_is_named_each_time(command, tmp_path, monkeypatch):
+    (tmp_path / "cli_target.py").write_text(
+        "from torch import nn\n"
+        "def net(image_shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, new = tmp_path / "run", tmp_path / "new"
+    trained = command("train", "--out", run, *QUICK, "--target", "cli_target:net")
+    assert trained.code == 0, trained.err
+    more = ["train", "--out", run, "--resume", "--quiet", "--steps"]
+    for words in (
+        ["evaluate", run],
+        ["tasks", run],
+        ["tasks", run, "--remove", "0-1", "--out", new],
+        ["inspect", run],
+        ["export", run, "--task", "0-1", "--out", tmp_path / "a.safetensors"],
+        ["report", run, "--out", tmp_path / "report.html"],
+        [*more, 30],
+    ):
+        refused = command(*words)
+        assert refused.code == 2
+        assert "a function that would be imported and called" in refused.err
+        option = re.findall(r"--trust-target \S+", refused.err)
+        allowed = command(*words, *option[0].split())
+        assert allowed.code == 0, allowed.err
+    assert command("predict", new, "x.png").code == 2
+    assert "--trust-target" in command("predict", new, "x.png").err
+    assert "--trust-target" in command("adapt", new, "--data", run, "--out", tmp_path / "x").err
+    # To name it as the target is to trust it.
+    named = command(*more, 35, "--target", "cli_target:net")
+    assert named.code == 0, named.err
+    assert "--trust-target cli_target:net" in command(*more, 40, "--target", "mlp:8").err
+
+
+def test_resume_says_that_it_goes_on_from_the_best_checkpoint(command, tmp_path):
+    run = tmp_path / "run"
+    assert command("train", "--out", run, *QUICK).code == 0
+    weights = run / "checkpoints" / "last" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-100])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # and not an error, as in other tests
+        done = command("train", "--out", run, "--resume", "--steps", 30, "--quiet")
+    assert done.code == 0
+    assert done.err.startswith(f"warning: {weights} is damaged: ")
+    assert "; going on from the best checkpoint, of step " in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_a_target_of_one_s_own_may_be_pretrained(command, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -166,9 +167,8 @@ def test_filters_of_a_convolution(with_method, tasks, tmp_path):
 
 def test_an_unfinished_run_is_described_by_its_validation(finished, tmp_path, result):
     path = tmp_path / "run"
-    path.mkdir()
-    for name in ("config.json", "metrics.jsonl", "checkpoints"):
-        (path / name).symlink_to(finished[0] / name)
+    shutil.copytree(finished[0], path)
+    (path / "result.json").unlink()
     found = describe_run(path)
     assert (found["split"], found["training"]) == ("val", None)
     best = result["training"]["best"]

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from sparsehyper.experiments import build_target
-from sparsehyper.experiments.targets import is_built_in
+from sparsehyper.experiments.targets import (
+    UntrustedTargetError,
+    check_trusted,
+    function_of,
+)
 
 
 def count(module):
@@ -162,8 +166,35 @@ def test_a_sparsity_out_of_range():
 
 
 @pytest.mark.parametrize(
-    ("text", "ours"),
-    [("mlp", True), ("cnn:8", True), ("resnet32/masked:0.9", True), ("mine:net", False)],
+    ("text", "function"),
+    [
+        ("mlp", None),
+        ("cnn:8", None),
+        ("resnet32/masked:0.9", None),
+        ("resnet32:os", "resnet32:os"),
+        ("mine:net", "mine:net"),
+        ("mine.models:net/masked:0.9", "mine.models:net"),
+        ("mine:net:net", None),
+        ("./mine:net", None),
+        ("mine", None),
+        ("", None),
+    ],
 )
-def test_targets_of_ours_are_told_from_others(text, ours):
-    assert is_built_in(text) is ours
+def test_targets_that_are_functions_are_told_from_ours(text, function):
+    assert function_of(text) == function
+
+
+@pytest.mark.parametrize("text", ["mine:net:net", ".mine:net", "mine:", ":net", "mine:n t"])
+def test_what_is_no_name_of_a_function_is_never_imported(text):
+    with pytest.raises(ValueError, match="is unknown; forms: mlp"):
+        build_target(text, (1, 8, 8), 2)
+
+
+def test_a_function_that_a_file_names_needs_trust():
+    check_trusted("mlp:8", (), "file")
+    check_trusted("mine:net/masked:0.5", ["mine:net"], "file")
+    for text, trust in (("mine:net", []), ("mine:net", ["mine:other"]), ("mine:n", ["mine:net"])):
+        with pytest.raises(UntrustedTargetError, match=rf"^file names the target '{text}'"):
+            check_trusted(text, trust, "file")
+    with pytest.raises(TypeError, match=r"`trust` must be a list .* \['mine:net'\], got a string"):
+        check_trusted("mine:net", "mine:net", "file")

@@ -141,7 +141,12 @@ def test_every_point_of_the_exchange(tmp_path, monkeypatch, action, victim, step
 
 def save(run, step):
     model = Model(seed=step)
-    run.save(model, torch.optim.Adam(model.parameters()), TrainingState(step=step), best=True)
+    run.save(
+        model,
+        torch.optim.Adam(model.parameters()),
+        TrainingState(step=step, best_step=step),
+        best=True,
+    )
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -151,7 +156,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with Run.create(tmp_path / "run", {}) as run:
         save(run, step=1)
         with monkeypatch.context() as patch:
-            patch.setattr("sparsehyper.training.checkpoint.save_file", full)
+            patch.setattr("sparsehyper.training.checkpoint.write_tensors", full)
             with pytest.raises(OSError, match="No space left"):
                 save(run, step=2)
         model = Model(seed=7)

@@ -58,6 +58,7 @@ def test_what_is_no_directory_of_results(tmp_path):
         describe_results(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"`runs` '.*bench' holds results of another kind; give"):
         describe_results(DOCS / "bench")
-    (tmp_path / "results.json").write_text("[")
-    with pytest.raises(ValueError, match=r"results\.json is damaged"):
-        describe_results(tmp_path)
+    for text in ("[", "[" * 10**5, '{"study": {}, "name": "compare"}'):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=r"results\.json is damaged"):
+            describe_results(tmp_path)

@@ -224,7 +224,7 @@ def test_steps_already_made_without_an_evaluation(tmp_path):
     with Run.create(tmp_path / "run", {}) as run:
         optimizer = torch.optim.Adam(model.parameters())
         run.save(model, optimizer, TrainingState(step=3), best=False)
-        with pytest.raises(ValueError, match=r"`steps` is 3; the run .* before its first evalua"):
+        with pytest.raises(ValueError, match=r"`steps` is 3; the run .* has no best evaluation"):
             fit(model, 3, run=run)
 
 

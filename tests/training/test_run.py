@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from toy import Model, same
 
+from sparsehyper._files import sealed
 from sparsehyper.training import CheckpointError, Run, RunInUseError
-from sparsehyper.training.checkpoint import TrainingState
+from sparsehyper.training.checkpoint import TrainingState, open_checkpoint
+from sparsehyper.training.run import lock, read_id
 
 CONFIG = {"training": {"steps": 10, "lr": 0.1}, "data": "digits", "seed": 0}
 
@@ -17,7 +22,7 @@ def save(run, step, *, best, seed=0):
     """Checkpoint a model that the seed tells apart."""
     model = Model(seed)
     optimizer = torch.optim.Adam(model.parameters())
-    run.save(model, optimizer, TrainingState(step=step), best=best)
+    run.save(model, optimizer, TrainingState(step=step, best_step=step), best=best)
     return model
 
 
@@ -33,7 +38,8 @@ def test_what_a_new_run_records(tmp_path):
         assert recorded["config"] == CONFIG == run.config
         assert {"python", "torch", "numpy", "sparsehyper"} <= recorded["versions"].keys()
         run.write_result({"accuracy": 0.5})
-        assert json.loads((run.path / "result.json").read_text()) == {"accuracy": 0.5}
+        assert run.read_result() == {"accuracy": 0.5}
+        assert json.loads((run.path / "result.json").read_text())["accuracy"] == 0.5
 
 
 def test_an_empty_directory_will_do(tmp_path):
@@ -139,9 +145,10 @@ def test_file_systems_without_hard_links(tmp_path, monkeypatch):
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     with Run.create(tmp_path / "run", CONFIG) as run:
-        for step in (1, 2, 3):
+        for step in (1, 2):
             run.write_metrics({"step": step})
         save(run, 2, best=False)
+        run.write_metrics({"step": 3})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # cut short by a crash
     with Run.open(tmp_path / "run") as run:
@@ -170,3 +177,133 @@ def test_processes_other_than_the_main_one_only_read(tmp_path, monkeypatch):
     assert step == 1
     assert same(model, kept)
     assert sorted(p.name for p in main.path.iterdir()) == [".lock", "checkpoints", "config.json"]
+
+
+def test_a_start_that_died_before_the_configuration_is_begun_anew(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".lock").touch()
+    (path / "config.json.new").write_text('{"con')
+    Run.create(path, CONFIG).close()
+    assert Run.open(path).config == CONFIG
+    assert not (path / "config.json.new").exists()
+
+
+def test_a_start_that_fails_holds_no_lock_and_can_be_repeated(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsehyper.training.run.sync", full)
+        with pytest.raises(OSError, match="No space left"):
+            Run.create(tmp_path / "run", CONFIG)
+    assert [p.name for p in (tmp_path / "run").iterdir() if p.name != ".lock"] == []
+    Run.create(tmp_path / "run", CONFIG).close()
+
+
+def test_a_run_that_another_process_just_finished_is_left_alone(tmp_path, monkeypatch):
+    """Between the look at the directory and the lock."""
+
+    def later(directory):
+        monkeypatch.undo()
+        Run.create(directory, {"seed": 1}).close()
+        return lock(directory)
+
+    monkeypatch.setattr("sparsehyper.training.run.lock", later)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        Run.create(tmp_path / "run", CONFIG)
+    with Run.open(tmp_path / "run") as run:  # which the failed attempt did not keep locked
+        assert run.config == {"seed": 1}
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.json.new", "tensorboard"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    Run.create(tmp_path / "run", CONFIG).close()
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(mine)
+    with pytest.raises(CheckpointError, match=rf"run/{name} is a link or a special file"):
+        Run.open(tmp_path / "run")
+    assert mine.read_text() == "kept"
+
+
+def test_a_pipe_among_the_files_of_a_run(tmp_path):
+    Run.create(tmp_path / "run", CONFIG).close()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is a link or a special file"):
+        Run.open(tmp_path / "run")
+
+
+def test_a_config_that_is_none_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text(sealed({"config": [], "run": 3}))
+    with pytest.raises(CheckpointError, match="is not the configuration of a run"):
+        Run.open(tmp_path)
+
+
+def test_a_save_that_fails_is_as_if_it_had_not_been(tmp_path, monkeypatch):
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        kept = save(run, 1, best=True, seed=1)
+        rename = Path.rename
+
+        def fail(path, target):
+            if path.name == "checkpoints.new":
+                raise OSError(28, "No space left on device")
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fail)
+            with pytest.raises(OSError, match="No space left"):
+                save(run, 2, best=True, seed=2)
+        names = sorted(p.name for p in run.path.iterdir())
+        assert names == [".lock", "checkpoints", "config.json"]
+        assert same(restore(run)[0], kept)
+        assert same(restore(run)[0], save(run, 2, best=True, seed=1))
+
+
+def test_checkpoints_can_be_read_at_every_moment_of_a_save(tmp_path, monkeypatch):
+    """Whenever something is renamed or removed, a reader that opens then finds a whole one."""
+    seen = []
+
+    def looking(act):
+        def acted(*args, **settings):
+            result = act(*args, **settings)
+            for name in ("last", "best"):
+                with open_checkpoint(path, name, read_id(path)) as checkpoint:
+                    seen.append(checkpoint.state.step)
+            return result
+
+        return acted
+
+    path = tmp_path / "run"
+    with Run.create(path, CONFIG) as run:
+        save(run, 1, best=True)
+        opened = open_checkpoint(path, "best", read_id(path))
+        monkeypatch.setattr(Path, "rename", looking(Path.rename))
+        monkeypatch.setattr(shutil, "rmtree", looking(shutil.rmtree))
+        save(run, 2, best=True)
+    assert set(seen) == {1, 2}
+    with opened:  # though it is gone
+        opened.read_weights(Model(9))
+        assert opened.state.step == 1
+
+
+def test_a_reader_that_comes_while_the_checkpoints_are_exchanged(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    with Run.create(path, CONFIG) as run:
+        save(run, 1, best=True)
+        away = path / "away"
+        (path / "checkpoints").rename(away)  # neither here nor there, for a moment
+        monkeypatch.setattr(time, "sleep", lambda _: away.exists() and away.rename(run.last.parent))
+        with open_checkpoint(path, "best", read_id(path)) as checkpoint:
+            assert checkpoint.state.step == 1
+
+
+def test_no_checkpoint(tmp_path):
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        with pytest.raises(FileNotFoundError, match=r"checkpoints/best is missing from the run"):
+            run.restore_best(Model())
+        save(run, 1, best=True)
+        shutil.rmtree(run.best)
+        with pytest.raises(FileNotFoundError, match=r"checkpoints/best is missing from the run"):
+            run.restore_best(Model())

@@ -33,7 +33,7 @@ class Model(nn.Module):
         return logits
 
     def save(self, directory):
-        _persistence.save(directory, {"kind": "toy"}, self.state_dict())
+        _persistence.save(directory, {"kind": "toy"}, self)
 
 
 class Source:

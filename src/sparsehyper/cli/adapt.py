@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.experiments import adapt_run, shares_weights
 
@@ -49,6 +50,7 @@ def adapt(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of random starts, and of batches for --tune.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
     r"""Learn new tasks from a few images each, by their embeddings alone.
@@ -73,6 +75,7 @@ def adapt(
         resize=resize,
         seed=seed,
         device=device,
+        trust=trust_target or (),
     )
     seconds = time.perf_counter() - started
     if json:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import Json, print_json, print_tasks
 from sparsehyper.experiments import evaluate_run
 
@@ -22,6 +23,7 @@ def evaluate(
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
     """Evaluate a run's best model on every task.
@@ -29,7 +31,12 @@ def evaluate(
     Example: **sparsehyper evaluate runs/digits --split test --json**
     """
     evaluation = evaluate_run(
-        run, split=split, source=data, data_dir=data_dir, device=device
+        run,
+        split=split,
+        source=data,
+        data_dir=data_dir,
+        device=device,
+        trust=trust_target or (),
     ).to_dict()
     if json:
         print_json(evaluation)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import Json, echo, print_json
 from sparsehyper.experiments import export_run
 
@@ -23,6 +24,7 @@ def export(
             "extra onnx); by default what the file's suffix says."
         ),
     ] = None,
+    trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
     """Write a task's model as an ordinary file.
@@ -30,7 +32,7 @@ def export(
     Example: **sparsehyper export runs/shop --task bags --format onnx --out bags.onnx**
     """
     started = time.perf_counter()
-    about = export_run(run, task, out, format=format)
+    about = export_run(run, task, out, format=format, trust=trust_target or ())
     seconds, size = time.perf_counter() - started, out.stat().st_size
     if json:
         print_json({"out": str(out), "bytes": size, "seconds": seconds, **about})

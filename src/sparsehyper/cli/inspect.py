@@ -17,7 +17,7 @@ from sparsehyper.analysis import (
     summarize,
     task_embeddings,
 )
-from sparsehyper.cli.options import given
+from sparsehyper.cli.options import TrustTarget, given
 from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.experiments import (
@@ -56,6 +56,7 @@ def inspect(
     classes: Annotated[int, typer.Option(help="Number of logits.")] = 10,
     latent_dim: Annotated[int, typer.Option(help="Length of an embedding.")] = 256,
     tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 10,
+    trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
     """Show a hypernetwork's generator, layers, sizes, wiring, rank and cost.
@@ -65,9 +66,9 @@ def inspect(
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
     if run is not None:
-        if described := sorted(set(given(context)) - {"run", "json"}):
+        if described := sorted(set(given(context)) - {"run", "trust_target", "json"}):
             raise ValueError(f"`{described[0]}` describes a model, and so does `run`; give one")
-        loaded = load_run(run)
+        loaded = load_run(run, trust=trust_target or ())
         model, image_shape = loaded.hypernetwork(), loaded.tasks.image_shape
     else:
         check_integer("tasks", tasks, minimum=1, maximum=MOST_TASKS)

@@ -13,7 +13,16 @@ from typer import Option
 from sparsehyper._checks import check_integer
 from sparsehyper.data import SOURCES
 from sparsehyper.experiments import Experiment
-from sparsehyper.experiments.targets import is_built_in
+from sparsehyper.experiments.targets import function_of
+
+TrustTarget = Annotated[
+    list[str] | None,
+    Option(
+        help="A package.module:function that the run may import and call, as it names it for its "
+        "target; may be given several times. Without it only targets of our own are made.",
+        show_default=False,
+    ),
+]
 
 _DATA = "Data"
 _MODEL = "Model"
@@ -251,7 +260,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         settings["data"]["tasks"] = "split:2"
     if settings["training"]["warmup"] is None:
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
-    if settings["base"] == "pretrained" and is_built_in(settings["target"]):
+    if settings["base"] == "pretrained" and function_of(settings["target"]) is None:
         raise ValueError(
             f"`base` 'pretrained' keeps the target's own values, which `target` "
             f"{settings['target']!r} draws at random; give a package.module:function that loads "

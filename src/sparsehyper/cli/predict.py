@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._checks import check_choice
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import echo, print_csv, print_json, print_table
 from sparsehyper.experiments import predict_run
 
@@ -38,6 +39,7 @@ def predict(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
 ) -> None:
     r"""Classify images.
 
@@ -45,7 +47,15 @@ def predict(
     """
     check_choice("format", format, _FORMATS)
     started = time.perf_counter()
-    found = predict_run(run, images, task=task, resize=resize, batch_size=batch_size, device=device)
+    found = predict_run(
+        run,
+        images,
+        task=task,
+        resize=resize,
+        batch_size=batch_size,
+        device=device,
+        trust=trust_target or (),
+    )
     seconds = time.perf_counter() - started
     if format == "json":
         print_json({**found.to_dict(), "seconds": seconds})

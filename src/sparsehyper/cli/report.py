@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._files import check_absent, whole
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import echo
 from sparsehyper.experiments import describe_run
 from sparsehyper.report.html import write_html
@@ -25,6 +26,7 @@ def report(
         str | None,
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
     ] = None,
+    trust_target: TrustTarget = None,
 ) -> None:
     """Make one HTML file to look at, which needs no network and nothing beside it.
 
@@ -33,7 +35,7 @@ def report(
     started = time.perf_counter()
     check_absent("out", out)
     described = [
-        describe_run(run, data_dir=data_dir)
+        describe_run(run, data_dir=data_dir, trust=trust_target or ())
         if (run / "config.json").is_file()
         else describe_results(run)
         for run in runs

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sparsehyper.cli.options import TrustTarget
 from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.experiments import change_tasks, describe_tasks, shares_weights
 
@@ -24,18 +25,19 @@ def tasks(
     out: Annotated[
         Path | None, typer.Option(help="Directory of the new run with the change; must be new.")
     ] = None,
+    trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
     """List a run's tasks and the nearest of each; or write a run with one renamed or removed.
 
     Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
     """
-    started = time.perf_counter()
+    started, trust = time.perf_counter(), trust_target or ()
     if (rename is None and not remove) != (out is None):
         raise ValueError("`rename` and `remove` go with `out`, the new run, and it with them")
     if out is not None:
-        change_tasks(run, out, rename=rename, remove=remove or ())
-    rows = describe_tasks(run if out is None else out)
+        change_tasks(run, out, rename=rename, remove=remove or (), trust=trust)
+    rows = describe_tasks(run if out is None else out, trust=trust)
     if json:
         print_json({"run": str(out or run), "tasks": rows})
         return

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sparsehyper.cli.options import apply_options, experiment_from, given, takes_experiment
+from sparsehyper.cli.options import (
+    TrustTarget,
+    apply_options,
+    experiment_from,
+    given,
+    takes_experiment,
+)
 from sparsehyper.cli.output import Json, Quiet, echo, print_json, print_tasks
 from sparsehyper.experiments import (
     Experiment,
@@ -15,6 +22,7 @@ from sparsehyper.experiments import (
     read_experiment,
     run_experiment,
 )
+from sparsehyper.experiments.targets import function_of
 from sparsehyper.generators import Generator
 
 
@@ -39,6 +47,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, as it was configured.")
     ] = False,
+    trust_target: TrustTarget = None,
     quiet: Quiet = False,
     json: Json = False,
     **options: Any,
@@ -53,7 +62,7 @@ def train(
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
     if resume:
-        experiment = _resumed(context, out)
+        experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
     result = run_experiment(
@@ -69,10 +78,12 @@ def train(
     )
 
 
-def _resumed(context: typer.Context, out: Path) -> Experiment:
+def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experiment:
     """The experiment as its run recorded it, and what this command line says of it."""
-    settings = read_experiment(out).to_dict()
     options = given(context)
+    # Whoever names a target on the command line may have it called.
+    named = function_of(options.get("target", ""))
+    settings = read_experiment(out, trust=[*trust, *([named] if named else [])]).to_dict()
     apply_options(settings, options)
     if "method" in options:
         settings["method"] = _config(options["method"])

@@ -14,30 +14,36 @@ came from and leaves that as it was:
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_integer, check_number
-from sparsehyper._files import whole
+from sparsehyper._files import CheckpointError, digest, read_file, read_sealed, whole
+from sparsehyper._persistence import check_like, read_tensors, write_tensors
 from sparsehyper._text import listed
 from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.data import LabelledTask, load_new_tasks
 from sparsehyper.experiments.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.training.checkpoint import DIGESTS_FILE, CheckpointError, digest, read_state
-from sparsehyper.training.run import link, write_json
+from sparsehyper.training.checkpoint import (
+    CHECKPOINTS,
+    DIGESTS_FILE,
+    checkpoints_of,
+    open_checkpoint,
+)
+from sparsehyper.training.run import link, read_id, write_sealed
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
@@ -71,8 +77,21 @@ class TaskEntry:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON."""
-        return cls(**{**values, "classes": tuple(values["classes"])})
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not those of a task.
+        """
+        entry = cls(**{**values, "classes": tuple(values["classes"])})
+        if not all(isinstance(text, str) for text in (entry.name, *entry.classes)):
+            raise TypeError(f"names of a task and its classes must be strings, got {entry}")
+        if not entry.classes or (entry.row is None) == (entry.key is None):
+            raise ValueError(f"a task must have classes, and a row or a key, got {entry}")
+        if entry.row is not None:
+            check_integer("row", entry.row, minimum=0)
+        elif not (isinstance(entry.key, str) and entry.key.isdecimal()):
+            raise ValueError(f"`key` must be a number in a string, got {entry.key!r}")
+        return entry
 
 
 @dataclass(frozen=True)
@@ -83,30 +102,45 @@ class TaskList:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def read(cls, run: Path, trained: TaskInfo) -> Self:
+    def read(cls, run: Path, trained: TaskInfo, digests: str) -> Self:
         """Those of a run directory, adapted or not.
 
+        Args:
+            run: the directory.
+            trained: the tasks that were trained.
+            digests: of the files of the run's best checkpoint.
+
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file is missing, damaged, or does not belong to the checkpoint.
         """
         if not is_adapted(run):
             columns = zip(trained.names, trained.classes, strict=True)
             return cls(tuple(TaskEntry(n, c, row=i) for i, (n, c) in enumerate(columns)), {})
-        try:
-            record = json.loads((run / _TASKS).read_text(encoding="utf-8"))
-            entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
-            version, expected = record["format"], record["sha256"]
-        except KeyError as error:
-            raise CheckpointError(f"{run / _TASKS} is damaged: it lacks {error}") from error
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{run / _TASKS} is damaged: {error}") from error
-        if version != FORMAT:
+        path = run / _TASKS
+        record = read_sealed(path)
+        if record.get("format") != FORMAT:
             raise CheckpointError(
-                f"{run / _TASKS} has format {version}, this version reads format {FORMAT}"
+                f"{path} has format {record.get('format')!r}, this version reads format {FORMAT}"
             )
-        if not (run / _TENSORS).is_file() or digest(run / _TENSORS) != expected:
-            raise CheckpointError(f"{run / _TENSORS} is missing, or not what was written")
-        return cls(entries, load_file(run / _TENSORS))
+        if record.get("checkpoint") != _digest(digests):
+            raise CheckpointError(f"{path} belongs to another checkpoint than that of {run}")
+        try:
+            entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
+            rows = [entry.row for entry in entries if entry.row is not None]
+            keys = [entry.key for entry in entries if entry.key is not None]
+            names = [entry.name for entry in entries]
+            if not names or any(len(set(all_)) < len(all_) for all_ in (rows, keys, names)):
+                raise ValueError("`tasks` must be some, each once")
+            if max(rows, default=0) >= len(trained.names):
+                raise ValueError(f"`row` must be below {len(trained.names)}, got {max(rows)}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}") from error
+        if not (run / _TENSORS).exists():
+            raise CheckpointError(f"{run / _TENSORS} is missing from the run")
+        data = read_file(run / _TENSORS)
+        if hashlib.sha256(data).hexdigest() != record.get("tensors"):
+            raise CheckpointError(f"{run / _TENSORS} is damaged: it is not what was written")
+        return cls(entries, read_tensors(data, run / _TENSORS))
 
     def names(self) -> tuple[str, ...]:
         """Of the tasks."""
@@ -117,8 +151,19 @@ class TaskList:
         classes = tuple(entry.classes for entry in self.entries)
         return replace(trained, names=self.names(), classes=classes)
 
-    def apply(self, model: HyperNetwork) -> None:
-        """Make these the tasks of a model that has those it was trained on."""
+    def apply(self, model: nn.Module, run: Path) -> None:
+        """Make these the tasks of a model that has those it was trained on.
+
+        Args:
+            model: the model of the run.
+            run: the directory, for errors.
+
+        Raises:
+            CheckpointError: the model is no hypernetwork, or the tensors are not such a model's.
+        """
+        if not isinstance(model, HyperNetwork):
+            raise CheckpointError(f"{run / _TASKS} is damaged: the run holds no hypernetwork")
+        self._check_tensors(model, run / _TENSORS)
         trained = model.task_names
         for row, name in enumerate(trained):  # out of the way of the new names
             model.rename_task(name, f"\0{row}")
@@ -134,6 +179,25 @@ class TaskList:
                 model.rename_task(f"\0{row}", kept[row])
             else:
                 model.remove_task(f"\0{row}")
+
+    def _check_tensors(self, model: HyperNetwork, path: Path) -> None:
+        norms = model.target.statistics
+        statistics = norms.row(model.target.module, 0)
+        own = {
+            "embedding": model.task_embedding.weight[0].detach(),
+            **{f"statistics/{n}": row for n, row in zip(norms.names, statistics, strict=True)},
+        }
+        module = model.materialize(0)
+        tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
+        for entry in self.entries:
+            needed = {f"{entry.key}/{name}" for name in own} if entry.key is not None else set()
+            if missing := sorted(needed - self.tensors.keys()):
+                raise CheckpointError(f"{path} is damaged: it lacks the tensor {missing[0]!r}")
+        for name, tensor in self.tensors.items():
+            like = {**own, **tuned}.get(name.partition("/")[2])
+            if like is None:
+                raise CheckpointError(f"{path} is damaged: unexpected tensor {name!r}")
+            check_like(name, tensor, like, path)
 
     def tuned(self) -> dict[str, dict[str, Tensor]]:
         """By task, the parameters that were tuned after its embedding was fitted."""
@@ -194,39 +258,65 @@ def is_adapted(run: Path) -> bool:
 
 def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:
     """Whether a run has the very files of another's weights, and not copies of them."""
-    files = (Path(path) / "checkpoints" / "best" / DIGESTS_FILE for path in (run, out))
-    return os.path.samefile(*files)
+    files = (checkpoints_of(Path(path)) / "best" / DIGESTS_FILE for path in (run, out))
+    try:
+        return os.path.samefile(*files)
+    except FileNotFoundError:  # one of them is being trained
+        return False
 
 
-def write_tasks(run: Path, out: Path, tasks: TaskList, digests: str) -> None:
-    """Write a new run directory with other tasks and the weights of ``run``, whole or not at all.
+@contextmanager
+def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
+    """A new run directory with the weights of ``run``, which appears as ``out`` at the end, whole,
+    or not at all.
 
     Args:
         run: the run.
         out: the new one.
-        tasks: what it knows.
-        digests: of the checkpoint's files that the tasks were fitted to.
+        digests: of the files of the checkpoint that was loaded.
 
     Raises:
         FileExistsError: ``out`` exists.
         CheckpointError: the weights of ``run`` are damaged, or no longer the same.
     """
     with whole("out", out) as partial:
-        best = partial / "checkpoints" / "best"
-        shutil.copytree(run / "checkpoints" / "best", best, copy_function=link)
-        read_state(best)  # whole
-        if (best / DIGESTS_FILE).read_text("utf-8") != digests:
+        try:
+            best = checkpoints_of(run) / "best"
+            shutil.copytree(best, partial / CHECKPOINTS / "best", copy_function=link)
+            shutil.copy2(run / "config.json", partial / "config.json")
+            with open_checkpoint(partial, "best", read_id(partial)) as shared:
+                same = shared.digests == digests
+        except (FileNotFoundError, shutil.Error):
+            same = False
+        if not same:
             raise CheckpointError(
-                f"the run in {run} was trained further meanwhile; wait until it has ended"
+                f"the run in {run} is being trained, and got a better checkpoint at this very "
+                "moment; do it again"
             )
-        shutil.copy2(run / "config.json", partial / "config.json")
-        save_file(tasks.tensors, partial / _TENSORS)
-        record = {
-            "format": FORMAT,
-            "sha256": digest(partial / _TENSORS),
-            "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
-        }
-        write_json(partial / _TASKS, record)
+        yield partial
+
+
+def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:
+    """Write what an adapted run knows into its directory.
+
+    Args:
+        directory: of the run.
+        tasks: what it knows.
+        digests: of the files of the checkpoint that the tasks were fitted to.
+    """
+    write_tensors(directory / _TENSORS, tasks.tensors)
+    record = {
+        "format": FORMAT,
+        "checkpoint": _digest(digests),
+        "tensors": digest(directory / _TENSORS),
+        "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
+    }
+    write_sealed(directory / _TASKS, record)
+
+
+def _digest(digests: str) -> str:
+    """What tells a checkpoint from all others."""
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def fit_tasks(

@@ -120,7 +120,7 @@ BASELINES = (Experts.kind, SharedTrunk.kind)
 
 def _save(model: Experts | SharedTrunk, directory: str | PathLike[str]) -> None:
     config = {"kind": model.kind, "tasks": list(model.task_names)}
-    _persistence.save(directory, config, model.state_dict())
+    _persistence.save(directory, config, model)
 
 
 def _check_tasks(task: int | Tensor, count: int) -> None:

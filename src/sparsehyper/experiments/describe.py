@@ -5,7 +5,7 @@ Everything is bounded, so that a run of hundreds of tasks or of large targets ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from sparsehyper.experiments.run import (
     check_fingerprint,
     finished_result,
     load_run,
-    read_json,
 )
 from sparsehyper.experiments.setup import load_tasks
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import Run, evaluate
+from sparsehyper.training.run import read_config
 
 _COMPARED = 200  # tasks between which distances are given
 _CHOSEN = 6  # tasks whose filters are shown, and between which lines are followed, each with each
@@ -43,13 +43,17 @@ _WORK = 10**11  # multiply-adds of each of confusion matrices and lines, unless 
 
 
 def describe_run(
-    directory: str | PathLike[str], *, data_dir: str | PathLike[str] | None = None
+    directory: str | PathLike[str],
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    trust: Collection[str] = (),
 ) -> dict[str, Any]:
     """Facts about a run, for a report.
 
     Args:
         directory: of the run; of any method, finished or not, adapted or not.
         data_dir: where the files of named sources are.
+        trust: as `load_run` takes it.
 
     Returns:
         A JSON-ready dict. What a run has not got is None: a baseline has no embeddings, a run whose
@@ -80,9 +84,9 @@ def describe_run(
         FileNotFoundError, CheckpointError: as `load_run`.
     """
     path = Path(directory)
-    loaded = load_run(path)
+    loaded = load_run(path, trust=trust)
     experiment, info, model = loaded.experiment, loaded.tasks, loaded.model
-    recorded = read_json(path / "config.json")
+    recorded = read_config(path)
     result = None if is_adapted(path) else finished_result(path, experiment)
     split = "test" if result else "val"
     tasks, missing = _load_images(path, loaded, data_dir)

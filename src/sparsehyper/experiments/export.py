@@ -16,18 +16,18 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsehyper._checks import check_choice
 from sparsehyper._extras import require
 from sparsehyper._files import check_absent, whole
+from sparsehyper._persistence import write_tensors
 from sparsehyper.experiments.run import load_run
 
 _NAME = "sparsehyper"
@@ -39,6 +39,7 @@ def export_run(
     file: str | PathLike[str],
     *,
     format: str | None = None,
+    trust: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write the model of a task to a new file.
 
@@ -47,6 +48,7 @@ def export_run(
         task: a task's name.
         file: to write; it appears whole or not at all.
         format: one of `FORMATS`; None for what the file's suffix says.
+        trust: as `load_run` takes it.
 
     Returns:
         What goes with the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
@@ -74,7 +76,7 @@ def export_run(
     if format == "onnx":
         for package in ("onnx", "onnxscript"):
             require(package, "onnx")
-    loaded = load_run(directory)
+    loaded = load_run(directory, trust=trust)
     loaded.hypernetwork()
     loaded.task_list.check_known(task)
     info = loaded.tasks
@@ -100,7 +102,7 @@ def export_run(
 
 def _safetensors(module: nn.Module, _: Tensor, path: Path, about: str) -> None:
     state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
-    save_file(state, path, metadata={_NAME: about})
+    write_tensors(path, state, {_NAME: about})
 
 
 def _program(module: nn.Module, example: Tensor, path: Path, about: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -66,6 +66,7 @@ def predict_run(
     resize: bool = False,
     device: str = "auto",
     batch_size: int = 500,
+    trust: Collection[str] = (),
 ) -> Prediction:
     """Classify images by the best model of a run.
 
@@ -79,6 +80,7 @@ def predict_run(
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
         batch_size: images at a time.
+        trust: as `load_run` takes it.
 
     Raises:
         FileNotFoundError: no image, or as `load_run`.
@@ -87,7 +89,7 @@ def predict_run(
             image does not fit or cannot be read.
     """
     check_integer("batch_size", batch_size, minimum=1)
-    loaded = load_run(directory)
+    loaded = load_run(directory, trust=trust)
     model, info = loaded.hypernetwork(), loaded.tasks
     if task is not None:
         loaded.task_list.check_known(task)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -16,13 +15,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sparsehyper._checks import check_choice
-from sparsehyper._files import check_absent
+from sparsehyper._files import check_absent, parse_json, read_file
 from sparsehyper.data import Split, TaskSet, parse_tasks
 from sparsehyper.experiments.adapted import (
     TaskList,
     fit_tasks,
     is_adapted,
     neighbours,
+    sharing_weights,
     write_tasks,
 )
 from sparsehyper.experiments.config import Experiment
@@ -33,6 +33,7 @@ from sparsehyper.experiments.setup import (
     make_batches,
     resolve,
 )
+from sparsehyper.experiments.targets import check_trusted
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import (
     CheckpointError,
@@ -43,13 +44,17 @@ from sparsehyper.training import (
     processes,
     train,
 )
-from sparsehyper.training.checkpoint import DIGESTS_FILE, read_state, read_weights
-from sparsehyper.training.run import check_same, json_ready
+from sparsehyper.training.checkpoint import open_checkpoint
+from sparsehyper.training.run import check_same, json_ready, read_config
 
 SPLITS = ("train", "val", "test")
 
 # What the steps already made do not depend on. A folder may move: its fingerprint tells.
 MAY_DIFFER = ("training.steps", "training.device", "data.source")
+
+
+# How settings that come from a file fail that are not what we wrote.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 class LoadedRun(NamedTuple):
@@ -179,20 +184,37 @@ def check_run(
     """
     path = Path(directory)
     recorded = _read_config(path)
-    tasks = (settings["resolved"]["tasks"] for settings in (recorded, config))
-    check_fingerprint(path, *(task["fingerprint"] for task in tasks))
+    try:
+        found = recorded["resolved"]["tasks"]["fingerprint"]
+    except _MALFORMED as error:
+        raise _damaged(path, error) from error
+    check_fingerprint(path, found, config["resolved"]["tasks"]["fingerprint"])
     check_same(f"the run in {path}", recorded, json_ready(config), may_differ)
 
 
-def read_experiment(directory: str | PathLike[str]) -> Experiment:
+def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> Experiment:
     """The experiment of a run, finished or not.
+
+    Args:
+        directory: of the run.
+        trust: functions, as ``package.module:function``, that the run may name as its target. A
+            run may come from anyone, and its target is imported and called when its model is made;
+            targets of our own need no trust.
 
     Raises:
         FileNotFoundError: there is no run in ``directory``.
         CheckpointError: its ``config.json`` is damaged.
+        UntrustedTargetError: its target is a function that is not among those of ``trust``.
     """
-    config = _read_config(Path(directory))
-    return Experiment.from_dict({k: v for k, v in config.items() if k != "resolved"})
+    path = Path(directory)
+    config = _read_config(path)
+    try:
+        settings = {name: value for name, value in config.items() if name != "resolved"}
+        experiment = Experiment.from_dict(settings)
+    except _MALFORMED as error:
+        raise _damaged(path, error) from error
+    check_trusted(experiment.target, trust, path / "config.json")
+    return experiment
 
 
 def finished_result(
@@ -201,45 +223,57 @@ def finished_result(
     """What `run_experiment` returned for this experiment; None if it has not finished yet.
 
     Raises:
-        CheckpointError: ``result.json`` is damaged.
+        CheckpointError: ``result.json`` is damaged, or of another run.
     """
-    path = Path(directory) / "result.json"
-    if not path.exists():
+    result = Run(Path(directory)).read_result()
+    if result is None:
         return None
-    result = read_json(path)
-    # A run that goes on for more steps still has the result of fewer.
-    steps = result["experiment"]["training"]["steps"]
+    try:
+        # A run that goes on for more steps still has the result of fewer.
+        steps = result["experiment"]["training"]["steps"]
+    except _MALFORMED as error:
+        raise CheckpointError(f"{Path(directory) / 'result.json'} is damaged: {error!r}") from error
     return result if steps == experiment.training.steps else None
 
 
-def load_run(directory: str | PathLike[str]) -> LoadedRun:
-    """The best model of a run so far, finished or not; its data are not needed.
+def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> LoadedRun:
+    """The best model of a run so far, finished, being trained, or stopped; without its data.
+
+    Args:
+        directory: of the run.
+        trust: as `read_experiment` takes it.
 
     Raises:
         FileNotFoundError: there is no run in ``directory``, or no checkpoint in it yet.
-        CheckpointError: a file is damaged.
+        CheckpointError: a file is damaged, or of another run.
+        UntrustedTargetError: as `read_experiment`.
     """
     path = Path(directory)
-    experiment = read_experiment(path)
+    experiment = read_experiment(path, trust=trust)
     try:
         info = TaskInfo.from_dict(_read_config(path)["resolved"]["tasks"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / 'config.json'} lacks {error}: it is damaged, or of an earlier version"
-        ) from error
-    best = path / "checkpoints" / "best"
-    if not best.is_dir():
-        raise FileNotFoundError(f"`directory` {path} has no checkpoint yet; resume the run first")
-    model = build_model(experiment, info)
-    digests = (best / DIGESTS_FILE).read_text("utf-8") if (best / DIGESTS_FILE).exists() else ""
-    read_state(best)  # which checks the files' digests
-    read_weights(best, model)
-    tasks = TaskList.read(path, info)
+    except _MALFORMED as error:
+        raise _damaged(path, error) from error
+    try:
+        best = open_checkpoint(path, "best", read_config(path)["run"])
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"`directory` {path} has no checkpoint yet; resume the run first"
+        ) from None
+    with best:
+        try:
+            model = build_model(experiment, info)
+        except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{path / 'config.json'} describes a model that cannot be made: {reason}"
+            ) from error
+        best.read_weights(model)
+    tasks = TaskList.read(path, info, best.digests)
     if is_adapted(path):
-        assert isinstance(model, HyperNetwork)
-        tasks.apply(model)
+        tasks.apply(model, path)
         info = tasks.info(info)
-    return LoadedRun(experiment, info, model.eval(), tasks, digests, path)
+    return LoadedRun(experiment, info, model.eval(), tasks, best.digests, path)
 
 
 def adapt_run(
@@ -249,6 +283,7 @@ def adapt_run(
     *,
     resize: bool = False,
     device: str = "auto",
+    trust: Collection[str] = (),
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Fit new tasks to the best model of a run, and write a new run that knows them too.
@@ -261,6 +296,7 @@ def adapt_run(
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
+        trust: as `read_experiment` takes it.
         **settings: as `adapted.fit_tasks` and `fit_embeddings` take them.
 
     Returns:
@@ -268,16 +304,20 @@ def adapt_run(
 
     Raises:
         FileExistsError: ``out`` exists.
-        FileNotFoundError, CheckpointError: as `load_run`, or ``data`` is no folder.
+        FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`, or ``data`` is no
+            folder.
         ValueError: the run holds no hypernetwork, a name that is a task already, images or
             settings that do not fit.
     """
     check_absent("out", Path(out))
-    loaded = load_run(directory)
+    loaded = load_run(directory, trust=trust)
     model = loaded.hypernetwork().to(processes(device).device)
     resize = resize or loaded.experiment.data.image_size is not None
-    tasks, rows = fit_tasks(model, loaded.tasks, loaded.task_list, data, resize=resize, **settings)
-    write_tasks(Path(directory), Path(out), tasks, loaded.digests)
+    with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
+        tasks, rows = fit_tasks(
+            model, loaded.tasks, loaded.task_list, data, resize=resize, **settings
+        )
+        write_tasks(partial, tasks, loaded.digests)
     return rows
 
 
@@ -287,8 +327,16 @@ def change_tasks(
     *,
     rename: tuple[str, str] | None = None,
     remove: Sequence[str] = (),
+    trust: Collection[str] = (),
 ) -> None:
     """Write a new run in which a task has another name, or some are gone; it shares the weights.
+
+    Args:
+        directory: of the run, which is left as it is.
+        out: the new run.
+        rename: a task's name and its new name.
+        remove: tasks to leave out.
+        trust: as `read_experiment` takes it.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -296,25 +344,32 @@ def change_tasks(
         ValueError: a new name that is a task already, or the removal of the only task.
     """
     check_absent("out", Path(out))
-    loaded = load_run(directory)
+    loaded = load_run(directory, trust=trust)
     loaded.hypernetwork()
     tasks = loaded.task_list
     if rename is not None:
         tasks = tasks.rename(*rename)
     for name in remove:
         tasks = tasks.remove(name)
-    write_tasks(Path(directory), Path(out), tasks, loaded.digests)
+    with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
+        write_tasks(partial, tasks, loaded.digests)
 
 
-def describe_tasks(directory: str | PathLike[str]) -> list[dict[str, Any]]:
+def describe_tasks(
+    directory: str | PathLike[str], *, trust: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """The tasks of a run.
+
+    Args:
+        directory: of the run.
+        trust: as `read_experiment` takes it.
 
     Returns:
         For each its name as ``task``, its ``classes``, its ``origin`` (``"trained"``,
         ``"embedding"``, or ``"embedding + "`` and what was tuned), and the ``nearest`` other
         task's name with the ``cosine`` of the angle between the two normalised embeddings.
     """
-    loaded = load_run(directory)
+    loaded = load_run(directory, trust=trust)
     nearest, cosines = neighbours(loaded.hypernetwork().task_embedding.weight.detach())
     entries, alone = loaded.task_list.entries, len(nearest) == 1
     return [
@@ -336,6 +391,7 @@ def evaluate_run(
     source: str | None = None,
     data_dir: str | PathLike[str] | None = None,
     device: str = "auto",
+    trust: Collection[str] = (),
 ) -> Evaluation:
     """Evaluate the best model of a run.
 
@@ -345,14 +401,15 @@ def evaluate_run(
         source: where the run's folder of images is now, if it has moved.
         data_dir: where the files of named sources are.
         device: ``"auto"`` or a device such as ``"cpu"``.
+        trust: as `read_experiment` takes it.
 
     Raises:
         ValueError: an unknown split, or the data are not those the run was trained on.
-        FileNotFoundError, CheckpointError: as `load_run`.
+        FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`.
     """
     check_choice("split", split, SPLITS)
     _check_trained(Path(directory))
-    experiment, info, model, *_ = load_run(directory)
+    experiment, info, model, *_ = load_run(directory, trust=trust)
     data = experiment.data if source is None else replace(experiment.data, source=source)
     tasks = load_tasks(data, data_dir)
     check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
@@ -392,21 +449,21 @@ def check_fingerprint(directory: Path, recorded: str, found: str) -> None:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"`directory` {directory} holds no run: it has no config.json")
-    config = read_json(path).get("config")
-    if not isinstance(config, dict) or "resolved" not in config:
-        raise CheckpointError(f"{path} is damaged: it has no resolved configuration")
+    config = read_config(directory)["config"]
+    if "resolved" not in config:
+        raise CheckpointError(
+            f"{directory / 'config.json'} is damaged: it has no resolved configuration"
+        )
     return config
+
+
+def _damaged(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{directory / 'config.json'} is damaged: {error!r}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a file; ``CheckpointError`` if that is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    value = parse_json(read_file(path), path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object")
     return value

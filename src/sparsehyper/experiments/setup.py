@@ -82,10 +82,10 @@ class TaskInfo:
         for key in ("names", "classes", "image_shape", "mean", "std"):
             check_type(key, values[key], (list, tuple), "a list")
         names, classes, shape = values["names"], values["classes"], values["image_shape"]
-        if len(names) != len(classes) or len(shape) != 3:
+        if not names or len(names) != len(classes) or not all(classes) or len(shape) != 3:
             raise ValueError(
-                f"`classes` must be those of {len(names)} tasks and `image_shape` three numbers, "
-                f"got {len(classes)} and {shape}"
+                f"`classes` must be those of one or more tasks, here {len(names)}, and "
+                f"`image_shape` three numbers, got {len(classes)} and {shape}"
             )
         for of_task in classes:
             check_type("classes", of_task, (list, tuple), "lists of names")

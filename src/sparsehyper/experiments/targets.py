@@ -13,6 +13,9 @@
                                 (`sparsehyper.adapters`)
 ==============================  ===================================================================
 
+The last but one is code: it is imported and called if the user names it, and never because a file
+does (`check_trusted`).
+
 All take float32 images ``[batch, channels, height, width]`` and return logits
 ``[batch, n_classes]``.
 
@@ -26,7 +29,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +51,11 @@ _FORMS = (
     "resnet18  package.module:function; any with /masked:0.9"
 )
 _RESNET_SETTINGS = ("depth", "width", "stages", "norm")
-_BUILT_IN = ("mlp", "cnn", "resnet", *_SHORT)
+_OURS = ("mlp", "cnn", "resnet")
+
+
+class UntrustedTargetError(ValueError):
+    """A file names a function to call that the user has not allowed."""
 
 
 def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
@@ -91,14 +100,43 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
         return cnn(_widths(widths, text), image_shape, n_classes, norm)
     if kind == "resnet":
         return ResNet(image_shape, n_classes, **_resnet_settings(rest, text))
-    if colon and rest:
+    if function_of(text) is not None:
         return _from_factory(kind, rest, image_shape, n_classes)
     raise ValueError(f"`target` {text!r} is unknown; forms: {_FORMS}")
 
 
-def is_built_in(text: str) -> bool:
-    """Whether a target is one of ours, whose weights are always fresh."""
-    return text.partition("/")[0].partition(":")[0] in _BUILT_IN
+def function_of(text: str) -> str | None:
+    """The ``package.module:function`` that a target is made by; None for one of ours.
+
+    >>> function_of("models.small:net/masked:0.9"), function_of("resnet18")
+    ('models.small:net', None)
+    """
+    text = text.partition("/")[0]
+    kind = _SHORT.get(text, text).partition(":")[0]
+    return text if kind not in _OURS and re.fullmatch(r"\w+(\.\w+)*:\w+", text) else None
+
+
+def check_trusted(text: str, trust: Collection[str], source: object) -> None:
+    """Check that a target that a file names may be made.
+
+    Args:
+        text: the target.
+        trust: functions that the user allows, as ``package.module:function``.
+        source: the file, for the error.
+
+    Raises:
+        TypeError: ``trust`` is a string.
+        UntrustedTargetError: it is a function that is not among them.
+    """
+    if isinstance(trust, str):
+        raise TypeError(f"`trust` must be a list of functions, such as [{trust!r}], got a string")
+    function = function_of(text)
+    if function is not None and function not in trust:
+        raise UntrustedTargetError(
+            f"{source} names the target {function!r}, a function that would be imported and "
+            "called; a file may come from anyone, so allow it if you know it: "
+            f"--trust-target {shlex.quote(function)} (in Python trust=[{function!r}])"
+        )
 
 
 def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sparsehyper._files import parse_json, read_file
 from sparsehyper.report import tables
 from sparsehyper.report.plots import STYLES, styles
 from sparsehyper.report.studies import REPORTS, StudyReport, new_tasks, typology
@@ -43,15 +43,15 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
             f"`runs` {str(directory)!r} is no directory of a run (config.json), and none of a "
             "comparison or a study (results.json)"
         )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    results = parse_json(read_file(path), path)
     name = path.parent.resolve().name
-    if isinstance(results, dict) and {"config", "rows", "numel", "tasks"} <= results.keys():
-        return {"name": name, **_comparison(results)}
-    if isinstance(results, dict) and "study" in results and results.get("name") in REPORTS:
-        return {"name": name, **_study(results)}
+    try:
+        if isinstance(results, dict) and {"config", "rows", "numel", "tasks"} <= results.keys():
+            return {"name": name, **_comparison(results)}
+        if isinstance(results, dict) and "study" in results and results.get("name") in [*REPORTS]:
+            return {"name": name, **_study(results)}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
     raise ValueError(
         f"`runs` {str(directory)!r} holds results of another kind; give a directory of train, "
         "adapt, compare or study"

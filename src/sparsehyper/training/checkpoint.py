@@ -4,39 +4,54 @@
 ``config.json``           written by the model's own ``save``, as is the next
 ``model.safetensors``     the weights
 ``training.safetensors``  the optimiser's tensors, as ``<parameter>/<name>``
-``training.json``         step, accuracies so far, best evaluation
+``training.json``         step, accuracies so far, best evaluation; of which run and optimiser it
+                          is, and what ``metrics.jsonl`` was then
 ``SHA256SUMS``            digests of the files above, as ``sha256sum --check`` reads them
 ========================  ==================================================================
 
-No pickle: reading a checkpoint runs no code from it. What is random in training is a pure function
-of seed and step, so there is no generator state to keep.
+No pickle: reading a checkpoint runs no code from it, and opens no file but its own. What is random
+in training is a pure function of seed and step, so there is no generator state to keep.
+
+A run's checkpoints are in its directory ``checkpoints``, which is never changed but replaced: for
+the moment in between, the old ones are in ``checkpoints.old``. A reader opens all files of a
+checkpoint at once and then reads from these, so nothing that happens to the directory meanwhile
+changes what it reads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsehyper._files import sync
-from sparsehyper._persistence import load_state
+from sparsehyper._checks import check_integer, check_number
+from sparsehyper._files import CheckpointError, digest, open_file, parse_json, sync
+from sparsehyper._persistence import WEIGHTS_FILE, load_state, read_tensors, write_tensors
 from sparsehyper.training.evaluate import Evaluation
+from sparsehyper.training.optim import kept_of
+
+__all__ = ["CheckpointError"]
 
 STATE_FILE = "training.json"
-WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "training.safetensors"
 DIGESTS_FILE = "SHA256SUMS"
+CHECKPOINTS, OLD_CHECKPOINTS = "checkpoints", "checkpoints.old"
 FORMAT = 1
 
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged or belongs to another model; the message names the file."""
+# A reader comes too late only if the checkpoints are exchanged while it opens a handful of files.
+_TRIES, _PAUSE = 20, 0.005
 
 
 @dataclass
@@ -61,89 +76,292 @@ class TrainingState:
             raise ValueError(f"`steps` is {steps}; the run has already made {self.step}")
         if steps == self.step and self.best is None:
             raise ValueError(
-                f"`steps` is {steps}; the run has already made them and stopped before its first "
-                "evaluation, so it needs more"
+                f"`steps` is {steps}; the run has already made them and has no best evaluation, so "
+                "it needs more"
             )
 
 
+class Record(NamedTuple):
+    """What ``metrics.jsonl`` holds at some moment: so many bytes, of this SHA-256."""
+
+    size: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+    def check(self, path: Path, data: bytes) -> None:
+        """Raise ``CheckpointError`` unless the content of a file begins with what it holds."""
+        if hashlib.sha256(data[: self.size]).hexdigest() != self.sha256:
+            raise CheckpointError(
+                f"{path} is damaged: it is not what training wrote; restore it, or delete it to go "
+                "on with a new record"
+            )
+
+
+class Checkpoint:
+    """A checkpoint that is open for reading and was found whole; made by `open_checkpoint`.
+
+    A context manager, which closes it.
+
+    Attributes:
+        directory: where it was.
+        digests: its ``SHA256SUMS``.
+        state: where training stood.
+        record: what ``metrics.jsonl`` held.
+    """
+
+    def __init__(self, directory: Path, files: dict[str, BufferedReader], run: str) -> None:
+        self.directory, self._files = directory, files
+        self.digests = _read(files[DIGESTS_FILE]).decode(errors="replace")
+        for name, listed in _listed(directory / DIGESTS_FILE, self.digests).items():
+            file = files[name]
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != listed:
+                raise CheckpointError(
+                    f"{directory / name} is damaged: it is not what training wrote, by its "
+                    f"{DIGESTS_FILE}"
+                )
+        path = directory / STATE_FILE
+        record = parse_json(_read(files[STATE_FILE]), path)
+        try:
+            if record["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{path} has format {record['format']!r}, this version reads format {FORMAT}"
+                )
+            if record["run"] != run:
+                raise CheckpointError(f"{directory} is a checkpoint of another run")
+            self.state = _state(record)
+            self._optimizer = record["optimizer"]
+            self.record = Record(record["metrics"]["size"], record["metrics"]["sha256"])
+            check_integer("size", self.record.size, minimum=0)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}") from error
+
+    def read_weights(self, model: nn.Module) -> None:
+        """Load the weights into `model`.
+
+        Raises:
+            CheckpointError: its tensors are not the model's.
+        """
+        load_state(model, self._tensors(WEIGHTS_FILE), self.directory / WEIGHTS_FILE)
+
+    def read(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Load the weights into `model`, and the optimiser's tensors into `optimizer`.
+
+        Raises:
+            CheckpointError: they are of another optimiser or model.
+        """
+        self.read_weights(model)
+        moments = self._moments(model, optimizer)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        return read_tensors(_read(self._files[name]), self.directory / name)
+
+    def _moments(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> dict[int, dict[str, Tensor]]:
+        """The optimiser's tensors by the number of their parameter, all of them as they must be.
+
+        Fused optimisers take their tensors' shapes and types on trust.
+        """
+        path, kind = self.directory / OPTIMIZER_FILE, type(optimizer).__name__
+        if self._optimizer != kind:
+            raise CheckpointError(
+                f"{path} is of the optimizer {self._optimizer}, this run uses {kind}"
+            )
+        tensors = self._tensors(OPTIMIZER_FILE)
+        trained = dict(_optimized(model))
+        index = {name: i for i, name in enumerate(trained)}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, moment = key.rpartition("/")
+            if name not in index:
+                raise CheckpointError(f"{path} is of another model: this one trains no {name!r}")
+            moments.setdefault(index[name], {})[moment] = tensor
+        for name, parameter in trained.items():
+            found = moments.get(index[name])
+            if found is not None:
+                _check_moments(path, name, found, kept_of(optimizer, parameter))
+        return moments
+
+
+def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
+    """Open a checkpoint of a run, after a check that every file is as it was written.
+
+    What is then read from it is that, whatever becomes of its directory.
+
+    Args:
+        run_directory: of the run.
+        name: ``"last"`` or ``"best"``.
+        run: the run's id.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: a file is missing, not what was written, or of another run; or ``best`` is
+            not the best one.
+    """
+    with ExitStack() as stack:
+        directory, files = _open_when_settled(run_directory, name, stack)
+        checkpoint = Checkpoint(directory, files, run)
+        state = checkpoint.state
+        if name == "best" and state.step != state.best_step:
+            raise CheckpointError(
+                f"{directory} is not the checkpoint of the run's best evaluation: it was written "
+                f"after step {state.step}, the best was at step {state.best_step}"
+            )
+        stack.pop_all()
+        return checkpoint
+
+
+def checkpoints_of(run_directory: Path) -> Path:
+    """Where a run's checkpoints are at this moment."""
+    place = run_directory / CHECKPOINTS
+    return place if place.is_dir() else run_directory / OLD_CHECKPOINTS
+
+
 def write_checkpoint(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    *,
+    run: str,
+    record: Record,
 ) -> None:
-    """Write a new directory, and return once it is on the disk."""
+    """Write a new directory, and return once it is on the disk.
+
+    Args:
+        directory: of the checkpoint.
+        model: has a ``save(directory)``.
+        optimizer: of its parameters.
+        state: where training stands.
+        run: the run's id.
+        record: what ``metrics.jsonl`` holds.
+    """
     model.save(directory)  # type: ignore[operator]
-    kind = {"optimizer": type(optimizer).__name__}
-    save_file(_optimizer_tensors(model, optimizer), directory / OPTIMIZER_FILE, metadata=kind)
+    write_tensors(directory / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer))
     (directory / OPTIMIZER_FILE).chmod(0o644)
-    record = {
+    about = {
         "format": FORMAT,
+        "run": run,
+        "optimizer": type(optimizer).__name__,
         "step": state.step,
         "accuracies": state.accuracies,
         "best_step": state.best_step,
         "best": state.best and state.best.to_dict(),
+        "metrics": record._asdict(),
     }
-    (directory / STATE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    digests = [f"{digest(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
-    (directory / DIGESTS_FILE).write_text("".join(digests), encoding="utf-8")
+    (directory / STATE_FILE).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
+    files = sorted(directory.iterdir())
+    (directory / DIGESTS_FILE).write_text(
+        "".join(f"{digest(path)}  {path.name}\n" for path in files), encoding="utf-8"
+    )
     for path in (*files, directory / DIGESTS_FILE, directory):
         sync(path)
 
 
-def read_state(directory: Path) -> TrainingState:
-    """Where training stood, after a check that every file is as it was written.
-
-    Raises:
-        CheckpointError: a file is missing, or not what was written.
-    """
-    _check_digests(directory)
-    path = directory / STATE_FILE
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record["format"] != FORMAT:
+def _open_when_settled(
+    run_directory: Path, name: str, stack: ExitStack
+) -> tuple[Path, dict[str, BufferedReader]]:
+    """A checkpoint's directory and its files, all of the same checkpoint."""
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE)
+        directory = checkpoints_of(run_directory) / name
+        try:
+            return directory, _open_files(directory, stack)
+        except FileNotFoundError as error:
+            missing = error
+    if directory.is_dir():
         raise CheckpointError(
-            f"{path} has format {record['format']}, this version reads format {FORMAT}"
+            f"{directory / missing.filename} is missing from the checkpoint, by its {DIGESTS_FILE}"
         )
-    return TrainingState(
-        step=record["step"],
-        accuracies=record["accuracies"],
-        best_step=record["best_step"],
-        best=record["best"] and Evaluation.from_dict(record["best"]),
-    )
+    raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 
 
-def read_weights(directory: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint, whole by `read_state`, into `model`.
-
-    Raises:
-        CheckpointError: its tensors are not the model's.
-    """
-    path = directory / WEIGHTS_FILE
-    tensors = load_file(path)
+def _open_files(directory: Path, stack: ExitStack) -> dict[str, BufferedReader]:
+    """All files of a checkpoint; none is left open if one is missing."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        load_state(model, tensors, str(path))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        with ExitStack() as opened:
+            sums = opened.enter_context(open_file(directory / DIGESTS_FILE, folder))
+            files = {DIGESTS_FILE: sums}
+            text = _read(sums).decode(errors="replace")
+            for name in _listed(directory / DIGESTS_FILE, text):
+                files[name] = opened.enter_context(open_file(directory / name, folder))
+            stack.push(opened.pop_all())
+            return files
+    finally:
+        os.close(folder)
 
 
-def read_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimiser's tensors of a checkpoint, whole by `read_state`.
+def _listed(path: Path, text: str) -> dict[str, str]:
+    """Digests by name of file, of a ``SHA256SUMS``."""
+    lines = re.findall(r"^([0-9a-f]{64})  (\w[\w.-]*)$", text, re.MULTILINE | re.ASCII)
+    listed = {name: sha256 for sha256, name in lines}
+    if text != "".join(f"{sha256}  {name}\n" for name, sha256 in listed.items()):
+        raise CheckpointError(
+            f"{path} is damaged: a line of it must be a SHA-256 and the name of a file beside it"
+        )
+    for name in (WEIGHTS_FILE, STATE_FILE, OPTIMIZER_FILE):
+        if name not in listed:
+            raise CheckpointError(f"{path} is damaged: it does not list {name}")
+    return listed
 
-    Raises:
-        CheckpointError: they are of another optimiser or model.
-    """
-    path = directory / OPTIMIZER_FILE
-    tensors, kind = load_file(path), type(optimizer).__name__
-    with safe_open(path, "pt") as file:
-        written = (file.metadata() or {}).get("optimizer")
-    if written != kind:
-        raise CheckpointError(f"{path} is of the optimizer {written}, this run uses {kind}")
-    index = {name: i for i, (name, _) in enumerate(_optimized(model))}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, moment = key.rpartition("/")
-        if name not in index:
-            raise CheckpointError(f"{path} is of another model: this one trains no {name!r}")
-        moments.setdefault(index[name], {})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+def _read(file: BufferedReader) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _state(record: Mapping[str, Any]) -> TrainingState:
+    best = record["best"]
+    state = TrainingState(
+        step=record["step"],
+        accuracies=[*record["accuracies"]],
+        best_step=record["best_step"],
+        best=None if best is None else Evaluation.from_dict(best),
+    )
+    check_integer("step", state.step, minimum=0)
+    check_integer("best_step", state.best_step, minimum=0)
+    measured = [] if state.best is None else [*state.best.accuracies, *state.best.losses]
+    for number in (*state.accuracies, *measured):
+        check_number("accuracies", number)
+    return state
+
+
+def _check_moments(
+    path: Path,
+    name: str,
+    found: dict[str, Tensor],
+    expected: dict[str, tuple[list[int], torch.dtype]],
+) -> None:
+    if found.keys() != expected.keys():
+        raise CheckpointError(
+            f"{path} is damaged: of {name!r} it has {sorted(found)}, not {sorted(expected)}"
+        )
+    for key, (shape, dtype) in expected.items():
+        tensor = found[key]
+        if list(tensor.shape) != shape or tensor.dtype != dtype:
+            raise CheckpointError(
+                f"{path} is damaged: {key!r} of {name!r} is {tensor.dtype} {list(tensor.shape)}, "
+                f"not {dtype} {shape}"
+            )
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {key!r} of {name!r} is not finite")
 
 
 def _optimized(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -158,24 +376,3 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
     }
-
-
-def _check_digests(directory: Path) -> None:
-    listed = {STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE}
-    try:
-        lines = (directory / DIGESTS_FILE).read_text(encoding="utf-8").splitlines()
-        digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / DIGESTS_FILE} cannot be read: {error}") from error
-    for name in sorted(listed | digests.keys()):
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing from the checkpoint")
-        if digest(file) != digests.get(name):
-            raise CheckpointError(f"{file} is damaged: it is not what training wrote")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

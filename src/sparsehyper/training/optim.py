@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsehyper.training.config import TrainConfig
 
@@ -37,6 +37,36 @@ def build_optimizer(
         return torch.optim.Adafactor(parameters, lr, weight_decay=weight_decay, foreach=True)
     assert config.optimizer == "sgd"
     return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+
+
+def kept_of(
+    optimizer: torch.optim.Optimizer, parameter: Tensor
+) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Shape and type of each tensor that an optimiser of `build_optimizer` keeps of a parameter.
+
+    >>> weight = nn.Parameter(torch.zeros(3, 2))
+    >>> sorted(kept_of(build_optimizer(TrainConfig(steps=1), [weight]), weight))
+    ['exp_avg', 'exp_avg_sq', 'step']
+
+    Raises:
+        TypeError: it is another optimiser.
+    """
+    shape, kept = list(parameter.shape), {}
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": (shape, parameter.dtype)}
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam)):
+        kept = {"exp_avg": shape, "exp_avg_sq": shape}
+    elif isinstance(optimizer, torch.optim.Adafactor) and parameter.ndim > 1:
+        kept = {"row_var": [*shape[:-1], 1], "col_var": [*shape[:-2], 1, shape[-1]]}
+    elif isinstance(optimizer, torch.optim.Adafactor):
+        kept = {"variance": shape}
+    else:
+        raise TypeError(
+            "`optimizer` must be Adam, AdamW, RAdam, SGD or Adafactor, got "
+            f"{type(optimizer).__name__}"
+        )
+    moments = {name: (size, parameter.dtype) for name, size in kept.items()}
+    return {"step": ([], torch.float32), **moments}
 
 
 def learning_rate(config: TrainConfig, step: int, accuracies: Sequence[float] = ()) -> float:

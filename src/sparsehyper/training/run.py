@@ -1,7 +1,7 @@
 """The run directory: everything a training run leaves behind, and all it needs to go on.
 
 ====================  ==========================================================================
-``config.json``       the resolved configuration, and the versions it ran with
+``config.json``       the run's id, the resolved configuration, and the versions it ran with
 ``metrics.jsonl``     one JSON object a line: the record of training
 ``checkpoints/last``  where training stands
 ``checkpoints/best``  the best evaluation so far
@@ -12,15 +12,25 @@
 A checkpoint is never changed. The whole of ``checkpoints`` is written anew next to the old one and
 put in its place by renaming, so that a crash at any point leaves one whole pair of them, and
 ``last`` and ``best`` always belong together. The best one is carried over by hard link.
+
+Damage is noticed: ``config.json`` and ``result.json`` end with their own digests, a checkpoint
+holds those of its files, and that of ``metrics.jsonl`` as it was then. The run's id, a random one,
+is in all of them, so that no file of another run is taken for its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
+import stat
+import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -30,19 +40,26 @@ import torch
 from torch import nn
 
 from sparsehyper._extras import require
-from sparsehyper._files import sync
+from sparsehyper._files import CheckpointError, parse_json, read_file, read_sealed, sealed, sync
 from sparsehyper.training.checkpoint import (
-    CheckpointError,
+    CHECKPOINTS,
+    OLD_CHECKPOINTS,
+    Record,
     TrainingState,
-    read_optimizer,
-    read_state,
-    read_weights,
+    open_checkpoint,
     write_checkpoint,
 )
 from sparsehyper.training.processes import is_main_process
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+
+# What is written here, none of which may lead to a place elsewhere.
+_OWN = (
+    *(".lock", "config.json", "config.json.new", "result.json", "result.json.new"),
+    *("metrics.jsonl", "tensorboard", CHECKPOINTS, OLD_CHECKPOINTS, "checkpoints.new"),
+)
 
 
 class RunInUseError(ValueError):
@@ -71,6 +88,8 @@ class Run:
         self.config: dict[str, Any] = {}
         self._writes = is_main_process()
         self._lock: FileLock | None = None
+        self._written = hashlib.sha256()  # of the record of training, and how long that is
+        self._size = 0
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> Self:
@@ -90,16 +109,15 @@ class Run:
         run.config = json_ready(config)
         if not run._writes:
             return run
-        if run.path.exists() and not run.path.is_dir():
-            raise NotADirectoryError(f"`path` must be a directory for the run, got {run.path}")
-        if run.path.is_dir() and any(entry.name != ".lock" for entry in run.path.iterdir()):
-            found = "files that are not a run's; choose another place"
-            if run._config_path.exists():
-                found = "a run; `resume` it, or choose another place"
-            raise FileExistsError(f"`path` {run.path} already holds {found}")
+        run._check_free()
         run.path.mkdir(parents=True, exist_ok=True)
         run._lock = lock(run.path)
-        run.record_config()
+        try:
+            run._check_free()  # another process may have been there in between
+            run._write_config(secrets.token_hex(16))
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -121,6 +139,7 @@ class Run:
         Raises:
             FileNotFoundError: there is no run at `path`.
             RunInUseError: another process is writing to it.
+            CheckpointError: ``config.json`` is damaged, or a file of the run is a link.
             ValueError: `config` is not the run's; the message names the first key that differs.
         """
         run = cls(path)
@@ -148,28 +167,53 @@ class Run:
     def record_config(self) -> None:
         """Write ``config.json``: the configuration at hand, and the versions it runs with."""
         if self._writes:
-            write_json(self._config_path, {"config": self.config, "versions": _versions()})
+            self._write_config(read_id(self.path))
 
     def write_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; it survives a crash of this process."""
         if self._writes:
-            with self._metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            text = (json.dumps(line, allow_nan=False) + "\n").encode()
+            with self._metrics_path.open("ab") as file:
+                if file.tell() > self._size:  # a full disk left a part of another line
+                    file.truncate(self._size)
+                file.write(text)
+            self._size += len(text)
+            self._written.update(text)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut short is left out."""
-        if not self._metrics_path.exists():
-            return []
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise CheckpointError(f"{self._metrics_path} is damaged: {error}") from error
+        """The lines of ``metrics.jsonl``; one that a crash cut short is left out.
+
+        Raises:
+            CheckpointError: they are not what was written before the last checkpoint.
+        """
+        record, run = Record(), read_id(self.path)
+        with suppress(FileNotFoundError), open_checkpoint(self.path, "last", run) as last:
+            record = last.record
+        data = read_file(self._metrics_path) if self._metrics_path.exists() else b""
+        record.check(self._metrics_path, data)
+        lines = [parse_json(line, self._metrics_path) for line in data.split(b"\n")[:-1]]
+        if not all(isinstance(line, dict) for line in lines):
+            raise CheckpointError(f"{self._metrics_path} is damaged: a line of it is no object")
+        return lines
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, whole or not at all."""
         if self._writes:
-            write_json(self.path / "result.json", result)
+            write_sealed(self.path / "result.json", {"run": read_id(self.path), **result})
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What was given to `write_result`; None where nothing was.
+
+        Raises:
+            CheckpointError: it is damaged, or of another run.
+        """
+        path = self.path / "result.json"
+        if not path.exists():
+            return None
+        result = read_sealed(path)
+        if result.pop("run", None) != read_id(self.path):
+            raise CheckpointError(f"{path} is the result of another run")
+        return result
 
     def save(
         self,
@@ -182,50 +226,58 @@ class Run:
         """Replace the checkpoint ``last``, and ``best`` too if so told."""
         if not self._writes:
             return
+        self._recover()
         new, old = self._checkpoints_new, self._checkpoints_old
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        write_checkpoint(new / "last", model, optimizer, state)
-        source = new / "last" if best else self.best
-        if source.exists():
-            shutil.copytree(source, new / "best", copy_function=link)
-            sync(new / "best")
-        sync(new)
-        if self._checkpoints.exists():
-            self._checkpoints.rename(old)
-        new.rename(self._checkpoints)
+        try:
+            new.mkdir()
+            record = Record(self._size, self._written.hexdigest())
+            if self._metrics_path.exists():
+                sync(self._metrics_path)
+            last = new / "last"
+            write_checkpoint(last, model, optimizer, state, run=read_id(self.path), record=record)
+            source = last if best else self.best
+            if source.exists():
+                shutil.copytree(source, new / "best", copy_function=link)
+                sync(new / "best")
+            sync(new)
+            if self._checkpoints.exists():
+                self._checkpoints.rename(old)
+            new.rename(self._checkpoints)
+        except BaseException:
+            self._recover()  # at once: the disk may be full
+            raise
         sync(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Load the checkpoint ``last`` and drop the metrics written after it.
 
+        If its files are not what was written, training goes on from ``best``, and a warning says
+        so.
+
         Returns:
             where training stood; the start, with nothing loaded, before the first checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or of another model.
+            CheckpointError: both checkpoints are damaged, or of another model, or the metrics are
+                damaged.
         """
-        state = TrainingState()
-        if self.last.exists():
-            state = read_state(self.last)
-            read_weights(self.last, model)
-            read_optimizer(self.last, model, optimizer)
-        elif self._checkpoints.exists():
-            raise CheckpointError(f"{self.last} is missing from the run")
-        if self._writes and self._metrics_path.exists():
-            kept = [line for line in self.read_metrics() if line["step"] <= state.step]
-            _write(self._metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+        state, record = TrainingState(), Record()
+        if self._checkpoints.exists():
+            state, record = self._restore_newest(model, optimizer)
+        if self._writes:
+            self._restore_metrics(record)
         return state
 
     def restore_best(self, model: nn.Module) -> None:
         """Load the weights of the checkpoint ``best``.
 
         Raises:
+            FileNotFoundError: there is none.
             CheckpointError: it is damaged, or of another model.
         """
-        read_state(self.best)
-        read_weights(self.best, model)
+        with open_checkpoint(self.path, "best", read_id(self.path)) as best:
+            best.read_weights(model)
 
     def close(self) -> None:
         """Let other processes write here."""
@@ -244,6 +296,73 @@ class Run:
     ) -> None:
         self.close()
 
+    def _restore_newest(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[TrainingState, Record]:
+        run = read_id(self.path)
+        damage = None
+        try:
+            newest = open_checkpoint(self.path, "last", run)
+        except (CheckpointError, FileNotFoundError) as error:
+            damage = CheckpointError(str(error))
+            try:
+                newest = open_checkpoint(self.path, "best", run)
+            except (CheckpointError, FileNotFoundError):
+                raise damage from error
+        with newest:
+            newest.read(model, optimizer)
+            step = newest.state.step
+            if damage is not None:
+                self._warn(f"{damage}; going on from the best checkpoint, of step {step}")
+            return self._without_damaged_best(newest.state, run), newest.record
+
+    def _without_damaged_best(self, state: TrainingState, run: str) -> TrainingState:
+        """A state whose best evaluation is forgotten if its checkpoint is damaged."""
+        if state.best is None:
+            return state
+        try:
+            with open_checkpoint(self.path, "best", run):
+                return state
+        except (CheckpointError, FileNotFoundError) as error:
+            self._warn(f"{error}; the next evaluation counts as the best so far")
+            return replace(state, best=None, best_step=0)
+
+    def _restore_metrics(self, record: Record) -> None:
+        """Cut the metrics off where a checkpoint was written."""
+        path = self._metrics_path
+        if not path.exists():
+            self._count_metrics(b"")
+            if record.size:
+                self._warn(f"{path} is missing; a new record begins")
+            return
+        data = read_file(path)
+        record.check(path, data)
+        os.truncate(path, record.size)
+        self._count_metrics(data[: record.size])
+
+    def _count_metrics(self, data: bytes) -> None:
+        self._size, self._written = len(data), hashlib.sha256(data)
+
+    def _warn(self, message: str) -> None:
+        if self._writes:
+            warnings.warn(message, stacklevel=2)
+
+    def _check_free(self) -> None:
+        """Raise ``FileExistsError`` unless a run may start here."""
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"`path` must be a directory for the run, got {self.path}")
+        # What a process leaves that dies while it starts a run.
+        left = (".lock", "config.json.new")
+        if self.path.is_dir() and any(entry.name not in left for entry in self.path.iterdir()):
+            found = "files that are not a run's; choose another place"
+            if self._config_path.exists():
+                found = "a run; `resume` it, or choose another place"
+            raise FileExistsError(f"`path` {self.path} already holds {found}")
+
+    def _write_config(self, run: str) -> None:
+        about = {"run": run, "config": self.config, "versions": _versions()}
+        write_sealed(self._config_path, about)
+
     @property
     def _config_path(self) -> Path:
         return self.path / "config.json"
@@ -254,7 +373,7 @@ class Run:
 
     @property
     def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def _checkpoints_new(self) -> Path:
@@ -262,27 +381,27 @@ class Run:
 
     @property
     def _checkpoints_old(self) -> Path:
-        return self.path / "checkpoints.old"
+        return self.path / OLD_CHECKPOINTS
 
     def _resume(self, config: Mapping[str, Any] | None, may_differ: Collection[str]) -> None:
-        try:
-            recorded = json.loads(self._config_path.read_text(encoding="utf-8"))
-            self.config = dict(recorded["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self._config_path} is damaged: {error!r}") from error
+        self.config = read_config(self.path)["config"]
         if config is not None:
             given = json_ready(config)
             check_same(f"the run in {self.path}", self.config, given, may_differ)
             self.config = given
         if self._writes:
             self._recover()
+            if self._metrics_path.exists():
+                lines = read_file(self._metrics_path)
+                self._count_metrics(lines[: lines.rfind(b"\n") + 1])
 
     def _recover(self) -> None:
         """Undo what a crash left half done."""
         if self._checkpoints_old.exists() and not self._checkpoints.exists():
             self._checkpoints_old.rename(self._checkpoints)
-        shutil.rmtree(self._checkpoints_old, ignore_errors=True)
-        shutil.rmtree(self._checkpoints_new, ignore_errors=True)
+        for left in (self._checkpoints_old, self._checkpoints_new):
+            if left.exists():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def lock(directory: Path) -> FileLock:
@@ -290,7 +409,16 @@ def lock(directory: Path) -> FileLock:
 
     Raises:
         RunInUseError: another process holds it.
+        CheckpointError: the lock, or another file that a run writes to, is a link or a pipe.
     """
+    for name in _OWN:
+        with suppress(FileNotFoundError):
+            mode = (directory / name).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CheckpointError(
+                    f"{directory / name} is a link or a special file, through which nothing is "
+                    "written; remove it"
+                )
     filelock = require("filelock", "train")
     held = filelock.FileLock(directory / ".lock", timeout=0)
     try:
@@ -301,6 +429,27 @@ def lock(directory: Path) -> FileLock:
             "wait for it, stop it, or choose another path"
         ) from error
     return held
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run: its id as ``run``, ``config`` and ``versions``.
+
+    Raises:
+        FileNotFoundError: there is no run in `directory`.
+        CheckpointError: the file is damaged, or was edited.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"`directory` {directory} holds no run: it has no config.json")
+    recorded = read_sealed(path)
+    if not (isinstance(recorded.get("run"), str) and isinstance(recorded.get("config"), dict)):
+        raise CheckpointError(f"{path} is damaged: it is not the configuration of a run")
+    return recorded
+
+
+def read_id(directory: Path) -> str:
+    """The id of a run, which its checkpoints and its result have too."""
+    return read_config(directory)["run"]
 
 
 def check_same(
@@ -364,10 +513,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file's contents by a JSON document that ends with its own digest."""
+    _write(path, sealed(value))
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file's contents, whole or not at all."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)

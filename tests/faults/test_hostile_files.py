@@ -1,0 +1,77 @@
+"""Opening a file runs nothing, and opens no other file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import open_hostile
+import pytest
+import torch
+from test_damage import make_runs
+
+STRIDE = 61  # with no divisor in common with the number of commands
+
+
+def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figures):
+    runs, work = tmp_path / "runs", tmp_path / "work"
+    work.mkdir()
+    make_runs(runs)
+    done = subprocess.run(
+        [sys.executable, open_hostile.__file__, runs, work, str(trials(STRIDE, 3))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tried"] > 70
+    assert found["noted"] == []
+    assert found["markers"] == []
+    assert found["secret"] == "of others\n"
+    assert found["failures"] == []
+    executable = [what for what in found["accepted"] if what.startswith("config: target")]
+    assert executable == []
+    record_figures("opening a file runs nothing", tried=found["tried"], executed=0)
+
+
+def test_the_hook_sees_what_it_looks_for(tmp_path):
+    """That nothing is found is worth something only if it would be."""
+    code = (
+        "import pickle, os, sys, subprocess; from pathlib import Path\n"
+        "import open_hostile as o\n"
+        "secret = Path('secret'); secret.touch()\n"
+        "noted = o.watch(secret)\n"
+        "pickle.loads(pickle.dumps(o.Executes())); subprocess.run(['true'])\n"
+        "open(secret)\n"
+        "try: import hostile_module\n"
+        "except ImportError: pass\n"
+        "print('\\n'.join(noted))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for word in ("pickle.find_class", "os.system", "subprocess.Popen", "open secret", "import hos"):
+        assert word in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["pickle", "torch.save"])
+def test_the_archives_would_execute(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    content = io.BytesIO(open_hostile.archives(tmp_path)[name])
+    if name == "pickle":
+        pickle.load(content)
+    else:
+        torch.load(content, weights_only=False)
+    assert (tmp_path / open_hostile.MARKER).exists()
