@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._files import replaced
 from sparsehyper.cli.output import Json, Quiet, print_json, print_table
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.studies import STUDIES
@@ -63,7 +64,8 @@ def study(
         found = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
         results = {**which, "command": f"sparsehyper study {name} --out FOLDER{more}", **found}
         write_json(out / "results.json", results)
-        (out / "results.md").write_text(markdown(report, results), encoding="utf-8")
+        with replaced(out / "results.md") as file:
+            file.write_text(markdown(report, results), encoding="utf-8")
         report.draw(results, out / report.picture)
     finally:
         held.release()
