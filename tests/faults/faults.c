@@ -61,6 +61,11 @@ static int counts(int directory, const char *path) {
     return path[0] == '/' || directory == AT_FDCWD ? below(path) : descriptor_below(directory);
 }
 
+static int is_file(int fd) {
+    struct stat found;
+    return !fstat(fd, &found) && S_ISREG(found.st_mode);
+}
+
 static void die(void) {
     kill(getpid(), SIGKILL);
     for (;;) pause();
@@ -115,7 +120,7 @@ GUARDED(ssize_t, sendfile64, (int to, int from, off64_t *o, size_t n), (to, from
 GUARDED(ssize_t, copy_file_range,
         (int from, off64_t *a, int to, off64_t *b, size_t n, unsigned f), (from, a, to, b, n, f), to,
         NULL, 1)
-GUARDED(int, fsync, (int fd), (fd), fd, NULL, 1)
+GUARDED(int, fsync, (int fd), (fd), fd, NULL, is_file(fd))
 GUARDED(int, fdatasync, (int fd), (fd), fd, NULL, 1)
 GUARDED(int, ftruncate, (int fd, off_t n), (fd, n), fd, NULL, 0)
 GUARDED(int, ftruncate64, (int fd, off64_t n), (fd, n), fd, NULL, 0)
