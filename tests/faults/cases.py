@@ -103,10 +103,12 @@ def check_study(out: Path) -> None:
 
 
 def end_of_run(run: Path) -> Any:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    # Of training there is a line more where it was asked to stop.
+    lines = [line for line in lines if line["kind"] == "validation"]
     state, found = dict(load_run(run).model.state_dict()), result(run / "result.json")
     found = {part: found[part] for part in ("experiment", "training", "test")}
-    return state, timeless([json.loads(line) for line in lines]), found
+    return state, timeless(lines), found
 
 
 def end_of_adapted(run: Path) -> Any:
