@@ -80,7 +80,7 @@ class Images(nn.Module):
 
 @pytest.mark.parametrize("kind", [Model, Images])
 def test_many_steps(kind, trials, record_figures, tmp_path):
-    steps = trials(600, 20_000)
+    steps = trials(200, 20_000)
     level = Level()
     config = TrainConfig(steps=steps, eval_every=steps // 10, log_every=10, device="cpu")
     arguments = (kind(), Watched(level, steps // 10), Source(), config)
@@ -103,7 +103,7 @@ def test_many_steps(kind, trials, record_figures, tmp_path):
 
 def test_many_tasks(trials, record_figures):
     """What a task takes is its embedding and its statistics, however many there are already."""
-    count = trials(500, 5000)
+    count = trials(200, 5000)
     target = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["first"], 16))
     level, x = Level(), torch.randn(6, 4)
