@@ -18,12 +18,12 @@ from commands import HANG, QUICK, SMALL
 @pytest.mark.parametrize(
     ("name", "quick", "many"),
     [
-        ("train", 4, 60),
-        ("adapt", 2, 30),
-        ("export", 2, 30),
-        ("report", 1, 10),
-        ("compare", 1, 15),
-        ("study", 1, 15),
+        ("train", 3, 60),
+        ("adapt", 1, 30),
+        ("export", 1, 30),
+        ("report", 0, 10),
+        ("compare", 0, 15),
+        ("study", 0, 15),
     ],
 )
 def test_asked_to_stop_at_any_moment(
@@ -31,6 +31,8 @@ def test_asked_to_stop_at_any_moment(
 ):
     """One line, exit code 130, nothing left over, and the same command again goes on."""
     case, count = cases[name], trials(quick, many)
+    if not count:
+        pytest.skip("takes long; with --full-faults only")
     started = time.monotonic()
     done = commands.run(*case.start(tmp_path / "whole"), setup=case.setup)
     assert done.code == 0, done.err
@@ -57,8 +59,10 @@ def test_asked_to_stop_at_any_moment(
 
 
 @pytest.mark.parametrize("name", ["compare", "study"])
-def test_ctrl_c_of_a_terminal(name, cases, commands, tmp_path):
+def test_ctrl_c_of_a_terminal(name, cases, commands, trials, tmp_path):
     """A terminal sends it to all processes at once, those that only begin too."""
+    if not trials(name == "study", True):
+        pytest.skip("takes long; with --full-faults only")
     case = cases[name]
     process = commands.start(*case.start(tmp_path), setup=case.setup)
     while len(commands.processes()) < 4:  # the command, two helpers of Python's and a worker
@@ -105,11 +109,13 @@ def test_out_of_memory(kind, cases, commands, tmp_path):
     assert not differences(case.end(tmp_path / case.out), reference)
 
 
-def test_a_worker_killed_for_want_of_memory(commands, tmp_path):
+def test_a_worker_killed_for_want_of_memory(commands, trials, tmp_path):
     """The other runs of a comparison go on."""
+    if not trials(0, 1):
+        pytest.skip("takes long; with --full-faults only")
     words = ["--method", "dense", "--method", "experts", "--seeds", 1]
     arguments = ["compare", *SMALL, *words, "--out", tmp_path / "out"]
-    commands.start(*arguments, "--steps", 2000, "--eval-every", 10)
+    commands.start(*arguments, "--steps", 500, "--eval-every", 10)
     metrics = tmp_path / "out" / "runs" / "dense-0" / "metrics.jsonl"
     while not metrics.exists():
         time.sleep(0.05)
@@ -163,7 +169,7 @@ ENDS = {
 )
 def test_a_fault_of_one_of_two_processes(kind, rank, trials, tmp_path):
     """All end, none hangs, and the run can go on."""
-    if kind in ("death", "error") and not trials(0, 1):
+    if not trials(kind == "signal", True):
         pytest.skip("takes long; with --full-faults only")
     program = tmp_path / "program.py"
     program.write_text(ON_ONE.format(rank=rank, fault=ENDS[kind]))
