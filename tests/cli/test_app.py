@@ -110,7 +110,8 @@ def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error,
 def test_a_signal_before_the_command_begins(command, monkeypatch, number):
     """While the words are read, here those that ask for the version."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: signal.raise_signal(number))
-    assert command("--version").code == 130
+    stopped = command("--version")
+    assert (stopped.code, stopped.err) == (130, "interrupted\n")
 
 
 def test_as_a_module_in_a_process_of_its_own():

@@ -59,6 +59,7 @@ def work(request, signals) -> None:
     except SystemExit as stop:
         code = stop.code
     except KeyboardInterrupt:  # in the moments before and after `main`
+        print("interrupted", file=sys.stderr)
         code = 130
     except BaseException:  # what the interpreter would do
         traceback.print_exc()

@@ -62,8 +62,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            typer.echo(str(error) or "interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(str(error) or "interrupted") from None  # told by `run`
         except (typer.Exit, BrokenPipeError):
             raise  # nobody reads on: no error of ours
         except (
@@ -128,10 +127,13 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line, by default this process's, and return its exit code."""
-    code = 0
+    code: int | str | None = 0
     with raising_signals() as came:
         try:
             app(arguments)
         except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else FAILED
-    return INTERRUPTED if code and came() else code
+            code = stop.code
+    if isinstance(code, str) or (code and came()):  # typer says nothing of a signal
+        typer.echo(code if isinstance(code, str) else "interrupted", err=True)
+        return INTERRUPTED
+    return code or 0
