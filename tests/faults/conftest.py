@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from cases import Case, all_cases
 from commands import QUICK, Commands

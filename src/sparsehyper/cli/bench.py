@@ -54,8 +54,8 @@ def bench(
         rounds=rounds,
         seed=seed,
     ):
-        with replaced(out / "results.md") as file:
-            file.write_text(report.markdown(results), encoding="utf-8")
+        with replaced(out / "results.md") as page:
+            page.write_text(report.markdown(results), encoding="utf-8")
         if group == "generators":
             report.draw_time(results, out / "time.png")
             report.draw_memory(results, out / "memory.png")

@@ -64,8 +64,8 @@ def study(
         found = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
         results = {**which, "command": f"sparsehyper study {name} --out FOLDER{more}", **found}
         write_json(out / "results.json", results)
-        with replaced(out / "results.md") as file:
-            file.write_text(markdown(report, results), encoding="utf-8")
+        with replaced(out / "results.md") as page:
+            page.write_text(markdown(report, results), encoding="utf-8")
         report.draw(results, out / report.picture)
     finally:
         held.release()
