@@ -54,6 +54,20 @@ def whole(argument: str, path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A place to write a file that takes the place of ``path``, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Return once a file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

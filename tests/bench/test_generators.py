@@ -7,6 +7,7 @@ import pytest
 from sparsehyper.bench import QUICK, memory
 from sparsehyper.bench.generators import measure_generators
 from sparsehyper.bench.scale import measure_scale
+from sparsehyper.training.isolation import DiedError
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_size_at_which_the_default_does_not_fit(little_memory):
 
 def test_a_process_that_dies_leaves_its_figure_out(monkeypatch):
     def die(*args):
-        raise memory.DiedError("its process died")
+        raise DiedError("its process died")
 
     monkeypatch.setattr(memory, "can_measure", lambda: True)
     monkeypatch.setattr(memory, "in_fresh_process", die)

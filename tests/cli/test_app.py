@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 
 from sparsehyper.cli.app import app
@@ -79,6 +81,41 @@ def test_errors_speak_of_what_the_command_line_has(command, tmp_path):
     assert f"`--out` {tmp_path / 'nope'} holds no run" in resumed.err
     both = command("inspect", tmp_path, "--tasks", 3)
     assert "`--tasks` describes a model, and so does `RUN`" in both.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MemoryError(), 1, "error: out of memory (an allocation failed); give a smaller --batch"),
+        (torch.OutOfMemoryError("CUDA: 9 GB\nsee"), 1, "error: out of memory (CUDA: 9 GB); give a"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "error: out of memory (Def",
+        ),
+        (OSError(28, "", "a/file"), 1, "error: No space left on device, at a/file; make room and"),
+        (OSError(28, ""), 1, "error: No space left on device; make room and start again; what was"),
+        (OSError(30, "Read-only file system", "a"), 2, "error: [Errno 30] Read-only file system: "),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error, code, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sparsehyper.cli.train.run_experiment", fail)
+    failed = command("train", "--out", tmp_path / "run")
+    assert failed.code == code
+    assert failed.err.startswith(line)
+    assert len(failed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_begins(command, monkeypatch, number):
+    """While the words are read, here those that ask for the version."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: signal.raise_signal(number))
+    stopped = command("--version")
+    assert (stopped.code, stopped.err) == (130, "interrupted\n")
 
 
 def test_as_a_module_in_a_process_of_its_own():

@@ -1,4 +1,4 @@
-"""What test_isolation.py calls in another process, which must find it by name."""
+"""What tests call in another process, which must find it by name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ def process_and_argument(argument):
 
 def raise_error(message):
     raise ValueError(message)
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive_ctrl_c(path):
+    os.kill(os.getpid(), signal.SIGINT)
+    return "it went on"
+
+
+def nap_unless_first(settings, folder):
+    """The first call returns once the second has begun."""
+    if settings["i"] > 0:
+        nap(settings, folder)
+    while not list(folder.glob("*.pid")):
+        time.sleep(0.01)
 
 
 def finish_when_told(path):

@@ -1,4 +1,57 @@
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parent)]
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from cases import Case, all_cases
+from commands import QUICK, Commands
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory) -> Iterator[Commands]:
+    """Runs commands in processes of their own, in which what they write can go wrong."""
+    compiler = shutil.which("cc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("needs Linux and a C compiler")
+    folder = tmp_path_factory.mktemp("commands")
+    source, library = Path(__file__).parent / "faults.c", folder / "faults.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    running = Commands(folder, library)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def base(commands, tmp_path_factory) -> Path:
+    """A small run. Not to be changed."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    done = commands.run("train", "--out", out, *QUICK)
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A new task of two classes, 6 grey 8 × 8 images each, darker for the second."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("images")
+    for shade, name in ((60, "new"), (190, "worn")):
+        (root / "hats" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "hats" / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cases(base, images) -> dict[str, Case]:
+    """Commands that write something, by name."""
+    return all_cases(base, images)

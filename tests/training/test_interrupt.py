@@ -7,7 +7,7 @@ import time
 import pytest
 
 from sparsehyper.training import interrupt
-from sparsehyper.training.interrupt import deferred_signals
+from sparsehyper.training.interrupt import deferred_signals, raising_signals
 
 
 def test_a_first_signal_only_asks():
@@ -44,3 +44,25 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert asked == [False]
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_either_signal_raises(number):
+    before = signal.getsignal(number)
+    with raising_signals() as came:
+        assert not came()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert came()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("within", [deferred_signals, raising_signals])
+def test_an_ignored_signal_stays_ignored(within):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with within() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -15,6 +15,7 @@ from sparsehyper.bench.sizes import Sizes
 from sparsehyper.bench.timing import alternate, copying, floor, spread, timed, times
 from sparsehyper.generators import Chunked, Dense, Generator, Sparse
 from sparsehyper.sparse import SparseLinear
+from sparsehyper.training.isolation import DiedError
 
 LATENT = 64
 BUDGET = 4  # trainable parameters of a chunked generator per generated parameter
@@ -77,7 +78,7 @@ def measure_generators(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
                 names.append(name)
         rows += _time(names, numel, sizes, rounds, seed)
     for row in rows if memory.can_measure() else ():
-        with suppress(memory.DiedError):
+        with suppress(DiedError):
             row["peak"] = memory.in_fresh_process(_peak, row["method"], row["numel"], seed)
     return {"rows": rows, "skipped": skipped, "flatness": _flatness(rows)}
 

@@ -7,21 +7,16 @@ tensors, the allocator's slack, and what libraries keep to themselves. Linux onl
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sparsehyper.training.isolation import call_in_process
+
 _SELF = Path("/proc/self")
-
-
-class DiedError(RuntimeError):
-    """The process died, most likely killed for want of memory."""
 
 
 def can_measure() -> bool:
@@ -63,23 +58,15 @@ def shortage(need: int) -> str:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)`` in a new process that has imported torch and done nothing else.
+    """``function(*args)`` in a new process of as many threads, which has done nothing else.
 
     Raises:
-        DiedError: the process died.
+        ChildError, Interrupted: as `call_in_process`.
 
     >>> in_fresh_process(divmod, 7, 2)
     (3, 1)
     """
-    kinds = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["sparsehyper.bench", "torch._dynamo"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_call, torch.get_num_threads(), function, args).result()
-        except BrokenProcessPool:
-            raise DiedError("its process died, most likely for want of memory") from None
+    return call_in_process(_call, torch.get_num_threads(), function, args)
 
 
 def _trim() -> None:

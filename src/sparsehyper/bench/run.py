@@ -15,7 +15,6 @@ median and quartiles (``median``, ``low``, ``high``). Memory is in bytes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import re
@@ -38,6 +37,7 @@ from sparsehyper.bench.scale import measure_scale
 from sparsehyper.bench.sizes import FULL, Sizes
 from sparsehyper.bench.steps import measure_steps
 from sparsehyper.sparse import native
+from sparsehyper.training.run import write_json
 
 FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
@@ -110,7 +110,7 @@ def _run(
     sizes = Sizes(**settings["sizes"])
     for group, measure in measures.items():
         results["groups"][group] = measure(sizes, settings["rounds"], settings["seed"])
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(path, results)
         yield group, results
 
 

@@ -29,6 +29,7 @@ from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator, Sparse
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.config import TrainConfig
+from sparsehyper.training.isolation import DiedError
 
 _OPTIMIZERS = ("adam", "adafactor")
 _GENERATORS: dict[str, Generator] = {"sparse": Sparse(), "sparse, growth 8": Sparse(growth=8)}
@@ -60,7 +61,7 @@ def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
                 arguments = (target, generator, optimizer, rounds, seed)
                 try:
                     row = memory.in_fresh_process(_hypernetwork, *arguments)
-                except memory.DiedError as error:
+                except DiedError as error:
                     skipped.append({**case, "reason": str(error)})
                 else:
                     rows.append({**case, **_account(row, plain)})

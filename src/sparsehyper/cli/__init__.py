@@ -13,16 +13,23 @@ import sys
 def main() -> None:
     """Entry point of ``sparsehyper`` and ``python -m sparsehyper``."""
     from sparsehyper._extras import MissingExtraError, require
+    from sparsehyper.training.interrupt import raising_signals
 
-    try:
-        for module in ("typer", "rich", "accelerate", "filelock", "PIL", "pyarrow", "matplotlib"):
-            require(module, "cli")
-    except MissingExtraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    from sparsehyper.cli.app import run
+    needed = ("typer", "rich", "accelerate", "filelock", "PIL", "pyarrow", "matplotlib")
+    with raising_signals():
+        try:
+            for module in needed:
+                require(module, "cli")
+            from sparsehyper.cli.app import run
 
-    for stream in (sys.stdout, sys.stderr):  # what the terminal has no characters for
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    raise SystemExit(run())
+            for stream in (sys.stdout, sys.stderr):  # what the terminal has no characters for
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
+            code = run()
+        except MissingExtraError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:  # before the command began
+            print("interrupted", file=sys.stderr)
+            code = 130
+    raise SystemExit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from sparsehyper.cli.adapt import adapt
@@ -25,8 +27,11 @@ from sparsehyper.cli.study import study
 from sparsehyper.cli.tasks import tasks
 from sparsehyper.cli.train import train
 from sparsehyper.training import NonFiniteError
+from sparsehyper.training.interrupt import raising_signals
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LARGE = ("batch_size", "tasks_per_batch", "eval_batch_size", "budget", "workers")
 
 app = typer.Typer(
     name="sparsehyper",
@@ -59,8 +64,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             with warnings_as_lines():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            echo(str(error) or "interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(str(error) or "interrupted") from None  # told by `run`
         except (typer.Exit, BrokenPipeError):
             raise  # nobody reads on: no error of ours
         except (
@@ -69,6 +73,17 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
         ) as error:
             if os.environ.get("SPARSEHYPER_TRACEBACK"):
                 raise
+            if _is_out_of_memory(error):
+                smaller = [options[name] for name in _LARGE if name in options]
+                remedy = f"give a smaller {' or '.join(smaller)}" if smaller else "free some"
+                what = str(error).partition("\n")[0] or "an allocation failed"
+                echo(f"error: out of memory ({what}); {remedy}", err=True)
+                raise typer.Exit(FAILED) from None
+            if isinstance(error, OSError) and error.errno in _FULL:
+                where = f", at {error.filename}" if error.filename else ""
+                remedy = "make room and start again; what was written whole is kept"
+                echo(f"error: {os.strerror(error.errno)}{where}; {remedy}", err=True)
+                raise typer.Exit(FAILED) from None
             # A KeyError's own text is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
             text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
@@ -77,6 +92,13 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(FAILED if failed else BAD_INPUT) from None
 
     return wrapper
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch's allocator for the CPU has no type of its own for this.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 for command in (
@@ -107,11 +129,16 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line, by default this process's, and return its exit code."""
-    try:
-        app(arguments)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else FAILED
-    except OSError as error:  # of help, which has no command to report it
-        echo(f"error: {error}", err=True)
-        return FAILED
-    return 0
+    code: int | str | None = 0
+    with raising_signals() as came:
+        try:
+            app(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        except OSError as error:  # of help, which has no command to report it
+            echo(f"error: {error}", err=True)
+            code = FAILED
+    if isinstance(code, str) or (code and came()):  # typer says nothing of a signal
+        echo(code if isinstance(code, str) else "interrupted", err=True)
+        return INTERRUPTED
+    return code or 0

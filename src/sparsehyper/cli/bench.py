@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper import bench as benchmarks
+from sparsehyper._files import replaced
 from sparsehyper.cli.output import Json, echo, print_json, print_table
 from sparsehyper.report import bench as report
 
@@ -53,7 +54,8 @@ def bench(
         rounds=rounds,
         seed=seed,
     ):
-        (out / "results.md").write_text(report.markdown(results))
+        with replaced(out / "results.md") as page:
+            page.write_text(report.markdown(results), encoding="utf-8")
         if group == "generators":
             report.draw_time(results, out / "time.png")
             report.draw_memory(results, out / "memory.png")

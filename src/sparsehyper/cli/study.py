@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from sparsehyper._checks import MOST_WORKERS, check_choice, check_integer
+from sparsehyper._files import replaced
 from sparsehyper.cli.output import Json, Quiet, echo, print_json, print_table
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.studies import STUDIES
 from sparsehyper.report.studies import REPORTS, all_tables, markdown
-from sparsehyper.training.run import check_same, write_json
+from sparsehyper.training.run import check_same, lock, write_json
 
 
 def study(
@@ -52,17 +53,22 @@ def study(
         settings = replace(settings, seeds=seeds)
     record = out / "study.json"
     which = {"name": name, "scale": scale}
-    if record.exists():
-        recorded = read_json(record)
-        check_same(f"study {record}", {key: recorded.get(key) for key in which}, which, ())
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(record, {**which, "settings": settings.to_dict()})
-    found = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
     more = ("" if scale == "cpu" else f" --scale {scale}") + (f" --seeds {seeds}" if seeds else "")
-    results = {**which, "command": f"sparsehyper study {name} --out FOLDER{more}", **found}
-    write_json(out / "results.json", results)
-    (out / "results.md").write_text(markdown(report, results), encoding="utf-8")
-    report.draw(results, out / report.picture)
+    out.mkdir(parents=True, exist_ok=True)
+    held = lock(out)
+    try:
+        if record.exists():
+            recorded = read_json(record)
+            check_same(f"study {record}", {key: recorded.get(key) for key in which}, which, ())
+        write_json(record, {**which, "settings": settings.to_dict()})
+        found = run(settings, out, data_dir=data_dir, workers=workers, quiet=quiet)
+        results = {**which, "command": f"sparsehyper study {name} --out FOLDER{more}", **found}
+        write_json(out / "results.json", results)
+        with replaced(out / "results.md") as page:
+            page.write_text(markdown(report, results), encoding="utf-8")
+        report.draw(results, out / report.picture)
+    finally:
+        held.release()
     if json:
         print_json(results)
         return

@@ -17,7 +17,6 @@ import platform
 import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,7 +30,6 @@ from sparsehyper._checks import check_integer
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.baselines import BASELINES
 from sparsehyper.experiments.config import Experiment, parse_method
-from sparsehyper.experiments.isolation import ChildError, call_in_process
 from sparsehyper.experiments.run import (
     check_run,
     finished_result,
@@ -48,6 +46,7 @@ from sparsehyper.experiments.setup import (
 )
 from sparsehyper.generators import Chunked, Sparse
 from sparsehyper.training import Interrupted
+from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 FORMAT = 1
@@ -160,8 +159,7 @@ def compare(
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
     with ExitStack() as stack:
         stack.callback(lock(out).release)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tasks-", dir=out))
-        images = Path(scratch) / "tasks.pt"
+        images = stack.enter_context(scratch(out)) / "tasks.pt"
         torch.save(tasks, images)
         for number, (entry, seed, path) in enumerate(jobs, 1):
             if not quiet:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsehyper._extras import require
+from sparsehyper._files import replaced
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#555555", "#56B4E9")
@@ -310,4 +312,5 @@ def _draw(
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", colors=_GREY)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png")
+    with replaced(Path(path)) as file:
+        figure.savefig(file, format="png")

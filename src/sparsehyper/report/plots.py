@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from sparsehyper._extras import require
+from sparsehyper._files import replaced
 
 # Okabe and Ito's colours, which people of any colour vision tell apart: method → colour, marker.
 STYLES = {
@@ -100,7 +101,8 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     taken = [box_type(axes.transData.transform(bar)).padded(7) for bar in bars]
     for text, point, colour in sorted(labels, key=lambda label: -label[1][1]):
         taken.append(_label(axes, text, point, colour, taken))
-    figure.savefig(path, format="png")
+    with replaced(Path(path)) as file:
+        figure.savefig(file, format="png")
 
 
 def _label(axes: Any, text: str, point: tuple[float, float], colour: str, taken: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for the step in hand."""
+"""Ctrl-C and SIGTERM: both ask to stop, and training finishes the step in hand first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO_SECONDS = 1.0
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,17 +33,10 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
     A second one acts at once, unless it comes so soon that it is the same one again: a launcher of
     several processes passes on the Ctrl-C that the terminal has already sent them. Outside the
-    main thread, where Python allows no handlers, signals act as they always do.
+    main thread, where Python allows no handlers, signals act as they always do; a signal that is
+    ignored stays ignored.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     asked_at: float | None = None
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def ask(number: int, _frame: FrameType | None) -> None:
         nonlocal asked_at
@@ -51,9 +46,46 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
             restore()
             signal.raise_signal(number)
 
-    for number in SIGNALS:
-        signal.signal(number, ask)
+    restore = _handle(ask)
     try:
         yield lambda: asked_at is not None
     finally:
         restore()
+
+
+@contextmanager
+def raising_signals() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+
+    Yields:
+        A function that tells whether a signal has come. Outside the main thread, and for a signal
+        that is ignored, nothing changes.
+    """
+    came = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    restore = _handle(interrupt)
+    try:
+        yield lambda: came
+    finally:
+        restore()
+
+
+def _handle(handler: Handler) -> Callable[[], None]:
+    """Give the signals that are not ignored this handler; returns what gives them back theirs."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+
+    def restore() -> None:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+    for number in before:
+        signal.signal(number, handler)
+    return restore

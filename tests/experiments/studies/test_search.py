@@ -7,6 +7,7 @@ import pytest
 from sparsehyper.experiments.studies import search
 from sparsehyper.experiments.studies.cells import shared_tasks
 from sparsehyper.experiments.studies.search import LR, run_searches
+from sparsehyper.training import CheckpointError
 
 SPACE = {LR: (1e-4, 1e-1), "method.growth": (2.0, 4.0)}
 
@@ -22,13 +23,13 @@ def settings(experiment):
 
 
 @pytest.fixture(scope="module")
-def files(experiment):
-    with shared_tasks([experiment.data], None) as found:
+def files(experiment, tmp_path_factory):
+    with shared_tasks(tmp_path_factory.mktemp("study"), [experiment.data], None) as found:
         yield found
 
 
 def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_path, monkeypatch):
-    journals = {"one": str(tmp_path / "one.journal")}
+    journals = {"one": str(tmp_path / "one.jsonl")}
     rates, trained = [], search.trained
 
     def stop_at_the_third(experiment, tasks):
@@ -51,16 +52,51 @@ def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_pat
 
 
 def test_a_journal_of_other_settings_is_refused(settings, files, tmp_path):
-    journals = {"one": str(tmp_path / "one.journal")}
+    journals = {"one": str(tmp_path / "one.jsonl")}
     search._search({**settings, "trials": 1}, files, journals)
     with pytest.raises(ValueError, match="its `trials` is 1, got 2"):
         search._search({**settings, "trials": 2}, files, journals)
 
 
+def test_a_line_cut_short_is_no_trial(settings, files, tmp_path):
+    path = tmp_path / "one.jsonl"
+    journals = {"one": str(path)}
+    first = search._search(settings, files, journals)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for length in (0, 1, ends[0] - 1, ends[0], ends[0] + 1, ends[3] - 1, ends[-1] - 1):
+        path.write_bytes(whole[:length])
+        again = search._search(settings, files, journals)
+        assert [t["settings"] for t in again["trials"]] == [t["settings"] for t in first["trials"]]
+        assert again["validation"] == first["validation"]
+        assert len(path.read_bytes().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "\udc80",
+        "7",
+        "[]",
+        '{"settings": {}}',
+        '{"settings": 1, "validation": 2, "seconds": 3}',
+    ],
+)
+def test_a_damaged_line_names_the_file_and_the_remedy(settings, files, tmp_path, line):
+    path = tmp_path / "one.jsonl"
+    journals = {"one": str(path)}
+    search._search({**settings, "trials": 1}, files, journals)
+    with path.open("ab") as file:
+        file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
+        search._search({**settings, "trials": 1}, files, journals)
+
+
 def test_a_trial_that_diverges_counts_for_nothing(settings, files, tmp_path):
     settings["space"] = {LR: [1e30, 1e35]}
     settings["experiment"]["training"] |= {"lr": 1e30, "clip": None, "steps": 20, "eval_every": 20}
-    journals = {"one": str(tmp_path / "one.journal")}
+    journals = {"one": str(tmp_path / "one.jsonl")}
     found = search._search({**settings, "trials": 1}, files, journals)
     assert found["validation"] == 0
 
@@ -71,6 +107,6 @@ def test_it_is_a_cell_of_the_study(experiment, files, tmp_path):
     one = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
     again = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
     assert one == again
-    assert (tmp_path / "search" / "one.journal").exists()
+    assert (tmp_path / "search" / "one.jsonl").exists()
     with pytest.raises(ValueError, match="its `trials` is 2, got 3"):
         run_searches({"one": (experiment, SPACE)}, 3, tmp_path, files, **how)

@@ -13,30 +13,24 @@ repeats what is done.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
 from sparsehyper._checks import MOST_REPEATS, MOST_WORKERS, check_integer
 from sparsehyper.data import Source, TaskSet
 from sparsehyper.experiments.config import DataConfig, Experiment
-from sparsehyper.experiments.isolation import context
 from sparsehyper.experiments.run import read_json
 from sparsehyper.experiments.setup import load_images, tasks_of
-from sparsehyper.training.run import check_same, json_ready, lock, write_json
+from sparsehyper.training import CheckpointError, Interrupted
+from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
+from sparsehyper.training.run import check_same, json_ready, write_json
 
 SCALES = ("smoke", "cpu", "full")
 
@@ -73,7 +67,7 @@ def run_cells(
         cells: what there is to do.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
-        directory: of the study.
+        directory: of the study; the caller holds its lock.
         arguments: the same for all cells, and without influence on the results.
         workers: processes at a time, of one thread each.
         quiet: show no progress.
@@ -83,67 +77,72 @@ def run_cells(
 
     Raises:
         ValueError: ``directory`` holds a cell of other settings, or ``workers`` is below 1.
-        RunInUseError: another process is at work in it.
+        CheckpointError: the file of a cell is damaged.
         RuntimeError: some cells failed, after all others were computed.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
     results = directory / "cells"
     results.mkdir(parents=True, exist_ok=True)
-    held = lock(directory)
-    try:
-        paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
-        todo = []
-        for cell in cells:
-            path = paths[cell.name]
-            if not path.exists():
-                todo.append(cell)
-                continue
-            recorded = _completed(read_json(path)["settings"])
+    paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
+    todo = []
+    for cell in cells:
+        path = paths[cell.name]
+        if path.exists():
+            recorded = _completed(_read(path)["settings"])
             check_same(f"cell {path}", recorded, json_ready(cell.settings), ())
-        started = time.perf_counter()
-        failed: dict[str, str] = {}
-        outcomes = _outcomes(todo, work, arguments, workers)
-        for number, (cell, succeeded, value) in enumerate(outcomes, 1):
-            if succeeded:
-                write_json(paths[cell.name], {"settings": cell.settings, **value})
-            else:
-                failed[cell.name] = value
-            if not quiet:
-                print(
-                    f"[{number}/{len(todo)}] {cell.name} ({time.perf_counter() - started:.0f} s)"
-                    f"{'' if succeeded else f': {value}'}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        if failed:
-            name, error = next(iter(failed.items()))
-            raise RuntimeError(
-                f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error}"
-            )
-        return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
-    finally:
-        held.release()
+        else:
+            todo.append(cell)
+    started = time.perf_counter()
+    failed: dict[str, str] = {}
+    calls = ((work, cell.settings, arguments) for cell in todo)
+    try:
+        with closing(calls_in_processes(_compute, calls, workers)) as outcomes:
+            for done, (number, outcome) in enumerate(outcomes, 1):
+                cell = todo[number]
+                if isinstance(outcome, ChildError):
+                    failed[cell.name] = str(outcome)
+                else:
+                    write_json(paths[cell.name], {"settings": cell.settings, **outcome})
+                if not quiet:
+                    reason = f": {outcome}" if cell.name in failed else ""
+                    seconds = time.perf_counter() - started
+                    print(
+                        f"[{done}/{len(todo)}] {cell.name} ({seconds:.0f} s){reason}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    except Interrupted:
+        again = f"stopped; the same study in {directory} goes on where it was"
+        raise Interrupted(again, 0) from None
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise RuntimeError(
+            f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error}"
+        )
+    return {name: _read(path) for name, path in paths.items()}
 
 
 @contextmanager
 def shared_tasks(
-    data: Iterable[DataConfig], data_dir: str | None
+    directory: Path, data: Iterable[DataConfig], data_dir: str | None
 ) -> Iterator[dict[DataConfig, SharedTasks]]:
     """Within, there is a file of every data set's tasks, made once, for all processes.
 
     Args:
+        directory: of the study; the caller holds its lock.
         data: of which each is made once.
         data_dir: as `load_tasks` takes it.
 
     Returns:
         By the data.
     """
-    with tempfile.TemporaryDirectory(prefix="sparsehyper-") as scratch:
+    with scratch(directory) as folder:
         files: dict[DataConfig, SharedTasks] = {}
         images: dict[tuple[Any, ...], Source] = {}
         for one in data:
             if one not in files:
-                path = Path(scratch, f"{len(files)}.pt")
+                path = folder / f"{len(files)}.pt"
                 key = (one.source, one.image_size, one.seed)
                 if key not in images:
                     images[key] = load_images(one, data_dir)
@@ -184,55 +183,17 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "experiment": json_ready(experiment.to_dict())}
 
 
-def _outcomes(
-    cells: Iterable[Cell], work: Callable[..., Any], arguments: tuple[Any, ...], workers: int
-) -> Iterator[tuple[Cell, bool, Any]]:
-    """Each cell as it ends, whether it succeeded, and its result or the error's text."""
-    waiting = iter(cells)
-    running: dict[Connection, tuple[Cell, Any]] = {}
+def _read(path: Path) -> dict[str, Any]:
     try:
-        while True:
-            while len(running) < workers and (cell := next(waiting, None)):
-                receiver, sender = multiprocessing.Pipe(duplex=False)
-                process = context().Process(
-                    target=_compute, args=(sender, work, cell.settings, arguments)
-                )
-                process.start()
-                sender.close()
-                running[receiver] = cell, process
-            if not running:
-                return
-            for ready in wait(list(running)):
-                receiver = cast(Connection, ready)
-                cell, process = running.pop(receiver)
-                try:
-                    succeeded, value = receiver.recv()
-                except EOFError:
-                    process.join()
-                    succeeded, value = False, f"its process died, exit code {process.exitcode}"
-                process.join()
-                yield cell, succeeded, value
-    finally:
-        for _, process in running.values():
-            process.terminate()
-            process.join()
+        cell = read_json(path)
+        if not isinstance(cell.get("settings"), dict):
+            raise CheckpointError(f"{path} is damaged: it has no settings")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove the file to compute the cell again") from error
+    return cell
 
 
-def _compute(
-    sender: Connection, work: Callable[..., Any], settings: dict[str, Any], arguments: Any
-) -> None:
-    """A cell's process: it computes in one thread, and ends with the study's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the study's process acts on
+def _compute(work: Callable[..., Any], settings: dict[str, Any], arguments: tuple[Any, ...]) -> Any:
+    """What a cell's process does, in one thread."""
     torch.set_num_threads(1)
-    study = multiprocessing.parent_process()
-    assert study is not None
-
-    def watch() -> None:
-        study.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        sender.send((True, work(settings, *arguments)))
-    except Exception as error:
-        sender.send((False, f"{type(error).__name__}: {error}"))
+    return work(settings, *arguments)

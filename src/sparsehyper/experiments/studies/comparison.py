@@ -203,7 +203,7 @@ def run_comparison(
         ÷ N, ``generator``, ``step_ms``, ``seconds`` and ``peak_memory_mb`` for each seed);
         ``left_out`` (family, method and budget of those that cannot be as small); and ``claims``.
     """
-    with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
+    with shared_tasks(directory, [tasks.data for tasks in study.sets.values()], data_dir) as files:
         wanted = list(_entries(study, files))
         entries = [entry for entry in wanted if all(entry.space.values())]
         searched = {

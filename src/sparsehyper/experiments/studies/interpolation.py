@@ -131,7 +131,7 @@ def run_interpolation(
         ``searches`` of learning rates; ``rows``, one a method, of what each cell measured, for each
         seed; and ``claims``.
     """
-    with shared_tasks([study.data, study.searched_on], data_dir) as files:
+    with shared_tasks(directory, [study.data, study.searched_on], data_dir) as files:
         file = files[study.data]
         searched = {
             f"search--{slug(method)}": (

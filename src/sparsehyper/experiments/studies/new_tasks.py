@@ -191,7 +191,7 @@ def run_new_tasks(
         ``parameters`` ÷ N, ``fit_seconds``), ``seconds`` of all cells, and ``claims``.
     """
     data = [_data(family) for family in study.families.values()]
-    with shared_tasks(data, data_dir) as files:
+    with shared_tasks(directory, data, data_dir) as files:
         cells = [
             Cell(
                 f"{slug(name)}--{slug(method)}--{seed}",

@@ -96,7 +96,7 @@ def run_scaling(
     }
     data = {count: DataConfig(study.source, f"permuted:{count}") for count in _counts(study)}
     how: dict[str, Any] = {"workers": workers, "quiet": quiet}
-    with shared_tasks(data.values(), data_dir) as files:
+    with shared_tasks(directory, data.values(), data_dir) as files:
         known = files[data[study.tasks]].load()
         numels = {
             width: count_target_parameters(_experiment(study, "experts", width, 2), known)

@@ -1,22 +1,27 @@
 """The choice of hyperparameters: as many trials for every method, judged on validation images.
 
-A search is a cell of the study. Its trials are kept one by one, in ``search/<name>.journal``, so a
-search that was stopped goes on after the last of them.
+A search is a cell of the study. Its trials are kept one by one, each a line of JSON after that of
+the settings, in ``search/<name>.jsonl``, so a search that was stopped goes on after the last of
+them.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparsehyper._extras import require
+from sparsehyper.data import TaskSet
 from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.studies.cells import Cell, SharedTasks, run_cells
 from sparsehyper.experiments.studies.trainings import trained
-from sparsehyper.training import NonFiniteError
-from sparsehyper.training.run import check_same
+from sparsehyper.training import CheckpointError, NonFiniteError
+from sparsehyper.training.run import check_same, json_ready
 
 # The path of a setting in an experiment → its choices, the default first; or the least and greatest
 # of a learning rate, which is drawn in between on a log scale.
@@ -54,6 +59,7 @@ def run_searches(
 
     Raises:
         MissingExtraError: Optuna is not installed.
+        RuntimeError: some searches failed, as one whose file of trials is damaged.
 
     Source: T. Akiba et al., "Optuna: A next-generation hyperparameter optimization framework" (KDD
     2019).
@@ -72,7 +78,7 @@ def run_searches(
         )
         for name, (experiment, space) in searches.items()
     ]
-    journals = {cell.name: str(directory / "search" / f"{cell.name}.journal") for cell in cells}
+    journals = {cell.name: str(directory / "search" / f"{cell.name}.jsonl") for cell in cells}
     (directory / "search").mkdir(parents=True, exist_ok=True)
     return run_cells(cells, _search, directory, files, journals, workers=workers, quiet=quiet)
 
@@ -99,51 +105,81 @@ def _search(
     settings: dict[str, Any], files: dict[DataConfig, SharedTasks], journals: dict[str, str]
 ) -> dict[str, Any]:
     optuna = require("optuna", "study")
-    journal = require("optuna.storages.journal", "study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     experiment = Experiment.from_dict(settings["experiment"])
-    space, path = settings["space"], journals[settings["name"]]
+    space = settings["space"]
     tasks = files[experiment.data].load()
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(journal.JournalFileBackend(path)),
-        study_name=settings["name"],
-        direction="maximize",
-        load_if_exists=True,
-    )
-    recorded = study.user_attrs.get("settings", settings)
-    check_same(f"the search in {path}", recorded, settings, ())
-    study.set_user_attr("settings", settings)
-
-    def objective(trial: Any) -> float:
-        chosen = with_settings(experiment, {p: _draw(trial, p, space[p]) for p in space})
-        try:
-            _, result = trained(chosen, tasks)
-        except NonFiniteError:
-            return 0.0
-        return result.best.accuracy
-
-    complete = (optuna.trial.TrialState.COMPLETE,)
-    while (done := len(study.get_trials(states=complete))) < settings["trials"]:
+    path = Path(journals[settings["name"]])
+    ranges = {p: _distribution(optuna.distributions, p, choices) for p, choices in space.items()}
+    study = optuna.create_study(direction="maximize")
+    trials = _kept_trials(path, settings)
+    try:
+        for kept in trials:
+            known = {"params": kept["settings"], "value": kept["validation"]}
+            study.add_trial(optuna.trial.create_trial(**known, distributions=ranges))
+        spent = sum(kept["seconds"] for kept in trials)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if not trials:
+        own = {p: experiment.training.lr if p == LR else space[p][0] for p in space}
+        study.enqueue_trial(own)
+    while len(trials) < settings["trials"]:
         # Of the number of the trial, so that a search that goes on draws no trial again.
-        study.sampler = optuna.samplers.TPESampler(seed=done, n_startup_trials=4)
-        if done == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
-            own = {p: experiment.training.lr if p == LR else space[p][0] for p in space}
-            study.enqueue_trial(own)
-        study.optimize(objective, n_trials=1)
-    trials = [
-        {"settings": t.params, "validation": t.value, "seconds": t.duration.total_seconds()}
-        for t in study.get_trials(states=complete)
-    ]
+        study.sampler = optuna.samplers.TPESampler(seed=len(trials), n_startup_trials=4)
+        trial = study.ask(ranges)
+        found = _try(with_settings(experiment, trial.params), tasks, trial.params)
+        study.tell(trial, found["validation"])
+        _append(path, found)
+        trials.append(found)
+        spent += found["seconds"]
     best = max(trials, key=lambda trial: trial["validation"])
     return {
         "settings_found": best["settings"],
         "validation": best["validation"],
         "trials": trials,
-        "seconds": sum(trial["seconds"] for trial in trials),
+        "seconds": spent,
     }
 
 
-def _draw(trial: Any, path: str, choices: list[Any]) -> Any:
+def _try(experiment: Experiment, tasks: TaskSet, settings: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        validation = trained(experiment, tasks)[1].best.accuracy
+    except NonFiniteError:
+        validation = 0.0
+    seconds = time.perf_counter() - began
+    return {"settings": settings, "validation": validation, "seconds": seconds}
+
+
+def _distribution(distributions: Any, path: str, choices: list[Any]) -> Any:
     if path == LR:
-        return trial.suggest_float(path, *choices, log=True)
-    return trial.suggest_categorical(path, choices)
+        return distributions.FloatDistribution(*choices, log=True)
+    return distributions.CategoricalDistribution(choices)
+
+
+def _kept_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials of a search so far; its file is made, or freed of a line that was cut short."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    if not whole:
+        _append(path, settings)
+        return []
+    try:
+        recorded, *trials = map(json.loads, whole.splitlines())
+        check_same(f"the search in {path}", recorded, json_ready(settings), ())
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return trials
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {error}; remove the file to search anew")
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

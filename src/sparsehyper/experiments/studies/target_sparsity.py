@@ -139,7 +139,7 @@ def run_target_sparsity(
         ``sparsity``, ``accuracy`` for each seed, and ``parameters``, trainable ÷ those of one whole
         target); and ``claims``.
     """
-    with shared_tasks([tasks.data for tasks in study.sets.values()], data_dir) as files:
+    with shared_tasks(directory, [tasks.data for tasks in study.sets.values()], data_dir) as files:
         loaded = {name: files[tasks.data].load() for name, tasks in study.sets.items()}
         numels = {name: _count(study, name, 0.0, tasks) for name, tasks in loaded.items()}
         places = list(_places(study, loaded))

@@ -99,7 +99,7 @@ def run_typology(
         rows of ``kinds``, ``budgets`` and ``inits``: ``method``, ``accuracy`` of each seed,
         ``parameters`` ÷ N, ``step_ms`` and ``model_ms`` of each seed.
     """
-    with shared_tasks([study.data], data_dir) as files:
+    with shared_tasks(directory, [study.data], data_dir) as files:
         example = _experiment(study, 0, method="sparse")
         numel = count_target_parameters(example, files[study.data].load())
         parts = {"kinds": _kinds(study), "budgets": _budgets(study, numel), "inits": _inits(study)}

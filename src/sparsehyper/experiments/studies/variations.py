@@ -150,7 +150,7 @@ def run_variations(
         `factor_tests` gives them; and the effects on accuracies as ``claims``.
     """
     designed = design(study.runs)
-    with shared_tasks([study.data], data_dir) as files:
+    with shared_tasks(directory, [study.data], data_dir) as files:
         file = files[study.data]
         cells = [
             Cell(

@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsehyper._extras import require
+from sparsehyper._files import replaced
 from sparsehyper.report.plots import STYLES
 
 GREY = "#444444"
@@ -193,7 +195,8 @@ def panels(
     if handles:
         place = {"loc": "outside lower center", "ncols": legend, "frameon": False}
         figure.legend(handles.values(), handles.keys(), **place)
-    figure.savefig(path, format="png")
+    with replaced(Path(path)) as file:
+        figure.savefig(file, format="png")
 
 
 def points(
