@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import collections
 import copy
+import math
 import pickle
+import random
+import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from tests.test_target import Attention, Gain, Tied
@@ -317,3 +322,126 @@ def test_a_buffer_put_in_the_place_of_another_is_left_as_a_loop_leaves_it():
         twin(x[task : task + 1], task=task)
     torch.testing.assert_close(hnet.target.module.mean, twin.target.module.mean)
     copy.deepcopy(hnet).state_dict()
+
+
+class Cached(nn.Linear):
+    """Keeps a tensor in a container of some kind."""
+
+    def __init__(self, container: str) -> None:
+        super().__init__(4, 2)
+        self.kept = {
+            "dict": {},
+            "list": [],
+            "nested": {"inner": [()]},
+            "object": types.SimpleNamespace(mask=None),
+            "deque": collections.deque(),
+        }[container]
+        self.container = container
+
+    def forward(self, x):
+        mask = torch.ones_like(x[:1])
+        if self.container == "dict":
+            mask = self.kept.setdefault(x.shape[-1], mask)
+        elif self.container == "nested":
+            self.kept["inner"][0] = (mask,)
+        elif self.container == "object":
+            self.kept.mask = mask
+        else:
+            self.kept.append(mask)
+        return super().forward(x * mask)
+
+
+@pytest.mark.parametrize("container", ["dict", "list", "nested", "object", "deque"])
+def test_a_target_that_keeps_tensors_in_containers_goes_on_working(container):
+    hnet = make(Cached(container)).eval()
+    x = torch.randn(12, 4)
+    out = hnet(x, task=torch.arange(12) % TASKS)
+    for task in range(TASKS):
+        own = torch.arange(12) % TASKS == task
+        torch.testing.assert_close(hnet(x[own], task=task), out[own])
+        torch.testing.assert_close(hnet.materialize(task)(x[own]), out[own])
+    copy.deepcopy(hnet)
+    kept = hnet.target.module.kept
+    assert container != "list" or len(kept) == 2 * TASKS  # one a task, twice
+
+
+def test_losses_that_a_target_collects_are_those_of_every_task():
+    class Collecting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.losses = []
+
+        def forward(self, x):
+            out = super().forward(x)
+            self.losses.append(out.square().mean())
+            return out
+
+    hnet, x = make(Collecting()), torch.randn(12, 4)
+    out = hnet(x, task=torch.arange(12) % TASKS)
+    losses = torch.stack(hnet.target.module.losses)
+    expected = out.view(2, TASKS, 2).square().mean((0, 2))
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+
+
+@pytest.mark.parametrize("tasks", [3, TASKS])
+def test_hooks_see_every_task_s_activations_and_gradients(tasks):
+    hnet = make(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    x, ids = torch.randn(12, 4, requires_grad=True), torch.arange(12) % tasks
+    hnet(x, task=ids)  # tasks share a run
+    layer, seen, gradients = hnet.target.module[0], [], []
+    hooks = [
+        layer.register_forward_hook(lambda m, i, o: seen.append(o.detach().sum())),
+        layer.register_full_backward_hook(lambda m, i, o: gradients.append(o[0].sum())),
+    ]
+    hnet(x, task=ids).sum().backward()
+    assert len(seen) == len(gradients) == tasks
+    assert all(math.isfinite(float(value)) for value in (*seen, *gradients))
+    for hook in hooks:
+        hook.remove()
+    total = []
+    with nn.modules.module.register_module_forward_hook(lambda m, i, o: total.append(type(m))):
+        hnet(x, task=ids)
+    assert total.count(nn.ReLU) == tasks
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_tasks_draw_for_themselves_from_every_random_source(draw):
+    class Skips(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (draw() < 0.5)
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    hnet, alike = make(Skips(4, 2)), 0
+    for _ in range(20):
+        kept = hnet(torch.randn(12, 4), task=torch.arange(12) % TASKS).abs().sum(1) > 0
+        alike += len(set(kept.tolist())) == 1
+    assert alike < 5
+
+
+def test_a_trial_leaves_every_random_source_as_it_was():
+    hnet = make(nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5)))
+    random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    hnet(torch.randn(12, 4), task=torch.arange(12) % TASKS)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+def test_a_target_that_begins_to_keep_something_later_is_run_for_each_task_from_then_on():
+    class Later(nn.Linear):
+        runs = 0
+
+        def forward(self, x):
+            out = super().forward(x)
+            if self.keeping:
+                self.last = out
+            return out
+
+    hnet, x = make(Later(4, 2)), torch.randn(12, 4)
+    module, ids = hnet.target.module, torch.arange(12) % TASKS
+    module.keeping = False
+    expected = hnet(x, task=ids)
+    module.keeping = True
+    torch.testing.assert_close(hnet(x, task=ids), expected)
+    torch.testing.assert_close(module.last, expected[ids == TASKS - 1])
