@@ -60,7 +60,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with raising_signals():
+                command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise SystemExit(str(error) or "interrupted") from None  # told by `run`
         except (typer.Exit, BrokenPipeError):
