@@ -7,9 +7,12 @@ lead anywhere, and a pipe or a device may never end. JSON is data that is checke
 from __future__ import annotations
 
 import errno
+<<<<<<< HEAD
 import hashlib
 import json
 import math
+=======
+>>>>>>> procs
 import os
 import stat
 import tempfile
@@ -25,6 +28,8 @@ _SEAL = b',\n "sha256": "'
 
 class CheckpointError(ValueError):
     """A saved file is damaged, or does not belong to the others; the message names the file."""
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems without hard links
 
 
 def check_absent(argument: str, path: Path) -> None:
@@ -50,8 +55,22 @@ def whole(argument: str, path: Path) -> Iterator[Path]:
             if made.is_file() and made.stat().st_nlink == 1:
                 made.chmod(0o644)
             sync(made)
-        partial.rename(path)
+        _name(argument, partial, path)
     sync(path.parent)
+
+
+def _name(argument: str, partial: Path, path: Path) -> None:
+    """Give what was made its name, unless another process was first."""
+    try:
+        if partial.is_dir():
+            partial.rename(path)
+        else:
+            os.link(partial, path)  # a renaming would replace what is there
+    except OSError as error:
+        check_absent(argument, path)
+        if partial.is_dir() or error.errno not in _NO_LINKS:
+            raise
+        partial.rename(path)
 
 
 @contextmanager

@@ -93,6 +93,7 @@ def test_two_starters(name, quick, many, cases, commands, rival, trials, record_
         assert sorted(outcome.code for outcome in outcomes) == [0, 2], outcomes
         (loser,) = (outcome for outcome in outcomes if outcome.code == 2)
         assert loser.line.startswith("error: ")
+        assert any(why in loser.line for why in ("in use by another", "exists", "holds a run"))
         assert not differences(case.end(folder / case.out), reference)
         assert not leftovers(folder)
         shutil.rmtree(folder)

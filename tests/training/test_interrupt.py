@@ -57,6 +57,19 @@ def test_either_signal_raises(number):
     assert signal.getsignal(number) is before
 
 
+def test_an_error_made_of_an_interrupt_is_one_again():
+    def load_library():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(KeyboardInterrupt), raising_signals():
+        load_library()
+    with pytest.raises(ImportError, match="by itself"), raising_signals():
+        raise ImportError("by itself")
+
+
 @pytest.mark.parametrize("within", [deferred_signals, raising_signals])
 def test_an_ignored_signal_stays_ignored(within):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

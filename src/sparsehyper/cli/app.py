@@ -61,7 +61,11 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+<<<<<<< HEAD
             with warnings_as_lines():
+=======
+            with raising_signals():
+>>>>>>> procs
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise SystemExit(str(error) or "interrupted") from None  # told by `run`

@@ -43,7 +43,7 @@ from sparsehyper.training.checkpoint import (
     checkpoints_of,
     open_checkpoint,
 )
-from sparsehyper.training.run import link, read_id, write_sealed
+from sparsehyper.training.run import link_files, read_id, write_sealed
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
@@ -282,11 +282,11 @@ def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
     with whole("out", out) as partial:
         try:
             best = checkpoints_of(run) / "best"
-            shutil.copytree(best, partial / CHECKPOINTS / "best", copy_function=link)
+            link_files(best, partial / CHECKPOINTS / "best")
             shutil.copy2(run / "config.json", partial / "config.json")
             with open_checkpoint(partial, "best", read_id(partial)) as shared:
                 same = shared.digests == digests
-        except (FileNotFoundError, shutil.Error):
+        except FileNotFoundError:
             same = False
         if not same:
             raise CheckpointError(

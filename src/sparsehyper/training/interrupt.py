@@ -57,6 +57,8 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 def raising_signals() -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
 
+    So does every error after it: some libraries turn an interrupt into an error of their own.
+
     Yields:
         A function that tells whether a signal has come. Outside the main thread, and for a signal
         that is ignored, nothing changes.
@@ -71,6 +73,10 @@ def raising_signals() -> Iterator[Callable[[], bool]]:
     restore = _handle(interrupt)
     try:
         yield lambda: came
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         restore()
 

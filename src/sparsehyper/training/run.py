@@ -237,7 +237,7 @@ class Run:
             write_checkpoint(last, model, optimizer, state, run=read_id(self.path), record=record)
             source = last if best else self.best
             if source.exists():
-                shutil.copytree(source, new / "best", copy_function=link)
+                link_files(source, new / "best")
                 sync(new / "best")
             sync(new)
             if self._checkpoints.exists():
@@ -500,12 +500,18 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def link(source: str, destination: str) -> None:
-    """A hard link, or a copy where the file system has no links."""
-    try:
-        os.link(source, destination)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, destination)
+def link_files(source: Path, destination: Path) -> None:
+    """Make a folder of hard links to another's files; copies where the file system has no links."""
+    destination.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):  # a folder comes before what it holds
+        new = destination / path.relative_to(source)
+        if path.is_dir():
+            new.mkdir()
+            continue
+        try:
+            os.link(path, new)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, new)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
