@@ -7,12 +7,9 @@ lead anywhere, and a pipe or a device may never end. JSON is data that is checke
 from __future__ import annotations
 
 import errno
-<<<<<<< HEAD
 import hashlib
 import json
 import math
-=======
->>>>>>> procs
 import os
 import stat
 import tempfile
@@ -28,6 +25,7 @@ _SEAL = b',\n "sha256": "'
 
 class CheckpointError(ValueError):
     """A saved file is damaged, or does not belong to the others; the message names the file."""
+
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems without hard links
 

@@ -61,11 +61,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-<<<<<<< HEAD
-            with warnings_as_lines():
-=======
-            with raising_signals():
->>>>>>> procs
+            with raising_signals(), warnings_as_lines():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise SystemExit(str(error) or "interrupted") from None  # told by `run`
