@@ -396,7 +396,7 @@ class HyperNetwork(nn.Module):
         statistics = self.target.statistics.rows(self.target.module, rows)
         out, changed = run_tasks(self.target, generated, statistics, sizes, order, (args, kwargs))
         if changed is not None:
-            self.target.statistics.keep(self.target.module, rows, changed)
+            self.target.statistics.keep_all(self.target.module, rows, changed)
         return out
 
 

@@ -105,7 +105,7 @@ class NormStatistics:
         weights the first task's.
         """
         if task is not None:
-            return [table[task].clone() for table in self.tables(module)]
+            return [table.select(0, task).clone() for table in self.tables(module)]
         return [
             table[0].clone()
             if not averaged
@@ -121,9 +121,17 @@ class NormStatistics:
             return []
         return [table[list(tasks)] for table in self.tables(module)]
 
-    def keep(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
-        """Replace rows by what a batch of each task has made of them."""
+    @torch.no_grad()
+    def keep(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
+        """Replace a task's row by what one of its batches has made of it."""
         if not torch.compiler.is_compiling():  # to which every new count is another program
+            self._news[task] += 1
+        rows = [table.select(0, task) for table in self.tables(module)]
+        torch._foreach_copy_(rows, list(values))
+
+    def keep_all(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+        """The same for several tasks; ``values`` are ``[len(tasks), *shape]``."""
+        if not torch.compiler.is_compiling():
             self._news.update(tasks)
         self.put(module, tasks, values)
 
@@ -131,10 +139,6 @@ class NormStatistics:
     def put(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
         """Replace rows by ``values`` ``[len(tasks), *shape]``."""
         if not self.names:
-            return
-        if len(tasks) == 1:
-            rows = [table[tasks[0]] for table in self.tables(module)]
-            torch._foreach_copy_(rows, [value[0] for value in values])
             return
         for table, value in zip(self.tables(module), values, strict=True):
             table[list(tasks)] = value.to(table.dtype)

@@ -157,7 +157,7 @@ class Target(nn.Module):
         statistics = self.statistics.row(self.module, task)
         out, changed = self.run(tuple(tensors), statistics, args, kwargs)
         if changed is not None and task is not None:
-            self.statistics.keep(self.module, [task], [value[None] for value in changed])
+            self.statistics.keep(self.module, task, changed)
         return out
 
     def run(
