@@ -129,6 +129,7 @@ class HyperNetwork(nn.Module):
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
+        self._synchronising = False
         self.config: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
@@ -163,9 +164,13 @@ class HyperNetwork(nn.Module):
                 a tensor whose first dimension is not the batch.
         """
         around = None if torch.compiler.is_compiling() else _data_parallel_around()
-        if not self.training or around is None or not around.broadcast_buffers:
+        if not (self.training and around is not None and self._is_overwritten(around)):
             return self._run(task, args, kwargs)
-        out = self._run(task, args, kwargs)
+        self._synchronising = True
+        try:
+            out = self._run(task, args, kwargs)
+        finally:
+            self._synchronising = False
         self.sync_statistics(around.process_group)
         return out
 
@@ -173,12 +178,15 @@ class HyperNetwork(nn.Module):
         """Bring together the batch-norm statistics that several processes have collected.
 
         A task's statistics become their mean over processes, weighted by the batches that each has
-        seen of the task since the last call. All processes of the group must call it. Within
-        ``DistributedDataParallel`` that happens after every forward pass in training, unless it
-        was told not to broadcast buffers.
+        seen of the task since the last call. All processes of the group must call it, before the
+        model is saved or evaluated. ``DistributedDataParallel(hnet)`` does so by itself after every
+        forward pass in training, unless it was told not to broadcast buffers.
 
         Args:
             group: of processes; None for all.
+
+        Raises:
+            ValueError: the target has statistics, but no norm that counts its batches.
         """
         self.target.statistics.synchronise(self.target.module, group)
 
@@ -343,6 +351,22 @@ class HyperNetwork(nn.Module):
         """
         return _persistence.load(cls, directory, target, conditioner)
 
+    def _is_overwritten(self, around: DistributedDataParallel) -> bool:
+        """Whether process 0's buffers will replace these, so that they must be brought together.
+
+        Raises:
+            ValueError: they will, where it is not known which processes call this network.
+        """
+        if not self.target.statistics.names or not around.broadcast_buffers or self._synchronising:
+            return False
+        if around.module is not self:
+            raise ValueError(
+                "`DistributedDataParallel` replaces the batch-norm statistics of every task by "
+                "those of process 0; give it `broadcast_buffers=False`, and call "
+                "`sync_statistics()` on all processes before you save or evaluate"
+            )
+        return True
+
     def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
         """The target's output, for one task or for one model a sample."""
         if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
@@ -396,7 +420,7 @@ class HyperNetwork(nn.Module):
         statistics = self.target.statistics.rows(self.target.module, rows)
         out, changed = run_tasks(self.target, generated, statistics, sizes, order, (args, kwargs))
         if changed is not None:
-            self.target.statistics.keep_all(self.target.module, rows, changed)
+            self.target.statistics.put(self.target.module, rows, changed)
         return out
 
 

@@ -9,7 +9,6 @@ of its task's rows, and what it makes of them is put back into the tables.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -57,8 +56,11 @@ class NormStatistics:
             (tuple(filter(None, owner.split("."))), attribute)
             for (owner, attribute), *_ in self.places
         ]
-        # Batches of each task that other processes have not heard of.
-        self._news: Counter[int] = Counter()
+        # What other processes have heard of: batches of each task, by a norm that counts them.
+        self._counting = next(
+            (i for i, name in enumerate(self.names) if name.endswith("num_batches_tracked")), None
+        )
+        self._told: Tensor | None = None
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         """The modules and names of all places, buffer by buffer."""
@@ -97,6 +99,8 @@ class NormStatistics:
         """Give every task a row that equals the buffer."""
         buffers = [buffer.detach() for buffer in self.tables(module)]
         self.set_tables(module, [b.expand(tasks, *b.shape).clone() for b in buffers])
+        if self._counting is not None:
+            self._told = self.tables(module)[self._counting].clone()
 
     def row(self, module: nn.Module, task: int | None) -> list[Tensor]:
         """Copies of one task's statistics, or what stands for a task that has none yet.
@@ -123,17 +127,9 @@ class NormStatistics:
 
     @torch.no_grad()
     def keep(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
-        """Replace a task's row by what one of its batches has made of it."""
-        if not torch.compiler.is_compiling():  # to which every new count is another program
-            self._news[task] += 1
+        """Replace a task's row."""
         rows = [table.select(0, task) for table in self.tables(module)]
         torch._foreach_copy_(rows, list(values))
-
-    def keep_all(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
-        """The same for several tasks; ``values`` are ``[len(tasks), *shape]``."""
-        if not torch.compiler.is_compiling():
-            self._news.update(tasks)
-        self.put(module, tasks, values)
 
     @torch.no_grad()
     def put(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
@@ -148,12 +144,16 @@ class NormStatistics:
         new = self.row(module, None)
         pairs = zip(self.tables(module), new, strict=True)
         self.set_tables(module, [torch.cat([table, row[None]]) for table, row in pairs])
+        if self._told is not None and self._counting is not None:
+            self._told = torch.cat([self._told, new[self._counting][None].to(self._told)])
 
     def remove_row(self, module: nn.Module, task: int) -> None:
         """Forget a task."""
         self.set_tables(
             module, [torch.cat([table[:task], table[task + 1 :]]) for table in self.tables(module)]
         )
+        if self._told is not None:
+            self._told = torch.cat([self._told[:task], self._told[task + 1 :]])
 
     @contextmanager
     def from_batches(self, module: nn.Module) -> Iterator[None]:
@@ -183,32 +183,46 @@ class NormStatistics:
         """Bring together what the processes of a group have seen since they last did.
 
         A task's statistics become the mean over processes, weighted by the batches that each has
-        seen of it; numbers of batches add up. All processes must call it.
+        seen of it; numbers of batches add up. What follows the weights is taken from the first
+        process. All processes must call it.
+
+        Raises:
+            ValueError: no norm counts its batches.
         """
         tables = self.tables(module)
         if not tables:
             return
-        counts = torch.zeros(len(tables[0]), dtype=torch.float64, device=tables[0].device)
-        for task, batches in self._news.items():
-            counts[task] = batches
-        self._news.clear()
-        flat = [counts]
-        for table in tables:
-            own = counts.view(-1, *[1] * (table.ndim - 1))
-            # Of a count of batches, what it was before is the same everywhere.
-            flat.append((own * table if table.is_floating_point() else table - own).flatten())
-        summed = torch.cat(flat)
+        if self._counting is None or self._told is None:
+            raise ValueError(
+                f"the target's {self.names[0]!r} cannot be brought together over processes, as no "
+                "norm of the target counts its batches in a buffer `num_batches_tracked`"
+            )
+        counted = tables[self._counting]
+        new = (counted - self._told.to(counted)).clamp(min=0).double()  # [tasks]
+        parts = [new]
+        for table, averaged in zip(tables, self._averaged, strict=True):
+            weights = new.view(-1, *[1] * (table.ndim - 1))
+            if not averaged:
+                part = table * (dist.get_rank(group) == 0)
+            elif table.is_floating_point():
+                part = weights * table
+            else:
+                part = weights * torch.ones_like(table)
+            parts.append(part.double().flatten())
+        summed = torch.cat(parts)
         dist.all_reduce(summed, group=group)
-        total, *sums = summed.split([len(part) for part in flat])
+        total, *sums = summed.split([len(part) for part in parts])
         seen = total > 0
-        processes = dist.get_world_size(group)
-        for table, own in zip(tables, sums, strict=True):
-            values = own.view(table.shape)
-            weights = total.view(-1, *[1] * (table.ndim - 1))
-            if table.is_floating_point():
+        for table, averaged, values in zip(tables, self._averaged, sums, strict=True):
+            values = values.view(table.shape)
+            if not averaged:
+                table.copy_(values)
+            elif table.is_floating_point():
+                weights = total.view(-1, *[1] * (table.ndim - 1))
                 table[seen] = (values / weights)[seen].to(table.dtype)
             else:
-                table[seen] = (values / processes + weights)[seen].round().to(table.dtype)
+                table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
+        self._told = tables[self._counting].clone()
 
 
 def is_statistic(attribute: str) -> bool:
@@ -233,7 +247,7 @@ def _changed_in_training(parametrization: nn.Module) -> list[str]:
     """Names of the buffers that computing a parametrized tensor changes, by a trial on a copy."""
     trial = copy.deepcopy(parametrization).train()
     before = {name: (buffer, buffer._version) for name, buffer in trial.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         trial()
     now = dict(trial.named_buffers())
     return [

@@ -107,9 +107,6 @@ class ReplicaPlan:
             tuple(name for name, of in zip(_CONTENTS, contents, strict=True) if node in of)
             for node in range(len(nodes))
         ]
-        self._ready_made = [
-            type(module).__module__.startswith("torch.nn.modules.") for module in nodes
-        ]
         self.rebound = [
             (node, attribute)
             for module, node in nodes.items()
@@ -118,23 +115,6 @@ class ReplicaPlan:
         ]
         self.compiled = [n for module, n in nodes.items() if "dynamo_ctx" in vars(module)]
         self.recurrent = [n for module, n in nodes.items() if isinstance(module, nn.RNNBase)]
-
-    def assigning(self, copies: Sequence[Any]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """The nodes whose modules may assign to themselves, and their own containers.
-
-        PyTorch's own layers do so in hooks only.
-        """
-        for node, (own, ready_made) in enumerate(zip(self.own, self._ready_made, strict=True)):
-            if ready_made:
-                held = copies[node].__dict__
-                if not (
-                    held["_forward_hooks"]
-                    or held["_forward_pre_hooks"]
-                    or held["_backward_hooks"]
-                    or held["_backward_pre_hooks"]
-                ):
-                    continue
-            yield node, own
 
     def originals(self, root: nn.Module) -> list[Any]:
         """The modules of the plan in a tree like the one it was made for."""
@@ -160,7 +140,8 @@ class Replica:
     ) -> None:
         self._plan = plan
         self._originals = plan.originals(root)
-        self._copies = copies = []
+        copies: list[Any] = []
+        self._copies = copies
         for module, own in zip(self._originals, plan.own, strict=True):
             attributes = module.__dict__.copy()
             for kind in own:
@@ -181,11 +162,12 @@ class Replica:
         for node in plan.compiled:  # of `torch.compile`, whose `forward` is its inner module's
             copies[node]._initialize()
         _forget_cached()
-        self._before: list[tuple[int, dict[str, Any], list[list[Any]]]] = []
-        for node, own in plan.assigning(copies):
-            attributes = copies[node].__dict__
+        self._before = []
+        for copy, own in zip(copies, plan.own, strict=True):
+            attributes = copy.__dict__
             contents = [[*attributes[kind].values()] for kind in own]
-            self._before.append((node, attributes.copy(), contents))
+            self._before.append((attributes.copy(), contents))
+        del copy
         self.module: Any = copies[0]
         self._watched = [*copies, *rebound]
         del rebound
@@ -199,7 +181,7 @@ class Replica:
     def close(self) -> None:
         """End the call: the originals get what it assigned to their copies."""
         _forget_cached()
-        for node, before, contents in self._before:
+        for node, (before, contents) in enumerate(self._before):
             now = self._copies[node].__dict__
             if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
                 self._give_back(node, now, before)

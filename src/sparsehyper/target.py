@@ -223,9 +223,8 @@ class Target(nn.Module):
         self._told = True
         now = dict(self.module.named_buffers())
         for name, (buffer, version) in before.items():
-            if self.norm_stats == "per_task" and (
-                now.get(name) is not buffer or buffer._version != version
-            ):
+            statistic = is_statistic(name.rpartition(".")[2])
+            if not statistic and (now.get(name) is not buffer or buffer._version != version):
                 warnings.warn(
                     f"buffer {name!r} of the target changes in training, and all tasks share it; "
                     "if it should be each task's own, give it a name that begins with 'running_'",
