@@ -114,7 +114,7 @@ def test_your_own_factory(monkeypatch, tmp_path):
     [
         ("mpl", ValueError, "`target` 'mpl' is unknown; forms: mlp:128-64 "),
         ("mlp:", ValueError, "'mlp:' must name the widths of its hidden layers"),
-        ("mlp:32-0", ValueError, "'mlp:32-0' must name the widths .* such as mlp:128-64"),
+        ("mlp:32-0", ValueError, "`target` must be at least 1, got 0 in 'mlp:32-0'"),
         ("cnn:8-x", ValueError, "'cnn:8-x' must name the widths .* or cnn:16-32-64"),
         ("cnn:8,norm=layer", ValueError, "`norm` must be one of 'none', 'batch'.*got 'layer'"),
         ("mlp:32,16", ValueError, "'mlp:32,16' must name the widths"),

@@ -59,7 +59,8 @@ def test_names_are_no_markup(write):
     text = write(*described)
     page = Page(text)
     ((_, title),) = page.all("title")
-    assert title.strip() == f"{HOSTILE}, run · sparsehyper report"
+    shown = HOSTILE.replace("\u2028\u2029", r"\u2028\u2029")
+    assert title.strip() == f"{shown}, run · sparsehyper report"
     (attributes, data), (_, script) = page.all("script")
     assert attributes == {"type": "application/json", "id": "data"}
     assert json.loads(data) == described
