@@ -445,3 +445,44 @@ def test_a_target_that_begins_to_keep_something_later_is_run_for_each_task_from_
     module.keeping = True
     torch.testing.assert_close(hnet(x, task=ids), expected)
     torch.testing.assert_close(module.last, expected[ids == TASKS - 1])
+
+
+collected: list[torch.Tensor] = []
+
+
+class Elsewhere(nn.Linear):
+    """Keeps what it computes where no copy of it leads."""
+
+    seen: dict[str, torch.Tensor] = {}  # noqa: RUF012
+
+    def __init__(self, where: str) -> None:
+        super().__init__(4, 2)
+        self.where = where
+        closed: list[torch.Tensor] = []
+        self.note, self.closed = closed.append, lambda: closed
+
+    def forward(self, x):
+        out = super().forward(x)
+        value = out.square().mean()
+        if self.where == "module":
+            collected.append(value)
+        elif self.where == "class":
+            self.seen["last"] = value
+        else:
+            self.note(value)
+        return out
+
+
+@pytest.mark.parametrize("where", ["module", "class", "closure"])
+def test_what_a_target_keeps_elsewhere_is_every_task_s_own(where):
+    collected.clear()
+    hnet, x = make(Elsewhere(where)), torch.randn(12, 4)
+    for _ in range(2):
+        out = hnet(x, task=torch.arange(12) % TASKS)
+    expected = out.view(2, TASKS, 2).square().mean((0, 2))
+    if where == "class":
+        torch.testing.assert_close(hnet.target.module.seen["last"], expected[-1])
+    else:
+        kept = collected if where == "module" else hnet.target.module.closed()
+        assert len(kept) == 2 * TASKS
+        torch.testing.assert_close(torch.stack(kept[TASKS:]), expected)

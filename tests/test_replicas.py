@@ -295,3 +295,84 @@ def test_a_compiled_part_is_taken():
         expected = plain(x, task=task)
         torch.testing.assert_close(in_place(x, task=task), expected)
         torch.testing.assert_close(inside(x, task=task), expected)
+
+
+class Memoising(nn.Module):
+    """Keeps its own parts, or builds new modules from them, while it runs."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.part, self.how, self.kept = nn.Linear(4, 4), how, {}
+        self.parts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    @functools.cached_property
+    def listed(self):
+        return [self.part]
+
+    def forward(self, x):
+        if self.how == "dict":
+            return self.kept.setdefault("part", self.part)(x)
+        if self.how == "nested":
+            return self.kept.setdefault("parts", [(self.part,)])[0][0](x)
+        if self.how == "cached property":
+            return self.listed[0](x)
+        if self.how == "attribute":
+            if not hasattr(self, "first"):
+                self.first = [self.parts[0]]
+            return self.first[0](x)
+        self.decoder = self.parts[1:]
+        return self.decoder[0](x)
+
+
+@pytest.mark.parametrize("how", ["dict", "nested", "cached property", "attribute", "slice"])
+def test_modules_that_a_target_keeps_while_it_runs_are_no_call_s_copies(how):
+    hnet, x = make(Memoising(how)).eval(), torch.randn(3, 4)
+    expected = [make(Memoising(how)).eval().materialize(task)(x) for task in range(TASKS)]
+    for _ in range(2):
+        for task in range(TASKS):
+            torch.testing.assert_close(hnet(x, task=task), expected[task])
+            torch.testing.assert_close(hnet.materialize(task)(x), expected[task])
+    hnet(x, task=0).sum().backward()
+    hnet(x, task=1).sum().backward()
+
+
+def test_attributes_given_between_calls_are_the_call_s_own_too():
+    hnet, x = make(nn.Sequential(nn.Linear(4, 4), nn.Tanh())), torch.randn(3, 4)
+    expected = hnet(x, task=1)
+    module = hnet.target.module
+    module.forward = functools.partial(lambda layer, x: torch.tanh(layer(x)), module[0])
+    module.compile(backend="eager")
+    for task in (0, 1):
+        out = hnet(x, task=task)
+    assert torch.equal(out, expected)
+
+
+def test_what_a_module_assigns_to_its_parts_stays():
+    class Freezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.more = nn.ModuleDict()
+
+        def forward(self, x):
+            self.norm.momentum *= 0.5
+            if "extra" not in self.more:
+                self.more["extra"] = nn.Identity()
+            return self.norm(self.linear(x))
+
+    hnet = make(Freezing())
+    for _ in range(3):
+        hnet(torch.randn(3, 4), task=0)
+    assert hnet.target.module.norm.momentum == pytest.approx(0.1 / 8)
+    assert list(hnet.target.module.more) == ["extra"]
+
+
+def test_a_module_kept_by_a_hook_has_the_graph_of_its_call():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    hnet, x, kept = make(module), torch.randn(3, 4), []
+    weight = hnet.generate(0)["0.weight"]
+    expected = gradients(hnet, hnet(x, task=0).square().sum() + weight.pow(3).sum())
+    hnet.target.module[0].register_forward_hook(lambda m, i, o: kept.append(m))
+    out = hnet(x, task=0)
+    found = gradients(hnet, out.square().sum() + kept[0].weight.pow(3).sum())
+    torch.testing.assert_close(found, expected)

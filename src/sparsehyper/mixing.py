@@ -20,6 +20,7 @@ Which of these a target is, one trial on the first batch of a kind finds out, on
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import sys
@@ -30,13 +31,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -221,15 +223,18 @@ class _Group:
             warnings.simplefilter("ignore")
             # What vmap says before it loops over single operations.
             warnings.filterwarnings("error", message=".*performance drop")
+            made = _Made()
             try:
-                with operations:
+                with operations, made:
                     out, _ = self._run_once(generated, module)
                     wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
                     if wanted:
                         torch.autograd.grad(torch.stack(wanted).sum(), generated)
             except Exception:
+                made.take_back()
                 return -1
-        if drawn_from() or _contents(module) != before:
+            del out, wanted
+        if made.take_back() or drawn_from() or _contents(module) != before:
             return -1
         return _MOST_CONVOLVED if operations.seen & _CONVOLUTIONS else sys.maxsize
 
@@ -244,6 +249,35 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.add(func.overloadpacket)
         return func(*args, **(kwargs or {}))
+
+
+class _Made(TorchFunctionMode):
+    """Remembers which tensors a run makes, by weak references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[ref[Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._made += [ref(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
+
+    def take_back(self) -> bool:
+        """Whether some of them are kept somewhere, of which lists and dicts then have none."""
+        kept = [tensor for tensor in (made() for made in self._made) if _is_of_vmap(tensor)]
+        for tensor in kept:
+            for holder in gc.get_referrers(tensor):
+                if isinstance(holder, list) and holder is not kept:
+                    holder[:] = [each for each in holder if each is not tensor]
+                elif isinstance(holder, dict):
+                    for key in [key for key, each in holder.items() if each is tensor]:
+                        del holder[key]
+        return bool(kept)
+
+
+def _is_of_vmap(tensor: Tensor | None) -> bool:
+    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 @contextmanager

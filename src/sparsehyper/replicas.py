@@ -28,6 +28,10 @@ from torch.autograd import Variable
 from torch.nn.utils import parametrize
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
+# Attributes of every module, and values that refer to no module.
+_ORDINARY = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, set, deque)
+_HOLD_NOTHING = (int, float, str, bytes, Tensor, type, type(None))
 # Recurrent layers keep lists of their weights, which are made anew for every copy.
 _WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
@@ -49,7 +53,10 @@ class ReplicaPlan:
 
     Attributes:
         parameters, buffers: the places, in the given order.
+        stale: the modules have come to refer to one another in other ways; make another plan.
     """
+
+    stale = False
 
     def __init__(
         self,
@@ -113,8 +120,30 @@ class ReplicaPlan:
             for attribute, value in vars(module).items()
             if attribute not in _CONTENTS and any(m in nodes for m in _modules_of(value))
         ]
+        # What may come to hold modules of the tree while it runs.
+        self.containers = [
+            (node, attribute)
+            for module, node in nodes.items()
+            for attribute, value in vars(module).items()
+            if attribute not in _ORDINARY and isinstance(value, _CONTAINERS)
+        ]
+        self._seen = [[*vars(module).values()] for module in nodes]
         self.compiled = [n for module, n in nodes.items() if "dynamo_ctx" in vars(module)]
         self.recurrent = [n for module, n in nodes.items() if isinstance(module, nn.RNNBase)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": [], "stale": True}
+
+    def check(self, root: nn.Module) -> None:
+        """Note whether a module has been given an attribute that may refer to others."""
+        for seen, module in zip(self._seen, self.originals(root), strict=False):
+            attributes = module.__dict__
+            if len(seen) == len(attributes) and all(map(is_, attributes.values(), seen)):
+                continue
+            known = set(map(id, seen))
+            changed = [each for each in attributes.values() if id(each) not in known]
+            self.stale |= any(not isinstance(each, _HOLD_NOTHING) for each in changed)
+            seen[:] = attributes.values()
 
     def originals(self, root: nn.Module) -> list[Any]:
         """The modules of the plan in a tree like the one it was made for."""
@@ -144,6 +173,7 @@ class Replica:
         self._copies = copies
         for module, own in zip(self._originals, plan.own, strict=True):
             attributes = module.__dict__.copy()
+            attributes.pop("_compiled_call_impl", None)  # which runs the original
             for kind in own:
                 attributes[kind] = attributes[kind].copy()
             copy = object.__new__(type(module))
@@ -162,6 +192,9 @@ class Replica:
         for node in plan.compiled:  # of `torch.compile`, whose `forward` is its inner module's
             copies[node]._initialize()
         _forget_cached()
+        self._copied = {
+            id(copy): module for copy, module in zip(copies, self._originals, strict=True)
+        }
         self._before = []
         for copy, own in zip(copies, plan.own, strict=True):
             attributes = copy.__dict__
@@ -189,6 +222,7 @@ class Replica:
                 entries = now[kind]
                 if len(entries) != len(values) or not all(map(is_, entries.values(), values)):
                     self._give_contents_back(node, kind)
+        self._release_containers()
         references = [sys.getrefcount(each) for each in self._watched]
         if any(map(gt, references, self._references)):
             self._hand_over()
@@ -212,13 +246,20 @@ class Replica:
                 values.append(attributes[attribute])
         return values
 
+    def _release_containers(self) -> None:
+        """Put the originals in the places of copies that a run has left in a shared container."""
+        for node, attribute in self._plan.containers:
+            value = self._originals[node].__dict__.get(attribute)
+            if value and any(id(m) in self._copied for m in _modules_of(value)):
+                _replace_within(value, self._copied)
+                self._plan.stale = True
+
     def _give_back(self, node: int, now: dict[str, Any], before: dict[str, Any]) -> None:
         """Assign to an original what was assigned to its copy."""
         attributes = self._originals[node].__dict__
-        copied = {id(copy): m for copy, m in zip(self._copies, self._originals, strict=True)}
         for name, value in now.items():
             if value is not before.get(name, _MISSING) and name not in (*_CONTENTS, *_WEIGHT_LISTS):
-                attributes[name] = _rebound(value, copied)
+                attributes[name] = _rebound(value, self._copied)
         for name in before.keys() - now.keys():
             attributes.pop(name, None)
 
@@ -226,12 +267,18 @@ class Replica:
         """The same for parameters, buffers and submodules, but for those of the call."""
         entries = self._originals[node].__dict__[kind]
         now = self._copies[node].__dict__[kind]
-        copied = {id(copy): m for copy, m in zip(self._copies, self._originals, strict=True)}
         places = {"_parameters": self._plan.parameters, "_buffers": self._plan.buffers}
         of_the_call = {place.attribute for place in places.get(kind, ()) if place.node == node}
         for name, value in now.items():
-            if name not in of_the_call:
-                entries[name] = copied.get(id(value), value)
+            if name in of_the_call:
+                continue
+            if kind == "_modules" and value is not entries.get(name):
+                value = self._copied.get(id(value), value)
+                for module in () if value is None else value.modules():
+                    for child, inner in module._modules.items():
+                        module._modules[child] = self._copied.get(id(inner), inner)
+                self._plan.stale = True
+            entries[name] = value
         for name in entries.keys() - now.keys() - of_the_call:
             del entries[name]
 
@@ -250,9 +297,27 @@ class Replica:
                 continue
             if id(tensor) not in leaves:
                 leaves[id(tensor)] = onwards.leaf(tensor)
-            parameters[attribute] = leaves[id(tensor)]
+            if not isinstance(parameters, _HandedOver):
+                parameters = self._copies[node].__dict__["_parameters"] = _HandedOver(parameters)
+            parameters.leaves[attribute] = leaves[id(tensor)]
         for node in self._plan.recurrent:
-            self._copies[node]._init_flat_weights()
+            layer = self._copies[node]
+            own = layer.__dict__["_parameters"]
+            if isinstance(own, _HandedOver):
+                layer._flat_weights = [own.leaves.get(name) for name in layer._flat_weights_names]
+
+
+class _HandedOver(dict[str, Any]):
+    """Parameters that are leaves to a part which the backward pass runs again."""
+
+    def __init__(self, parameters: dict[str, Any]) -> None:
+        super().__init__(parameters)
+        self.leaves: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        again = torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
+        leaf = self.leaves.get(name) if again else None
+        return super().__getitem__(name) if leaf is None else leaf
 
 
 class _Onwards:
@@ -288,6 +353,28 @@ def _forget_cached() -> None:
     """Drop what `parametrize.cached` keeps, by a key that all copies of a module have in common."""
     if parametrize._cache_enabled:
         parametrize._cache.clear()
+
+
+def _replace_within(value: Any, known: Mapping[int, Any]) -> None:
+    """Put other modules in the places of those in ``known``, in a container and those within."""
+    if isinstance(value, dict):
+        items = [(_other(k, known), _other(v, known)) for k, v in value.items()]
+        value.clear()
+        value.update(items)
+    elif isinstance(value, set):
+        items = [_other(each, known) for each in value]
+        value.clear()
+        value.update(items)
+    elif isinstance(value, list | deque):
+        for place, each in enumerate(value):
+            value[place] = _other(each, known)
+
+
+def _other(value: Any, known: Mapping[int, Any]) -> Any:
+    if isinstance(value, _CONTAINERS):
+        _replace_within(value, known)
+        return value
+    return _rebound(value, known)
 
 
 def _modules_of(value: Any, seen: set[int] | None = None) -> Iterator[nn.Module]:

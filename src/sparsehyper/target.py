@@ -133,9 +133,9 @@ class Target(nn.Module):
             _use_batches(self.module)
         self.statistics = NormStatistics(self.module, names, norms=norm_stats == "per_task")
         self.statistics.make_tables(self.module, tasks)
-        owners = [owner_of(self.module, name) for _, name in self._slots]
-        self._replicas = ReplicaPlan(self.module, owners, self.statistics.owners(self.module))
-        for owner, attribute in owners:
+        self._replicas = self._plan_replicas()
+        for _, name in self._slots:
+            owner, attribute = owner_of(self.module, name)
             owner._parameters[attribute] = None
         renew_weight_lists(self.module)
         if others == "frozen":
@@ -179,6 +179,11 @@ class Target(nn.Module):
         Returns:
             The output, and the statistics afterwards; None where they are the same as before.
         """
+        if not torch.compiler.is_compiling():
+            if module is None or module is self.module:
+                self._replicas.check(self.module)
+            if self._replicas.stale:
+                self._replicas = self._plan_replicas()
         parameters = [tensors[place] for place, _ in self._slots]
         buffers = self.statistics.spread(statistics)
         untold = self.training and not self._told and module is None
@@ -270,6 +275,10 @@ class Target(nn.Module):
     def remove_task(self, row: int) -> None:
         """Drop the statistics of a task."""
         self.statistics.remove_row(self.module, row)
+
+    def _plan_replicas(self) -> ReplicaPlan:
+        owners = [owner_of(self.module, name) for _, name in self._slots]
+        return ReplicaPlan(self.module, owners, self.statistics.owners(self.module))
 
     def _make_plan(self) -> Plan:
         means, stds = self.moments.tolist()
