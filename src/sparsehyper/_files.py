@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _SEAL = b',\n "sha256": "'
@@ -32,7 +32,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems withou
 
 def check_absent(argument: str, path: Path) -> None:
     """Raise ``FileExistsError`` if ``path`` exists."""
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(f"`{argument}` {str(path)!r} exists; nothing is ever written over")
 
 
@@ -49,10 +49,12 @@ def whole(argument: str, path: Path) -> Iterator[Path]:
         partial = Path(folder, path.name)
         yield partial
         for made in (*partial.rglob("*"), partial):
+            about = made.lstat()
             # Safetensors files are for their owner alone; a linked file is another's as well.
-            if made.is_file() and made.stat().st_nlink == 1:
+            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
                 made.chmod(0o644)
-            sync(made)
+            if stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode):
+                sync(made)
         _name(argument, partial, path)
     sync(path.parent)
 
@@ -72,12 +74,15 @@ def _name(argument: str, partial: Path, path: Path) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A place to write a file that takes the place of ``path``, whole or not at all."""
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the place of ``path`` whole or not at all."""
     temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)  # of a process that died, or a stranger's link
     try:
-        yield temporary
-        sync(temporary)
+        with temporary.open("xb") as file:  # a file of our own: this follows no link
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -304,6 +304,22 @@ def test_tasks_of_a_run_without_a_hypernetwork(with_method, tasks, finished, tmp
         load_run(tmp_path / "run")
 
 
+def test_an_entry_planted_in_a_checkpoint_is_not_shared(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    private = tmp_path / "private"
+    private.touch()
+    private.chmod(0o600)
+    best = tmp_path / "run" / "checkpoints" / "best"
+    names = set(os.listdir(best))
+    (best / "x").symlink_to(private)
+    os.mkfifo(best / "pipe")
+    change_tasks(
+        tmp_path / "run", tmp_path / "out", rename=(load_run(best.parents[1]).tasks.names[0], "b")
+    )
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert set(os.listdir(tmp_path / "out" / "checkpoints" / "best")) == names
+
+
 def test_a_run_that_gets_a_better_checkpoint_while_it_is_adapted(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     with (

@@ -2,7 +2,7 @@
 
 It makes hostile variants of the runs in a folder and calls every command that reads a run on each.
 An audit hook notes whatever a file could have caused: processes, imports of the modules that the
-files name, unpickling, connections, and files opened that are none of the run's.
+files name, unpickling, connections, and files opened, changed or linked that are none of the run's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import pickle
 import shutil
 import socket
+import stat
 import sys
 import tarfile
 import traceback
@@ -46,17 +47,37 @@ class Executes:
         return os.system, (f"touch {MARKER}",)
 
 
-def watch(secret: Path) -> list[str]:
-    """From now on, what a file should not have caused is noted."""
+CHANGES = {"os.chmod", "os.link", "os.truncate"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+def watch(secret: Path, folder: Path) -> list[str]:
+    """From now on, what a file should not have caused is noted.
+
+    Args:
+        secret: what nothing may open.
+        folder: outside of which nothing may be written.
+    """
     noted: list[str] = []
+    secret, folder = secret.resolve(), folder.resolve()
+
+    def outside(path):
+        return not isinstance(path, int) and not Path(os.path.realpath(path)).is_relative_to(folder)
+
+    def opens_wrongly(path, flags):
+        if isinstance(path, int) or flags & os.O_NOFOLLOW and os.path.islink(path):
+            return False
+        return os.path.realpath(path) == str(secret) or (flags & WRITES and outside(path))
 
     def hook(event, arguments):
         if event in PROCESSES or event == "pickle.find_class" or event == "socket.connect":
             noted.append(f"{event} {arguments}")
         elif event == "import" and str(arguments[0]).startswith(MODULE):
             noted.append(f"import {arguments[0]}")
-        elif event == "open" and str(arguments[0]) == str(secret):
+        elif event == "open" and opens_wrongly(arguments[0], arguments[2]):
             noted.append(f"open {arguments[0]}")
+        elif event in CHANGES and outside(arguments[0]):
+            noted.append(f"{event} {arguments[0]}")
 
     sys.addaudithook(hook)
     return noted
@@ -300,6 +321,23 @@ def elsewhere(
 
                 for read in every:
                     yield Attack(f"{what} as {kind}/{name}", kind, put, read)
+    planted = {
+        "run": (
+            *("config.json.new", "result.json.new", "checkpoints.new"),
+            *("checkpoints/best/x", "checkpoints/last/x", "checkpoints/best/model.safetensors.new"),
+        ),
+        "adapted": ("tasks.json.new", "checkpoints/best/x"),
+    }
+    for what in ("link", "endless", "pipe", "socket"):
+        for kind, entries in planted.items():
+            for name in entries:
+
+                def plant(run: Path, name: str = name, make: Any = kinds[what]) -> None:
+                    (run / "result.json").unlink(missing_ok=True)
+                    make(run / name)
+
+                for read in every:
+                    yield Attack(f"{what} planted as {kind}/{name}", kind, plant, read)
 
 
 def main() -> None:
@@ -307,6 +345,7 @@ def main() -> None:
     runs, work, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     folder, secret = work / "folder", work / "secret"
     secret.write_text("of others\n")
+    secret.chmod(0o600)
     (work / f"{MODULE}.py").write_text(f"open({str(work / MARKER)!r}, 'w')\n")
     sys.path.insert(0, str(work))
     os.chdir(work)
@@ -320,7 +359,7 @@ def main() -> None:
 
     for number in range(len(commands(folder))):  # what is imported at the first use
         attempt(Attack("", "run", lambda run: (run / "result.json").unlink(), command(number)))
-    noted = watch(secret)
+    noted = watch(secret, folder)
     tried, accepted, failures = 0, [], []
     for attack in list(attacks(runs, folder, secret))[::stride]:
         tried += 1
@@ -329,13 +368,14 @@ def main() -> None:
                 accepted.append(attack.what)
         except BaseException:  # the command line lets no error of a file's through
             failures.append(f"{attack.what}: {traceback.format_exc()[-1500:]}")
+    found = list(noted)  # before this program itself opens the secret
     print(
         json.dumps(
             {
                 "tried": tried,
-                "noted": list(noted),
+                "noted": found,
                 "markers": [str(path) for path in work.rglob(MARKER)],
-                "secret": secret.read_text(),
+                "secret": [secret.read_text(), stat.S_IMODE(secret.stat().st_mode)],
                 "accepted": accepted,
                 "failures": failures,
             }

@@ -34,7 +34,7 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
     assert found["tried"] > 70
     assert found["noted"] == []
     assert found["markers"] == []
-    assert found["secret"] == "of others\n"
+    assert found["secret"] == ["of others\n", 0o600]
     assert found["failures"] == []
     executable = [what for what in found["accepted"] if what.startswith("config: target")]
     assert executable == []
@@ -47,9 +47,11 @@ def test_the_hook_sees_what_it_looks_for(tmp_path):
         "import pickle, os, sys, subprocess; from pathlib import Path\n"
         "import open_hostile as o\n"
         "secret = Path('secret'); secret.touch()\n"
-        "noted = o.watch(secret)\n"
+        "Path('own').mkdir(); noted = o.watch(secret, Path('own'))\n"
         "pickle.loads(pickle.dumps(o.Executes())); subprocess.run(['true'])\n"
-        "open(secret)\n"
+        "open(secret); Path('other').touch(); os.link('other', 'own/other')\n"
+        "Path('own/link').symlink_to('../other'); Path('own/link').chmod(0o644)\n"
+        "Path('own/link').write_text('x'); Path('own/new').write_text('x')\n"
         "try: import hostile_module\n"
         "except ImportError: pass\n"
         "print('\\n'.join(noted))\n"
@@ -62,8 +64,12 @@ def test_the_hook_sees_what_it_looks_for(tmp_path):
         text=True,
         check=False,
     )
-    for word in ("pickle.find_class", "os.system", "subprocess.Popen", "open secret", "import hos"):
+    for word in (
+        *("pickle.find_class", "os.system", "subprocess.Popen", "open secret", "import hos"),
+        *("open other", "os.link other", "os.chmod own/link", "open own/link"),
+    ):
         assert word in done.stdout, done.stderr
+    assert "own/new" not in done.stdout
 
 
 @pytest.mark.parametrize("name", ["pickle", "torch.save"])

@@ -131,7 +131,7 @@ def test_last_and_best(tmp_path):
 
 
 def test_file_systems_without_hard_links(tmp_path, monkeypatch):
-    def refuse(source, destination):
+    def refuse(*_, **__):
         raise OSError("not here")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -194,7 +194,7 @@ def test_a_start_that_fails_holds_no_lock_and_can_be_repeated(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sparsehyper.training.run.sync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             Run.create(tmp_path / "run", CONFIG)
     assert [p.name for p in (tmp_path / "run").iterdir() if p.name != ".lock"] == []
@@ -226,6 +226,38 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
     with pytest.raises(CheckpointError, match=rf"run/{name} is a link or a special file"):
         Run.open(tmp_path / "run")
     assert mine.read_text() == "kept"
+
+
+def test_a_planted_entry_of_a_checkpoint_is_not_carried_over(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    mine.chmod(0o600)
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        save(run, 1, best=True)
+        (run.best / "link").symlink_to(mine)
+        os.mkfifo(run.best / "pipe")
+        names = {path.name for path in run.best.iterdir()} - {"link", "pipe"}
+        save(run, 2, best=False)
+        assert {path.name for path in run.best.iterdir()} == names
+    assert mine.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo])
+def test_a_file_of_the_best_checkpoint_that_is_a_link_or_a_pipe(
+    tmp_path, monkeypatch, make, hard_links
+):
+    def refuse(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        save(run, 1, best=True)
+        (run.best / "model.safetensors").unlink()
+        make(run.best / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is (a link|not a regular)"):
+            save(run, 2, best=False)
 
 
 def test_a_pipe_among_the_files_of_a_run(tmp_path):

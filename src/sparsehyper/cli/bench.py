@@ -55,7 +55,7 @@ def bench(
         seed=seed,
     ):
         with replaced(out / "results.md") as page:
-            page.write_text(report.markdown(results), encoding="utf-8")
+            page.write(report.markdown(results).encode())
         if group == "generators":
             report.draw_time(results, out / "time.png")
             report.draw_memory(results, out / "memory.png")

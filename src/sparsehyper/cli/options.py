@@ -18,8 +18,8 @@ from sparsehyper.experiments.targets import function_of
 TrustTarget = Annotated[
     list[str] | None,
     Option(
-        help="A package.module:function that the run may import and call, as it names it for its "
-        "target; may be given several times. Without it only targets of our own are made.",
+        help="A package.module:function that may be imported and called as the run's target. "
+        "May be given several times. Without it, only built-in targets are made.",
         show_default=False,
     ),
 ]

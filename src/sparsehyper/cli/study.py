@@ -65,7 +65,7 @@ def study(
         results = {**which, "command": f"sparsehyper study {name} --out FOLDER{more}", **found}
         write_json(out / "results.json", results)
         with replaced(out / "results.md") as page:
-            page.write_text(markdown(report, results), encoding="utf-8")
+            page.write(markdown(report, results).encode())
         report.draw(results, out / report.picture)
     finally:
         held.release()

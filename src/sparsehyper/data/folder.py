@@ -29,7 +29,7 @@ from sparsehyper.data.source import Images, Source, Task
 from sparsehyper.data.splits import digests, hold_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# Of pictures that are not read: people are told, as they may take them for read.
+# The suffixes of pictures that are not read. A warning tells people, who may take them for read.
 _OTHER_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".cr2", ".dcm", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico"),
     *(".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".nef", ".pbm", ".pcx", ".pgm", ".pnm"),

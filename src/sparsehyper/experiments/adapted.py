@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,9 +40,10 @@ from sparsehyper.training.checkpoint import (
     CHECKPOINTS,
     DIGESTS_FILE,
     checkpoints_of,
+    link_checkpoint,
     open_checkpoint,
 )
-from sparsehyper.training.run import link_files, read_id, write_sealed
+from sparsehyper.training.run import read_id, write_sealed
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
@@ -143,7 +143,7 @@ class TaskList:
         return cls(entries, read_tensors(data, run / _TENSORS))
 
     def names(self) -> tuple[str, ...]:
-        """Of the tasks."""
+        """The names of the tasks, in order."""
         return tuple(entry.name for entry in self.entries)
 
     def info(self, trained: TaskInfo) -> TaskInfo:
@@ -213,21 +213,21 @@ class TaskList:
         }
 
     def add(self, entry: TaskEntry, tensors: Mapping[str, Tensor]) -> TaskList:
-        """With one more task."""
+        """The list with one more task at its end."""
         used = [int(e.key) for e in self.entries if e.key is not None]
         key = str(max(used, default=-1) + 1)
         named = {f"{key}/{name}": tensor for name, tensor in tensors.items()}
         return TaskList((*self.entries, replace(entry, key=key)), {**self.tensors, **named})
 
     def rename(self, name: str, new_name: str) -> TaskList:
-        """With another name for a task."""
+        """The list with another name for one of its tasks."""
         self.check_known(name)
         self.check_new(new_name)
         entries = [replace(e, name=new_name) if e.name == name else e for e in self.entries]
         return replace(self, entries=tuple(entries))
 
     def remove(self, name: str) -> TaskList:
-        """Without a task."""
+        """The list without one of its tasks."""
         self.check_known(name)
         if len(self.entries) == 1:
             raise ValueError(f"`task` {name!r} is the only one, and cannot be removed")
@@ -282,8 +282,8 @@ def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
     with whole("out", out) as partial:
         try:
             best = checkpoints_of(run) / "best"
-            link_files(best, partial / CHECKPOINTS / "best")
-            shutil.copy2(run / "config.json", partial / "config.json")
+            link_checkpoint(best, partial / CHECKPOINTS / "best")
+            (partial / "config.json").write_bytes(read_file(run / "config.json"))
             with open_checkpoint(partial, "best", read_id(partial)) as shared:
                 same = shared.digests == digests
         except FileNotFoundError:

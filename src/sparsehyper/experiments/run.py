@@ -53,7 +53,7 @@ SPLITS = ("train", "val", "test")
 MAY_DIFFER = ("training.steps", "training.device", "data.source")
 
 
-# How settings that come from a file fail that are not what we wrote.
+# The errors that settings from a file may raise if this library did not write them.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 

@@ -13,8 +13,8 @@
                                 (`sparsehyper.adapters`)
 ==============================  ===================================================================
 
-The last but one is code: it is imported and called if the user names it, and never because a file
-does (`check_trusted`).
+``package.module:function`` is code. It is imported and called only if the user names it, never
+because a file does (`check_trusted`).
 
 All take float32 images ``[batch, channels, height, width]`` and return logits
 ``[batch, n_classes]``.

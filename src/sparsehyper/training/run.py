@@ -40,12 +40,21 @@ import torch
 from torch import nn
 
 from sparsehyper._extras import require
-from sparsehyper._files import CheckpointError, parse_json, read_file, read_sealed, sealed, sync
+from sparsehyper._files import (
+    CheckpointError,
+    parse_json,
+    read_file,
+    read_sealed,
+    replaced,
+    sealed,
+    sync,
+)
 from sparsehyper.training.checkpoint import (
     CHECKPOINTS,
     OLD_CHECKPOINTS,
     Record,
     TrainingState,
+    link_checkpoint,
     open_checkpoint,
     write_checkpoint,
 )
@@ -55,7 +64,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 
-# What is written here, none of which may lead to a place elsewhere.
+# The names that a run writes to. None of them may be a link or a special file.
 _OWN = (
     *(".lock", "config.json", "config.json.new", "result.json", "result.json.new"),
     *("metrics.jsonl", "tensorboard", CHECKPOINTS, OLD_CHECKPOINTS, "checkpoints.new"),
@@ -237,8 +246,7 @@ class Run:
             write_checkpoint(last, model, optimizer, state, run=read_id(self.path), record=record)
             source = last if best else self.best
             if source.exists():
-                link_files(source, new / "best")
-                sync(new / "best")
+                link_checkpoint(source, new / "best")
             sync(new)
             if self._checkpoints.exists():
                 self._checkpoints.rename(old)
@@ -500,38 +508,15 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def link_files(source: Path, destination: Path) -> None:
-    """Make a folder of hard links to another's files; copies where the file system has no links."""
-    destination.mkdir(parents=True)
-    for path in sorted(source.rglob("*")):  # a folder comes before what it holds
-        new = destination / path.relative_to(source)
-        if path.is_dir():
-            new.mkdir()
-            continue
-        try:
-            os.link(path, new)
-        except OSError:  # a file system without hard links
-            shutil.copy2(path, new)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a file's contents by a JSON document, whole or not at all."""
-    _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with replaced(path) as file:
+        file.write(text.encode())
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a file's contents by a JSON document that ends with its own digest."""
-    _write(path, sealed(value))
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file's contents, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    text = sealed(value)
+    with replaced(path) as file:
+        file.write(text.encode())

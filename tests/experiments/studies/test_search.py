@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sparsehyper.experiments.studies import search
@@ -78,6 +80,8 @@ def test_a_line_cut_short_is_no_trial(settings, files, tmp_path):
         "{",
         "\udc80",
         "7",
+        '{"settings": {}, "validation": NaN, "seconds": 1}',
+        "[" * 100_000,
         "[]",
         '{"settings": {}}',
         '{"settings": 1, "validation": 2, "seconds": 3}',
@@ -91,6 +95,30 @@ def test_a_damaged_line_names_the_file_and_the_remedy(settings, files, tmp_path,
         file.write(line.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
         search._search({**settings, "trials": 1}, files, journals)
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\nof two lines", b"[1]\nx", b"3\nx"])
+def test_a_file_that_is_no_journal_is_left_as_it_was(settings, files, tmp_path, content):
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
+        search._search(settings, files, {"one": str(path)})
+    assert path.read_bytes() == content
+
+
+def test_a_journal_that_is_a_link_or_a_pipe(settings, files, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    for place in (mine, tmp_path / "nothing"):
+        path = tmp_path / f"{place.name}.jsonl"
+        path.symlink_to(place)
+        with pytest.raises(CheckpointError, match=r"jsonl is a link, .*; remove the file to sear"):
+            search._search(settings, files, {"one": str(path)})
+    assert mine.read_text() == "kept"
+    assert not (tmp_path / "nothing").exists()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(CheckpointError, match=r"pipe\.jsonl is not a regular file"):
+        search._search(settings, files, {"one": str(tmp_path / "pipe.jsonl")})
 
 
 def test_a_trial_that_diverges_counts_for_nothing(settings, files, tmp_path):

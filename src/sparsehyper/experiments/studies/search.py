@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparsehyper._extras import require
+from sparsehyper._files import parse_json, read_file
 from sparsehyper.data import TaskSet
 from sparsehyper.experiments.config import DataConfig, Experiment
 from sparsehyper.experiments.studies.cells import Cell, SharedTasks, run_cells
@@ -119,7 +120,7 @@ def _search(
             study.add_trial(optuna.trial.create_trial(**known, distributions=ranges))
         spent = sum(kept["seconds"] for kept in trials)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(f"{path} is damaged: {error}") from error
     if not trials:
         own = {p: experiment.training.lr if p == LR else space[p][0] for p in space}
         study.enqueue_trial(own)
@@ -158,28 +159,55 @@ def _distribution(distributions: Any, path: str, choices: list[Any]) -> Any:
 
 
 def _kept_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trials of a search so far; its file is made, or freed of a line that was cut short."""
-    content = path.read_bytes() if path.exists() else b""
+    """The trials of a search so far; its file is made, or freed of a line that was cut short.
+
+    Nothing is changed in a file that does not begin with these settings.
+    """
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        content = b""
+    except CheckpointError as error:
+        raise _damaged(str(error)) from error
     whole = content[: content.rfind(b"\n") + 1]
+    if not whole and not _line(settings).startswith(content):
+        raise _damaged(f"{path} is damaged: it does not begin with the settings of a search")
+    trials = []
+    if whole:
+        try:
+            recorded, *trials = (parse_json(line, path) for line in whole.split(b"\n")[:-1])
+        except CheckpointError as error:
+            raise _damaged(str(error)) from error
+        if not isinstance(recorded, dict):
+            raise _damaged(f"{path} is damaged: its first line is no object")
+        try:
+            check_same(f"the search in {path}", recorded, json_ready(settings), ())
+        except RecursionError as error:
+            raise _damaged(f"{path} is damaged: {error}") from error
     if len(whole) < len(content):
-        os.truncate(path, len(whole))
+        with _open_journal(path) as file:
+            file.truncate(len(whole))
     if not whole:
         _append(path, settings)
-        return []
-    try:
-        recorded, *trials = map(json.loads, whole.splitlines())
-        check_same(f"the search in {path}", recorded, json_ready(settings), ())
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise _damaged(path, error) from error
     return trials
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {error}; remove the file to search anew")
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}; remove the file to search anew")
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+def _line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, allow_nan=False) + "\n").encode()
+
+
+def _append(path: Path, value: dict[str, Any]) -> None:
+    with _open_journal(path) as file:
+        file.write(_line(value))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _open_journal(path: Path) -> BinaryIO:
+    """The file, open for appending; a link is not followed."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
