@@ -94,10 +94,22 @@ def test_a_spectral_norm_is_one_in_every_task_s_model(normalise):
         hnet(x, task=step % TASKS).square().mean().backward()
         optimizer.step()
     fit_embedding(hnet, "new", (x, torch.randint(2, (32,))), steps=20)
+    assert_normalised(hnet, [*range(TASKS), "new"])
+
+
+@pytest.mark.parametrize("normalise", [spectral_norm, hooked_spectral_norm])
+def test_a_spectral_norm_is_one_before_any_training_and_between_tasks(normalise):
+    hnet = make(nn.Sequential(normalise(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 2)))
+    hnet.add_task("new", torch.randn(8))
+    assert_normalised(hnet, [*range(TASKS), "new", torch.randn(8)])
+
+
+def assert_normalised(hnet: HyperNetwork, tasks) -> None:
+    x = torch.randn(32, 12)
     hnet.eval()
-    for task in (*range(TASKS), "new"):
+    for task in tasks:
         model = hnet.materialize(task)
-        model(x)  # which the hook waits for
+        torch.testing.assert_close(model(x), hnet(x, task=task))  # the hook waits for a call
         assert torch.linalg.matrix_norm(model[0].weight, 2).item() == pytest.approx(1, abs=0.05)
 
 

@@ -20,6 +20,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sparsehyper.layout import slots
 
+_STEPS_TO_SETTLE = 30  # of a power iteration; PyTorch's own start with 15
+
 
 class NormStatistics:
     """Which buffers of a module belong to a task; it holds no module and no tensor.
@@ -37,7 +39,11 @@ class NormStatistics:
     """
 
     def __init__(self, module: nn.Module, generated: Collection[str], *, norms: bool) -> None:
-        following = set(_following_weights(module, generated))
+        following: set[str] = set()
+        self._following: list[str] = []
+        for part, buffers in _following_weights(module, generated):
+            following.update(buffers)
+            self._following.append(part)
         names: dict[int, str] = {}
         places: dict[int, list[tuple[str, str]]] = {}
         self._averaged: list[bool] = []
@@ -155,6 +161,27 @@ class NormStatistics:
         if self._told is not None:
             self._told = torch.cat([self._told[:task], self._told[task + 1 :]])
 
+    @torch.no_grad()
+    def settle(self, module: nn.Module) -> None:
+        """Let what follows the weights come up to them, as it must for a task just made.
+
+        Parts that are in training do so step by step themselves.
+        """
+        for name in self._following:
+            part = module.get_submodule(name)
+            if part.training:
+                continue
+            if isinstance(part, ParametrizationList):
+                part.train()
+                for _ in range(_STEPS_TO_SETTLE):
+                    part()
+                part.eval()
+                continue
+            for hook in part._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    for _ in range(_STEPS_TO_SETTLE):
+                        hook.compute_weight(part, do_power_iteration=True)
+
     @contextmanager
     def from_batches(self, module: nn.Module) -> Iterator[None]:
         """Within, norms use the statistics of their batch, and keep them, as in training.
@@ -230,17 +257,21 @@ def is_statistic(attribute: str) -> bool:
     return attribute.startswith("running_") or attribute == "num_batches_tracked"
 
 
-def _following_weights(module: nn.Module, generated: Collection[str]) -> Iterator[str]:
-    """Names of buffers that change as a generated weight does."""
+def _following_weights(
+    module: nn.Module, generated: Collection[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Names of modules and of their buffers that change as a generated weight does."""
     for prefix, part in module.named_modules():
         dot = f"{prefix}." if prefix else ""
-        if isinstance(part, ParametrizationList) and any(
-            f"{dot}{name}" in generated for name, _ in part.named_parameters()
+        if (
+            isinstance(part, ParametrizationList)
+            and any(f"{dot}{name}" in generated for name, _ in part.named_parameters())
+            and (changed := _changed_in_training(part))
         ):
-            yield from (f"{dot}{name}" for name in _changed_in_training(part))
+            yield prefix, [f"{dot}{name}" for name in changed]
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm) and f"{dot}{hook.name}_orig" in generated:
-                yield from (f"{dot}{hook.name}_u", f"{dot}{hook.name}_v")
+                yield prefix, [f"{dot}{hook.name}_u", f"{dot}{hook.name}_v"]
 
 
 def _changed_in_training(parametrization: nn.Module) -> list[str]:

@@ -193,6 +193,7 @@ class Target(nn.Module):
             out, buffers = _run_in_place(module, self._replicas, parameters, buffers, args, kwargs)
         else:
             replica = Replica(self._replicas, module, parameters, buffers)
+            self.statistics.settle(replica.module)
             try:
                 out = replica.module(*args, **kwargs)
                 buffers = replica.buffers()
@@ -265,6 +266,7 @@ class Target(nn.Module):
             owner, attribute = owner_of(module, name)
             owner._parameters[attribute] = parameters[place]
         self.statistics.set_tables(module, self.statistics.row(self.module, task))
+        self.statistics.settle(module)
         renew_weight_lists(module)
         return module
 
