@@ -31,9 +31,14 @@ def test_a_planted_pipe_does_not_hang_the_writer(tmp_path):
 def test_a_file_that_could_not_be_written_is_left_as_it_was(tmp_path):
     path = tmp_path / "results.md"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), replaced(path) as file:
-        file.write(b"new")
-        raise OSError("full")
+
+    def fail():
+        with replaced(path) as file:
+            file.write(b"new")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.md"]
 
@@ -53,7 +58,7 @@ def test_links_and_pipes_in_a_new_directory_are_left_alone(tmp_path):
 def test_a_dangling_link_is_something_that_exists(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nothing")
     with (
-        pytest.raises(FileExistsError, match="`out` .*out' exists"),
+        pytest.raises(FileExistsError, match=r"`out` .*out' exists"),
         whole("out", tmp_path / "out"),
     ):
         pass

@@ -103,7 +103,7 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """
     try:
         return dict(sorted(safetensors.torch.load(data).items()))  # in no order of their own
-    # A well-formed file whose tensors PyTorch cannot hold raises other errors than safetensors' own.
+    # A well-formed file of tensors that PyTorch cannot hold raises errors of other kinds.
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -313,9 +314,8 @@ def test_an_entry_planted_in_a_checkpoint_is_not_shared(finished, tmp_path):
     names = set(os.listdir(best))
     (best / "x").symlink_to(private)
     os.mkfifo(best / "pipe")
-    change_tasks(
-        tmp_path / "run", tmp_path / "out", rename=(load_run(best.parents[1]).tasks.names[0], "b")
-    )
+    name = load_run(tmp_path / "run").tasks.names[0]
+    change_tasks(tmp_path / "run", tmp_path / "out", rename=(name, "b"))
     assert private.stat().st_mode & 0o777 == 0o600
     assert set(os.listdir(tmp_path / "out" / "checkpoints" / "best")) == names
 

@@ -65,7 +65,7 @@ def watch(secret: Path, folder: Path) -> list[str]:
         return not isinstance(path, int) and not Path(os.path.realpath(path)).is_relative_to(folder)
 
     def opens_wrongly(path, flags):
-        if isinstance(path, int) or flags & os.O_NOFOLLOW and os.path.islink(path):
+        if isinstance(path, int) or (flags & os.O_NOFOLLOW and os.path.islink(path)):
             return False
         return os.path.realpath(path) == str(secret) or (flags & WRITES and outside(path))
 
