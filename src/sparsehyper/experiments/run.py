@@ -140,7 +140,8 @@ def run_experiment(
         check_run(path, config)
         finished = finished_result(path, experiment)
         if finished is not None:
-            return finished
+            with open_checkpoint(path, "best", read_config(path)["run"]):
+                return finished  # what it was reached with is whole
         run = Run.open(path, config, may_differ=MAY_DIFFER)
     else:
         run = Run.create(path, config)
@@ -258,7 +259,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
         best = open_checkpoint(path, "best", read_config(path)["run"])
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"`directory` {path} has no checkpoint yet; resume the run first"
+            f"`directory` {path} has no checkpoint yet that was evaluated; resume the run first"
         ) from None
     with best:
         try:
