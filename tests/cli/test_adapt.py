@@ -329,7 +329,7 @@ def test_a_damaged_adapted_run_is_told(command, adapted):
 
 
 def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_path, monkeypatch):
-    def elsewhere(source, destination):
+    def elsewhere(source, destination, **_):
         raise OSError("another file system")
 
     monkeypatch.setattr(os, "link", elsewhere)
