@@ -31,14 +31,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.modules.module import _has_any_global_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -219,22 +218,23 @@ class _Group:
             warnings.catch_warnings(),
             torch.random.fork_rng(devices),
             _other_sources() as drawn_from,
+            _uncollected(),
         ):
             warnings.simplefilter("ignore")
             # What vmap says before it loops over single operations.
             warnings.filterwarnings("error", message=".*performance drop")
-            made = _Made()
             try:
-                with operations, made:
+                with operations:
                     out, _ = self._run_once(generated, module)
                     wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
                     if wanted:
                         torch.autograd.grad(torch.stack(wanted).sum(), generated)
+                    del out, wanted
             except Exception:
-                made.take_back()
+                _take_back()
                 return -1
-            del out, wanted
-        if made.take_back() or drawn_from() or _contents(module) != before:
+            kept = _take_back()
+        if kept or drawn_from() or _contents(module) != before:
             return -1
         return _MOST_CONVOLVED if operations.seen & _CONVOLUTIONS else sys.maxsize
 
@@ -251,33 +251,33 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Made(TorchFunctionMode):
-    """Remembers which tensors a run makes, by weak references."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: list[ref[Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self._made += [ref(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-        return out
-
-    def take_back(self) -> bool:
-        """Whether some of them are kept somewhere, of which lists and dicts then have none."""
-        kept = [tensor for tensor in (made() for made in self._made) if _is_of_vmap(tensor)]
-        for tensor in kept:
-            for holder in gc.get_referrers(tensor):
-                if isinstance(holder, list) and holder is not kept:
-                    holder[:] = [each for each in holder if each is not tensor]
-                elif isinstance(holder, dict):
-                    for key in [key for key, each in holder.items() if each is tensor]:
-                        del holder[key]
-        return bool(kept)
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, Python's collector waits, so that what is made stays in its youngest generation."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _is_of_vmap(tensor: Tensor | None) -> bool:
-    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def _take_back() -> bool:
+    """Whether vmap's tensors are kept somewhere after a run; lists and dicts then lose them."""
+    kept = [
+        each
+        for each in gc.get_objects(generation=0)
+        if type(each) is Tensor and torch._C._functorch.is_functorch_wrapped_tensor(each)
+    ]
+    for tensor in kept:
+        for holder in gc.get_referrers(tensor):
+            if isinstance(holder, list) and holder is not kept:
+                holder[:] = [each for each in holder if each is not tensor]
+            elif isinstance(holder, dict):
+                for key in [key for key, each in holder.items() if each is tensor]:
+                    del holder[key]
+    return bool(kept)
 
 
 @contextmanager

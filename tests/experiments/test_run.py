@@ -129,7 +129,7 @@ def test_a_run_without_a_checkpoint(experiment, tasks, tmp_path):
     with pytest.raises(NonFiniteError):
         run_experiment(wild, tmp_path / "run", tasks=tasks, quiet=True)
     assert finished_result(tmp_path / "run", wild) is None
-    with pytest.raises(FileNotFoundError, match="has no checkpoint yet; resume the run first"):
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet that was evaluated; resume"):
         load_run(tmp_path / "run")
 
 
