@@ -36,14 +36,15 @@ class NormStatistics:
     Attributes:
         names: of the buffers. One that several modules share has its first name.
         places: where each buffer stands, as names of modules and of their buffers.
+        following: names of the modules with buffers that follow a weight.
     """
 
     def __init__(self, module: nn.Module, generated: Collection[str], *, norms: bool) -> None:
         following: set[str] = set()
-        self._following: list[str] = []
+        self.following: list[str] = []
         for part, buffers in _following_weights(module, generated):
             following.update(buffers)
-            self._following.append(part)
+            self.following.append(part)
         names: dict[int, str] = {}
         places: dict[int, list[tuple[str, str]]] = {}
         self._averaged: list[bool] = []
@@ -167,7 +168,7 @@ class NormStatistics:
 
         Parts that are in training do so step by step themselves.
         """
-        for name in self._following:
+        for name in self.following:
             part = module.get_submodule(name)
             if part.training:
                 continue

@@ -19,7 +19,7 @@ import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy as copy_object
-from operator import gt, is_
+from operator import gt, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +28,9 @@ from torch.autograd import Variable
 from torch.nn.utils import parametrize
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
-# Attributes of every module, and values that refer to no module.
+# Attributes of every module.
 _ORDINARY = frozenset(vars(nn.Module()))
 _CONTAINERS = (dict, list, set, deque)
-_HOLD_NOTHING = (int, float, str, bytes, Tensor, type, type(None))
 # Recurrent layers keep lists of their weights, which are made anew for every copy.
 _WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
@@ -127,23 +126,42 @@ class ReplicaPlan:
             for attribute, value in vars(module).items()
             if attribute not in _ORDINARY and isinstance(value, _CONTAINERS)
         ]
-        self._seen = [[*vars(module).values()] for module in nodes]
+        # What is looked at before and after each call: all but what every module has, hooks above
+        # all, which are added to and never replaced.
+        names = [["training", *(name for name in vars(m) if name not in _ORDINARY)] for m in nodes]
+        self.names = [tuple(of) for of in names]
+        self.get = [itemgetter("training", *of) for of in names]  # of two and more, a tuple
+        self.sizes = [len(vars(module)) for module in nodes]
+        self._seen = [get(vars(module)) for get, module in zip(self.get, nodes, strict=True)]
         self.compiled = [n for module, n in nodes.items() if "dynamo_ctx" in vars(module)]
         self.recurrent = [n for module, n in nodes.items() if isinstance(module, nn.RNNBase)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": [], "stale": True}
 
-    def check(self, root: nn.Module) -> None:
-        """Note whether a module has been given an attribute that may refer to others."""
-        for seen, module in zip(self._seen, self.originals(root), strict=False):
+    def look(self, root: nn.Module, *, own: bool) -> list[tuple[Any, ...]] | None:
+        """The attributes of the modules, by ``names`` after a first one; None where it is stale.
+
+        Args:
+            root: the tree, or one of the same structure.
+            own: it is the tree that the plan was made for. Then it is noticed if a module has been
+                given an attribute that may refer to others.
+        """
+        found = []
+        for node, module in enumerate(self.originals(root)):
             attributes = module.__dict__
-            if len(seen) == len(attributes) and all(map(is_, attributes.values(), seen)):
-                continue
-            known = set(map(id, seen))
-            changed = [each for each in attributes.values() if id(each) not in known]
-            self.stale |= any(not isinstance(each, _HOLD_NOTHING) for each in changed)
-            seen[:] = attributes.values()
+            if len(attributes) != self.sizes[node]:
+                self.stale = True
+                return None
+            values = self.get[node](attributes)
+            if own and not all(map(is_, values, self._seen[node])):
+                for value, before in zip(values, self._seen[node], strict=True):
+                    if value is not before and next(_modules_of(value), None) is not None:
+                        self.stale = True
+                        return None
+                self._seen[node] = values
+            found.append(values)
+        return found
 
     def originals(self, root: nn.Module) -> list[Any]:
         """The modules of the plan in a tree like the one it was made for."""
@@ -164,6 +182,7 @@ class Replica:
         self,
         plan: ReplicaPlan,
         root: nn.Module,
+        attributes: list[tuple[Any, ...]],
         parameters: Sequence[Tensor],
         buffers: Sequence[Tensor],
     ) -> None:
@@ -172,12 +191,13 @@ class Replica:
         copies: list[Any] = []
         self._copies = copies
         for module, own in zip(self._originals, plan.own, strict=True):
-            attributes = module.__dict__.copy()
-            attributes.pop("_compiled_call_impl", None)  # which runs the original
+            copied = module.__dict__.copy()
+            if "_compiled_call_impl" in copied:  # which runs the original
+                copied["_compiled_call_impl"] = None
             for kind in own:
-                attributes[kind] = attributes[kind].copy()
+                copied[kind] = copied[kind].copy()
             copy = object.__new__(type(module))
-            object.__setattr__(copy, "__dict__", attributes)
+            object.__setattr__(copy, "__dict__", copied)
             copies.append(copy)
         del copy
         for node, name, child in plan.links:
@@ -195,12 +215,15 @@ class Replica:
         self._copied = {
             id(copy): module for copy, module in zip(copies, self._originals, strict=True)
         }
-        self._before = []
-        for copy, own in zip(copies, plan.own, strict=True):
-            attributes = copy.__dict__
-            contents = [[*attributes[kind].values()] for kind in own]
-            self._before.append((attributes.copy(), contents))
-        del copy
+        self._before = attributes
+        for node, attribute in plan.rebound:
+            self._note(node, attribute)
+        for node in plan.compiled:
+            self._note(node, "forward")
+        self._contents = [
+            [[*copy.__dict__[kind].values()] for kind in own]
+            for copy, own in zip(copies, plan.own, strict=True)
+        ]
         self.module: Any = copies[0]
         self._watched = [*copies, *rebound]
         del rebound
@@ -214,14 +237,18 @@ class Replica:
     def close(self) -> None:
         """End the call: the originals get what it assigned to their copies."""
         _forget_cached()
-        for node, (before, contents) in enumerate(self._before):
-            now = self._copies[node].__dict__
-            if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
+        plan = self._plan
+        for node, (copy, before, contents) in enumerate(
+            zip(self._copies, self._before, self._contents, strict=True)
+        ):
+            now = copy.__dict__
+            if len(now) != plan.sizes[node] or not all(map(is_, plan.get[node](now), before)):
                 self._give_back(node, now, before)
-            for kind, values in zip(self._plan.own[node], contents, strict=True):
+            for kind, values in zip(plan.own[node], contents, strict=True):
                 entries = now[kind]
                 if len(entries) != len(values) or not all(map(is_, entries.values(), values)):
                     self._give_contents_back(node, kind)
+        del copy
         self._release_containers()
         references = [sys.getrefcount(each) for each in self._watched]
         if any(map(gt, references, self._references)):
@@ -254,13 +281,22 @@ class Replica:
                 _replace_within(value, self._copied)
                 self._plan.stale = True
 
-    def _give_back(self, node: int, now: dict[str, Any], before: dict[str, Any]) -> None:
+    def _note(self, node: int, attribute: str) -> None:
+        """Take an attribute for what the copy has of it now."""
+        values, names = list(self._before[node]), self._plan.names[node]
+        if attribute in names:
+            values[1 + names.index(attribute)] = self._copies[node].__dict__.get(attribute)
+            self._before[node] = tuple(values)
+
+    def _give_back(self, node: int, now: dict[str, Any], before: tuple[Any, ...]) -> None:
         """Assign to an original what was assigned to its copy."""
         attributes = self._originals[node].__dict__
+        was = dict(zip(self._plan.names[node], before[1:], strict=True))
         for name, value in now.items():
-            if value is not before.get(name, _MISSING) and name not in (*_CONTENTS, *_WEIGHT_LISTS):
+            ours = name in _WEIGHT_LISTS or (name in _ORDINARY and name != "training")
+            if not ours and value is not was.get(name, _MISSING):
                 attributes[name] = _rebound(value, self._copied)
-        for name in before.keys() - now.keys():
+        for name in was.keys() - now.keys():
             attributes.pop(name, None)
 
     def _give_contents_back(self, node: int, kind: str) -> None:

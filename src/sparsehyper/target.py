@@ -179,11 +179,6 @@ class Target(nn.Module):
         Returns:
             The output, and the statistics afterwards; None where they are the same as before.
         """
-        if not torch.compiler.is_compiling():
-            if module is None or module is self.module:
-                self._replicas.check(self.module)
-            if self._replicas.stale:
-                self._replicas = self._plan_replicas()
         parameters = [tensors[place] for place, _ in self._slots]
         buffers = self.statistics.spread(statistics)
         untold = self.training and not self._told and module is None
@@ -192,8 +187,16 @@ class Target(nn.Module):
         if torch.compiler.is_compiling():
             out, buffers = _run_in_place(module, self._replicas, parameters, buffers, args, kwargs)
         else:
-            replica = Replica(self._replicas, module, parameters, buffers)
-            self.statistics.settle(replica.module)
+            own = module is self.module
+            plan = self._replicas
+            attributes = None if plan.stale else plan.look(module, own=own)
+            if attributes is None:
+                plan = self._replicas = self._plan_replicas()
+                attributes = plan.look(module, own=own)
+            assert attributes is not None
+            replica = Replica(plan, module, attributes, parameters, buffers)
+            if self.statistics.following:
+                self.statistics.settle(replica.module)
             try:
                 out = replica.module(*args, **kwargs)
                 buffers = replica.buffers()

@@ -11,6 +11,7 @@ same cost.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ import torch
 from torch import Tensor
 
 from sparsehyper.sparse import native
-from sparsehyper.sparse.memory import LARGE, empty_as
+from sparsehyper.sparse.memory import empty_as
+
+# Below this many bytes an allocation for each tensor costs less than one that is divided.
+_SMALL = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class _Unpack(torch.autograd.Function):
         if not (fitting and native.at_address(generated)):
             return _unpack(generated, base, plan)
         shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
-        if generated.nbytes < LARGE:
+        if generated.nbytes < _SMALL:
             out = [generated.new_empty(shape) for shape in shapes]
         else:
             out = _side_by_side(empty_as(generated, generated.shape), shapes)
@@ -205,3 +209,8 @@ def _strides(shape: Sequence[int]) -> list[int]:
         strides.append(stride)
         stride *= size
     return strides[::-1]
+
+
+for _function in (_Unpack, _Pack):
+    # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
