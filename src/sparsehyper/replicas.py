@@ -128,9 +128,13 @@ class ReplicaPlan:
         ]
         # What is looked at before and after each call: all but what every module has, hooks above
         # all, which are added to and never replaced.
-        names = [["training", *(name for name in vars(m) if name not in _ORDINARY)] for m in nodes]
-        self.names = [tuple(of) for of in names]
-        self.get = [itemgetter("training", *of) for of in names]  # of two and more, a tuple
+        self.names = [
+            tuple(name for name in vars(m) if name == "training" or name not in _ORDINARY)
+            for m in nodes
+        ]
+        # It gives a tuple for two names or more; the first two are never replaced.
+        first = ("_state_dict_hooks", "_state_dict_hooks")
+        self.get = [itemgetter(*first, *names) for names in self.names]
         self.sizes = [len(vars(module)) for module in nodes]
         self._seen = [get(vars(module)) for get, module in zip(self.get, nodes, strict=True)]
         self.compiled = [n for module, n in nodes.items() if "dynamo_ctx" in vars(module)]
@@ -140,7 +144,7 @@ class ReplicaPlan:
         return {**self.__dict__, "_seen": [], "stale": True}
 
     def look(self, root: nn.Module, *, own: bool) -> list[tuple[Any, ...]] | None:
-        """The attributes of the modules, by ``names`` after a first one; None where it is stale.
+        """The values of ``names`` in all modules, after two others; None where the plan is stale.
 
         Args:
             root: the tree, or one of the same structure.
@@ -285,13 +289,13 @@ class Replica:
         """Take an attribute for what the copy has of it now."""
         values, names = list(self._before[node]), self._plan.names[node]
         if attribute in names:
-            values[1 + names.index(attribute)] = self._copies[node].__dict__.get(attribute)
+            values[2 + names.index(attribute)] = self._copies[node].__dict__.get(attribute)
             self._before[node] = tuple(values)
 
     def _give_back(self, node: int, now: dict[str, Any], before: tuple[Any, ...]) -> None:
         """Assign to an original what was assigned to its copy."""
         attributes = self._originals[node].__dict__
-        was = dict(zip(self._plan.names[node], before[1:], strict=True))
+        was = dict(zip(self._plan.names[node], before[2:], strict=True))
         for name, value in now.items():
             ours = name in _WEIGHT_LISTS or (name in _ORDINARY and name != "training")
             if not ours and value is not was.get(name, _MISSING):
