@@ -19,6 +19,7 @@ MOST_WORKERS = 1_000
 MOST_REPEATS = 10_000  # seeds, restarts, rounds
 WIDEST = 2**20  # units of a layer, numbers of an embedding, images of a batch
 MOST_NUMBERS = 2**31  # of one tensor
+LARGEST_SIDE = 8192  # of a picture, in pixels
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:

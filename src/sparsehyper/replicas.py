@@ -143,16 +143,16 @@ class ReplicaPlan:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": [], "stale": True}
 
-    def look(self, root: nn.Module, *, own: bool) -> list[tuple[Any, ...]] | None:
+    def look(self, originals: Sequence[nn.Module], *, own: bool) -> list[tuple[Any, ...]] | None:
         """The values of ``names`` in all modules, after two others; None where the plan is stale.
 
         Args:
-            root: the tree, or one of the same structure.
+            originals: what `originals` gives, of the tree or one of the same structure.
             own: it is the tree that the plan was made for. Then it is noticed if a module has been
                 given an attribute that may refer to others.
         """
         found = []
-        for node, module in enumerate(self.originals(root)):
+        for node, module in enumerate(originals):
             attributes = module.__dict__
             if len(attributes) != self.sizes[node]:
                 self.stale = True
@@ -185,13 +185,13 @@ class Replica:
     def __init__(
         self,
         plan: ReplicaPlan,
-        root: nn.Module,
+        originals: list[Any],
         attributes: list[tuple[Any, ...]],
         parameters: Sequence[Tensor],
         buffers: Sequence[Tensor],
     ) -> None:
         self._plan = plan
-        self._originals = plan.originals(root)
+        self._originals = originals
         copies: list[Any] = []
         self._copies = copies
         for module, own in zip(self._originals, plan.own, strict=True):
@@ -216,9 +216,6 @@ class Replica:
         for node in plan.compiled:  # of `torch.compile`, whose `forward` is its inner module's
             copies[node]._initialize()
         _forget_cached()
-        self._copied = {
-            id(copy): module for copy, module in zip(copies, self._originals, strict=True)
-        }
         self._before = attributes
         for node, attribute in plan.rebound:
             self._note(node, attribute)
@@ -263,6 +260,11 @@ class Replica:
                 self._copies[node].__dict__["_parameters"][attribute] = None
             for node, attribute in self._plan.rebound:
                 self._copies[node].__dict__.pop(attribute, None)
+
+    @functools.cached_property
+    def _copied(self) -> dict[int, nn.Module]:
+        """The originals by the ids of their copies; most calls need none."""
+        return {id(copy): m for copy, m in zip(self._copies, self._originals, strict=True)}
 
     def _rebind(self) -> list[Any]:
         """Make attributes that refer to originals refer to their copies; return their values."""

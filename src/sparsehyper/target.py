@@ -189,12 +189,14 @@ class Target(nn.Module):
         else:
             own = module is self.module
             plan = self._replicas
-            attributes = None if plan.stale else plan.look(module, own=own)
+            originals = plan.originals(module)
+            attributes = None if plan.stale else plan.look(originals, own=own)
             if attributes is None:
                 plan = self._replicas = self._plan_replicas()
-                attributes = plan.look(module, own=own)
+                originals = plan.originals(module)
+                attributes = plan.look(originals, own=own)
             assert attributes is not None
-            replica = Replica(plan, module, attributes, parameters, buffers)
+            replica = Replica(plan, originals, attributes, parameters, buffers)
             if self.statistics.following:
                 self.statistics.settle(replica.module)
             try:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sparsehyper._checks import MOST_TASKS, WIDEST, check_integer
+from sparsehyper._checks import LARGEST_SIDE, MOST_TASKS, WIDEST, check_integer
 from sparsehyper.analysis import (
     count_operations,
     effective_rank,
@@ -31,8 +31,6 @@ from sparsehyper.experiments.adapted import neighbours
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import TrainConfig
-
-_LARGEST_SIDE = 8192
 
 
 def inspect(
@@ -175,5 +173,5 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise ValueError(f"`image` must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32; got {text!r}")
     channels, height, width = map(int, parts)
     for side in (channels, height, width):
-        check_integer("image", side, minimum=1, maximum=_LARGEST_SIDE)
+        check_integer("image", side, minimum=1, maximum=LARGEST_SIDE)
     return channels, height, width

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_integer
+from sparsehyper._checks import LARGEST_SIDE, check_integer
 from sparsehyper.data.images import channels_first, decode, in_threads, read_header
 from sparsehyper.data.source import Images, Source, Task
 from sparsehyper.data.splits import digests, hold_out
@@ -36,7 +36,6 @@ _OTHER_SUFFIXES = (
     *(".ppm", ".psd", ".raw", ".svg", ".tga", ".tif", ".tiff"),
 )
 TEST_FRACTION = 0.2
-_LARGEST_SIDE = 8192  # as large as pictures that are read
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
 _TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
 _TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
@@ -412,5 +411,5 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"`image_size` must be a number or (height, width), got {image_size!r}")
     for side in size:
-        check_integer("image_size", side, minimum=1, maximum=_LARGEST_SIDE)
+        check_integer("image_size", side, minimum=1, maximum=LARGEST_SIDE)
     return size[0], size[1]

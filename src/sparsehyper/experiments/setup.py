@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer, check_number, check_type
+from sparsehyper._checks import LARGEST_SIDE, check_integer, check_number, check_type
 from sparsehyper._random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.data import (
@@ -36,8 +36,6 @@ from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target import TRAINED_BASES
-
-_LARGEST_SIDE = 8192  # of pictures that are read
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class TaskInfo:
         for name in (*names, *chain(*classes), values["fingerprint"]):
             check_type("names", name, str, "strings")
         for size in shape:
-            check_integer("image_shape", size, minimum=1, maximum=_LARGEST_SIDE)
+            check_integer("image_shape", size, minimum=1, maximum=LARGEST_SIDE)
         for key in ("mean", "std"):
             if len(values[key]) != shape[0]:
                 raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
