@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,13 @@ class Case(NamedTuple):
 
     def start(self, folder: Path) -> list[object]:
         return [*self.arguments, "--out", folder / self.out]
+
+    def undisturbed(self, commands: Commands, folder: Path) -> tuple[float, Any]:
+        """How many seconds the command takes, and what it leaves, where nothing goes wrong."""
+        started = time.monotonic()
+        done = commands.run(*self.start(folder), setup=self.setup)
+        assert done.code == 0, done.err
+        return time.monotonic() - started, self.end(folder / self.out)
 
     def go_on(self, commands: Commands, folder: Path) -> None:
         done = commands.run(*self.start(folder), *self.again, setup=self.setup)

@@ -33,11 +33,7 @@ def test_asked_to_stop_at_any_moment(
     case, count = cases[name], trials(quick, many)
     if not count:
         pytest.skip("takes long; with --full-faults only")
-    started = time.monotonic()
-    done = commands.run(*case.start(tmp_path / "whole"), setup=case.setup)
-    assert done.code == 0, done.err
-    seconds = time.monotonic() - started
-    reference = case.end(tmp_path / "whole" / case.out)
+    seconds, reference = case.undisturbed(commands, tmp_path / "whole")
     stopped = 0
     for trial in range(count):
         folder = tmp_path / str(trial)
