@@ -20,7 +20,7 @@ test: $(READY)  ## run the tests
 
 faults: $(READY)  ## try every promise of docs/reliability.md at length
 	rm -f docs/results/faults.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/faults --full-faults docs/results/faults.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/faults --full-faults docs/results/faults.jsonl
 
 # A copy of the package, so that the kernels of the other targets stay as they are. A finding ends the
 # tests; with -s it is seen.

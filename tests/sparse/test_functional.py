@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from sparsehyper.sparse import SparseLinear, native
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_linear
+from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import circulant_sources
 
 # n_in, n_out, fan_in: odd, cut short, one copy, many copies, several blocks of the kernels, wide
@@ -293,6 +293,53 @@ def test_refuses_what_does_not_fit_the_wiring(way, kind, x, weight, message):
     wiring, _ = make_wiring(kind, 7, 17, 2)
     with pytest.raises(ValueError, match=message):
         sparse_linear(torch.zeros(x), torch.zeros(weight), wiring)
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+def test_refuses_weights_of_another_dtype(way, kind):
+    wiring, _ = make_wiring(kind, 7, 17, 2)
+    with pytest.raises(TypeError, match=r"`weight` must be torch.float32.*got torch.bfloat16"):
+        sparse_linear(torch.zeros(3, 7), torch.zeros(2, 17, dtype=torch.bfloat16), wiring)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "name"), [("circulant", 22, "shifts"), ("indexed", 16, "sources")]
+)
+def test_refuses_weights_of_other_outputs_than_the_wiring(way, kind, columns, name):
+    wiring, _ = make_wiring(kind, 7, 17, 2)
+    with pytest.raises(ValueError, match=rf"`{name}` must .*\[2, {columns}\]"):
+        sparse_linear(torch.zeros(3, 7), torch.zeros(2, columns), wiring)
+
+
+@pytest.mark.parametrize("shift", [-1, 7, 2**63 - 1])
+def test_refuses_shifts_that_lead_out_of_the_inputs(shift):
+    with pytest.raises(ValueError, match=rf"`shifts` must lie in \[0, 7\), got .*{shift}"):
+        Circulant(7, [[0, shift], [1, 2]])
+
+
+def test_refuses_shifts_of_different_lengths():
+    with pytest.raises(ValueError, match="`shifts` must have rows of 2 numbers"):
+        Circulant(7, [[0, 1], [1]])
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_wiring_written_to_before_the_backward_pass_is_refused(way, chained):
+    wiring, sources = make_wiring("indexed", 7, 17, 2)
+    x, w = torch.randn(3, 7, requires_grad=True), torch.randn(2, 17, requires_grad=True)
+    y = sparse_chain(x, [w], [wiring]) if chained else sparse_linear(x, w, wiring)
+    wiring.sources.fill_(3)
+    with pytest.raises(ValueError, match="written to between the forward and the backward"):
+        y.sum().backward()
+    y = sparse_chain(x, [w], [wiring]) if chained else sparse_linear(x, w, wiring)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad[:, 3], w.detach().sum().expand(3))
+    assert x.grad[:, [0, 1, 2, 4, 5, 6]].count_nonzero() == 0
+
+
+def test_tensors_on_several_devices_are_refused():
+    x, weight = torch.zeros(3, 7), torch.zeros(2, 17)
+    with pytest.raises(ValueError, match=r"on one device, got \['cpu', 'meta'\]"):
+        torch.ops.sparsehyper.circulant(x, weight.to("meta"), [0] * 6)
 
 
 @pytest.mark.parametrize("source", [-1, 7, 2**31 - 1])

@@ -33,17 +33,41 @@ class Circulant:
     Args:
         n_in: n.
         shifts: one row for each copy of the input that the output holds.
+
+    Raises:
+        ValueError: rows of different lengths, or a shift outside ``[0, n)``.
     """
 
-    def __init__(self, n_in: int, shifts: list[list[int]]) -> None:
+    def __init__(self, n_in: int, shifts: Sequence[Sequence[int]]) -> None:
         self.n_in = n_in
         self.fan_in = len(shifts[0])
-        self.shifts = shifts
+        self.shifts = tuple(map(tuple, shifts))
         self._flat = [shift for row in shifts for shift in row]
+        if any(len(row) != self.fan_in for row in shifts):
+            raise ValueError(f"`shifts` must have rows of {self.fan_in} numbers, as the first has")
+        if self._flat and not 0 <= min(self._flat) <= max(self._flat) < n_in:
+            raise ValueError(
+                f"`shifts` must lie in [0, {n_in}), got {min(self._flat)} to {max(self._flat)}"
+            )
         self.native = native.Shifts(n_in, self._flat)
+
+    @property
+    def version(self) -> int:
+        """Always 0, since the shifts cannot change."""
+        return 0
+
+    def check(self, w: Tensor) -> None:
+        """Refuse weights of other outputs than the wiring's."""
+        copies = -(-w.shape[1] // self.n_in) if self.n_in else 0
+        if copies != len(self.shifts):
+            raise ValueError(
+                f"`shifts` must have {copies} rows for {self.n_in} inputs and a weight of shape "
+                f"{list(w.shape)}, got {len(self.shifts)}"
+            )
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        _check(self, x, w)
         if native.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
@@ -52,6 +76,7 @@ class Circulant:
         self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        _check(self, x, w, g)
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
@@ -71,9 +96,26 @@ class Indexed:
         self.sources = sources
         self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
+        self._transposed_at = 0  # the version
+
+    @property
+    def version(self) -> int:
+        """How often the sources have been written to; those made in inference mode do not count."""
+        return 0 if self.sources.is_inference() else self.sources._version
+
+    def check(self, w: Tensor) -> None:
+        """Refuse weights of other outputs or on another device than the wiring's."""
+        sources = self.sources
+        if (sources.shape, sources.dtype, sources.device) != (w.shape, torch.int32, w.device):
+            raise ValueError(
+                f"`sources` must be int32 on {w.device} and of the shape of `weight`, "
+                f"{list(w.shape)}, got {sources.dtype} on {sources.device} of shape "
+                f"{list(sources.shape)}"
+            )
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        _check(self, x, w)
         if native.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
@@ -82,11 +124,17 @@ class Indexed:
         self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        _check(self, x, w, g)
         if native.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
-        if self._transposed is None:
+        return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
+
+    def _by_input(self) -> tuple[Tensor, Tensor]:
+        version = 0 if torch.compiler.is_compiling() else self.version
+        if self._transposed is None or self._transposed_at < version:
             self._transposed = portable.transposed(self.sources, self.n_in)
-        return portable.indexed_adjoint(g, x, w, self.sources, *self._transposed, needs)
+            self._transposed_at = version
+        return self._transposed
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
@@ -101,14 +149,10 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
         ``[batch, n_out]``, newly allocated.
 
     Raises:
-        ValueError: x or weights that do not fit the wiring.
+        ValueError: x or weights that do not fit the wiring; in the backward pass, a wiring that
+            was written to since.
+        TypeError: x and weights of different dtypes.
     """
-    if x.ndim != 2 or x.shape[1] != wiring.n_in:
-        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
-    if weight.ndim != 2 or len(weight) != wiring.fan_in:
-        raise ValueError(
-            f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(weight.shape)}"
-        )
     return _apply(x, weight, wiring)
 
 
@@ -156,12 +200,14 @@ class _Apply(Function):
         x, w, ctx.wiring = inputs
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
+        _note(ctx, [ctx.wiring])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if g is None:
             return None, None, None
+        _check_unchanged(ctx, [ctx.wiring])
         x, w = ctx.saved_tensors
         return *_adjoint(g, x, w, ctx.wiring, *ctx.needs_input_grad[:2]), None
 
@@ -190,10 +236,12 @@ class _Adjoint(Function):
         g, x, w, ctx.wiring, ctx.needs = inputs
         ctx.save_for_backward(g, x, w)
         ctx.save_for_forward(g, x, w)
+        _note(ctx, [ctx.wiring])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:
+        _check_unchanged(ctx, [ctx.wiring])
         # ⟨u, gx⟩ + ⟨v, gw⟩ is ⟨g, apply(u, w) + apply(x, v)⟩.
         g, x, w = ctx.saved_tensors
         u, v = (some if need else None for some, need in zip((u, v), ctx.needs, strict=True))
@@ -279,6 +327,7 @@ class _Chain(Function):
         ctx.save_for_backward(x, output[1], *weights)
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
+        _note(ctx, ctx.wirings)
         ctx.native = output[1].numel() or len(weights) == 1  # what the backward pass reads is there
         ctx.set_materialize_grads(False)
 
@@ -288,6 +337,7 @@ class _Chain(Function):
         x, between, *weights = ctx.saved_tensors
         if g is None:
             return (None,) * (2 + len(weights))
+        _check_unchanged(ctx, wirings)
         if (
             ctx.native
             and not torch.is_grad_enabled()
@@ -327,6 +377,40 @@ class _Chain(Function):
         y = run(x, *weights)
         # What lies between is for the backward pass, which goes layer by layer within transforms.
         return (y, y.new_empty(0)), (0, None)
+
+
+def _check(wiring: Circulant | Indexed, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
+    """Refuse tensors that do not fit the wiring or one another."""
+    if x.ndim != 2 or x.shape[1] != wiring.n_in:
+        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
+    if w.ndim != 2 or len(w) != wiring.fan_in:
+        raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
+    wiring.check(w)
+    if w.dtype != x.dtype:
+        raise TypeError(f"`weight` must be {x.dtype}, as `x` is, got {w.dtype}")
+    if g is None:
+        return
+    if g.shape != (len(x), w.shape[1]) or g.dtype != x.dtype:
+        raise ValueError(
+            f"`g` must be {x.dtype} of shape {[len(x), w.shape[1]]}, as the output is, got "
+            f"{g.dtype} of shape {list(g.shape)}"
+        )
+
+
+def _note(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
+    """Keep how often each wiring has been written to, for `_check_unchanged`."""
+    if not torch.compiler.is_compiling():
+        ctx.versions = [wiring.version for wiring in wirings]
+
+
+def _check_unchanged(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if any(wiring.version != seen for wiring, seen in zip(wirings, ctx.versions, strict=True)):
+        raise ValueError(
+            "the wiring of a sparse layer was written to between the forward and the backward "
+            "pass; run the forward pass again"
+        )
 
 
 def _apply(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:

@@ -291,22 +291,30 @@ def _address(name: str, tensor: Tensor) -> int:
     return address
 
 
-def _like_y(x: Tensor, weight: Tensor, wiring: list[int] | Tensor) -> Tensor:  # noqa: ARG001
+def _like_y(x: Tensor, weight: Tensor, wiring: list[int] | Tensor) -> Tensor:
+    _check_one_device(x, weight, wiring)
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 def _like_gradients(
-    g: Tensor,  # noqa: ARG001
+    g: Tensor,
     x: Tensor,
     weight: Tensor,
-    wiring: list[int] | Tensor,  # noqa: ARG001
+    wiring: list[int] | Tensor,
     needs_x: bool,
     needs_w: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check_one_device(g, x, weight, wiring)
     return (
         x.new_empty(x.shape if needs_x else [0]),
         weight.new_empty(weight.shape if needs_w else [0]),
     )
+
+
+def _check_one_device(*arguments: Tensor | list[int]) -> None:
+    devices = {argument.device for argument in arguments if isinstance(argument, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"all tensors must be on one device, got {sorted(map(str, devices))}")
 
 
 for _wiring, _apply, _adjoint in (

@@ -6,7 +6,7 @@ goes by the transposed list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 _FEW_CONNECTIONS = 1 << 17
 
 
-def circulant(x: Tensor, w: Tensor, shifts: list[list[int]]) -> Tensor:
+def circulant(x: Tensor, w: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
     """The output y of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
     twice = torch.cat([x, x], dim=1)  # laid twice in a row, every shift is a plain slice
     y = x.new_empty(len(x), w.shape[1])
@@ -32,7 +32,7 @@ def circulant(x: Tensor, w: Tensor, shifts: list[list[int]]) -> Tensor:
 
 
 def circulant_adjoint(
-    g: Tensor, x: Tensor, w: Tensor, shifts: list[list[int]], needs: tuple[bool, bool]
+    g: Tensor, x: Tensor, w: Tensor, shifts: Sequence[Sequence[int]], needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """The gradients gx and gw of g ``[batch, n_out]``; one not needed is empty."""
     n, m = x.shape[1], w.shape[1]
@@ -116,7 +116,9 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
     return order.to(torch.int32), (counts.cumsum(0) - counts).to(torch.int32)
 
 
-def _copies(n_in: int, n_out: int, shifts: list[list[int]]) -> Iterator[tuple[int, int, list[int]]]:
+def _copies(
+    n_in: int, n_out: int, shifts: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, int, Sequence[int]]]:
     for start, taps in zip(range(0, n_out, n_in), shifts, strict=True):
         yield start, min(start + n_in, n_out), taps
 
