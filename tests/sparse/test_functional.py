@@ -324,7 +324,7 @@ def test_refuses_shifts_of_different_lengths():
 
 @pytest.mark.parametrize("chained", [False, True])
 def test_a_wiring_written_to_before_the_backward_pass_is_refused(way, chained):
-    wiring, sources = make_wiring("indexed", 7, 17, 2)
+    wiring, _sources = make_wiring("indexed", 7, 17, 2)
     x, w = torch.randn(3, 7, requires_grad=True), torch.randn(2, 17, requires_grad=True)
     y = sparse_chain(x, [w], [wiring]) if chained else sparse_linear(x, w, wiring)
     wiring.sources.fill_(3)
