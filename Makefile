@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test faults sanitize lint check clean
 
-$(READY): pyproject.toml constraints.txt src/sparsehyper/sparse/_kernels.c
+$(READY): pyproject.toml constraints.txt src/sparsehyper/_util/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -31,8 +31,8 @@ INCLUDE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('
 sanitize: $(READY)  ## the tests of the kernels under AddressSanitizer and UBSan
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R src/sparsehyper $(SANITIZED)
 	$(CC) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
-		-fopenmp -shared -fPIC -I$(INCLUDE) src/sparsehyper/sparse/_kernels.c \
-		-o $(SANITIZED)/sparsehyper/sparse/_kernels.abi3.so
+		-fopenmp -shared -fPIC -I$(INCLUDE) src/sparsehyper/_util/_kernels.c \
+		-o $(SANITIZED)/sparsehyper/_util/_kernels.abi3.so
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 $(BIN)/pytest -q -s -p no:cacheprovider \
 		tests/sparse tests/test_unpacking.py

@@ -16,62 +16,48 @@ import sparsehyper
 ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Who may import whom: cli → report, experiments, bench → training, adaptation → hypernetwork →
-# generators, conditioning, target → sparse. Every part may use the helpers.
-HELPERS = {"_checks", "_extras", "_files", "_random", "_text"}
-PARTS = {
-    *("generators", "conditioning", "target", "sparse"),
-    *("initialisation", "layout", "modules", "norm_statistics", "replicas", "unpacking"),
-}
-CORE = {*PARTS, "adapters", "_persistence", "mixing", "hypernetwork"}
+# Who may import whom. Every part may use the helpers in ``_util``; no part but the lab's own may use
+# the lab.
+MODEL = {"layout", "sparse", "generators", "conditioning", "target", "saving", "hypernetwork"}
+LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
-    "_checks": set(),
-    "_extras": set(),
-    "_files": set(),
-    "_random": set(),
-    "_text": set(),
+    "_util": set(),
+    "layout": set(),
     "sparse": set(),
-    "initialisation": set(),
     "generators": {"sparse", "layout"},
     "conditioning": set(),
-    "layout": set(),
-    "unpacking": {"sparse"},
-    "modules": {"layout"},
-    "norm_statistics": {"layout"},
-    "replicas": set(),
-    "target": {
-        *("initialisation", "layout", "modules", "norm_statistics"),
-        *("replicas", "sparse", "unpacking"),
-    },
-    "adapters": {"modules"},
-    "mixing": {"modules", "target"},
-    "_persistence": {"generators", "conditioning"},
-    "hypernetwork": {*PARTS, "adapters", "mixing", "_persistence"},
-    "recurrent": {"conditioning", "hypernetwork"},
-    "__init__": {
-        *("sparse", "generators", "conditioning", "hypernetwork"),
-        *("adaptation", "recurrent"),
-    },
-    "analysis": CORE,
-    "data": CORE,
-    "training": CORE,
-    "adaptation": CORE,
-    "report": set(),
-    "experiments": {*CORE, "data", "training", "adaptation", "analysis"},
-    "bench": {*CORE, "training", "adaptation"},
-    "cli": {*CORE, "data", "training", "adaptation", "analysis", "experiments", "bench", "report"},
-    "__main__": {"cli"},
+    "target": {"layout"},
+    "adapters": {"target"},
+    "saving": {"generators", "conditioning"},
+    "hypernetwork": MODEL,
+    "recurrent": MODEL,
+    "adaptation": MODEL,
+    "analysis": MODEL,
+    "training": MODEL,
+    "__init__": {*LIBRARY, "adapters"},
+    "lab": LIBRARY,
+    "__main__": {"lab"},
 }
-LIBRARY_HALF = {*HELPERS, *CORE, "recurrent", "adaptation", "analysis", "__init__"}
+# Within the lab.
+LAB_MAY_IMPORT = {
+    "__init__": set(),
+    "data": set(),
+    "report": {"studies"},
+    "bench": set(),
+    "runs": {"data"},
+    "studies": {"runs", "data"},
+    "cli": {"data", "runs", "studies", "bench", "report"},
+}
+LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis", "__init__"}
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna"),
 }
 
 
-def part(file: Path) -> str:
-    """The part of the package a file belongs to."""
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def part(file: Path, depth: int = 0) -> str:
+    """The part of the package a file belongs to, or of a wing of it."""
+    return file.relative_to(ROOT).parts[depth].removesuffix(".py")
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -83,6 +69,8 @@ def imports(file: Path) -> Iterator[str]:
             assert not node.level, f"{file} has a relative import"
             if node.module == "sparsehyper":
                 yield from (f"sparsehyper.{alias.name}" for alias in node.names)
+            elif node.module == "sparsehyper.lab":
+                yield from (f"sparsehyper.lab.{alias.name}" for alias in node.names)
             else:
                 if str(node.module).startswith("sparsehyper."):
                     names = {alias.name for alias in node.names} - {"_kernels"}  # a module
@@ -96,16 +84,21 @@ def test_imports_run_one_way(file):
     here = part(file)
     assert here in MAY_IMPORT, f"{here} is new: say in MAY_IMPORT what it may import"
     for name in imports(file):
-        top, _, inner = name.partition(".")
-        if top == "sparsehyper":
-            there = inner.split(".")[0]
-            assert there in {here, *MAY_IMPORT[here], *HELPERS}, f"{here} may not import {there}"
+        top, *inner = name.split(".")
+        if top != "sparsehyper":
+            continue
+        there = inner[0]
+        assert there in {here, *MAY_IMPORT[here], "_util"}, f"{here} may not import {there}"
+        if here == there == "lab":
+            wing, other = part(file, 1), inner[1]
+            may = {wing, *LAB_MAY_IMPORT[wing]}
+            assert other in may, f"lab.{wing} may not import lab.{other}"
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if part(f) in LIBRARY_HALF], ids=lambda f: str(f.relative_to(ROOT))
+    "file", [f for f in FILES if part(f) in LIGHT], ids=lambda f: str(f.relative_to(ROOT))
 )
-def test_the_library_half_needs_torch_numpy_and_safetensors_only(file):
+def test_the_library_without_training_needs_torch_numpy_and_safetensors_only(file):
     allowed = {"sparsehyper", "torch", "numpy", "safetensors", *sys.stdlib_module_names}
     assert {name.split(".")[0] for name in imports(file)} <= allowed
 
@@ -117,8 +110,8 @@ def settings():
     return [torch.get_rng_state().sum().item(), torch.get_num_threads(), torch.is_grad_enabled(),
             str(torch.get_default_dtype()), torch.are_deterministic_algorithms_enabled()]
 before, loaded = settings(), set(sys.modules)
-import sparsehyper, sparsehyper.analysis, sparsehyper.data, sparsehyper.training
-import sparsehyper.report, sparsehyper.experiments, sparsehyper.bench
+import sparsehyper, sparsehyper.analysis, sparsehyper.lab.data, sparsehyper.training
+import sparsehyper.lab.report, sparsehyper.lab.runs, sparsehyper.lab.bench
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - loaded})
 print(json.dumps({"loaded": loaded, "unchanged": settings() == before}))
 """
@@ -138,7 +131,7 @@ def test_every_module_begins_with_what_it_is_and_leaves_stdout_to_the_commands(f
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id == "print"
-            and part(file) != "cli"
+            and file.parent != ROOT / "lab" / "cli"
         ):
             where = {ast.unparse(k.value) for k in node.keywords if k.arg == "file"}
             assert where == {"sys.stderr"}, f"line {node.lineno} prints"

@@ -2,7 +2,7 @@
 
     python worker.py LIBRARY NUMEL BUDGET LATENT THREADS SEED
 
-The protocol is that of ``sparsehyper.bench.peers``, which starts this with the Python of an
+The protocol is that of ``sparsehyper.lab.bench.peers``, which starts this with the Python of an
 environment without sparsehyper.
 """
 

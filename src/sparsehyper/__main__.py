@@ -1,6 +1,6 @@
 """``python -m sparsehyper``."""
 
-from sparsehyper.cli import main
+from sparsehyper.lab.cli import main
 
 if __name__ == "__main__":
     main()

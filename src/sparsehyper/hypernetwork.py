@@ -14,10 +14,9 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsehyper import _persistence
-from sparsehyper._checks import check_integer, check_number
-from sparsehyper._random import spawn_seeds
-from sparsehyper.adapters import merge
+from sparsehyper import saving
+from sparsehyper._util.checks import check_integer, check_number
+from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import (
     Condition,
     Conditioner,
@@ -27,8 +26,9 @@ from sparsehyper.conditioning import (
 )
 from sparsehyper.generators import Generator
 from sparsehyper.layout import Select
-from sparsehyper.mixing import run_tasks
-from sparsehyper.target import Target
+from sparsehyper.target.adapters import merge
+from sparsehyper.target.many_tasks import run_tasks
+from sparsehyper.target.target import Target
 
 
 class HyperNetwork(nn.Module):
@@ -49,7 +49,7 @@ class HyperNetwork(nn.Module):
             own values; or ``"residual"``, which starts at these and is learned. Norm scales start
             at 1 with the first two.
         init: the variance with which generated tensors start: ``"torch"``, that of PyTorch's own
-            layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as `sparsehyper.initialisation` has it.
+            layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as ``target.initialisation`` has it.
         scale: multiplies the initial standard deviation of every generated tensor; None for 1, or
             for 0.1 on a base of the target's own values, which a full-sized addition would drown.
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
@@ -328,7 +328,7 @@ class HyperNetwork(nn.Module):
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
         }
-        _persistence.save(directory, config, self)
+        saving.save(directory, config, self)
 
     @classmethod
     def load(
@@ -349,7 +349,7 @@ class HyperNetwork(nn.Module):
             FileNotFoundError: there is no such directory or it lacks a file.
             ValueError: a damaged file, a target with other parameters, or another conditioner.
         """
-        return _persistence.load(cls, directory, target, conditioner)
+        return saving.load(cls, directory, target, conditioner)
 
     def _is_overwritten(self, around: DistributedDataParallel) -> bool:
         """Whether process 0's buffers will replace these, so that they must be brought together.

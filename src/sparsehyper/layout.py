@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sparsehyper._checks import check_integer
+from sparsehyper._util.checks import check_integer
 
 Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from sparsehyper import Chunked, Composed, Dense, HyperNetwork, LowRank, Sparse, TaskEmbedding
+from sparsehyper._util import kernels
 from sparsehyper.analysis import count_operations
 from sparsehyper.generators import Butterfly
-from sparsehyper.sparse import SparseLinear, native
+from sparsehyper.sparse import SparseLinear
 
 DIM = 8
 
@@ -19,10 +20,10 @@ def count(target, spec=None, example=None, **settings):
     return hnet, count_operations(hnet, torch.zeros(1, 6) if example is None else example)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("has_kernels", [True, False])
 @pytest.mark.parametrize("spec", [Sparse(3), Sparse(topology="uniform", bias=True, share=4)])
-def test_a_sparse_layer_costs_its_connections(spec, kernels, monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: kernels)
+def test_a_sparse_layer_costs_its_connections(spec, has_kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: has_kernels)
     hnet, found = count(nn.Linear(6, 50), spec)
     layers = [m for m in hnet.generator.modules() if isinstance(m, SparseLinear)]
     expected = sum(layer.connections().numel() for layer in layers)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
-from sparsehyper._random import normal, seeded
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.analysis import effective_rank
 from sparsehyper.analysis import gram as gram_module
 from sparsehyper.generators import Butterfly

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from conformance import dense_matrix
+from helpers.conformance import dense_matrix
 from sparsehyper import Chunked, Composed, Dense, HyperNetwork, LowRank, Sparse, TaskEmbedding
 from sparsehyper.analysis import connectivity, trace
 from sparsehyper.analysis import gram as gram_module

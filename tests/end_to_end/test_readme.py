@@ -13,9 +13,9 @@ import torch
 import typer
 from PIL import Image
 
-from sparsehyper.cli.app import app, run
-from sparsehyper.cli.options import experiment_from
-from sparsehyper.experiments import load_run, parse_method
+from sparsehyper.lab.cli.app import app, run
+from sparsehyper.lab.cli.options import experiment_from
+from sparsehyper.lab.runs import load_run, parse_method
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from sparsehyper.experiments import (
+from sparsehyper.lab.report.html import write_html
+from sparsehyper.lab.report.results import describe_results
+from sparsehyper.lab.runs import (
     DataConfig,
     Experiment,
     change_tasks,
@@ -17,8 +19,6 @@ from sparsehyper.experiments import (
     parse_method,
     run_experiment,
 )
-from sparsehyper.report.html import write_html
-from sparsehyper.report.results import describe_results
 from sparsehyper.training import TrainConfig
 
 CHROMIUM = next(

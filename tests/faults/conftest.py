@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from cases import Case, all_cases
-from commands import QUICK, Commands
+from helpers.faults import commands as helper
+from helpers.faults.cases import Case, all_cases
+from helpers.faults.commands import QUICK, Commands
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +20,7 @@ def commands(tmp_path_factory) -> Iterator[Commands]:
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler")
     folder = tmp_path_factory.mktemp("commands")
-    source, library = Path(__file__).parent / "faults.c", folder / "faults.so"
+    source, library = Path(helper.__file__).with_name("faults.c"), folder / "faults.so"
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     running = Commands(folder, library)
     yield running

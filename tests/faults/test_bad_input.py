@@ -41,8 +41,9 @@ from sparsehyper import (
     fit_embedding,
     identify_task,
 )
-from sparsehyper.cli.app import app, run
-from sparsehyper.data import (
+from sparsehyper.generators import parse_generator
+from sparsehyper.lab.cli.app import app, run
+from sparsehyper.lab.data import (
     Hue,
     Images,
     Permuted,
@@ -56,10 +57,9 @@ from sparsehyper.data import (
     make_tasks,
     parse_tasks,
 )
-from sparsehyper.data.images import decode, read_header
-from sparsehyper.experiments import DataConfig, Experiment, TaskInfo, build_model
-from sparsehyper.experiments.adapted import TaskEntry
-from sparsehyper.generators import parse_generator
+from sparsehyper.lab.data.images import decode, read_header
+from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model
+from sparsehyper.lab.runs.adapted import TaskEntry
 from sparsehyper.training import TrainConfig
 
 PROMISE = "bad input ends in an error line"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_toy
-from toy import Model, Source, same
 
+from helpers import environment, train_toy
+from helpers.toy import Model, Source, same
 from sparsehyper.training import Interrupted, Run
 from sparsehyper.training.checkpoint import TrainingState
 
@@ -37,7 +37,7 @@ def record(path):
 
 def start(path, *options):
     command = [sys.executable, train_toy.__file__, path, *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(path, step):

@@ -13,47 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import Model, same
 
-from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
-from sparsehyper.experiments import (
-    DataConfig,
-    Experiment,
+from helpers.faults.runs import make_runs, make_target
+from helpers.toy import Model, same
+from sparsehyper import HyperNetwork
+from sparsehyper.lab.runs import (
     build_target,
     change_tasks,
     load_run,
     read_experiment,
-    run_experiment,
 )
-from sparsehyper.experiments.run import finished_result
+from sparsehyper.lab.runs.run import finished_result
 from sparsehyper.training import CheckpointError, Evaluation, Run, TrainConfig
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.optim import build_optimizer
 
 SECONDS = 20  # ten times what is promised for noticing damage
-
-
-def make_target():
-    return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
-
-
-def train(path, seed):
-    """A run that is worse in the end than at its best, so that its two checkpoints differ."""
-    training = TrainConfig(
-        steps=12, eval_every=2, log_every=1, lr=0.3, seed=seed, clip=None, device="cpu"
-    )
-    data = DataConfig(tasks="split:5")
-    experiment = Experiment(data, training, target="mlp:4", latent_dim=4, batch_size=20)
-    run_experiment(experiment, path, quiet=True)
-
-
-def make_runs(path):
-    """A run, another like it, one that was adapted, and two saved models."""
-    for name, seed in (("run", 0), ("other", 1)):
-        train(path / name, seed)
-    change_tasks(path / "run", path / "adapted", rename=("0-1-2-3-4", "low"))
-    for name, seed in (("model", 0), ("another", 1)):
-        HyperNetwork(make_target(), Sparse(), TaskEmbedding(2, 8), seed=seed).save(path / name)
 
 
 @pytest.fixture(scope="module")

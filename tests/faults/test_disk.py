@@ -6,10 +6,10 @@ import random
 import shutil
 
 import pytest
-from cases import differences, leftovers
-from commands import FULL, READ_ONLY, Commands
 
-from sparsehyper.experiments import load_run
+from helpers.faults.cases import differences, leftovers
+from helpers.faults.commands import FULL, READ_ONLY, Commands
+from sparsehyper.lab.runs import load_run
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
-from sparsehyper.sparse.memory import shared_memory
+from sparsehyper._util.memory import shared_memory
 
 target = nn.Sequential(nn.Linear(1500, 1500), nn.ReLU(), nn.Linear(1500, 4))
 hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["a", "b"], dim=16))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
-import open_hostile
 import pytest
 import torch
-from test_damage import make_runs
+
+from helpers import environment
+from helpers.faults import open_hostile
+from helpers.faults.runs import make_runs
 
 STRIDE = 61  # with no divisor in common with the number of commands
 
@@ -45,7 +45,7 @@ def test_the_hook_sees_what_it_looks_for(tmp_path):
     """That nothing is found is worth something only if it would be."""
     code = (
         "import pickle, os, sys, subprocess; from pathlib import Path\n"
-        "import open_hostile as o\n"
+        "import helpers.faults.open_hostile as o\n"
         "secret = Path('secret'); secret.touch()\n"
         "Path('own').mkdir(); noted = o.watch(secret, Path('own'))\n"
         "pickle.loads(pickle.dumps(o.Executes())); subprocess.run(['true'])\n"
@@ -59,7 +59,7 @@ def test_the_hook_sees_what_it_looks_for(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -9,21 +9,21 @@ import random
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from helpers.faults import hostile_products
+from sparsehyper._util.memory import LARGE, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
-from sparsehyper.sparse.memory import LARGE, shared_memory
-from sparsehyper.unpacking import Plan, unpack
+from sparsehyper.target.unpacking import Plan, unpack
 
 TENSOR = LARGE // 4  # numbers, just enough for a block that is used again
 
 
 def test_hostile_arguments_are_refused_or_computed_right(trials, record_figures):
     tried = trials(600, 20_000)
-    script = Path(__file__).with_name("hostile_products.py")
+    script = hostile_products.__file__
     run = subprocess.run(
         [sys.executable, script, str(tried)], capture_output=True, text=True, check=False
     )

@@ -12,8 +12,9 @@ import signal
 import time
 
 import pytest
-from cases import differences, leftovers
-from commands import KILL
+
+from helpers.faults.cases import differences, leftovers
+from helpers.faults.commands import KILL
 
 
 @pytest.mark.parametrize(

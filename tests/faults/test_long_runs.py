@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy import N_CLASSES, NAMES, Model, Source
 
+from helpers.toy import N_CLASSES, NAMES, Model, Source
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper.training import Run, TrainConfig, train
 

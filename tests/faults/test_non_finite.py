@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from toy import N_CLASSES, NAMES, Model, Source, same
 
+from helpers.toy import N_CLASSES, NAMES, Model, Source, same
 from sparsehyper.training import NonFiniteError, Run, TrainConfig, train
 
 

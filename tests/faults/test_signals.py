@@ -11,8 +11,9 @@ import sys
 import time
 
 import pytest
-from cases import differences, leftovers
-from commands import HANG, QUICK, SMALL
+
+from helpers.faults.cases import differences, leftovers
+from helpers.faults.commands import HANG, QUICK, SMALL
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def seed_step(seed, step, here):
     return real(seed, step, here)
 
 loop._seed_step = seed_step
-from sparsehyper.cli import main
+from sparsehyper.lab.cli import main
 main()
 """
 ENDS = {

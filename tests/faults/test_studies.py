@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +13,10 @@ import pytest
 STUDY = """
 import sys
 from pathlib import Path
-from experiments.calls import nap
-from sparsehyper.experiments.studies.cells import Cell, run_cells
+from helpers import environment
+from helpers import environment
+from helpers.process_calls import nap
+from sparsehyper.lab.studies.cells import Cell, run_cells
 
 folder = Path(sys.argv[1])
 run_cells([Cell(str(i), {"i": i}) for i in range(3)], nap, folder / "study", folder, workers=2)
@@ -40,8 +41,7 @@ def wait_until(condition, seconds=60):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_workers_end_with_a_study_that_is_killed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    study = subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path)], env=environment)
+    study = subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path)], env=environment())
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
     assert all(map(is_running, workers))

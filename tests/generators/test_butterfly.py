@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformance import ConformingGenerator, embeddings
+from helpers.conformance import ConformingGenerator, embeddings
 from sparsehyper.generators import Butterfly
 
 

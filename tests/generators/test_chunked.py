@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conformance import ConformingGenerator, embeddings
+from helpers.conformance import ConformingGenerator, embeddings
 from sparsehyper.generators import Chunked
 from sparsehyper.layout import pack
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from conformance import embeddings
+from helpers.conformance import embeddings
 from sparsehyper.generators import Chunked, Composed, Dense, Sparse
 from sparsehyper.layout import pack
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from conformance import ConformingGenerator
+from helpers.conformance import ConformingGenerator
 from sparsehyper.generators import Dense
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformance import embeddings
+from helpers.conformance import embeddings
 from sparsehyper.generators import Chunked, Dense, LowRank, Sparse
 from sparsehyper.layout import pack
 

@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
-from conformance import ConformingGenerator, dense_matrix, embeddings
-from sparsehyper._random import seeded
+from helpers.conformance import ConformingGenerator, dense_matrix, embeddings
+from sparsehyper._util.random import seeded
 from sparsehyper.generators import ACTIVATIONS, Sparse
 from sparsehyper.sparse import TOPOLOGIES
 from sparsehyper.sparse.topology import draw_sources

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsehyper.sparse.memory import Memory
+from sparsehyper._util.memory import Memory
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from sparsehyper.sparse import SparseLinear, native
+from sparsehyper._util import kernels
+from sparsehyper.sparse import SparseLinear
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import circulant_sources
 
@@ -71,9 +72,9 @@ def gradients(x, w, g, wiring):
 @pytest.fixture(params=["native", "portable"])
 def way(request, monkeypatch):
     if request.param == "portable":
-        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "takes", lambda *tensors: False)
     else:
-        assert native.takes(torch.zeros(1)), "the package was installed without its kernels"
+        assert kernels.takes(torch.zeros(1)), "the package was installed without its kernels"
     return request.param
 
 
@@ -262,7 +263,7 @@ def test_autocast_leaves_the_product_in_the_precision_of_its_weights():
 def test_works_where_the_package_was_installed_without_a_compiler(monkeypatch):
     layer, x = SparseLinear(5000, 9000, 2), torch.randn(1, 5000)
     expected = layer(x)
-    monkeypatch.setattr(native, "_kernels", None)
+    monkeypatch.setattr(kernels, "compiled", None)
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -355,7 +356,7 @@ def test_fewer_threads_than_asked_for(settings):
     code = """
 import torch
 from sparsehyper.sparse import SparseLinear
-from sparsehyper.sparse.memory import Memory
+from sparsehyper._util.memory import Memory
 empty = Memory.empty
 Memory.empty = lambda *a: empty(*a).fill_(float("nan"))
 torch.set_num_threads(8)

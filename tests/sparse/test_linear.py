@@ -10,7 +10,7 @@ import torch.nn.parallel.replicate
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from conformance import dense_matrix
+from helpers.conformance import dense_matrix
 from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain
 
 SHAPES = [(1, 1, 1), (3, 10, 2), (5, 17, 9), (7, 30, 6), (30, 7, 4), (8, 4500, 3), (8200, 8201, 2)]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsehyper._random import seeded
+from sparsehyper._util.random import seeded
 from sparsehyper.sparse import TOPOLOGIES, SparseLinear, layer_fan_ins, layer_sizes
 from sparsehyper.sparse.topology import draw_sources
 

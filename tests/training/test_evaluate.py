@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from toy import N_CLASSES, NAMES, Model, Source
 
+from helpers.toy import N_CLASSES, NAMES, Model, Source
 from sparsehyper.training import Evaluation, evaluate
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from experiments.calls import (
+from helpers.process_calls import (
     finish_when_told,
     kill_itself,
     nap_unless_first,

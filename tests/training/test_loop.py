@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toy import N_CLASSES, NAMES, Model, Source, same
 
+from helpers.toy import N_CLASSES, NAMES, Model, Source, same
 from sparsehyper.training import Run, TrainConfig, evaluate, train
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import OPTIMIZERS

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import Model
-from train_toy import go, source_of
 
+from helpers import environment, train_toy
+from helpers.toy import Model
+from helpers.train_toy import go, source_of
 from sparsehyper.training import Processes, processes
 
-SCRIPT = Path(__file__).with_name("train_toy.py")
+SCRIPT = Path(train_toy.__file__)
 
 
 def test_one_process_on_the_cpu():
@@ -44,7 +45,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     go(tmp_path / "one", one, source_of(Processes(torch.device("cpu"))))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launch, SCRIPT, tmp_path / "two", "--dropout=0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     two = load_file(tmp_path / "two" / "checkpoints" / "best" / "model.safetensors")
     for name, tensor in one.state_dict().items():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import Model, same
 
-from sparsehyper._files import sealed
+from helpers.toy import Model, same
+from sparsehyper._util.files import sealed
 from sparsehyper.training import CheckpointError, Run, RunInUseError
 from sparsehyper.training.checkpoint import TrainingState, open_checkpoint
 from sparsehyper.training.run import lock, read_id

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import MOST_REPEATS, check_choice, check_integer, check_vector
-from sparsehyper._random import normal, seeded
+from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer, check_vector
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
     Loss,
@@ -37,7 +37,7 @@ from sparsehyper.adaptation.samples import (
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.mixing import run_tasks
+from sparsehyper.target.many_tasks import run_tasks
 
 INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer, check_type, class_numbers
+from sparsehyper._util.checks import check_integer, check_type, class_numbers
 from sparsehyper.adaptation.fit import Fit, frozen
 from sparsehyper.adaptation.samples import masked
 from sparsehyper.hypernetwork import HyperNetwork

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer, class_numbers
-from sparsehyper._random import seeded
+from sparsehyper._util.checks import check_integer, class_numbers
+from sparsehyper._util.random import seeded
 
 Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """Inputs ``[n, …]`` and labels ``[n, …]``, or batches of the two, which are all kept in memory."""

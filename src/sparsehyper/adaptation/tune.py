@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer, check_number
+from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper.adaptation.samples import (
     Batches,
     Loss,
@@ -21,7 +21,7 @@ from sparsehyper.adaptation.samples import (
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.initialisation import NORMS
+from sparsehyper.target.initialisation import NORMS
 
 TUNINGS = ("norm", "last", "all")
 NORM_STATS = ("kept", "renewed")

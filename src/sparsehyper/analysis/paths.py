@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer, check_number
+from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper.analysis.vectors import model_at, task_embeddings
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork

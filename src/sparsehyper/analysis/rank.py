@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_integer
-from sparsehyper._random import normal, seeded
+from sparsehyper._util.checks import check_integer
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.analysis.gram import centred, gram_of_outputs
 from sparsehyper.hypernetwork import HyperNetwork
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice
-from sparsehyper.adapters import merge
+from sparsehyper._util.checks import check_choice
 from sparsehyper.analysis.gram import centred, gram, rows_at_once
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.target.adapters import merge
 
 METRICS = ("cosine", "euclidean")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sparsehyper._checks import check_choice
+from sparsehyper._util.checks import check_choice
 from sparsehyper.conditioning.base import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.conditioning.features import TaskFeatures
 from sparsehyper.conditioning.inputs import InputAndTask, InputEncoder, Noise

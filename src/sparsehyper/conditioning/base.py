@@ -12,9 +12,9 @@ from typing import Any, ClassVar, SupportsIndex, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import MOST_TASKS, WIDEST, check_integer, check_size, is_whole
-from sparsehyper._random import seeded, uniform
-from sparsehyper._text import listed
+from sparsehyper._util.checks import MOST_TASKS, WIDEST, check_integer, check_size, is_whole
+from sparsehyper._util.random import seeded, uniform
+from sparsehyper._util.text import listed
 
 Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
 """What ``task`` may be: a name, a number, an embedding, … as each conditioner says."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import WIDEST, check_integer, check_size
+from sparsehyper._util.checks import WIDEST, check_integer, check_size
 from sparsehyper.conditioning.base import TaskConditioner, initialise
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice, check_size
+from sparsehyper._util.checks import check_choice, check_size
 from sparsehyper.conditioning.base import Conditioner, initialise, is_ids
 from sparsehyper.conditioning.tasks import TaskEmbedding
 

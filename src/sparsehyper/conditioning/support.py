@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import WIDEST, check_integer, check_size, class_numbers
+from sparsehyper._util.checks import WIDEST, check_integer, check_size, class_numbers
 from sparsehyper.conditioning.base import Conditioner, initialise
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_number, check_vector
-from sparsehyper._random import normal, seeded
+from sparsehyper._util.checks import check_number, check_vector
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.conditioning.base import TaskConditioner
 
 

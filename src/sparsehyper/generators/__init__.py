@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sparsehyper._checks import check_choice, check_type
+from sparsehyper._util.checks import check_choice, check_type
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.butterfly import Butterfly
 from sparsehyper.generators.chunked import CHUNKINGS, Chunked

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._random import normal, uniform
+from sparsehyper._util.random import normal, uniform
 from sparsehyper.layout import Layout
 
 # Up to this width a layer is rescaled at construction to the signal that it should have; wider ones

@@ -22,8 +22,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
-from sparsehyper._random import seeded, uniform
+from sparsehyper._util.checks import check_integer
+from sparsehyper._util.random import seeded, uniform
 from sparsehyper.generators.base import (
     CALIBRATED_WIDTH,
     Generator,

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import WIDEST, check_choice, check_integer
-from sparsehyper._random import normal, seeded
+from sparsehyper._util.checks import WIDEST, check_choice, check_integer
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
 from sparsehyper.layout import Layout, as_tensors, count_numbers
 

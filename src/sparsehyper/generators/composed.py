@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer
-from sparsehyper._random import spawn_seeds
+from sparsehyper._util.checks import check_integer
+from sparsehyper._util.random import spawn_seeds
 from sparsehyper.generators.base import BudgetError, Generator, too_small
 from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
 

@@ -7,8 +7,8 @@ from typing import Self
 
 from torch import nn
 
-from sparsehyper._checks import WIDEST, check_integer
-from sparsehyper._random import seeded
+from sparsehyper._util.checks import WIDEST, check_integer
+from sparsehyper._util.random import seeded
 from sparsehyper.generators.base import Generator, dense_layer, largest, too_small
 from sparsehyper.layout import Layout, count_numbers
 

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import WIDEST, check_integer
+from sparsehyper._util.checks import WIDEST, check_integer
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.sparse import Sparse
 from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack

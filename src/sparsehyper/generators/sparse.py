@@ -17,8 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice, check_integer, check_number
-from sparsehyper._random import seeded, spawn_seeds
+from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.generators.base import (
     CALIBRATED_WIDTH,
     Generator,

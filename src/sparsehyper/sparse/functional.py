@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sparsehyper._util import kernels
 from sparsehyper.sparse import native, portable
 
 
@@ -68,7 +69,7 @@ class Circulant:
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
         _check(self, x, w)
-        if native.takes(x, w):
+        if kernels.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         return portable.circulant(x, w, self.shifts)
 
@@ -77,7 +78,7 @@ class Circulant:
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         _check(self, x, w, g)
-        if native.takes(g, x, w):
+        if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
 
@@ -116,7 +117,7 @@ class Indexed:
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
         _check(self, x, w)
-        if native.takes(x, w):
+        if kernels.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         return portable.indexed(x, w, self.sources)
 
@@ -125,7 +126,7 @@ class Indexed:
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
         _check(self, x, w, g)
-        if native.takes(g, x, w):
+        if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
 
@@ -170,7 +171,7 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Ind
         ``[batch, n_out]`` of the last.
     """
     # The compiler joins the nodes by itself.
-    if torch.compiler.is_compiling() or not native.takes(x, *weights):
+    if torch.compiler.is_compiling() or not kernels.takes(x, *weights):
         return _one_by_one(x, wirings, weights)
     return _Chain.apply(x, wirings, *weights)[0]
 
@@ -317,7 +318,7 @@ class _Chain(Function):
     def forward(
         x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if all(native.at_address(tensor) for tensor in (x, *weights)):
+        if all(kernels.at_address(tensor) for tensor in (x, *weights)):
             return native.chain(x, weights, [wiring.native for wiring in wirings])
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass: of no real numbers
 
@@ -341,7 +342,7 @@ class _Chain(Function):
         if (
             ctx.native
             and not torch.is_grad_enabled()
-            and all(map(native.at_address, (g, x, between, *weights)))
+            and all(map(kernels.at_address, (g, x, between, *weights)))
         ):
             native_wirings = [wiring.native for wiring in wirings]
             gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_choice, check_integer, check_number, check_type
-from sparsehyper._random import integers, seeded, uniform
+from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
+from sparsehyper._util.memory import shared_memory
+from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
-from sparsehyper.sparse.memory import shared_memory
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 
 # Below this many inputs the slices of a circulant layer are too short to pay for their calls.

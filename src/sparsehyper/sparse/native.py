@@ -15,14 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsehyper.sparse.memory import shared_memory
+from sparsehyper._util import kernels
+from sparsehyper._util.memory import shared_memory
 
-try:
-    from sparsehyper.sparse import _kernels
-except ImportError:  # installed without a compiler
-    _kernels = None  # type: ignore[assignment]
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+_library = torch.library.Library("sparsehyper", "DEF")
 
 
 class Shifts:
@@ -81,38 +77,6 @@ class Sources:
             )
 
 
-def available() -> bool:
-    """Whether the package was installed with its kernels."""
-    return _kernels is not None
-
-
-def takes(*tensors: Tensor) -> bool:
-    """Whether the operators run on tensors like these."""
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-    return available()
-
-
-def at_address(tensor: Tensor) -> bool:
-    """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
-    if (
-        _kernels is None
-        or type(tensor) not in _PLAIN
-        or tensor.dtype is not torch.float32
-        or not tensor.is_cpu
-        or tensor.is_neg()
-    ):
-        return False
-    try:  # zeros and functions of others have no memory behind them, and 0 for an address
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
-    except RuntimeError:  # within a transform of torch.func
-        return False
-
-
-_library = torch.library.Library("sparsehyper", "DEF")
-
-
 def circulant(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
     """``[batch, n_in]`` to ``[batch, n_out]``; ``shifts`` holds those of all copies in a row."""
     return _product(x, weight, Shifts(_width(x), shifts))
@@ -150,10 +114,12 @@ def chain(
     """
     rows, x = len(x), x.contiguous()
     layers, width, _kept = _layers(x, weights, wirings)
-    _, n_between, _, n_table, _ = _kernels.space(rows, layers)
+    _, n_between, _, n_table, _ = kernels.compiled.space(rows, layers)
     empty = shared_memory().empty
     between, y, table = empty([n_between]), empty([rows, width]), empty([n_table])
-    _kernels.chain(rows, layers, x.data_ptr(), between.data_ptr(), y.data_ptr(), table.data_ptr())
+    kernels.compiled.chain(
+        rows, layers, x.data_ptr(), between.data_ptr(), y.data_ptr(), table.data_ptr()
+    )
     return y, between
 
 
@@ -178,7 +144,7 @@ def chain_adjoint(
     """
     rows, g, x = len(x), g.contiguous(), x.contiguous()
     layers, width, _kept = _layers(x, weights, wirings)
-    threads, n_between, n_gradients, n_table, n_sums = _kernels.space(rows, layers)
+    threads, n_between, n_gradients, n_table, n_sums = kernels.compiled.space(rows, layers)
     if g.shape != (rows, width) or between.numel() != n_between:
         raise ValueError(
             f"`g` must have shape {[rows, width]}, that of the output, got {list(g.shape)}; "
@@ -191,46 +157,15 @@ def chain_adjoint(
         empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
     ]
     gx = empty(x.shape) if needs_x else None
-    _kernels.chain_adjoint(
+    kernels.compiled.chain_adjoint(
         *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
-        *(0 if gx is None else gx.data_ptr(), _addresses(gw)),
+        *(0 if gx is None else gx.data_ptr(), kernels.addresses(gw)),
         *(gradients, gradients + 4 * n_gradients, gradients + 4 * (n_gradients + n_table)),
     )
     for tensor in gw if rows == 0 else ():
         if tensor is not None:
             tensor.zero_()
     return gx, gw
-
-
-def scale_runs(
-    flat: Tensor,
-    runs: Sequence[Tensor],
-    sizes: bytes,
-    factors: bytes,
-    offsets: bytes,
-    added: Tensor | None,
-) -> None:
-    """Write ``offset + factor · flat[…, start : start + size]`` to each run, contiguous.
-
-    Where ``added``, as long as a row of ``flat``, is given, its elements take the place of offsets.
-    """
-    flat = flat.contiguous()
-    added = None if added is None else added.contiguous()
-    address = 0 if added is None else added.data_ptr()
-    _kernels.runs(
-        *(False, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, address),
-        *(flat.data_ptr(), _addresses(runs)),
-    )
-
-
-def gather_runs(
-    flat: Tensor, runs: Sequence[Tensor | None], sizes: bytes, factors: bytes, offsets: bytes
-) -> None:
-    """Write ``factor · run`` to each run's place in ``flat``; one that is None is left out."""
-    _kernels.runs(
-        *(True, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, 0),
-        *(flat.data_ptr(), _addresses(runs)),
-    )
 
 
 def _layers(
@@ -250,10 +185,6 @@ def _layers(
         packed.extend((n, width, k, *wiring.at_address(k, width), weight.data_ptr()))
         kept.append(weight)
     return packed.tobytes(), width, kept
-
-
-def _addresses(runs: Sequence[Tensor | None]) -> bytes:
-    return array("q", [0 if run is None else run.data_ptr() for run in runs]).tobytes()
 
 
 def _product(x: Tensor, weight: Tensor, wiring: Shifts | Sources) -> Tensor:
@@ -277,7 +208,7 @@ def _width(x: Tensor) -> int:
 
 def _check_memory(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not takes(tensor):
+        if not kernels.takes(tensor):
             raise TypeError(
                 f"`{name}` must be float32 on the CPU, got {tensor.dtype} on {tensor.device}"
             )

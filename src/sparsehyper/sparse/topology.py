@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehyper._checks import check_choice, check_integer, check_number
-from sparsehyper._random import integers, normal
+from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.random import integers, normal
 
 TOPOLOGIES = ("circulant", "uniform", "regular", "local", "mixed")
 FAN_IN_SCHEDULES = ("linear", "geometric")

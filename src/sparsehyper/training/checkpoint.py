@@ -37,9 +37,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._checks import check_integer, check_number
-from sparsehyper._files import CheckpointError, digest, open_file, parse_json, sync
-from sparsehyper._persistence import WEIGHTS_FILE, load_state, read_tensors, write_tensors
+from sparsehyper._util.checks import check_integer, check_number
+from sparsehyper._util.files import CheckpointError, digest, open_file, parse_json, sync
+from sparsehyper.saving import WEIGHTS_FILE, load_state, read_tensors, write_tensors
 from sparsehyper.training.evaluate import Evaluation
 from sparsehyper.training.optim import kept_of
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sparsehyper._checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
 
 OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")

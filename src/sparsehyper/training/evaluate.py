@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._checks import check_choice, check_integer
+from sparsehyper._util.checks import check_choice, check_integer
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 
@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class EvaluationData(Protocol):
-    """Images to evaluate on; the ``val`` and ``test`` of a `sparsehyper.data.TaskSet` are such."""
+    """Images to evaluate on; as the ``val`` and ``test`` of a task set of ``lab.data``."""
 
     @property
     def counts(self) -> Sequence[int]:

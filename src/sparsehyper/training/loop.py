@@ -44,7 +44,7 @@ from sparsehyper.training.run import Run
 
 
 class BatchSource(Protocol):
-    """The training stream; `sparsehyper.data.Batches` is one."""
+    """The training stream; `sparsehyper.lab.data.Batches` is one."""
 
     @property
     def steps_per_epoch(self) -> int:

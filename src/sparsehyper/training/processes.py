@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparsehyper._extras import require
+from sparsehyper._util.extras import require
 
 
 @dataclass(frozen=True)

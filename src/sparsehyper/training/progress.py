@@ -9,8 +9,8 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from sparsehyper._extras import require
-from sparsehyper._text import printable
+from sparsehyper._util.extras import require
+from sparsehyper._util.text import printable
 from sparsehyper.training.evaluate import Evaluation
 
 

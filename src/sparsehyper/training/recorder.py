@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from sparsehyper._extras import require
+from sparsehyper._util.extras import require
 from sparsehyper.training.processes import is_main_process
 from sparsehyper.training.run import Run
 

@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from sparsehyper._extras import require
-from sparsehyper._files import (
+from sparsehyper._util.extras import require
+from sparsehyper._util.files import (
     CheckpointError,
     parse_json,
     read_file,

@@ -1,0 +1,1 @@
+"""What the command line and the studies need: data, runs, studies, reports and benchmarks."""

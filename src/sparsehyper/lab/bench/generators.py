@@ -1,0 +1,148 @@
+"""Whole generators: from one embedding to all N parameters and back, for N over decades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsehyper.generators import Chunked, Dense, Generator, Sparse
+from sparsehyper.lab.bench import memory
+from sparsehyper.lab.bench.products import bytes_moved, thesis_generator
+from sparsehyper.lab.bench.sizes import Sizes
+from sparsehyper.lab.bench.timing import alternate, copying, floor, spread, timed, times
+from sparsehyper.sparse import SparseLinear
+from sparsehyper.training.isolation import DiedError
+
+LATENT = 64
+BUDGET = 4  # trainable parameters of a chunked generator per generated parameter
+THESIS = "thesis"
+_SPECS: dict[str, Generator] = {
+    "sparse": Sparse(),
+    "sparse, growth 8": Sparse(growth=8),
+    "sparse, local": Sparse(topology="local"),
+    "chunked": Chunked(),  # of the budget
+    "dense": Dense(),
+    THESIS: Sparse(),  # the same layers by the thesis's scheme
+}
+_SLOW = ("sparse, local", THESIS)
+
+_SMALL = 20_000  # generated parameters; a chunked generator of the budget needs about so many
+
+# Above what a pass was seen to take at once: bytes for a weight, and for a generated parameter.
+_WEIGHT_BYTES, _SLOW_WEIGHT_BYTES, _PARAMETER_BYTES = 8, 40, 16
+
+
+def build(name: str, numel: int, seed: int) -> nn.Module:
+    """One of the generators that are compared, ``[batch, LATENT]`` → ``[batch, numel]``."""
+    module = _spec(name, numel).build(LATENT, numel, seed)
+    return thesis_generator(module) if name == THESIS else module
+
+
+def one_pass(module: nn.Module, numel: int, seed: int) -> Callable[[], None]:
+    """Forward and backward of a generator, for one embedding that gets a gradient too."""
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(1, LATENT, generator=rng).requires_grad_()
+    grad = torch.randn(1, numel, generator=rng)
+
+    def work() -> None:
+        z.grad = None
+        module.zero_grad(set_to_none=True)
+        module(z).backward(grad)
+
+    return work
+
+
+def measure_generators(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
+    """One row for every N and method, and the reason of each that was left out.
+
+    ``ns`` is time per generated parameter and ``over`` as for layers; ``floor_ns`` the time to
+    move the same layers' bytes once, of sparse ones; ``peak`` bytes above those of the process
+    before it built the generator, or None where that cannot be told.
+    """
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    for numel in sizes.generators:
+        names: list[str] = []
+        for name in _SPECS:
+            if name in _SLOW and numel > sizes.largest_slow:
+                reason = f"slow; measured up to {sizes.largest_slow:,}"
+            else:
+                reason = memory.shortage(_need([*names, name], numel))
+            if reason:
+                skipped.append({"numel": numel, "method": name, "reason": reason})
+            else:
+                names.append(name)
+        rows += _time(names, numel, sizes, rounds, seed)
+    for row in rows if memory.can_measure() else ():
+        with suppress(DiedError):
+            row["peak"] = memory.in_fresh_process(_peak, row["method"], row["numel"], seed)
+    return {"rows": rows, "skipped": skipped, "flatness": _flatness(rows)}
+
+
+def _time(
+    names: list[str], numel: int, sizes: Sizes, rounds: int, seed: int
+) -> list[dict[str, Any]]:
+    modules = {name: build(name, numel, seed) for name in names}
+    works = {name: timed(one_pass(module, numel, seed)) for name, module in modules.items()}
+    taken = alternate({"copy": copying(sizes.copy), **works}, rounds)
+    byte_seconds = taken.pop("copy")
+    rows = []
+    for name, seconds in taken.items():
+        row: dict[str, Any] = {
+            "numel": numel,
+            "method": name,
+            "trainable": sum(p.numel() for p in modules[name].parameters()),
+            "seconds": seconds,
+            "ms": spread([1e3 * s for s in seconds]),
+            "ns": spread([1e9 * s / numel for s in seconds]),
+            "over": {x: times(seconds, taken[x]) for x in ("sparse", THESIS) if x in taken},
+            "floor_ns": None,
+            "peak": None,
+        }
+        layers = [m for m in modules[name].modules() if isinstance(m, SparseLinear)]
+        if layers:
+            least = floor(byte_seconds, sum(bytes_moved(x, 1, backward=True) for x in layers))
+            row["over"]["floor"] = times(seconds, least)
+            row["floor_ns"] = spread([1e9 * s / numel for s in least])
+        rows.append(row)
+    return rows
+
+
+def _peak(name: str, numel: int, seed: int) -> int:
+    """Peak bytes of a pass, weights included; called in a fresh process."""
+    one_pass(build(name, _SMALL, seed), _SMALL, seed)()  # loads what every pass needs
+    before = memory.resident()
+    work = one_pass(build(name, numel, seed), numel, seed)
+    work()
+    memory.reset_peak()
+    work()
+    return memory.peak() - before
+
+
+def _flatness(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Worst ÷ best time a parameter of the default generator, from the smallest N and the next."""
+    costs = [(row["numel"], row["ns"]["median"]) for row in rows if row["method"] == "sparse"]
+    return {
+        f"from {smallest:,}": max(ns) / min(ns)
+        for smallest, _ in costs[:2]
+        for ns in [[ns for numel, ns in costs if numel >= smallest]]
+    }
+
+
+def _spec(name: str, numel: int) -> Generator:
+    spec = _SPECS[name]
+    return spec.with_budget(BUDGET * numel, LATENT, numel) if name == "chunked" else spec
+
+
+def _need(names: list[str], numel: int) -> int:
+    """Bytes that these take when all are built and one is at work."""
+    weights = {name: _spec(name, numel).count_parameters(LATENT, numel) for name in names}
+    working = max(
+        (_SLOW_WEIGHT_BYTES if name in _SLOW else _WEIGHT_BYTES) * count
+        for name, count in weights.items()
+    )
+    return 4 * sum(weights.values()) + working + _PARAMETER_BYTES * numel

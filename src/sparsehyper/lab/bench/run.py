@@ -1,0 +1,138 @@
+"""One run of the benchmarks, kept in a directory.
+
+``results.json``, rewritten after every group, holds
+
+=============  ====================================================================================
+``machine``    processor, cores, memory, system, versions, threads, environment that bears on speed
+``settings``   sizes, rounds, seed
+``groups``     by name, what each ``measure_…`` function returns
+=============  ====================================================================================
+
+Every row has ``seconds``, one number for every round; what is derived from them is given as
+median and quartiles (``median``, ``low``, ``high``). Memory is in bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsehyper._util import kernels
+from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
+from sparsehyper.lab.bench.adaptation import measure_adaptation
+from sparsehyper.lab.bench.generators import measure_generators
+from sparsehyper.lab.bench.layers import measure_layers
+from sparsehyper.lab.bench.peers import measure_peers, peer_command
+from sparsehyper.lab.bench.scale import measure_scale
+from sparsehyper.lab.bench.sizes import FULL, Sizes
+from sparsehyper.lab.bench.steps import measure_steps
+from sparsehyper.training.run import write_json
+
+FORMAT = 1
+GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
+RESULTS = "results.json"
+Measure = Callable[[Sizes, int, int], dict[str, Any]]
+
+
+def bench(
+    directory: str | PathLike[str],
+    *,
+    groups: Sequence[str] | None = None,
+    peers: str | PathLike[str] | None = None,
+    sizes: Sizes = FULL,
+    rounds: int = 7,
+    seed: int = 0,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run groups of benchmarks and yield, after each, its name and all results so far.
+
+    Args:
+        directory: where ``results.json`` goes; made if need be.
+        groups: names of `GROUPS`; all by default, ``"peers"`` only where the next is given.
+        peers: the folder with the worker of other libraries and their environment.
+        sizes: how large.
+        rounds: how often everything is timed, at least 1.
+        seed: of wirings, weights and inputs.
+
+    Raises:
+        FileExistsError: the directory has results.
+        FileNotFoundError: ``peers`` lacks something.
+        ValueError: an unknown group, or ``"peers"`` without their folder; ``rounds`` below 1 or a
+            negative seed.
+    """
+    check_integer("rounds", rounds, minimum=1, maximum=MOST_REPEATS)
+    check_integer("seed", seed, minimum=0)
+    measures: dict[str, Measure] = {
+        "layers": measure_layers,
+        "generators": measure_generators,
+        "steps": measure_steps,
+        "adaptation": measure_adaptation,
+        "scale": measure_scale,
+    }
+    if peers is not None:
+        measures["peers"] = partial(measure_peers, peer_command(peers))
+    for group in groups or ():
+        check_choice("only", group, GROUPS)
+        if group not in measures:
+            raise ValueError(
+                "`only` names peers, so `peers` must be their folder: benchmarks/peers"
+            )
+    path = Path(directory) / RESULTS
+    if path.exists():
+        raise FileExistsError(f"{path} exists; give another `out`, or remove it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise FileExistsError(f"`out` must be a directory, and {path.parent} is a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {
+        "format": FORMAT,
+        "date": date.today().isoformat(),
+        "machine": describe_machine(),
+        "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},
+        "groups": {},
+    }
+    return _run({group: measures[group] for group in groups or measures}, results, path)
+
+
+def _run(
+    measures: dict[str, Measure], results: dict[str, Any], path: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    settings = results["settings"]
+    sizes = Sizes(**settings["sizes"])
+    for group, measure in measures.items():
+        results["groups"][group] = measure(sizes, settings["rounds"], settings["seed"])
+        write_json(path, results)
+        yield group, results
+
+
+def describe_machine() -> dict[str, Any]:
+    """What bears on speed: processor, memory, versions, threads, settings of the environment."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    meminfo = Path("/proc/meminfo")
+    total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
+    return {
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory": 1024 * int(total[1]) if total else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+        "kernels": kernels.available(),
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES"))
+        },
+    }

@@ -1,0 +1,55 @@
+"""How large the benchmarks are: in full, and quick, to see that all of it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of all benchmarks.
+
+    Args:
+        copy: bytes of the buffer whose copying gives the speed of memory.
+        layer: inputs, outputs and fan-in of the sparse layer.
+        batches: of embeddings, for the layer.
+        compile: also measure the layer under `torch.compile`.
+        generators: numbers of generated parameters.
+        largest_slow: the most of them for the thesis's scheme and for indexed topologies.
+        images: ``(batch, side)`` of the images of the ResNet of the training steps.
+        mixed: ``(tasks, images a task)`` of a mixed batch.
+        fitted_images: of a new task whose embedding is fitted.
+        together: new tasks that are fitted together.
+        scale: targets of the scale benchmark, of `sparsehyper.lab.bench.targets.LARGE`.
+        peers: numbers of generated parameters to compare with other libraries.
+    """
+
+    copy: int = 256 << 20
+    layer: tuple[int, int, int] = (2_000_000, 4_000_000, 3)
+    batches: tuple[int, ...] = (1, 8)
+    compile: bool = True
+    generators: tuple[int, ...] = (10**5, 10**6, 10**7, 10**8, 2 * 10**8)
+    largest_slow: int = 10**7
+    images: tuple[int, int] = (50, 32)
+    mixed: tuple[int, int] = (10, 10)
+    fitted_images: int = 100
+    together: int = 100
+    scale: tuple[str, ...] = ("resnet18", "vit_b16", "gpt2_small")
+    peers: tuple[int, ...] = (10**6, 10**7)
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    copy=1 << 20,
+    layer=(500, 1000, 3),
+    batches=(1, 2),
+    compile=False,
+    generators=(20_000, 50_000),
+    largest_slow=20_000,
+    images=(2, 8),
+    mixed=(2, 2),
+    fitted_images=10,
+    together=2,
+    scale=("tiny",),
+    peers=(20_000,),
+)

@@ -1,0 +1,35 @@
+"""The command line, one file a command.
+
+Exit codes: 0 done; 1 the work failed (a loss that is not finite, a run of a comparison that
+failed); 2 bad input or usage; 130 interrupted, with what was trained kept.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+def main() -> None:
+    """Entry point of ``sparsehyper`` and ``python -m sparsehyper``."""
+    from sparsehyper._util.extras import MissingExtraError, require
+    from sparsehyper.training.interrupt import raising_signals
+
+    needed = ("typer", "rich", "accelerate", "filelock", "PIL", "pyarrow", "matplotlib")
+    with raising_signals():
+        try:
+            for module in needed:
+                require(module, "cli")
+            from sparsehyper.lab.cli.app import run
+
+            for stream in (sys.stdout, sys.stderr):  # what the terminal has no characters for
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
+            code = run()
+        except MissingExtraError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:  # before the command began
+            print("interrupted", file=sys.stderr)
+            code = 130
+    raise SystemExit(code)

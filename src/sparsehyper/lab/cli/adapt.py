@@ -1,0 +1,104 @@
+"""``sparsehyper adapt``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper.lab.cli.options import TrustTarget
+from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
+from sparsehyper.lab.runs import adapt_run, shares_weights
+
+
+def adapt(
+    run: Annotated[Path, typer.Argument(help="A run's directory; it is left as it is.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help=r"Folder [train|test]/TASK/CLASS/\*.png, or with --task "
+            r"[train|test]/CLASS/\*.png. All but test is learned from."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the new run; must be new.")],
+    task: Annotated[
+        str | None, typer.Option(help="Name of the one new task that the folder holds.")
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="Where to start: nearest, mean, mixture or random.")
+    ] = "nearest",
+    restarts: Annotated[
+        int, typer.Option(help="Embeddings fitted, of which the best is kept.")
+    ] = 1,
+    space: Annotated[
+        str, typer.Option(help="free, or mixture: a softmax mixture of the known embeddings.")
+    ] = "free",
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Then train norm, last or all of the task's own model further."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Evaluations of the loss by L-BFGS.")] = 25,
+    batch_size: Annotated[
+        int, typer.Option(help="Images of each task that its embedding is fitted to, at most.")
+    ] = 1024,
+    tune_steps: Annotated[int, typer.Option(help="Updates of what --tune names.")] = 100,
+    tune_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 1e-3,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of random starts, and of batches for --tune.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
+    json: Json = False,
+) -> None:
+    r"""Learn new tasks from a few images each, by their embeddings alone.
+
+    Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
+    the folder hats holds CLASS/\*.png.
+    """
+    started = time.perf_counter()
+    rows = adapt_run(
+        run,
+        out,
+        data,
+        task=task,
+        init=init,
+        restarts=restarts,
+        space=space,
+        tune=tune,
+        steps=steps,
+        batch_size=batch_size,
+        tune_steps=tune_steps,
+        tune_lr=tune_lr,
+        resize=resize,
+        seed=seed,
+        device=device,
+        trust=trust_target or (),
+    )
+    seconds = time.perf_counter() - started
+    if json:
+        print_json({"out": str(out), "tasks": rows, "seconds": seconds})
+        return
+    print_table(
+        "New tasks",
+        ["task", "classes", "images", "accuracy on them", "test images", "test accuracy"],
+        [
+            [
+                row["task"],
+                ", ".join(row["classes"]),
+                row["images"],
+                f"{row['accuracy']:.2%}",
+                row["test_images"] or "–",
+                "–" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2%}",
+            ]
+            for row in rows
+        ],
+    )
+    weights = "shares" if shares_weights(run, out) else "has a copy of"
+    fitted = sum(row["seconds"] for row in rows)
+    echo(
+        f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} knows them beside the tasks of "
+        f"{run}, and {weights} its weights."
+    )

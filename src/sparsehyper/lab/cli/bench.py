@@ -1,0 +1,72 @@
+"""``sparsehyper bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper._util.files import replaced
+from sparsehyper.lab import bench as benchmarks
+from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
+from sparsehyper.lab.report import bench as report
+
+
+def bench(
+    out: Annotated[
+        Path, typer.Option(help="Directory for results.json, results.md and the pictures.")
+    ] = Path("runs/bench"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="layers  generators  steps  adaptation  scale  peers; may be given several times. "
+            "All by default, peers if their folder is given."
+        ),
+    ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with other libraries' worker.py and .venv: benchmarks/peers.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of wirings, weights and inputs.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes, to see that all of it runs.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure speed and memory, side by side with what they compete with.
+
+    What is compared takes turns in one process, round by round; ratios are of the same round, and
+    medians over rounds. OMP_NUM_THREADS sets the number of threads. In full it takes half an hour.
+
+    Example: **sparsehyper bench --out runs/bench --only layers --only generators**
+    """
+    files = ["results.json", "results.md"]
+    for group, results in benchmarks.bench(
+        out,
+        groups=only,
+        peers=peers,
+        sizes=benchmarks.QUICK if quick else benchmarks.FULL,
+        rounds=rounds,
+        seed=seed,
+    ):
+        with replaced(out / "results.md") as page:
+            page.write(report.markdown(results).encode())
+        if group == "generators":
+            report.draw_time(results, out / "time.png")
+            report.draw_memory(results, out / "memory.png")
+            files += ["time.png", "memory.png"]
+        if not json:
+            for table in report.tables(group, results):
+                print_table(table.title, table.columns, table.rows)
+                for note in table.notes:
+                    echo(note)
+    if json:
+        print_json(results)
+    else:
+        for file in files:
+            echo(out / file)

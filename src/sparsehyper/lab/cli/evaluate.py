@@ -1,0 +1,44 @@
+"""``sparsehyper evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper.lab.cli.options import TrustTarget
+from sparsehyper.lab.cli.output import Json, print_json, print_tasks
+from sparsehyper.lab.runs import evaluate_run
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's folder of images is now, if it moved.")
+    ] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a run's best model on every task.
+
+    Example: **sparsehyper evaluate runs/digits --split test --json**
+    """
+    evaluation = evaluate_run(
+        run,
+        split=split,
+        source=data,
+        data_dir=data_dir,
+        device=device,
+        trust=trust_target or (),
+    ).to_dict()
+    if json:
+        print_json(evaluation)
+    else:
+        print_tasks(split.capitalize(), evaluation)

@@ -1,0 +1,86 @@
+"""What commands print.
+
+Names of tasks, classes and files come from folders and from other people's runs, so all text is
+made `printable` here. JSON has escapes of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparsehyper._util.text import printable
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+# What spreadsheets take for the beginning of a formula, in full width too, or skip before it.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """One line on stdout, or stderr."""
+    typer.echo(printable(text), err=err)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Within, a warning is a line on stderr, without where in the code it comes from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A CSV file on stdout, whose cells no spreadsheet takes for a formula.
+
+    As OWASP advises ("CSV injection"): a cell that begins like one gets an apostrophe before it.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *([_cell(str(value)) for value in row] for row in rows)])
+    typer.echo(text.getvalue(), nl=False)
+
+
+def _cell(text: str) -> str:
+    return f"'{printable(text)}" if text.startswith(_FORMULAS) else printable(text)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table; the first column is text, the others are figures."""
+    table = Table(title=Text(printable(title), style="table.title"), title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(value)) for value in row))  # and no markup
+    Console().print(table)
+
+
+def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
+    """Accuracy and loss of every task."""
+    losses = evaluation["losses"]
+    rows = [
+        [task, f"{accuracy:.2%}", f"{losses[task]:.4f}"]
+        for task, accuracy in evaluation["accuracies"].items()
+    ]
+    rows.append(["mean", f"{evaluation['accuracy']:.2%}", f"{evaluation['loss']:.4f}"])
+    print_table(title, ["task", "accuracy", "loss"], rows)

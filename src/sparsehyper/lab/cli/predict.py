@@ -1,0 +1,80 @@
+"""``sparsehyper predict``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper._util.checks import check_choice
+from sparsehyper.lab.cli.options import TrustTarget
+from sparsehyper.lab.cli.output import echo, print_csv, print_json, print_table
+from sparsehyper.lab.runs import predict_run
+
+_FORMATS = ("table", "json", "csv")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders and globs.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose model to use. Without it the images must all be of one task, which is told "
+            "by how sure its predictions are."
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="table, json or csv. In csv, a cell that begins with =, +, -, @, a tab or a "
+            "carriage return gets an apostrophe before it, so that no spreadsheet takes it for a "
+            "formula; json has all names as they are."
+        ),
+    ] = "table",
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust_target: TrustTarget = None,
+) -> None:
+    r"""Classify images.
+
+    Example: **sparsehyper predict runs/shop-hats --task hats new/\*.png --format csv**
+    """
+    check_choice("format", format, _FORMATS)
+    started = time.perf_counter()
+    found = predict_run(
+        run,
+        images,
+        task=task,
+        resize=resize,
+        batch_size=batch_size,
+        device=device,
+        trust=trust_target or (),
+    )
+    seconds = time.perf_counter() - started
+    if format == "json":
+        print_json({**found.to_dict(), "seconds": seconds})
+        return
+    rows = [
+        [file, label, f"{max(values):.4f}"]
+        for file, label, values in zip(found.files, found.labels, found.probabilities, strict=True)
+    ]
+    if format == "csv":
+        print_csv(["file", "label", "probability"], rows)
+    else:
+        print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
+    told = "as given"
+    if found.task_scores:
+        scores = sorted((score, name) for name, score in found.task_scores.items())
+        told = f"told from the images (entropy {scores[0][0]:.3f}"
+        told += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
+    # Not to stdout, where a CSV stands.
+    images_seen = "1 image" if len(rows) == 1 else f"{len(rows)} images"
+    echo(f"{images_seen}, task {found.task!r} {told}, {seconds:.1f} s", err=True)
+    if found.accuracy is not None:
+        echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)

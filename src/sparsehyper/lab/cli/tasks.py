@@ -1,0 +1,61 @@
+"""``sparsehyper tasks``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehyper.lab.cli.options import TrustTarget
+from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
+from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
+
+
+def tasks(
+    run: Annotated[Path, typer.Argument(help="A run's directory; it is left as it is.")],
+    rename: Annotated[
+        tuple[str, str] | None, typer.Option(help="A task's name and its new name; needs --out.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="A task to remove; may be given several times; needs --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the new run with the change; must be new.")
+    ] = None,
+    trust_target: TrustTarget = None,
+    json: Json = False,
+) -> None:
+    """List a run's tasks and the nearest of each; or write a run with one renamed or removed.
+
+    Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
+    """
+    started, trust = time.perf_counter(), trust_target or ()
+    if (rename is None and not remove) != (out is None):
+        raise ValueError("`rename` and `remove` go with `out`, the new run, and it with them")
+    if out is not None:
+        change_tasks(run, out, rename=rename, remove=remove or (), trust=trust)
+    rows = describe_tasks(run if out is None else out, trust=trust)
+    if json:
+        print_json({"run": str(out or run), "tasks": rows})
+        return
+    print_table(
+        f"Tasks of {out or run}",
+        ["task", "classes", "origin", "nearest", "cosine"],
+        [
+            [
+                row["task"],
+                ", ".join(row["classes"]),
+                row["origin"],
+                row["nearest"] or "–",
+                "–" if row["cosine"] is None else f"{row['cosine']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    if out is not None:
+        weights = "shares" if shares_weights(run, out) else "has a copy of"
+        echo(f"{out} has these; it {weights} the weights of {run}, which is as it was.")
+    echo(f"{time.perf_counter() - started:.1f} s")

@@ -1,0 +1,45 @@
+"""Many-task image data: sources of images, tasks made of them, and batches."""
+
+from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
+from sparsehyper.lab.data.folder import (
+    LabelledTask,
+    find_images,
+    load_folder,
+    load_images,
+    load_new_tasks,
+)
+from sparsehyper.lab.data.make import make_tasks
+from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
+from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
+from sparsehyper.lab.data.source import Images, Source, Task, join_sources
+from sparsehyper.lab.data.sources import SOURCES, is_source, load_source
+from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
+
+__all__ = [
+    "AUGMENTATIONS",
+    "SOURCES",
+    "TASK_MAKERS",
+    "Batch",
+    "Batches",
+    "Hue",
+    "Images",
+    "LabelledTask",
+    "Permuted",
+    "Rotated",
+    "Source",
+    "Split",
+    "Task",
+    "TaskMaker",
+    "TaskSet",
+    "TaskSplit",
+    "find_images",
+    "is_source",
+    "join_sources",
+    "load_folder",
+    "load_images",
+    "load_new_tasks",
+    "load_source",
+    "make_tasks",
+    "maker_from_config",
+    "parse_tasks",
+]

@@ -1,0 +1,165 @@
+"""The training stream: which images a step sees, as a pure function of seed, epoch and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsehyper._util.checks import WIDEST, check_choice, check_integer
+from sparsehyper._util.random import integers, seeded
+from sparsehyper.lab.data.tasks import Batch, TaskSplit
+from sparsehyper.lab.data.transforms import crop_and_flip
+
+AUGMENTATIONS = ("crop", "flip")
+
+
+class Batches:
+    """Batches of one task or several, without end.
+
+    In an epoch every task's images are shuffled and cut into pieces of
+    ``batch_size // tasks_per_batch`` images, the last piece filled up from the start of the same
+    shuffle; the pieces of all tasks are shuffled, and each step takes the next ``tasks_per_batch``
+    of them. So an epoch shows every image, and no batch is smaller than another.
+
+    Args:
+        split: the images, usually ``tasks.train``.
+        batch_size: images a step, over all processes.
+        tasks_per_batch: pieces a batch is made of; 1 for batches of one task. Two pieces of a
+            batch may be of the same task.
+        seed: at least 0.
+        augment: any of ``"crop"``, a window of the same size moved by up to an eighth of each side,
+            continued by reflection, and ``"flip"``, left to right for half of the images.
+        shard: (rank, processes): of every batch only the rows rank, rank + processes, … .
+
+    Attributes:
+        steps_per_epoch: steps after which every image has been seen.
+
+    Raises:
+        ValueError: ``batch_size`` is no multiple of ``tasks_per_batch`` or of the processes, there
+            are fewer tasks than ``tasks_per_batch``, or ``augment`` or ``shard`` is invalid.
+
+    >>> from sparsehyper.lab.data import Split, load_source, make_tasks
+    >>> tasks = make_tasks(load_source("digits"), Split(2))
+    >>> batches = Batches(tasks.train, batch_size=20, tasks_per_batch=2, augment=["crop"])
+    >>> x, y, task = batches.batch(epoch=3, step=0)
+    >>> x.shape, task.unique().numel() <= 2
+    (torch.Size([20, 1, 8, 8]), True)
+    """
+
+    steps_per_epoch: int
+
+    def __init__(
+        self,
+        split: TaskSplit,
+        batch_size: int,
+        *,
+        tasks_per_batch: int = 1,
+        seed: int = 0,
+        augment: Sequence[str] = (),
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        check_integer("batch_size", batch_size, minimum=1, maximum=WIDEST)
+        check_integer("tasks_per_batch", tasks_per_batch, minimum=1)
+        check_integer("seed", seed, minimum=0)
+        if isinstance(augment, str):
+            raise TypeError(f"`augment` must be a sequence of names, got {augment!r}")
+        for name in augment:
+            check_choice("augment", name, AUGMENTATIONS)
+        rank, processes = shard
+        check_integer("shard", processes, minimum=1, context=" processes")
+        check_integer("shard", rank, minimum=0, context=" as the rank")
+        if rank >= processes:
+            raise ValueError(f"`shard` must have a rank below {processes} processes, got {rank}")
+        if tasks_per_batch > len(split.counts):
+            raise ValueError(
+                f"`tasks_per_batch` must be at most the {len(split.counts)} tasks there are, got "
+                f"{tasks_per_batch}"
+            )
+        for what, divisor in (
+            ("`tasks_per_batch`", tasks_per_batch),
+            ("the processes of `shard`", processes),
+        ):
+            if batch_size % divisor:
+                raise ValueError(
+                    f"`batch_size` must be a multiple of {what}, {divisor}, got {batch_size}"
+                )
+        if 0 in split.counts:
+            raise ValueError(f"`split` has no images of task {split.counts.index(0)}")
+        self._split = split
+        self._batch_size = batch_size
+        self._tasks_per_batch = tasks_per_batch
+        self._seed = seed
+        self._augment = frozenset(augment)
+        self._mine = slice(rank, None, processes)
+        self._piece = batch_size // tasks_per_batch
+        pieces = sum(-(-count // self._piece) for count in split.counts)
+        self.steps_per_epoch = -(-pieces // tasks_per_batch)
+        self._shown = -1
+        self._order: tuple[Tensor, Tensor]
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """One batch, the same whenever and in whatever order batches are asked for.
+
+        Args:
+            epoch: at least 0.
+            step: in ``0..steps_per_epoch - 1``.
+
+        Returns:
+            ``batch_size`` images, or this process's share of them, piece after piece.
+
+        Raises:
+            ValueError: ``epoch`` or ``step`` is out of range.
+        """
+        check_integer("epoch", epoch, minimum=0)
+        check_integer("step", step, minimum=0)
+        if step >= self.steps_per_epoch:
+            raise ValueError(f"`step` must be in 0..{self.steps_per_epoch - 1}, got {step}")
+        if epoch != self._shown:
+            self._order, self._shown = self._shuffle(epoch), epoch
+        pieces = slice(step * self._tasks_per_batch, (step + 1) * self._tasks_per_batch)
+        task, index = (part[pieces] for part in self._order)
+        task = task.repeat_interleave(self._piece)[self._mine]
+        index = index.flatten()[self._mine]
+        return self._split.batch(task, index, self._augmentation(epoch, step))
+
+    def _shuffle(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's pieces in order: the task of each, and its images' places in the task."""
+        rng = _rng(self._seed, epoch, 0)
+        cut = []
+        for count in self._split.counts:
+            order = torch.randperm(count, generator=rng)
+            places = torch.arange(-(-count // self._piece) * self._piece) % count
+            cut.append(order[places].view(-1, self._piece))
+        index = torch.cat(cut)
+        task = torch.arange(len(cut)).repeat_interleave(torch.tensor([len(c) for c in cut]))
+        order = torch.randperm(len(index), generator=rng)
+        # The last step is filled up with the first pieces.
+        order = order[torch.arange(self.steps_per_epoch * self._tasks_per_batch) % len(order)]
+        return task[order], index[order]
+
+    def _augmentation(self, epoch: int, step: int) -> Callable[[Tensor], Tensor] | None:
+        if not self._augment:
+            return None
+        # Drawn for the whole batch, so that all processes together see the batch one would.
+        rng, size = _rng(self._seed, epoch, 1 + step), [self._batch_size]
+        down = right = flip = None
+        if "crop" in self._augment:
+            _, height, width = self._split.image_shape
+            down = _moves(height, size, rng)[self._mine]
+            right = _moves(width, size, rng)[self._mine]
+        if "flip" in self._augment:
+            flip = integers(2, size, rng)[self._mine].bool()
+        return partial(crop_and_flip, down=down, right=right, flip=flip)
+
+
+def _rng(*key: int) -> torch.Generator:
+    return seeded(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def _moves(side: int, size: list[int], rng: torch.Generator) -> Tensor:
+    reach = min(max(1, side // 8), side - 1)
+    return integers(2 * reach + 1, size, rng) - reach

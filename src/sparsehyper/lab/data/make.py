@@ -1,0 +1,154 @@
+"""`make_tasks`: from a source and a description of tasks to a `TaskSet`.
+
+The split into training, validation and test images is made on the images themselves, before any
+task: no image is ever in two splits, whatever the tasks share.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsehyper._util.checks import check_type
+from sparsehyper.lab.data.makers import TaskMaker
+from sparsehyper.lab.data.source import Source, Task
+from sparsehyper.lab.data.splits import check_fraction, digests, hold_out
+from sparsehyper.lab.data.tasks import TaskSet, TaskSplit
+from sparsehyper.lab.data.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+
+def make_tasks(
+    source: Source, maker: TaskMaker | None = None, *, val_fraction: float = 0.1, seed: int = 0
+) -> TaskSet:
+    """Make tasks of a source's images.
+
+    Images that the test images contain too are dropped from the training images (``copies_dropped``
+    counts them); copies among the training images stay on one side of the validation split.
+
+    Args:
+        source: from `load_source` or `load_folder`, or your own.
+        maker: what the tasks are; None for the tasks the source itself defines.
+        val_fraction: share of the training images to validate on, per class, in [0, 1).
+        seed: at least 0; which images those are.
+
+    Raises:
+        ValueError: the maker does not fit the source, or a task is left without images.
+
+    >>> from sparsehyper.lab.data import Split, load_source, make_tasks
+    >>> tasks = make_tasks(load_source("digits"), Split(2))
+    >>> tasks.names
+    ('0-1', '2-3', '4-5', '6-7', '8-9')
+    >>> tasks.train.batch(task=torch.tensor([0, 4]), index=torch.tensor([7, 7])).x.shape
+    torch.Size([2, 1, 8, 8])
+    """
+    check_fraction("val_fraction", val_fraction)
+    tasks, transform = _plan(source, maker)
+    digest, test_digest = digests(source.train.pixels), digests(source.test.pixels)
+    labels = source.train.labels.numpy()
+    pool = np.flatnonzero(~np.isin(digest, test_digest))
+    copies = len(digest) - len(pool)
+    if copies:
+        log.info("%s: dropped %d training images that the test images contain", source.name, copies)
+    if not len(pool):
+        raise ValueError(f"`source` {source.name!r} has no training image that is no test image")
+    held = hold_out(digest[pool], labels[pool], val_fraction, seed)
+    train, val = torch.from_numpy(pool[~held]), torch.from_numpy(pool[held])
+    test = torch.arange(len(source.test.labels))
+
+    mean, std = _channel_statistics(source.train.pixels, train)
+    splits = [
+        TaskSplit(images, rows, tasks, transform, mean, std)
+        for images, rows in ((source.train, train), (source.train, val), (source.test, test))
+    ]
+    _check_counts(tasks, source, train, splits, val_fraction)
+    return TaskSet(
+        names=tuple(task.name for task in tasks),
+        classes=tuple(task.class_names for task in tasks),
+        image_shape=source.image_shape,
+        mean=mean,
+        std=std,
+        fingerprint=_fingerprint(
+            tasks,
+            transform,
+            source.image_shape,
+            digest,
+            labels,
+            test_digest,
+            source.test.labels.numpy(),
+            train.numpy(),
+            val.numpy(),
+        ),
+        copies_dropped=copies,
+        train=splits[0],
+        val=splits[1],
+        test=splits[2],
+    )
+
+
+def _plan(source: Source, maker: TaskMaker | None) -> tuple[Sequence[Task], Transform | None]:
+    if maker is not None:
+        check_type("maker", maker, TaskMaker, "tasks such as Split(2), or None")
+        return maker.tasks(source), maker.transform(source)
+    if not source.tasks:
+        raise ValueError(
+            f"`maker` is needed, as source {source.name!r} defines no tasks itself; "
+            f"for example Split(2)"
+        )
+    return source.tasks, None
+
+
+def _check_counts(
+    tasks: Sequence[Task],
+    source: Source,
+    train: Tensor,
+    splits: Sequence[TaskSplit],
+    val_fraction: float,
+) -> None:
+    trained = set(source.train.labels[train].tolist())
+    for task in tasks:
+        for index, name in zip(task.classes, task.class_names, strict=True):
+            if index not in trained:
+                raise ValueError(f"class {name!r} of task {task.name!r} has no training images")
+    for part, split in zip(("training", "validation", "test"), splits, strict=True):
+        if 0 in split.counts and not (part == "validation" and val_fraction == 0):
+            name = tasks[split.counts.index(0)].name
+            raise ValueError(
+                f"task {name!r} has no {part} images; give its classes more different images"
+            )
+
+
+def _channel_statistics(
+    pixels: Tensor, rows: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = [], []
+    for channel in range(pixels.shape[1]):
+        # Whole numbers up to the last step: exact, so the same on every machine, and a constant
+        # channel has a variance of 0.
+        counts = torch.bincount(pixels[rows, channel].flatten(), minlength=256).tolist()
+        n = sum(counts)
+        total = sum(count * value for value, count in enumerate(counts))
+        squares = sum(count * value**2 for value, count in enumerate(counts))
+        mean.append(total / (n * 255))
+        std.append(math.sqrt(n * squares - total**2) / (n * 255) or 1.0)
+    return tuple(mean), tuple(std)
+
+
+def _fingerprint(tasks: Sequence[Task], transform: Transform | None, *parts: Any) -> str:
+    digest = blake2b(digest_size=8)
+    described = [(t.name, t.classes, t.class_names, t.variant) for t in tasks]
+    digest.update(json.dumps([described, type(transform).__name__]).encode())
+    if transform is not None:
+        digest.update(transform.settings.numpy().tobytes())
+    for part in parts:
+        digest.update(np.asarray(part).tobytes())
+    return digest.hexdigest()

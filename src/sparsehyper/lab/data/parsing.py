@@ -1,0 +1,98 @@
+"""Task makers from configurations and from the short forms of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from sparsehyper._util.checks import check_choice, check_type
+from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
+
+TASK_MAKERS: dict[str, type[TaskMaker]] = {m.kind: m for m in (Split, Permuted, Rotated, Hue)}
+
+_FORMS = (
+    "split:2  split:2,all  split:0-1,2-3  permuted:10  permuted:10,seed=1  rotated:8  "
+    "rotated:0,15,30  hue:5  hue:-0.1,0,0.1  split:2/hue:5"
+)
+
+
+def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
+    """The inverse of `TaskMaker.to_config`.
+
+    Raises:
+        ValueError: an unknown kind or setting, naming the valid ones.
+
+    >>> maker_from_config({"kind": "hue", "shifts": [0, 0.5], "of": {"kind": "split"}})
+    Hue(shifts=(0.0, 0.5), of=Split(classes=2, combinations=False))
+    """
+    check_type("tasks", config, Mapping, "a configuration")
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    check_choice("tasks", kind, TASK_MAKERS)
+    valid = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
+    for name in settings:
+        if name not in valid:
+            known = ", ".join(map(repr, valid))
+            raise ValueError(f"{kind} tasks have no setting {name!r}; they have: {known}")
+    if settings.get("of") is not None:
+        settings["of"] = maker_from_config(settings["of"])
+    return TASK_MAKERS[kind](**settings)
+
+
+def parse_tasks(text: str) -> TaskMaker:
+    """A task maker from the command line's form, ``KIND:NUMBER`` or ``KIND:LIST``.
+
+    ``split`` and a variation of it are joined by a slash.
+
+    Raises:
+        ValueError: an unknown kind, or a form that is none of those the message lists.
+
+    >>> parse_tasks("split:0-1,2-3")
+    Split(classes=((0, 1), (2, 3)), combinations=False)
+    >>> parse_tasks("split:2,all/hue:3").of
+    Split(classes=2, combinations=True)
+    """
+    check_type("tasks", text, str, "a string such as 'split:2'")
+    first, slash, second = text.partition("/")
+    config = _parse_one(second if slash else first, text)
+    if slash:
+        base = _parse_one(first, text)
+        if base["kind"] != "split" or config["kind"] == "split":
+            raise ValueError(
+                f"`tasks` joined by a slash must be a split and a variation of it, got {text!r}; "
+                f"forms: {_FORMS}"
+            )
+        config["of"] = base
+    return maker_from_config(config)
+
+
+def _parse_one(text: str, whole: str) -> dict[str, Any]:
+    kind, colon, rest = text.strip().partition(":")
+    check_choice("tasks", kind, TASK_MAKERS)
+    config: dict[str, Any] = {"kind": kind}
+    items = rest.split(",") if colon else []
+    try:
+        if kind == "split" and items and "-" in rest:
+            config["classes"] = [tuple(int(c) for c in item.split("-")) for item in items]
+        elif kind == "split" and items:
+            number, *options = items
+            config["classes"] = int(number)
+            if options:
+                (option,) = options
+                config["combinations"] = {"all": True}[option.strip()]
+        elif kind == "permuted" and items:
+            number, *options = items
+            config["n_tasks"] = int(number)
+            if options:
+                (option,) = options
+                name, seed = option.split("=")
+                config[{"seed": "seed"}[name.strip()]] = int(seed)
+        elif items:
+            name = "angles" if kind == "rotated" else "shifts"
+            config[name] = int(rest) if len(items) == 1 else [float(item) for item in items]
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"`tasks` has {text!r}, which is not understood, in {whole!r}; forms: {_FORMS}"
+        ) from None
+    return config

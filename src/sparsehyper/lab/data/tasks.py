@@ -1,0 +1,211 @@
+"""Tasks over one source's images: `TaskSet`, its splits, and their batches.
+
+Images are held once, as uint8; a task is a list of rows, a label for each, and a variant.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util.checks import check_integer, is_whole
+from sparsehyper._util.text import listed
+from sparsehyper.lab.data.source import Images, Task
+from sparsehyper.lab.data.transforms import Transform
+
+
+class Batch(NamedTuple):
+    """Images of one task or several."""
+
+    x: Tensor  # float32 [batch, C, H, W], normalised
+    y: Tensor  # int64 [batch], class index within its task
+    task: Tensor  # int64 [batch]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSet:
+    """Tasks over the same images, ready to train on; made by `make_tasks`.
+
+    Attributes:
+        names: one a task, unique.
+        classes: for each task, its class names in the order of its labels.
+        image_shape: channels, height, width.
+        mean: per channel, of the training images in [0, 1]; batches are ``(x - mean) / std``.
+        std: per channel; 1 where a channel is constant.
+        fingerprint: 16 hex digits of everything a batch can depend on.
+        copies_dropped: images left out of training because the test images contain them too.
+        train: images to learn from.
+        val: images to choose and stop by.
+        test: images to report on.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+    copies_dropped: int
+    train: TaskSplit
+    val: TaskSplit
+    test: TaskSplit
+
+    def select(self, names: Sequence[str]) -> TaskSet:
+        """Some of the tasks, in the order given; they share the images' memory.
+
+        Raises:
+            ValueError: no task, or one that there is not.
+        """
+        rows = {name: row for row, name in enumerate(self.names)}
+        for name in names:
+            if name not in rows:
+                raise ValueError(f"`names` must be one of {listed(self.names)}; got {name!r}")
+        if not names:
+            raise ValueError("`names` must name at least one task, got none")
+        chosen = [rows[name] for name in names]
+        digest = blake2b(json.dumps([self.fingerprint, list(names)]).encode(), digest_size=8)
+        return replace(
+            self,
+            names=tuple(names),
+            classes=tuple(self.classes[i] for i in chosen),
+            fingerprint=digest.hexdigest(),
+            train=self.train.select(chosen),
+            val=self.val.select(chosen),
+            test=self.test.select(chosen),
+        )
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row a task: its name, its classes, and how many images each split has."""
+        columns = zip(
+            self.names,
+            self.classes,
+            self.train.counts,
+            self.val.counts,
+            self.test.counts,
+            strict=True,
+        )
+        keys = ("task", "classes", "train", "val", "test")
+        return [dict(zip(keys, column, strict=True)) for column in columns]
+
+
+class TaskSplit:
+    """The images of one split, task by task; from a `TaskSet`.
+
+    Attributes:
+        counts: images per task.
+        image_shape: channels, height, width.
+    """
+
+    counts: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        images: Images,
+        rows: Tensor,
+        tasks: Sequence[Task],
+        transform: Transform | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.image_shape = (images.pixels.shape[1], images.pixels.shape[2], images.pixels.shape[3])
+        self._pixels = images.pixels
+        self._transform = transform
+        self._mean = torch.tensor(mean).view(-1, 1, 1)
+        self._std = torch.tensor(std).view(-1, 1, 1)
+        self._variant = torch.tensor([task.variant for task in tasks])
+
+        by_class = _rows_by_class(images.labels, rows)
+        pools: dict[tuple[int, ...], tuple[int, int]] = {}  # tasks of the same classes share one
+        pool_rows, pool_labels, size = [], [], 0
+        for task in tasks:
+            if task.classes not in pools:
+                members = [by_class.get(c, rows[:0]) for c in task.classes]
+                sizes = torch.tensor([len(m) for m in members])
+                labels = torch.arange(len(members)).repeat_interleave(sizes)
+                joined, order = torch.cat(members).sort()
+                pools[task.classes] = (size, len(joined))
+                pool_rows.append(joined)
+                pool_labels.append(labels[order])
+                size += len(joined)
+        self._rows = torch.cat(pool_rows)
+        self._labels = torch.cat(pool_labels)
+        self._starts = torch.tensor([pools[task.classes][0] for task in tasks])
+        self.counts = tuple(pools[task.classes][1] for task in tasks)
+        self._counts = torch.tensor(self.counts)
+
+    def select(self, tasks: Sequence[int]) -> TaskSplit:
+        """Some of the tasks, by number, in the order given."""
+        chosen = torch.tensor(tasks)
+        split = copy.copy(self)
+        split.counts = tuple(self.counts[i] for i in tasks)
+        split._starts, split._counts = self._starts[chosen], self._counts[chosen]
+        split._variant = self._variant[chosen]
+        return split
+
+    def labels(self, task: int) -> Tensor:
+        """The classes of all images of a task, int64 ``[count]``."""
+        start = int(self._starts[task])
+        return self._labels[start : start + self.counts[task]]
+
+    def batch(
+        self, task: Tensor, index: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> Batch:
+        """Images by task and place.
+
+        Args:
+            task: integers ``[batch]``.
+            index: integers ``[batch]``, each in ``0..counts[task] - 1``.
+            augment: uint8 ``[batch, C, H, W]`` to the same, before anything else is done.
+
+        Raises:
+            ValueError: a task or an index is out of range.
+        """
+        task = _numbers("task", task, len(self.counts))
+        index = _numbers("index", index, self._counts[task])
+        place = self._starts[task] + index
+        x = self._pixels[self._rows[place]]
+        if augment is not None:
+            x = augment(x)
+        x = x.float().div_(255)
+        if self._transform is not None:
+            x = self._transform(x, self._variant[task])
+        x = x.sub_(self._mean).div_(self._std)
+        return Batch(x, self._labels[place], task)
+
+    def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
+        """Every image of a task once, in order; the last batch may be smaller."""
+        check_integer("batch_size", batch_size, minimum=1)
+        _numbers("task", torch.tensor([task]), len(self.counts))
+        for start in range(0, self.counts[task], batch_size):
+            index = torch.arange(start, min(start + batch_size, self.counts[task]))
+            yield self.batch(torch.full_like(index, task), index)
+
+
+def _rows_by_class(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
+    own = labels[rows]
+    order = own.argsort(stable=True)
+    classes, sizes = own[order].unique_consecutive(return_counts=True)
+    parts = rows[order].split(sizes.tolist())
+    return dict(zip(classes.tolist(), parts, strict=True))
+
+
+def _numbers(argument: str, value: Tensor, stop: int | Tensor) -> Tensor:
+    """Integers as int64, if each is within its range."""
+    if not is_whole(value) or value.ndim != 1:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"`{argument}` must be integers [batch], got {found}")
+    value = value.long()
+    wrong = ((value < 0) | (value >= stop)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        limit = stop if isinstance(stop, int) else int(stop[at])
+        raise ValueError(f"`{argument}` must be in 0..{limit - 1}, got {int(value[at])}")
+    return value

@@ -1,0 +1,316 @@
+"""Tables and pictures of a run of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparsehyper._util.extras import require
+from sparsehyper._util.files import replaced
+
+# Okabe and Ito's colours, which people of any colour vision tell apart.
+_COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#555555", "#56B4E9")
+_MARKERS = "oPvs^DX"
+_GREY = "#444444"
+
+
+class Table(NamedTuple):
+    """A table's title, headings, cells, and what is to be said below it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def tables(group: str, results: Mapping[str, Any]) -> list[Table]:
+    """The tables of one group of results.
+
+    Args:
+        group: a name within ``results["groups"]``.
+        results: of `sparsehyper.lab.bench.bench`.
+    """
+    return _TABLES[group](results["groups"][group])
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Everything that was measured, as a page of Markdown without a heading of its own."""
+    machine, settings = results["machine"], results["settings"]
+    n_in, n_out, fan_in = settings["sizes"]["layer"]
+    lines = [
+        f"{results['date']}; {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
+        f"{_gigabytes(machine['memory'])} GB; "
+        f"Python {machine['python']}, PyTorch {machine['torch']}; "
+        f"{settings['rounds']} rounds, seed {settings['seed']}"
+        + "".join(f"; {name}={value}" for name, value in machine["environment"].items())
+        + f". The sparse layer has {n_in:,} inputs, {n_out:,} outputs and fan-in {fan_in}.",
+    ]
+    for group in results["groups"]:
+        for table in tables(group, results):
+            rule = ["---", *["---:"] * (len(table.columns) - 1)]
+            cells = [table.columns, rule, *table.rows]
+            lines += ["", f"**{table.title}**", ""]
+            lines += [f"| {' | '.join(row)} |" for row in cells]
+            lines += [line for note in table.notes for line in ("", note)]
+    return "\n".join(lines) + "\n"
+
+
+def draw_time(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Time of a generator's forward and backward pass against N, on log axes, as a PNG.
+
+    A line a method, and one for the least that moving the bytes of the default one's layers takes.
+
+    Args:
+        results: of `sparsehyper.lab.bench.bench`, with the group ``generators``.
+        path: of the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows = results["groups"]["generators"]["rows"]
+    lines = _lines(rows, lambda row: row["ms"]["median"])
+    floor = [
+        (row["numel"], row["floor_ns"]["median"] * row["numel"] / 1e6)
+        for row in rows
+        if row["method"] == "sparse"
+    ]
+    _draw(lines, ("bandwidth floor of sparse", floor), "forward and backward, ms", path)
+
+
+def draw_memory(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Peak memory of a generator's forward and backward pass against N; as `draw_time`.
+
+    The line drawn for comparison is that of the N generated numbers alone.
+    """
+    rows = results["groups"]["generators"]["rows"]
+    lines = _lines(rows, lambda row: row["peak"] and row["peak"] / 1e6)
+    alone = [(numel, 4 * numel / 1e6) for numel in sorted({row["numel"] for row in rows})]
+    _draw(lines, ("generated parameters alone", alone), "peak memory, MB", path)
+
+
+def _layers(found: Mapping[str, Any]) -> list[Table]:
+    columns = ["method", "topology", "batch", "ms", "÷ floor", "thesis ÷"]
+    return [
+        Table(
+            f"Sparse layer, {which}",
+            columns,
+            [
+                [row["method"], row["topology"], str(row["batch"]), *_against_floor(row)]
+                for row in rows
+            ],
+            [*_notes(rows), *_skipped(found)],
+        )
+        for which in dict.fromkeys(row["pass"] for row in found["rows"])
+        for rows in [[row for row in found["rows"] if row["pass"] == which]]
+    ]
+
+
+def _generators(found: Mapping[str, Any]) -> list[Table]:
+    columns = ["method", "N", "weights ÷ N", "ms", "ns ÷ N", "÷ floor", "thesis ÷", "peak ÷ 4 N"]
+    rows = [
+        [
+            row["method"],
+            f"{row['numel']:.0e}",
+            _short(row["trainable"] / row["numel"]),
+            _short(row["ms"]["median"]),
+            _short(row["ns"]["median"]),
+            *_against_floor(row)[1:],
+            "–" if row["peak"] is None else _short(row["peak"] / (4 * row["numel"])),
+        ]
+        for row in found["rows"]
+    ]
+    flat = ", ".join(f"{_short(ratio)} {which}" for which, ratio in found["flatness"].items())
+    note = f"The sparse generator's worst ÷ best ns ÷ N: {flat}."
+    return [Table("Generators, forward + backward", columns, rows, [note, *_skipped(found)])]
+
+
+def _adaptation(found: Mapping[str, Any]) -> list[Table]:
+    fits = [
+        [row["target"], f"{row['numel']:,}", str(row["tasks"]), str(row["images"]), *_timed(row)]
+        for row in found["fits"]
+    ]
+    models = [
+        [row["target"], row["method"], _spread(row["ms"]), _short(row["over"]["median"])]
+        for row in found["models"]
+    ]
+    return [
+        Table(
+            "Fitting the embeddings of new tasks",
+            ["target", "N", "tasks", "images of each", "ms", "÷ one task"],
+            fits,
+            [],
+        ),
+        Table(
+            "A model of a task",
+            ["target", "method", "ms", "÷ loading"],
+            models,
+            ["safetensors: the same state dict, from a file into a module that exists."],
+        ),
+    ]
+
+
+def _steps(found: Mapping[str, Any]) -> list[Table]:
+    single = [
+        [row["method"], f"{row['numel']:,}", str(row["images"]), *_timed(row)]
+        for row in found["single"]
+    ]
+    mixed = [
+        [row["target"], row["method"], f"{row['tasks']} × {row['images']}", *_timed(row)]
+        for row in found["mixed"]
+    ]
+    start = [[row["part"], _spread(row["ms"])] for row in found["start"]]
+    return [
+        Table(
+            "Training step of a ResNet, one task",
+            ["method", "N", "images", "ms", "÷ plain target"],
+            single,
+            [],
+        ),
+        Table(
+            "Training step of a mixed batch",
+            ["target", "method", "tasks × images", "ms", "÷ loop"],
+            mixed,
+            [],
+        ),
+        Table("A new process", ["part", "ms"], start, []),
+    ]
+
+
+def _scale(found: Mapping[str, Any]) -> list[Table]:
+    case = ["target", "generator", "update"]
+    names = [[row["target"], row["method"], row["optimizer"]] for row in found["rows"]]
+    seconds = [
+        [_short(row[f"{part}_seconds"]) for part in ("build", "generate", "step")]
+        + [_short(row["over_plain"])]
+        for row in found["rows"]
+    ]
+    parts = ("build_peak", "peak", "weights", "gradients", "state", "activations")
+    bytes_ = [
+        [_gigabytes(row[part]) for part in parts] + [f"{row['x']:.2f}"] for row in found["rows"]
+    ]
+    note = (
+        "GB of 10⁹ bytes. Acts are the plain target's activations; x is what the peak holds "
+        "besides the parts listed, in vectors of N numbers."
+    )
+    return [
+        Table(
+            "Large targets, time",
+            [*case, "build s", "generate s", "step s", "÷ plain"],
+            [a + b for a, b in zip(names, seconds, strict=True)],
+            ["Steps are compared across processes, not turn by turn: a rough ratio."],
+        ),
+        Table(
+            "Large targets, memory of a step",
+            [*case, "build", "peak", "weights", "grads", "state", "acts", "x"],
+            [a + b for a, b in zip(names, bytes_, strict=True)],
+            [note, *_skipped(found)],
+        ),
+    ]
+
+
+def _peers(found: Mapping[str, Any]) -> list[Table]:
+    peers = list(dict.fromkeys(peer for row in found["rows"] for peer in row["over"]))
+    rows = [
+        [
+            row["method"],
+            f"{row['numel']:.0e}",
+            _short(row["trainable"] / row["numel"]),
+            _spread(row["ms"]),
+            *(
+                _short(row["over"][peer]["median"]) if peer in row["over"] else "–"
+                for peer in peers
+            ),
+        ]
+        for row in found["rows"]
+    ]
+    columns = ["library", "N", "weights ÷ N", "ms", *(f"÷ {peer}" for peer in peers)]
+    return [Table("Other libraries, forward + backward", columns, rows, _skipped(found))]
+
+
+_TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
+    "layers": _layers,
+    "generators": _generators,
+    "steps": _steps,
+    "adaptation": _adaptation,
+    "scale": _scale,
+    "peers": _peers,
+}
+
+
+def _against_floor(row: Mapping[str, Any]) -> list[str]:
+    over = row["over"]
+    return [
+        _spread(row["ms"]),
+        _short(over["floor"]["median"]) if "floor" in over else "–",
+        _short(1 / over["thesis"]["median"]) if "thesis" in over else "–",
+    ]
+
+
+def _timed(row: Mapping[str, Any]) -> list[str]:
+    return [_spread(row["ms"]), f"{row['over']['median']:.3f}"]
+
+
+def _notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(f"{row['method']}: {row['note']}." for row in rows if row["note"]))
+
+
+def _skipped(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Left out: {', '.join(str(part) for part in list(case.values())[:-1])}: {case['reason']}."
+        for case in found["skipped"]
+    ]
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{_short(values['median'])} ({_short(values['low'])}–{_short(values['high'])})"
+
+
+def _short(value: float) -> str:
+    """Three digits, or all those before the point.
+
+    >>> [_short(value) for value in (0.01234, 1.5, 12.34, 123.4, 12345.6)]
+    ['0.0123', '1.50', '12.3', '123', '12346']
+    """
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def _gigabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e9:.2f}"
+
+
+def _lines(
+    rows: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
+) -> dict[str, list[tuple[int, float]]]:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        found = value(row)
+        if found is not None and found > 0:  # a peak too small to tell may come out below zero
+            lines.setdefault(row["method"], []).append((row["numel"], found))
+    return lines
+
+
+def _draw(
+    lines: Mapping[str, Sequence[tuple[int, float]]],
+    reference: tuple[str, Sequence[tuple[int, float]]],
+    label: str,
+    path: str | PathLike[str],
+) -> None:
+    figure = require("matplotlib.figure", "cli").Figure(
+        figsize=(7, 4.2), dpi=200, layout="constrained", facecolor="white"
+    )
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    for (name, points), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
+    name, points = reference
+    axes.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1, label=name)
+    axes.set_xlabel("N, generated parameters", color=_GREY)
+    axes.set_ylabel(label, color=_GREY)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", colors=_GREY)
+    axes.legend(frameon=False)
+    with replaced(Path(path)) as file:
+        figure.savefig(file, format="png")

@@ -1,0 +1,76 @@
+"""The table of a comparison, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsehyper._util.extras import require
+from sparsehyper._util.text import printable
+
+COLUMNS = (
+    "method",
+    "budget ÷ N",
+    "accuracy %",
+    "worst task %",
+    "trainable",
+    "trainable ÷ N",
+    "step ms",
+    "peak MB",
+)
+
+
+def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of every row, in the order of `COLUMNS`.
+
+    Args:
+        results: of `sparsehyper.lab.runs.compare`. A spread is the standard deviation over
+            seeds; without one there was a single seed.
+    """
+    return [_cells(row) for row in results["rows"]]
+
+
+def rich_table(results: Mapping[str, Any]) -> Any:
+    """A `rich.table.Table`.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    table = require("rich.table", "train").Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in COLUMNS:  # headings of two lines, for 80 columns
+        justify = "left" if column == "method" else "right"
+        table.add_column(column.replace(" ", "\n", 1), justify=justify)
+    text = require("rich.text", "train").Text  # names of tasks are no markup
+    for row in table_rows(results):
+        table.add_row(*(text(printable(cell)) for cell in row))
+    return table
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    r"""The same as Markdown.
+
+    >>> row = {"method": "dense", "budget": None, "accuracy": {"mean": 0.98, "sd": None},
+    ...        "worst_task": {"name": "0-1", "accuracy": 0.9}, "trainable_parameters": 1280,
+    ...        "parameters_per_target_parameter": 64.0, "step_ms": 1.5, "peak_memory_mb": 300.0}
+    >>> print(markdown_table({"rows": [row]}).splitlines()[2])
+    | dense | – | 98.00 | 90.00 (0-1) | 1,280 | 64.00 | 1.5 | 300 |
+    """
+    rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in table_rows(results)]
+    lines = [COLUMNS, rule, *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    accuracy, worst, step_ms = row["accuracy"], row["worst_task"], row["step_ms"]
+    mean = f"{100 * accuracy['mean']:.2f}"
+    return [
+        row["method"],
+        "–" if row["budget"] is None else f"{row['budget']:g}",
+        mean if accuracy["sd"] is None else f"{mean} ± {100 * accuracy['sd']:.2f}",
+        f"{100 * worst['accuracy']:.2f} ({worst['name']})",
+        f"{row['trainable_parameters']:,}",
+        f"{row['parameters_per_target_parameter']:.2f}",
+        "–" if step_ms is None else f"{step_ms:.1f}",
+        f"{row['peak_memory_mb']:.0f}",
+    ]

@@ -1,0 +1,129 @@
+"""Baselines without a hypernetwork, called as one is: ``model(x, task=task)``.
+
+`Experts` share nothing between tasks; `SharedTrunk` shares all but the last layer, the usual hard
+parameter sharing (R. Caruana, "Multitask learning", Machine Learning 28, 1997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper import saving
+
+
+class Experts(nn.Module):
+    """A target of its own for every task, each with its own initial weights.
+
+    An expert that a batch does not ask for gets no gradient.
+
+    Args:
+        build: returns a freshly initialised target; called once a task.
+        tasks: the tasks' names.
+
+    >>> model = Experts(lambda: nn.Linear(5, 2), ["shoes", "bags"])
+    >>> model(torch.randn(3, 5), task=torch.tensor([0, 1, 0])).shape
+    torch.Size([3, 2])
+    """
+
+    kind = "experts"
+
+    def __init__(self, build: Callable[[], nn.Module], tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.task_names = tuple(tasks)
+        self.experts = nn.ModuleList(build() for _ in self.task_names)
+
+    def forward(self, x: Tensor, *, task: int | Tensor) -> Tensor:
+        """Logits ``[batch, outputs]``.
+
+        Args:
+            x: ``[batch, …]``.
+            task: one task for the batch, or int64 ``[batch]``.
+
+        Raises:
+            IndexError: a task is out of range.
+        """
+        _check_tasks(task, len(self.experts))
+        if isinstance(task, int):
+            return self.experts[task](x)
+        order = task.argsort(stable=True)
+        tasks, counts = task[order].unique_consecutive(return_counts=True)
+        parts = x[order].split(counts.tolist())
+        outputs = [self.experts[t](part) for t, part in zip(tasks.tolist(), parts, strict=True)]
+        return torch.cat(outputs)[order.argsort()]
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
+        _save(self, directory)
+
+
+class SharedTrunk(nn.Module):
+    """One target for all tasks, but for its last linear layer: each task has its own.
+
+    Args:
+        target: ends in an ``nn.Linear``, which makes way for the heads. It is taken over.
+        tasks: the tasks' names.
+
+    Raises:
+        ValueError: the target has no ``nn.Linear``; on a call, that layer is not its last.
+
+    >>> model = SharedTrunk(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), ["shoes", "bags"])
+    >>> model(torch.randn(3, 5), task=1).shape
+    torch.Size([3, 2])
+    """
+
+    kind = "shared_trunk"
+
+    def __init__(self, target: nn.Module, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.task_names = tuple(tasks)
+        linear = [name for name, m in target.named_modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise ValueError(f"`target` must end in an nn.Linear, got {target!r}")
+        last = target.get_submodule(linear[-1])
+        assert isinstance(last, nn.Linear)
+        n_in, n_out = last.in_features, last.out_features
+        heads = [nn.Linear(n_in, n_out) for _ in self.task_names]
+        self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
+        self.bias = nn.Parameter(torch.stack([head.bias.detach() for head in heads]))
+        if last is target:
+            target = nn.Identity()
+        else:
+            target.set_submodule(linear[-1], nn.Identity())
+        self.trunk = target
+
+    def forward(self, x: Tensor, *, task: int | Tensor) -> Tensor:
+        """Logits ``[batch, outputs]``; arguments as for `Experts`."""
+        _check_tasks(task, len(self.weight))
+        features = self.trunk(x)
+        if features.shape != (len(x), self.weight.shape[2]):
+            raise ValueError(
+                "`target` must end in its last nn.Linear, for each task to have its own; without "
+                f"it the output has shape {list(features.shape)}, which no linear layer of "
+                f"{self.weight.shape[2]} features takes"
+            )
+        if isinstance(task, int):
+            return F.linear(features, self.weight[task], self.bias[task])
+        return torch.einsum("bi,boi->bo", features, self.weight[task]) + self.bias[task]
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
+        _save(self, directory)
+
+
+BASELINES = (Experts.kind, SharedTrunk.kind)
+
+
+def _save(model: Experts | SharedTrunk, directory: str | PathLike[str]) -> None:
+    config = {"kind": model.kind, "tasks": list(model.task_names)}
+    saving.save(directory, config, model)
+
+
+def _check_tasks(task: int | Tensor, count: int) -> None:
+    for number in [task] if isinstance(task, int) else task.unique().tolist():
+        if not 0 <= number < count:
+            raise IndexError(f"`task` must be in [0, {count}), got {number}")

@@ -1,0 +1,278 @@
+"""Several methods on the same tasks, over several seeds, at matched budgets.
+
+Every method sees the same stream of batches for the same number of steps. A hypernetwork or a
+trunk learns from every batch; an expert only from those of its own task, one in as many as there
+are tasks.
+
+==================================  ==============================================================
+``runs/<method>-<budget>-<seed>/``  a run directory each; finished ones are never repeated
+``results.json``                    what `compare` returns, rewritten after every run
+==================================  ==============================================================
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsehyper._util.checks import check_integer
+from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.runs.baselines import BASELINES
+from sparsehyper.lab.runs.config import Experiment, parse_method
+from sparsehyper.lab.runs.run import (
+    check_run,
+    finished_result,
+    read_json,
+    run_experiment,
+)
+from sparsehyper.lab.runs.setup import (
+    build_model,
+    count_target_parameters,
+    fit_generator,
+    load_tasks,
+    make_batches,
+    resolve,
+)
+from sparsehyper.generators import Chunked, Sparse
+from sparsehyper.training import Interrupted
+from sparsehyper.training.isolation import ChildError, call_in_process, scratch
+from sparsehyper.training.run import check_same, json_ready, lock, write_json
+
+FORMAT = 1
+
+# The generators whose size a budget can set.
+_SCALABLE = (Sparse, Chunked)
+
+_MAY_DIFFER = ("training.device", "data.source")
+_CHOICES = ("methods", "budgets", "seeds", "training.seed")
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """One row of the table: a method at a budget."""
+
+    method: str
+    experiment: Experiment
+    resolved: dict[str, Any]
+
+    def name(self, seed: int) -> str:
+        budget = self.experiment.budget
+        parts = (self.method, *([] if budget is None else [f"{budget:g}N"]), str(seed))
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+    def config(self, seed: int) -> dict[str, Any]:
+        return {**self.experiment.with_seed(seed).to_dict(), "resolved": self.resolved}
+
+
+COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # where no methods are named
+
+
+def compare(
+    experiment: Experiment,
+    directory: str | PathLike[str],
+    *,
+    methods: Sequence[str] = COMPARED,
+    budgets: Sequence[float] = (4.0,),
+    seeds: Sequence[int] = (0, 1, 2),
+    data_dir: str | PathLike[str] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train every method under every seed, and compare them on the test images.
+
+    Each run has a process of its own, one after another, so a script must not call this on import:
+    its main module needs ``if __name__ == "__main__":``. Called again with the same settings it
+    goes on where it stopped.
+
+    Args:
+        experiment: data, target and training of all runs; its method, budget and seed are
+            replaced.
+        directory: for everything that comes out; new, or that of the same comparison.
+        methods: as `parse_method` takes them, such as ``"sparse:topology=local"``.
+        budgets: for sparse and chunked generators, as `Experiment` takes it; empty takes them as
+            their settings make them. The other methods have one size.
+        seeds: of the runs. All see the same split of the images.
+        data_dir: where the files of named sources are.
+        quiet: show no progress.
+
+    Returns:
+        A JSON-ready dict:
+
+        - ``config``: the experiment, and ``methods``, ``budgets`` and ``seeds``;
+        - ``tasks``, ``numel`` (N, parameters of one target) and ``machine``;
+        - ``rows``, one a method and budget: ``method``, ``budget``, ``trainable_parameters``,
+          ``parameters_per_target_parameter``, ``seeds``, test ``accuracy`` (mean over tasks, then
+          ``mean`` and ``sd`` over seeds; ``sd`` None with one seed), ``worst_task`` (the lowest
+          mean over seeds, and its ``name``), ``accuracies`` (per seed and task), ``steps`` (mean
+          over seeds), ``step_ms`` (median) and ``peak_memory_mb`` (median over seeds; on the CPU
+          of the whole process: interpreter, PyTorch, the images it touched, model, optimiser; on
+          an accelerator of its allocator);
+        - ``skipped``: methods that cannot meet a budget, each with the ``reason``;
+        - ``failures``: runs that gave no result, each with the ``error``. The others go on.
+
+    Raises:
+        ValueError: a setting is invalid, or ``directory`` holds another comparison.
+        RunInUseError: another process is at work in ``directory``.
+        Interrupted: Ctrl-C or SIGTERM; the run at hand was checkpointed first.
+    """
+    for argument, values in (("methods", methods), ("budgets", budgets), ("seeds", seeds)):
+        if isinstance(values, str) or len(set(values)) < len(values):
+            raise ValueError(f"`{argument}` must be a list of different ones, got {values!r}")
+    for seed in seeds:
+        check_integer("seeds", seed, minimum=0)
+    tasks = load_tasks(experiment.data, data_dir)
+    make_batches(experiment, tasks)  # checks its settings before anything runs
+    numel = count_target_parameters(experiment, tasks)
+    entries, skipped = _plan(experiment, tasks, numel, methods, budgets)
+    if not entries or not seeds:
+        raise ValueError(f"there is nothing to run: `seeds` is {seeds!r}, skipped is {skipped}")
+    out = Path(directory)
+    jobs = [(entry, seed, out / "runs" / entry.name(seed)) for seed in seeds for entry in entries]
+    for entry, seed, path in jobs:
+        if (path / "config.json").exists():
+            check_run(path, entry.config(seed), may_differ=_MAY_DIFFER)
+
+    shared = {k: v for k, v in experiment.to_dict().items() if k not in ("method", "budget")}
+    choices = {"methods": list(methods), "budgets": list(budgets), "seeds": list(seeds)}
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "config": {**shared, **choices},
+        "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
+        "numel": numel,
+        "machine": machine(),
+        "rows": [],
+        "skipped": skipped,
+        "failures": [],
+    }
+    _check_place(out / "results.json", results)
+    out.mkdir(parents=True, exist_ok=True)
+    finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
+    with ExitStack() as stack:
+        stack.callback(lock(out).release)
+        images = stack.enter_context(scratch(out)) / "tasks.pt"
+        torch.save(tasks, images)
+        for number, (entry, seed, path) in enumerate(jobs, 1):
+            if not quiet:
+                print(f"[{number}/{len(jobs)}] {path.name}", file=sys.stderr, flush=True)
+            seeded = entry.experiment.with_seed(seed)
+            try:
+                finished[entry][seed] = finished_result(path, seeded) or call_in_process(
+                    _run, images, seeded, path, quiet
+                )
+            except ChildError as error:
+                failure = {"method": entry.method, "budget": entry.experiment.budget}
+                results["failures"].append({**failure, "seed": seed, "error": str(error)})
+            except Interrupted:
+                again = f"stopped; the same comparison in {out} goes on where it was"
+                raise Interrupted(again, 0) from None
+            results["rows"] = [_row(entry, runs) for entry, runs in finished.items() if runs]
+            write_json(out / "results.json", results)
+    return results
+
+
+def _plan(
+    experiment: Experiment,
+    tasks: TaskSet,
+    numel: int,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+) -> tuple[list[_Entry], list[dict[str, Any]]]:
+    """The rows to be, and the methods that cannot meet a budget."""
+    entries: list[_Entry] = []
+    skipped: list[dict[str, Any]] = []
+    for text in methods:
+        method = parse_method(text)
+        at: list[float | None] = [*budgets] if isinstance(method, _SCALABLE) else []
+        for budget in at or [None]:
+            chosen = replace(experiment, method=method, budget=budget)
+            try:
+                if budget is not None:
+                    fit_generator(chosen, numel)
+            except ValueError as error:
+                skipped.append({"method": text, "budget": budget, "reason": str(error)})
+                continue
+            resolved = resolve(chosen, tasks, build_model(chosen, tasks))
+            entries.append(_Entry(text, chosen, resolved))
+    return entries, skipped
+
+
+def _check_place(path: Path, results: dict[str, Any]) -> None:
+    """Refuse to write over the results of other data or settings."""
+    if path.exists():
+        recorded, given = (
+            {**r.get("config", {}), "fingerprint": r.get("tasks", {}).get("fingerprint")}
+            for r in (read_json(path), results)
+        )
+        check_same(
+            f"the comparison in {path.parent}",
+            recorded,
+            json_ready(given),
+            (*_MAY_DIFFER, *_CHOICES),
+        )
+
+
+def _run(images: Path, experiment: Experiment, directory: Path, quiet: bool) -> dict[str, Any]:
+    # Mapped into memory: a process holds the images it looks at and no copy. The file is our own.
+    tasks = torch.load(images, mmap=True, weights_only=False)
+    resume = (directory / "config.json").exists()
+    return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)
+
+
+def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    tests = [run["test"] for run in runs.values()]
+    trainings = [run["training"] for run in runs.values()]
+    accuracies = [test["accuracy"] for test in tests]
+    by_task = {
+        name: statistics.fmean(test["accuracies"][name] for test in tests)
+        for name in tests[0]["accuracies"]
+    }
+    worst = min(by_task, key=lambda name: by_task[name])
+    timed = [t["step_ms"] for t in trainings if t["step_ms"] is not None]
+    trainable = entry.resolved["trainable_parameters"]
+    return {
+        "method": entry.method,
+        "budget": entry.experiment.budget,
+        "trainable_parameters": trainable,
+        "parameters_per_target_parameter": trainable / entry.resolved["numel"],
+        "seeds": list(runs),
+        "accuracy": {
+            "mean": statistics.fmean(accuracies),
+            "sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        },
+        "worst_task": {"name": worst, "accuracy": by_task[worst]},
+        "accuracies": {str(seed): run["test"]["accuracies"] for seed, run in runs.items()},
+        "steps": statistics.fmean(t["steps"] for t in trainings),
+        "step_ms": statistics.median(timed) if timed else None,
+        "peak_memory_mb": statistics.median(t["peak_memory"] for t in trainings) / 1e6,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What results were computed on, JSON-ready."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # only Linux has it
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

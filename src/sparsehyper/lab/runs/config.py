@@ -1,0 +1,223 @@
+"""An experiment as plain data: which images, tasks, target and method, and how it is trained.
+
+One seed drives everything but the split of the images, which has its own, so that runs that are to
+be compared over seeds see the same images in training, validation and test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper.lab.data import is_source, parse_tasks
+from sparsehyper.lab.runs.baselines import BASELINES
+from sparsehyper.generators import (
+    GENERATORS,
+    Composed,
+    Generator,
+    Sparse,
+    generator_from_config,
+    parse_generator,
+)
+from sparsehyper.target.initialisation import INITS
+from sparsehyper.target.target import BASES, NORM_STATS
+from sparsehyper.training import TrainConfig
+
+# Those that have a short form; a composed generator can be given in Python.
+METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which tasks are made of them.
+
+    Args:
+        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``.
+        tasks: what the tasks are, such as ``"split:2"``; None for those a folder defines, or one
+            for each of several sources.
+        image_size: side to resize a folder's images to; None where they have one size already.
+        val_fraction: share of the training images to validate on, in (0, 1).
+        seed: of the split of the images.
+
+    Raises:
+        ValueError: ``tasks`` is not understood, ``image_size`` is given for a named source, or
+            ``val_fraction`` is out of range.
+    """
+
+    source: str = "digits"
+    tasks: str | None = None
+    image_size: int | None = None
+    val_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_type("source", self.source, str, "a name or a folder")
+        if not self.source:
+            raise ValueError("`source` must be a name or a folder, got ''")
+        if self.tasks is not None:
+            try:
+                parse_tasks(self.tasks)
+            except ValueError as error:
+                if is_source(self.source):
+                    raise
+                raise ValueError(
+                    f"{error}; a folder's own tasks are all its folders, where `tasks` is left out"
+                ) from error
+        # Training keeps the weights of its best validation, so there has to be one.
+        check_number("val_fraction", self.val_fraction, above=0)
+        if self.image_size is not None and is_source(self.source):
+            raise ValueError(
+                f"`image_size` is for folders of images; {self.source!r} has one already, got "
+                f"{self.image_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a training run.
+
+    Args:
+        data: images and tasks.
+        training: the loop's settings; its ``seed`` is the seed of the whole run.
+        method: a generator, or a baseline: ``"experts"`` or ``"shared_trunk"``.
+        target: as `build_target` takes it.
+        outputs: logits of the target, at least the classes of the largest task; None for as many.
+            More leave room for new tasks of more classes.
+        budget: trainable parameters of the generator, and of a trained base, per target
+            parameter, at most; the setting that the generator's ``with_budget`` names is chosen
+            accordingly. None takes it as it is.
+        latent_dim: length of a task's embedding; hypernetworks only, as are the next four.
+        similarity: of tasks at the start, as `TaskEmbedding` takes it.
+        base: as `HyperNetwork` takes it.
+        init: as `HyperNetwork` takes it.
+        norm_stats: as `HyperNetwork` takes it.
+        batch_size: images a batch.
+        tasks_per_batch: tasks a batch is made of.
+        augment: any of `sparsehyper.lab.data.AUGMENTATIONS`.
+
+    Raises:
+        TypeError, ValueError: an unknown method, or a ``budget`` that is out of range or for a
+            baseline.
+
+    >>> experiment = Experiment(DataConfig(tasks="split:2"), TrainConfig(steps=100), budget=4)
+    >>> Experiment.from_dict(experiment.to_dict()) == experiment
+    True
+    """
+
+    data: DataConfig
+    training: TrainConfig
+    method: Generator | str = field(default_factory=Sparse)
+    target: str = "mlp:128-64"
+    outputs: int | None = None
+    budget: float | None = None
+    latent_dim: int = 256
+    similarity: float = 0.0
+    base: str = "learned"
+    init: str = "torch"
+    norm_stats: str = "per_task"
+    batch_size: int = 100
+    tasks_per_batch: int = 1
+    augment: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_type("target", self.target, str, "a string such as 'mlp:128-64'")
+        check_integer("latent_dim", self.latent_dim, minimum=2, maximum=WIDEST)
+        check_number("similarity", self.similarity, minimum=0)
+        if self.similarity >= 1:
+            raise ValueError(f"`similarity` must be less than 1, got {self.similarity}")
+        if self.outputs is not None:
+            check_integer("outputs", self.outputs, minimum=2, maximum=WIDEST)
+        check_choice("base", self.base, BASES)
+        check_choice("init", self.init, INITS)
+        check_choice("norm_stats", self.norm_stats, NORM_STATS)
+        if not isinstance(self.method, Generator) and self.method not in BASELINES:
+            raise ValueError(
+                f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "
+                f"{self.method!r}"
+            )
+        if self.budget is not None:
+            check_number("budget", self.budget, above=0, maximum=1e6)
+            if not isinstance(self.method, Generator):
+                raise ValueError(
+                    f"`budget` is for generators; {self.method!r} has one size, got {self.budget}"
+                )
+
+    @property
+    def seed(self) -> int:
+        """Of the whole run but the split of the images."""
+        return self.training.seed
+
+    def with_seed(self, seed: int) -> Self:
+        """The same experiment under another seed."""
+        return replace(self, training=replace(self.training, seed=seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict of every setting."""
+        method = self.method
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "data": dataclasses.asdict(self.data),
+            "training": self.training.to_dict(),
+            "method": method.to_config() if isinstance(method, Generator) else {"kind": method},
+            "augment": list(self.augment),
+        }
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; settings left out take their defaults.
+
+        Raises:
+            KeyError: a setting is unknown or ``data`` or ``training`` is missing.
+            TypeError, ValueError: a setting has the wrong type or is out of range.
+        """
+        _check_names(cls, settings)
+        values = dict(settings)
+        for name in ("data", "training"):
+            if name not in values:
+                raise KeyError(f"setting {name!r} is missing")
+        _check_names(DataConfig, values["data"])
+        values["data"] = DataConfig(**values["data"])
+        values["training"] = TrainConfig.from_dict(values["training"])
+        if "method" in values:
+            values["method"] = _method_from_config(values["method"])
+        if "augment" in values:
+            check_type("augment", values["augment"], (list, tuple), "a list of names")
+            values["augment"] = tuple(values["augment"])
+        return cls(**values)
+
+
+def parse_method(text: str) -> Generator | str:
+    """A method from the command line's form: ``sparse:growth=8``, ``experts``.
+
+    Raises:
+        ValueError: an unknown method, setting or value.
+
+    >>> parse_method("chunked"), parse_method("experts")
+    (Chunked(chunks=32, hidden=None, by='flat'), 'experts')
+    """
+    kind = text.partition("/")[0].partition(":")[0]
+    check_choice("method", kind, METHODS)
+    if text in BASELINES:
+        return text
+    if kind in BASELINES:
+        raise ValueError(f"`method` {kind!r} has no settings, got {text!r}")
+    return parse_generator(text)
+
+
+def _method_from_config(config: Mapping[str, Any]) -> Generator | str:
+    check_type("method", config, Mapping, "a configuration")
+    kind = config.get("kind")
+    check_choice("method", kind, (*GENERATORS, *BASELINES))
+    return kind if kind in BASELINES else generator_from_config(dict(config))
+
+
+def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
+    check_type(cls.__name__, settings, Mapping, "settings by name")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in settings:
+        if name not in known:
+            valid = ", ".join(map(repr, known))
+            raise KeyError(f"unknown setting {name!r}; expected one of {valid}")

@@ -1,0 +1,292 @@
+"""What there is to see of a training run, as facts for `sparsehyper.lab.report`.
+
+Everything is bounded, so that a run of hundreds of tasks or of large targets takes seconds too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper.analysis import (
+    distances,
+    layer_statistics,
+    line,
+    project,
+    summarize,
+    task_embeddings,
+)
+from sparsehyper.lab.data import TaskSet, TaskSplit
+from sparsehyper.lab.runs.adapted import is_adapted
+from sparsehyper.lab.runs.drawings import filters, wiring
+from sparsehyper.lab.runs.run import (
+    LoadedRun,
+    check_fingerprint,
+    finished_result,
+    load_run,
+)
+from sparsehyper.lab.runs.setup import load_tasks
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.training import Run, evaluate
+from sparsehyper.training.run import read_config
+
+_COMPARED = 200  # tasks between which distances are given
+_CHOSEN = 6  # tasks whose filters are shown, and between which lines are followed, each with each
+_POINTS = 11  # on a line
+_CURVES = {"train": ("step", "loss"), "validation": ("step", "loss", "accuracy", "worst_accuracy")}
+_WORK = 10**11  # multiply-adds of each of confusion matrices and lines, unless that is too few
+
+
+def describe_run(
+    directory: str | PathLike[str],
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    trust: Collection[str] = (),
+) -> dict[str, Any]:
+    """Facts about a run, for a report.
+
+    Args:
+        directory: of the run; of any method, finished or not, adapted or not.
+        data_dir: where the files of named sources are.
+        trust: as `load_run` takes it.
+
+    Returns:
+        A JSON-ready dict. What a run has not got is None: a baseline has no embeddings, a run whose
+        images are gone, or which was adapted, no confusion matrices.
+
+        - ``kind`` (``"run"``), ``name`` of the directory, ``config`` as resolved, ``versions``;
+        - ``missing``: why there are no images, or None; ``split``: which images all that follows
+          was measured on, ``"test"``, or ``"val"`` of a run that has not finished;
+        - ``evaluation``: `Evaluation.to_dict` without the tasks, as ``result.json`` has it;
+        - ``training``: what ``result.json`` has of it, without its best evaluation;
+        - ``curves``: ``train`` and ``validation``, the lines of ``metrics.jsonl`` by column;
+        - ``tasks``: for each ``name``, ``classes``, ``origin``, ``images``, ``accuracy``, ``loss``,
+          ``nearest`` (the number of the task of nearest embedding) and its ``distance``;
+        - ``confusion``: ``images`` (of a task, at most) and ``matrices`` (a task's counts, a row
+          for each true class);
+        - ``map``: ``points`` in the plane of most variance, and the share ``explained``;
+        - ``distances``: ``tasks`` (numbers) and ``values``, cosine distances, a row each;
+        - ``interpolation``: ``tasks``, ``positions``, ``images`` of each task,
+          ``mean_statistics`` (whether there are batch norms, which have those of all tasks), and
+          ``pairs`` of numbers ``a`` and ``b`` with the accuracies on both, ``of_a`` and ``of_b``;
+        - ``filters`` of the first layer: ``tensor``, ``shape``, ``rows`` of a ``task`` (None for
+          all) and base64 int8 ``pixels``, scaled to the largest magnitude of the row, ``scale``;
+        - ``layers``: `layer_statistics`, with ``initial_std``; ``summary``: `summarize`;
+        - ``wiring`` of a sparse generator: ``sizes``, ``fan_ins``, and ``traces`` of some outputs.
+
+    Raises:
+        ValueError: the data are not those the run was trained on.
+        FileNotFoundError, CheckpointError: as `load_run`.
+    """
+    path = Path(directory)
+    loaded = load_run(path, trust=trust)
+    experiment, info, model = loaded.experiment, loaded.tasks, loaded.model
+    recorded = read_config(path)
+    result = None if is_adapted(path) else finished_result(path, experiment)
+    split = "test" if result else "val"
+    tasks, missing = _load_images(path, loaded, data_dir)
+    images = None if tasks is None else getattr(tasks, split)
+    n_classes = [len(names) for names in info.classes]
+    evaluation: dict[str, Any] | None = result["test"] if result else None
+    if evaluation is None and images is not None:
+        evaluation = evaluate(model, images, names=info.names, n_classes=n_classes).to_dict()
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "classes": list(entry.classes),
+            "origin": entry.origin,
+            "images": images.counts[i] if images is not None else None,
+            "accuracy": evaluation["accuracies"][entry.name] if evaluation else None,
+            "loss": evaluation["losses"][entry.name] if evaluation else None,
+            "nearest": None,
+            "distance": None,
+        }
+        for i, entry in enumerate(loaded.task_list.entries)
+    ]
+    described: dict[str, Any] = {
+        "kind": "run",
+        "name": path.resolve().name,
+        "config": _without_tasks(recorded["config"]),
+        "versions": recorded.get("versions", {}),
+        "missing": missing,
+        "split": split,
+        "evaluation": _without(evaluation, "accuracies", "losses"),
+        "training": _without(result and result["training"], "best"),
+        "curves": _curves(Run(path).read_metrics()),
+        "tasks": rows,
+        "confusion": None,
+        **dict.fromkeys(("map", "distances", "interpolation", "layers", "summary", "wiring")),
+    }
+    if images is not None:
+        most = _affordable(model, images, len(rows), 50, 1000)
+        described["confusion"] = {
+            "images": most,
+            "matrices": [_confusion(model, images, i, n, most) for i, n in enumerate(n_classes)],
+        }
+    chosen = list(range(len(rows)))[:_CHOSEN]
+    if isinstance(model, HyperNetwork):
+        between = distances(task_embeddings(model))
+        chosen = _choose(between, [row["accuracy"] for row in rows])
+        described |= _describe_embeddings(model, between, rows)
+        if images is not None and len(rows) > 1:
+            described["interpolation"] = _interpolate(model, images, chosen, n_classes)
+    described["filters"] = filters(model, info.image_shape, chosen)
+    return described
+
+
+def _load_images(
+    path: Path, loaded: LoadedRun, data_dir: str | PathLike[str] | None
+) -> tuple[TaskSet | None, str | None]:
+    """The tasks' images, or why there are none."""
+    if is_adapted(path):
+        return None, "This run has other tasks than it was trained on, and no images of them."
+    try:
+        tasks = load_tasks(loaded.experiment.data, data_dir)
+    except FileNotFoundError as error:
+        return None, f"The images were not found: {error}"
+    check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
+    return tasks, None
+
+
+def _without(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:
+    return None if values is None else {k: v for k, v in values.items() if k not in keys}
+
+
+def _without_tasks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, less the long lists of tasks and their classes."""
+    resolved = config["resolved"]
+    return {
+        **config,
+        "resolved": {**resolved, "tasks": _without(resolved["tasks"], "names", "classes")},
+    }
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    return {
+        kind: {key: [row[key] for row in metrics if row["kind"] == kind] for key in keys}
+        for kind, keys in _CURVES.items()
+    }
+
+
+def _images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
+    """Up to so many images of a task, evenly spread, and their classes."""
+    count = split.counts[task]
+    n = min(most, count)
+    index = torch.arange(n) * count // n
+    x, y, _ = split.batch(torch.full_like(index, task), index)
+    return x, y
+
+
+def _affordable(model: nn.Module, split: TaskSplit, runs: int, least: int, most: int) -> int:
+    """How many images to run in each of so many runs of a target."""
+    x, _ = _images_of(split, 0, 1)
+    return max(least, min(most, _WORK // max(1, _multiply_adds(model, x)) // runs))
+
+
+@torch.no_grad()
+def _multiply_adds(model: nn.Module, x: Tensor) -> int:
+    """Of one image, roughly: each weight at every place of its layer's output."""
+    module = model.materialize(0).eval() if isinstance(model, HyperNetwork) else model
+    total = 0
+
+    def add(layer: nn.Module, _: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and output.ndim > 1:
+            weights = sum(p.numel() for p in layer.parameters(recurse=False))
+            total += weights * output[0, 0].numel()
+
+    hooks = [layer.register_forward_hook(add) for layer in module.modules()]
+    module(x) if module is not model else module(x, task=0)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@torch.no_grad()
+def _confusion(
+    model: nn.Module, split: TaskSplit, task: int, n_classes: int, most: int
+) -> list[list[int]]:
+    x, y = _images_of(split, task, most)
+    logits = torch.cat([model(some, task=task) for some in x.split(500)])
+    cells = y * n_classes + logits[:, :n_classes].argmax(1)
+    counts = torch.bincount(cells, minlength=n_classes**2)
+    return counts.view(n_classes, n_classes).tolist()
+
+
+def _choose(between: Tensor, accuracies: Sequence[float | None]) -> list[int]:
+    """The worst task, the best, and then always that farthest from all chosen; in order."""
+    n = len(accuracies)
+    if n <= _CHOSEN:
+        return list(range(n))
+    known = [0.0 if a is None else a for a in accuracies]
+    chosen = [known.index(min(known))]
+    if max(known) > min(known):
+        chosen.append(known.index(max(known)))
+    while len(chosen) < _CHOSEN:
+        nearest = between[chosen].amin(0)
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    return sorted(chosen)
+
+
+def _describe_embeddings(
+    model: HyperNetwork, between: Tensor, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What follows from the weights alone; ``rows`` get their nearest tasks."""
+    if len(rows) > 1:
+        least, nearest = between.clone().fill_diagonal_(torch.inf).min(1)
+        for row, i, distance in zip(rows, nearest.tolist(), least.tolist(), strict=True):
+            row |= {"nearest": i, "distance": distance}
+    projection = project(task_embeddings(model))
+    compared = torch.arange(min(_COMPARED, len(rows))) * len(rows) // min(_COMPARED, len(rows))
+    summary = summarize(model)
+    statistics = layer_statistics(model)
+    return {
+        "map": {
+            "points": [[round(x, 4) for x in point] for point in projection.points.tolist()],
+            "explained": list(projection.explained),
+        },
+        "distances": {
+            "tasks": compared.tolist(),
+            "values": [
+                [round(x, 3) for x in row] for row in between[compared][:, compared].tolist()
+            ],
+        },
+        "layers": [
+            {**row, "initial_std": tensor["initial_std"]}
+            for row, tensor in zip(statistics, summary["tensors"], strict=True)
+        ],
+        "summary": summary,
+        "wiring": wiring(model),
+    }
+
+
+def _interpolate(
+    model: HyperNetwork, split: TaskSplit, chosen: list[int], n_classes: Sequence[int]
+) -> dict[str, Any]:
+    pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    most = _affordable(model, split, 2 * _POINTS * len(pairs), 20, 200)
+    images = {task: _images_of(split, task, most) for task in chosen}
+
+    def along(a: int, b: int, task: int) -> list[float]:
+        x, y = images[task]
+
+        def accuracy(module: nn.Module) -> float:
+            return float((module(x)[:, : n_classes[task]].argmax(1) == y).double().mean())
+
+        return list(line(model, accuracy, a, b, points=_POINTS).values)
+
+    return {
+        "tasks": chosen,
+        "positions": [i / (_POINTS - 1) for i in range(_POINTS)],
+        "images": most,
+        "mean_statistics": bool(model.target.statistics.names),
+        "pairs": [
+            {"a": a, "b": b, "of_a": along(a, b, a), "of_b": along(a, b, b)} for a, b in pairs
+        ],
+    }

@@ -1,0 +1,141 @@
+"""A task's model as an ordinary file, for programs that know nothing of hypernetworks.
+
+===============  ==================================================================================
+``safetensors``  a state dict in the target's own names
+``pt2``          a ``torch.export`` program, for ``torch.export.load(file).module()``
+``onnx``         for onnxruntime and others; input ``images``, output ``logits``
+===============  ==================================================================================
+
+All take float32 images ``[batch, C, H, W]``, as ``(image / 255 - mean) / std``, in any batch size.
+What goes with the model (classes, mean, std, shape, target) is kept in the file, as JSON: metadata
+``sparsehyper`` of safetensors and ONNX files, extra file ``sparsehyper`` of programs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Collection
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._util.checks import check_choice
+from sparsehyper._util.extras import require
+from sparsehyper._util.files import check_absent, whole
+from sparsehyper.saving import write_tensors
+from sparsehyper.lab.runs.run import load_run
+
+_NAME = "sparsehyper"
+
+
+def export_run(
+    directory: str | PathLike[str],
+    task: str,
+    file: str | PathLike[str],
+    *,
+    format: str | None = None,
+    trust: Collection[str] = (),
+) -> dict[str, Any]:
+    """Write the model of a task to a new file.
+
+    Args:
+        directory: of the run, adapted or not.
+        task: a task's name.
+        file: to write; it appears whole or not at all.
+        format: one of `FORMATS`; None for what the file's suffix says.
+        trust: as `load_run` takes it.
+
+    Returns:
+        What goes with the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
+        ``std``, ``images_altered_by`` (what the task's images went through before, such as
+        ``permuted:10``; None for images as they are), ``target`` and ``outputs``; logits beyond
+        the classes mean nothing.
+
+    Raises:
+        FileExistsError: ``file`` exists.
+        KeyError: an unknown task.
+        ImportError: the packages for ``"onnx"`` are not installed.
+        ValueError: an unknown format or suffix, or a run that holds no hypernetwork.
+    """
+    path = Path(file)
+    suffix = path.suffix.removeprefix(".")
+    if format is None:
+        if suffix not in FORMATS:
+            known = ", ".join(f".{name}" for name in FORMATS)
+            raise ValueError(f"`format` is needed, as {path} has none of the suffixes {known}")
+        format = suffix
+    check_choice("format", format, FORMATS)
+    if suffix in FORMATS and suffix != format:
+        raise ValueError(f"`format` {format!r} does not go with .{suffix}, the suffix of {path}")
+    check_absent("file", path)
+    if format == "onnx":
+        for package in ("onnx", "onnxscript"):
+            require(package, "onnx")
+    loaded = load_run(directory, trust=trust)
+    loaded.hypernetwork()
+    loaded.task_list.check_known(task)
+    info = loaded.tasks
+    module = loaded.materialize(task)
+    example = torch.zeros(2, *info.image_shape)
+    with torch.no_grad():
+        outputs = module(example).shape[1]
+    about = {
+        "task": task,
+        "format": format,
+        "classes": list(info.classes[info.names.index(task)]),
+        "image_shape": list(info.image_shape),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "images_altered_by": loaded.altered_by(task),
+        "target": loaded.experiment.target,
+        "outputs": outputs,
+    }
+    with whole("file", path) as partial:
+        FORMATS[format](module, example, partial, json.dumps(about))
+    return about
+
+
+def _safetensors(module: nn.Module, _: Tensor, path: Path, about: str) -> None:
+    state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
+    write_tensors(path, state, {_NAME: about})
+
+
+def _program(module: nn.Module, example: Tensor, path: Path, about: str) -> None:
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={_NAME: about})
+
+
+def _onnx(module: nn.Module, example: Tensor, path: Path, about: str) -> None:
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    program.model.metadata_props[_NAME] = about
+    program.save(path, external_data=False)
+
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, str], None]] = {
+    "safetensors": _safetensors,
+    "pt2": _program,
+    "onnx": _onnx,
+}

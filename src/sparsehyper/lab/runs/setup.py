@@ -1,0 +1,257 @@
+"""What an experiment stands for: its tasks, its batches and its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._util.checks import LARGEST_SIDE, check_integer, check_number, check_type
+from sparsehyper._util.random import spawn_seeds
+from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.lab.data import (
+    SOURCES,
+    Batches,
+    Source,
+    TaskSet,
+    is_source,
+    load_folder,
+    load_source,
+    make_tasks,
+    parse_tasks,
+)
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.runs.targets import build_target
+from sparsehyper.generators import Generator
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.layout import Layout, count_numbers, plan_layout
+from sparsehyper.target.target import TRAINED_BASES
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a model needs to know of its tasks, and what tells them from others.
+
+    Attributes:
+        names: one a task.
+        classes: for each task, its class names.
+        image_shape: channels, height, width.
+        mean, std: per channel; a model takes (image / 255 - mean) / std.
+        fingerprint: of the images, labels, splits and tasks.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, tasks: TaskSet) -> Self:
+        """Of tasks at hand."""
+        return cls(
+            tasks.names,
+            tasks.classes,
+            tasks.image_shape,
+            tasks.mean,
+            tasks.std,
+            tasks.fingerprint,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing, or not what it must be.
+        """
+        check_type("tasks", values, Mapping, "an object")
+        for key in ("names", "classes", "image_shape", "mean", "std"):
+            check_type(key, values[key], (list, tuple), "a list")
+        names, classes, shape = values["names"], values["classes"], values["image_shape"]
+        if not names or len(names) != len(classes) or not all(classes) or len(shape) != 3:
+            raise ValueError(
+                f"`classes` must be those of one or more tasks, here {len(names)}, and "
+                f"`image_shape` three numbers, got {len(classes)} and {shape}"
+            )
+        for of_task in classes:
+            check_type("classes", of_task, (list, tuple), "lists of names")
+        for name in (*names, *chain(*classes), values["fingerprint"]):
+            check_type("names", name, str, "strings")
+        for size in shape:
+            check_integer("image_shape", size, minimum=1, maximum=LARGEST_SIDE)
+        for key in ("mean", "std"):
+            if len(values[key]) != shape[0]:
+                raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
+            for number in values[key]:
+                check_number(key, number, minimum=0)
+        return cls(
+            tuple(names),
+            tuple(map(tuple, classes)),
+            (shape[0], shape[1], shape[2]),
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            values["fingerprint"],
+        )
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the model takes, float32, of uint8 images ``[n, C, H, W]``."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> TaskSet:
+    """Read the images and make the tasks.
+
+    Args:
+        data: which.
+        data_dir: where the files of named sources are, as `load_source` takes it.
+
+    Raises:
+        FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
+        ValueError: images, tasks or their settings do not fit.
+    """
+    return tasks_of(data, load_images(data, data_dir))
+
+
+def load_images(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
+    """The first half of `load_tasks`: the images alone, which many sets of tasks may share."""
+    if is_source(data.source):
+        return load_source(data.source, data_dir)
+    if Path(data.source).is_dir():
+        return load_folder(data.source, image_size=data.image_size, seed=data.seed)
+    raise FileNotFoundError(
+        f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}, or "
+        f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
+        "it has moved"
+    )
+
+
+def tasks_of(data: DataConfig, source: Source) -> TaskSet:
+    """The second half: the tasks that are made of images."""
+    maker = None if data.tasks is None else parse_tasks(data.tasks)
+    return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)
+
+
+def make_batches(
+    experiment: Experiment, tasks: TaskSet, shard: tuple[int, int] = (0, 1)
+) -> Batches:
+    """The training stream; ``shard`` as `Batches` takes it."""
+    return Batches(
+        tasks.train,
+        experiment.batch_size,
+        tasks_per_batch=experiment.tasks_per_batch,
+        seed=_seeds(experiment)["batches"],
+        augment=experiment.augment,
+        shard=shard,
+    )
+
+
+def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+    """The model, freshly initialised; the same one for the same seed.
+
+    Raises:
+        ValueError: the target or a setting of the method is invalid, or the budget out of reach.
+    """
+    seeds = _seeds(experiment)
+    target = partial(_target, experiment, tasks)
+    with _seeded(seeds["target"]):
+        if experiment.method == Experts.kind:
+            return Experts(target, tasks.names)
+        if experiment.method == SharedTrunk.kind:
+            return SharedTrunk(target(), tasks.names)
+        module = target()
+    return HyperNetwork(
+        module,
+        fit_generator(experiment, plan_layout(module)),
+        TaskEmbedding(
+            tasks.names,
+            experiment.latent_dim,
+            similarity=experiment.similarity,
+            seed=seeds["embeddings"],
+        ),
+        base=experiment.base,
+        init=experiment.init,
+        norm_stats=experiment.norm_stats,
+        seed=seeds["generator"],
+    )
+
+
+def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
+    """The generator that meets the budget, for a target of these parameters.
+
+    Of the budget it has what a trained base leaves, which is one for each generated parameter.
+
+    Raises:
+        ValueError: no setting of the generator is that small.
+    """
+    generator = experiment.method
+    assert isinstance(generator, Generator)
+    if experiment.budget is None:
+        return generator
+    numel = count_numbers(layout)
+    budget = round(experiment.budget * numel)
+    if experiment.base in TRAINED_BASES:
+        if budget <= numel:
+            raise ValueError(
+                f"`budget` must be greater than 1 where `base` is {experiment.base!r}, which has a "
+                f"trainable number for each generated one ('zeros' has none); got "
+                f"{experiment.budget:g}"
+            )
+        budget -= numel
+    budget = max(1, budget)
+    return generator.with_budget(budget, experiment.latent_dim, layout)
+
+
+def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
+    """N: how many parameters one target has to generate."""
+    with _seeded(0):
+        return count_numbers(plan_layout(_target(experiment, tasks)))
+
+
+def resolve(experiment: Experiment, tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
+    """What follows from an experiment whatever its seed, JSON-ready.
+
+    Returns:
+        ``tasks`` (as `TaskInfo`), ``numel`` (N, the parameters of one target), ``generator`` (the
+        one that meets the budget; None for a baseline) and ``trainable_parameters`` of the whole
+        model.
+    """
+    return {
+        "tasks": dataclasses.asdict(TaskInfo.of(tasks)),
+        "numel": count_target_parameters(experiment, tasks),
+        "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _seeds(experiment: Experiment) -> dict[str, int]:
+    names = ("target", "generator", "embeddings", "batches")
+    return dict(zip(names, spawn_seeds(experiment.seed, len(names)), strict=True))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within, PyTorch's global CPU generator has this seed; afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+    classes = max(map(len, tasks.classes))
+    outputs = experiment.outputs or classes
+    if outputs < classes:
+        raise ValueError(f"`outputs` must be at least {classes}, the most classes; got {outputs}")
+    return build_target(experiment.target, tasks.image_shape, outputs)

@@ -1,0 +1,168 @@
+"""What a study may claim: paired differences and effects, with their 95% intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util.extras import require
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+    """The mean of paired differences, with its 95% interval by Student's t over them; one pair has
+    none.
+
+    >>> paired([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
+    """
+    values = torch.tensor(differences, dtype=torch.float64)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None, "pairs": 1}
+    stats = require("scipy.stats", "data")
+    error = float(values.std()) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values)}
+
+
+def claim_of(
+    family: str, claim: str, ours: Sequence[float], theirs: Sequence[float], **more: Any
+) -> dict[str, Any]:
+    """What is claimed of a difference, paired over seeds: JSON-ready, with its verdict.
+
+    >>> claim_of("pairs", "sparse − chunked", [0.9, 0.8], [0.7, 0.6])["verdict"]
+    'supported'
+    """
+    interval = paired([a - b for a, b in zip(ours, theirs, strict=True)])
+    return {"family": family, "claim": claim, **more, **interval, "verdict": verdict(interval)}
+
+
+def mean_of(places: Iterable[Sequence[float]]) -> list[float]:
+    """For each seed the mean over places.
+
+    >>> mean_of([[1.0, 2.0], [3.0, 6.0]])
+    [2.0, 4.0]
+    """
+    return [fmean(seed) for seed in zip(*places, strict=True)]
+
+
+def verdict(interval: Mapping[str, Any]) -> str:
+    """Of the claim that a difference is above zero.
+
+    >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
+    ('supported', 'undecided')
+    """
+    if interval["low"] is None:
+        return "undecided"
+    if interval["low"] > 0:
+        return "supported"
+    return "not supported" if interval["high"] < 0 else "undecided"
+
+
+def main_effects(
+    settings: Sequence[Mapping[str, str]],
+    outcomes: Sequence[float],
+    defaults: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """What each level of each factor adds to an outcome over the factor's default level.
+
+    By least squares on indicators of all levels but the defaults, with 95% intervals by Student's t
+    from the residuals. Effects are taken to add up.
+
+    Args:
+        settings: of each run, the level of every factor.
+        outcomes: of each run.
+        defaults: the level of every factor that others are compared with.
+
+    Returns:
+        For each level but the defaults ``factor``, ``level``, ``mean``, ``low``, ``high`` and
+        ``freedom``, the residual degrees; None for ``low`` and ``high`` where there are none.
+
+    >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
+    >>> effect, = main_effects(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
+    >>> effect["level"], round(effect["mean"], 6), round(effect["high"] - effect["mean"], 3)
+    ('b', 3.0, 3.042)
+    """
+    columns = _columns(settings, defaults)
+    design, y = _design(settings, columns), torch.tensor(outcomes, dtype=torch.float64)
+    inverse = torch.linalg.pinv(design)
+    effects = inverse @ y
+    squares, freedom = _residual(design, y)
+    half = torch.full_like(effects, torch.nan)
+    if freedom > 0:
+        quantile = float(require("scipy.stats", "data").t.ppf(0.975, freedom))
+        half = quantile * (squares / freedom * inverse.square().sum(1)).sqrt()
+    return [
+        {
+            "factor": factor,
+            "level": level,
+            "mean": mean,
+            "low": mean - error if freedom > 0 else None,
+            "high": mean + error if freedom > 0 else None,
+            "freedom": freedom,
+        }
+        for (factor, level), mean, error in zip(
+            columns, effects[1:].tolist(), half[1:].tolist(), strict=True
+        )
+    ]
+
+
+def factor_tests(
+    settings: Sequence[Mapping[str, str]],
+    outcomes: Sequence[float],
+    defaults: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Whether a factor matters at all: the F test of all its levels at once, the other factors in
+    the model.
+
+    Args:
+        settings, outcomes, defaults: as `main_effects` takes them.
+
+    Returns:
+        For each factor its name, the ``share`` of the outcome's variance that only it explains, and
+        the ``p`` of the test, None where no degrees of freedom are left for the residuals.
+
+    >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
+    >>> test, = factor_tests(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
+    >>> round(test["share"], 3), round(test["p"], 3)
+    (0.9, 0.051)
+    """
+    columns, y = _columns(settings, defaults), torch.tensor(outcomes, dtype=torch.float64)
+    whole, freedom = _residual(_design(settings, columns), y)
+    total = float((y - y.mean()).square().sum())
+    tests = []
+    for factor in defaults:
+        others = [column for column in columns if column[0] != factor]
+        rest, more = _residual(_design(settings, others), y)
+        p = None
+        if freedom > 0 and more > freedom:
+            ratio = (rest - whole) / (more - freedom) / (whole / freedom)
+            p = float(require("scipy.stats", "data").f.sf(ratio, more - freedom, freedom))
+        tests.append({"factor": factor, "share": (rest - whole) / total, "p": p})
+    return tests
+
+
+def _columns(
+    settings: Sequence[Mapping[str, str]], defaults: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """The levels that are in some run, but for the defaults."""
+    found = {(factor, run[factor]) for run in settings for factor in defaults}
+    return [pair for pair in sorted(found) if defaults[pair[0]] != pair[1]]
+
+
+def _design(settings: Sequence[Mapping[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
+    """A row a run: 1, then the indicators of the levels."""
+    return torch.tensor(
+        [[1.0, *(float(run[factor] == level) for factor, level in columns)] for run in settings],
+        dtype=torch.float64,
+    )
+
+
+def _residual(design: Tensor, y: Tensor) -> tuple[float, int]:
+    """The sum of squares that least squares leave, and its degrees of freedom."""
+    left = y - design @ (torch.linalg.pinv(design) @ y)
+    return float(left.square().sum()), len(y) - int(torch.linalg.matrix_rank(design))

@@ -1,0 +1,260 @@
+"""What the study of new tasks compares: methods that are pretrained on known tasks and then learn
+new ones from few images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._util.random import seeded
+from sparsehyper.adaptation import fine_tune, fit_embeddings, identify_task
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.data import TaskSet, TaskSplit
+from sparsehyper.lab.runs.baselines import SharedTrunk
+from sparsehyper.lab.runs.config import Experiment
+from sparsehyper.lab.runs.setup import build_model
+from sparsehyper.lab.studies.trainings import measured
+
+Samples = tuple[Tensor, Tensor]
+Model = Callable[[Tensor], Tensor]
+Learn = Callable[[Sequence[str], list[Samples]], Iterable[Model]]
+
+# How each way learns a task, beside the updates that the study sets; part of every cell's settings.
+LEARNING: dict[str, Any] = {
+    "embedding": {"init": "nearest", "steps": 25, "batch_size": 1024},
+    "then": {"steps": 100, "lr": 1e-3, "batch_size": 64},
+    "model": {"lr": 1e-3, "batch_size": 64, "norm_stats": "renewed"},
+    "probe": {"lr": 1e-2, "batch_size": 64},
+    "reptile": {"inner": 5, "outer_rate": 0.5, "lr": 1e-3},
+}
+
+
+class Learner:
+    """A method: pretrained on known tasks, it makes models for new ones.
+
+    Attributes:
+        updates: of what is trained by Adam to learn a task.
+    """
+
+    updates: int
+
+    model: nn.Module
+
+    def __init__(self, experiment: Experiment, known: TaskSet) -> None:
+        self.experiment, self.known = experiment, known
+        self.seed = experiment.seed
+        self.n_classes = max(map(len, known.classes))
+
+    def build(self) -> nn.Module:
+        """What is pretrained."""
+        return build_model(self.experiment, self.known)
+
+    def pretrain(self) -> float | None:
+        """Mean test accuracy on the known tasks afterwards."""
+        self.model, values = measured(self.experiment, self.known, self.build())
+        self.model.cpu()  # where new tasks are learned
+        return values["accuracy"]
+
+    def parameters(self) -> int:
+        """That are trained."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def identified(self) -> float | None:
+        """Share of the known tasks that are told from 20 of their test images, without labels."""
+        if not isinstance(self.model, HyperNetwork):
+            return None
+        names, test = self.known.names, self.known.test
+        right = [
+            identify_task(self.model, images_of(test, i, 20)[0]).name == name
+            for i, name in enumerate(names)
+        ]
+        return sum(right) / len(names)
+
+    def ways(self, names: Sequence[str]) -> dict[str, Learn]:
+        """Ways to learn tasks from samples: the method itself under ``""``, and some of ``names``,
+        which follow it.
+        """
+        assert not names
+        return {"": self.learn}
+
+    def learn(self, names: Sequence[str], samples: list[Samples]) -> Iterable[Model]:
+        """A model for each task."""
+        raise NotImplementedError
+
+    def tuned(self, module: nn.Module, samples: Samples, **settings: Any) -> nn.Module:
+        """A copy, trained further."""
+        module = copy.deepcopy(module)
+        fine_tune(
+            module,
+            samples,
+            n_classes=self.n_classes,
+            **{"steps": self.updates, "seed": self.seed, **settings},
+        )
+        return module.eval()
+
+
+class Embeddings(Learner):
+    """A hypernetwork, of whose new tasks only the embeddings are fitted.
+
+    What may follow: the model further trained in its ``norm``, its ``last`` layer or ``all`` of it;
+    and ``mean model``, that at the mean embedding, all of it trained.
+    """
+
+    def ways(self, names: Sequence[str]) -> dict[str, Learn]:
+        return {"": self.learn, **{name: self._way(name) for name in names}}
+
+    def learn(self, names: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+        assert isinstance(self.model, HyperNetwork)
+        # Fitted anew for every number of images: on a copy, which forgets them.
+        hnet = copy.deepcopy(self.model)
+        fit_embeddings(
+            hnet,
+            dict(zip(names, samples, strict=True)),
+            n_classes=dict.fromkeys(names, self.n_classes),
+            seed=self.seed,
+            **LEARNING["embedding"],
+        )
+        self._fitted = [hnet.materialize(name).eval() for name in names]
+        return self._fitted
+
+    def _way(self, name: str) -> Learn:
+        if name == "mean model":
+            return self._mean_model
+
+        def learn(_: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+            pairs = zip(self._fitted, samples, strict=True)
+            return [self.tuned(m, some, tune=name, **LEARNING["then"]) for m, some in pairs]
+
+        return learn
+
+    def _mean_model(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+        assert isinstance(self.model, HyperNetwork)
+        module = self.model.materialize(self.model.task_embedding.weight.detach().mean(0))
+        return [self.tuned(module, some, **LEARNING["model"]) for some in samples]
+
+
+class _Scratch(Learner):
+    def build(self) -> nn.Module:
+        one = self.known.select(self.known.names[:1])
+        experts = build_model(replace(self.experiment, method="experts", budget=None), one)
+        return experts.experts[0]  # type: ignore[index, return-value]
+
+    def pretrain(self) -> float | None:
+        self.model = self.build()
+        return None
+
+    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+        return [self.tuned(self.model, some, **LEARNING["model"]) for some in samples]
+
+
+class _Reptile(_Scratch):
+    """An initialisation from which a few steps suffice.
+
+    Source: A. Nichol et al., "On first-order meta-learning algorithms" (2018): after k inner steps
+    on a task, the initialisation moves a share of the way there.
+    """
+
+    def pretrain(self) -> float | None:
+        super().pretrain()
+        module, training, settings = self.model, self.experiment.training, LEARNING["reptile"]
+        # As many images as the others see.
+        images = training.steps * self.experiment.batch_size
+        outer = max(1, images // (25 * settings["inner"]))
+        rng = seeded(self.seed)
+        module.train()
+        for step in range(outer):
+            task = int(torch.randint(len(self.known.names), (), generator=rng))
+            before = [p.detach().clone() for p in module.parameters()]
+            optimizer = torch.optim.Adam(module.parameters(), settings["lr"], betas=(0.0, 0.999))
+            for _ in range(settings["inner"]):
+                count = self.known.train.counts[task]
+                index = torch.randint(count, (25,), generator=rng)
+                x, y, _ = self.known.train.batch(torch.full_like(index, task), index)
+                optimizer.zero_grad()
+                F.cross_entropy(module(x), y).backward()
+                optimizer.step()
+            rate = settings["outer_rate"] * (1 - step / outer)
+            with torch.no_grad():
+                for parameter, old in zip(module.parameters(), before, strict=True):
+                    parameter.copy_(old + rate * (parameter - old))
+        module.zero_grad()
+        return None
+
+
+class _Trunk(Learner):
+    """Features that all known tasks share."""
+
+    def __init__(self, experiment: Experiment, known: TaskSet) -> None:
+        super().__init__(replace(experiment, method=SharedTrunk.kind), known)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        assert isinstance(self.model, SharedTrunk)
+        model = self.model.eval()
+        return torch.cat([model.trunk(some) for some in x.split(500)])
+
+
+class _Probe(_Trunk):
+    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[Model]:
+        return [self._probe(x, y) for x, y in samples]
+
+    def _probe(self, x: Tensor, y: Tensor) -> Model:
+        features = self.features(x)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            head: nn.Module = nn.Linear(features.shape[1], self.n_classes)
+        head = self.tuned(head, (features, y), **LEARNING["probe"])
+        return lambda x: head(self.features(x))
+
+
+class _NearestMean(_Trunk):
+    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[Model]:
+        return [self._nearest(x, y) for x, y in samples]
+
+    def _nearest(self, x: Tensor, y: Tensor) -> Model:
+        features = self.features(x)
+        means = torch.stack([features[y == c].mean(0) for c in range(self.n_classes)])
+        return lambda x: -torch.cdist(self.features(x), means)
+
+
+# The methods that are no generators; `Embeddings` is for those.
+LEARNERS: dict[str, type[Learner]] = {
+    "scratch": _Scratch,
+    "reptile": _Reptile,
+    "linear probe": _Probe,
+    "nearest mean": _NearestMean,
+}
+
+
+def images_of(split: TaskSplit, task: int, most: int) -> Samples:
+    """Up to so many images of a task, evenly spread."""
+    count = split.counts[task]
+    index = torch.linspace(0, count - 1, min(most, count)).long()
+    x, y, _ = split.batch(torch.full_like(index, task), index)
+    return x, y
+
+
+def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Samples:
+    """The first images of each class of a task, in an order drawn from the seed."""
+    labels = split.labels(task)
+    order = torch.randperm(len(labels), generator=seeded(seed))
+    sorted_labels = labels[order]
+    chosen = torch.cat([order[sorted_labels == c][:shots] for c in labels.unique()])
+    x, y, _ = split.batch(torch.full_like(chosen, task), chosen)
+    return x, y
+
+
+@torch.no_grad()
+def accuracy(model: Model, x: Tensor, y: Tensor, n_classes: int) -> float:
+    right = [
+        int((model(a)[:, :n_classes].argmax(1) == b).sum())
+        for a, b in zip(x.split(500), y.split(500), strict=True)
+    ]
+    return sum(right) / len(y)

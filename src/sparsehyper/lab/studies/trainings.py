@@ -1,0 +1,168 @@
+"""Trainings: experiments that are the cells of a study, all measured alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsehyper.generators import Chunked
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.runs.setup import build_model, count_target_parameters, make_batches
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, run_cells
+from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
+
+_MODELS = 9  # of which the median is timed
+_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
+
+
+def training(steps: int, seed: int, **settings: Any) -> TrainConfig:
+    """What the studies have in common: Adam at 2e-3 with warm-up, evaluated at the end, on the CPU,
+    but for other ``settings``.
+    """
+    common = {"lr": 2e-3, "warmup": min(100, steps // 10), "eval_every": steps, "device": "cpu"}
+    return TrainConfig(steps=steps, seed=seed, **{**common, **settings})
+
+
+def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:
+    """A chunked generator that can have a budget, with the widest hidden layers that this can pay
+    for with ease; None where there is none.
+
+    Args:
+        budget: trainable parameters ÷ N.
+        numel: N.
+        latent_dim: length of an embedding.
+
+    >>> chunked_within(4.0, 90_000, 64), chunked_within(0.25, 90_000, 64)
+    ('chunked:hidden=128', 'chunked:hidden=8')
+    """
+    for width in _WIDTHS:
+        with suppress(ValueError):
+            Chunked(hidden=width).with_budget(max(1, int(0.8 * budget * numel)), latent_dim, numel)
+            return f"chunked:hidden={width}"
+    return None
+
+
+def run_trainings(
+    experiments: Mapping[str, Experiment],
+    directory: Path,
+    files: Mapping[DataConfig, SharedTasks],
+    *,
+    workers: int,
+    quiet: bool,
+) -> dict[str, dict[str, Any]]:
+    """Train what has not been trained yet.
+
+    Args:
+        experiments: complete, each with its seed, by name of the cell.
+        directory: of the study.
+        files: of `shared_tasks`.
+        workers, quiet: as `run_cells` takes them.
+
+    Returns:
+        What `measured` gives of each, and its ``seconds``, by name.
+    """
+    cells = [
+        Cell(
+            name,
+            {
+                "fingerprint": files[experiment.data].fingerprint,
+                "experiment": experiment.to_dict(),
+            },
+        )
+        for name, experiment in experiments.items()
+    ]
+    return run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
+
+
+def trained(
+    experiment: Experiment, tasks: TaskSet, model: nn.Module | None = None
+) -> tuple[nn.Module, TrainResult]:
+    """Train a model as an experiment says; a fresh one, where none is given. Test images are not
+    looked at.
+
+    Raises:
+        NonFiniteError: it diverged.
+    """
+    model = build_model(experiment, tasks) if model is None else model
+    result = train(
+        model,
+        make_batches(experiment, tasks),
+        tasks.val,
+        experiment.training,
+        names=tasks.names,
+        n_classes=[len(names) for names in tasks.classes],
+        quiet=True,
+    )
+    return model, result
+
+
+def measured(
+    experiment: Experiment, tasks: TaskSet, model: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model, trained, and what was measured of it.
+
+    Args:
+        experiment: how.
+        tasks: on which.
+        model: a fresh one; None for that of the experiment.
+
+    Returns:
+        The model, and JSON-ready ``validation`` and ``accuracy`` (means over tasks, the latter of
+        test images), ``accuracies`` (of each task), ``diverged`` (its accuracies are then those of
+        guessing), ``parameters`` (trainable ÷ N), ``generator`` (as its budget made it; None for a
+        baseline), ``step_ms``, ``model_ms`` (of making one model; None for a baseline)
+        and ``peak_memory_mb`` (of the whole process on the CPU, of the allocator on an accelerator;
+        0 where it diverged).
+    """
+    model = build_model(experiment, tasks) if model is None else model
+    began, diverged = time.perf_counter(), False
+    try:
+        _, result = trained(experiment, tasks, model)
+        validation, step_ms, peak = result.best.accuracy, result.step_ms, result.peak_memory / 1e6
+        found = evaluate(
+            model, tasks.test, names=tasks.names, n_classes=[len(c) for c in tasks.classes]
+        )
+        accuracies = dict(zip(found.tasks, found.accuracies, strict=True))
+    except NonFiniteError as error:
+        diverged = True
+        validation, step_ms, peak = 0.0, 1e3 * (time.perf_counter() - began) / error.step, 0.0
+        classes = zip(tasks.names, tasks.classes, strict=True)
+        accuracies = {name: 1 / len(names) for name, names in classes}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return model, {
+        "validation": validation,
+        "accuracy": statistics.fmean(accuracies.values()),
+        "accuracies": accuracies,
+        "diverged": diverged,
+        "parameters": trainable / count_target_parameters(experiment, tasks),
+        "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
+        "step_ms": step_ms,
+        "model_ms": _model_ms(model),
+        "peak_memory_mb": peak,
+    }
+
+
+def _model_ms(model: nn.Module) -> float | None:
+    if not isinstance(model, HyperNetwork):
+        return None
+    times = []
+    for _ in range(_MODELS):
+        started = time.perf_counter()
+        model.materialize(0)
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
+    began = time.perf_counter()
+    experiment = Experiment.from_dict(settings["experiment"])
+    _, values = measured(experiment, files[experiment.data].load())
+    return {**values, "seconds": time.perf_counter() - began}

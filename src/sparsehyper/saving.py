@@ -1,0 +1,214 @@
+"""Hypernetworks on disk: a directory of ``config.json`` and ``model.safetensors``, no pickle.
+
+``config.json`` ends with its own digest and holds that of the weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._util.files import (
+    CheckpointError,
+    digest,
+    read_file,
+    read_sealed,
+    sealed,
+    whole,
+)
+from sparsehyper.conditioning import Conditioner, conditioner_from_config
+from sparsehyper.generators import generator_from_config
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(directory: str | os.PathLike[str], config: dict[str, Any], model: nn.Module) -> None:
+    """Write a model's directory, which appears whole or not at all.
+
+    Raises:
+        FileExistsError: ``directory`` exists.
+    """
+    with whole("directory", Path(directory)) as path:
+        path.mkdir()
+        write_tensors(path / WEIGHTS_FILE, _apart(model.state_dict()))
+        record = {
+            "format": FORMAT,
+            "torch": torch.__version__,
+            **config,
+            "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+            "weights": digest(path / WEIGHTS_FILE),
+        }
+        (path / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
+
+
+def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a model's directory: its configuration and its tensors.
+
+    Raises:
+        FileNotFoundError: no such directory, or it lacks a file.
+        CheckpointError: a damaged file or a format this version does not know.
+    """
+    path = Path(directory)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).exists():
+            raise FileNotFoundError(f"{str(path)!r} is not a saved model: it has no {name}")
+    config = read_sealed(path / CONFIG_FILE)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / CONFIG_FILE} has format {config.get('format')!r}, this version reads format "
+            f"{FORMAT}"
+        )
+    data = read_file(path / WEIGHTS_FILE)
+    if hashlib.sha256(data).hexdigest() != config.get("weights"):
+        raise CheckpointError(f"{path / WEIGHTS_FILE} is damaged: it is not what was saved")
+    return config, read_tensors(data, path / WEIGHTS_FILE)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata)
+    except safetensors.SafetensorError as error:  # which tells of the system's error in its text
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+
+
+def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors that the content of a safetensors file holds.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    try:
+        return dict(sorted(safetensors.torch.load(data).items()))  # in no order of their own
+    # A well-formed file of tensors that PyTorch cannot hold raises errors of other kinds.
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def load(
+    make: Callable[..., Model],
+    directory: str | os.PathLike[str],
+    target: nn.Module,
+    conditioner: Conditioner | None,
+) -> Model:
+    """Read what ``HyperNetwork.save`` wrote; ``make`` is its class. See ``HyperNetwork.load``."""
+    config, state = read(directory)
+    try:
+        saved = {name: tuple(shape) for name, shape in config["layout"]}
+        described = config["conditioner"]
+        generator = generator_from_config(config["generator"])
+        settings = {name: config[name] for name in _SETTINGS}
+        frozen = set(config["frozen"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(directory, error) from error
+    if conditioner is None:
+        try:
+            conditioner = conditioner_from_config(described)
+        except (KeyError, TypeError) as error:
+            raise _damaged(directory, error) from error
+    if conditioner.to_config() != described:
+        raise ValueError(
+            f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this is "
+            f"{conditioner.to_config()}"
+        )
+    _check_layout(saved, target)
+    hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    load_state(hnet, state, Path(directory, WEIGHTS_FILE))
+    for name, parameter in hnet.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return hnet
+
+
+def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(f"{Path(directory, CONFIG_FILE)} is damaged: {error!r}")
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """``load_state_dict`` with an error that names the file and the first tensor that does not fit.
+
+    Raises:
+        CheckpointError: a missing or unexpected tensor, or one of another shape or type, or with
+            NaN or infinity where the model has finite numbers. Nothing was loaded.
+    """
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise CheckpointError(f"{path} does not fit this model: it lacks the tensor {name!r}")
+        check_like(name, state[name], tensor, path)
+    for name in state:
+        if name not in expected:
+            raise CheckpointError(f"{path} does not fit this model: unexpected tensor {name!r}")
+    # Files have no version numbers of modules, without which some look for what older ones saved.
+    state = OrderedDict(state)
+    state._metadata = expected._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
+
+
+def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
+    """Raise ``CheckpointError`` unless a tensor of a file can take the place of a model's own."""
+    for what, found, expected in (
+        ("shape", list(tensor.shape), list(own.shape)),
+        ("dtype", tensor.dtype, own.dtype),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"{path} does not fit this model: tensor {name!r} has {what} {found}, the model's "
+                f"is {expected}"
+            )
+    # Masks and the like may hold infinities from the start.
+    if not tensor.isfinite().all() and own.isfinite().all():
+        raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory (of tied parameters), which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"{name!r} cannot be saved, being no dense tensor but a {found}; a buffer that the "
+                "target can make anew need not be saved: register it with persistent=False"
+            )
+        whole = tensor.detach().contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    return apart
+
+
+def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
+    found = {name: tuple(p.shape) for name, p in target.named_parameters() if p.requires_grad}
+    for name, shape in saved.items():
+        if found.get(name) != shape:
+            instead = f"shape {list(found[name])}" if name in found else "no such parameter"
+            raise ValueError(
+                f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
+                f"{list(shape)}, this target has {instead}"
+            )

@@ -1,0 +1,216 @@
+"""From a flat vector of generated numbers to the tensors of a target, and back.
+
+    tensor_i = base_i + std_i · generated[offset_i : offset_i + size_i]
+
+One node of the autograd graph, whatever the number of tensors: forward it reads the vector once
+and writes every tensor once; backward the gradients are written, scaled, into one flat buffer.
+Each of the two linear maps is the other's derivative, so any order of derivatives comes at the
+same cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util import kernels
+from sparsehyper._util.memory import empty_as
+
+# Below this many bytes an allocation for each tensor costs less than one that is divided.
+_SMALL = 1 << 17
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the tensors lie in the vector, and what becomes of them on the way."""
+
+    sizes: Sequence[int]
+    shapes: Sequence[torch.Size]
+    stds: Sequence[float]  # of each tensor
+    means: Sequence[float]  # of each tensor
+
+    def __post_init__(self) -> None:
+        for size, shape, _, _ in zip(self.sizes, self.shapes, self.stds, self.means, strict=True):
+            assert size == shape.numel()
+
+    @cached_property
+    def linear(self) -> Plan:
+        """Without the means."""
+        return dataclasses.replace(self, means=[0.0] * len(self.sizes))
+
+    @cached_property
+    def unscaled(self) -> Plan:
+        """Without means and standard deviations."""
+        return dataclasses.replace(self.linear, stds=[1.0] * len(self.sizes))
+
+    @cached_property
+    def packed(self) -> tuple[bytes, bytes, bytes]:
+        """Sizes, standard deviations and means, as the kernels take them."""
+        codes = zip("qff", (self.sizes, self.stds, self.means), strict=True)
+        return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
+
+
+def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The tensors ``[…, *shape]`` in ``generated`` ``[…, numel]``; contiguous.
+
+    Args:
+        generated: any leading sizes.
+        plan: of the tensors.
+        base: ``[…, numel]``, added to the scaled vector; its shape broadcasts to that one.
+
+    >>> plan = Plan([4, 1], [torch.Size([2, 2]), torch.Size([])], [10.0, 1.0], [0.0, 7.0])
+    >>> [tensor.tolist() for tensor in unpack(torch.arange(5.0), plan)]
+    [[[0.0, 10.0], [20.0, 30.0]], 11.0]
+    """
+    if torch.compiler.is_compiling():  # the compiler sees through plain operations, and fuses them
+        return _unpack(generated, base, plan)
+    return _Unpack.apply(generated, base, plan)
+
+
+def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+    lead, pieces = generated.shape[:-1], generated.split(plan.sizes, -1)
+    out = torch._foreach_mul(pieces, plan.stds)
+    if base is not None:
+        torch._foreach_add_(out, base.split(plan.sizes, -1))
+    else:
+        for piece, mean in zip(out, plan.means, strict=True):
+            if mean:
+                piece += mean
+    return tuple([piece.view(lead + shape) for piece, shape in zip(out, plan.shapes, strict=True)])
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+        fitting = generated.shape[-1:] == (sum(plan.sizes),) and (
+            base is None or (base.shape == generated.shape[-1:] and kernels.at_address(base))
+        )
+        if not (fitting and kernels.at_address(generated)):
+            return _unpack(generated, base, plan)
+        shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
+        if generated.nbytes < _SMALL:
+            out = [generated.new_empty(shape) for shape in shapes]
+        else:
+            out = _side_by_side(empty_as(generated, generated.shape), shapes)
+        kernels.scale_runs(generated, out, *plan.packed, base)
+        return tuple(out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        generated, base, ctx.plan = inputs
+        ctx.lead = generated.shape[:-1]
+        ctx.base_shape = None if base is None else base.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needs_generated, needs_base, _ = ctx.needs_input_grad
+        plan = ctx.plan
+        # Those of an embedding may list the rows that were looked up.
+        grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
+        of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
+        of_base = None
+        if needs_base:
+            of_base = _Pack.apply(plan.unscaled, ctx.lead, *grads)
+            of_base = of_base.sum_to_size(ctx.base_shape)
+        return of_generated, of_base, None
+
+    @staticmethod
+    def jvp(ctx: Any, generated: Tensor | None, base: Tensor | None, _: None) -> tuple[Tensor, ...]:
+        if generated is None:
+            assert base is not None
+            return unpack(base.expand(*ctx.lead, base.shape[-1]), ctx.plan.unscaled)
+        return unpack(generated, ctx.plan.linear, base)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], generated: Tensor, base: Tensor | None, plan: Plan
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        generated = _lead_with_batch(generated, in_dims[0], info.batch_size)
+        if base is not None and in_dims[1] is not None:
+            base = base.movedim(in_dims[1], 0)
+            missing = generated.ndim - base.ndim
+            base = base.view(base.shape[:1] + (1,) * missing + base.shape[1:])
+        out = unpack(generated, plan, base)
+        return out, (0,) * len(out)
+
+
+class _Pack(torch.autograd.Function):
+    """The transpose: tensors ``[*lead, *shape]`` to one vector ``[*lead, numel]``, scaled."""
+
+    @staticmethod
+    def forward(plan: Plan, lead: torch.Size, *tensors: Tensor) -> Tensor:
+        flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
+        ready = [kernels.at_address(tensor) and tensor.is_contiguous() for tensor in tensors]
+        if any(ready):
+            runs = [tensor if r else None for tensor, r in zip(tensors, ready, strict=True)]
+            kernels.gather_runs(flat, runs, *plan.packed)
+        if not all(ready):
+            places = flat.split(plan.sizes, -1)
+            for place, tensor, std, done in zip(places, tensors, plan.stds, ready, strict=True):
+                if not done:  # one pass, whatever the strides; a gradient is often a transpose
+                    torch.mul(tensor, std, out=place.view(tensor.shape))
+        return flat
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        ctx.plan, ctx.lead, *_ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *unpack(grad, ctx.plan)
+
+    @staticmethod
+    def jvp(ctx: Any, _plan: None, _lead: None, *tensors: Tensor) -> Tensor:
+        return _Pack.apply(ctx.plan, ctx.lead, *tensors)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], plan: Plan, lead: torch.Size, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        tensors = tuple(
+            _lead_with_batch(tensor, dim, info.batch_size)
+            for tensor, dim in zip(tensors, in_dims[2:], strict=True)
+        )
+        return _Pack.apply(plan, torch.Size([info.batch_size, *lead]), *tensors), 0
+
+
+def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Tensors in one memory that are no views of it.
+
+    A target may write to them, and one that is saved takes only its own part along, since that is
+    the whole of its storage.
+    """
+    start, out = 0, []
+    # What the class adds is a look at the device that takes twice as long as the rest.
+    part_of = super(torch.UntypedStorage, memory.untyped_storage()).__getitem__
+    for shape in shapes:
+        stop = start + memory.element_size() * shape.numel()
+        part = part_of(slice(start, stop))
+        out.append(memory.new_empty(0).set_(part, 0, shape, _strides(shape)))
+        start = stop
+    return out
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= size
+    return strides[::-1]
+
+
+for _function in (_Unpack, _Pack):
+    # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

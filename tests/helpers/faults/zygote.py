@@ -1,0 +1,75 @@
+"""A process that has imported what commands need, and forks one process for each command.
+
+Reads a command a line, as JSON: ``arguments``, files for its ``out`` and ``err``, ``setup`` (Python
+to run first). Writes its process, which signals reach from then on; and, when asked by another
+line, its exit code once it has ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+
+MODULES = (
+    "sparsehyper.lab.cli.app", "accelerate", "filelock", "sklearn.datasets", "PIL.Image",
+    "torch._dynamo",
+)  # fmt: skip
+
+
+def main() -> None:
+    for module in MODULES:
+        importlib.import_module(module)
+    signals = {signal.SIGINT, signal.SIGTERM}
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    print("ready", file=answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        process = os.fork()
+        if not process:
+            answers = None
+            work(request, signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        print(process, file=answers)
+        sys.stdin.readline()
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        print(code, file=answers)
+
+
+def work(request, signals) -> None:
+    """The command, as from a shell; never returns."""
+    from sparsehyper.lab.cli import main
+    from sparsehyper.training.interrupt import raising_signals
+
+    os.setsid()
+    for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    sys.argv = ["sparsehyper", *request["arguments"]]
+    code = 0
+    try:
+        with raising_signals():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            exec(request["setup"], {})
+            main()
+    except SystemExit as stop:
+        code = stop.code
+    except KeyboardInterrupt:  # in the moments before and after `main`
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BaseException:  # what the interpreter would do
+        traceback.print_exc()
+        code = 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""From a run to new tasks, predictions and files, as a user would."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from helpers.command_line import QUICK
+from sparsehyper.lab.runs import build_target, load_run
+from sparsehyper.lab.runs.adapted import TaskEntry, TaskList
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Two tasks of two shades each, and a run that knows them."""
+    from sparsehyper.lab.cli.app import run
+
+    root = tmp_path_factory.mktemp("adapt")
+    for task, shades in (("shoes", (60, 190)), ("bags", (190, 60))):
+        write_task(root / "data" / task, shades)
+    write_task(root / "hats", (90, 160), names=("old", "new"))
+    options = [*QUICK, "--steps", "60", "--tasks-per-batch", "2", "--batch-size", "8"]
+    data = ["--data", str(root / "data"), "--out", str(root / "run")]
+    assert run(["train", *data, *options, "--outputs", "3"]) == 0
+    return root
+
+
+def write_task(folder: Path, shades: tuple[int, int], names=("new", "worn"), count: int = 10):
+    rng = np.random.default_rng(sum(shades))
+    for shade, name in zip(shades, names, strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def adapted(command, trained, tmp_path) -> Path:
+    out = tmp_path / "adapted"
+    done = command(
+        "adapt", trained / "run", "--data", trained / "hats", "--task", "hats", "--out", out
+    )
+    assert done.code == 0, done.err
+    return out
+
+
+def test_adapt_shares_the_weights_and_changes_nothing(command, trained, tmp_path):
+    before, out = contents(trained / "run"), tmp_path / "new"
+    done = command(
+        *("adapt", trained / "run", "--data", trained / "hats", "--task", "hats"),
+        *("--out", out, "--json"),
+    )
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["tasks"]
+    assert row["task"] == "hats"
+    assert row["classes"] == ["new", "old"]
+    assert row["images"] == 20
+    assert row["accuracy"] > 0.9
+    assert contents(trained / "run") == before
+    weights = "checkpoints/best/model.safetensors"
+    assert os.path.samefile(out / weights, trained / "run" / weights)
+    old, new = load_run(trained / "run"), load_run(out)
+    assert new.tasks.names == ("bags", "shoes", "hats")
+    for name, tensor in old.materialize("bags").state_dict().items():
+        assert torch.equal(new.materialize("bags").state_dict()[name], tensor)
+
+
+def test_adapted_runs_can_be_adapted_and_all_tasks_of_a_folder_at_once(
+    command, trained, adapted, tmp_path
+):
+    for name, shades in (("caps", (80, 170)), ("gloves", (170, 80))):
+        write_task(tmp_path / "more" / name, shades)
+    out = tmp_path / "again"
+    done = command(
+        *("adapt", adapted, "--data", tmp_path / "more", "--out", out, "--tune", "last"),
+        *("--tune-lr", "0.01"),
+    )
+    assert done.code == 0, done.err
+    assert "caps" in done.out
+    assert "Fitted in" in done.out
+    run = load_run(out)
+    assert run.tasks.names == ("bags", "shoes", "hats", "caps", "gloves")
+    caps, bare = run.materialize("caps").state_dict(), run.model.materialize("caps").state_dict()
+    changed = [name for name in caps if not torch.equal(caps[name], bare[name])]
+    assert changed == ["3.weight", "3.bias"]
+    listed = json.loads(command("tasks", out, "--json").out)["tasks"]
+    origins = ["trained", "trained", "embedding", "embedding + last", "embedding + last"]
+    assert [row["origin"] for row in listed] == origins
+    hats = [load_run(path).materialize("hats").state_dict() for path in (adapted, out)]
+    torch.testing.assert_close(*hats, rtol=0, atol=0)
+
+
+def test_test_images_are_only_measured(command, trained, tmp_path):
+    write_task(tmp_path / "parts" / "train", (90, 160), count=5)
+    write_task(tmp_path / "parts" / "test", (90, 160), count=7)
+    done = command(
+        *("adapt", trained / "run", "--data", tmp_path / "parts", "--task", "hats"),
+        *("--out", tmp_path / "new", "--json"),
+    )
+    (row,) = json.loads(done.out)["tasks"]
+    assert (row["images"], row["test_images"]) == (10, 14)
+    assert row["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_predict(command, trained, adapted, format):
+    files = [trained / "hats" / "old" / "*.png", trained / "hats" / "new" / "3.png"]
+    done = command("predict", adapted, *files, "--task", "hats", "--format", format)
+    assert done.code == 0, done.err
+    if format != "json":
+        assert "11 images, task 'hats' as given" in done.err
+        assert "in the folder of their class" in done.err
+    if format == "table":
+        assert "old" in done.out
+        return
+    if format == "csv":
+        rows = list(csv.DictReader(io.StringIO(done.out)))
+    else:
+        rows = json.loads(done.out)["images"]
+    assert len(rows) == 11
+    right = [Path(row["file"]).parent.name == row["label"] for row in rows]
+    assert sum(right) >= 10
+    model = load_run(adapted)
+    pixels = np.asarray(Image.open(rows[0]["file"]))[None, None]
+    logits = model.materialize("hats")(model.tasks.normalise(torch.tensor(pixels)))[0, :2]
+    assert float(rows[0]["probability"]) == pytest.approx(logits.softmax(0).max().item(), abs=1e-4)
+
+
+def test_predict_tells_the_task(command, trained):
+    done = command("predict", trained / "run", trained / "data" / "shoes", "--format", "json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["task"] == min(found["task_scores"], key=found["task_scores"].get)
+    assert len(found["images"]) == 20
+    shown = command("predict", trained / "run", trained / "data" / "shoes")
+    assert f"20 images, task {found['task']!r} told from the images" in shown.err
+
+
+def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
+    run, x = load_run(adapted), torch.randn(5, 1, 8, 8)
+    expected = run.model(x, task="hats").detach()
+    files = {}
+    for format in ("safetensors", "pt2", "onnx"):
+        files[format] = tmp_path / f"hats.{format}"
+        done = command(*("export", adapted, "--task", "hats", "--out", files[format]))
+        assert done.code == 0, done.err
+        assert "3 logits (new, old)" in done.out
+    plain = build_target("mlp:16", (1, 8, 8), 3)
+    plain.load_state_dict(load_file(files["safetensors"]))
+    torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=0)
+    extra = {"sparsehyper": ""}
+    program = torch.export.load(files["pt2"], extra_files=extra).module()
+    torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+    session = onnxruntime.InferenceSession(files["onnx"])
+    (logits,) = session.run(["logits"], {"images": x.numpy()})
+    torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=0)
+    with safe_open(files["safetensors"], "pt") as file:
+        kept = [file.metadata()["sparsehyper"], extra["sparsehyper"]]
+    kept.append(session.get_modelmeta().custom_metadata_map["sparsehyper"])
+    for text in kept:
+        about = json.loads(text)
+        assert about["classes"] == ["new", "old"]
+        assert about["mean"] == list(run.tasks.mean)
+        assert about["image_shape"] == [1, 8, 8]
+
+
+def test_tasks_are_renamed_and_removed_in_new_runs(command, trained, adapted, tmp_path):
+    before = contents(adapted)
+    renamed, fewer = tmp_path / "renamed", tmp_path / "fewer"
+    last = tmp_path / "last"
+    assert (
+        command("tasks", adapted, *("--remove", "bags", "--remove", "hats"), "--out", last).code
+        == 0
+    )
+    assert load_run(last).tasks.names == ("shoes",)
+    assert command("tasks", adapted, "--rename", "bags", "sacks", "--out", renamed).code == 0
+    shown = command("tasks", renamed, "--remove", "shoes", "--out", fewer)
+    assert shown.code == 0
+    assert "sacks" in shown.out
+    assert contents(adapted) == before
+    run, old = load_run(fewer), load_run(adapted)
+    assert run.tasks.names == ("sacks", "hats")
+    for name, was in (("sacks", "bags"), ("hats", "hats")):
+        now, then = run.materialize(name).state_dict(), old.materialize(was).state_dict()
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
+    # A name that has become free, for the task that had another.
+    back = tmp_path / "back"
+    assert command("tasks", fewer, "--rename", "sacks", "shoes", "--out", back).code == 0
+    assert load_run(back).tasks.names == ("shoes", "hats")
+
+
+def test_an_adapted_run_is_neither_trained_nor_evaluated(command, trained, adapted):
+    for words in (["evaluate", adapted], ["train", "--resume", "--out", adapted]):
+        done = command(*words)
+        assert done.code == 2
+        assert "has other tasks than it was trained on" in done.err
+    assert command("inspect", adapted).code == 0
+
+
+def paint(path: Path, size=(8, 8), mode="L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, (200, 10, 10) if mode == "RGB" else 0).save(path)
+
+
+BAD = {
+    "other sizes": (lambda d: paint(d / "old" / "x.png", (4, 4)), "hats", "takes 8 × 8"),
+    "colour": (lambda d: paint(d / "old" / "x.png", mode="RGB"), "hats", "takes grey images"),
+    "existing": (lambda d: None, "bags", "needs a name that no task has, got 'bags'"),
+    "one class": (lambda d: shutil.rmtree(d / "old"), "hats", "has one class, 'new'"),
+    "no images": (lambda d: [p.unlink() for p in d.rglob("*.png")], "hats", "has no images"),
+    "corrupt": (lambda d: (d / "old" / "0.png").write_bytes(b"x"), "hats", "cannot read image"),
+    "no folder": (shutil.rmtree, "hats", "is not a directory"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_images_are_refused_and_nothing_is_changed(command, trained, tmp_path, case):
+    spoil, task, message = BAD[case]
+    shutil.copytree(trained / "hats", tmp_path / "hats")
+    spoil(tmp_path / "hats")
+    before = contents(trained / "run")
+    done = command(
+        *("adapt", trained / "run", "--data", tmp_path / "hats", "--task", task),
+        *("--out", tmp_path / "new"),
+    )
+    assert done.code == 2
+    assert message in done.err
+    assert contents(trained / "run") == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] in (["hats"], [])
+
+
+def test_more_classes_than_outputs(command, trained, tmp_path):
+    for name in "abcd":
+        paint(tmp_path / "hats" / name / "0.png")
+    done = command(
+        *("adapt", trained / "run", "--data", tmp_path / "hats", "--task", "hats"),
+        *("--out", tmp_path / "new"),
+    )
+    assert done.code == 2
+    assert "has 4 classes, the target has 3 outputs" in done.err
+
+
+def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
+    def refused(*words: object) -> str:
+        done = command(*words)
+        assert done.code == 2
+        return done.err
+
+    images = trained / "hats" / "old"
+    file = tmp_path / "file.safetensors"
+    assert "unknown task 'caps'; the tasks are: 'bags', 'shoes', 'hats'" in refused(
+        "predict", adapted, images, "--task", "caps"
+    )
+    (tmp_path / "x.bmp").write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        told = refused("predict", adapted, tmp_path)
+    assert f"warning: pictures of other formats are passed over: {tmp_path / 'x.bmp'};" in told
+    assert "folders or globs; PNG, JPEG and WebP are read" in told
+    assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
+    assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)
+    assert "`--format` must be one of" in refused(
+        *("export", adapted, "--task", "hats", "--out", file, "--format", "h5")
+    )
+    assert "nothing is ever written over" in refused(
+        *("adapt", adapted, "--data", images, "--task", "x", "--out", trained / "run")
+    )
+    assert "go with `--out`" in refused("tasks", adapted, "--remove", "hats")
+    assert "`--format` 'pt2' does not go with .onnx" in refused(
+        *("export", adapted, "--task", "hats", "--out", "x.onnx", "--format", "pt2")
+    )
+    assert "`--tune-lr` must be greater than 0" in refused(
+        *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
+        *("--tune", "last", "--tune-lr", "-1"),
+    )
+    assert "no parameters that `--tune` 'norm' names" in refused(
+        *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
+        *("--tune", "norm"),
+    )
+    assert "no task has, got 'bags'; taken are: 'bags', 'shoes', 'hats'" in refused(
+        *("tasks", adapted, "--rename", "hats", "bags", "--out", file)
+    )
+    assert "a new task needs a name, got ' '" in refused(
+        *("tasks", adapted, "--rename", "hats", " ", "--out", file)
+    )
+    assert "`--format` is needed" in refused("export", adapted, "--task", "hats", "--out", "x.bin")
+    assert "x.bin has none of the suffixes .safetensors, .pt2, .onnx" in refused(
+        "export", adapted, "--task", "hats", "--out", "x.bin"
+    )
+    file.write_text("kept")
+    assert "nothing is ever written over" in refused(
+        "export", adapted, "--task", "hats", "--out", file
+    )
+    assert file.read_text() == "kept"
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    assert 'pip install "sparsehyper[onnx]"' in refused(
+        *("export", adapted, "--task", "hats", "--format", "onnx", "--out", tmp_path / "f.onnx")
+    )
+
+
+def test_a_damaged_adapted_run_is_told(command, adapted):
+    tensors = adapted / "tasks.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\1")
+    done = command("tasks", adapted)
+    assert done.code == 2
+    assert "tasks.safetensors is damaged: it is not what was written" in done.err
+    tensors.unlink()
+    assert "tasks.safetensors is missing from the run" in command("tasks", adapted).err
+    tasks = adapted / "tasks.json"
+    tasks.write_text(tasks.read_text().replace('"hats"', '"cats"'))
+    assert "tasks.json is damaged or was edited" in command("tasks", adapted).err
+
+
+def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_path, monkeypatch):
+    def elsewhere(source, destination, **_):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    out, renamed = tmp_path / "new", tmp_path / "renamed"
+    done = command(
+        "adapt", trained / "run", "--data", trained / "hats", "--task", "hats", "--out", out
+    )
+    assert "has a copy of its weights" in done.out
+    weights = "checkpoints/best/model.safetensors"
+    assert not os.path.samefile(out / weights, trained / "run" / weights)
+    done = command("tasks", out, "--rename", "hats", "caps", "--out", renamed)
+    assert f"has a copy of the weights of {out}" in done.out
+
+
+def test_names_that_are_taken_are_listed_as_far_as_one_can_read_them():
+    entries = tuple(TaskEntry(f"task {i}", ("a", "b"), row=i) for i in range(45))
+    with pytest.raises(ValueError, match=r"taken are: 'task 0', .*'task 9' and 35 more"):
+        TaskList(entries, {}).check_new("task 30")
+
+
+@pytest.fixture
+def permuted(command, tmp_path) -> Path:
+    out = tmp_path / "permuted"
+    options = ["--tasks", "permuted:2", "--batch-size", "8"]
+    assert command("train", "--data", "digits", *options, "--out", out, *QUICK).code == 0
+    return out
+
+
+def test_tasks_of_altered_images_are_not_told_from_image_files(
+    command, trained, permuted, tmp_path
+):
+    images = trained / "hats"
+    done = command("predict", permuted, images)
+    assert done.code == 2
+    assert f"`RUN` {permuted} knows only tasks trained on images altered by 'permuted:2'" in (
+        done.err
+    )
+    done = command("predict", permuted, images, "--task", "permutation-0")
+    assert done.code == 2
+    assert "`--task` 'permutation-0' was trained on images altered by 'permuted:2'" in done.err
+    assert "export its model" in done.err
+    out = tmp_path / "new"
+    assert command("adapt", permuted, "--data", images, "--task", "hats", "--out", out).code == 0
+    done = command("predict", out, images / "new" / "3.png", "--format", "json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["task"] == "hats"
+    assert list(found["task_scores"]) == ["hats"]
+    one = command("predict", out, images / "new" / "3.png")
+    assert one.err.startswith("1 image, task 'hats' told from the images (entropy ")
+
+
+def test_baselines_know_no_new_tasks(command, trained, tmp_path):
+    data = ["--data", trained / "data", "--out", tmp_path / "run"]
+    options = [*QUICK, "--batch-size", "8"]
+    assert command("train", *data, *options, "--method", "shared_trunk").code == 0
+    for words in (
+        [
+            "adapt",
+            tmp_path / "run",
+            "--data",
+            trained / "hats",
+            "--task",
+            "h",
+            "--out",
+            tmp_path / "o",
+        ],
+        ["export", tmp_path / "run", "--task", "bags", "--out", tmp_path / "o.pt2"],
+        ["tasks", tmp_path / "run"],
+        ["inspect", tmp_path / "run"],
+    ):
+        done = command(*words)
+        assert done.code == 2
+        assert f"`RUN` {tmp_path / 'run'} holds no hypernetwork but the baseline SharedTrunk" in (
+            done.err
+        )

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+
+from sparsehyper.lab.cli.app import app
+
+OPTIONS = {
+    "train": {
+        "--out", "--method", "--budget", "--resume", "--quiet", "--json", "--data", "--tasks",
+        "--data-dir", "--image-size", "--val-fraction", "--split-seed", "--augment", "--target",
+        "--latent-dim", "--similarity", "--base", "--init", "--norm-stats", "--steps",
+        "--batch-size", "--tasks-per-batch",
+        "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
+        "--warmup",
+        "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
+        "--tensorboard", "--outputs", "--trust-target", "--help",
+    },
+    "evaluate": {
+        "--split", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",
+    },
+    "inspect": {
+        "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",
+        "--tasks", "--json", "--trust-target", "--help",
+    },
+    "adapt": {
+        "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps",
+        "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed", "--device", "--json",
+        "--trust-target", "--help",
+    },
+    "predict": {
+        "--task", "--format", "--resize", "--batch-size", "--device", "--trust-target", "--help",
+    },
+    "export": {"--task", "--out", "--format", "--json", "--trust-target", "--help"},
+    "tasks": {"--rename", "--remove", "--out", "--json", "--trust-target", "--help"},
+    "study": {
+        "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
+    },
+    "report": {"--out", "--data-dir", "--trust-target", "--help"},
+    "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
+}  # fmt: skip
+OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed", "--trust-target"} | {"--seeds"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_are_these_and_no_others(name):
+    command = typer.main.get_command(app).commands[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    found = {o for p in command.get_params(context) for o in p.opts if o.startswith("--")}
+    assert found == OPTIONS[name]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_has_an_example(command, name):
+    done = command(name, "--help")
+    assert done.code == 0
+    assert f"sparsehyper {name} " in done.out
+    assert "Example" in done.out
+
+
+def test_version_and_usage(command):
+    assert command("--version").out.strip() == importlib.metadata.version("sparsehyper")
+    assert command("trian").code == 2
+    missing = command("train")
+    assert missing.code == 2
+    assert "--out" in missing.err
+
+
+def test_errors_speak_of_what_the_command_line_has(command, tmp_path):
+    for words in (["evaluate"], ["inspect"], ["tasks"], ["predict", "x.png"]):
+        missing = command(words[0], tmp_path / "nope", *words[1:])
+        assert missing.code == 2
+        assert f"`RUN` {tmp_path / 'nope'} holds no run" in missing.err
+    resumed = command("train", "--resume", "--out", tmp_path / "nope")
+    assert f"`--out` {tmp_path / 'nope'} holds no run" in resumed.err
+    both = command("inspect", tmp_path, "--tasks", 3)
+    assert "`--tasks` describes a model, and so does `RUN`" in both.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MemoryError(), 1, "error: out of memory (an allocation failed); give a smaller --batch"),
+        (torch.OutOfMemoryError("CUDA: 9 GB\nsee"), 1, "error: out of memory (CUDA: 9 GB); give a"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "error: out of memory (Def",
+        ),
+        (OSError(28, "", "a/file"), 1, "error: No space left on device, at a/file; make room and"),
+        (OSError(28, ""), 1, "error: No space left on device; make room and start again; what was"),
+        (OSError(30, "Read-only file system", "a"), 2, "error: [Errno 30] Read-only file system: "),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error, code, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sparsehyper.lab.cli.train.run_experiment", fail)
+    failed = command("train", "--out", tmp_path / "run")
+    assert failed.code == code
+    assert failed.err.startswith(line)
+    assert len(failed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_begins(command, monkeypatch, number):
+    """While the words are read, here those that ask for the version."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: signal.raise_signal(number))
+    stopped = command("--version")
+    assert (stopped.code, stopped.err) == (130, "interrupted\n")
+
+
+def test_as_a_module_in_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsehyper", "inspect", "--generator", "what"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: `--generator` must be one of")

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import re
+import warnings
+
+import pytest
+
+from helpers.command_line import QUICK
+from sparsehyper import HyperNetwork
+from sparsehyper.lab.runs import build_target
+
+
+def test_trains_evaluates_and_refuses_to_write_over(command, tmp_path):
+    out = tmp_path / "run"
+    done = command("train", "--out", out, *QUICK)
+    assert done.code == 0
+    assert done.err == ""
+    assert "0-1" in done.out
+    assert "the best model is kept in" in done.out
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    again = command("train", "--out", out, *QUICK)
+    assert again.code == 2
+    assert again.err.startswith("error: ")
+    assert f"`--out` {out} already holds a run; `--resume` it" in again.err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+    shown = command("evaluate", out, "--json")
+    assert shown.code == 0
+    result = json.loads((out / "result.json").read_text())
+    assert json.loads(shown.out)["accuracy"] == result["test"]["accuracy"]
+
+
+def test_resume_goes_on_with_the_recorded_configuration(command, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    common = [*QUICK, "--schedule", "constant", "--method", "chunked:chunks=4"]
+    assert command("train", "--out", whole, *common, "--steps", 40).code == 0
+    assert command("train", "--out", halves, *common).code == 0
+    resumed = command("train", "--out", halves, "--resume", "--steps", 40, "--quiet", "--json")
+    assert resumed.code == 0
+    assert (
+        json.loads(resumed.out)["test"] == json.loads((whole / "result.json").read_text())["test"]
+    )
+
+
+def test_resume_refuses_another_configuration(command, tmp_path):
+    assert command("train", "--out", tmp_path / "run", *QUICK).code == 0
+    other = command("train", "--out", tmp_path / "run", "--resume", "--latent-dim", 8, "--quiet")
+    assert other.code == 2
+    assert "`--latent-dim`" in other.err
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
+    out = tmp_path / "run"
+    assert command("train", "--out", out, *QUICK).code == 0
+    before = (out / "config.json").read_bytes()
+    fewer = command("train", "--out", out, "--resume", "--steps", 5, "--quiet")
+    assert fewer.code == 2
+    assert "`--steps` is 5; the run has already made 20" in fewer.err
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_the_user_s_own_folder(command, folder, tmp_path):
+    done = command(
+        "train", "--out", tmp_path / "run", "--data", folder, *QUICK, "--batch-size", 8, "--json"
+    )
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert list(result["test"]["accuracies"]) == ["bags", "shoes"]
+    target = build_target("mlp:16", (1, 8, 8), 2)
+    hnet = HyperNetwork.load(tmp_path / "run" / "checkpoints" / "best", target)
+    assert hnet.task_names == ("bags", "shoes")
+
+
+def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command, tmp_path):
+    done = command(
+        "train", "--out", tmp_path / "run", *QUICK, "--optimizer", "sgd", "--lr", 1e30, "--clip", 0
+    )
+    assert done.code == 1
+    assert "step" in done.err
+    assert "task" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "sprase"], ["'sprase'", "'sparse'", "'chunked'"]),
+        (["--method", "sparse:topology=ring"], ["'ring'", "'circulant'"]),
+        (["--method", "sparse:fan_in=0"], ["`fan_in`", "got 0"]),
+        (["--method", "sparse:sigma=-1"], ["`sigma`", "-1"]),
+        (["--method", "sparse:growth=1"], ["`growth`", "got 1"]),
+        (["--method", "sparse:growth=abc"], ["`growth`", "got 'abc', in sparse:growth=abc"]),
+        (["--base", "pretrained"], ["`--base` 'pretrained'", "`--target` 'mlp:16'", "at random"]),
+        (["--target", "math:zzz"], ["`--target` 'math:zzz'", "math has no 'zzz'"]),
+        (["--target", "math:hypot"], ["`--target`", "(image_shape, n_classes)"]),
+        (["--latent-dim", "0"], ["`--latent-dim`", "got 0"]),
+        (["--data", "nowhere"], ["`--data`", "'nowhere'", "'digits'"]),
+        (["--tasks", "splat:2"], ["splat", "split"]),
+        (["--tasks", "split:0-77"], ["77"]),
+        (["--target", "vgg"], ["'vgg'", "mlp"]),
+        (["--budget", "0.5"], ["`--budget`", "greater than 1", "'zeros' has none"]),
+        (["--base", "zeros", "--budget", "0.001"], ["`--budget`", "at least"]),
+        (["--schedule", "linear"], ["`--schedule`", "'linear'", "'cosine'"]),
+        (["--steps", "0"], ["`--steps`", "got 0"]),
+        (["--augment", "blur"], ["'blur'", "crop"]),
+        (["--val-fraction", "0"], ["`--val-fraction`", "got 0"]),
+        (["--tasks-per-batch", "7"], ["`--tasks-per-batch`", "7"]),
+        (["--norm-stats", "none"], ["`--norm-stats`", "'none'", "'per_task'"]),
+    ],
+)
+def test_bad_input_exits_2_says_what_is_wrong_and_leaves_nothing(
+    command, tmp_path, arguments, words
+):
+    done = command("train", "--out", tmp_path / "run", *QUICK, *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(command, folder, tmp_path):
+    (folder / "bags" / "new" / "3.png").write_bytes(b"not an image")
+    done = command("train", "--out", tmp_path / "run", "--data", folder, *QUICK)
+    assert done.code == 2
+    assert "3.png" in done.err
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path):
+    assert command("train", "--out", tmp_path / "run", *QUICK).code == 0
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = command("evaluate", tmp_path / "run")
+    assert done.code == 2
+    assert "model.safetensors" in done.err
+
+
+def test_evaluate_refuses_a_folder_without_a_run(command, tmp_path):
+    done = command("evaluate", tmp_path)
+    assert done.code == 2
+    assert str(tmp_path) in done.err
+
+
+def test_names_of_tasks_are_shown_as_they_are(command, folder, tmp_path):
+    (folder / "bags").rename(folder / "[red] été :smile:")
+    done = command("train", "--out", tmp_path / "r", "--data", folder, *QUICK, "--batch-size", 8)
+    assert done.code == 0
+    assert "[red] été :smile:" in done.out
+
+
+def test_a_target_of_one_s_own_is_named_each_time(command, tmp_path, monkeypatch):
+    (tmp_path / "cli_target.py").write_text(
+        "from torch import nn\n"
+        "def net(image_shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, new = tmp_path / "run", tmp_path / "new"
+    trained = command("train", "--out", run, *QUICK, "--target", "cli_target:net")
+    assert trained.code == 0, trained.err
+    more = ["train", "--out", run, "--resume", "--quiet", "--steps"]
+    for words in (
+        ["evaluate", run],
+        ["tasks", run],
+        ["tasks", run, "--remove", "0-1", "--out", new],
+        ["inspect", run],
+        ["export", run, "--task", "0-1", "--out", tmp_path / "a.safetensors"],
+        ["report", run, "--out", tmp_path / "report.html"],
+        [*more, 30],
+    ):
+        refused = command(*words)
+        assert refused.code == 2
+        assert "a function that would be imported and called" in refused.err
+        option = re.findall(r"--trust-target \S+", refused.err)
+        allowed = command(*words, *option[0].split())
+        assert allowed.code == 0, allowed.err
+    assert command("predict", new, "x.png").code == 2
+    assert "--trust-target" in command("predict", new, "x.png").err
+    assert "--trust-target" in command("adapt", new, "--data", run, "--out", tmp_path / "x").err
+    # To name it as the target is to trust it.
+    named = command(*more, 35, "--target", "cli_target:net")
+    assert named.code == 0, named.err
+    assert "--trust-target cli_target:net" in command(*more, 40, "--target", "mlp:8").err
+
+
+def test_resume_says_that_it_goes_on_from_the_best_checkpoint(command, tmp_path):
+    run = tmp_path / "run"
+    assert command("train", "--out", run, *QUICK).code == 0
+    weights = run / "checkpoints" / "last" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-100])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # and not an error, as in other tests
+        done = command("train", "--out", run, "--resume", "--steps", 30, "--quiet")
+    assert done.code == 0
+    assert done.err.startswith(f"warning: {weights} is damaged: ")
+    assert "; going on from the best checkpoint, of step " in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_target_of_one_s_own_may_be_pretrained(command, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def net(image_shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--target", "own:net", "--base", "pretrained"]
+    done = command("train", "--out", tmp_path / "run", *QUICK, *options)
+    assert done.code == 0, done.err

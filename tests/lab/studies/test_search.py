@@ -1,0 +1,140 @@
+"""Searches go on after their last trial, and never mix settings."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sparsehyper.lab.studies import search
+from sparsehyper.lab.studies.cells import shared_tasks
+from sparsehyper.lab.studies.search import LR, run_searches
+from sparsehyper.training import CheckpointError
+
+SPACE = {LR: (1e-4, 1e-1), "method.growth": (2.0, 4.0)}
+
+
+@pytest.fixture
+def settings(experiment):
+    return {
+        "experiment": experiment.to_dict(),
+        "space": {path: list(choices) for path, choices in SPACE.items()},
+        "trials": 5,
+        "name": "one",
+    }
+
+
+@pytest.fixture(scope="module")
+def files(experiment, tmp_path_factory):
+    with shared_tasks(tmp_path_factory.mktemp("study"), [experiment.data], None) as found:
+        yield found
+
+
+def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_path, monkeypatch):
+    journals = {"one": str(tmp_path / "one.jsonl")}
+    rates, trained = [], search.trained
+
+    def stop_at_the_third(experiment, tasks):
+        if len(rates) == 2:
+            rates.clear()
+            raise KeyboardInterrupt
+        rates.append(experiment.training.lr)
+        return trained(experiment, tasks)
+
+    monkeypatch.setattr(search, "trained", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        search._search(settings, files, journals)
+    monkeypatch.setattr(search, "trained", trained)
+    found = search._search(settings, files, journals)
+    drawn = [trial["settings"][LR] for trial in found["trials"]]
+    assert len(drawn) == len(set(drawn)) == 5
+    assert drawn[0] == 2e-3  # the experiment's own
+    assert all(1e-4 <= lr <= 1e-1 for lr in drawn)
+    assert found["validation"] == max(trial["validation"] for trial in found["trials"])
+
+
+def test_a_journal_of_other_settings_is_refused(settings, files, tmp_path):
+    journals = {"one": str(tmp_path / "one.jsonl")}
+    search._search({**settings, "trials": 1}, files, journals)
+    with pytest.raises(ValueError, match="its `trials` is 1, got 2"):
+        search._search({**settings, "trials": 2}, files, journals)
+
+
+def test_a_line_cut_short_is_no_trial(settings, files, tmp_path):
+    path = tmp_path / "one.jsonl"
+    journals = {"one": str(path)}
+    first = search._search(settings, files, journals)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for length in (0, 1, ends[0] - 1, ends[0], ends[0] + 1, ends[3] - 1, ends[-1] - 1):
+        path.write_bytes(whole[:length])
+        again = search._search(settings, files, journals)
+        assert [t["settings"] for t in again["trials"]] == [t["settings"] for t in first["trials"]]
+        assert again["validation"] == first["validation"]
+        assert len(path.read_bytes().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "\udc80",
+        "7",
+        '{"settings": {}, "validation": NaN, "seconds": 1}',
+        "[" * 100_000,
+        "[]",
+        '{"settings": {}}',
+        '{"settings": 1, "validation": 2, "seconds": 3}',
+    ],
+)
+def test_a_damaged_line_names_the_file_and_the_remedy(settings, files, tmp_path, line):
+    path = tmp_path / "one.jsonl"
+    journals = {"one": str(path)}
+    search._search({**settings, "trials": 1}, files, journals)
+    with path.open("ab") as file:
+        file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
+        search._search({**settings, "trials": 1}, files, journals)
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\nof two lines", b"[1]\nx", b"3\nx"])
+def test_a_file_that_is_no_journal_is_left_as_it_was(settings, files, tmp_path, content):
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
+        search._search(settings, files, {"one": str(path)})
+    assert path.read_bytes() == content
+
+
+def test_a_journal_that_is_a_link_or_a_pipe(settings, files, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    for place in (mine, tmp_path / "nothing"):
+        path = tmp_path / f"{place.name}.jsonl"
+        path.symlink_to(place)
+        with pytest.raises(CheckpointError, match=r"jsonl is a link, .*; remove the file to sear"):
+            search._search(settings, files, {"one": str(path)})
+    assert mine.read_text() == "kept"
+    assert not (tmp_path / "nothing").exists()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(CheckpointError, match=r"pipe\.jsonl is not a regular file"):
+        search._search(settings, files, {"one": str(tmp_path / "pipe.jsonl")})
+
+
+def test_a_trial_that_diverges_counts_for_nothing(settings, files, tmp_path):
+    settings["space"] = {LR: [1e30, 1e35]}
+    settings["experiment"]["training"] |= {"lr": 1e30, "clip": None, "steps": 20, "eval_every": 20}
+    journals = {"one": str(tmp_path / "one.jsonl")}
+    found = search._search({**settings, "trials": 1}, files, journals)
+    assert found["validation"] == 0
+
+
+def test_it_is_a_cell_of_the_study(experiment, files, tmp_path):
+    assert experiment.data in files
+    how = {"workers": 1, "quiet": True}
+    one = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
+    again = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
+    assert one == again
+    assert (tmp_path / "search" / "one.jsonl").exists()
+    with pytest.raises(ValueError, match="its `trials` is 2, got 3"):
+        run_searches({"one": (experiment, SPACE)}, 3, tmp_path, files, **how)

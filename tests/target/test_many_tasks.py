@@ -1,0 +1,488 @@
+from __future__ import annotations
+
+import collections
+import copy
+import math
+import pickle
+import random
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from helpers.small_targets import Attention, Gain, Tied
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+
+TASKS = 6
+
+# Some targets have such buffers.
+pytestmark = pytest.mark.filterwarnings("ignore:buffer .* changes in training")
+
+
+class Dict(nn.Linear):
+    def forward(self, x, *, factor):
+        return {"h": super().forward(x) * factor, "nothing": None}
+
+
+sizes: list[int] = []
+
+
+class Runs(nn.Module):
+    """Notes, where no one would find it out, how many samples each run is given."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, **kwargs):
+        sizes.append(len(x))
+        return self.module(x, **kwargs)
+
+
+class ByValue(nn.Linear):
+    """Data-dependent control flow, which vmap cannot run."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else -super().forward(x)
+
+
+class Cube(torch.autograd.Function):
+    """No rule for vmap."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
+class Cubed(nn.Linear):
+    def forward(self, x):
+        return Cube.apply(super().forward(x))
+
+
+class Counting(nn.Linear):
+    """Changes a buffer that is no batch-norm statistic."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Averaging(nn.Linear):
+    """Puts another buffer in the place of the one it had."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return super().forward(x)
+
+
+class Last(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
+
+
+# A target, the shape of a sample, and whether several tasks may share a run of it.
+TARGETS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), (4,), True),
+    "batch norm": (normed, (4,), True),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), (4,), True),
+    "own parameter": (lambda: nn.Sequential(Gain(4), nn.PReLU()), (4,), True),
+    "tied weights": (Tied, (3,), True),
+    "dict": (lambda: Dict(4, 2), (4,), True),
+    "convolutions": (convolutions, (2, 4, 4), False),
+    "lstm": (lambda: Last(4, 3, batch_first=True), (5, 4), None),
+    "attention": (lambda: Attention(4, 2, batch_first=True), (5, 4), None),
+    "by value": (lambda: ByValue(4, 2), (4,), False),
+    "without a rule": (lambda: Cubed(4, 2), (4,), False),
+    "counting": (Counting, (4,), False),
+}
+
+
+def make(target: nn.Module, **settings) -> HyperNetwork:
+    return HyperNetwork(target, Sparse(), TaskEmbedding(TASKS, 8), **settings)
+
+
+def samples(kind: str, n: int) -> torch.Tensor:
+    shape = TARGETS[kind][1]
+    return torch.randint(7, (n, *shape)) if kind == "tied weights" else torch.randn(n, *shape)
+
+
+def flat(out) -> torch.Tensor:
+    return torch.cat([leaf.flatten(1) for leaf in tree_leaves(out) if leaf is not None], 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("counts", [[3] * 6, [2, 4, 2, 4, 2, 2], [1] * 6, [5, 1, 2, 3, 4, 6]])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_mixed_batch_equals_a_loop_over_its_tasks(kind, counts, training):
+    if training and 1 in counts and kind == "batch norm":
+        pytest.skip("PyTorch refuses to normalise one sample")
+    hnet = make(TARGETS[kind][0]()).train(training)
+    twin = copy.deepcopy(hnet)
+    ids = torch.arange(TASKS).repeat_interleave(torch.tensor(counts))
+    ids = ids[torch.randperm(len(ids))]
+    x, kwargs = samples(kind, len(ids)), {"factor": 2.0} if kind == "dict" else {}
+    for _ in range(2):
+        out = flat(hnet(x, task=ids, **kwargs))
+        looped = torch.empty_like(out)
+        for task in range(TASKS):
+            looped[ids == task] = flat(twin(x[ids == task], task=task, **kwargs))
+        torch.testing.assert_close(out, looped, rtol=1e-4, atol=1e-5)
+        cotangent = torch.randn_like(out)
+        (out * cotangent).sum().backward()
+        (looped * cotangent).sum().backward()
+    for (name, one), two in zip(hnet.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, one), two in zip(hnet.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, (*_, shared) in TARGETS.items() if shared is not None]
+)
+def test_tasks_share_a_run_where_that_is_faster(kind):
+    make_target, _, shared = TARGETS[kind]
+    target = Runs(make_target())
+    hnet = make(target)
+    kwargs = {"factor": 2.0} if kind == "dict" else {}
+    ids = torch.arange(TASKS).repeat(3)
+    x = samples(kind, len(ids))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "buffer .* of the target changes in training")
+        hnet(x, task=ids, **kwargs)  # the first finds out
+        sizes.clear()
+        hnet(x, task=ids, **kwargs)
+    assert sizes == ([3] if shared else [3] * TASKS)
+
+
+def test_convolutions_share_a_run_at_two_samples_a_task():
+    hnet = make(Runs(convolutions()))
+    ids = torch.arange(TASKS).repeat(2)
+    for _ in range(2):
+        sizes.clear()
+        hnet(samples("convolutions", len(ids)), task=ids)
+    assert sizes == [2]
+
+
+def test_tasks_of_equal_counts_share_a_run_and_few_tasks_do_not():
+    hnet = make(Runs(nn.Linear(4, 2)))
+    ids = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5])
+    for _ in range(2):
+        sizes.clear()
+        hnet(torch.randn(10, 4), task=ids)
+    assert sizes == [1, 1, 2]
+
+
+def test_the_first_batch_leaves_no_trace_of_the_trial():
+    hnet = make(nn.Sequential(normed(), nn.Dropout(0.5)))
+    twin = copy.deepcopy(hnet)
+    x, ids = torch.randn(18, 4), torch.arange(TASKS).repeat(3)
+    twin(x, task=ids)
+    twin.load_state_dict(hnet.state_dict())
+    for one in (hnet, twin):  # the twin's second batch
+        torch.manual_seed(0)
+        one.out = one(x, task=ids)
+    assert torch.equal(hnet.out, twin.out)
+    torch.testing.assert_close(hnet.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    norm = hnet.target.module[0][1]
+    assert norm.num_batches_tracked.tolist() == [1] * TASKS
+
+
+def test_dropout_differs_between_tasks_that_share_a_run():
+    hnet = make(nn.Sequential(nn.Linear(4, 100), nn.Dropout(0.5)))
+    out = hnet(torch.randn(12, 4), task=torch.arange(TASKS).repeat(2))
+    dropped = (out == 0).float()
+    assert dropped.mean() == pytest.approx(0.5, abs=0.1)
+    assert len(dropped.unique(dim=0)) == 12
+
+
+def test_shared_statistics_are_those_of_every_task_in_turn():
+    hnet = make(normed(), norm_stats="shared")
+    hnet(torch.randn(18, 4), task=torch.arange(TASKS).repeat(3))
+    assert hnet.target.module[1].num_batches_tracked == TASKS
+
+
+def test_an_error_of_the_target_is_told_as_its_own():
+    hnet = make(nn.Linear(4, 2))
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied \(3x5 and 4x2\)"):
+        hnet(torch.randn(18, 5), task=torch.arange(TASKS).repeat(3))
+    assert hnet(torch.randn(18, 4), task=torch.arange(TASKS).repeat(3)).shape == (18, 2)
+
+
+def test_in_inference_mode_too():
+    ids, x = torch.arange(TASKS).repeat(3), torch.randn(18, 4)
+    with torch.inference_mode():
+        hnet = make(normed()).eval()
+        out = hnet(x, task=ids)
+        for task in range(TASKS):
+            torch.testing.assert_close(out[ids == task], hnet(x[ids == task], task=task))
+
+
+# The compiler's own: it makes an instance of every autograd function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_compiled_equals_eager():
+    torch._dynamo.reset()
+    hnet = make(normed()).eval()
+    ids, x = torch.arange(TASKS).repeat(3), torch.randn(18, 4)
+    compiled = torch.compile(hnet, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, task=ids), hnet(x, task=ids))
+
+
+def mixed(module, *args, calls=1):
+    hnet = HyperNetwork(module, Sparse(), TaskEmbedding(TASKS, dim=4))
+    outputs = [hnet(*args, task=torch.arange(TASKS)) for _ in range(calls)]
+    return hnet, outputs
+
+
+class Flagged(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x, flag):
+        if flag:
+            self.runs.add_(1)
+        return super().forward(x)
+
+
+def test_what_is_found_out_holds_for_equal_arguments_only():
+    hnet, _ = mixed(Flagged(), torch.randn(TASKS, 3), False)
+    hnet(torch.randn(TASKS, 3), True, task=torch.arange(TASKS))
+    assert hnet.target.module.runs == TASKS
+
+
+class Keeping(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.calls, self.size = self.calls + 1, y.pow(2).mean()
+        return y
+
+
+def test_a_target_that_keeps_something_of_a_run_has_one_for_each_task():
+    hnet, _ = mixed(Keeping(3, 2), torch.randn(TASKS, 3))
+    assert hnet.target.module.calls == TASKS
+    assert hnet.target.module.size.item() > 0
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 2))
+
+    def forward(self):
+        return self.weight
+
+
+@pytest.mark.parametrize("tasks", [2, TASKS])
+def test_a_target_without_arguments(tasks):
+    hnet = HyperNetwork(Constant(), Sparse(), TaskEmbedding(TASKS, dim=4))
+    assert hnet(task=torch.arange(tasks)).shape == (tasks, 2)
+
+
+def test_a_hypernetwork_can_be_pickled_after_a_mixed_batch():
+    hnet, (y,) = mixed(nn.Linear(3, 2), torch.ones(TASKS, 3))
+    again = pickle.loads(pickle.dumps(hnet))
+    torch.testing.assert_close(again(torch.ones(TASKS, 3), task=torch.arange(TASKS)), y)
+
+
+def test_a_buffer_put_in_the_place_of_another_is_left_as_a_loop_leaves_it():
+    hnet = make(Averaging())
+    twin, x = copy.deepcopy(hnet), torch.randn(TASKS, 4)
+    hnet(x, task=torch.arange(TASKS))
+    for task in range(TASKS):
+        twin(x[task : task + 1], task=task)
+    torch.testing.assert_close(hnet.target.module.mean, twin.target.module.mean)
+    copy.deepcopy(hnet).state_dict()
+
+
+class Cached(nn.Linear):
+    """Keeps a tensor in a container of some kind."""
+
+    def __init__(self, container: str) -> None:
+        super().__init__(4, 2)
+        self.kept = {
+            "dict": {},
+            "list": [],
+            "nested": {"inner": [()]},
+            "object": types.SimpleNamespace(mask=None),
+            "deque": collections.deque(),
+        }[container]
+        self.container = container
+
+    def forward(self, x):
+        mask = torch.ones_like(x[:1])
+        if self.container == "dict":
+            mask = self.kept.setdefault(x.shape[-1], mask)
+        elif self.container == "nested":
+            self.kept["inner"][0] = (mask,)
+        elif self.container == "object":
+            self.kept.mask = mask
+        else:
+            self.kept.append(mask)
+        return super().forward(x * mask)
+
+
+@pytest.mark.parametrize("container", ["dict", "list", "nested", "object", "deque"])
+def test_a_target_that_keeps_tensors_in_containers_goes_on_working(container):
+    hnet = make(Cached(container)).eval()
+    x = torch.randn(12, 4)
+    out = hnet(x, task=torch.arange(12) % TASKS)
+    for task in range(TASKS):
+        own = torch.arange(12) % TASKS == task
+        torch.testing.assert_close(hnet(x[own], task=task), out[own])
+        torch.testing.assert_close(hnet.materialize(task)(x[own]), out[own])
+    copy.deepcopy(hnet)
+    kept = hnet.target.module.kept
+    assert container != "list" or len(kept) == 2 * TASKS  # one a task, twice
+
+
+def test_losses_that_a_target_collects_are_those_of_every_task():
+    class Collecting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.losses = []
+
+        def forward(self, x):
+            out = super().forward(x)
+            self.losses.append(out.square().mean())
+            return out
+
+    hnet, x = make(Collecting()), torch.randn(12, 4)
+    out = hnet(x, task=torch.arange(12) % TASKS)
+    losses = torch.stack(hnet.target.module.losses)
+    expected = out.view(2, TASKS, 2).square().mean((0, 2))
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+
+
+@pytest.mark.parametrize("tasks", [3, TASKS])
+def test_hooks_see_every_task_s_activations_and_gradients(tasks):
+    hnet = make(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    x, ids = torch.randn(12, 4, requires_grad=True), torch.arange(12) % tasks
+    hnet(x, task=ids)  # tasks share a run
+    layer, seen, gradients = hnet.target.module[0], [], []
+    hooks = [
+        layer.register_forward_hook(lambda m, i, o: seen.append(o.detach().sum())),
+        layer.register_full_backward_hook(lambda m, i, o: gradients.append(o[0].sum())),
+    ]
+    hnet(x, task=ids).sum().backward()
+    assert len(seen) == len(gradients) == tasks
+    assert all(math.isfinite(float(value)) for value in (*seen, *gradients))
+    for hook in hooks:
+        hook.remove()
+    total = []
+    with nn.modules.module.register_module_forward_hook(lambda m, i, o: total.append(type(m))):
+        hnet(x, task=ids)
+    assert total.count(nn.ReLU) == tasks
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_tasks_draw_for_themselves_from_every_random_source(draw):
+    class Skips(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (draw() < 0.5)
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    hnet, alike = make(Skips(4, 2)), 0
+    for _ in range(20):
+        kept = hnet(torch.randn(12, 4), task=torch.arange(12) % TASKS).abs().sum(1) > 0
+        alike += len(set(kept.tolist())) == 1
+    assert alike < 5
+
+
+def test_a_trial_leaves_every_random_source_as_it_was():
+    hnet = make(nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5)))
+    random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    hnet(torch.randn(12, 4), task=torch.arange(12) % TASKS)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+def test_a_target_that_begins_to_keep_something_later_is_run_for_each_task_from_then_on():
+    class Later(nn.Linear):
+        runs = 0
+
+        def forward(self, x):
+            out = super().forward(x)
+            if self.keeping:
+                self.last = out
+            return out
+
+    hnet, x = make(Later(4, 2)), torch.randn(12, 4)
+    module, ids = hnet.target.module, torch.arange(12) % TASKS
+    module.keeping = False
+    expected = hnet(x, task=ids)
+    module.keeping = True
+    torch.testing.assert_close(hnet(x, task=ids), expected)
+    torch.testing.assert_close(module.last, expected[ids == TASKS - 1])
+
+
+collected: list[torch.Tensor] = []
+
+
+class Elsewhere(nn.Linear):
+    """Keeps what it computes where no copy of it leads."""
+
+    seen: dict[str, torch.Tensor] = {}  # noqa: RUF012
+
+    def __init__(self, where: str) -> None:
+        super().__init__(4, 2)
+        self.where = where
+        closed: list[torch.Tensor] = []
+        self.note, self.closed = closed.append, lambda: closed
+
+    def forward(self, x):
+        out = super().forward(x)
+        value = out.square().mean()
+        if self.where == "module":
+            collected.append(value)
+        elif self.where == "class":
+            self.seen["last"] = value
+        else:
+            self.note(value)
+        return out
+
+
+@pytest.mark.parametrize("where", ["module", "class", "closure"])
+def test_what_a_target_keeps_elsewhere_is_every_task_s_own(where):
+    collected.clear()
+    hnet, x = make(Elsewhere(where)), torch.randn(12, 4)
+    for _ in range(2):
+        out = hnet(x, task=torch.arange(12) % TASKS)
+    expected = out.view(2, TASKS, 2).square().mean((0, 2))
+    if where == "class":
+        torch.testing.assert_close(hnet.target.module.seen["last"], expected[-1])
+    else:
+        kept = collected if where == "module" else hnet.target.module.closed()
+        assert len(kept) == 2 * TASKS
+        torch.testing.assert_close(torch.stack(kept[TASKS:]), expected)

@@ -1,0 +1,191 @@
+"""Buffers that belong to a task: whatever a norm does with them, tasks stay apart."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import spectral_norm as hooked_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm
+
+from helpers.ddp import collect
+from sparsehyper import HyperNetwork, InputEncoder, Sparse, TaskEmbedding, fit_embedding
+
+TASKS = 6
+
+
+def make(module: nn.Module, **settings) -> HyperNetwork:
+    torch.manual_seed(0)
+    return HyperNetwork(module, Sparse(), TaskEmbedding(TASKS, 8), **settings)
+
+
+class Centre(nn.Module):
+    """Puts a new tensor in the place of its running mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        mean = x.mean(0) if self.training else self.running_mean
+        if self.training:
+            self.running_mean = 0.9 * self.running_mean + 0.1 * x.mean(0).detach()
+        return self.linear(x - mean)
+
+
+@pytest.mark.parametrize("tasks", [1, TASKS])
+def test_statistics_that_are_replaced_are_kept(tasks):
+    module = Centre()
+    alone, hnet = copy.deepcopy(module), make(module)
+    for _ in range(30):
+        x = torch.randn(8, 4) + 5
+        alone(x)
+        hnet(x.repeat(tasks, 1), task=torch.arange(tasks).repeat_interleave(8))
+    for task in range(tasks):
+        torch.testing.assert_close(hnet.materialize(task).running_mean, alone.running_mean)
+    assert hnet.eval()(x + 3, task=0).shape == (8, 2)
+
+
+def test_norms_that_share_their_statistics_go_on_sharing_them():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+            self.b.running_mean, self.b.running_var = self.a.running_mean, self.a.running_var
+
+        def forward(self, x):
+            return self.head(self.b(self.a(x)))
+
+    module = Model()
+    alone = copy.deepcopy(module)
+    hnet = make(module, generate="head.*", base="pretrained", scale=1e-9)
+    x = torch.randn(12, 4) * 2 + 1
+    for _ in range(3):
+        alone(x), hnet(x, task=2)
+    torch.testing.assert_close(hnet.eval()(x, task=2), alone.eval()(x))
+    model = hnet.materialize(2)
+    assert model.a.running_mean is model.b.running_mean
+    assert model.a.num_batches_tracked is not model.b.num_batches_tracked
+
+
+def test_statistics_keep_their_type():
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean = norm.running_mean.half()
+    hnet = make(nn.Sequential(nn.Linear(3, 3), norm))
+    hnet.add_task("more")
+    model = hnet.materialize("more")
+    assert model[1].running_mean.dtype == torch.float16
+    assert model[1].running_var.dtype == torch.float32
+    assert model[1].num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize("normalise", [spectral_norm, hooked_spectral_norm])
+def test_a_spectral_norm_is_one_in_every_task_s_model(normalise):
+    hnet = make(nn.Sequential(normalise(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 2)))
+    x = torch.randn(32, 12)
+    optimizer = torch.optim.Adam(hnet.parameters(), 1e-3)
+    for step in range(60 * TASKS):
+        optimizer.zero_grad()
+        hnet(x, task=step % TASKS).square().mean().backward()
+        optimizer.step()
+    fit_embedding(hnet, "new", (x, torch.randint(2, (32,))), steps=20)
+    assert_normalised(hnet, [*range(TASKS), "new"])
+
+
+@pytest.mark.parametrize("normalise", [spectral_norm, hooked_spectral_norm])
+def test_a_spectral_norm_is_one_before_any_training_and_between_tasks(normalise):
+    hnet = make(nn.Sequential(normalise(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 2)))
+    hnet.add_task("new", torch.randn(8))
+    assert_normalised(hnet, [*range(TASKS), "new", torch.randn(8)])
+
+
+def assert_normalised(hnet: HyperNetwork, tasks) -> None:
+    x = torch.randn(32, 12)
+    hnet.eval()
+    for task in tasks:
+        model = hnet.materialize(task)
+        torch.testing.assert_close(model(x), hnet(x, task=task))  # the hook waits for a call
+        assert torch.linalg.matrix_norm(model[0].weight, 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_one_model_for_each_sample_has_no_task_to_keep_buffers_for():
+    module = spectral_norm(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"buffer 'parametrizations\.weight\.0\._u'"):
+        HyperNetwork(module, Sparse(), InputEncoder(nn.Linear(4, 8), dim=8))
+
+
+@pytest.mark.parametrize("first", ["one task", "mixed"])
+@pytest.mark.parametrize("tasks", [3, TASKS])
+def test_batches_of_one_task_and_of_many_share_a_backward_pass(first, tasks):
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    hnet, apart = make(module), make(module)
+    x, ids = torch.randn(12, 4), torch.arange(12) % tasks
+
+    def calls(hnet):
+        one, mixed = (lambda: hnet(x, task=0).square().sum()), (lambda: hnet(x, task=ids).sum())
+        return (one, mixed) if first == "one task" else (mixed, one)
+
+    sum(call() for call in calls(hnet)).backward()
+    for call in calls(apart):
+        call().backward()
+    for one, other in zip(hnet.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_between_training_steps_keeps_its_gradient():
+    hnet = make(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    x = torch.randn(12, 4)
+    hnet(x, task=0)
+    expected = torch.autograd.grad(hnet.eval()(x, task=0).sum(), list(hnet.parameters()))
+    loss = hnet(x, task=0).sum()
+    hnet.train()(x + 1, task=0)
+    found = torch.autograd.grad(loss, list(hnet.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_strict_load_reports_keys_of_modules_around():
+    outer = nn.Sequential(make(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))), nn.Linear(2, 1))
+    state = dict(outer.state_dict())  # without version numbers, as a file has it
+    outer.load_state_dict(state)
+    state["gone.num_batches_tracked"] = torch.tensor(3)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*gone\.num_batches_tracked"):
+        outer.load_state_dict(state)
+
+
+def test_a_buffer_that_changes_for_all_tasks_is_told_of_once():
+    class Average(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("average", torch.zeros(4))
+
+        def forward(self, x):
+            self.average.lerp_(x.mean(0).detach(), 0.1)
+            return super().forward(x)
+
+    hnet = make(nn.Sequential(Average()))
+    with pytest.warns(UserWarning, match=r"buffer '0\.average' of the target changes in training"):
+        hnet(torch.randn(3, 4), task=0)
+    hnet(torch.randn(3, 4), task=1)  # a second warning would be an error
+
+
+def test_processes_share_what_each_has_seen_of_a_task():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    running = [context.Process(target=collect, args=(r, port, queue)) for r in range(2)]
+    for process in running:
+        process.start()
+    found = [queue.get(timeout=280) for _ in running]
+    for process in running:
+        process.join()
+    assert found[0] == found[1]
+    means = [sum(state["running_mean"]) / 4 for state in found[0]]
+    assert means == pytest.approx([5, 6, 5.5, 0], abs=0.15)
+    assert [state["num_batches_tracked"] for state in found[0]] == [11, 11, 20, 0]

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from sparsehyper._util.memory import LARGE, shared_memory
+from sparsehyper.target.unpacking import Plan, unpack
+
+SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
+PLAN = Plan(
+    [shape.numel() for shape in SHAPES], SHAPES, [0.5, 2.0, 3.0, 1.5], [0.0, 1.0, 0.0, -2.0]
+)
+NUMEL = sum(PLAN.sizes)
+
+
+def vector(*lead: int) -> torch.Tensor:
+    return torch.randn(*lead, NUMEL, dtype=torch.double, requires_grad=True)
+
+
+def expected(generated: torch.Tensor, base: torch.Tensor | None) -> list[torch.Tensor]:
+    sizes = torch.tensor(PLAN.sizes)
+    means, stds = (
+        torch.tensor(moment, dtype=generated.dtype).repeat_interleave(sizes)
+        for moment in (PLAN.means, PLAN.stds)
+    )
+    theta = (means if base is None else base) + stds * generated
+    lead = generated.shape[:-1]
+    return [p.view(lead + s) for p, s in zip(theta.split(PLAN.sizes, -1), SHAPES, strict=True)]
+
+
+@pytest.mark.parametrize("based", [False, True])
+@pytest.mark.parametrize("lead", [(), (2,), (0,)])
+def test_values_and_derivatives_of_both_orders(based, lead):
+    inputs = (vector(*lead), vector()) if based else (vector(*lead),)
+
+    def tensors(generated, base=None):
+        return unpack(generated, PLAN, base)
+
+    for tensor, value in zip(
+        tensors(*inputs), expected(inputs[0], inputs[1] if based else None), strict=True
+    ):
+        torch.testing.assert_close(tensor, value)
+        assert tensor.is_contiguous()
+    for some in ([0], [1], [0, 1]) if based else ([0],):
+        for i, tensor in enumerate(inputs):
+            tensor.requires_grad_(i in some)
+        assert torch.autograd.gradcheck(tensors, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(tensors, inputs, check_fwd_over_rev=True)
+
+
+def test_a_tensor_without_a_gradient_counts_as_zero():
+    generated = vector()
+    unpack(generated, PLAN)[1].sum().backward()
+    assert generated.grad.nonzero().flatten().tolist() == [12, 13, 14, 15, 16]
+    assert generated.grad[12:17].tolist() == [2.0] * 5
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 1), (1, None)])
+def test_vmap_and_grad_transforms(in_dims):
+    generated, base = (
+        vector() if dim is None else vector(3).movedim(0, dim).detach() for dim in in_dims
+    )
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base)[:3])
+
+    def row(tensor, dim, i):
+        return tensor if dim is None else tensor.select(dim, i)
+
+    for derivative in (loss, grad(loss), grad(loss, argnums=1)):
+        together = vmap(derivative, in_dims)(generated, base)
+        for i in range(3):
+            alone = derivative(row(generated, in_dims[0], i), row(base, in_dims[1], i))
+            torch.testing.assert_close(together[i], alone)
+
+
+# The compiler's own: it makes an instance of every autograd function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_the_compiler_sees_one_graph():
+    torch._dynamo.reset()
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base))
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    inputs = vector(2), vector()
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(*inputs), inputs), torch.autograd.grad(loss(*inputs), inputs)
+    )
+
+
+def test_fake_tensors_and_views_of_a_negation():
+    with torch._subclasses.FakeTensorMode():
+        assert [t.shape for t in unpack(torch.randn(NUMEL), PLAN)] == SHAPES
+    generated = torch.randn(NUMEL, requires_grad=True)
+    tensors = unpack(generated, PLAN)
+    ones = [torch.ones_like(t) for t in tensors]
+    negated = [torch.complex(-one, one).conj().imag for one in ones]  # -1, kept as 1 and a mark
+    assert all(t.is_neg() for t in negated)
+    (plain,) = torch.autograd.grad(tensors, generated, ones, retain_graph=True)
+    (other,) = torch.autograd.grad(tensors, generated, negated)
+    torch.testing.assert_close(other, -plain)
+
+
+@pytest.mark.parametrize("size", [NUMEL - 1, NUMEL + 1])
+def test_a_vector_of_another_length_is_refused(size):
+    with pytest.raises(RuntimeError, match="split"):
+        unpack(torch.zeros(size), PLAN)
+
+
+def test_a_base_of_another_dtype():
+    generated, base = torch.randn(NUMEL), torch.randn(NUMEL, dtype=torch.double)
+    for tensor, value in zip(unpack(generated, PLAN, base), expected(generated, base), strict=True):
+        torch.testing.assert_close(tensor.double(), value.double())
+
+
+def test_forward_mode_of_the_kernels_equals_reverse_mode():
+    generated, base = torch.randn(2, NUMEL), torch.randn(NUMEL)
+
+    def loss(generated, base):
+        return sum(tensor.pow(3).sum() for tensor in unpack(generated, PLAN, base))
+
+    for argnums in (0, 1):
+        expected = torch.func.jacrev(loss, argnums)(generated, base)
+        torch.testing.assert_close(torch.func.jacfwd(loss, argnums)(generated, base), expected)
+        second = torch.func.jacrev(torch.func.jacrev(loss, argnums), argnums)(generated, base)
+        got = torch.func.hessian(loss, argnums)(generated, base)
+        torch.testing.assert_close(got, second)
+
+
+@pytest.mark.parametrize("lead", [[], [2]])
+@pytest.mark.parametrize("large", [False, True])
+def test_each_tensor_has_a_storage_of_its_own(lead, large):
+    memory = shared_memory()  # keeps it
+    shapes = [torch.Size([LARGE // 4 if large else 100]), torch.Size([3, 2]), torch.Size([0])]
+    sizes = [shape.numel() for shape in shapes]
+    generated = torch.randn(*lead, sum(sizes))
+    tensors = unpack(generated, Plan(sizes, shapes, [1.0] * 3, [0.0] * 3))
+    for tensor in tensors:
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert tensor.storage_offset() == 0
+        assert copy.deepcopy(tensor).equal(tensor)
+    expected, small = tensors[1].clone(), tensors[1]
+    file = io.BytesIO()
+    torch.save(small, file)
+    assert file.tell() < 3000
+    tensors[0].fill_(7)
+    del tensors
+    lent = [memory.empty([LARGE // 4]).fill_(9) for _ in range(4)]  # none is what `small` lies in
+    assert small.equal(expected)
+    assert len(lent) == 4
+
+
+@pytest.mark.parametrize("layer", ["Embedding", "EmbeddingBag"])
+def test_gradients_that_list_the_rows_looked_up(layer):
+    shapes = [torch.Size([10, 4]), torch.Size([3])]
+    plan = Plan([40, 3], shapes, [2.0, 0.5], [0.0, 0.0])
+    index, gradients = torch.arange(12).view(4, 3) % 10, []
+    for sparse in (False, True):
+        generated = torch.linspace(-1, 1, 43).requires_grad_()
+        table, bias = unpack(generated, plan)
+        if layer == "Embedding":
+            y = torch.nn.functional.embedding(index, table, sparse=sparse)
+        else:
+            y = torch.nn.functional.embedding_bag(index, table, mode="sum", sparse=sparse)
+        (y.square().sum() + bias.sum()).backward()
+        gradients.append(generated.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_gradient_without_memory_is_one_of_zeros():
+    generated = torch.randn(NUMEL, requires_grad=True)
+    tensors = unpack(generated, PLAN)
+    zeros = [torch._efficientzerotensor(t.shape) for t in tensors]
+    (grad,) = torch.autograd.grad(tensors, generated, zeros)
+    assert grad.eq(0).all()

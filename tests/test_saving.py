@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper._util.files import CheckpointError, read_sealed, sealed
+
+GENERATORS = [
+    *(Sparse(topology=t) for t in ("circulant", "uniform", "regular", "local", "mixed")),
+    Sparse("geometric", 8.0, "local", 2.0, "prelu", True),
+    Chunked(7, hidden=5),
+    Dense(),
+]
+
+
+def make_target(width: int = 6) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+def make(generator=None, **settings) -> HyperNetwork:
+    """One that has seen data, is trained a little and has a task added."""
+    embedding = TaskEmbedding(["shoes", "büge"], dim=8)
+    hnet = HyperNetwork(make_target(), generator or Sparse(), embedding, **settings)
+    hnet(torch.randn(20, 4), task=torch.arange(20) % 2)
+    with torch.no_grad():
+        for parameter in hnet.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    hnet.add_task("coats")
+    return hnet
+
+
+def assert_equal(one: HyperNetwork, two: HyperNetwork) -> None:
+    x = torch.randn(5, 4)
+    one.eval(), two.eval()
+    assert one.task_names == two.task_names
+    for task in one.task_names:
+        assert torch.equal(one(x, task=task), two(x, task=task))
+    assert one.state_dict().keys() == two.state_dict().keys()
+
+
+@pytest.mark.parametrize("base", ["zeros", "learned", "pretrained"])
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_what_is_saved_comes_back(tmp_path, generator, base):
+    hnet = make(generator, base=base, scale=0.7, seed=5)
+    hnet.save(tmp_path / "new" / "model")
+    again = HyperNetwork.load(tmp_path / "new" / "model", make_target())
+    assert_equal(hnet, again)
+    again.save(tmp_path / "again")
+    files = [(tmp_path / d / "config.json").read_text() for d in ("new/model", "again")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("norm_stats", ["per_task", "shared", "batch"])
+@pytest.mark.parametrize("others", ["shared", "frozen"])
+def test_what_is_not_generated_comes_back_too(tmp_path, others, norm_stats):
+    hnet = make(generate=["0.*", "1.weight"], others=others, norm_stats=norm_stats)
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", make_target())
+    assert_equal(hnet, again)
+    flags = [{n: p.requires_grad for n, p in h.named_parameters()} for h in (hnet, again)]
+    assert flags[0] == flags[1]
+
+
+def test_tied_parameters_that_are_shared_come_back(tmp_path):
+    def make_tied() -> nn.Module:
+        first = nn.Linear(4, 4)
+        target = nn.Sequential(first, nn.ReLU(), first, nn.Linear(4, 4))
+        target[3].weight = first.weight
+        return target.append(nn.Linear(4, 2))
+
+    hnet = HyperNetwork(make_tied(), Sparse(), TaskEmbedding(2, 8), generate="4.*")
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", make_tied())
+    assert_equal(hnet, again)
+    assert again.target.module[3].weight is again.target.module[0].weight
+
+
+def test_there_are_two_files_and_no_pickle_in_them(tmp_path):
+    make().save(tmp_path / "model")
+    assert [f.name for f in sorted(tmp_path.iterdir())] == ["model"]
+    files = sorted((tmp_path / "model").iterdir())
+    assert [f.name for f in files] == ["config.json", "model.safetensors"]
+    json.loads(files[0].read_text())
+    content = files[1].read_bytes()
+    header = int.from_bytes(content[:8], "little")
+    sizes = [entry["data_offsets"] for entry in json.loads(content[8 : 8 + header]).values()]
+    assert 8 + header + max(end for _, end in sizes) == len(content)
+
+
+def test_nothing_is_written_over(tmp_path):
+    make().save(tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"'.*model' exists; nothing is ever written over"):
+        make(Dense()).save(tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "failing", ["saving.write_tensors", "_util.files.json.dumps", "_util.files.os.fsync"]
+)
+def test_a_save_that_fails_midway_leaves_nothing(tmp_path, monkeypatch, failing):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"sparsehyper.{failing}", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make().save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", None])
+def test_a_missing_file_is_named(tmp_path, missing):
+    path = tmp_path / "model"
+    if missing:
+        make().save(path)
+        (path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"model' .* no {missing or 'config.json'}"):
+        HyperNetwork.load(path, make_target())
+
+
+def edited(change):
+    def damage(path):
+        config = read_sealed(path)
+        change(config)
+        path.write_text(sealed(config))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("config.json", lambda p: p.write_text(""), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text(p.read_text()[:100]), "config.json is damaged"),
+        ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json is damaged"),
+        ("config.json", lambda p: p.write_text("[]"), "config.json is damaged"),
+        ("config.json", edited(lambda c: c.pop("format")), "config.json has format None"),
+        ("config.json", edited(lambda c: c.pop("generator")), "config.json .*'generator'"),
+        ("config.json", edited(lambda c: c.pop("base")), "config.json .*'base'"),
+        ("config.json", edited(lambda c: c.update(layout=3)), "config.json is damaged"),
+        (
+            "config.json",
+            edited(lambda c: c["generator"].update(kind="magic")),
+            "config.json is damaged.*got 'magic'",
+        ),
+        ("config.json", edited(lambda c: c.update(format=2)), "has format 2, .* reads format 1"),
+        (
+            "config.json",
+            edited(lambda c: c["conditioner"]["tasks"].append("more")),
+            r"'conditioner.weight' has shape \[3, 8\], the model's is \[4, 8\]",
+        ),
+        (
+            "config.json",
+            edited(lambda c: c["generator"].update(bias=True)),
+            "lacks the tensor 'generator.layers.0.bias'",
+        ),
+        (
+            "config.json",
+            edited(lambda c: c.update(base="zeros")),
+            "unexpected tensor 'target.base'",
+        ),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors is damaged"),
+        (
+            "model.safetensors",
+            lambda p: p.write_bytes(p.read_bytes()[:-10]),
+            "model.safetensors is damaged",
+        ),
+        (
+            "model.safetensors",
+            lambda p: p.write_bytes(b"garbage!" + p.read_bytes()[8:]),
+            "model.safetensors is damaged",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, file, damage, message):
+    make().save(tmp_path / "model")
+    damage(tmp_path / "model" / file)
+    with pytest.raises(ValueError, match=message):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (make_target(7), r"generates '0.weight' of shape \[6, 4\], this .* shape \[7, 4\]"),
+        (nn.Linear(4, 2), r"generates '0.weight' of shape \[6, 4\], .* has no such parameter"),
+        (make_target().requires_grad_(False), "'0.weight' .* this target has no such parameter"),
+        (make_target().append(nn.Linear(2, 2)), "lacks the tensor 'target.module.3.weight'"),
+        (
+            nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)),
+            r"unexpected tensor 'target.module.1.(running|num)_",
+        ),
+    ],
+)
+def test_another_target_is_refused_and_the_misfit_named(tmp_path, target, message):
+    make().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        HyperNetwork.load(tmp_path / "model", target)
+
+
+def test_an_unexpected_tensor_is_named(tmp_path):
+    make(Sparse(bias=True)).save(tmp_path / "model")
+    edited(lambda c: c["generator"].update(bias=False))(tmp_path / "model" / "config.json")
+    with pytest.raises(ValueError, match=r"unexpected tensor 'generator.layers.0.bias'"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def frozen(hnet: nn.Module) -> dict[str, bool]:
+    return {name: not p.requires_grad for name, p in hnet.named_parameters()}
+
+
+@pytest.mark.parametrize("part", ["target", "generator", "conditioner", "base"])
+def test_what_was_frozen_when_it_was_saved_is_frozen(tmp_path, part):
+    target = make_target()
+    if part == "target":
+        target[0].requires_grad_(False)
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(2, 8))
+    if part == "base":
+        hnet.target.base.requires_grad_(False)
+    elif part != "target":
+        getattr(hnet, part).requires_grad_(False)
+    assert any(frozen(hnet).values())
+    hnet.save(tmp_path / "model")
+    conditioner = TaskEmbedding(2, 8).requires_grad_(False)
+    for again in (
+        HyperNetwork.load(tmp_path / "model", make_target()),
+        HyperNetwork.load(tmp_path / "model", make_target(), conditioner),
+    ):
+        assert frozen(again) == frozen(hnet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_is_refused_until_the_target_has_it(tmp_path, dtype):
+    hnet = HyperNetwork(make_target().to(dtype), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=rf"has dtype {dtype}, the model's is torch\.float32"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+    again = HyperNetwork.load(tmp_path / "model", make_target().to(dtype))
+    assert {t.dtype for t in again.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    hnet = make()
+    with torch.no_grad():
+        hnet.conditioner.weight[1, 2] = value
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"'conditioner\.weight' holds NaN or infinity"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+def test_a_mask_of_infinities_comes_back(tmp_path):
+    def masked() -> nn.Module:
+        target = make_target()
+        target.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        return target
+
+    hnet = HyperNetwork(masked(), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", masked())
+    assert torch.equal(again.target.module.mask, hnet.target.module.mask)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_only_regular_files_are_opened(tmp_path, name, kind):
+    make().save(tmp_path / "model")
+    file = tmp_path / "model" / name
+    file.rename(tmp_path / name)
+    {
+        "link": lambda: file.symlink_to(tmp_path / name),
+        "pipe": lambda: os.mkfifo(file),
+        "directory": file.mkdir,
+    }[kind]()
+    what = "is a link" if kind == "link" else "is not a regular file"
+    with pytest.raises(CheckpointError, match=rf"{name} {what}"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("I/O error: No space left on device (os error 28)", 28), ("odd", 5)]
+)
+def test_an_error_of_the_file_system_is_an_os_error(tmp_path, monkeypatch, text, number):
+    def fail(*_, **__):
+        raise safetensors.SafetensorError(text)
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", fail)
+    with pytest.raises(OSError, match=rf"\[Errno {number}\] .*model\.safetensors"):
+        make().save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
