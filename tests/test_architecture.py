@@ -18,7 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Who may import whom. Every part may use the helpers in ``_util``; no part but the lab's own may use
 # the lab.
-MODEL = {"layout", "sparse", "generators", "conditioning", "target", "saving", "hypernetwork"}
+PARTS = {"layout", "sparse", "generators", "conditioning", "target", "saving"}
+MODEL = {*PARTS, "tasks", "hypernetwork"}
 LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
     "_util": set(),
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     "target": {"layout"},
     "adapters": {"target"},
     "saving": {"generators", "conditioning"},
-    "hypernetwork": MODEL,
+    "tasks": {"conditioning", "target"},
+    "hypernetwork": {*PARTS, "tasks"},
     "recurrent": MODEL,
     "adaptation": MODEL,
     "analysis": MODEL,

@@ -1,6 +1,15 @@
 """The hypernetwork: conditioner, generator and target joined.
 
-θ(task) = base + scale ⊙ G(normalise(z(task)))        y = target(x; θ)
+    θ(task) = base + scale ⊙ G(normalise(z(task)))        y = target(x; θ)
+
+In code, the steps of the equation are
+
+    z, _ = hnet.conditioner.embed(task, args, kwargs)     z(task), the embedding
+    raw = hnet.raw_theta(z[None])                         G(normalise(z)), of unit variance
+    tensors = hnet.target.unpack(raw[0])                  θ, as the target's tensors
+    y = hnet.target(tensors, row, args, kwargs)           target(x; θ)
+
+``theta`` gives θ as flat vectors, and ``generate`` gives the tensors of a task by name.
 """
 
 from __future__ import annotations
@@ -15,58 +24,52 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
-from sparsehyper._util.checks import check_integer, check_number
+from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
-from sparsehyper.conditioning import (
-    Condition,
-    Conditioner,
-    TaskConditioner,
-    TaskEmbedding,
-    is_ids,
-)
+from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
 from sparsehyper.layout import Select
 from sparsehyper.target.adapters import merge
-from sparsehyper.target.many_tasks import run_tasks
+from sparsehyper.target.many_tasks import group_samples, run_tasks
 from sparsehyper.target.target import Target
+from sparsehyper.tasks import NamedTasks
 
 
-class HyperNetwork(nn.Module):
+class HyperNetwork(NamedTasks):
     """One network that produces the parameters of another, for many tasks.
 
     Args:
         target: any module. It is copied, and never changed.
-        generator: how parameters come out: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
+        generator: the kind of generator: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
         conditioner: from a task, an input or examples to the embedding: ``TaskEmbedding(…)``,
-            ``InputEncoder(…)``, …; taken over, not copied.
+            ``InputEncoder(…)``, …; it is used as it is, not copied.
         generate: which of the target's trainable parameters to generate: a glob such as
             ``"layer*"``, several, or a predicate ``(name, parameter) -> bool``. Parameters with
             ``requires_grad=False`` are left as they are.
-        others: the parameters that are not generated are ``"shared"`` by all tasks and trained,
-            or ``"frozen"``.
+        others: trainable parameters that are not generated are ``"shared"`` by all tasks and
+            trained, or ``"frozen"``.
         base: what the generated vector is added to: ``"learned"``, a trained vector that all tasks
-            share, which starts at zeros; ``"zeros"``, without it; ``"pretrained"``, the target's
-            own values; or ``"residual"``, which starts at these and is learned. Norm scales start
-            at 1 with the first two.
-        init: the variance with which generated tensors start: ``"torch"``, that of PyTorch's own
-            layers, ``"hyperfan_in"`` or ``"hyperfan_out"``, as ``target.initialisation`` has it.
-        scale: multiplies the initial standard deviation of every generated tensor; None for 1, or
+            share, which starts at zeros; ``"zeros"``, nothing; ``"pretrained"``, the target's own
+            values; or ``"residual"``, which starts at these and is trained. With the first two,
+            norm scales start at 1.
+        init: initial variance of generated tensors: ``"torch"``, that of PyTorch's own layers,
+            ``"hyperfan_in"`` or ``"hyperfan_out"``; see ``target.initialisation``.
+        scale: factor of the initial standard deviation of every generated tensor; None for 1, or
             for 0.1 on a base of the target's own values, which a full-sized addition would drown.
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
             always those of the ``"batch"``, in evaluation too.
-        noise: standard deviation of normal noise on embeddings of unit second moment, while
-            training.
-        dropout: share of an embedding's numbers set to zero while training, in [0, 1).
-        seed: of the generator's wiring and weights.
+        noise: standard deviation of the normal noise on normalised embeddings in training.
+        dropout: probability, in [0, 1), of setting an element of an embedding to zero in training.
+        seed: seed of the generator's wiring and weights.
 
     Raises:
-        ValueError: a setting outside its range, a target with nothing to generate, or one with
-            batch norms where every sample has a model of its own.
+        ValueError: a setting outside its range, a target with nothing to generate, or a target
+            with batch norms where every sample has a model of its own.
 
     Source: D. Ha et al., "HyperNetworks" (ICLR 2017); task embeddings as in J. von Oswald et al.,
     "Continual learning with hypernetworks" (ICLR 2020).
 
-    >>> from sparsehyper import Sparse
+    >>> from sparsehyper import Sparse, TaskEmbedding
     >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
     >>> hnet(torch.randn(3, 5), task="bags").shape
     torch.Size([3, 2])
@@ -97,13 +100,9 @@ class HyperNetwork(nn.Module):
         check_number("dropout", dropout, minimum=0)
         if dropout >= 1:
             raise ValueError(f"`dropout` must be less than 1, got {dropout}")
-        for argument, value, kind in (
-            ("target", target, nn.Module),
-            ("generator", generator, Generator),
-            ("conditioner", conditioner, Conditioner),
-        ):
-            if not isinstance(value, kind):
-                raise TypeError(f"`{argument}` must be a {kind.__name__}, got {value!r}")
+        check_type("target", target, nn.Module, "a Module")
+        check_type("generator", generator, Generator, "a Generator")
+        check_type("conditioner", conditioner, Conditioner, "a Conditioner")
         self.conditioner = conditioner
         self.target = Target(
             target,
@@ -115,17 +114,8 @@ class HyperNetwork(nn.Module):
             norm_stats=norm_stats,
             tasks=max(1, len(conditioner.names)),
         )
-        norms = nn.modules.batchnorm._BatchNorm
-        if conditioner.per_sample and any(isinstance(m, norms) for m in target.modules()):
-            raise ValueError(
-                "`conditioner` gives every sample a model of its own, so the target's batch norms "
-                "would see one sample each; use group or layer norms"
-            )
-        if conditioner.per_sample and self.target.statistics.names:
-            raise ValueError(
-                "`conditioner` gives every sample a model of its own, so there is no task to keep "
-                f"the target's buffer {self.target.statistics.names[0]!r} for"
-            )
+        if conditioner.per_sample:
+            _check_per_sample(target, self.target)
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
@@ -143,7 +133,7 @@ class HyperNetwork(nn.Module):
         }
         self.generator.to(self.target.moments)
         self.conditioner.to(self.target.moments)
-        # Parts of the target and a network in the conditioner stay in the mode they are in.
+        # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
 
@@ -151,11 +141,11 @@ class HyperNetwork(nn.Module):
         """The target's output under the parameters generated for ``task``.
 
         Args:
-            *args, **kwargs: what the target takes.
+            *args, **kwargs: arguments of the target.
             task: what the conditioner takes. With named tasks: a name or number for the whole
-                batch; an integer tensor ``[batch]`` of one task per sample, where every tensor
-                argument and output has the batch first; or an embedding, a float tensor
-                ``[latent_dim]``. It can be left out where there is one task, or none.
+                batch; an integer tensor ``[batch]`` of one task per sample, where the first
+                dimension of every tensor argument and output must be the batch; or an embedding, a
+                float tensor ``[latent_dim]``. It can be left out if there is one task, or none.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -174,61 +164,56 @@ class HyperNetwork(nn.Module):
         self.sync_statistics(around.process_group)
         return out
 
-    def sync_statistics(self, group: ProcessGroup | None = None) -> None:
-        """Bring together the batch-norm statistics that several processes have collected.
+    def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
+        """The target's output, with one model for the batch or one for each sample."""
+        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+            return self._run_task_per_sample(self.conditioner, task, args, kwargs)
+        z, row = self.conditioner.embed(task, args, kwargs)
+        z = self._noisy(z)
+        if z.ndim == 1:
+            return self.target(self._tensors(z), row, args, kwargs)
+        if len(z) == 0:  # any model gives an output of the right shape
+            return self.target(self._tensors(z.new_zeros(z.shape[1])), None, args, kwargs)
+        order, counts = torch.arange(len(z), device=z.device), [1] * len(z)
+        return run_tasks(self.target, self.raw_theta(z), [], counts, order, (args, kwargs))[0]
 
-        A task's statistics become their mean over processes, weighted by the batches that each has
-        seen of the task since the last call. All processes of the group must call it, before the
-        model is saved or evaluated. ``DistributedDataParallel(hnet)`` does so by itself after every
-        forward pass in training, unless it was told not to broadcast buffers.
+    def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
+        """θ(z) as tensors, for one embedding ``[latent_dim]``."""
+        return self.target.unpack(self.raw_theta(z[None])[0])
+
+    def raw_theta(self, z: Tensor) -> Tensor:
+        """G(normalise(z)) ``[batch, numel]``: θ before scale and base.
 
         Args:
-            group: of processes; None for all.
-
-        Raises:
-            ValueError: the target has statistics, but no norm that counts its batches.
+            z: embeddings ``[batch, latent_dim]``.
         """
-        self.target.statistics.synchronise(self.target.module, group)
-
-    def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:
-        """The embedding of a task, or of an input: ``[latent_dim]``, or ``[batch, latent_dim]``.
-
-        Means and other mixtures of embeddings are embeddings too, and may be given as ``task``.
-
-        Args:
-            task: what the conditioner takes.
-            *args, **kwargs: what the target takes, where the conditioner looks at it.
-        """
-        return self.conditioner.embed(task, args, kwargs)[0]
-
-    @staticmethod
-    def normalise(z: Tensor) -> Tensor:
-        """Embeddings ``[…, latent_dim]`` as the generator sees them: mean 0, variance 1."""
-        return F.layer_norm(z, z.shape[-1:])
-
-    def theta(self, z: Tensor) -> Tensor:
-        """Flat parameter vectors ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
-        return self.target.parameters_at(self.generated(z))
-
-    def generated(self, z: Tensor) -> Tensor:
-        """G(normalise(z)) ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
         if z.ndim != 2 or z.shape[1] != self.conditioner.dim:
             raise ValueError(
                 f"`z` must have shape [batch, {self.conditioner.dim}], got {list(z.shape)}"
             )
         return self.generator(self.normalise(z))
 
+    @staticmethod
+    def normalise(z: Tensor) -> Tensor:
+        """Embeddings ``[…, latent_dim]`` with mean 0 and variance 1: the generator's input."""
+        return F.layer_norm(z, z.shape[-1:])
+
+    def theta(self, z: Tensor) -> Tensor:
+        """Flat parameter vectors θ ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
+        tensors = zip(self.target.layout, self.target.unpack(self.raw_theta(z)), strict=True)
+        return torch.cat([tensor.reshape(len(z), spec.numel) for spec, tensor in tensors], 1)
+
     def generate(self, task: Condition = None) -> dict[str, Tensor]:
         """The generated tensors of one task, by the target's own names.
 
         Args:
-            task: what the conditioner takes for one model, an embedding ``[latent_dim]`` at any
-                rate.
+            task: what the conditioner takes for one model; an embedding ``[latent_dim]`` always
+                works.
 
         Returns:
             New tensors, differentiable.
         """
-        z, _ = self._one(task)
+        z, _ = self._embed_one(task)
         names = [spec.name for spec in self.target.layout]
         return dict(zip(names, self._tensors(z), strict=True))
 
@@ -236,89 +221,46 @@ class HyperNetwork(nn.Module):
     def materialize(self, task: Condition = None) -> nn.Module:
         """An ordinary module for one task, which shares no memory with this one.
 
-        Adapters and masks of `sparsehyper.adapters` are merged into the layers they are on.
+        Adapters and masks of `sparsehyper.adapters` are merged into their layers.
 
         Args:
-            task: as `generate` takes it; an embedding gets the mean batch-norm statistics of all
-                tasks.
+            task: as `generate` takes it; a module for an embedding gets the mean batch-norm
+                statistics of all tasks.
         """
-        z, row = self._one(task)
+        z, row = self._embed_one(task)
         return merge(self.target.materialize(self._tensors(z), row))
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """Names of the tasks, by number."""
-        return tuple(self.conditioner.names)
+    def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:
+        """The embedding of a task, or of an input: ``[latent_dim]`` or ``[batch, latent_dim]``.
 
-    @property
-    def tasks(self) -> TaskConditioner:
-        """The tasks that the hypernetwork knows by name.
-
-        Raises:
-            TypeError: it knows none, being conditioned on something else.
-        """
-        table = getattr(self.conditioner, "tasks", self.conditioner)
-        if not isinstance(table, TaskConditioner):
-            raise TypeError(
-                f"the hypernetwork knows no tasks by name; its conditioner is a "
-                f"{type(self.conditioner).__name__}"
-            )
-        return table
-
-    @property
-    def task_embedding(self) -> TaskEmbedding:
-        """The table of embeddings, one a task.
-
-        Raises:
-            TypeError: embeddings are computed from something else.
-        """
-        if not isinstance(self.conditioner, TaskEmbedding):
-            raise TypeError(
-                "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, got a "
-                f"{type(self.conditioner).__name__}"
-            )
-        return self.conditioner
-
-    def add_task(self, name: str, init: str | Tensor = "mean") -> int:
-        """Add a task and return its number.
-
-        The embedding table becomes a new, longer parameter: make optimisers afterwards.
+        Means and other mixtures of embeddings are embeddings too, and may be given as ``task``.
 
         Args:
-            name: a name no task has yet.
-            init: its embedding: ``"mean"`` of the known ones, a known task's name, or ``[dim]``;
-                with `TaskFeatures`, its features.
+            task: what the conditioner takes.
+            *args, **kwargs: arguments of the target, if the conditioner looks at them.
         """
-        self.tasks.add(name, init)
-        self.target.add_task()
-        return len(self.conditioner.names) - 1
+        return self.conditioner.embed(task, args, kwargs)[0]
 
-    def remove_task(self, name: str) -> None:
-        """Forget a task: its embedding and its statistics.
+    def sync_statistics(self, group: ProcessGroup | None = None) -> None:
+        """Average the batch-norm statistics that several processes have collected.
 
-        The numbers of later tasks fall by one, and the embedding table becomes a new parameter.
+        A task's statistics become their mean over processes, weighted by the number of the task's
+        batches that each has seen since the last call. All processes of the group must call this
+        before the model is saved or evaluated. ``DistributedDataParallel(hnet)`` does so by itself
+        after every forward pass in training, unless it was told not to broadcast buffers.
+
+        Args:
+            group: the processes; None for all.
 
         Raises:
-            KeyError: no such task.
-            ValueError: it is the only one.
+            ValueError: the target has statistics, but no norm that counts its batches.
         """
-        row = self.tasks.index(name)
-        self.tasks.remove(name)
-        self.target.remove_task(row)
-
-    def rename_task(self, name: str, new_name: str) -> None:
-        """Give a task another name.
-
-        Raises:
-            KeyError: no such task.
-            TypeError, ValueError: ``new_name`` is no name, or a task already.
-        """
-        self.tasks.rename(name, new_name)
+        self.target.statistics.synchronise(self.target.module, group)
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory.
 
-        The directory appears whole or not at all.
+        The directory appears complete or not at all.
 
         Raises:
             FileExistsError: ``directory`` exists.
@@ -337,25 +279,59 @@ class HyperNetwork(nn.Module):
         target: nn.Module,
         conditioner: Conditioner | None = None,
     ) -> Self:
-        """Read what ``save`` wrote; what was frozen then is frozen, and nothing else.
+        """Read what ``save`` wrote; parameters that were frozen then are frozen.
 
         Args:
             directory: the directory.
-            target: a module like the one it was made with; its values do not matter.
-            conditioner: one like that it was made with, where that holds a network of your own;
-                its values do not matter.
+            target: a module like the one that the hypernetwork was made with; its values do not
+                matter.
+            conditioner: a conditioner like the one that it was made with, if that holds a network
+                of your own; its values do not matter.
 
         Raises:
-            FileNotFoundError: there is no such directory or it lacks a file.
+            FileNotFoundError: no such directory, or it lacks a file.
             ValueError: a damaged file, a target with other parameters, or another conditioner.
         """
         return saving.load(cls, directory, target, conditioner)
 
+    def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
+        """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""
+        z, row = self.conditioner.embed(task, (), {})
+        if z.ndim != 1:
+            raise ValueError(f"`task` must stand for one model here, got {len(z)}")
+        return z, row
+
+    def _noisy(self, z: Tensor) -> Tensor:
+        """Embeddings with the noise and dropout of training."""
+        noise, dropout = self.config["noise"], self.config["dropout"]
+        if not self.training or not (noise or dropout):
+            return z
+        normalised = self.normalise(z)
+        return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
+
+    def _run_task_per_sample(
+        self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
+    ) -> Any:
+        """The target's output for one task id per sample; every task is generated once."""
+        if task.is_meta:
+            raise ValueError(
+                "`task` is on the meta device, where it has no values to tell one model for each "
+                "sample by; give one task for the whole batch"
+            )
+        distinct, counts, order = group_samples(task)
+        rows = [conditioner.index(row) for row in distinct.tolist()]
+        raw = self.raw_theta(self._noisy(conditioner(distinct)))
+        statistics = self.target.statistics.rows(self.target.module, rows)
+        out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
+        if changed is not None:
+            self.target.statistics.set_rows(self.target.module, rows, changed)
+        return out
+
     def _is_overwritten(self, around: DistributedDataParallel) -> bool:
-        """Whether process 0's buffers will replace these, so that they must be brought together.
+        """Whether the buffers of process 0 will replace the statistics of this process.
 
         Raises:
-            ValueError: they will, where it is not known which processes call this network.
+            ValueError: they will, and it is unknown which processes call this network.
         """
         if not self.target.statistics.names or not around.broadcast_buffers or self._synchronising:
             return False
@@ -367,63 +343,21 @@ class HyperNetwork(nn.Module):
             )
         return True
 
-    def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
-        """The target's output, for one task or for one model a sample."""
-        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
-            return self._forward_per_task(self.conditioner, task, args, kwargs)
-        z, row = self.conditioner.embed(task, args, kwargs)
-        z = self._noisy(z)
-        if z.ndim == 1:
-            return self.target(self._tensors(z), row, args, kwargs)
-        if len(z) == 0:  # any model, for an output of the right shape
-            return self.target(self._tensors(z.new_zeros(z.shape[1])), None, args, kwargs)
-        order, sizes = torch.arange(len(z), device=z.device), [1] * len(z)
-        return run_tasks(self.target, self.generated(z), [], sizes, order, (args, kwargs))[0]
-
-    def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The generated tensors of one embedding ``[latent_dim]``."""
-        return self.target.tensors_at(self.generated(z[None])[0])
-
-    def _noisy(self, z: Tensor) -> Tensor:
-        """Embeddings with the noise and dropout of training."""
-        noise, dropout = self.config["noise"], self.config["dropout"]
-        if not self.training or not (noise or dropout):
-            return z
-        normalised = self.normalise(z)
-        return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
-
-    def _one(self, task: Condition) -> tuple[Tensor, int | None]:
-        """Embedding ``[latent_dim]`` of one model, and the row of its statistics."""
-        z, row = self.conditioner.embed(task, (), {})
-        if z.ndim != 1:
-            raise ValueError(f"`task` must stand for one model here, got {len(z)}")
-        return z, row
-
-    def _forward_per_task(
-        self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
-    ) -> Any:
-        """One task id per sample: parameters and target once per distinct task."""
-        if task.is_meta:
-            raise ValueError(
-                "`task` is on the meta device, where it has no values to tell one model for each "
-                "sample by; give one task for the whole batch"
-            )
-        distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
-        if len(task) == 0:  # one run of no samples, for an output of the right shape
-            distinct = counts = task.new_zeros(1)
-        # Tasks with equally many samples stand together, as they may share a run.
-        counts, place = counts.sort(stable=True)
-        distinct, order = distinct[place], place.argsort()[inverse].argsort(stable=True)
-        rows = [conditioner.index(row) for row in distinct.tolist()]
-        sizes = counts.tolist()
-        generated = self.generated(self._noisy(conditioner(distinct)))
-        statistics = self.target.statistics.rows(self.target.module, rows)
-        out, changed = run_tasks(self.target, generated, statistics, sizes, order, (args, kwargs))
-        if changed is not None:
-            self.target.statistics.put(self.target.module, rows, changed)
-        return out
-
 
 def _data_parallel_around() -> DistributedDataParallel | None:
-    """The ``DistributedDataParallel`` whose forward pass runs now."""
+    """The ``DistributedDataParallel`` whose forward pass is running."""
     return DistributedDataParallel._active_ddp_module
+
+
+def _check_per_sample(module: nn.Module, target: Target) -> None:
+    """Raise ``ValueError`` if a target cannot have a model for each sample."""
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        raise ValueError(
+            "`conditioner` gives every sample a model of its own, so the target's batch norms "
+            "would see one sample each; use group or layer norms"
+        )
+    if target.statistics.names:
+        raise ValueError(
+            "`conditioner` gives every sample a model of its own, so there is no task to keep "
+            f"the target's buffer {target.statistics.names[0]!r} for"
+        )

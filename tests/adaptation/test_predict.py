@@ -96,7 +96,7 @@ def test_predictions_are_averaged_over_restarts(make):
     for i in range(3):  # each as the task that it would have been if it had been kept
         hnet.add_task(f"member {i}", fit.embeddings[i])
         rows = [table[i : i + 1] for table in fit.statistics]
-        hnet.target.statistics.put(hnet.target.module, [5 + i], rows)
+        hnet.target.statistics.set_rows(hnet.target.module, [5 + i], rows)
         members.append(hnet.eval()(x, task=f"member {i}").softmax(1))
     torch.testing.assert_close(mean, torch.stack(members).mean(0))
     assert not torch.allclose(members[0], members[1], atol=1e-3)

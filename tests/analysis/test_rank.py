@@ -61,7 +61,7 @@ def test_of_another_it_is_that_of_a_sample(spec, monkeypatch):
     found = effective_rank(hnet, samples=20, seed=3)
     assert not found.exact
     with torch.no_grad():
-        outputs = hnet.generated(normal([20, DIM], seeded(3)).float())
+        outputs = hnet.raw_theta(normal([20, DIM], seeded(3)).float())
     expected, sigma = roy_vetterli((outputs - outputs.mean(0)) / math.sqrt(19))
     assert found.effective_rank == pytest.approx(expected, rel=1e-4)
     assert found.singular_values == pytest.approx(sigma[:19].tolist(), rel=1e-4, abs=1e-4)

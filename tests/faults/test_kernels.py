@@ -16,7 +16,7 @@ import torch
 from helpers.faults import hostile_products
 from sparsehyper._util.memory import LARGE, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
-from sparsehyper.target.unpacking import Plan, unpack
+from sparsehyper.target.unpacking import UnpackPlan, unpack
 
 TENSOR = LARGE // 4  # numbers, just enough for a block that is used again
 
@@ -52,7 +52,9 @@ class Program:
         self.random = random.Random(seed)
         self.memory = shared_memory()
         self.layer = SparseLinear(4096, TENSOR, 1)
-        self.plan = Plan([TENSOR, 12], [torch.Size([TENSOR]), torch.Size([3, 4])], [1, 2], [0, 1])
+        self.plan = UnpackPlan(
+            [TENSOR, 12], [torch.Size([TENSOR]), torch.Size([3, 4])], [1, 2], [0, 1]
+        )
         self.held: list[tuple[object, np.ndarray]] = []
         self.differences = 0
 

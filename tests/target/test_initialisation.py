@@ -29,7 +29,7 @@ def generated_std(target: nn.Module, generator: Generator, **settings) -> dict[s
         embedding = TaskEmbedding(TASKS, 64, seed=seed)
         hnet = HyperNetwork(target, generator, embedding, seed=seed, **settings)
         with torch.no_grad():
-            mean = hnet.target.parameters_at(torch.zeros(hnet.target.numel))
+            mean = nn.utils.parameters_to_vector(hnet.target.unpack(torch.zeros(hnet.target.numel)))
             deviation = hnet.theta(hnet.conditioner.weight) - mean
         for theta in deviation:
             for spec in hnet.target.layout:

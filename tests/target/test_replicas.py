@@ -216,7 +216,7 @@ def test_generated_tensors_are_freed_with_the_graph(module):
     gc.collect()
     gc.disable()
     try:
-        tensors = hnet.target.tensors_at(hnet.generated(hnet.embedding(0)[None])[0])
+        tensors = hnet.target.unpack(hnet.raw_theta(hnet.embedding(0)[None])[0])
         kept = [weakref.ref(tensor) for tensor in tensors]
         hnet.target(tensors, 0, (torch.randn(3, 4),), {})
         del tensors

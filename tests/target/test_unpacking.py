@@ -8,10 +8,10 @@ import torch
 from torch.func import grad, vmap
 
 from sparsehyper._util.memory import LARGE, shared_memory
-from sparsehyper.target.unpacking import Plan, unpack
+from sparsehyper.target.unpacking import UnpackPlan, unpack
 
 SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
-PLAN = Plan(
+PLAN = UnpackPlan(
     [shape.numel() for shape in SHAPES], SHAPES, [0.5, 2.0, 3.0, 1.5], [0.0, 1.0, 0.0, -2.0]
 )
 NUMEL = sum(PLAN.sizes)
@@ -139,7 +139,7 @@ def test_each_tensor_has_a_storage_of_its_own(lead, large):
     shapes = [torch.Size([LARGE // 4 if large else 100]), torch.Size([3, 2]), torch.Size([0])]
     sizes = [shape.numel() for shape in shapes]
     generated = torch.randn(*lead, sum(sizes))
-    tensors = unpack(generated, Plan(sizes, shapes, [1.0] * 3, [0.0] * 3))
+    tensors = unpack(generated, UnpackPlan(sizes, shapes, [1.0] * 3, [0.0] * 3))
     for tensor in tensors:
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
         assert tensor.storage_offset() == 0
@@ -158,7 +158,7 @@ def test_each_tensor_has_a_storage_of_its_own(lead, large):
 @pytest.mark.parametrize("layer", ["Embedding", "EmbeddingBag"])
 def test_gradients_that_list_the_rows_looked_up(layer):
     shapes = [torch.Size([10, 4]), torch.Size([3])]
-    plan = Plan([40, 3], shapes, [2.0, 0.5], [0.0, 0.0])
+    plan = UnpackPlan([40, 3], shapes, [2.0, 0.5], [0.0, 0.0])
     index, gradients = torch.arange(12).view(4, 3) % 10, []
     for sparse in (False, True):
         generated = torch.linspace(-1, 1, 43).requires_grad_()

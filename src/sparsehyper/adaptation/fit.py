@@ -230,7 +230,7 @@ def fit_embeddings(
         best = fit.losses.index(fit.loss)
         number = hnet.add_task(name, fit.embedding)
         kept = [table[best : best + 1] for table in fit.statistics]
-        hnet.target.statistics.put(hnet.target.module, [number], kept)
+        hnet.target.statistics.set_rows(hnet.target.module, [number], kept)
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
@@ -309,7 +309,7 @@ class _Fitter:
             gradients: list[Tensor] = []
             for own in self._lots([len(y) for _, y in samples]):
                 some = points[own].detach().requires_grad_()
-                generated = self._hnet.generated(embeddings(some))
+                generated = self._hnet.raw_theta(embeddings(some))
                 rows = [table[own] for table in statistics]
                 losses = self._losses(generated, rows, samples[own], owners[own])
                 gradients += torch.autograd.grad(losses.sum(), some)
@@ -342,11 +342,11 @@ class _Fitter:
         for i, j in itertools.product(*map(range, z.shape[:2])):
             task, held = self._tasks[i], self._held[i]
             own = [table[i, j][None] for table in statistics]
-            generated = self._hnet.generated(z[i, j][None])
+            generated = self._hnet.raw_theta(z[i, j][None])
             with norms.from_batches(target.module):
                 seen = pieces(task, _PIECE) if norms.names else []
                 for k, some in enumerate(seen):
-                    norms.set_momentum(target.module, 1 / (k + 1))  # the mean over all pieces
+                    norms.average(target.module, k)
                     self._losses(generated, own, [some], [task])
             for some in pieces(held, _PIECE):
                 share = len(some[0]) / len(held.x)
@@ -402,7 +402,7 @@ class _Fitter:
         for row, task in zip(losses, self._tasks, strict=True):
             some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
             for own in self._lots([len(some[0])] * len(known)):
-                generated = self._hnet.generated(self._known[own])
+                generated = self._hnet.raw_theta(self._known[own])
                 count = len(generated)
                 rows = self._hnet.target.statistics.rows(self._hnet.target.module, known[own])
                 row[own] = self._losses(generated, rows, [some] * count, [task] * count)

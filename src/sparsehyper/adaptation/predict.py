@@ -128,9 +128,9 @@ def average_predictions(
     target, members = hnet.target, []
     with frozen(hnet):
         for generated, *statistics in zip(
-            hnet.generated(fit.embeddings), *fit.statistics, strict=True
+            hnet.raw_theta(fit.embeddings), *fit.statistics, strict=True
         ):
-            logits, _ = target.run(target.tensors_at(generated), statistics, (x,), {})
+            logits, _ = target.run(target.unpack(generated), statistics, (x,), {})
             _check_logits(logits)
             limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
             members.append(masked(logits, limits).softmax(1))

@@ -22,6 +22,7 @@ from sparsehyper.adaptation.samples import (
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.initialisation import NORMS
+from sparsehyper.target.norm_statistics import NormStatistics
 
 TUNINGS = ("norm", "last", "all")
 NORM_STATS = ("kept", "renewed")
@@ -78,10 +79,8 @@ def fine_tune(
     parameters = tuned_parameters(model, tune, task.x)
     limits = task.n_classes
     try:
-        with evaluating(model):
-            norms = _norms(model) if norm_stats == "renewed" else []
-            for norm in norms:
-                norm.train()
+        statistics = NormStatistics(model, (), norms=norm_stats == "renewed")
+        with evaluating(model), statistics.from_batches(model):
             optimizer = torch.optim.Adam(parameters, lr)
             batches = Batches(task, batch_size, seed)
             for step in range(steps):
@@ -101,7 +100,7 @@ def fine_tune(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-            _renew(model, norms, task)
+            _renew(model, statistics, task)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -143,25 +142,10 @@ def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
     return used
 
 
-def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Those that keep statistics."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-
-
 @torch.no_grad()
-def _renew(
-    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], task: TaskSamples
-) -> None:
-    """Take statistics of all samples, as the mean over pieces."""
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-    for x, _ in pieces(task, _PIECE) if norms else ():
+def _renew(model: nn.Module, statistics: NormStatistics, task: TaskSamples) -> None:
+    """Estimate statistics from all samples, as the mean over pieces."""
+    statistics.reset(model)
+    for i, (x, _) in enumerate(pieces(task, _PIECE) if statistics.names else ()):
+        statistics.average(model, i)
         model(x)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum

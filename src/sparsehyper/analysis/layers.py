@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehyper.analysis.vectors import task_embeddings
+from sparsehyper.analysis.vectors import embeddings
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import TensorSpec
@@ -27,11 +27,14 @@ def layer_statistics(
         tasks: as `task_embeddings` takes them; None for all.
 
     Returns:
-        For each tensor ``name``, ``shape``, ``mean`` and ``std`` (over elements and tasks),
-        ``between_tasks`` (how much of that std lies between the tasks: the root mean square over
-        elements of an element's std over tasks, divided by ``std``; from 0, the same for all
-        tasks, to 1) and ``distance`` (the root mean square, over pairs of tasks, of the norm of
-        their difference). JSON-ready.
+        A JSON-ready dict for each tensor:
+
+        - ``name`` and ``shape``;
+        - ``mean`` and ``std`` over elements and tasks;
+        - ``between_tasks``: the share of that std that lies between tasks, from 0 (the same for
+          all tasks) to 1. It is the root mean square over elements of an element's std over
+          tasks, divided by ``std``;
+        - ``distance``: the root mean square, over pairs of tasks, of the norm of their difference.
 
     Raises:
         ValueError, KeyError, IndexError, TypeError: as `task_embeddings`.
@@ -42,36 +45,42 @@ def layer_statistics(
     >>> [(row["name"], row["shape"]) for row in layer_statistics(hnet)]
     [('weight', [2, 5]), ('bias', [2])]
     """
-    z, target = task_embeddings(hnet, tasks), hnet.target
+    z, target = embeddings(hnet, tasks), hnet.target
     sums = [
         _Sums(torch.zeros(spec.shape, dtype=torch.double).to(z.device)) for spec in target.layout
     ]
     for row in z:
-        tensors = target.tensors_at(hnet.generator(row[None])[0])
-        for of_tensor, tensor in zip(sums, tensors, strict=True):
-            of_tensor.add(tensor.double())
-    return [of.row(spec, len(z)) for of, spec in zip(sums, target.layout, strict=True)]
+        tensors = target.unpack(hnet.raw_theta(row[None])[0])
+        for own, tensor in zip(sums, tensors, strict=True):
+            own.add(tensor.double())
+    return [own.summary(spec, len(z)) for own, spec in zip(sums, target.layout, strict=True)]
 
 
 @dataclass
 class _Sums:
-    """Of one tensor."""
+    """Sums over tasks of one tensor.
+
+    Attributes:
+        over_tasks: Sum of each element.
+        values: Sum of all elements.
+        squares: Sum of all squared elements.
+    """
 
     over_tasks: Tensor
-    values: float = 0.0  # over tasks and elements
+    values: float = 0.0
     squares: float = 0.0
 
     def add(self, tensor: Tensor) -> None:
-        """Count one more task in."""
+        """Add the tensor of one more task."""
         self.over_tasks += tensor
         self.values += float(tensor.sum())
         self.squares += float(tensor.square().sum())
 
-    def row(self, spec: TensorSpec, tasks: int) -> dict[str, Any]:
-        """What there is to say about ``tasks`` tasks."""
+    def summary(self, spec: TensorSpec, tasks: int) -> dict[str, Any]:
+        """The statistics over ``tasks`` tasks, JSON-ready."""
         mean = self.values / (spec.numel * tasks)
         variance = max(0.0, self.squares / (spec.numel * tasks) - mean**2)
-        # Variance over tasks, summed over elements.
+        # the variance over tasks, summed over elements
         common = float(self.over_tasks.square().sum()) / tasks**2
         between = max(0.0, self.squares / tasks - common)
         share = between / spec.numel / variance if variance else 0.0

@@ -20,33 +20,38 @@ METRICS = ("cosine", "euclidean")
 
 @torch.no_grad()
 def task_embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
-    """Normalised embeddings ``[tasks, latent_dim]``: what the generator sees.
+    """Normalised embeddings ``[tasks, latent_dim]``: the inputs of the generator.
 
     Args:
         hnet: the hypernetwork.
-        tasks: of any form that stands for one model; None for all that it knows by name.
+        tasks: tasks in any form that stands for one model; None for all named tasks.
 
     Raises:
         ValueError: no tasks.
-        KeyError, IndexError, TypeError: what is no task of the hypernetwork.
+        KeyError, IndexError, TypeError: not a task of the hypernetwork.
 
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
     >>> task_embeddings(hnet).norm(dim=1)
     tensor([2.8284, 2.8284])
     """
+    return hnet.normalise(embeddings(hnet, tasks))
+
+
+@torch.no_grad()
+def embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
+    """Embeddings ``[tasks, latent_dim]`` as they are; arguments and errors as `task_embeddings`."""
     if isinstance(tasks, str) or (tasks is not None and not isinstance(tasks, Sequence)):
         raise TypeError(f"`tasks` must be a list of tasks, got {tasks!r}")
     tasks = hnet.task_names if tasks is None else tasks
     if not tasks:
         raise ValueError("`tasks` must hold at least one task, got none")
-    rows = torch.stack([hnet.embedding(task) for task in tasks])
-    return hnet.normalise(rows)
+    return torch.stack([hnet.embedding(task) for task in tasks])
 
 
 @torch.no_grad()
 def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
-    """The parameter vectors θ ``[tasks, N]``, in float32 4 N bytes a task.
+    """Parameter vectors θ ``[tasks, N]``; in float32 they take 4 N bytes a task.
 
     Args:
         hnet: the hypernetwork.
@@ -60,26 +65,26 @@ def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = No
     >>> generated_weights(hnet).shape
     torch.Size([2, 12])
     """
-    z = task_embeddings(hnet, tasks)
+    z = embeddings(hnet, tasks)
     theta = hnet.target.moments.new_empty(len(z), hnet.target.numel)
     size = rows_at_once(hnet.target.numel)
     for rows, some in zip(theta.split(size), z.split(size), strict=True):
-        rows.copy_(hnet.target.parameters_at(hnet.generator(some)))
+        rows.copy_(hnet.theta(some))
     return theta
 
 
 def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
-    """Distances between all pairs of vectors, worked out in float64.
+    """Distances between all pairs of vectors, computed in float64.
 
     Args:
         vectors: ``[n, length]``, of any length: they are read a few columns at a time.
-        metric: ``"cosine"``: 1 less the cosine of the angle, in [0, 2]; or ``"euclidean"``.
+        metric: ``"cosine"``, 1 minus the cosine of the angle, in [0, 2]; or ``"euclidean"``.
 
     Returns:
         Float64 ``[n, n]``, symmetric, with zeros on the diagonal.
 
     Raises:
-        TypeError: ``vectors`` is no tensor.
+        TypeError: ``vectors`` is not a tensor.
         ValueError: another shape, numbers that are not finite, an unknown metric, or for
             ``"cosine"`` a vector of zeros.
 
@@ -90,7 +95,7 @@ def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
     check_choice("metric", metric, METRICS)
     _check_vectors(vectors)
     if metric == "euclidean":
-        # What the vectors have in common would drown their differences.
+        # What the vectors have in common would swamp their differences.
         products = gram(vectors, shift=vectors[0].double())
         squares = products.diagonal()
         result = (squares[:, None] + squares - 2 * products).clamp(min=0).sqrt()
@@ -106,11 +111,11 @@ def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """A map of vectors.
+    """A two-dimensional map of vectors.
 
     Attributes:
-        points: float64 ``[n, 2]``, of mean zero.
-        explained: the share of the variance along each of the two axes.
+        points: Coordinates, float64 ``[n, 2]`` with mean zero.
+        explained: Share of the variance along each of the two axes.
     """
 
     points: Tensor
@@ -118,15 +123,15 @@ class Projection:
 
 
 def project(vectors: Tensor) -> Projection:
-    """Principal components: the plane in which the vectors differ most.
+    """The first two principal components: the plane in which the vectors differ most.
 
-    Of each axis the direction is chosen in which the point farthest from the middle is positive.
+    The sign of each axis makes the point farthest from the centre positive.
 
     Args:
         vectors: ``[n, length]``, of any length: they are read a few columns at a time.
 
     Raises:
-        TypeError: ``vectors`` is no tensor.
+        TypeError: ``vectors`` is not a tensor.
         ValueError: another shape, or numbers that are not finite.
 
     >>> found = project(torch.tensor([[3.0, 1.0], [0.0, 1.0], [-3.0, 1.0]]))
@@ -136,7 +141,7 @@ def project(vectors: Tensor) -> Projection:
     _check_vectors(vectors)
     values, axes = torch.linalg.eigh(centred(gram(vectors, shift=vectors[0].double())))
     points = (axes * values.clamp(min=0).sqrt()).flip(1)
-    points = F.pad(points, (0, 1))[:, :2]  # one vector has one axis only
+    points = F.pad(points, (0, 1))[:, :2]  # a single vector has one axis only
     farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
     points *= torch.where(farthest < 0, -1.0, 1.0)
     first, second = (points.square().sum(0) / values.sum().clamp(min=1e-300)).tolist()
@@ -150,7 +155,7 @@ def model_at(hnet: HyperNetwork, normalised: Tensor) -> nn.Module:
     Its batch norms have the mean statistics of all tasks.
     """
     target = hnet.target
-    tensors = target.tensors_at(hnet.generator(normalised[None])[0])
+    tensors = target.unpack(hnet.generator(normalised[None])[0])
     return merge(target.materialize(tensors, None)).eval()
 
 

@@ -1,8 +1,15 @@
-"""Any ``nn.Module`` as a function of generated tensors.
+"""Any ``nn.Module`` as a function of generated tensors; README.md says how and why.
 
-``target`` joins the parts: which tensors are generated (``layout``), how they are drawn at first
-(``initialisation``), how a flat vector becomes tensors (``unpacking``), how a call runs on them
-(``replicas``), and what batch norms keep of each task (``norm_statistics``). ``many_tasks`` runs
-a batch of several tasks, ``adapters`` makes targets of changes to a pretrained module, and
-``copying`` copies modules.
+target            the module, its layout and its base: from θ to the output
+initialisation    mean and standard deviation of each generated tensor
+unpacking         from a flat vector to tensors, and back
+replica_plan      which modules a call copies, and where its tensors go
+replicas          one call on shallow copies
+references        modules that a value refers to
+handover          copies that the backward pass runs again
+norm_statistics   batch-norm statistics of each task
+many_tasks        a batch of several tasks
+sharing, trial    which tasks share a run of the target
+adapters          targets that are changes of a module: LoRA, FiLM, masks
+copying           deep copies of modules
 """

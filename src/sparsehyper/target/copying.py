@@ -1,4 +1,4 @@
-"""What modules hold besides their parameters, and how to copy them nevertheless."""
+"""Copy any module, and refuse one that a copy could not stand in for."""
 
 from __future__ import annotations
 
@@ -15,20 +15,52 @@ from sparsehyper.layout import TensorSpec
 
 
 def copy_module(module: nn.Module) -> nn.Module:
-    """What ``copy.deepcopy`` gives, in half the time, and where that refuses.
+    """A deep copy: as ``copy.deepcopy`` makes it, in half the time, and where that refuses.
 
-    Most of what a module holds are empty containers, for hooks, and those are copied beforehand.
-    Tensors with a history forbid to copy a module: weights that a hook computes, activations that
-    it keeps. Their copies have none.
+    Most of what a module holds is empty containers, for hooks. Copying these beforehand saves the
+    time. ``copy.deepcopy`` refuses tensors with a history, such as weights that a hook computes or
+    activations that it keeps. Their copies have no history.
     """
     try:
-        return copy.deepcopy(module, _copied(module, histories=False))
+        return copy.deepcopy(module, _prepared_copies(module, histories=False))
     except RuntimeError:
-        return copy.deepcopy(module, _copied(module, histories=True))
+        return copy.deepcopy(module, _prepared_copies(module, histories=True))
 
 
-def _copied(module: nn.Module, *, histories: bool) -> dict[int, Any]:
-    """Copies made beforehand, as ``copy.deepcopy`` wants to be told of them."""
+def check_reachable(module: nn.Module, layout: Sequence[TensorSpec]) -> None:
+    """Raise if a module keeps references that would still lead to the original from a copy.
+
+    Raises:
+        ValueError: a generated parameter that is also kept in a list or another attribute, or a
+            function that has closed over a part of the module.
+    """
+    generated = {id(module.get_parameter(spec.name)): spec.name for spec in layout}
+    parts = {id(part) for part in module.modules()}
+    for prefix, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            where = f"{prefix}.{attribute}" if prefix else attribute
+            # A compiled forward (`module.compile()`) is not copied.
+            if attribute in ("_parameters", "_modules", "_flat_weights", "_compiled_call_impl"):
+                continue
+            nested = isinstance(value, dict | list | tuple)
+            for leaf in pytree.tree_leaves(value) if nested else (value,):
+                if id(leaf) in generated:
+                    raise ValueError(
+                        f"`target` keeps its parameter {generated[id(leaf)]!r} in {where!r} too, "
+                        "where a generated one cannot be put; look it up in `forward` instead"
+                    )
+                if not attribute.endswith("_hooks") and any(
+                    id(held) in parts or id(getattr(held, "__self__", None)) in parts
+                    for held in _closed_over(leaf)
+                ):
+                    raise ValueError(
+                        f"the function {where!r} of `target` holds on to a module of the target, "
+                        "while a copy of it is run; make the function a method"
+                    )
+
+
+def _prepared_copies(module: nn.Module, *, histories: bool) -> dict[int, Any]:
+    """Copies of some values by their ids, as ``copy.deepcopy`` takes them."""
     values = [value for part in module.modules() for value in vars(part).values()]
     copies: dict[int, Any] = {
         id(value): type(value)()
@@ -41,57 +73,7 @@ def _copied(module: nn.Module, *, histories: bool) -> dict[int, Any]:
     return copies
 
 
-def check_reachable(module: nn.Module, layout: Sequence[TensorSpec]) -> None:
-    """Raise where a module keeps what a copy cannot reach.
-
-    Raises:
-        ValueError: a generated parameter that stands in a list or another attribute as well, or a
-            function that has closed over a part of the module.
-    """
-    generated = {id(module.get_parameter(spec.name)): spec.name for spec in layout}
-    parts = {id(part) for part in module.modules()}
-    for prefix, part in module.named_modules():
-        for attribute, value in vars(part).items():
-            where = f"{prefix}.{attribute}" if prefix else attribute
-            # A compiled forward (`module.compile()`) is not copied.
-            if attribute in ("_parameters", "_modules", "_flat_weights", "_compiled_call_impl"):
-                continue
-            for leaf in pytree.tree_leaves(value) if _is_nest(value) else (value,):
-                if id(leaf) in generated:
-                    raise ValueError(
-                        f"`target` keeps its parameter {generated[id(leaf)]!r} in {where!r} too, "
-                        "where a generated one cannot be put; look it up in `forward` instead"
-                    )
-                if not attribute.endswith("_hooks") and any(
-                    id(held) in parts or id(getattr(held, "__self__", None)) in parts
-                    for held in _closed_over(leaf)
-                ):
-                    raise ValueError(
-                        f"the function {where!r} of `target` holds on to a module of the target "
-                        "that is given, where a copy is run; make it a method"
-                    )
-
-
 def _closed_over(function: Any) -> Iterator[Any]:
     for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):  # an empty cell
             yield cell.cell_contents
-
-
-def padding_row(module: nn.Module, name: str) -> int | None:
-    """The row of an embedding that stands for no word: zero now, and for every task."""
-    row = getattr(module, "padding_idx", None)
-    if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or row is None or name != "weight":
-        return None
-    return None if module.weight[row].any() else row
-
-
-def _is_nest(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple)
-
-
-def renew_weight_lists(module: nn.Module) -> None:
-    """Make the lists anew that recurrent layers keep of their weights, besides the weights."""
-    for layer in module.modules():
-        if isinstance(layer, nn.RNNBase):
-            layer._init_flat_weights()

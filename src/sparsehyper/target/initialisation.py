@@ -1,37 +1,37 @@
-"""What an ordinary initialisation gives each parameter tensor: its mean and standard deviation.
+"""Initial mean and standard deviation of each generated tensor.
 
 A generated tensor starts with these moments, so that a generated model starts where an ordinary
 copy of the target would. The rules are those of PyTorch's own layers, by fan-in:
 
     tensor                                    mean   standard deviation
     Linear, Conv*, Bilinear: weight, bias     0      1 / √(3 · fan_in)
-      a weight that is all 0                  0      0.02
+      an all-zero weight                      0      0.02
     RNN, LSTM, GRU and their cells: all       0      1 / √(3 · hidden_size)
     MultiheadAttention: projections           0      √(2 / (fan_in + fan_out))
     Embedding, EmbeddingBag: weight           0      1
     normalisation layers: weight              1      0.1
     normalisation layers: bias                0      0.1
-    anything else, not constant               its own mean and standard deviation now
+    anything else, not constant               its present mean and standard deviation
     anything else, constant c                 c      0.1 · |c|, at least 0.02
 
 Weights that the module itself starts much wider or narrower than these rules (SIREN, language
-models) keep their own mean and deviation, where they have enough numbers to tell.
+models) keep their own mean and standard deviation, if they have enough elements to estimate them.
 
-PyTorch starts norms and constants without any variance; a generated tensor needs some to be
-generated at all.
+PyTorch starts norms and constants without variance. A generated tensor needs some, or the
+generator would have no influence on it.
 
-Hyperfan-in and hyperfan-out have other variances for the first line, in which n_in and n_out are
-the fans of the layer's weight, and 2 is for the ReLU that is assumed to follow:
+Hyperfan-in and hyperfan-out have other variances for the first line. In these, n_in and n_out are
+the fans of the layer's weight, and the factor 2 is for the ReLU that is assumed to follow:
 
     rule           weight                             bias
-    hyperfan_in    2 / n_in, half of it with a        1
+    hyperfan_in    2 / n_in; 1 / n_in with a          1
                    generated bias
     hyperfan_out   2 / n_out                          2 (1 - n_in / n_out), at least 0.02²
 
-They are the variances that the generated tensors get; by which weights of the generator that is
-brought about does not matter here, since its outputs have unit variance and are scaled tensor by
-tensor. So the chunk-aware form of it, of generators that make several tensors by one head, is the
-same. The floor for biases, which would be exactly 0, is this library's.
+These are the variances of the generated tensors. The generator's own weights do not matter here,
+since its outputs have unit variance and are scaled tensor by tensor; the paper's special case for
+chunked generators is therefore the same. The floor of the bias's variance, which could be exactly
+0, is this library's.
 
 Source: O. Chang et al., "Principled weight initialization for hypernetworks" (ICLR 2020).
 """
@@ -49,8 +49,8 @@ NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-INITS = ("torch", "hyperfan_in", "hyperfan_out")
-_TELLING = 32  # numbers, of which the deviation is known well enough
+INIT_RULES = ("torch", "hyperfan_in", "hyperfan_out")
+_MIN_FOR_STD = 32  # fewer values give too noisy a standard deviation
 _FAN_IN_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -63,8 +63,8 @@ def initial_moments(
 
     Args:
         module: the submodule that owns the parameter.
-        name: its name there, such as ``"weight"``.
-        value: its present value, of any shape.
+        name: the parameter's name in it, such as ``"weight"``.
+        value: the parameter's present value, of any shape.
         rule: ``"torch"``, ``"hyperfan_in"`` or ``"hyperfan_out"``.
         with_bias: whether the layer's bias, if it has one, is generated too.
 
@@ -78,10 +78,18 @@ def initial_moments(
     mean, std = float(numbers.mean()), float(numbers.std(correction=0))
     if usual is None:
         return mean, std or max(0.1 * abs(mean), 0.02)
-    is_own = rule == "torch" and value.numel() >= _TELLING and not isinstance(module, NORMS)
-    if is_own and std and not 1 / 2 < std / usual[1] < 2:
+    may_differ = rule == "torch" and value.numel() >= _MIN_FOR_STD and not isinstance(module, NORMS)
+    if may_differ and std and not 1 / 2 < std / usual[1] < 2:
         return mean, std
     return usual
+
+
+def padding_row(module: nn.Module, name: str) -> int | None:
+    """The row of an embedding that stands for no word: zero now, and then for every task."""
+    row = getattr(module, "padding_idx", None)
+    if not isinstance(module, _EMBEDDINGS) or row is None or name != "weight":
+        return None
+    return None if module.weight[row].any() else row
 
 
 def _usual_moments(
@@ -90,7 +98,7 @@ def _usual_moments(
     if isinstance(module, NORMS):
         return (1.0 if name == "weight" else 0.0), 0.1
     if isinstance(module, _FAN_IN_LAYERS) and name in ("weight", "bias"):
-        if name == "weight" and not value.any():  # meant to start without effect, as LoRA's B
+        if name == "weight" and not value.any():  # meant to start without effect, like LoRA's B
             return 0.0, 0.02
         if rule == "torch":
             return 0.0, 1 / math.sqrt(3 * _fan_in(module))
@@ -104,7 +112,7 @@ def _usual_moments(
     return None
 
 
-# Fans go by a layer's settings: to look at a parametrised weight may change it.
+# Fans follow from a layer's settings: reading a parametrised weight may change it.
 
 
 def _fan_in(layer: Any) -> int:
@@ -124,9 +132,9 @@ def _fan_out(layer: Any) -> int:
 
 
 def _hyperfan(layer: Any, name: str, rule: str, with_bias: bool) -> float:
-    """The variance of a weight or bias."""
+    """Variance of a weight or bias by the rules hyperfan-in and hyperfan-out."""
     fan_in, fan_out = float(_fan_in(layer)), float(_fan_out(layer))
-    if getattr(layer, "transposed", False):  # of which PyTorch's fans are the other way round
+    if getattr(layer, "transposed", False):  # PyTorch's fans are the other way round
         overlaps = math.prod(layer.stride)
         fan_in, fan_out = fan_out / overlaps, float(fan_in)
     if rule == "hyperfan_in":

@@ -1,9 +1,9 @@
-"""Buffers of a target that belong to a task: batch-norm statistics, and what follows the weights.
+"""Buffers that belong to a task: batch-norm statistics, and buffers that follow a weight.
 
-These are buffers whose names begin with ``running_`` and ``num_batches_tracked``, in any module,
-and those that follow a generated weight, such as the vectors of a spectral norm's power iteration.
-Each becomes a table ``[tasks, *shape]`` in the place of the buffer. A call gets copies
-of its task's rows, and what it makes of them is put back into the tables.
+Statistics are the buffers, of any module, named ``running_…`` or ``num_batches_tracked``. Buffers
+that follow a generated weight are, for example, the vectors of a spectral norm's power iteration.
+Each of these buffers is replaced by a table ``[tasks, *shape]``. A call gets copies of its task's
+rows, and the changed copies are written back to the tables.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sparsehyper.layout import slots
 
-_STEPS_TO_SETTLE = 30  # of a power iteration; PyTorch's own start with 15
+_SETTLING_STEPS = 30  # of a power iteration; PyTorch's own modules start with 15
 
 
 class NormStatistics:
-    """Which buffers of a module belong to a task; it holds no module and no tensor.
+    """The buffers of a module that belong to a task: where they stand, and how to use them.
 
-    All methods take the module itself, or one of the same structure.
+    It knows names only and holds no module, so all methods take the module, or one of the same
+    structure.
 
     Args:
-        module: the target's module.
+        module: the module.
         generated: names of its generated parameters.
         norms: whether batch-norm statistics belong to a task.
 
     Attributes:
-        names: of the buffers. One that several modules share has its first name.
-        places: where each buffer stands, as names of modules and of their buffers.
-        following: names of the modules with buffers that follow a weight.
+        names: Names of the buffers. A buffer that several modules share has its first name.
+        places: Places of each buffer: names of modules, and names of the buffer there.
+        following: Names of the modules with buffers that follow a weight.
     """
 
     def __init__(self, module: nn.Module, generated: Collection[str], *, norms: bool) -> None:
@@ -63,14 +64,14 @@ class NormStatistics:
             (tuple(filter(None, owner.split("."))), attribute)
             for (owner, attribute), *_ in self.places
         ]
-        # What other processes have heard of: batches of each task, by a norm that counts them.
+        # A buffer that counts each task's batches, and the counts at the last synchronisation.
         self._counting = next(
             (i for i, name in enumerate(self.names) if name.endswith("num_batches_tracked")), None
         )
-        self._told: Tensor | None = None
+        self._synchronised: Tensor | None = None
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
-        """The modules and names of all places, buffer by buffer."""
+        """Modules and buffer names of all places, buffer by buffer."""
         return [
             (module.get_submodule(owner), attribute)
             for of in self.places
@@ -78,16 +79,16 @@ class NormStatistics:
         ]
 
     def spread(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """One value a buffer, as one a place."""
+        """Values of the places, given one value per buffer."""
         return [value for value, of in zip(values, self.places, strict=True) for _ in of]
 
     def gathered(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The inverse of `spread`; of a shared buffer the value of its last place."""
+        """Values of the buffers, given one per place; the last place of a shared buffer counts."""
         places = iter(values)
         return [[next(places) for _ in of][-1] for of in self.places]
 
     def tables(self, module: nn.Module) -> list[Tensor]:
-        """The tables ``[tasks, *shape]``."""
+        """The tables ``[tasks, *shape]``, buffer by buffer."""
         tables = []
         for path, attribute in self._paths:
             owner = module
@@ -97,23 +98,23 @@ class NormStatistics:
         return tables  # type: ignore[return-value]
 
     def set_tables(self, module: nn.Module, tables: Sequence[Tensor]) -> None:
-        """Put tables, or single buffers, in their places."""
+        """Put tables, or buffers of one task, in their places."""
         for of, table in zip(self.places, tables, strict=True):
             for owner, attribute in of:
                 module.get_submodule(owner)._buffers[attribute] = table
 
     def make_tables(self, module: nn.Module, tasks: int) -> None:
-        """Give every task a row that equals the buffer."""
+        """Replace each buffer by a table in which every task's row equals the buffer."""
         buffers = [buffer.detach() for buffer in self.tables(module)]
         self.set_tables(module, [b.expand(tasks, *b.shape).clone() for b in buffers])
         if self._counting is not None:
-            self._told = self.tables(module)[self._counting].clone()
+            self._synchronised = self.tables(module)[self._counting].clone()
 
     def row(self, module: nn.Module, task: int | None) -> list[Tensor]:
-        """Copies of one task's statistics, or what stands for a task that has none yet.
+        """Copies of one task's rows; of None, rows for a task that has none yet.
 
-        That is the mean of all tasks, the largest count of batches, and of what follows the
-        weights the first task's.
+        These are the mean over tasks, the largest count of batches, and the first task's buffers
+        that follow weights.
         """
         if task is not None:
             return [table.select(0, task).clone() for table in self.tables(module)]
@@ -127,46 +128,46 @@ class NormStatistics:
         ]
 
     def rows(self, module: nn.Module, tasks: Sequence[int]) -> list[Tensor]:
-        """Copies of several tasks' statistics, ``[len(tasks), *shape]`` each."""
+        """Copies of several tasks' rows, ``[len(tasks), *shape]`` each."""
         if not self.names:
             return []
         return [table[list(tasks)] for table in self.tables(module)]
 
     @torch.no_grad()
-    def keep(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
-        """Replace a task's row."""
+    def set_row(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
+        """Replace one task's rows."""
         rows = [table.select(0, task) for table in self.tables(module)]
         torch._foreach_copy_(rows, list(values))
 
     @torch.no_grad()
-    def put(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
-        """Replace rows by ``values`` ``[len(tasks), *shape]``."""
+    def set_rows(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+        """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``."""
         if not self.names:
             return
         for table, value in zip(self.tables(module), values, strict=True):
             table[list(tasks)] = value.to(table.dtype)
 
     def add_row(self, module: nn.Module) -> None:
-        """Make room for one more task."""
+        """Add rows for one more task, as `row` gives them for None."""
         new = self.row(module, None)
         pairs = zip(self.tables(module), new, strict=True)
         self.set_tables(module, [torch.cat([table, row[None]]) for table, row in pairs])
-        if self._told is not None and self._counting is not None:
-            self._told = torch.cat([self._told, new[self._counting][None].to(self._told)])
+        if self._counting is not None and (counts := self._synchronised) is not None:
+            self._synchronised = torch.cat([counts, new[self._counting][None].to(counts)])
 
     def remove_row(self, module: nn.Module, task: int) -> None:
-        """Forget a task."""
+        """Remove a task's rows."""
         self.set_tables(
             module, [torch.cat([table[:task], table[task + 1 :]]) for table in self.tables(module)]
         )
-        if self._told is not None:
-            self._told = torch.cat([self._told[:task], self._told[task + 1 :]])
+        if (counts := self._synchronised) is not None:
+            self._synchronised = torch.cat([counts[:task], counts[task + 1 :]])
 
     @torch.no_grad()
     def settle(self, module: nn.Module) -> None:
-        """Let what follows the weights come up to them, as it must for a task just made.
+        """Bring buffers that follow weights up to date with weights that were just generated.
 
-        Parts that are in training do so step by step themselves.
+        Parts in training mode update theirs step by step themselves.
         """
         for name in self.following:
             part = module.get_submodule(name)
@@ -174,20 +175,20 @@ class NormStatistics:
                 continue
             if isinstance(part, ParametrizationList):
                 part.train()
-                for _ in range(_STEPS_TO_SETTLE):
+                for _ in range(_SETTLING_STEPS):
                     part()
                 part.eval()
                 continue
             for hook in part._forward_pre_hooks.values():
                 if isinstance(hook, SpectralNorm):
-                    for _ in range(_STEPS_TO_SETTLE):
+                    for _ in range(_SETTLING_STEPS):
                         hook.compute_weight(part, do_power_iteration=True)
 
     @contextmanager
     def from_batches(self, module: nn.Module) -> Iterator[None]:
-        """Within, norms use the statistics of their batch, and keep them, as in training.
+        """Context in which norms use and collect the statistics of their batch, as in training.
 
-        The rest of the module stays in the mode it is in.
+        All other parts of the module stay in their mode.
         """
         owners = {owner: None for owner, _ in self.owners(module)}
         kept = [(owner, owner.training, getattr(owner, "momentum", None)) for owner in owners]
@@ -201,18 +202,24 @@ class NormStatistics:
                 if hasattr(owner, "momentum"):
                     owner.momentum = momentum  # type: ignore[assignment]
 
-    def set_momentum(self, module: nn.Module, momentum: float) -> None:
-        """Set the weight of the next batch, within `from_batches`."""
+    def reset(self, module: nn.Module) -> None:
+        """Make PyTorch's own norms forget their statistics."""
         for owner, _ in self.owners(module):
-            owner.momentum = momentum  # type: ignore[assignment]
+            if isinstance(owner, nn.modules.batchnorm._NormBase):
+                owner.reset_running_stats()
+
+    def average(self, module: nn.Module, batches: int) -> None:
+        """Within `from_batches`, let the next batch join the mean over the ``batches`` before."""
+        for owner, _ in self.owners(module):
+            owner.momentum = 1 / (batches + 1)  # type: ignore[assignment]
 
     @torch.no_grad()
     def synchronise(self, module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-        """Bring together what the processes of a group have seen since they last did.
+        """Combine the statistics that the processes of a group collected since the last call.
 
-        A task's statistics become the mean over processes, weighted by the batches that each has
-        seen of it; numbers of batches add up. What follows the weights is taken from the first
-        process. All processes must call it.
+        A task's statistics become the mean over processes, weighted by the number of the task's
+        batches that each process saw since. Counts of batches add up. Buffers that follow weights
+        are taken from the first process. All processes must call this.
 
         Raises:
             ValueError: no norm counts its batches.
@@ -220,13 +227,13 @@ class NormStatistics:
         tables = self.tables(module)
         if not tables:
             return
-        if self._counting is None or self._told is None:
+        if self._counting is None or self._synchronised is None:
             raise ValueError(
-                f"the target's {self.names[0]!r} cannot be brought together over processes, as no "
+                f"the target's {self.names[0]!r} cannot be averaged over processes, because no "
                 "norm of the target counts its batches in a buffer `num_batches_tracked`"
             )
         counted = tables[self._counting]
-        new = (counted - self._told.to(counted)).clamp(min=0).double()  # [tasks]
+        new = (counted - self._synchronised.to(counted)).clamp(min=0).double()  # [tasks]
         parts = [new]
         for table, averaged in zip(tables, self._averaged, strict=True):
             weights = new.view(-1, *[1] * (table.ndim - 1))
@@ -250,18 +257,36 @@ class NormStatistics:
                 table[seen] = (values / weights)[seen].to(table.dtype)
             else:
                 table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
-        self._told = tables[self._counting].clone()
+        self._synchronised = tables[self._counting].clone()
 
 
 def is_statistic(attribute: str) -> bool:
-    """Whether a buffer of this name is taken for a batch-norm statistic."""
+    """Whether a buffer of this name counts as a batch-norm statistic."""
     return attribute.startswith("running_") or attribute == "num_batches_tracked"
+
+
+def drop_statistics(module: nn.Module) -> None:
+    """Make norms use the statistics of their batch always, in evaluation too.
+
+    Raises:
+        ValueError: a statistic of a module that is not one of PyTorch's batch norms.
+    """
+    for name, owner, attribute, _ in list(slots(module, "_buffers")):
+        if not is_statistic(attribute):
+            continue
+        if not isinstance(owner, nn.modules.batchnorm._NormBase):
+            raise ValueError(
+                f"`norm_stats` 'batch' is for PyTorch's own batch norms; the target's {name!r} "
+                f"belongs to a {type(owner).__name__}"
+            )
+        owner._buffers[attribute] = None
+        owner.track_running_stats = False
 
 
 def _following_weights(
     module: nn.Module, generated: Collection[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Names of modules and of their buffers that change as a generated weight does."""
+    """Names of modules, each with names of its buffers that follow a generated weight."""
     for prefix, part in module.named_modules():
         dot = f"{prefix}." if prefix else ""
         if (
@@ -276,7 +301,7 @@ def _following_weights(
 
 
 def _changed_in_training(parametrization: nn.Module) -> list[str]:
-    """Names of the buffers that computing a parametrized tensor changes, by a trial on a copy."""
+    """Names of the buffers that change when the tensor is computed; a copy is tried."""
     trial = copy.deepcopy(parametrization).train()
     before = {name: (buffer, buffer._version) for name, buffer in trial.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -1,13 +1,13 @@
 """Any module as a function of generated parameters θ.
 
 ``Target`` plans once which tensors of a module are generated and where each lies in θ. A call runs
-the module with the tensors it is given in their places: in shallow copies of the modules that hold
-them (`replicas`), so that a call's tensors are its own. The module that ``Target`` was given is
-copied, and never changed.
+the module with given tensors in their places. These stand in shallow copies of the modules that
+hold them (`replicas`), so a call's tensors are its own. ``Target`` copies the module that it is
+given, and never changes the original.
 
 - A tied parameter has one place in θ. A parameter with ``requires_grad=False`` is left as it is.
-- Batch-norm statistics follow ``norm_stats``, and what follows generated weights is a task's own
-  (`norm_statistics`); all other buffers are shared.
+- Batch-norm statistics follow ``norm_stats``. Buffers that follow a generated weight belong to the
+  task (`norm_statistics`). All other buffers are shared.
 - ``train()`` and ``eval()`` reach the module, as it is a submodule.
 """
 
@@ -22,21 +22,17 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.memory import shared_memory
-from sparsehyper.layout import Select, owner_of, plan_layout, slots
-from sparsehyper.target.copying import (
-    check_reachable,
-    copy_module,
-    padding_row,
-    renew_weight_lists,
-)
-from sparsehyper.target.initialisation import INITS, initial_moments
-from sparsehyper.target.norm_statistics import NormStatistics, is_statistic
-from sparsehyper.target.replicas import Replica, ReplicaPlan
-from sparsehyper.target.unpacking import Plan, unpack
+from sparsehyper.layout import Select, owner_of, plan_layout
+from sparsehyper.target.copying import check_reachable, copy_module
+from sparsehyper.target.initialisation import INIT_RULES, initial_moments, padding_row
+from sparsehyper.target.norm_statistics import NormStatistics, drop_statistics, is_statistic
+from sparsehyper.target.replica_plan import ReplicaPlan
+from sparsehyper.target.replicas import Replica, run_in_place
+from sparsehyper.target.unpacking import UnpackPlan, unpack
 
 BASES = ("zeros", "learned", "residual", "pretrained")
 TRAINED_BASES = ("learned", "residual")
-NORM_STATS = ("per_task", "shared", "batch")
+STATISTICS_MODES = ("per_task", "shared", "batch")
 OTHERS = ("shared", "frozen")
 
 
@@ -46,23 +42,24 @@ class Target(nn.Module):
     Args:
         module: any module; copied.
         generate: which parameters θ holds: a glob, several, or a predicate of name and parameter.
-        others: the parameters that are neither generated nor frozen already are trained and
-            shared by all tasks (``"shared"``) or kept as they are (``"frozen"``).
+        others: trainable parameters that are not generated are trained and shared by all tasks
+            (``"shared"``), or kept as they are (``"frozen"``).
         base: what θ is added to: ``"zeros"`` (norm scales and other constants start at their own
             constant, see ``initialisation``), ``"learned"`` (that, trained), ``"pretrained"`` (the
             module's values) or ``"residual"`` (those, trained).
-        init: by which rule tensors get their standard deviation, as ``initialisation`` has it.
-        scale: multiplies every tensor's standard deviation.
-        norm_stats: batch-norm statistics ``"per_task"``, ``"shared"`` by all, or always those of
-            the ``"batch"``.
-        tasks: how many tasks to keep statistics for.
+        init: the rule for the standard deviations of tensors, one of ``INIT_RULES``.
+        scale: factor of every tensor's standard deviation.
+        norm_stats: batch-norm statistics ``"per_task"``, ``"shared"`` by all tasks, or always
+            those of the ``"batch"``.
+        tasks: number of tasks to keep statistics for.
 
     Attributes:
-        layout: the generated tensors, in order.
-        numel: length of θ.
-        moments: mean and standard deviation of each generated tensor, ``[2, tensors]``.
-        base: a learned or pretrained base, ``[numel]``; None where the means are all there is.
-        statistics: which buffers belong to a task; they are tables in ``module``.
+        layout: The generated tensors, in order.
+        numel: Length of θ.
+        moments: Mean and standard deviation of each generated tensor, ``[2, tensors]``.
+        base: A learned or pretrained base ``[numel]``; None if the means are the base.
+        module: The module, with tables in the places of buffers that belong to a task.
+        statistics: The buffers that belong to a task.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
@@ -87,9 +84,8 @@ class Target(nn.Module):
         super().__init__()
         check_choice("others", others, OTHERS)
         check_choice("base", base, BASES)
-        check_choice("init", init, INITS)
-        check_choice("norm_stats", norm_stats, NORM_STATS)
-        self.norm_stats = norm_stats
+        check_choice("init", init, INIT_RULES)
+        check_choice("norm_stats", norm_stats, STATISTICS_MODES)
         self.layout = plan_layout(module, generate)
         _check_values(module)
         self.numel = sum(spec.numel for spec in self.layout)
@@ -105,13 +101,13 @@ class Target(nn.Module):
         means, stds = torch.tensor(moments, dtype=values[0].dtype, device=values[0].device).T
         self.register_buffer("moments", torch.stack([means, stds * scale]))
         self._padding = [
-            (place, row)
-            for place, spec in enumerate(self.layout)
+            (index, row)
+            for index, spec in enumerate(self.layout)
             if (row := padding_row(*owner_of(module, spec.name))) is not None and not spec.aliases
         ]
-        self._plan = self._make_plan()
+        self._unpack_plan = self._plan_unpacking()
         if base == "learned":
-            sizes = torch.tensor(self._plan.sizes, device=means.device)
+            sizes = torch.tensor(self._unpack_plan.sizes, device=means.device)
             self.base = nn.Parameter(means.repeat_interleave(sizes))
         elif base == "zeros":
             self.register_buffer("base", None)
@@ -123,26 +119,42 @@ class Target(nn.Module):
                 self.register_buffer("base", flat)
 
         self.module = copy_module(module)
-        # Where each generated tensor goes, a tied one into several places.
-        self._slots = [
-            (place, name)
-            for place, spec in enumerate(self.layout)
+        # Index in the layout and name of each place; a tied tensor has several places.
+        self._places = [
+            (index, name)
+            for index, spec in enumerate(self.layout)
             for name in (spec.name, *spec.aliases)
         ]
         if norm_stats == "batch":
-            _use_batches(self.module)
+            drop_statistics(self.module)
         self.statistics = NormStatistics(self.module, names, norms=norm_stats == "per_task")
         self.statistics.make_tables(self.module, tasks)
-        self._replicas = self._plan_replicas()
-        for _, name in self._slots:
+        self._replica_plan = self._plan_replicas()
+        for _, name in self._places:
             owner, attribute = owner_of(self.module, name)
             owner._parameters[attribute] = None
-        renew_weight_lists(self.module)
+        _renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
-        self._memory = shared_memory()  # keeps it
-        self._told = False  # which buffers change in training
-        self.register_load_state_dict_post_hook(_renew_plan)
+        self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
+        self._checked_buffers = False  # whether shared buffers change in training was looked at
+        self.register_load_state_dict_post_hook(_renew_unpack_plan)
+
+    def unpack(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """The parameters θ = base + scale ⊙ raw, as tensors in the order of ``layout``.
+
+        Args:
+            raw: the generator's output ``[…, numel]``.
+
+        Returns:
+            New tensors ``[…, *shape]``.
+        """
+        tensors = unpack(raw.to(self.moments.dtype), self._unpack_plan, self.base)
+        if self._padding:
+            with torch.no_grad():
+                for index, row in self._padding:
+                    tensors[index][..., row, :] = 0
+        return tensors
 
     def forward(
         self, tensors: Iterable[Tensor], task: int | None, args: tuple[Any, ...], kwargs: Any
@@ -151,13 +163,14 @@ class Target(nn.Module):
 
         Args:
             tensors: the generated parameters, in the order of ``layout``.
-            task: whose batch-norm statistics; None uses, and leaves alone, the mean of all tasks.
-            args, kwargs: what the module takes.
+            task: the task whose batch-norm statistics are used and updated; None uses the mean of
+                all tasks and updates nothing.
+            args, kwargs: arguments of the module.
         """
         statistics = self.statistics.row(self.module, task)
         out, changed = self.run(tuple(tensors), statistics, args, kwargs)
         if changed is not None and task is not None:
-            self.statistics.keep(self.module, task, changed)
+            self.statistics.set_row(self.module, task, changed)
         return out
 
     def run(
@@ -172,31 +185,24 @@ class Target(nn.Module):
 
         Args:
             tensors: the generated parameters, in the order of ``layout``.
-            statistics: as `NormStatistics.row` gives them; may be changed.
-            args, kwargs: what the module takes.
-            module: run in the place of the target's own; of the same structure.
+            statistics: one task's rows, as `NormStatistics.row` returns them; the run may change
+                them in place.
+            args, kwargs: arguments of the module.
+            module: a module of the same structure to run instead; None for the target's own.
 
         Returns:
-            The output, and the statistics afterwards; None where they are the same as before.
+            The output, and the statistics afterwards; None if they did not change.
         """
-        parameters = [tensors[place] for place, _ in self._slots]
+        parameters = [tensors[index] for index, _ in self._places]
         buffers = self.statistics.spread(statistics)
-        untold = self.training and not self._told and module is None
-        shared = self._shared_buffers() if untold else {}
+        check_buffers = self.training and not self._checked_buffers and module is None
+        shared = self._shared_buffers() if check_buffers else {}
         module = self.module if module is None else module
         if torch.compiler.is_compiling():
-            out, buffers = _run_in_place(module, self._replicas, parameters, buffers, args, kwargs)
+            plan = self._replica_plan
+            out, buffers = run_in_place(plan, module, parameters, buffers, args, kwargs)
         else:
-            own = module is self.module
-            plan = self._replicas
-            originals = plan.originals(module)
-            attributes = None if plan.stale else plan.look(originals, own=own)
-            if attributes is None:
-                plan = self._replicas = self._plan_replicas()
-                originals = plan.originals(module)
-                attributes = plan.look(originals, own=own)
-            assert attributes is not None
-            replica = Replica(plan, originals, attributes, parameters, buffers)
+            replica = self._replica(module, parameters, buffers)
             if self.statistics.following:
                 self.statistics.settle(replica.module)
             try:
@@ -204,8 +210,8 @@ class Target(nn.Module):
                 buffers = replica.buffers()
             finally:
                 replica.close()
-        if untold:
-            self._tell_of_changes(shared)
+        if check_buffers:
+            self._warn_of_changes(shared)
         after = self.statistics.gathered(buffers)
         changed = self.collects or any(
             now is not before for now, before in zip(after, statistics, strict=True)
@@ -214,14 +220,54 @@ class Target(nn.Module):
 
     @property
     def collects(self) -> bool:
-        """Whether a run may change statistics: a norm that has some is in training."""
+        """Whether a run may change statistics: a module that has some is in training mode."""
         if self.training or not self.statistics.names:
             return self.training
-        originals = self._replicas.originals(self.module)
-        return any(originals[node].training for node, _ in self._replicas.buffers)
+        originals = self._replica_plan.originals(self.module)
+        return any(originals[node].training for node, _ in self._replica_plan.buffers)
+
+    def materialize(self, tensors: Sequence[Tensor], task: int | None) -> nn.Module:
+        """An ordinary module with copies of the given parameters and of a task's statistics.
+
+        Args:
+            tensors: the generated parameters, in the order of ``layout``.
+            task: the task whose statistics are used; None for the mean of all tasks.
+        """
+        module = copy_module(self.module)
+        parameters = [nn.Parameter(tensor.detach().clone()) for tensor in tensors]
+        for index, name in self._places:
+            owner, attribute = owner_of(module, name)
+            owner._parameters[attribute] = parameters[index]
+        self.statistics.set_tables(module, self.statistics.row(self.module, task))
+        self.statistics.settle(module)
+        _renew_weight_lists(module)
+        return module
+
+    def _replica(
+        self, module: nn.Module, parameters: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> Replica:
+        """Copies for one call, by a new plan if the present one no longer fits."""
+        plan, own = self._replica_plan, module is self.module
+        originals = plan.originals(module)
+        attributes = None if plan.stale else plan.attributes(originals, own=own)
+        if attributes is None:
+            plan = self._replica_plan = self._plan_replicas()
+            originals = plan.originals(module)
+            attributes = plan.attributes(originals, own=own)
+        assert attributes is not None
+        return Replica(plan, originals, attributes, parameters, buffers)
+
+    def _plan_replicas(self) -> ReplicaPlan:
+        owners = [owner_of(self.module, name) for _, name in self._places]
+        return ReplicaPlan(self.module, owners, self.statistics.owners(self.module))
+
+    def _plan_unpacking(self) -> UnpackPlan:
+        means, stds = self.moments.tolist()
+        sizes, shapes = [spec.numel for spec in self.layout], [spec.shape for spec in self.layout]
+        return UnpackPlan(sizes, shapes, stds, means)
 
     def _shared_buffers(self) -> dict[str, tuple[Tensor, int]]:
-        """The real-valued buffers that all tasks share, and how often each was written to."""
+        """The floating-point buffers that all tasks share, with their versions."""
         tables = {id(table) for table in self.statistics.tables(self.module)}
         return {
             name: (buffer, buffer._version)
@@ -229,73 +275,22 @@ class Target(nn.Module):
             if buffer.is_floating_point() and id(buffer) not in tables and not buffer.is_inference()
         }
 
-    def _tell_of_changes(self, before: dict[str, tuple[Tensor, int]]) -> None:
-        """Warn, after the first run in training, of buffers that it changed for all tasks."""
-        self._told = True
+    def _warn_of_changes(self, before: dict[str, tuple[Tensor, int]]) -> None:
+        """Warn, after the first run in training, about buffers that it changed for all tasks."""
+        self._checked_buffers = True
         now = dict(self.module.named_buffers())
         for name, (buffer, version) in before.items():
             statistic = is_statistic(name.rpartition(".")[2])
             if not statistic and (now.get(name) is not buffer or buffer._version != version):
                 warnings.warn(
                     f"buffer {name!r} of the target changes in training, and all tasks share it; "
-                    "if it should be each task's own, give it a name that begins with 'running_'",
+                    "if each task should have its own, give it a name that begins with 'running_'",
                     stacklevel=2,
                 )
 
-    def tensors_at(self, generated: Tensor) -> tuple[Tensor, ...]:
-        """The parameters base + scale ⊙ generated, in the order of ``layout``.
-
-        Args:
-            generated: ``[…, numel]``; the tensors are ``[…, *shape]``.
-        """
-        tensors = unpack(generated.to(self.moments.dtype), self._plan, self.base)
-        if self._padding:
-            with torch.no_grad():
-                for place, row in self._padding:
-                    tensors[place][..., row, :] = 0
-        return tensors
-
-    def parameters_at(self, generated: Tensor) -> Tensor:
-        """θ = base + scale ⊙ generated, for ``generated`` of shape ``[…, numel]``."""
-        lead, tensors = generated.shape[:-1], self.tensors_at(generated)
-        rows = zip(tensors, self._plan.sizes, strict=True)
-        return torch.cat([tensor.reshape(*lead, size) for tensor, size in rows], -1)
-
-    def materialize(self, tensors: Sequence[Tensor], task: int | None) -> nn.Module:
-        """An ordinary module with copies of the parameters ``tensors`` and the statistics of
-        ``task``.
-        """
-        module = copy_module(self.module)
-        parameters = [nn.Parameter(tensor.detach().clone()) for tensor in tensors]
-        for place, name in self._slots:
-            owner, attribute = owner_of(module, name)
-            owner._parameters[attribute] = parameters[place]
-        self.statistics.set_tables(module, self.statistics.row(self.module, task))
-        self.statistics.settle(module)
-        renew_weight_lists(module)
-        return module
-
-    def add_task(self) -> None:
-        """Make room for the statistics of one more task; they start as the mean of the others."""
-        self.statistics.add_row(self.module)
-
-    def remove_task(self, row: int) -> None:
-        """Drop the statistics of a task."""
-        self.statistics.remove_row(self.module, row)
-
-    def _plan_replicas(self) -> ReplicaPlan:
-        owners = [owner_of(self.module, name) for _, name in self._slots]
-        return ReplicaPlan(self.module, owners, self.statistics.owners(self.module))
-
-    def _make_plan(self) -> Plan:
-        means, stds = self.moments.tolist()
-        return Plan(
-            [spec.numel for spec in self.layout], [spec.shape for spec in self.layout], stds, means
-        )
-
 
 def _check_values(module: nn.Module) -> None:
-    """Raise ``ValueError`` where a module has tensors without values."""
+    """Raise ``ValueError`` if a module has tensors without values."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ValueError(
@@ -304,51 +299,15 @@ def _check_values(module: nn.Module) -> None:
             )
 
 
-def _use_batches(module: nn.Module) -> None:
-    """Let norms use the statistics of their batch, always."""
-    for name, owner, attribute, _ in list(slots(module, "_buffers")):
-        if not is_statistic(attribute):
-            continue
-        if not isinstance(owner, nn.modules.batchnorm._NormBase):
-            raise ValueError(
-                f"`norm_stats` 'batch' is for PyTorch's own batch norms; the target's {name!r} "
-                f"belongs to a {type(owner).__name__}"
-            )
-        owner._buffers[attribute] = None
-        owner.track_running_stats = False
+def _renew_weight_lists(module: nn.Module) -> None:
+    """Make recurrent layers list their weights anew; they keep lists beside their parameters."""
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()
 
 
-def _run_in_place(
-    module: nn.Module,
-    plan: ReplicaPlan,
-    parameters: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    args: Any,
-    kwargs: Any,
-) -> tuple[Any, list[Tensor]]:
-    """The output and the buffers afterwards; for the compiler, in whose graph no module changes."""
-    originals = plan.originals(module)
-    tables = [originals[node]._buffers[name] for node, name in plan.buffers]
-    try:
-        for (node, name), tensor in zip(plan.parameters, parameters, strict=True):
-            originals[node]._parameters[name] = tensor
-        for (node, name), tensor in zip(plan.buffers, buffers, strict=True):
-            originals[node]._buffers[name] = tensor
-        for node in plan.recurrent:
-            originals[node]._init_flat_weights()
-        out = module(*args, **kwargs)
-        return out, [originals[node]._buffers[name] for node, name in plan.buffers]
-    finally:
-        for node, name in plan.parameters:
-            originals[node]._parameters[name] = None
-        for (node, name), table in zip(plan.buffers, tables, strict=True):
-            originals[node]._buffers[name] = table
-        for node in plan.recurrent:
-            originals[node]._init_flat_weights()
-
-
-def _renew_plan(target: Target, _: Any) -> None:
-    target._plan = target._make_plan()
+def _renew_unpack_plan(target: Target, _: Any) -> None:
+    target._unpack_plan = target._plan_unpacking()
 
 
 def _bias_of(name: str) -> str:

@@ -2,10 +2,10 @@
 
     tensor_i = base_i + std_i · generated[offset_i : offset_i + size_i]
 
-One node of the autograd graph, whatever the number of tensors: forward it reads the vector once
-and writes every tensor once; backward the gradients are written, scaled, into one flat buffer.
-Each of the two linear maps is the other's derivative, so any order of derivatives comes at the
-same cost.
+This is one node of the autograd graph, whatever the number of tensors. The forward pass reads the
+vector once and writes every tensor once. The backward pass writes the scaled gradients into one
+flat buffer. Each of the two linear maps is the other's derivative, so derivatives of any order
+cost the same.
 """
 
 from __future__ import annotations
@@ -24,58 +24,66 @@ from torch import Tensor
 from sparsehyper._util import kernels
 from sparsehyper._util.memory import empty_as
 
-# Below this many bytes an allocation for each tensor costs less than one that is divided.
-_SMALL = 1 << 17
+# Below this many bytes, one allocation per tensor is cheaper than one that is divided.
+_MIN_DIVIDED_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where the tensors lie in the vector, and what becomes of them on the way."""
+class UnpackPlan:
+    """Where the tensors lie in the vector, and how they are scaled and shifted.
+
+    Attributes:
+        sizes: Number of elements of each tensor.
+        shapes: Shape of each tensor.
+        stds: Factor of each tensor.
+        means: Number added to each tensor where there is no base.
+    """
 
     sizes: Sequence[int]
     shapes: Sequence[torch.Size]
-    stds: Sequence[float]  # of each tensor
-    means: Sequence[float]  # of each tensor
+    stds: Sequence[float]
+    means: Sequence[float]
 
     def __post_init__(self) -> None:
         for size, shape, _, _ in zip(self.sizes, self.shapes, self.stds, self.means, strict=True):
             assert size == shape.numel()
 
     @cached_property
-    def linear(self) -> Plan:
-        """Without the means."""
+    def linear(self) -> UnpackPlan:
+        """The plan without means."""
         return dataclasses.replace(self, means=[0.0] * len(self.sizes))
 
     @cached_property
-    def unscaled(self) -> Plan:
-        """Without means and standard deviations."""
+    def unscaled(self) -> UnpackPlan:
+        """The plan without means and standard deviations."""
         return dataclasses.replace(self.linear, stds=[1.0] * len(self.sizes))
 
     @cached_property
     def packed(self) -> tuple[bytes, bytes, bytes]:
-        """Sizes, standard deviations and means, as the kernels take them."""
+        """Sizes, standard deviations and means in the kernels' format."""
         codes = zip("qff", (self.sizes, self.stds, self.means), strict=True)
         return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
 
 
-def unpack(generated: Tensor, plan: Plan, base: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The tensors ``[…, *shape]`` in ``generated`` ``[…, numel]``; contiguous.
+def unpack(generated: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Contiguous tensors ``[…, *shape]`` from a vector ``[…, numel]``.
 
     Args:
-        generated: any leading sizes.
-        plan: of the tensors.
-        base: ``[…, numel]``, added to the scaled vector; its shape broadcasts to that one.
+        generated: ``[…, numel]``, with any leading sizes.
+        plan: the plan of the tensors.
+        base: ``[…, numel]``, added to the scaled vector, to whose shape it broadcasts; None adds
+            the plan's means.
 
-    >>> plan = Plan([4, 1], [torch.Size([2, 2]), torch.Size([])], [10.0, 1.0], [0.0, 7.0])
+    >>> plan = UnpackPlan([4, 1], [torch.Size([2, 2]), torch.Size([])], [10.0, 1.0], [0.0, 7.0])
     >>> [tensor.tolist() for tensor in unpack(torch.arange(5.0), plan)]
     [[[0.0, 10.0], [20.0, 30.0]], 11.0]
     """
-    if torch.compiler.is_compiling():  # the compiler sees through plain operations, and fuses them
+    if torch.compiler.is_compiling():  # the compiler fuses plain operations
         return _unpack(generated, base, plan)
     return _Unpack.apply(generated, base, plan)
 
 
-def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+def _unpack(generated: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
     lead, pieces = generated.shape[:-1], generated.split(plan.sizes, -1)
     out = torch._foreach_mul(pieces, plan.stds)
     if base is not None:
@@ -88,15 +96,17 @@ def _unpack(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor,
 
 
 class _Unpack(torch.autograd.Function):
+    """One vector ``[…, numel]`` to tensors ``[…, *shape]``."""
+
     @staticmethod
-    def forward(generated: Tensor, base: Tensor | None, plan: Plan) -> tuple[Tensor, ...]:
+    def forward(generated: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
         fitting = generated.shape[-1:] == (sum(plan.sizes),) and (
             base is None or (base.shape == generated.shape[-1:] and kernels.at_address(base))
         )
         if not (fitting and kernels.at_address(generated)):
             return _unpack(generated, base, plan)
         shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
-        if generated.nbytes < _SMALL:
+        if generated.nbytes < _MIN_DIVIDED_BYTES:
             out = [generated.new_empty(shape) for shape in shapes]
         else:
             out = _side_by_side(empty_as(generated, generated.shape), shapes)
@@ -113,7 +123,7 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needs_generated, needs_base, _ = ctx.needs_input_grad
         plan = ctx.plan
-        # Those of an embedding may list the rows that were looked up.
+        # The gradient of an embedding may be sparse.
         grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
         of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
         of_base = None
@@ -131,7 +141,11 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], generated: Tensor, base: Tensor | None, plan: Plan
+        info: Any,
+        in_dims: tuple[Any, ...],
+        generated: Tensor,
+        base: Tensor | None,
+        plan: UnpackPlan,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         generated = _lead_with_batch(generated, in_dims[0], info.batch_size)
         if base is not None and in_dims[1] is not None:
@@ -143,10 +157,10 @@ class _Unpack(torch.autograd.Function):
 
 
 class _Pack(torch.autograd.Function):
-    """The transpose: tensors ``[*lead, *shape]`` to one vector ``[*lead, numel]``, scaled."""
+    """The transpose: tensors ``[*lead, *shape]`` to one scaled vector ``[*lead, numel]``."""
 
     @staticmethod
-    def forward(plan: Plan, lead: torch.Size, *tensors: Tensor) -> Tensor:
+    def forward(plan: UnpackPlan, lead: torch.Size, *tensors: Tensor) -> Tensor:
         flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
         ready = [kernels.at_address(tensor) and tensor.is_contiguous() for tensor in tensors]
         if any(ready):
@@ -173,7 +187,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], plan: Plan, lead: torch.Size, *tensors: Tensor
+        info: Any, in_dims: tuple[Any, ...], plan: UnpackPlan, lead: torch.Size, *tensors: Tensor
     ) -> tuple[Tensor, int]:
         tensors = tuple(
             _lead_with_batch(tensor, dim, info.batch_size)
@@ -187,13 +201,13 @@ def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Tensors in one memory that are no views of it.
+    """Tensors that share one block of memory, each with a storage of its own.
 
-    A target may write to them, and one that is saved takes only its own part along, since that is
-    the whole of its storage.
+    They are no views of one another, so a target may write to them, and saving one saves only its
+    own part.
     """
     start, out = 0, []
-    # What the class adds is a look at the device that takes twice as long as the rest.
+    # Skip the subclass's `__getitem__`: it checks the device, at twice the cost of the rest.
     part_of = super(torch.UntypedStorage, memory.untyped_storage()).__getitem__
     for shape in shapes:
         stop = start + memory.element_size() * shape.numel()
@@ -212,5 +226,5 @@ def _strides(shape: Sequence[int]) -> list[int]:
 
 
 for _function in (_Unpack, _Pack):
-    # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
+    # PyTorch inspects the signature at every call; storing it here saves computing it.
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

@@ -22,8 +22,8 @@ from sparsehyper.generators import (
     generator_from_config,
     parse_generator,
 )
-from sparsehyper.target.initialisation import INITS
-from sparsehyper.target.target import BASES, NORM_STATS
+from sparsehyper.target.initialisation import INIT_RULES
+from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig
 
 # Those that have a short form; a composed generator can be given in Python.
@@ -131,8 +131,8 @@ class Experiment:
         if self.outputs is not None:
             check_integer("outputs", self.outputs, minimum=2, maximum=WIDEST)
         check_choice("base", self.base, BASES)
-        check_choice("init", self.init, INITS)
-        check_choice("norm_stats", self.norm_stats, NORM_STATS)
+        check_choice("init", self.init, INIT_RULES)
+        check_choice("norm_stats", self.norm_stats, STATISTICS_MODES)
         if not isinstance(self.method, Generator) and self.method not in BASELINES:
             raise ValueError(
                 f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "

@@ -1,0 +1,210 @@
+"""Tasks with equally many samples: in one shared run of the target where it allows that.
+
+A run is shared by these rules:
+
+- Fewer than four tasks gain nothing.
+- A target with convolutions shares runs of at most two samples a task. Vmapped, a convolution
+  becomes one with groups; with more samples, shapes decide which is faster.
+- Under autocast, which reaches only some operations within vmap, and in compiled code every task
+  has its own run.
+- So has every task of a target that vmap cannot run, or runs in a loop over single operations
+  (attention on the CPU); of one that keeps something of a run (buffers other than batch-norm
+  statistics, attributes, contents of a list or dict); of one that draws from another random source
+  than PyTorch's own; and of one with hooks.
+
+A trial on a copy of the target, on the first batch of a kind, finds out which rule applies
+(`trial`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils import _pytree as pytree
+
+from sparsehyper.target.copying import copy_module
+from sparsehyper.target.target import Target
+from sparsehyper.target.trial import Trial
+
+_MIN_TASKS = 4
+_MAX_CONVOLVED = 2  # samples a task that share a run with convolutions
+_MAX_KINDS = 64  # kinds of batches to remember for a target
+_NEVER = -1
+
+# By target, kind of batch, and number of samples a task: up to how many samples a task to share.
+_limits: WeakKeyDictionary[Target, dict[Any, dict[int, int]]] = WeakKeyDictionary()
+_trial_lock = threading.RLock()
+
+_CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten._convolution}
+
+
+@dataclass
+class Group:
+    """Tasks with equally many samples.
+
+    Attributes:
+        target: The target.
+        raw: Outputs of the generator ``[tasks, numel]``.
+        statistics: Batch-norm statistics ``[tasks, *shape]``.
+        count: Number of samples of each task.
+        leaves: Arguments of the target, flat; tensors have ``tasks · count`` rows.
+        structure: How the arguments nest.
+    """
+
+    target: Target
+    raw: Tensor
+    statistics: list[Tensor]
+    count: int
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+
+    def run(self) -> tuple[list[Any], list[Tensor] | None]:
+        """Outputs, one for all tasks or one for each, and the statistics if they changed."""
+        if self._limit() >= self.count:
+            module = self.target.module
+            before = [(m, dict(vars(m)), dict(m._buffers)) for m in module.modules()]
+            out, after = self._run_shared(self.raw, module)
+            if not [m for m, *contents in before if _restore(m, *contents)]:
+                return [out], after
+            # The module kept a tensor of the shared run, which is of no use outside of it.
+            self._known_limits()[self.count] = _NEVER
+        return self._run_each()
+
+    def _run_each(self) -> tuple[list[Any], list[Tensor] | None]:
+        tasks = len(self.raw)
+        pieces = [
+            leaf.split(self.count) if is_batched(leaf) else [leaf] * tasks for leaf in self.leaves
+        ]
+        outputs, statistics, changed = [], [], False
+        for i, raw in enumerate(self.raw.unbind()):
+            before = [values[i].clone() for values in self.statistics]
+            args, kwargs = pytree.tree_unflatten([piece[i] for piece in pieces], self.structure)
+            out, after = self.target.run(self.target.unpack(raw), before, args, kwargs)
+            outputs.append(out)
+            statistics.append(before if after is None else after)
+            changed |= after is not None
+        if not changed:
+            return outputs, None
+        return outputs, [torch.stack(rows).detach() for rows in zip(*statistics, strict=True)]
+
+    def _run_shared(self, raw: Tensor, module: nn.Module) -> tuple[Any, list[Tensor] | None]:
+        target, shape = self.target, (len(raw), self.count)
+        # Contiguous copies: vmap's batch norm does not update statistics with gaps between tasks.
+        statistics = [values.clone() for values in self.statistics]
+        leaves = [leaf.unflatten(0, shape) if is_batched(leaf) else leaf for leaf in self.leaves]
+        in_dims = [0 if is_batched(leaf) else None for leaf in leaves]
+        structure: pytree.TreeSpec | None = None
+        given: list[bool] = []
+        changed = False
+
+        def run(tensors: Any, statistics: Any, *leaves: Any) -> tuple[list[Tensor], list[Tensor]]:
+            nonlocal structure, changed
+            args, kwargs = pytree.tree_unflatten(leaves, self.structure)
+            out, after = target.run(tensors, statistics, args, kwargs, module)
+            changed = after is not None
+            found, structure = pytree.tree_flatten(out)
+            given[:] = [leaf is not None for leaf in found]
+            return [leaf for leaf in found if leaf is not None], after or list(statistics)
+
+        found, after = vmap(run, (0, 0, *in_dims), randomness="different")(
+            target.unpack(raw), statistics, *leaves
+        )
+        if any(leaf.shape[:2] != shape for leaf in found):
+            raise ValueError("the first dimension of an output is not the batch")
+        flat = iter([leaf.flatten(0, 1) for leaf in found])
+        assert structure is not None
+        out = pytree.tree_unflatten([next(flat) if there else None for there in given], structure)
+        return out, after if changed else None
+
+    def _limit(self) -> int:
+        """Up to how many samples a task these tasks should share a run."""
+        if torch.compiler.is_compiling() or len(self.raw) < _MIN_TASKS:
+            return _NEVER
+        if torch.is_autocast_enabled(self.raw.device.type) or _has_hooks(self.target.module):
+            return _NEVER
+        try:
+            known = self._known_limits()
+        except TypeError:  # an argument that cannot be compared with the next batch's
+            return _NEVER
+        if any(limit == _MAX_CONVOLVED for limit in known.values()):
+            return _MAX_CONVOLVED
+        if self.count not in known:
+            with _trial_lock:
+                known[self.count] = self._try()
+        return known[self.count]
+
+    def _known_limits(self) -> dict[int, int]:
+        """Limits found so far for batches of this kind, by number of samples a task.
+
+        Raises:
+            TypeError: an argument of the target that has no hash.
+        """
+        kind = (
+            self.structure,
+            tuple(_kind_of(leaf) for leaf in self.leaves),
+            (self.target.training, self.target.collects),
+            torch.is_grad_enabled(),
+        )
+        kinds = _limits.setdefault(self.target, {})
+        if kind not in kinds and len(kinds) >= _MAX_KINDS:
+            kinds.clear()
+        return kinds.setdefault(kind, {})
+
+    def _try(self) -> int:
+        """The limit that a shared run of a copy of the module, forward and backward, shows."""
+        module = copy_module(self.target.module)
+        raw = self.raw.detach().requires_grad_(torch.is_grad_enabled())
+        trial = Trial(module, [raw.device] if raw.device.type == "cuda" else [])
+
+        def run() -> None:
+            out, _ = self._run_shared(raw, module)
+            wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
+            if wanted:
+                torch.autograd.grad(torch.stack(wanted).sum(), raw)
+
+        if not trial.leaves_no_trace(run):
+            return _NEVER
+        return _MAX_CONVOLVED if trial.operations & _CONVOLUTIONS else sys.maxsize
+
+
+def is_batched(leaf: Any) -> TypeGuard[Tensor]:
+    """Whether an argument's first dimension must be the batch: any tensor but a scalar."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _has_grad(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _kind_of(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.shape[1:]
+    hash(leaf)
+    return type(leaf), leaf
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether hooks are called with inputs, outputs or gradients of a layer."""
+    return _has_any_global_hook() or any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in module.modules()
+    )
+
+
+def _restore(module: nn.Module, *before: dict[str, Any]) -> bool:
+    """Give a module its attributes and buffers back; return whether they had changed."""
+    different = False
+    for was, now in zip(before, (vars(module), module._buffers), strict=True):
+        if now.keys() != was.keys() or any(now[name] is not was[name] for name in now):
+            now.clear()
+            now.update(was)
+            different = True
+    return different
