@@ -1,10 +1,11 @@
-/* The products with a sparse layer, or several in a row, on the CPU, in float32.
+/* Kernels on the CPU, in float32: products with sparse layers, and copies between one flat vector
+   and many tensors. sparse/functional.py and target/unpacking.py have the equations.
 
-   The equations stand in functional.py. All arrays are contiguous. native.py sees to dtypes, strides
-   and shapes, and hands over addresses of arrays that fit them. Sizes and shifts are checked here when
-   a call starts, and each source when it is used: anybody may have written to the tensor that holds
-   them. Every product reads and writes each weight once, whatever the batch, and splits its work
-   between the threads of PyTorch's own OpenMP pool. */
+   All arrays are contiguous and are given by their addresses. The callers, sparse/native.py and
+   _util/kernels.py, check dtypes, strides and shapes. Sizes and shifts are checked here at the
+   start of a call, and each source when it is used, because anybody may have written to the tensor
+   of the sources. A product reads and writes each weight once, whatever the batch size, and splits
+   its work between the threads of PyTorch's own OpenMP pool. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -15,7 +16,7 @@
 #include <omp.h>
 #endif
 
-/* AddressSanitizer is not yet there when the loader chooses among such copies. */
+/* Not with AddressSanitizer: it is not yet running when the loader chooses among the clones. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define VECTORISED __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
@@ -24,31 +25,34 @@
 #endif
 
 #if defined(__GNUC__)
-#define FETCH(address, to_write) __builtin_prefetch(address, to_write)
+#define PREFETCH(address, to_write) __builtin_prefetch(address, to_write)
 #else
-#define FETCH(address, to_write) (void)0
+#define PREFETCH(address, to_write) (void)0
 #endif
 
 typedef int64_t i64;
 
 enum {
-    BLOCK = 8192,       /* positions handled at a time, so that a block of every row is in cache */
-    SHORT_BLOCK = 1024, /* the same for one to three rows */
-    GROUP = 8,          /* rows of a batch whose values lie side by side */
-    SERIAL = 1 << 15,   /* products below which waking other threads costs more than it saves */
-    CHECKED = 32,       /* sources that are checked at a time */
-    AHEAD = 32,         /* connections ahead of which a random number is fetched */
-    ROWS_AHEAD = 8,     /* the same for a GROUP of them */
-    MOST_COPIES = 16    /* threads that keep a copy of their own of the input's gradient */
+    BLOCK = 8192,        /* positions handled at a time, so that a block of every row is in cache */
+    SHORT_BLOCK = 1024,  /* the same for one to three rows */
+    GROUP = 8,           /* rows of a batch that are interleaved */
+    MAX_SERIAL = 32768,  /* products up to which waking other threads costs more than it saves */
+    CHECKED = 32,        /* sources that are checked at a time */
+    AHEAD = 32,          /* distance of prefetching, in connections, for one row */
+    ROWS_AHEAD = 8,      /* the same for a GROUP of rows */
+    MAX_COPIES = 16      /* threads that sum up the input's gradient in a copy of their own */
 };
 
 static i64 min(i64 a, i64 b) { return a < b ? a : b; }
 static i64 max(i64 a, i64 b) { return a > b ? a : b; }
 
-/* Whether so many products pay for waking other threads. */
-static int many(i64 rows, i64 k, i64 m) { return (double)rows * (double)k * (double)m > SERIAL; }
+/* Whether rows · k · m products are worth waking other threads. */
+static int in_parallel(i64 rows, i64 k, i64 m)
+{
+    return (double)rows * (double)k * (double)m > MAX_SERIAL;
+}
 
-/* y = Σ_t w[t] · x[t], elementwise over `l` positions; added to y unless `fresh`. */
+/* y = Σ_t w[t] · x[t], elementwise over `l` positions. The sum is added to y unless `fresh`. */
 VECTORISED static void taps(float *restrict y, const float **x, const float **w, i64 k, i64 l,
                             int fresh)
 {
@@ -82,8 +86,8 @@ VECTORISED static void taps(float *restrict y, const float **x, const float **w,
 }
 
 /* For `rows` rows, 1 or 4: gx += g · w, and gw = Σ_r g[r] · x[r], which is added to gw unless
-   `fresh`. Either of gx and gw may be null. Rows lie n (x, gx) and m (g) apart. Four rows at a time
-   read the weights, and write their gradient, once for the four. */
+   `fresh`. Either of gx and gw may be null. The stride of rows is n in x and gx, and m in g. Four
+   rows together read the weights and write their gradient only once. */
 VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, float *restrict gw,
                                     const float *restrict g, const float *restrict x,
                                     const float *restrict w, i64 l, int fresh)
@@ -128,19 +132,19 @@ VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, 
     }
 }
 
-/* source(t, c·n + i) = (i + shifts[c·k + t]) mod n */
+/* y = W x with source(t, c·n + i) = (i + shifts[c·k + t]) mod n */
 static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *x,
                       const float *w, float *y)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (m + size - 1) / size;
-    #pragma omp parallel for schedule(static) if (many(rows, k, m))
+    #pragma omp parallel for schedule(static) if (in_parallel(rows, k, m))
     for (i64 block = 0; block < blocks; block++) {
         const i64 end = min((block + 1) * size, m);
         const float *from[8], *weights[8];
         for (i64 a = block * size, b; a < end; a = b) {
             const i64 copy = a / n, i = a % n;
             b = min(end, (copy + 1) * n);
-            for (i64 t = 0; t < k; t++) /* up to where the first source wraps around */
+            for (i64 t = 0; t < k; t++) /* stop where the first source wraps around */
                 b = min(b, a + n - (i + shifts[copy * k + t]) % n);
             for (i64 r = 0; r < rows; r++)
                 for (i64 t = 0; t < k; t += 8) {
@@ -155,14 +159,14 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
     }
 }
 
-/* gx = Wᵀ g and gw[t, j] = Σ_r g[r, j] · x[r, source(t, j)]; either may be null. Each input is one
-   thread's, so nothing is written twice at a time. */
+/* gx = Wᵀ g and gw[t, j] = Σ_r g[r, j] · x[r, source(t, j)]; either may be null. Each input belongs
+   to one thread, so no two threads write to the same place. */
 static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *g,
                               const float *x, const float *w, float *gx, float *gw)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (n + size - 1) / size;
     const i64 copies = (m + n - 1) / n;
-    #pragma omp parallel for schedule(static) if (many(rows, k, m))
+    #pragma omp parallel for schedule(static) if (in_parallel(rows, k, m))
     for (i64 block = 0; block < blocks; block++) {
         const i64 start = block * size, end = min(start + size, n);
         if (gx)
@@ -185,18 +189,18 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
     }
 }
 
-/* The arrays of a batch, [rows, n], with `width` of its rows side by side: [n, width]. */
+/* Transpose `width` rows of a batch: [width, n] to [n, width]. */
 static void interleave(float *to, const float *from, i64 width, i64 n)
 {
-    #pragma omp parallel for schedule(static) if (many(width, 1, n))
+    #pragma omp parallel for schedule(static) if (in_parallel(width, 1, n))
     for (i64 i = 0; i < n; i++)
         for (i64 r = 0; r < width; r++) to[i * width + r] = from[r * n + i];
 }
 
-/* Whether a source is one of n inputs, n below 2³¹: a negative number is a large one without sign. */
+/* Whether a source is one of n < 2³¹ inputs. Without its sign, a negative number is a large one. */
 #define IS_INPUT(source, n) ((uint32_t)(source) < (uint32_t)(n))
 
-/* The same for `l` sources: neither they nor what they lack of the last input have a sign. */
+/* Whether `l` sources are inputs: neither source nor last - source has its sign bit set. */
 static inline int are_inputs(const int32_t *sources, i64 l, i64 n)
 {
     const uint32_t last = (uint32_t)(n - 1);
@@ -205,7 +209,7 @@ static inline int are_inputs(const int32_t *sources, i64 l, i64 n)
     return bits >> 31 == 0;
 }
 
-/* As all that follow, returns whether all sources are inputs. */
+/* Like all functions that follow, this returns whether all sources are inputs. */
 VECTORISED static int gather_one(float *restrict y, const float *restrict x,
                                  const float *restrict w, const int32_t *restrict sources, i64 n,
                                  i64 l, int fresh)
@@ -228,7 +232,7 @@ VECTORISED static int gather_rows(float *restrict y, const float *restrict x,
     for (i64 j = 0; j < l; j++) {
         if (!IS_INPUT(sources[j], n)) return 0;
         const float *from = x + sources[j] * width;
-        if (j + ROWS_AHEAD < l) FETCH(x + sources[j + ROWS_AHEAD] * width, 0);
+        if (j + ROWS_AHEAD < l) PREFETCH(x + sources[j + ROWS_AHEAD] * width, 0);
         for (i64 r = 0; r < width; r++) y[j * width + r] += w[j] * from[r];
     }
     return 1;
@@ -237,31 +241,31 @@ VECTORISED static int gather_rows(float *restrict y, const float *restrict x,
 static int indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *x,
                    const float *w, float *y, float *table)
 {
-    int fine = 1;
+    int ok = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
         const i64 width = min(GROUP, rows - first);
         if (width > 1) interleave(table, x + first * n, width, n);
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
-        #pragma omp parallel for schedule(static) if (many(width, k, m)) reduction(&& : fine)
+        #pragma omp parallel for schedule(static) if (in_parallel(width, k, m)) reduction(&& : ok)
         for (i64 block = 0; block < blocks; block++) {
             const i64 start = block * size, l = min(size, m - start);
             float sums[BLOCK];
             if (width == 1) {
                 for (i64 t = 0; t < k; t++)
-                    fine &= gather_one(y + first * m + start, x + first * n, w + t * m + start,
+                    ok &= gather_one(y + first * m + start, x + first * n, w + t * m + start,
                                        sources + t * m + start, n, l, t == 0);
                 continue;
             }
             memset(sums, 0, l * width * sizeof(float));
             for (i64 t = 0; t < k; t++)
-                fine &= gather_rows(sums, table, w + t * m + start, sources + t * m + start, n, l,
+                ok &= gather_rows(sums, table, w + t * m + start, sources + t * m + start, n, l,
                                     width);
             for (i64 r = 0; r < width; r++)
                 for (i64 j = 0; j < l; j++)
                     y[(first + r) * m + start + j] = sums[j * width + r];
         }
     }
-    return fine;
+    return ok;
 }
 
 VECTORISED static int scatter_one(float *gx, float *restrict gw, const float *restrict g,
@@ -275,8 +279,8 @@ VECTORISED static int scatter_one(float *gx, float *restrict gw, const float *re
             for (i64 j = a; j < b; j++) {
                 const int32_t source = sources[j];
                 if (j + AHEAD < l) {
-                    FETCH(x + sources[j + AHEAD], 0);
-                    FETCH(gx + sources[j + AHEAD], 1);
+                    PREFETCH(x + sources[j + AHEAD], 0);
+                    PREFETCH(gx + sources[j + AHEAD], 1);
                 }
                 gw[j] = g[j] * x[source];
                 gx[source] += g[j] * w[j];
@@ -303,8 +307,8 @@ VECTORISED static int scatter_rows(float *restrict gx, float *restrict gw,
         const i64 at = sources[j] * width;
         if (j + ROWS_AHEAD < l) {
             const i64 next = sources[j + ROWS_AHEAD] * width;
-            if (gw) FETCH(x + next, 0);
-            if (gx) FETCH(gx + next, 1);
+            if (gw) PREFETCH(x + next, 0);
+            if (gx) PREFETCH(gx + next, 1);
         }
         const float *gj = g + j * width;
         if (gw) {
@@ -318,13 +322,13 @@ VECTORISED static int scatter_rows(float *restrict gx, float *restrict gw,
     return 1;
 }
 
-/* As circulant_adjoint. An input belongs to many outputs, so each of `copies` threads adds to a copy
-   of its own of gx, in `sums`: [copies, n, width]. */
+/* As circulant_adjoint. Many outputs use the same input, so each of `copies` threads sums up gx in
+   a copy of its own, in `sums`: [copies, n, width]. */
 static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *g,
                            const float *x, const float *w, float *gx, float *gw, float *table,
                            float *sums, i64 copies)
 {
-    int fine = 1;
+    int ok = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
         const i64 width = min(GROUP, rows - first);
         const float *inputs = x + first * n;
@@ -334,7 +338,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
         }
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
         i64 used = 1; /* there may be fewer threads than asked for */
-        #pragma omp parallel num_threads((int)copies) if (copies > 1) reduction(&& : fine)
+        #pragma omp parallel num_threads((int)copies) if (copies > 1) reduction(&& : ok)
         {
             i64 thread = 0, threads = 1;
 #ifdef _OPENMP
@@ -357,16 +361,16 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
                 for (i64 t = 0; t < k; t++) {
                     const i64 at = t * m + start;
                     if (width == 1)
-                        fine &= scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at,
+                        ok &= scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at,
                                             sources + at, n, l, first == 0);
                     else
-                        fine &= scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at,
+                        ok &= scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at,
                                              sources + at, n, l, first == 0, width);
                 }
             }
         }
         if (!gx) continue;
-        #pragma omp parallel for schedule(static) if (many(copies, width, n))
+        #pragma omp parallel for schedule(static) if (in_parallel(copies, width, n))
         for (i64 i = 0; i < n; i++)
             for (i64 r = 0; r < width; r++) {
                 float sum = 0;
@@ -374,7 +378,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
                 gx[(first + r) * n + i] = sum;
             }
     }
-    return fine;
+    return ok;
 }
 
 static i64 threads_now(void)
@@ -386,26 +390,26 @@ static i64 threads_now(void)
 #endif
 }
 
-/* Of so many threads, those that indexed_adjoint uses: each sums up n numbers beside its share of
-   the k · m products. */
+/* Number of threads, of those given, that indexed_adjoint uses. Each has n sums to make beside its
+   share of the k · m products. */
 static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
 {
-    if (!many(min(rows, GROUP), k, m)) return 1;
-    return min(threads, min(MOST_COPIES, max(2, k * m / n)));
+    if (!in_parallel(min(rows, GROUP), k, m)) return 1;
+    return min(threads, min(MAX_COPIES, max(2, k * m / n)));
 }
 
-/* One of several layers in a row, as native.py packs it. */
+/* One layer of a chain, as sparse/native.py packs it. */
 typedef struct {
-    i64 n, m, k;
+    i64 n, m, k; /* inputs, outputs, fan-in */
     i64 is_circulant;
-    i64 wiring, w; /* addresses: shifts or sources, and weights */
+    i64 wiring, w; /* addresses of the shifts or sources, and of the weights */
 } Layer;
 
-/* Numbers that a chain needs room for beside its operands. */
+/* Sizes, in floats, of the buffers that a chain needs beside its operands. */
 typedef struct {
-    i64 between;     /* what comes out of all layers but the last */
-    i64 gradients[2]; /* of the inputs of the even and of the odd layers, the first left out */
-    i64 table, sums; /* of indexed_adjoint */
+    i64 between;      /* outputs of all layers but the last */
+    i64 gradients[2]; /* inputs' gradients of even and of odd layers, the first excluded */
+    i64 table, sums;  /* buffers of indexed_adjoint */
 } Space;
 
 static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
@@ -423,9 +427,9 @@ static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
     return space;
 }
 
-enum { ALL_FINE = -1 };
+enum { OK = -1 };
 
-/* Returns the layer that has a source which is no input, or ALL_FINE. */
+/* Returns the first layer that has a source which is not an input, or OK. */
 static i64 chain(i64 rows, i64 count, const Layer *layer, const float *x, float *between, float *y,
                  float *table)
 {
@@ -440,17 +444,17 @@ static i64 chain(i64 rows, i64 count, const Layer *layer, const float *x, float 
         x = out;
         between += i < count - 1 ? rows * l.m : 0;
     }
-    return ALL_FINE;
+    return OK;
 }
 
-/* The gradients gw of all layers, and gx of the first; those whose address is 0 are not wanted.
-   Returns as chain does. */
+/* The gradients gw of all layers, and gx of the first; a null address means that a gradient is not
+   wanted. Returns what chain returns. */
 static i64 chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, const float *x,
                          const float *between, const float *g, float *gx, float *const *gw,
                          float *gradients, float *table, float *sums)
 {
     const Space space = space_of(threads, rows, count, layer);
-    i64 first = 0; /* layer that something is wanted of */
+    i64 first = 0; /* first layer with a wanted gradient */
     while (!gx && first < count && !gw[first]) first++;
     between += space.between;
     for (i64 i = count - 1; i >= first; i--) {
@@ -465,7 +469,7 @@ static i64 chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, c
             return i;
         g = to;
     }
-    return ALL_FINE;
+    return OK;
 }
 
 VECTORISED static void scale(float *restrict to, const float *restrict from,
@@ -479,15 +483,16 @@ VECTORISED static void scale(float *restrict to, const float *restrict from,
         for (i64 j = 0; j < l; j++) to[j] = factor * from[j];
 }
 
-/* Rows of runs side by side, [rows, Σ sizes] (`flat`), from or to one array [rows, size] a run:
-   run = offset + factor · flat, or flat = factor · run. `added`, [Σ sizes] or null, takes the place of
-   offsets. A run that is null is left out. Each thread has its share of the columns. */
+/* Copies between `flat`, [rows, Σ sizes], and one array [rows, size] for each run of its columns:
+   run = offset + factor · flat, or to `gather`, flat = factor · run. If `added`, [Σ sizes], is not
+   null, it is used instead of the offsets. A run that is null is skipped. Each thread has its share
+   of the columns. */
 static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float *factors,
                  const float *offsets, const float *added, float *flat, float *const *run)
 {
     i64 total = 0;
     for (i64 i = 0; i < count; i++) total += sizes[i];
-    #pragma omp parallel if (many(rows, 1, total))
+    #pragma omp parallel if (in_parallel(rows, 1, total))
     {
         i64 thread = 0, threads = 1;
 #ifdef _OPENMP
@@ -499,15 +504,16 @@ static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float 
             const i64 a = start > first ? start : first, b = min(start + sizes[i], last);
             for (i64 r = 0; r < rows && a < b && run[i]; r++) {
                 float *in_flat = flat + r * total + a, *in_run = run[i] + r * sizes[i] + a - start;
+                const float *in_added = added ? added + a : NULL;
                 if (gather) scale(in_flat, in_run, NULL, factors[i], 0, b - a);
-                else scale(in_run, in_flat, added ? added + a : NULL, factors[i], offsets[i], b - a);
+                else scale(in_run, in_flat, in_added, factors[i], offsets[i], b - a);
             }
         }
     }
 }
 
-/* Whether the kernels can take the layers: `size` bytes of them. */
-static int fit(i64 rows, const Layer *layer, i64 size)
+/* Check `size` bytes of layers; set an exception and return 0 if the kernels cannot take them. */
+static int check_layers(i64 rows, const Layer *layer, i64 size)
 {
     if (rows < 0 || size % (i64)sizeof(Layer)) {
         PyErr_SetString(PyExc_ValueError, "`rows` and `layers` must be a size and packed layers");
@@ -533,9 +539,10 @@ static int fit(i64 rows, const Layer *layer, i64 size)
     return 1;
 }
 
-static PyObject *done(i64 result, const Layer *layer)
+/* None, or an exception for a layer that has a source which is not an input. */
+static PyObject *as_python(i64 result, const Layer *layer)
 {
-    if (result == ALL_FINE) Py_RETURN_NONE;
+    if (result == OK) Py_RETURN_NONE;
     PyErr_Format(PyExc_ValueError,
                  "`sources` of layer %zd must lie in [0, %zd), its inputs, and do not",
                  (Py_ssize_t)result, (Py_ssize_t)layer[result].n);
@@ -548,7 +555,7 @@ static PyObject *py_space(PyObject *self, PyObject *args)
     const char *layers;
     if (!PyArg_ParseTuple(args, "ny#", &rows, &layers, &size)) return NULL;
     const Layer *layer = (const Layer *)layers;
-    if (!fit(rows, layer, size)) return NULL;
+    if (!check_layers(rows, layer, size)) return NULL;
     const i64 threads = threads_now();
     const Space s = space_of(threads, rows, size / (Py_ssize_t)sizeof(Layer), layer);
     return Py_BuildValue("nnnnn", (Py_ssize_t)threads, (Py_ssize_t)s.between,
@@ -563,13 +570,13 @@ static PyObject *py_chain(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "ny#nnnn", &rows, &layers, &size, &x, &between, &y, &table))
         return NULL;
     const Layer *layer = (const Layer *)layers;
-    if (!fit(rows, layer, size)) return NULL;
+    if (!check_layers(rows, layer, size)) return NULL;
     i64 result;
     Py_BEGIN_ALLOW_THREADS
     result = chain(rows, size / (Py_ssize_t)sizeof(Layer), layer, (float *)x, (float *)between,
                    (float *)y, (float *)table);
     Py_END_ALLOW_THREADS
-    return done(result, layer);
+    return as_python(result, layer);
 }
 
 static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
@@ -581,7 +588,7 @@ static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
         return NULL;
     const Layer *layer = (const Layer *)layers;
     const Py_ssize_t count = size / (Py_ssize_t)sizeof(Layer);
-    if (!fit(rows, layer, size)) return NULL;
+    if (!check_layers(rows, layer, size)) return NULL;
     if (wanted != count * (Py_ssize_t)sizeof(float *)) {
         PyErr_SetString(PyExc_ValueError, "`gw` must hold an address for each layer");
         return NULL;
@@ -592,7 +599,7 @@ static PyObject *py_chain_adjoint(PyObject *self, PyObject *args)
                            (float *)gx, (float *const *)gw, (float *)gradients, (float *)table,
                            (float *)sums);
     Py_END_ALLOW_THREADS
-    return done(result, layer);
+    return as_python(result, layer);
 }
 
 static PyObject *py_runs(PyObject *self, PyObject *args)
@@ -600,22 +607,23 @@ static PyObject *py_runs(PyObject *self, PyObject *args)
     Py_ssize_t rows, total, added, flat, of_sizes, of_factors, of_offsets, of_runs;
     int gather;
     const char *sizes, *factors, *offsets, *run;
-    if (!PyArg_ParseTuple(args, "pnny#y#y#nny#", &gather, &rows, &total, &sizes, &of_sizes, &factors,
-                          &of_factors, &offsets, &of_offsets, &added, &flat, &run, &of_runs))
+    if (!PyArg_ParseTuple(args, "pnny#y#y#nny#", &gather, &rows, &total, &sizes, &of_sizes,
+                          &factors, &of_factors, &offsets, &of_offsets, &added, &flat, &run,
+                          &of_runs))
         return NULL;
     const i64 count = of_sizes / (i64)sizeof(i64), *size = (const i64 *)sizes;
-    int fine = rows >= 0 && of_sizes == count * (i64)sizeof(i64) &&
+    int ok = rows >= 0 && of_sizes == count * (i64)sizeof(i64) &&
                of_factors == count * (i64)sizeof(float) &&
                of_offsets == count * (i64)sizeof(float) && of_runs == count * (i64)sizeof(float *);
     i64 left = total;
-    for (i64 i = 0; fine && i < count; i++) {
-        fine = size[i] >= 0 && size[i] <= left;
+    for (i64 i = 0; ok && i < count; i++) {
+        ok = size[i] >= 0 && size[i] <= left;
         left -= size[i];
     }
-    if (!fine || left != 0) {
+    if (!ok || left != 0) {
         PyErr_Format(PyExc_ValueError,
-                     "`sizes` must be those of the runs in a row of %zd, with a factor and an offset "
-                     "for each", total);
+                     "`sizes` must be those of the runs in a row of %zd, with a factor and an "
+                     "offset for each", total);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -627,22 +635,22 @@ static PyObject *py_runs(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"space", py_space, METH_VARARGS,
-     "numbers that a chain needs room for, of rows and packed layers (n, m, k, is_circulant and "
-     "addresses of wiring and weights): threads, which it depends on, between, gradients, table, "
-     "sums"},
+     "space(rows, layers): the number of threads, and the sizes of the buffers between, gradients, "
+     "table and sums for that number; layers are packed: n, m, k, is_circulant, and the addresses "
+     "of wiring and weights"},
     {"chain", py_chain, METH_VARARGS,
-     "y of rows, packed layers and addresses x, between, y, table"},
+     "chain(rows, layers, x, between, y, table): compute y; arrays are addresses"},
     {"chain_adjoint", py_chain_adjoint, METH_VARARGS,
-     "gradients of threads as space returned them, rows, packed layers, addresses x, between, g, "
-     "gx, packed addresses gw, and addresses gradients, table, sums"},
+     "chain_adjoint(threads, rows, layers, x, between, g, gx, gw, gradients, table, sums): compute "
+     "gx and gw; threads is as space returned it, gw holds packed addresses"},
     {"runs", py_runs, METH_VARARGS,
-     "runs to flat (gather) or back, of gather, rows, numbers in a row, packed sizes, factors and "
-     "offsets, addresses added and flat, and packed addresses of the runs"},
+     "runs(gather, rows, numel, sizes, factors, offsets, added, flat, run): copy runs to flat "
+     "(gather) or back; sizes, factors, offsets and the addresses in run are packed"},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_kernels", "Sparse products on the CPU.", -1, methods,
+    PyModuleDef_HEAD_INIT, "_kernels", "Kernels on the CPU, in float32.", -1, methods,
     NULL, NULL, NULL, NULL,
 };
 
