@@ -51,14 +51,14 @@ def test_first_and_second_derivatives(topology, batch):
 
 
 def test_derivatives_through_the_slices_of_a_wide_circulant_layer(monkeypatch):
-    monkeypatch.setattr("sparsehyper.sparse.linear._SHORT", 1)
+    monkeypatch.setattr("sparsehyper.sparse.linear._MIN_CIRCULANT_INPUTS", 1)
     test_first_and_second_derivatives("circulant", 1)
     test_first_and_second_derivatives("circulant", 2)
 
 
 def test_the_two_ways_to_compute_a_circulant_layer_agree(monkeypatch):
     narrow = SparseLinear(50, 333, 4).double()
-    monkeypatch.setattr("sparsehyper.sparse.linear._SHORT", 1)
+    monkeypatch.setattr("sparsehyper.sparse.linear._MIN_CIRCULANT_INPUTS", 1)
     wide = SparseLinear(50, 333, 4).double()
     x = torch.randn(3, 50, dtype=torch.double)
     torch.testing.assert_close(narrow(x), wide(x))

@@ -1,4 +1,4 @@
-"""Sparse layers of fixed fan-in; they know nothing of hypernetworks."""
+"""Sparse layers of fixed fan-in, independent of hypernetworks; README.md says how they work."""
 
 from sparsehyper.sparse.linear import SparseLinear, chain, shared_columns
 from sparsehyper.sparse.topology import (

@@ -1,17 +1,17 @@
 """Products with a sparse layer, their transposes and their gradients.
 
-A wiring (``Circulant`` or ``Indexed``) fixes ``source(t, j)``; the product with it is
+A wiring (``Circulant`` or ``Indexed``) fixes ``source(t, j)``. The product with it is
 
     apply:    y[b, j]  = Σ_t w[t, j] · x[b, source(t, j)]
 
-and its adjoint, for a gradient g of y,
+and its adjoint, for a gradient g of y, is
 
     adjoint:  gx[b, i] = Σ_{t, j : source(t, j) = i} w[t, j] · g[b, j]
               gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
 
-Both are multilinear, and the derivatives of each are the two of them again, so autograd to any
-order needs nothing else. On the CPU in float32 they run in kernels written for them (``native``);
-elsewhere, and where the package was installed without a compiler, in plain PyTorch (``portable``).
+Both are multilinear, and the derivatives of each are these two products again, so autograd to any
+order needs nothing else. On the CPU in float32 they run in C kernels (``native``). Elsewhere, and
+if the package was installed without a compiler, they run in plain PyTorch (``portable``).
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from sparsehyper.sparse import native, portable
 
 
 class Circulant:
-    """``source(t, c·n + i) = (i + shifts[c][t]) mod n``; the last copy may be cut short.
+    """The wiring ``source(t, c·n + i) = (i + shifts[c][t]) mod n``.
+
+    Output positions c·n to (c + 1)·n are *copy* c of the input; the last copy may be cut short.
 
     Args:
         n_in: n.
-        shifts: one row for each copy of the input that the output holds.
+        shifts: a row of ``fan_in`` numbers for each copy.
 
     Raises:
         ValueError: rows of different lengths, or a shift outside ``[0, n)``.
@@ -58,7 +60,7 @@ class Circulant:
         return 0
 
     def check(self, w: Tensor) -> None:
-        """Refuse weights of other outputs than the wiring's."""
+        """Raise ``ValueError`` if the weights have another number of outputs than the wiring."""
         copies = -(-w.shape[1] // self.n_in) if self.n_in else 0
         if copies != len(self.shifts):
             raise ValueError(
@@ -84,7 +86,7 @@ class Circulant:
 
 
 class Indexed:
-    """Any wiring.
+    """A wiring given by an index for every connection.
 
     Args:
         n_in: number of inputs.
@@ -97,15 +99,15 @@ class Indexed:
         self.sources = sources
         self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
-        self._transposed_at = 0  # the version
+        self._transposed_version = 0  # the version of the sources then
 
     @property
     def version(self) -> int:
-        """How often the sources have been written to; those made in inference mode do not count."""
+        """Number of writes to the sources; tensors made in inference mode do not count them."""
         return 0 if self.sources.is_inference() else self.sources._version
 
     def check(self, w: Tensor) -> None:
-        """Refuse weights of other outputs or on another device than the wiring's."""
+        """Raise ``ValueError`` if the weights have another shape or device than the sources."""
         sources = self.sources
         if (sources.shape, sources.dtype, sources.device) != (w.shape, torch.int32, w.device):
             raise ValueError(
@@ -132,9 +134,9 @@ class Indexed:
 
     def _by_input(self) -> tuple[Tensor, Tensor]:
         version = 0 if torch.compiler.is_compiling() else self.version
-        if self._transposed is None or self._transposed_at < version:
+        if self._transposed is None or self._transposed_version < version:
             self._transposed = portable.transposed(self.sources, self.n_in)
-            self._transposed_at = version
+            self._transposed_version = version
         return self._transposed
 
 
@@ -144,33 +146,33 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
     Args:
         x: ``[batch, n_in]``.
         weight: ``[fan_in, n_out]``, of the dtype of ``x``.
-        wiring: who is wired to whom.
+        wiring: the sources.
 
     Returns:
-        ``[batch, n_out]``, newly allocated.
+        A new tensor ``[batch, n_out]``.
 
     Raises:
         ValueError: x or weights that do not fit the wiring; in the backward pass, a wiring that
-            was written to since.
+            has been written to since the forward pass.
         TypeError: x and weights of different dtypes.
     """
     return _apply(x, weight, wiring)
 
 
 def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
-    """`sparse_linear` for one weight and wiring after another.
+    """`sparse_linear` for several layers in sequence.
 
-    Where there are kernels for all of it, it is one node of the autograd graph and one call each
-    way.
+    If the kernels can run all layers, this is one node of the autograd graph, with one call of the
+    kernels in each direction.
 
     Args:
-        x: ``[batch, n_in]`` of the first.
-        weights, wirings: of each layer.
+        x: input of the first layer, ``[batch, n_in]``.
+        weights, wirings: one for each layer.
 
     Returns:
-        ``[batch, n_out]`` of the last.
+        Output of the last layer, ``[batch, n_out]``.
     """
-    # The compiler joins the nodes by itself.
+    # The compiler joins the nodes itself.
     if torch.compiler.is_compiling() or not kernels.takes(x, *weights):
         return _one_by_one(x, wirings, weights)
     return _Chain.apply(x, wirings, *weights)[0]
@@ -184,7 +186,7 @@ def _one_by_one(x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence
 def _outputs(
     x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]
 ) -> Iterator[Tensor]:
-    """What goes into each layer, and what comes out of the last."""
+    """The input of each layer, and the output of the last."""
     yield x
     for wiring, weight in zip(wirings, weights, strict=True):
         x = sparse_linear(x, weight, wiring)
@@ -201,7 +203,7 @@ class _Apply(Function):
         x, w, ctx.wiring = inputs
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
-        _note(ctx, [ctx.wiring])
+        _save_versions(ctx, [ctx.wiring])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -216,7 +218,7 @@ class _Apply(Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, wiring: Circulant | Indexed
     ) -> tuple[Tensor, int]:
-        if in_dims[1] is None:  # the mapped dimension is one more of the batch
+        if in_dims[1] is None:  # the mapped dimension becomes part of the batch
             size = info.batch_size
             y = _apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
             return y.unflatten(0, (size, len(y) // size)), 0
@@ -237,13 +239,13 @@ class _Adjoint(Function):
         g, x, w, ctx.wiring, ctx.needs = inputs
         ctx.save_for_backward(g, x, w)
         ctx.save_for_forward(g, x, w)
-        _note(ctx, [ctx.wiring])
+        _save_versions(ctx, [ctx.wiring])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:
         _check_unchanged(ctx, [ctx.wiring])
-        # ⟨u, gx⟩ + ⟨v, gw⟩ is ⟨g, apply(u, w) + apply(x, v)⟩.
+        # ⟨u, gx⟩ + ⟨v, gw⟩ = ⟨g, apply(u, w) + apply(x, v)⟩
         g, x, w = ctx.saved_tensors
         u, v = (some if need else None for some, need in zip((u, v), ctx.needs, strict=True))
         needs_g, needs_x, needs_w = ctx.needs_input_grad[:3]
@@ -277,7 +279,7 @@ class _Adjoint(Function):
 
 
 class _DualApply(_Apply):
-    """With a rule for forward mode, which the compiler does not let pass."""
+    """`_Apply` with a rule for forward mode, which the compiler does not support."""
 
     @staticmethod
     def jvp(ctx: Any, u: Tensor | None, v: Tensor | None, _: None) -> Tensor | None:
@@ -286,7 +288,7 @@ class _DualApply(_Apply):
 
 
 class _DualAdjoint(_Adjoint):
-    """With a rule for forward mode, which the compiler does not let pass."""
+    """`_Adjoint` with a rule for forward mode, which the compiler does not support."""
 
     @staticmethod
     def jvp(
@@ -320,7 +322,7 @@ class _Chain(Function):
     ) -> tuple[Tensor, Tensor]:
         if all(kernels.at_address(tensor) for tensor in (x, *weights)):
             return native.chain(x, weights, [wiring.native for wiring in wirings])
-        return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass: of no real numbers
+        return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass, without memory
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -328,8 +330,8 @@ class _Chain(Function):
         ctx.save_for_backward(x, output[1], *weights)
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
-        _note(ctx, ctx.wirings)
-        ctx.native = output[1].numel() or len(weights) == 1  # what the backward pass reads is there
+        _save_versions(ctx, ctx.wirings)
+        ctx.native = output[1].numel() or len(weights) == 1  # the kernels' backward can be used
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -347,7 +349,7 @@ class _Chain(Function):
             native_wirings = [wiring.native for wiring in wirings]
             gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)
             return gx, None, *grads
-        # For derivatives of derivatives and for transforms, layer by layer.
+        # Higher derivatives and transforms go layer by layer.
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
         gx, grads = g, [None] * len(weights)
         for i in reversed(range(len(wirings))):
@@ -376,12 +378,12 @@ class _Chain(Function):
         dims = (in_dims[0], *in_dims[2:])
         run = torch.func.vmap(lambda x, *weights: _one_by_one(x, wirings, weights), dims)
         y = run(x, *weights)
-        # What lies between is for the backward pass, which goes layer by layer within transforms.
+        # The kernels' backward would need the outputs in between; transforms go layer by layer.
         return (y, y.new_empty(0)), (0, None)
 
 
 def _check(wiring: Circulant | Indexed, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
-    """Refuse tensors that do not fit the wiring or one another."""
+    """Raise if tensors do not fit the wiring or one another."""
     if x.ndim != 2 or x.shape[1] != wiring.n_in:
         raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
     if w.ndim != 2 or len(w) != wiring.fan_in:
@@ -398,8 +400,8 @@ def _check(wiring: Circulant | Indexed, x: Tensor, w: Tensor, g: Tensor | None =
         )
 
 
-def _note(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
-    """Keep how often each wiring has been written to, for `_check_unchanged`."""
+def _save_versions(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
+    """Save how often each wiring has been written to, for `_check_unchanged`."""
     if not torch.compiler.is_compiling():
         ctx.versions = [wiring.version for wiring in wirings]
 
@@ -428,7 +430,7 @@ def _adjoint_of(
 def _tangent(
     x: Tensor, w: Tensor, wiring: Circulant | Indexed, u: Tensor | None, v: Tensor | None
 ) -> Tensor | None:
-    """How the output changes as x and w do along u and v; None for no change."""
+    """The output's tangent for the tangents u of x and v of w; None stands for zero."""
     return _sum(
         None if u is None else _apply(u, w, wiring),
         None if v is None else _apply(x, v, wiring),
@@ -449,7 +451,7 @@ def _adjoint(
 
 
 def _samples(size: int, in_dims: tuple[Any, ...], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The tensors of each sample of a mapped dimension."""
+    """The tensors at each index of a mapped dimension."""
     columns = [
         [tensor] * size if dim is None else tensor.unbind(dim)
         for tensor, dim in zip(tensors, in_dims, strict=False)
@@ -458,5 +460,5 @@ def _samples(size: int, in_dims: tuple[Any, ...], *tensors: Tensor) -> list[tupl
 
 
 for _function in (_Apply, _Adjoint, _Chain):
-    # PyTorch asks for it at every call, and it is worked out anew each time unless it stands here.
+    # PyTorch inspects the signature at every call; storing it here saves computing it.
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

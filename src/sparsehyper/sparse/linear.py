@@ -16,32 +16,34 @@ from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 
-# Below this many inputs the slices of a circulant layer are too short to pay for their calls.
-_SHORT = 4096
+# Circulant layers with fewer inputs use an index: their slices are too short to be fast.
+_MIN_CIRCULANT_INPUTS = 4096
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class SparseLinear(nn.Module):
-    """``y[j] = Σ_t weight[t, j] · x[source(t, j)] (+ bias[j])``, ``fan_in`` sources an output.
+    """A linear layer with ``fan_in`` sources per output.
+
+    ``y[j] = Σ_t weight[t, j] · x[source(t, j)] (+ bias[j])``.
 
     The weights start uniform with variance ``2 / ((1 + a²) · fan_in)``, where a is
-    ``negative_slope``; this keeps the signal's second moment. Wiring and weights follow from
+    ``negative_slope``; this preserves the signal's second moment. Wiring and weights depend on
     ``seed`` alone and are the same on every machine. The wiring is part of the state dict.
 
     Args:
         in_features: width of the input.
         out_features: width of the output.
-        fan_in: connections of each output; reduced to ``in_features`` where it exceeds that.
-        topology: who is wired to whom, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        fan_in: number of connections of each output; reduced to ``in_features`` if it is larger.
+        topology: how sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
         sigma: width, in input positions, of the ``local`` and ``mixed`` topologies.
         negative_slope: slope on the negative side of the activation *before* this layer: 1 for
             none, 0 for ReLU.
-        bias: add a learned vector, starting at zero.
-        share: so many outputs have each weight, and bias: those j whose remainder by the number of
-            columns, ⌈out_features / share⌉, is the same. They differ in their sources, so there are
-            at most ``in_features`` of them.
-        seed: of wiring and weights.
+        bias: add a learned vector, which starts at zero.
+        share: number of outputs that share each weight and bias: output j uses column
+            j mod ⌈out_features / share⌉. At most ``in_features`` outputs share one, as each has
+            other sources.
+        seed: seed of wiring and weights.
 
     Shape:
         ``[batch, in_features]`` to ``[batch, out_features]``; the batch may be empty.
@@ -102,7 +104,7 @@ class SparseLinear(nn.Module):
                 topology, in_features, out_features, self.fan_in, sigma=sigma, rng=rng
             )
             if self.columns < out_features:
-                # Few inputs are drawn in much the same order for every output.
+                # With few inputs, sources are drawn in nearly the same order for every output.
                 turns = integers(self.fan_in, [out_features], rng)
                 taps = (torch.arange(self.fan_in)[:, None] + turns) % self.fan_in
                 sources = sources.gather(0, taps)
@@ -119,17 +121,17 @@ class SparseLinear(nn.Module):
         return y if self.bias is None else y + self._of_outputs(self.bias)
 
     def weights(self) -> Tensor:
-        """The weight of every connection: ``[fan_in, out_features]``."""
+        """Weights of all connections ``[fan_in, out_features]``."""
         return self._of_outputs(self.weight)
 
     def connections(self) -> Tensor:
-        """The source of every connection: int32 ``[fan_in, out_features]``."""
+        """Sources of all connections, int32 ``[fan_in, out_features]``."""
         if self.topology == "circulant":
             return circulant_sources(self.shifts, self.in_features, self.out_features)
         return self.sources.to(torch.int32)
 
     def extra_repr(self) -> str:
-        """Shape and wiring, for ``print``."""
+        """Shape and wiring, as ``print`` shows them."""
         return (
             f"{self.in_features}, {self.out_features}, fan_in={self.fan_in}, "
             f"topology={self.topology!r}, bias={self.bias is not None}, columns={self.columns}"
@@ -182,14 +184,14 @@ class SparseLinear(nn.Module):
                 )
 
     def _plan(self) -> None:
-        """Derive what the products need from the wiring."""
-        self._memory = shared_memory()  # keeps it
+        """Prepare the wiring for the products."""
+        self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
         wiring = getattr(self, self._wiring_name)
         version = _version(wiring)
         self._check_wiring(wiring)
         if self.topology != "circulant":
             self._planned = Indexed(self.in_features, wiring.to(torch.int32))
-        elif self.in_features >= _SHORT:
+        elif self.in_features >= _MIN_CIRCULANT_INPUTS:
             self._planned = Circulant(self.in_features, wiring.tolist())
         else:
             self.register_buffer("_sources", self.connections(), persistent=False)
@@ -202,7 +204,7 @@ class SparseLinear(nn.Module):
             planned, version = self._planned_for
             if wiring is not planned or _version(wiring) != version:
                 self._plan()  # moved to another device, replaced, or written to
-        elif isinstance(self._planned, Indexed):  # the compiler's stand-in
+        elif isinstance(self._planned, Indexed):  # the compiler traces stand-ins of the buffers
             sources = self._sources if self.topology == "circulant" else self.sources
             if self._planned.sources is not sources:
                 return Indexed(self.in_features, sources)
@@ -210,14 +212,14 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan()  # a copy counts anew how often it is written to
+        self._plan()  # the tensors of a copy count their versions from zero
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         key = prefix + self._wiring_name
         wiring = state_dict.get(key)
-        # Before anything is written. One of another shape is refused by what follows.
+        # Check the wiring before anything is written; the base class refuses another shape.
         if isinstance(wiring, Tensor) and wiring.shape == getattr(self, self._wiring_name).shape:
             self._check_wiring(wiring)
             state_dict[key] = wiring.to(torch.int32)
@@ -226,7 +228,7 @@ class SparseLinear(nn.Module):
 
 
 def shared_columns(in_features: int, out_features: int, share: float) -> int:
-    """How many weights a tap of a layer has whose outputs share them.
+    """Number of weights per tap of a layer whose outputs share weights.
 
     >>> shared_columns(64, 1000, 1), shared_columns(64, 1000, 2.5), shared_columns(64, 1000, 1e6)
     (1000, 400, 16)
@@ -235,21 +237,21 @@ def shared_columns(in_features: int, out_features: int, share: float) -> int:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often the tensor has been written to; those made in inference mode do not count it."""
+    """Number of writes to a tensor; tensors made in inference mode do not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
-    """One layer after another, with nothing in between; the layers have no biases.
+    """Run layers without biases in sequence.
 
-    The same as calling them in turn, and with kernels at a third of the fixed cost.
+    The result is that of calling them in turn. With kernels, the fixed cost is a third.
 
     Args:
-        layers: at least one.
-        x: ``[batch, in_features]`` of the first.
+        layers: at least one layer.
+        x: input of the first layer ``[batch, in_features]``.
 
     Raises:
-        ValueError: a layer that does not take what the one before gives, or has a bias.
+        ValueError: widths of neighbouring layers that differ, or a layer with a bias.
     """
     for layer, following in pairwise(layers):
         if layer.out_features != following.in_features:
@@ -259,7 +261,7 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
             )
     if any(layer.bias is not None for layer in layers):
         raise ValueError("`layers` must have no biases")
-    layers[-1]._check_width()  # that of any other must be the next one's
+    layers[-1]._check_width()  # the products compare all other widths with the next layer's
     return sparse_chain(
         layers[0]._checked(x),
         [layer.weights() for layer in layers],

@@ -1,10 +1,9 @@
-"""The products of ``functional`` in C on the CPU, in float32.
+"""The products of ``functional`` by the C kernels, on the CPU in float32.
 
-One layer is a PyTorch operator; several in a row, and the runs of ``unpacking``, are functions on
-tensors that must be ``at_address``. Every call checks what it hands to the kernels: shapes, dtypes
-and addresses here, sizes and the numbers of a wiring in C. The kernels are built when the package
-is installed, if there is a C compiler. The operators are opaque to ``torch.compile`` and
-``torch.export``, which call them as they are. Autograd is not theirs but that of ``functional``.
+One layer is a PyTorch operator. Several layers are a function of tensors that must be
+``at_address``. Every call checks what it gives the kernels: shapes, dtypes and addresses here,
+sizes and sources in C. The operators are opaque to ``torch.compile`` and ``torch.export``, which
+call them as they are. They have no autograd of their own; ``functional`` defines it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _library = torch.library.Library("sparsehyper", "DEF")
 
 
 class Shifts:
-    """A circulant wiring.
+    """A circulant wiring for the kernels.
 
     Args:
         n_in: number of inputs.
-        shifts: those of all copies in a row.
+        shifts: the shifts of all copies, one copy after another.
     """
 
     def __init__(self, n_in: int, shifts: Sequence[int]) -> None:
@@ -34,7 +33,7 @@ class Shifts:
         self._packed = array("q", shifts)
 
     def at_address(self, k: int, m: int) -> tuple[bool, int]:
-        """That it is circulant, and its address, for weights ``[k, m]``."""
+        """True, for circulant, and the address of the shifts, for weights ``[k, m]``."""
         expected = -(-m // self.n_in) * k if self.n_in else 0
         if len(self._packed) != expected:
             raise ValueError(
@@ -45,7 +44,7 @@ class Shifts:
 
 
 class Sources:
-    """Any wiring.
+    """An indexed wiring for the kernels.
 
     Args:
         n_in: number of inputs.
@@ -58,7 +57,7 @@ class Sources:
         self._seen = (-1, -1, -1, -1)
 
     def at_address(self, k: int, m: int) -> tuple[bool, int]:
-        """That it is not circulant, and its address, for weights ``[k, m]``."""
+        """False, for not circulant, and the address of the sources, for weights ``[k, m]``."""
         sources = self._sources
         address = sources.data_ptr()
         if (k, m, address, sources.nbytes) != self._seen:
@@ -78,7 +77,7 @@ class Sources:
 
 
 def circulant(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
-    """``[batch, n_in]`` to ``[batch, n_out]``; ``shifts`` holds those of all copies in a row."""
+    """``[batch, n_in]`` to ``[batch, n_out]``; ``shifts`` are one copy after another."""
     return _product(x, weight, Shifts(_width(x), shifts))
 
 
@@ -104,16 +103,20 @@ def indexed_adjoint(
 def chain(
     x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
 ) -> tuple[Tensor, Tensor]:
-    """Layers in a row, which are `at_address`, in one call.
+    """Run layers in sequence, in one call of the kernels.
+
+    Args:
+        x: input of the first layer ``[batch, n_in]``.
+        weights, wirings: one for each layer; all tensors are ``at_address``.
 
     Returns:
-        ``[batch, n_out]`` of the last, and what comes out of the others, flat.
+        Output of the last layer ``[batch, n_out]``, and a flat tensor of the other layers' outputs.
 
     Raises:
-        ValueError: shapes that do not fit one another, or a wiring that leads out of the inputs.
+        ValueError: shapes that do not fit one another, or a source that is not an input.
     """
     rows, x = len(x), x.contiguous()
-    layers, width, _kept = _layers(x, weights, wirings)
+    layers, width, _alive = _packed_layers(x, weights, wirings)
     _, n_between, _, n_table, _ = kernels.compiled.space(rows, layers)
     empty = shared_memory().empty
     between, y, table = empty([n_between]), empty([rows, width]), empty([n_table])
@@ -135,15 +138,16 @@ def chain_adjoint(
     """The gradients of x and of the weights; None if not needed.
 
     Args:
-        g: of the output of `chain`.
-        x, between, weights, wirings: what `chain` took and gave.
+        g: gradient of the output of `chain`.
+        x, weights, wirings: the arguments of `chain`.
+        between: the second tensor that `chain` returned.
         needs_x, needs: which gradients are needed.
 
     Raises:
         ValueError: as `chain` does.
     """
     rows, g, x = len(x), g.contiguous(), x.contiguous()
-    layers, width, _kept = _layers(x, weights, wirings)
+    layers, width, _alive = _packed_layers(x, weights, wirings)
     threads, n_between, n_gradients, n_table, n_sums = kernels.compiled.space(rows, layers)
     if g.shape != (rows, width) or between.numel() != n_between:
         raise ValueError(
@@ -168,11 +172,11 @@ def chain_adjoint(
     return gx, gw
 
 
-def _layers(
+def _packed_layers(
     x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
 ) -> tuple[bytes, int, list[Tensor]]:
-    """Layers as the kernels take them, their outputs, and tensors that must outlive their use."""
-    packed, kept, width = array("q"), [], _width(x)
+    """Packed layers, the width of the last, and tensors that must outlive the kernel's call."""
+    packed, alive, width = array("q"), [], _width(x)
     for weight, wiring in zip(weights, wirings, strict=True):
         shape, n = weight.shape, wiring.n_in
         if len(shape) != 2 or n != width:
@@ -183,8 +187,8 @@ def _layers(
         k, width = shape
         weight = weight.contiguous()
         packed.extend((n, width, k, *wiring.at_address(k, width), weight.data_ptr()))
-        kept.append(weight)
-    return packed.tobytes(), width, kept
+        alive.append(weight)
+    return packed.tobytes(), width, alive
 
 
 def _product(x: Tensor, weight: Tensor, wiring: Shifts | Sources) -> Tensor:

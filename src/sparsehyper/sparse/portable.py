@@ -1,7 +1,7 @@
 """The products of ``functional`` in plain PyTorch, on any device and in any dtype.
 
-No product scatters: the circulant wiring reads and writes contiguous runs, and the indexed one
-goes by the transposed list.
+No product scatters: those of a circulant wiring read and write contiguous slices, and those of an
+indexed wiring use the transposed list.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Below this many connections one gather of all taps beats a loop over them (fixed cost rules).
-_FEW_CONNECTIONS = 1 << 17
+# Up to this many connections one gather of all taps is faster than a loop over taps.
+_MAX_GATHERED_AT_ONCE = 1 << 17
 
 
 def circulant(x: Tensor, w: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
     """The output y of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-    twice = torch.cat([x, x], dim=1)  # laid twice in a row, every shift is a plain slice
+    twice = torch.cat([x, x], dim=1)  # every shift is then a plain slice
     y = x.new_empty(len(x), w.shape[1])
     for start, stop, taps in _copies(x.shape[1], w.shape[1], shifts):
         out = y[:, start:stop]
@@ -34,7 +34,7 @@ def circulant(x: Tensor, w: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
 def circulant_adjoint(
     g: Tensor, x: Tensor, w: Tensor, shifts: Sequence[Sequence[int]], needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients gx and gw of g ``[batch, n_out]``; one not needed is empty."""
+    """The gradients gx and gw for g ``[batch, n_out]``; one that is not needed is empty."""
     n, m = x.shape[1], w.shape[1]
     gx = g.new_zeros(len(g), 2 * n) if needs[0] else g.new_empty(0)
     gw = g.new_empty(w.shape if needs[1] else [0])
@@ -57,7 +57,7 @@ def indexed(x: Tensor, w: Tensor, sources: Tensor) -> Tensor:
     if len(x) > 1:  # one pass over the weights for the whole batch
         table, weights, bags = x.T.contiguous(), w.T.contiguous(), sources.T.contiguous()
         return embedding_bag(bags, table, mode="sum", per_sample_weights=weights).T.contiguous()
-    if sources.numel() <= _FEW_CONNECTIONS:
+    if sources.numel() <= _MAX_GATHERED_AT_ONCE:
         return (x.index_select(1, sources.view(-1)).view(len(x), *w.shape) * w).sum(1)
     y = x.index_select(1, sources[0]).mul_(w[0])
     for t in range(1, len(w)):
@@ -85,7 +85,7 @@ def indexed_adjoint(
         gx = embedding_bag(
             outputs, table, offsets, mode="sum", per_sample_weights=weights
         ).T.contiguous()
-    if needs[1] and w.numel() * len(x) <= _FEW_CONNECTIONS:
+    if needs[1] and w.numel() * len(x) <= _MAX_GATHERED_AT_ONCE:
         taken = x.index_select(1, sources.view(-1)).view(len(x), *w.shape)
         gw = (taken * g[:, None]).sum(0)
     elif needs[1]:
@@ -97,14 +97,14 @@ def indexed_adjoint(
 
 
 def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
-    """The connections of ``sources`` ``[fan_in, n_out]`` input by input.
+    """The connections of ``sources`` ``[fan_in, n_out]``, grouped by input.
 
     Returns:
         The connections ``t · n_out + j``, int32 ``[fan_in · n_out]``, sorted by their source; and
-        where each input's run starts, int32 ``[n_in]``.
+        the start of each input's group, int32 ``[n_in]``.
 
     Raises:
-        ValueError: a source that is none of the inputs.
+        ValueError: a source that is not an input.
     """
     flat = sources.reshape(-1).long()
     if flat.numel() and not 0 <= flat.min() <= flat.max() < n_in:
@@ -119,12 +119,13 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
 def _copies(
     n_in: int, n_out: int, shifts: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, int, Sequence[int]]]:
+    """First and last output of each copy of the input, and its shifts."""
     for start, taps in zip(range(0, n_out, n_in), shifts, strict=True):
         yield start, min(start + n_in, n_out), taps
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     if torch.compiler.is_compiling():
-        out.copy_(a * b)  # the compiler takes no `out=` that is a slice, and fuses this
+        out.copy_(a * b)  # the compiler refuses slices as `out=`, and fuses this
     else:
         torch.mul(a, b, out=out)

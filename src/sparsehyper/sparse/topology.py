@@ -1,4 +1,4 @@
-"""Who is wired to whom: the sources of a sparse layer, and the shape of a growing stack of them.
+"""Topologies: the sources of a sparse layer, and the sizes of a stack of growing layers.
 
 A sparse layer computes ``y[j] = Σ_t w[t, j] · x[source(t, j)]`` for taps ``t < fan_in``. A
 *topology* names a way to draw the sources, once, from a seed:
@@ -11,9 +11,9 @@ A sparse layer computes ``y[j] = Σ_t w[t, j] · x[source(t, j)]`` for taps ``t 
 - ``mixed``: the nearest inputs to the proportional position, and one normally distributed.
 
 The last four are those of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022),
-with two deviations. Positions wrap round at the ends, where cutting them off would pile the
-connections up on the first and last inputs. And the sources of one output are distinct, where the
-thesis merges those drawn twice, so that the fan-in is what was asked for.
+with two deviations. Positions wrap around at the ends, because clipping them would pile up
+connections on the first and last inputs. The sources of one output are distinct, so that the
+fan-in is as requested; the thesis merges sources that are drawn twice.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sparsehyper._util.random import integers, normal
 
 TOPOLOGIES = ("circulant", "uniform", "regular", "local", "mixed")
 FAN_IN_SCHEDULES = ("linear", "geometric")
-_MOST_LAYERS = 200  # with linear fan-in that is some 10,000 times what a growth of 2 costs
+_MAX_LAYERS = 200  # with linear fan-in these cost some 10,000 times as much as a growth of 2
 
 
 def layer_sizes(latent_dim: int, numel: int, growth: float = 2.0) -> list[int]:
     """Sizes of the layers after the latent vector, the last of them ``numel``.
 
-    They grow from the output down: numel, ⌈numel / growth⌉, … for as long as they exceed
+    From the output back they are numel, ⌈numel / growth⌉, … as long as they exceed
     ``latent_dim``.
 
     Raises:
@@ -50,12 +50,12 @@ def layer_sizes(latent_dim: int, numel: int, growth: float = 2.0) -> list[int]:
     check_integer("numel", numel, minimum=1)
     check_number("growth", growth, above=1)
     sizes = [numel]
-    # A growth very near 1 rounds up to the same size; one unit less keeps the stack finite.
+    # A growth near 1 may round up to the same size; one unit less keeps the stack finite.
     while (size := min(math.ceil(sizes[-1] / growth), sizes[-1] - 1)) > latent_dim:
         sizes.append(size)
-        if len(sizes) > _MOST_LAYERS:
+        if len(sizes) > _MAX_LAYERS:
             raise ValueError(
-                f"`growth` must be larger: by {growth} it takes more than {_MOST_LAYERS} layers "
+                f"`growth` must be larger: by {growth} it takes more than {_MAX_LAYERS} layers "
                 f"from {latent_dim} to {numel} units"
             )
     return sizes[::-1]
@@ -65,8 +65,8 @@ def layer_fan_ins(fan_in: str | int, layers: int) -> list[int]:
     """Fan-in of each of ``layers`` layers, first to last.
 
     Args:
-        fan_in: an integer for the same everywhere; ``"linear"``: 1 at the output layer and one
-            more for each layer back; ``"geometric"``: ⌈1.5^l⌉ for the l-th layer back.
+        fan_in: an integer, for all layers; ``"linear"``, 1 at the output layer and one more for
+            each layer back; or ``"geometric"``, ⌈1.5^l⌉ for the l-th layer back.
         layers: number of layers, at least 1.
 
     >>> layer_fan_ins("linear", 4)
@@ -91,7 +91,7 @@ def draw_shifts(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Ten
 
 
 def circulant_sources(shifts: Tensor, n_in: int, n_out: int) -> Tensor:
-    """The sources that the shifts ``[copies, fan_in]`` stand for: int32 ``[fan_in, n_out]``."""
+    """Sources, int32 ``[fan_in, n_out]``, of the shifts ``[copies, fan_in]``."""
     position = torch.arange(n_out, device=shifts.device)
     copy = position // n_in
     sources = (position % n_in + shifts.long().T[:, copy]) % n_in
@@ -104,9 +104,9 @@ def draw_sources(
     """Draw the sources of an indexed (not circulant) layer.
 
     Args:
-        topology: one of ``TOPOLOGIES`` but ``"circulant"``.
-        n_in, n_out: layer widths.
-        fan_in: sources of each output, at most ``n_in``.
+        topology: one of ``TOPOLOGIES`` except ``"circulant"``.
+        n_in, n_out: widths of the layer.
+        fan_in: number of sources of each output, at most ``n_in``.
         sigma: width of the normal distribution of ``local`` and ``mixed``, in input positions.
         rng: a CPU generator.
 
@@ -124,7 +124,7 @@ def draw_sources(
 
 
 def _distinct(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
-    """A uniform random ``fan_in``-subset of the inputs for each output (Floyd's algorithm)."""
+    """Uniformly drawn subsets of the inputs, one for each output (Floyd's algorithm)."""
     taps = torch.empty(fan_in, n_out, dtype=torch.int32)
     for t in range(fan_in):
         last = n_in - fan_in + t
@@ -134,12 +134,12 @@ def _distinct(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tenso
 
 
 def _regular(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor:
-    """Permutations of the inputs, one after the other, dealt out to the outputs in turn."""
+    """Random permutations of the inputs, one after another, dealt out to the outputs in turn."""
     slots = fan_in * n_out
     dealt: list[Tensor] = []
     for start in range(0, slots, n_in):
         order = torch.randperm(n_in, generator=rng)
-        if begun := start % fan_in:  # an output has that many of the permutation before
+        if begun := start % fan_in:  # sources that the last output got from earlier permutations
             missing = fan_in - begun
             has = dealt[-1][-begun:]
             if torch.isin(order[:missing], has).any():
@@ -152,7 +152,7 @@ def _regular(n_in: int, n_out: int, fan_in: int, rng: torch.Generator) -> Tensor
 def _around(
     n_in: int, n_out: int, fan_in: int, neighbours: int, sigma: float, rng: torch.Generator
 ) -> Tensor:
-    """``neighbours`` nearest inputs, the rest normally distributed around the same position."""
+    """The nearest ``neighbours`` inputs, and others normally distributed around the position."""
     centre = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5
     nearest = centre.round().long()
     taps = torch.empty(fan_in, n_out, dtype=torch.int32)
@@ -162,11 +162,11 @@ def _around(
             taps[t] = (nearest + _outward(t)) % n_in
             continue
         taken = torch.ones(n_out, dtype=torch.bool)
-        for _ in range(4):  # draw again where the source is taken, while the width leaves hope
+        for _ in range(4):  # draw again where the source is taken
             drawn = (centre + sigma * normal([n_out], rng)).round().long() % n_in
             taps[t] = torch.where(taken, drawn, taps[t])
             taken = (taps[:t] == taps[t]).any(0)
-        while taken.any():  # and then take the nearest free one
+        while taken.any():  # then take the nearest free one
             taps[t] = torch.where(taken, (nearest + _outward(step)) % n_in, taps[t])
             step += taken
             taken = (taps[:t] == taps[t]).any(0)
