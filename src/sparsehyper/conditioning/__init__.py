@@ -1,4 +1,4 @@
-"""Conditioners: from a task, an input or examples to the embedding z, one file a kind."""
+"""Conditioners: from a task, an input or examples to the embedding z."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
 
 
 def conditioner_from_config(config: Mapping[str, Any]) -> Conditioner:
-    """A conditioner like the one that ``to_config`` described, with other values.
+    """A conditioner like the one that ``to_config`` described, with initial values.
 
     Raises:
-        ValueError: an unknown kind, or one that holds a network of the user's.
+        ValueError: an unknown kind, or one that holds a network of the user.
 
     >>> conditioner_from_config({"kind": "noise", "dim": 8, "per": "batch"})
     Noise(dim=8)

@@ -1,4 +1,4 @@
-"""The contract of a conditioner, and what conditioners with named tasks share."""
+"""The interface of conditioners, and the base class of those with named tasks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sparsehyper._util.random import seeded, uniform
 from sparsehyper._util.text import listed
 
 Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
-"""What ``task`` may be: a name, a number, an embedding, … as each conditioner says."""
+"""Types of ``task``: a name, a number, an embedding, …; each conditioner says what it takes."""
 
 
 class Conditioner(nn.Module, ABC):
-    """From what is known of a task or an input to its embedding z.
+    """A module from a task, an input or examples to an embedding z.
 
     Attributes:
-        dim: length of an embedding.
-        names: of the tasks; none where embeddings are not those of named tasks.
-        per_sample: whether every sample has an embedding, and so a model, of its own.
+        dim: Length of an embedding.
+        names: Task names, in order; empty if the conditioner knows no tasks by name.
+        per_sample: Whether every sample has an embedding, and so a model, of its own.
     """
 
     kind: ClassVar[str]
@@ -41,15 +41,15 @@ class Conditioner(nn.Module, ABC):
     def embed(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
-        """The embedding of one model, or of one for each sample.
+        """The embedding of one model, or one embedding for each sample.
 
         Args:
-            task: what the caller gave as ``task``.
-            args, kwargs: what the target is given.
+            task: the caller's ``task``.
+            args, kwargs: arguments of the target.
 
         Returns:
             z, ``[dim]`` or ``[batch, dim]``, and the number of the task whose batch-norm
-            statistics are used; None for the mean of all.
+            statistics are used; None for the mean of all tasks.
         """
         given = self.given(task)
         return self.compute(task, args, kwargs) if given is None else (given, None)
@@ -58,14 +58,14 @@ class Conditioner(nn.Module, ABC):
     def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
-        """What `embed` returns for a ``task`` that is no embedding itself."""
+        """As `embed`, for a ``task`` that is not an embedding itself."""
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict."""
 
     def given(self, task: Any) -> Tensor | None:
-        """``task`` if it is an embedding ``[dim]`` itself."""
+        """``task`` if it is an embedding ``[dim]`` itself, otherwise None."""
         if not (isinstance(task, Tensor) and task.is_floating_point()):
             return None
         if task.shape != (self.dim,) or task.layout is not torch.strided:
@@ -77,7 +77,7 @@ class Conditioner(nn.Module, ABC):
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)
 
     def extra_repr(self) -> str:
-        """Sizes, for ``print``."""
+        """Sizes, as ``print`` shows them."""
         return f"tasks={len(self.names)}, dim={self.dim}" if self.names else f"dim={self.dim}"
 
 
@@ -110,16 +110,16 @@ class TaskConditioner(Conditioner):
         args: tuple[Any, ...],  # noqa: ARG002
         kwargs: Mapping[str, Any],  # noqa: ARG002
     ) -> tuple[Tensor, int | None]:
-        """The embedding ``[dim]`` of a task, which may be left out where there is only one."""
+        """The embedding ``[dim]`` of a task, which may be None if there is only one."""
         row = self.row(task)
         return self.at(row), row
 
     def at(self, row: int) -> Tensor:
-        """The embedding ``[dim]`` of the task of a number."""
+        """The embedding ``[dim]`` of the task with this number."""
         return self(torch.tensor([row], device=next(self.parameters()).device))[0]
 
     def row(self, task: Any) -> int:
-        """The number of one task, which may be None where there is only one."""
+        """The number of one task, which may be None if there is only one."""
         if task is None:
             if len(self.names) > 1:
                 raise TypeError(f"`task` is missing; the tasks are: {listed(self.names)}")
@@ -132,12 +132,12 @@ class TaskConditioner(Conditioner):
         return self.index(task)
 
     def index(self, task: str | SupportsIndex) -> int:
-        """The number of a task given by number or name.
+        """The number of a task given by name or number.
 
         Raises:
             KeyError: an unknown name.
             TypeError: neither a name nor an integer.
-            IndexError: a number outside [0, tasks); a negative one is never counted from the end.
+            IndexError: a number outside [0, tasks); negative numbers do not count from the end.
         """
         if isinstance(task, str):
             if task not in self._rows:
@@ -146,7 +146,7 @@ class TaskConditioner(Conditioner):
         try:
             if isinstance(task, bool):
                 raise TypeError
-            # An `int` as it is: `operator.index` would make it a constant to torch.compile.
+            # Leave an `int` alone: `operator.index` would make it a constant for torch.compile.
             number = task if isinstance(task, int) else operator.index(task)
         except TypeError:
             raise TypeError(
@@ -162,11 +162,11 @@ class TaskConditioner(Conditioner):
         """Add a task."""
 
     def remove(self, name: str) -> None:
-        """Remove a task; what was learned of it alone is lost.
+        """Remove a task; what was learned for it alone is lost.
 
         Raises:
-            KeyError: no such task.
-            ValueError: it is the only one.
+            KeyError: an unknown task.
+            ValueError: the only task.
         """
         row = self.index(name)
         name = self.names[row]
@@ -179,14 +179,14 @@ class TaskConditioner(Conditioner):
 
     @abstractmethod
     def drop(self, row: int) -> None:
-        """Forget what is kept of the task of a number."""
+        """Drop what is kept for the task with this number."""
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a task another name.
 
         Raises:
-            KeyError: no such task.
-            TypeError, ValueError: ``new_name`` is no name, or a task already.
+            KeyError: an unknown task.
+            TypeError, ValueError: ``new_name`` is not a name, or is the name of a task.
         """
         row = self.index(name)
         self.check_new("new_name", new_name)
@@ -194,23 +194,23 @@ class TaskConditioner(Conditioner):
         self.names[row], self._rows[new_name] = new_name, row
 
     def check_new(self, argument: str, name: Any) -> None:
-        """Raise unless ``name`` could be that of one more task."""
+        """Raise unless ``name`` could be the name of a new task."""
         if not isinstance(name, str) or not name:
             raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
         if name in self._rows:
             raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
 
     def append_name(self, name: str) -> None:
-        """Give the next number to a task that was checked, and added to the table."""
+        """Give the next number to a task whose name was checked."""
         self._rows[name] = len(self.names)
         self.names.append(name)
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, seed: int) -> None:
-    """Start the linear and bilinear layers of a module so that they keep the signal's variance.
+    """Initialise linear and bilinear layers so that they preserve the signal's variance.
 
-    Biases start at 0, and a ReLU is taken to stand before every layer but the first.
+    Biases start at 0. A ReLU is assumed before every layer except the first.
     """
     rng, gain = seeded(seed), 1.0
     for layer in module.modules():

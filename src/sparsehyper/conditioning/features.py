@@ -13,22 +13,22 @@ from sparsehyper.conditioning.base import TaskConditioner, initialise
 
 
 class TaskFeatures(TaskConditioner):
-    """Embeddings computed from a vector of each task: a descriptor, the embedding of a text.
+    """Embeddings computed from a vector for each task, such as the embedding of a text.
 
-    z(task) = W₂ ReLU(W₁ f(task) + b₁) + b₂, with the features f given and kept as they are. A task
-    never seen needs its features only: ``hnet(x, task=conditioner.of(features))``.
+    z(task) = W₂ ReLU(W₁ f(task) + b₁) + b₂, where the features f are given and not trained. A task
+    that was never seen needs only its features: ``hnet(x, task=conditioner.of(features))``.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or an
     embedding ``[dim]``.
 
     Args:
-        features: of each task, by name: floating-point ``[n_features]``, finite, all of one length.
+        features: features of each task, by name: finite floating-point ``[n_features]``.
         dim: latent size, at least 2.
         hidden: width of the hidden layer.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Attributes:
-        features: ``[tasks, n_features]``, a buffer.
+        features: Features of all tasks, a buffer ``[tasks, n_features]``.
 
     Raises:
         TypeError, ValueError: no tasks, or features of other shapes or dtypes.
@@ -82,7 +82,7 @@ class TaskFeatures(TaskConditioner):
         self.append_name(name)
 
     def drop(self, row: int) -> None:
-        """Forget the features of a task."""
+        """Drop the features of a task."""
         self.features = torch.cat([self.features[:row], self.features[row + 1 :]])
 
     def to_config(self) -> dict[str, Any]:

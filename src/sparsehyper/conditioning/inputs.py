@@ -1,4 +1,4 @@
-"""Embeddings computed from the target's input: a model for each sample, or for each batch."""
+"""Embeddings from the target's input or at random: a model for each sample, or for each batch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PER = ("sample", "batch")
 
 
 class InputEncoder(Conditioner):
-    """Embeddings of an encoder network's making.
+    """Embeddings computed by an encoder network from the target's input.
 
     z_i = encoder(x_i), or their mean over the batch.
 
-    ``task`` is left out, or an embedding ``[dim]``.
+    ``task`` is left out, or is an embedding ``[dim]``.
 
     Args:
-        encoder: called with the arguments of the target; returns ``[batch, dim]``.
-        dim: length of its output.
-        per: a model for each ``"sample"`` or each ``"batch"``.
+        encoder: a module called with the arguments of the target; it returns ``[batch, dim]``.
+        dim: length of an embedding, at least 2.
+        per: a model for each ``"sample"`` or for each ``"batch"``.
 
     Source: dynamic filters of B. De Brabandere et al., "Dynamic filter networks" (NeurIPS 2016).
 
@@ -52,7 +52,7 @@ class InputEncoder(Conditioner):
         return (z, None) if self.per_sample else (_mean(z), 0)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """What the encoder makes of the target's arguments, ``[batch, dim]``."""
+        """The encoder's output for the target's arguments, ``[batch, dim]``."""
         if not args and not kwargs:
             raise TypeError("the model of an input needs the input; give an embedding as `task`")
         z = self.encoder(*args, **kwargs)
@@ -67,17 +67,17 @@ class InputEncoder(Conditioner):
 
 
 class InputAndTask(Conditioner):
-    """Embeddings of input and task together.
+    """Embeddings computed from input and task together.
 
-    z_i = B(encoder(x_i), t(task_i)), with B bilinear, and t a learned vector for each task.
+    z_i = B(encoder(x_i), t(task_i)), with B bilinear and t a learned vector for each task.
 
     ``task`` is a name or number for all samples, an integer tensor ``[batch]`` of one task per
     sample, or an embedding ``[dim]``.
 
     Args:
-        encoder: as `InputEncoder` has it; one model for each sample or batch, as it says.
-        tasks: of the same ``dim``.
-        seed: of B.
+        encoder: the encoder of inputs; it decides between a model per sample and per batch.
+        tasks: the table of task vectors, with the same ``dim``.
+        seed: seed of B.
 
     Source: the bilinear mix of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
 
@@ -121,7 +121,7 @@ class InputAndTask(Conditioner):
         else:
             row = self.tasks.row(task)
             t = self.tasks.weight[row].expand_as(z)
-        z = self.mix(z.to(t.dtype), t)  # autocast does not reach it
+        z = self.mix(z.to(t.dtype), t)  # autocast does not apply to bilinear layers
         return (z, row) if self.per_sample else (_mean(z), row)
 
     def to_config(self) -> dict[str, Any]:
@@ -134,15 +134,15 @@ class InputAndTask(Conditioner):
 
 
 class Noise(Conditioner):
-    """Embeddings drawn at random: a distribution over models.
+    """Random embeddings: a distribution over models.
 
-    z ~ N(0, 1), anew at every call, from PyTorch's global generator.
+    z ~ N(0, 1), drawn at every call from PyTorch's global generator.
 
-    ``task`` is left out, or an embedding ``[dim]``, for the same model again.
+    ``task`` is left out, or is an embedding ``[dim]``, to get the same model again.
 
     Args:
         dim: latent size, at least 2.
-        per: a model for each ``"sample"`` or each ``"batch"``.
+        per: a model for each ``"sample"`` or for each ``"batch"``.
 
     Source: D. Krueger et al., "Bayesian hypernetworks" (2017).
 
@@ -159,12 +159,13 @@ class Noise(Conditioner):
         check_choice("per", per, PER)
         self.per = per
         self.per_sample = per == "sample"
-        self.register_buffer("where", torch.empty(0), persistent=False)  # its device and dtype
+        # an empty tensor with the module's device and dtype
+        self.register_buffer("where", torch.empty(0), persistent=False)
 
     def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
-        """An embedding ``[dim]``, or one for each sample of the first tensor given."""
+        """An embedding ``[dim]``, or one for each sample of the first tensor argument."""
         if task is not None:
             raise TypeError(f"`task` must be left out, or an embedding; got {task!r}")
         if not self.per_sample or not (args or kwargs):

@@ -1,4 +1,4 @@
-"""Embeddings computed from a task's examples: new tasks without a gradient step."""
+"""Embeddings from a task's examples: models for new tasks without a gradient step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sparsehyper.conditioning.base import Conditioner, initialise
 
 
 class SupportSet(Conditioner):
-    """The embedding of a set of labelled examples, whatever their order.
+    """Embeddings of sets of labelled examples; their order does not matter.
 
-    z = ρ( mean_i φ([e(x_i), onehot(y_i)]) ), with φ and ρ networks of one hidden layer.
+    z = ρ( mean_i φ([e(x_i), onehot(y_i)]) ), where φ and ρ are networks with one hidden layer.
 
     ``task`` is a pair of examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
 
     Args:
-        encoder: e, from examples ``[n, …]`` to ``[n, features]``.
-        features: length of its output.
-        n_classes: of the task with the most classes.
+        encoder: the network e, from examples ``[n, …]`` to ``[n, features]``.
+        features: length of the encoder's output.
+        n_classes: number of classes of the task with the most classes.
         dim: latent size, at least 2.
         hidden: width of the hidden layers.
-        seed: of φ and ρ.
+        seed: seed of φ and ρ.
 
     Source: M. Zaheer et al., "Deep sets" (NeurIPS 2017); conditioning a generator on a support set
     as in A. Zhmoginov et al., "HyperTransformer" (ICML 2022), there with attention.

@@ -16,28 +16,25 @@ from sparsehyper.conditioning.base import TaskConditioner
 
 
 class TaskEmbedding(TaskConditioner):
-    """A learned vector for each task; with one task, a hypernetwork conditioned on nothing.
+    """A learned vector for each task; with a single task, nothing to be conditioned on.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or an
     embedding ``[dim]`` itself.
 
     Args:
-        tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
-        dim: latent size, at least 2 (embeddings are normalised over it, which leaves nothing of a
-            single number).
-        similarity: ρ, the cosine that the initial embeddings of two tasks have on average, in
-            [0, 1). They are √ρ c + √(1 - ρ) e, of a common c and an own e, both standard normal. At
-            0 tasks share nothing at the start; the more they are variations of one another, the
-            higher it should be.
-        seed: of the initial embeddings.
+        tasks: task names, or the number of tasks (whose names are then "0", "1", …).
+        dim: latent size, at least 2: embeddings are normalised over it.
+        similarity: mean cosine ρ of the initial embeddings of two tasks, in [0, 1). Embeddings
+            start at √ρ c + √(1 - ρ) e, with c common and e the task's own, both standard normal.
+            Choose a higher value the more the tasks are variations of one another.
+        seed: seed of the initial embeddings.
 
     Attributes:
-        weight: ``[tasks, dim]``.
-        names: the tasks' names.
+        weight: Embeddings ``[tasks, dim]``.
+        names: Task names, in order.
 
     Raises:
-        ValueError: no task, a name that stands twice, ``dim`` below 2, or ``similarity`` out of
-            range.
+        ValueError: no task, a repeated name, ``dim`` below 2, or ``similarity`` out of range.
 
     >>> TaskEmbedding(["shoes", "bags"], dim=8)(torch.tensor([1, 1, 0])).shape
     torch.Size([3, 8])
@@ -70,11 +67,11 @@ class TaskEmbedding(TaskConditioner):
         return F.embedding(task.long(), self.weight)
 
     def at(self, row: int) -> Tensor:
-        """The embedding ``[dim]`` of the task of a number, a view."""
+        """The embedding ``[dim]`` of the task with this number, a view."""
         return self.weight[row]
 
     def add(self, name: str, init: str | Tensor = "mean") -> None:
-        """Add a task; the embeddings become a new parameter, which optimisers must be given.
+        """Add a task; the embeddings become a new parameter: make optimisers afterwards.
 
         Args:
             name: a new name.
@@ -82,9 +79,9 @@ class TaskEmbedding(TaskConditioner):
                 ``[dim]``.
 
         Raises:
-            TypeError, ValueError: ``name`` is no name, or a task already; or ``init`` has another
-                shape.
-            KeyError: ``init`` is the name of no task.
+            TypeError, ValueError: ``name`` is not a name, or is the name of a task; or ``init``
+                has another shape.
+            KeyError: ``init`` is an unknown name.
         """
         self.check_new("name", name)
         with torch.no_grad():
@@ -100,7 +97,7 @@ class TaskEmbedding(TaskConditioner):
         self.append_name(name)
 
     def drop(self, row: int) -> None:
-        """Forget an embedding; the rest become a new parameter, which optimisers must be given."""
+        """Drop an embedding; the others become a new parameter: make optimisers afterwards."""
         weight = self.weight.detach()
         kept = torch.cat([weight[:row], weight[row + 1 :]])
         self.weight = nn.Parameter(kept, requires_grad=self.weight.requires_grad)

@@ -1,4 +1,4 @@
-"""Generators: from an embedding to the flat parameter vector, one file a kind."""
+"""Generators: from an embedding to the flat parameter vector, one file per kind."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def generator_from_config(config: dict[str, Any]) -> Generator:
 
 
 def parse_generator(text: str) -> Generator:
-    """A generator from ``KIND`` or ``KIND:setting=value,…``, the command line's form.
+    """Parse a generator as the command line writes it: ``KIND`` or ``KIND:setting=value,…``.
 
-    After a slash stands the generator that a low-rank one is made ``of``.
+    A slash separates a low-rank generator from the generator ``of`` its factors.
 
     Raises:
         TypeError, ValueError: an unknown kind, setting or value.
@@ -104,6 +104,5 @@ def _value(text: str) -> Any:
             return convert(text)
         except ValueError:
             pass
-    # `activation=none` names an activation: only the settings that may be None read it as None,
-    # and those can be left out instead.
+    # "none" stays text, since it names an activation; settings that may be None can be left out.
     return text if text == "none" else constants.get(text.lower(), text)

@@ -1,8 +1,8 @@
-"""The contract of a generator: a description that builds a module from embeddings to parameters.
+"""The interface of generators: a description that builds a module from embeddings to parameters.
 
-A description is a small frozen dataclass. What it builds maps embeddings ``[batch, latent_dim]``,
-of unit second moment, to ``[batch, numel]``, of unit variance at initialisation. The same object
-is what the command line parses and what a checkpoint stores.
+A description is a small frozen dataclass. The module that it builds maps embeddings
+``[batch, latent_dim]`` of unit second moment to ``[batch, numel]``, of unit variance at
+initialisation. The command line parses descriptions, and checkpoints store them.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from torch import Tensor, nn
 from sparsehyper._util.random import normal, uniform
 from sparsehyper.layout import Layout
 
-# Up to this width a layer is rescaled at construction to the signal that it should have; wider ones
-# have it by the law of large numbers.
+# Layers up to this width are rescaled at construction so that their outputs have unit second
+# moment; in wider layers the law of large numbers sees to that.
 CALIBRATED_WIDTH = 1 << 13
 _CALIBRATION_BATCH = 512
 _FACTOR_STEPS = 256
 
 
 class Generator(ABC):
-    """A frozen dataclass that describes how all parameters of a target come out."""
+    """A frozen dataclass that describes a generator of all parameters of a target."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The module ``[batch, latent_dim]`` → ``[batch, numel]``.
+        """Build the module from ``[batch, latent_dim]`` to ``[batch, numel]``.
 
         Args:
             latent_dim: length of an embedding.
-            layout: the tensors to generate; a number of parameters will do for kinds that do not
-                look at shapes.
-            seed: of all randomness.
+            layout: the tensors to generate; or a number of parameters, for kinds that ignore
+                shapes.
+            seed: seed of all randomness.
         """
 
     @abstractmethod
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters of what ``build`` would return, without building it."""
+        """Number of trainable parameters of the module that ``build`` would return."""
 
     @abstractmethod
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
         """The largest generator of this kind with at most ``budget`` trainable parameters.
 
-        One setting is varied, named by each kind; the others stay.
+        Each kind varies one setting and keeps all others.
 
         Raises:
-            ValueError: no setting is that small; the message gives the smallest there is.
+            ValueError: no setting is that small; the message gives the smallest budget.
         """
 
     def to_config(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest integer in [low, high] that fits, where all below it do; ``fits(low)`` holds."""
+    """The largest fitting integer in [low, high]; ``low`` fits, and all up to the largest do."""
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):
@@ -87,14 +87,14 @@ def random_embeddings(latent_dim: int, rng: torch.Generator) -> Tensor:
 
 
 def calibration_factor(y: Tensor) -> float:
-    """What gives a layer's outputs unit second moment; rounded, to be the same on any machine."""
+    """The factor that gives outputs unit second moment, rounded to be the same on any machine."""
     return round(_FACTOR_STEPS / float(y.square().mean().sqrt())) / _FACTOR_STEPS
 
 
 def dense_layer(
     n_in: int, n_out: int, gain: float, rng: torch.Generator, *, bias: bool = True
 ) -> nn.Linear:
-    """A linear layer whose outputs have ``gain`` times its inputs' second moment; no bias yet."""
+    """A linear layer whose outputs have ``gain`` times the inputs' second moment; its bias is 0."""
     layer = nn.Linear(n_in, n_out, bias, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         layer.weight.copy_(uniform(layer.weight.shape, gain / n_in, rng))
@@ -104,14 +104,19 @@ def dense_layer(
 
 
 class BudgetError(ValueError):
-    """No setting of a kind meets a budget."""
+    """No setting of a kind of generator meets a budget.
+
+    Attributes:
+        smallest: The smallest budget that a setting meets.
+        remedy: Advice for a smaller one.
+    """
 
     smallest: int
     remedy: str
 
 
 def too_small(kind: str, budget: int, smallest: int, remedy: str) -> BudgetError:
-    """The error of a budget that no setting of a kind meets."""
+    """The error for a budget that no setting of a kind meets."""
     error = BudgetError(
         f"`budget` must be at least {smallest} for a {kind} generator here, got {budget}; {remedy}"
     )

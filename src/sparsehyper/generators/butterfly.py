@@ -1,12 +1,13 @@
-"""The butterfly generator: stages of pairs at the width of the output.
+"""The butterfly generator: stages that combine pairs of units, all as wide as the output.
 
-The embedding is repeated over the width P, a power of two, at least N and the latent size. In
-stage s every unit is a weighted sum of itself and of the unit whose number differs in bit s:
+The embedding is repeated to the width P, the smallest power of two that is at least N and at least
+the latent size. In stage s every unit is a weighted sum of itself and of the unit whose number
+differs in bit s:
 
     x_s[j] = w[s, 0, j] · x_(s-1)[j] + w[s, 1, j] · x_(s-1)[j xor 2^s]
 
-After ⌈log2(latent_dim)⌉ stages every output depends on every latent number; a whole butterfly has
-log2(P), and a Beneš network, a butterfly and its mirror image, 2 log2(P) - 1.
+After ⌈log2(latent_dim)⌉ stages every output depends on every element of the embedding. A full
+butterfly has log2(P) stages. A Beneš network, a butterfly and its mirror image, has 2 log2(P) - 1.
 
 Source: the Beneš variation of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022);
 V. Beneš, "Mathematical theory of connecting networks and telephone traffic" (1965); butterfly
@@ -37,11 +38,11 @@ from sparsehyper.layout import Layout, count_numbers
 
 @dataclass(frozen=True)
 class Butterfly(Generator):
-    """A linear generator of two weights a unit and stage, all stages as wide as the output.
+    """A linear generator with two weights per unit and stage, all stages as wide as the output.
 
     Args:
-        stages: how many; None for a whole butterfly.
-        benes: add the mirror image of all stages but the last.
+        stages: number of stages; None for a full butterfly.
+        benes: add the mirror image of all stages except the last.
 
     Raises:
         ValueError: ``stages`` below 1.
@@ -64,18 +65,18 @@ class Butterfly(Generator):
             raise TypeError(f"`benes` must be true or false, got {self.benes!r}")
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         check_integer("latent_dim", latent_dim, minimum=1)
         return ButterflyStages(
             self._bits(latent_dim, layout), latent_dim, count_numbers(layout), seed
         )
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return 2 * len(self._bits(latent_dim, layout)) << _width_bits(latent_dim, layout)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``stages``."""
+        """The largest generator within a budget; varies ``stages``."""
         check_integer("budget", budget, minimum=1)
 
         def count(stages: int) -> int:
@@ -87,13 +88,22 @@ class Butterfly(Generator):
         return replace(self, stages=largest(lambda s: count(s) <= budget, 1, most))
 
     def _bits(self, latent_dim: int, layout: Layout) -> list[int]:
-        """The bit in which partners differ, stage by stage."""
+        """The bit in which partners differ, for each stage."""
         most = _width_bits(latent_dim, layout)
         bits = list(range(min(self.stages or most, most)))
         return bits + bits[-2::-1] if self.benes else bits
 
 
 class ButterflyStages(nn.Module):
+    """The module that `Butterfly` builds.
+
+    Args:
+        bits: the bit in which partners differ, for each stage.
+        latent_dim: length of an embedding.
+        numel: number of outputs.
+        seed: seed of the weights.
+    """
+
     def __init__(self, bits: list[int], latent_dim: int, numel: int, seed: int) -> None:
         super().__init__()
         self.bits, self.numel = bits, numel

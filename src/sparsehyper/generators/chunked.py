@@ -1,12 +1,12 @@
-"""Chunked generators: one small MLP makes every chunk of the parameters in turn.
+"""Chunked generators: one small MLP makes the parameters chunk by chunk.
 
-Every chunk i has a learned embedding c_i of the latent size, and is ``MLP([z, c_i])``: two hidden
-layers with ReLU, shared by all chunks, then the chunk. What a chunk is:
+Chunk i is ``MLP([z, c_i])``, where c_i is a learned embedding of the latent size. The MLP has two
+hidden layers with ReLU, shared by all chunks, and a last layer of the chunk's size. A chunk is:
 
-- ``flat``: the vector cut into equal parts, whatever the tensors;
-- ``tensor``: every tensor cut into parts of the same size, so that none spans two tensors;
-- ``filter``: a filter (a row of a matrix, an output channel's kernel), the last layer being one for
-  each tensor, shared by its filters; a vector is one chunk.
+- ``flat``: one of the equal parts of the whole vector, whatever the tensors;
+- ``tensor``: a part of one tensor; all parts have the same size;
+- ``filter``: a filter (a row of a matrix, or the kernel of an output channel); a tensor with one
+  dimension is one chunk. The last layer is then one for each tensor, shared by its filters.
 
 Sources: D. Ha et al., "HyperNetworks" (ICLR 2017) for filters and their shared generator; J. von
 Oswald et al., "Continual learning with hypernetworks" (ICLR 2020) for flat chunks; F. Cubélier,
@@ -36,11 +36,11 @@ class Chunked(Generator):
     """A shared MLP that produces the parameters chunk by chunk.
 
     Args:
-        chunks: how many the whole vector would be cut into, which gives their size; at most N.
-            Of no account for ``by="filter"``.
+        chunks: number of chunks of the whole vector, at most N; it determines their size. Ignored
+            if ``by="filter"``.
         hidden: width of the two hidden layers; None for twice the latent size, as in the thesis,
             which a budget may halve.
-        by: what a chunk is: ``"flat"``, ``"tensor"`` or ``"filter"``.
+        by: the kind of chunks: ``"flat"``, ``"tensor"`` or ``"filter"``.
 
     Raises:
         ValueError: ``chunks`` or ``hidden`` below 1, or an unknown ``by``.
@@ -63,19 +63,21 @@ class Chunked(Generator):
         check_choice("by", self.by, CHUNKINGS)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         return _ChunkedMLP(self, self._heads(latent_dim, layout), latent_dim, seed)
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         heads, width = self._heads(latent_dim, layout), self.width(latent_dim)
         trunk = (2 * latent_dim + 1) * width + (width + 1) * width
         widths = [head.width for head in heads] if self.by == "filter" else [heads[0].width]
         return trunk + latent_dim * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``chunks``: the fewest, and so the largest, that fit; ``hidden`` by filters. Where
-        ``hidden`` is None and its width does not fit, it is halved until it does.
+        """The largest generator within a budget.
+
+        Varies ``chunks``, to the fewest that fit; with ``by="filter"``, ``hidden``. If ``hidden``
+        is None and its width does not fit, it is halved until it does.
         """
         check_integer("budget", budget, minimum=1)
         if self.by == "filter":
@@ -90,28 +92,28 @@ class Chunked(Generator):
         raise too_small("chunked", budget, smallest, f"lower `{lower}` for a smaller one")
 
     def width(self, latent_dim: int) -> int:
-        """Of the hidden layers."""
+        """Width of the hidden layers."""
         check_integer("latent_dim", latent_dim, minimum=1)
         return self.hidden or 2 * latent_dim
 
     def _smallest(self, latent_dim: int, layout: Layout) -> Self:
-        """With so many chunks that it is as small as can be."""
+        """The smallest generator that differs in ``chunks`` only."""
         numel = count_numbers(layout)
-        # Fewer chunks cost a larger output layer, more cost their embeddings: one minimum between.
+        # Fewer chunks need a larger output layer, more need more embeddings: one minimum between.
         middle = (self.width(latent_dim) + 1) * numel / latent_dim
         counts = {1, *(max(1, min(numel, c)) for c in _near(middle))}
         specs = [replace(self, chunks=chunks) for chunks in sorted(counts)]
         return min(specs, key=lambda spec: spec.count_parameters(latent_dim, layout))
 
     def _with_fewer_chunks(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """The fewest that fit."""
+        """The generator with the fewest chunks within a budget."""
 
         def fits(chunks: int) -> bool:
             spec = replace(self, chunks=chunks)
             return spec.count_parameters(latent_dim, layout) <= budget
 
         chunks = self.chunks - largest(lambda k: fits(self.chunks - k), 0, self.chunks - 1)
-        # The borders of tensors make the count uneven.
+        # Borders of tensors make the count of parameters uneven, so some steps may be missing.
         while not fits(chunks):
             chunks += 1
         return replace(self, chunks=chunks)
@@ -140,7 +142,13 @@ class Chunked(Generator):
 
 @dataclass(frozen=True)
 class _Head:
-    """What makes some numbers: so many chunks, each so wide, together at least that many."""
+    """A group of chunks that are made together.
+
+    Attributes:
+        chunks: Number of chunks.
+        width: Number of elements of a chunk.
+        numel: Number of elements of all chunks that are used.
+    """
 
     chunks: int
     width: int
@@ -153,7 +161,7 @@ class _ChunkedMLP(nn.Module):
         rng, width = seeded(seed), spec.width(latent_dim)
         chunks = sum(head.chunks for head in heads)
         self.embedding = nn.Parameter(normal([chunks, latent_dim], rng).float())
-        # The input has unit second moment; what follows a ReLU has half of its input's.
+        # The input has unit second moment; a ReLU halves it.
         self.mlp = nn.Sequential(
             dense_layer(2 * latent_dim, width, 1.0, rng),
             nn.ReLU(),
@@ -168,7 +176,7 @@ class _ChunkedMLP(nn.Module):
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
-        # A linear layer of [z, c] is one of z plus one of c: no pair has to be formed.
+        # A linear layer of [z, c] is one of z plus one of c, so no pairs need to be formed.
         of_z, of_c = first.weight.split(z.shape[1], dim=1)
         x = F.linear(z, of_z)[:, None] + F.linear(self.embedding, of_c, first.bias)
         x = self.mlp[1:](x)
@@ -184,5 +192,6 @@ class _ChunkedMLP(nn.Module):
 
 
 def _near(square: float) -> range:
+    """Integers around the square root."""
     root = round(math.sqrt(square))
     return range(max(1, root - 8), root + 9)

@@ -1,4 +1,4 @@
-"""The composed generator: different tensors by different generators."""
+"""The composed generator: different generators for different tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class Composed(Generator):
     """Several generators side by side.
 
     Args:
-        parts: a generator for each glob of tensor names; a tensor goes to the first that matches.
+        parts: a generator for each glob of tensor names; the first glob that matches a tensor
+            counts.
 
     Raises:
-        TypeError: ``parts`` is no mapping from globs to generators.
-        ValueError: there are none; on building, a tensor that no glob matches, or a glob that gets
-            no tensor.
+        TypeError: ``parts`` is not a mapping from globs to generators.
+        ValueError: no parts; in ``build``, a tensor that no glob matches, or a glob that gets no
+            tensor.
 
     >>> from sparsehyper import Dense, Sparse
     >>> from sparsehyper.layout import pack
@@ -57,11 +58,11 @@ class Composed(Generator):
 
     @property
     def _pairs(self) -> tuple[tuple[str, Generator], ...]:
-        assert isinstance(self.parts, tuple)  # replaced at construction
+        assert isinstance(self.parts, tuple)  # `__post_init__` made it one
         return self.parts
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         groups = self._groups(layout)
         seeds = spawn_seeds(seed, len(groups))
         built = [
@@ -71,14 +72,17 @@ class Composed(Generator):
         return _Parts(built, [own for _, own in groups])
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(
             generator.count_parameters(latent_dim, _repacked(own))
             for generator, own in self._groups(layout)
         )
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies what each part varies, within its share of the budget: that of its parameters."""
+        """The largest generator within a budget; varies what each part varies.
+
+        A part's share of the budget is its share of the generated parameters.
+        """
         check_integer("budget", budget, minimum=1)
         groups = self._groups(layout)
         numels = [sum(spec.numel for spec in own) for _, own in groups]
@@ -96,7 +100,7 @@ class Composed(Generator):
         return replace(self, parts=parts)
 
     def _groups(self, layout: Layout) -> list[tuple[Generator, list[TensorSpec]]]:
-        """The tensors of each part."""
+        """The generator of each part with its tensors."""
         tensors = as_tensors(layout)
         groups: list[tuple[Generator, list[TensorSpec]]] = [(g, []) for _, g in self._pairs]
         for spec in tensors:

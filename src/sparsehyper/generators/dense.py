@@ -1,4 +1,4 @@
-"""The dense generator: the last layer has a weight for every pair of a feature and a parameter."""
+"""The dense generator: its last layer has a weight for every pair of feature and parameter."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sparsehyper.layout import Layout, count_numbers
 class Dense(Generator):
     """A linear layer from features to all parameters, with or without a hidden layer before it.
 
-    G(z) = W z, or W ReLU(V z + c) + b. The heads of the target's tensors lie side by side in W.
+    G(z) = W z, or W ReLU(V z + c) + b.
 
     Args:
-        hidden: width of a hidden layer with ReLU, which is the features; None for none, so that
-            the embedding is.
+        hidden: width of a hidden layer with ReLU, whose outputs are the features; None for no
+            hidden layer, in which case the embedding is the features.
 
     Raises:
         ValueError: ``hidden`` below 1.
@@ -44,7 +44,7 @@ class Dense(Generator):
             check_integer("hidden", self.hidden, minimum=1, maximum=WIDEST)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         check_integer("latent_dim", latent_dim, minimum=1)
         numel, rng = count_numbers(layout), seeded(seed)
         if self.hidden is None:
@@ -53,17 +53,17 @@ class Dense(Generator):
         return nn.Sequential(first, nn.ReLU(), dense_layer(self.hidden, numel, 2.0, rng))
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         numel = count_numbers(layout)
         if self.hidden is None:
             return latent_dim * numel
         return (latent_dim + 1) * self.hidden + (self.hidden + 1) * numel
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``hidden``; without a hidden layer there is nothing to vary."""
+        """The largest generator within a budget; varies ``hidden``, unless that is None."""
         check_integer("budget", budget, minimum=1)
-        one = self if self.hidden is None else replace(self, hidden=1)
-        smallest = one.count_parameters(latent_dim, layout)
+        narrowest = self if self.hidden is None else replace(self, hidden=1)
+        smallest = narrowest.count_parameters(latent_dim, layout)
         if smallest > budget:
             remedy = "a sparse or chunked generator can be smaller"
             raise too_small("dense", budget, smallest, remedy)

@@ -1,10 +1,10 @@
 """The low-rank generator: matrices as products of generated factors.
 
-A tensor of shape ``[m, …]`` with n numbers a row comes out as U V / √r, with U ``[m, r]`` and V
-``[r, n]`` made by another generator, which also makes the tensors that this would not make smaller.
+A tensor of shape ``[m, …]`` with n elements per row is U V / √r. Another generator makes the
+factors U ``[m, r]`` and V ``[r, n]``, and also the tensors that factors would not make smaller.
 
 Source: low-rank factors as in E. Hu et al., "LoRA: Low-rank adaptation of large language models"
-(ICLR 2022), here of the whole tensor.
+(ICLR 2022), here of the tensor itself and not of a change.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
 
 @dataclass(frozen=True)
 class LowRank(Generator):
-    """Factors of every matrix, by another generator.
+    """Every matrix as a product of two factors, which another generator makes.
 
     Args:
-        rank: r, of every product.
+        rank: rank r of every product.
         of: the generator of the factors.
 
     Raises:
         ValueError: ``rank`` below 1.
-        TypeError: ``of`` is no generator.
+        TypeError: ``of`` is not a generator.
 
     >>> from sparsehyper.layout import pack
     >>> layout = pack([("weight", torch.Size([30, 40])), ("bias", torch.Size([30]))])
@@ -52,19 +52,20 @@ class LowRank(Generator):
             raise TypeError(f"`of` must be a generator, got {self.of!r}")
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         factors = self.of.build(latent_dim, self._factors(layout), seed)
         return _Products(factors, [self._sizes(spec) for spec in as_tensors(layout)])
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return self.of.count_parameters(latent_dim, self._factors(layout))
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies what ``of`` varies."""
+        """The largest generator within a budget; varies what ``of`` varies."""
         return replace(self, of=self.of.with_budget(budget, latent_dim, self._factors(layout)))
 
     def _factors(self, layout: Layout) -> tuple[TensorSpec, ...]:
+        """Layout of the factors, and of the tensors that have none."""
         tensors = []
         for spec in as_tensors(layout):
             m, r, n = self._sizes(spec)
@@ -76,7 +77,7 @@ class LowRank(Generator):
         return pack(tensors)
 
     def _sizes(self, spec: TensorSpec) -> tuple[int, int, int]:
-        """m, r and n of a tensor; r = 0 for one that is no product."""
+        """The sizes m, r and n of a tensor; r = 0 for a tensor without factors."""
         m = spec.shape[0] if spec.shape else 1
         n = spec.numel // m
         return m, self.rank if self.rank * (m + n) < m * n else 0, n

@@ -1,11 +1,11 @@
 """The sparse generator: an MLP whose layers grow from the embedding to all N parameters.
 
 Hidden layers grow exponentially (by ``growth``) and every unit has few connections, so the cost is
-proportional to N whatever the latent size: with linear fan-in and growth 2 it is
+proportional to N whatever the latent size. With linear fan-in and growth 2 it is
 Σ_l (l + 1) / 2^l ≈ 4 weights per generated parameter.
 
 Source: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022). Without an activation
-the generator is the thesis's *linear* one (*affine* with a bias), with one an *MLP*.
+this is the thesis's *linear* generator (*affine* with a bias), with one its *MLP*.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from sparsehyper.sparse import (
     shared_columns,
 )
 
-# Name → slope on the negative side, which is all that initialisation needs to know. With `abs` a
-# unit's sign is lost and its magnitude kept.
+# Slopes on the negative side, by name. Initialisation needs to know no more.
 ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
 
-# Shares are found in steps of 2^(1 / 64), to 1%.
+# Shares are found in steps of a factor 2^(1 / 64), about 1%.
 _STEPS_PER_OCTAVE = 64
 
 
@@ -50,18 +49,19 @@ class Sparse(Generator):
     """A sparse MLP from the embedding to all parameters at once.
 
     Args:
-        fan_in: connections of a unit: ``"linear"`` (1 at the output layer, one more for each layer
-            back), ``"geometric"`` (⌈1.5^l⌉) or an integer for all layers.
-        growth: ratio of a layer's width to the one before, above 1. A larger one costs less, down
-            to one weight per generated parameter.
-        topology: who is wired to whom, one of ``sparsehyper.sparse.TOPOLOGIES``.
-        sigma: width of the ``local`` and ``mixed`` topologies in units of the layer before;
+        fan_in: number of connections of a unit: ``"linear"`` (1 at the output layer, one more for
+            each layer back), ``"geometric"`` (⌈1.5^l⌉) or an integer for all layers.
+        growth: ratio of a layer's width to that of the layer before, above 1. A larger growth
+            costs less, down to one weight per generated parameter.
+        topology: how sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        sigma: width of the ``local`` and ``mixed`` topologies, in units of the layer before;
             None for a quarter of the latent size, as in the thesis.
-        activation: between layers: ``"none"`` (a linear generator), ``"prelu"`` (one slope a
-            layer, from 0.25), ``"leaky_relu"`` (0.01), ``"relu"`` or ``"abs"``.
-        bias: a learned bias for every unit, starting at zero.
-        share: so many units of a layer have each weight, at least 1; for fewer weights than there
-            are generated parameters. As `SparseLinear` has it.
+        activation: activation between layers: ``"none"`` (a linear generator), ``"prelu"`` (one
+            learned slope per layer, 0.25 at first), ``"leaky_relu"`` (0.01), ``"relu"`` or
+            ``"abs"``.
+        bias: add a learned bias to every unit, which starts at zero.
+        share: number of units of a layer that share each weight, at least 1; see `SparseLinear`.
+            More than 1 allows fewer weights than there are generated parameters.
 
     Raises:
         ValueError: a value outside its range or an unknown name.
@@ -93,11 +93,11 @@ class Sparse(Generator):
         check_number("share", self.share, minimum=1)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
-        """The generator, an ``nn.Module``."""
+        """Build the module."""
         return _SparseMLP(self, latent_dim, count_numbers(layout), seed)
 
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         shapes = self.layer_shapes(latent_dim, count_numbers(layout))
         slopes = len(shapes) - 1 if self.activation == "prelu" else 0
         columns = [shared_columns(n_in, n_out, self.share) for n_in, n_out, _ in shapes]
@@ -105,9 +105,11 @@ class Sparse(Generator):
         return sum(n * (k + self.bias) for n, (_, _, k) in weights) + slopes
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """Varies ``share``, to the least that fits; or where nothing has to be shared ``fan_in``,
-        which it raises to as many connections for every unit as fit, if that spends at least one
-        number more for each parameter.
+        """The largest generator within a budget.
+
+        Varies ``share``, to the smallest that fits. If nothing has to be shared, it varies
+        ``fan_in`` instead: to the most connections for every unit that fit, if that adds at least
+        one weight for each generated parameter.
         """
         check_integer("budget", budget, minimum=1)
         numel = count_numbers(layout)
@@ -116,7 +118,7 @@ class Sparse(Generator):
         def count(**settings: float) -> int:
             return replace(self, **settings).count_parameters(latent_dim, numel)  # type: ignore[arg-type]
 
-        def share(step: int) -> float:  # from the most that can be shared on
+        def share(step: int) -> float:  # step 0 shares the most
             return 2 ** (doublings - step / _STEPS_PER_OCTAVE)
 
         smallest = count(share=share(0))
@@ -126,7 +128,7 @@ class Sparse(Generator):
             steps = _STEPS_PER_OCTAVE * doublings
             step = largest(lambda step: count(share=share(step)) <= budget, 0, steps)
             return replace(self, share=share(step))
-        most = max(1, budget // numel)  # as the output layer alone costs that many
+        most = max(1, budget // numel)  # the output layer alone has numel · fan_in weights
         fan_in = largest(lambda k: count(share=1, fan_in=k) <= budget, 1, most)
         if count(share=1, fan_in=fan_in) < unshared + numel:
             return replace(self, share=1)
@@ -203,10 +205,10 @@ def _activation(name: str) -> nn.Module:
 def _calibrate(
     layers: list[SparseLinear], activations: list[nn.Module], latent_dim: int, seed: int
 ) -> None:
-    """Rescale each narrow layer so that random embeddings leave it with unit second moment.
+    """Rescale each narrow layer so that its outputs for random embeddings have unit second moment.
 
-    The weights' variance makes that so on average over networks; one network of narrow layers
-    may be 20% off.
+    On average over networks the weights' variance ensures that already; a single network of
+    narrow layers may be 20% off.
     """
     x: Tensor | None = random_embeddings(latent_dim, seeded(seed))
     for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
@@ -218,6 +220,6 @@ def _calibrate(
             layer.float().weight.mul_(factor)
             before.float()
             x = y * factor
-        elif layer.columns <= CALIBRATED_WIDTH:  # wide, and yet few weights
+        elif layer.columns <= CALIBRATED_WIDTH:  # a wide layer with few weights
             variance = 2 / ((1 + layer.negative_slope**2) * layer.fan_in)
             layer.weight.mul_(calibration_factor(layer.weight.double() / variance**0.5))
