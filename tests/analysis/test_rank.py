@@ -32,8 +32,8 @@ def roy_vetterli(matrix) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("held", [None, 5])
 def test_of_an_affine_generator_it_is_that_of_its_matrix(spec, held, monkeypatch):
     if held:  # so many are kept, about; the others are made again
-        monkeypatch.setattr(gram_module, "_HELD", 4 * 310 * held)
-        monkeypatch.setattr(gram_module, "_PIECE", 4 * 310 * 2)
+        monkeypatch.setattr(gram_module, "_HELD_BYTES", 4 * 310 * held)
+        monkeypatch.setattr(gram_module, "_PIECE_BYTES", 4 * 310 * 2)
     monkeypatch.setattr(gram_module, "_COLUMNS", 64)
     hnet = hypernetwork(spec)
     for name, parameter in hnet.generator.named_parameters():
@@ -55,8 +55,8 @@ def test_of_an_affine_generator_it_is_that_of_its_matrix(spec, held, monkeypatch
 
 @pytest.mark.parametrize("spec", [Sparse(activation="prelu"), Chunked(3), Dense(5)])
 def test_of_another_it_is_that_of_a_sample(spec, monkeypatch):
-    monkeypatch.setattr(gram_module, "_HELD", 4 * 310 * 9)
-    monkeypatch.setattr(gram_module, "_PIECE", 4 * 310 * 3)
+    monkeypatch.setattr(gram_module, "_HELD_BYTES", 4 * 310 * 9)
+    monkeypatch.setattr(gram_module, "_PIECE_BYTES", 4 * 310 * 3)
     hnet = hypernetwork(spec)
     found = effective_rank(hnet, samples=20, seed=3)
     assert not found.exact
@@ -73,7 +73,7 @@ def test_of_another_it_is_that_of_a_sample(spec, monkeypatch):
 def test_a_large_sample_approaches_what_is_exact(monkeypatch):
     hnet = hypernetwork(Sparse())
     exact = effective_rank(hnet)
-    monkeypatch.setattr("sparsehyper.analysis.rank._AFFINE", -1.0)
+    monkeypatch.setattr("sparsehyper.analysis.rank._AFFINE_TOLERANCE", -1.0)
     sampled = effective_rank(hnet, samples=2000)
     assert not sampled.exact
     assert sampled.effective_rank == pytest.approx(exact.effective_rank, rel=0.01)

@@ -18,7 +18,7 @@ def hnet() -> HyperNetwork:
 
 
 def test_embeddings_and_weights_are_those_the_target_gets(hnet, monkeypatch):
-    monkeypatch.setattr(gram_module, "_PIECE", 4 * 40 * 2)  # two rows at a time
+    monkeypatch.setattr(gram_module, "_PIECE_BYTES", 4 * 40 * 2)  # two rows at a time
     z, theta = task_embeddings(hnet), generated_weights(hnet)
     assert theta.shape == (3, 40)
     hnet.eval()  # without noise

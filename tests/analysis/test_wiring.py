@@ -27,7 +27,7 @@ def dense_reach(generator) -> torch.Tensor:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("latent_dim", [5, 130])
 def test_connectivity_equals_that_of_the_dense_product(topology, latent_dim, monkeypatch):
-    monkeypatch.setattr(gram_module, "_PIECE", 4 * 700 * 3)  # three rows at a time
+    monkeypatch.setattr(gram_module, "_PIECE_BYTES", 4 * 700 * 3)  # three rows at a time
     generator = Sparse(2, topology=topology, sigma=1.0).build(latent_dim, 700, seed=4)
     coverage = [
         float((dense_matrix(layer) != 0).any(0).float().mean()) for layer in generator.layers

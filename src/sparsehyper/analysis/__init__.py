@@ -1,4 +1,4 @@
-"""What a hypernetwork is made of and what it has learned: wiring, rank, cost, geometry, layers."""
+"""Analysis of hypernetworks: wiring, rank, cost, geometry of tasks, statistics of layers."""
 
 from __future__ import annotations
 

@@ -8,48 +8,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_COLUMNS = 1 << 14  # what is converted at a time stays in the cache
-_PIECE = 1 << 28  # bytes of vectors generated at once
-_HELD = 5 << 29  # bytes of vectors kept, to be multiplied with all others
+_COLUMNS = 1 << 14  # columns converted at a time, so that they stay in the cache
+_PIECE_BYTES = 1 << 28  # vectors generated at once
+_HELD_BYTES = 5 << 29  # vectors held in memory, to be multiplied with all others
 
 
 def rows_at_once(numel: int) -> int:
-    """How many float32 vectors of ``numel`` numbers to generate at once."""
-    return max(1, _PIECE // (4 * numel))
+    """Number of float32 vectors of ``numel`` elements to generate at once."""
+    return max(1, _PIECE_BYTES // (4 * numel))
 
 
 def gram(vectors: Tensor, others: Tensor | None = None, *, shift: Tensor | None = None) -> Tensor:
-    """Inner products, float64 ``[n, m]``, of the rows of ``[n, numel]`` and ``[m, numel]``.
+    """Inner products, float64 ``[n, m]``, of the rows of two matrices.
 
     Args:
-        vectors: of any real dtype.
-        others: None for the same again.
-        shift: ``[numel]``, taken off every row first.
+        vectors: ``[n, numel]``, of any real dtype.
+        others: ``[m, numel]``; None for ``vectors``.
+        shift: ``[numel]``, subtracted from every row first.
     """
     columns = [matrix.split(_COLUMNS, 1) for matrix in (vectors, others) if matrix is not None]
     shifts = [None] * len(columns[0]) if shift is None else shift.split(_COLUMNS)
     total = vectors.new_zeros(
         len(vectors), len(vectors if others is None else others), dtype=torch.float64
     )
-    for off, *pieces in zip(shifts, *columns, strict=True):
-        x, *y = (piece.double() if off is None else piece.double() - off for piece in pieces)
+    for offset, *pieces in zip(shifts, *columns, strict=True):
+        x, *y = (piece.double() if offset is None else piece.double() - offset for piece in pieces)
         total.addmm_(x, (y[0] if y else x).T)
     return total
 
 
 def gram_of_outputs(function: Callable[[Tensor], Tensor], inputs: Tensor, numel: int) -> Tensor:
-    """Inner products, float64 ``[n, n]``, of the outputs for ``inputs`` ``[n, …]``.
+    """Inner products, float64 ``[n, n]``, of the outputs of a function.
 
-    Where the outputs are too many to be kept, some are computed several times.
+    If memory cannot hold all outputs, some are computed several times.
 
     Args:
         function: from ``[batch, …]`` to float32 ``[batch, numel]``, each row by itself.
-        inputs: the inputs.
+        inputs: inputs of the function ``[n, …]``.
         numel: length of an output.
     """
     n, piece = len(inputs), rows_at_once(numel)
-    # Whole pieces, as an output is rounded in other ways in another batch.
-    held = piece * max(1, _HELD // (4 * numel * piece))
+    # Use whole pieces: rounding of an output may depend on the size of its batch.
+    held = piece * max(1, _HELD_BYTES // (4 * numel * piece))
     step = piece * max(1, held // (4 * piece))
     products = inputs.new_empty(n, n, dtype=torch.float64)
     kept = _empty(min(n, held), numel, inputs)
@@ -68,7 +68,7 @@ def gram_of_outputs(function: Callable[[Tensor], Tensor], inputs: Tensor, numel:
 
 
 def centred(products: Tensor) -> Tensor:
-    """The inner products ``[n, n]`` of vectors less their mean, from those of the vectors."""
+    """Inner products ``[n, n]`` of vectors minus their mean, from those of the vectors."""
     rows = products - products.mean(0)
     return rows - rows.mean(1, keepdim=True)
 
@@ -83,6 +83,6 @@ def _fill(memory: Tensor, function: Callable[[Tensor], Tensor], inputs: Tensor) 
 
 def _empty(rows: int, numel: int, like: Tensor) -> Tensor:
     if like.is_cpu and like.dtype == torch.float32:
-        # NumPy asks for huge pages, which come faster.
+        # NumPy asks for huge pages, which are faster to get.
         return torch.from_numpy(np.empty((rows, numel), np.float32))
     return like.new_empty(rows, numel)

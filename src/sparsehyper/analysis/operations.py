@@ -1,4 +1,4 @@
-"""What generating a model costs, and what running it costs."""
+"""The cost of generating a model, and of running it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sparsehyper.sparse import SparseLinear
 def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of generating one model, and of one forward pass of it.
 
-    Counted are sparse layers (a multiply-add for each connection), matrix products, convolutions
-    and attention, not what is done number by number, such as activations and norms. A target that
-    runs on the ``meta`` device is counted there, without its work being done.
+    Sparse layers (one multiply-add per connection), matrix products, convolutions and attention
+    count. Elementwise operations, such as activations and norms, do not. If the target runs on the
+    ``meta`` device, its operations are counted there without being computed.
 
     Args:
         hnet: the hypernetwork.
-        *example: what the target takes; the multiply-adds of the target are those of this batch.
+        *example: arguments of the target; its multiply-adds are those for this batch.
 
     Returns:
-        ``generator`` and ``target``, each with ``parameters`` (of the target, all of one model)
+        ``generator`` and ``target``, each with ``parameters`` (for the target, all of one model)
         and ``multiply_adds``; JSON-ready.
 
     Raises:
@@ -47,31 +47,32 @@ def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, i
     model = model_at(hnet, z)
     parameters = sum(p.numel() for p in model.parameters())
     try:
-        # As the processor's own kernels for recurrent layers and attention go uncounted.
+        # The CPU's fused kernels for recurrent layers and attention would not be counted.
         meta = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
-        count = _count(lambda: model.to("meta")(*meta))
-    except Exception:  # whatever a target does that needs numbers
+        count = _multiply_adds(lambda: model.to("meta")(*meta))
+    except Exception:  # anything a target does that needs values
         model = model_at(hnet, z)
-        count = _count(lambda: model(*example))
+        count = _multiply_adds(lambda: model(*example))
     generator = hnet.generator
     connections = sum(_connections(module) for module in generator.modules())
     return {
         "generator": {
             "parameters": sum(p.numel() for p in generator.parameters()),
-            "multiply_adds": connections + _count(lambda: generator(z[None])),
+            "multiply_adds": connections + _multiply_adds(lambda: generator(z[None])),
         },
         "target": {"parameters": parameters, "multiply_adds": count},
     }
 
 
 def _connections(module: nn.Module) -> int:
-    """Multiply-adds for one model of a layer whose products PyTorch does not count."""
+    """Number of connections of a layer whose products PyTorch does not count; otherwise 0."""
     if isinstance(module, SparseLinear):
         return module.fan_in * module.out_features
     return module.weight.numel() if isinstance(module, ButterflyStages) else 0
 
 
-def _count(run: Callable[[], Any]) -> int:
+def _multiply_adds(run: Callable[[], Any]) -> int:
+    """Multiply-adds that PyTorch counts in a run."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2

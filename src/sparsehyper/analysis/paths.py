@@ -1,4 +1,4 @@
-"""What a model is worth on the way from one task to another: along a line, and over a plane."""
+"""Values of the models between tasks: along a line, and over a plane."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
 
 Evaluate = Callable[[nn.Module], float]
-"""From an ordinary model in evaluation mode to a number, such as its accuracy on a task."""
+"""A function from an ordinary model in evaluation mode to a number, such as an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Line:
     """Values along a line.
 
     Attributes:
-        positions: from 0 at the first task to 1 at the second.
-        values: at each.
+        positions: Positions, from 0 at the first task to 1 at the second.
+        values: Value at each position.
     """
 
     positions: tuple[float, ...]
@@ -35,9 +35,9 @@ class Plane:
     """Values over a plane.
 
     Attributes:
-        x, y: coordinates of the columns and rows, in the units of normalised embeddings.
-        values: one row for each of ``y``, a value for each of ``x`` in it.
-        corners: where the three tasks lie: the first at (0, 0), the second at (x, 0).
+        x, y: Coordinates of columns and of rows, in units of normalised embeddings.
+        values: Values, one row for each of ``y`` and one column for each of ``x``.
+        corners: Positions of the three tasks: the first at (0, 0), the second at (x, 0).
     """
 
     x: tuple[float, ...]
@@ -51,19 +51,19 @@ def line(
 ) -> Line:
     """Evaluate the models along the line between the normalised embeddings of two tasks.
 
-    A point between normalised embeddings is shorter than they are, and is normalised again, as all
-    that the generator is given: the way is an arc. Batch norms have the mean statistics of all
-    tasks, on the whole way.
+    A point between normalised embeddings is shorter than they are and is normalised again, as every
+    input of the generator is, so the path is an arc. Batch norms have the mean statistics of all
+    tasks everywhere.
 
     Args:
         hnet: the hypernetwork, in any mode.
-        evaluate: given the model at each point, an ordinary module in evaluation mode.
-        a, b: tasks, or embeddings ``[latent_dim]`` where the hypernetwork takes them as such.
-        points: how many, at least 2, the ends included.
+        evaluate: called with the model at each point, an ordinary module in evaluation mode.
+        a, b: tasks, or embeddings ``[latent_dim]``.
+        points: number of points including both ends, at least 2.
 
     Raises:
         ValueError: ``points`` below 2.
-        TypeError: ``evaluate`` cannot be called.
+        TypeError: ``evaluate`` is not callable.
         KeyError, IndexError: an unknown task.
 
     >>> from sparsehyper import Sparse, TaskEmbedding
@@ -73,7 +73,7 @@ def line(
     >>> len(found.values)
     11
     """
-    _check(evaluate, points)
+    _check_arguments(evaluate, points)
     start, end = task_embeddings(hnet, [a, b]).double()
     steps = torch.linspace(0, 1, points, dtype=torch.double)
     values = _values(hnet, evaluate, [start + step * (end - start) for step in steps])
@@ -92,22 +92,22 @@ def plane(
 ) -> Plane:
     """Evaluate the models over the plane through the normalised embeddings of three tasks.
 
-    Its axes are b - a and what of c - a is at right angles to it, both of unit length. Every point
-    is normalised again, as for `line`.
+    The axes are b - a and the part of c - a orthogonal to it, both scaled to unit length. Every
+    point is normalised again, as for `line`.
 
     Args:
         hnet, evaluate: as for `line`.
         a, b, c: tasks or embeddings, no two of them the same.
-        points: how many each way, at least 2.
-        margin: how far the grid goes beyond the tasks, relative to the size of their triangle.
+        points: number of points along each axis, at least 2.
+        margin: extent of the grid beyond the tasks, relative to the size of their triangle.
 
     Raises:
         ValueError: ``points`` below 2, ``margin`` below 0, or embeddings that are the same.
-        TypeError: ``evaluate`` cannot be called.
+        TypeError: ``evaluate`` is not callable.
         KeyError, IndexError: an unknown task.
 
     Source: the planes of T. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling
-    of DNNs" (NeurIPS 2018), there of weights.
+    of DNNs" (NeurIPS 2018), where planes are in the space of weights.
 
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(3, dim=8))
@@ -115,7 +115,7 @@ def plane(
     >>> len(found.values), len(found.values[0])
     (4, 4)
     """
-    _check(evaluate, points)
+    _check_arguments(evaluate, points)
     check_number("margin", margin, minimum=0)
     origin, *others = task_embeddings(hnet, [a, b, c]).double()
     u, v = (other - origin for other in others)
@@ -124,7 +124,7 @@ def plane(
     along = float(v @ right)
     upward = v - along * right
     height = float(upward.norm())
-    # Three points of a sphere are never on one line.
+    # Three different points on a sphere never lie on one line.
     if min(width, height) < 1e-6 * float(origin.norm()):
         raise ValueError("`a`, `b` and `c` must have three different embeddings, got two the same")
     up = upward / height
@@ -151,7 +151,7 @@ def _grid(a: float, b: float, c: float, points: int, margin: float) -> tuple[flo
     return tuple(torch.linspace(low - beyond, high + beyond, points, dtype=torch.double).tolist())
 
 
-def _check(evaluate: Evaluate, points: int) -> None:
+def _check_arguments(evaluate: Evaluate, points: int) -> None:
     if not callable(evaluate):
         raise TypeError(f"`evaluate` must be a function of a model, got {evaluate!r}")
     check_integer("points", points, minimum=2)

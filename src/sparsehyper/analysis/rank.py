@@ -1,4 +1,4 @@
-"""How many directions the models that a hypernetwork can generate differ in."""
+"""The effective rank: in how many directions the models of a hypernetwork differ."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from sparsehyper._util.random import normal, seeded
 from sparsehyper.analysis.gram import centred, gram_of_outputs
 from sparsehyper.hypernetwork import HyperNetwork
 
-# Relative to what is generated, both above float32's rounding.
-_AFFINE = 1e-4  # deviation from additivity
-_NOTHING = 1e-6  # a singular value that is taken for zero
+# Both are relative to the outputs, and above float32's rounding.
+_AFFINE_TOLERANCE = 1e-4  # deviation from additivity
+_ZERO_TOLERANCE = 1e-6  # singular values up to this count as zero
 
 
 @dataclass(frozen=True)
 class EffectiveRank:
-    """The spectrum of what a generator makes of random embeddings.
+    """The spectrum of a generator's outputs for random embeddings.
 
     Attributes:
-        effective_rank: exp of the entropy of the singular values ÷ their sum: r if there are r
-            equal ones, less the more they differ, and 0 if all are zero.
-        participation_ratio: (Σ σ²)² ÷ Σ σ⁴, another such count, which small singular values add
-            less to.
-        singular_values: σ, the standard deviations along the principal axes, greatest first.
-        exact: over all embeddings, as the generator is affine; else over a sample of them.
+        effective_rank: exp of the entropy of the singular values ÷ their sum: r for r equal ones,
+            less the more they differ, and 0 if all are zero.
+        participation_ratio: (Σ σ²)² ÷ Σ σ⁴, a similar count, in which small singular values count
+            less.
+        singular_values: Standard deviations σ along the principal axes, greatest first.
+        exact: Whether the spectrum is that of all embeddings, because the generator is affine;
+            otherwise it is that of a sample.
     """
 
     effective_rank: float
@@ -47,25 +48,24 @@ class EffectiveRank:
 def effective_rank(
     hnet: HyperNetwork, *, samples: int | None = None, seed: int = 0
 ) -> EffectiveRank:
-    """Effective rank of the generated family: how many directions the models differ in.
+    """Effective rank of the generated family: the number of directions in which models differ.
 
-    The family is G(z) for all normalised embeddings z, each as likely as any other, and σ² are the
-    eigenvalues of its covariance. A normalised embedding has mean zero, so an affine generator has
-    ``latent_dim`` - 1 of them; these are worked out exactly, from the inner products of G's
-    columns, of which at most 2.5 GiB are kept at a time. For another generator they are those of a
-    sample, of which there are at most ``samples`` - 1, so that the rank comes out too low unless it
-    is far below that.
+    The family is G(z) for uniformly distributed normalised embeddings z; σ² are the eigenvalues of
+    its covariance. A normalised embedding has mean zero, so an affine generator has
+    ``latent_dim`` - 1 of them. They are computed exactly, from the inner products of G's columns,
+    of which at most 2.5 GiB are held at a time. For other generators they are those of a sample and
+    number at most ``samples`` - 1, so the rank is too low unless it is far below that.
 
-    The generated numbers count alike, before they are scaled to the size of each tensor.
+    All generated numbers have the same weight: they are taken before ``scale`` is applied.
 
     Args:
         hnet: the hypernetwork.
-        samples: random embeddings for a generator that is not affine, at least 2; None for four
-            times ``latent_dim``.
-        seed: of these.
+        samples: number of random embeddings for a generator that is not affine, at least 2; None
+            for four times ``latent_dim``.
+        seed: seed of these embeddings.
 
     Raises:
-        ValueError: ``samples`` below 2, ``seed`` below 0, or numbers generated that are not finite.
+        ValueError: ``samples`` below 2, ``seed`` below 0, or generated numbers that are not finite.
 
     Source: O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality"
     (EUSIPCO 2007), who normalise the singular values, not their squares.
@@ -82,20 +82,20 @@ def effective_rank(
     check_integer("seed", seed, minimum=0)
     drawn = normal([samples, dim], seeded(seed))
     exact = _is_affine(generator, *drawn[:2].to(like))
-    # Taking off the mean confines embeddings to the plane of mean zero, and removes a bias.
+    # Subtracting the mean projects embeddings onto the plane of mean zero, and removes a bias.
     inputs = (torch.eye(dim) if exact else F.layer_norm(drawn, [dim])).to(like)
     products = gram_of_outputs(generator, inputs, hnet.target.numel)
     if not products.isfinite().all():
         raise ValueError("`hnet` must generate finite numbers, got some that are not")
     variances = torch.linalg.eigvalsh(centred(products)).flip(0)[:-1]
-    variances[variances <= _NOTHING**2 * products.trace()] = 0
-    # The covariance of normalised embeddings is dim / (dim - 1) in that plane.
+    variances[variances <= _ZERO_TOLERANCE**2 * products.trace()] = 0
+    # In that plane the covariance of normalised embeddings is dim / (dim - 1).
     variances *= dim / (dim - 1) if exact else 1 / (samples - 1)
     return _spectrum(variances.sqrt(), exact)
 
 
 def _spectrum(sigma: Tensor, exact: bool) -> EffectiveRank:
-    """Of singular values, greatest first."""
+    """The ranks of singular values, greatest first."""
     if sigma[0] == 0:
         return EffectiveRank(0.0, 0.0, tuple(sigma.tolist()), exact)
     entropy = torch.special.entr(sigma / sigma.sum()).sum()
@@ -107,4 +107,4 @@ def _spectrum(sigma: Tensor, exact: bool) -> EffectiveRank:
 def _is_affine(generator: nn.Module, a: Tensor, b: Tensor) -> bool:
     out_a, out_b, both, none = generator(torch.stack([a, b, a + b, torch.zeros_like(a)]))
     deviation = (both - out_a) + (none - out_b)
-    return bool(deviation.norm() <= _AFFINE * (both - none).norm())
+    return bool(deviation.norm() <= _AFFINE_TOLERANCE * (both - none).norm())

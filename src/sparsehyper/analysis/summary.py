@@ -11,13 +11,14 @@ from sparsehyper.hypernetwork import HyperNetwork
 
 
 def summarize(hnet: HyperNetwork) -> dict[str, Any]:
-    """Sizes of a hypernetwork, JSON-ready.
+    """Sizes of a hypernetwork.
 
     Returns:
-        ``generator`` (its description), ``latent_dim``, ``tasks``, ``numel`` (N), ``tensors``
-        (name, shape, initial standard deviation), ``layers`` (type, shape, fan-in, parameters),
-        ``trainable`` (of the generator, the conditioner and the rest), ``trainable_per_parameter``
-        (all of them ÷ N) and ``wiring`` (as `Connectivity.to_dict`, one coverage for each layer).
+        A JSON-ready dict: ``generator`` (its configuration), ``latent_dim``, ``tasks``, ``numel``
+        (N), ``tensors`` (name, shape and initial standard deviation of each), ``layers`` (type,
+        shape, fan-in and parameters of each), ``trainable`` (parameters of the generator, the
+        conditioner and the target), ``trainable_per_parameter`` (their sum ÷ N) and ``wiring`` (as
+        `Connectivity.to_dict`).
 
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> summarize(HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(2, dim=8)))["numel"]
@@ -25,9 +26,9 @@ def summarize(hnet: HyperNetwork) -> dict[str, Any]:
     """
     target, generator = hnet.target, hnet.generator
     trainable = {
-        "generator": _count(generator),
-        "embeddings": _count(hnet.conditioner),
-        "shared": _count(target),
+        "generator": _count_trainable(generator),
+        "embeddings": _count_trainable(hnet.conditioner),
+        "shared": _count_trainable(target),
     }
     return {
         "generator": hnet.config["generator"],
@@ -48,7 +49,7 @@ def summarize(hnet: HyperNetwork) -> dict[str, Any]:
                 "inputs": layer.in_features,
                 "outputs": layer.out_features,
                 "fan_in": getattr(layer, "fan_in", layer.in_features),
-                "parameters": _count(layer),
+                "parameters": _count_trainable(layer),
             }
             for layer in wired_layers(generator)
         ],
@@ -58,5 +59,5 @@ def summarize(hnet: HyperNetwork) -> dict[str, Any]:
     }
 
 
-def _count(module: nn.Module) -> int:
+def _count_trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Tasks as vectors, their embeddings or their weights: the distances between them, and a map."""
+"""Tasks as vectors, by their embeddings or weights: distances between them, and a map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who reaches whom: which parameters depend on which numbers of the embedding."""
+"""Connectivity: which parameters depend on which elements of the embedding."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from sparsehyper.sparse import SparseLinear
 
 @dataclass(frozen=True)
 class Connectivity:
-    """Share of the outputs that each latent unit reaches, and of inputs that each layer uses.
+    """How far the elements of an embedding reach, and how much of their inputs layers use.
 
     Attributes:
-        reach: one share in [0, 1] for each latent unit.
-        coverage: for each sparse or dense layer, the share of its inputs that any output is wired
-            to.
+        reach: For each element of the embedding, the share in [0, 1] of outputs that depend on it.
+        coverage: For each sparse or dense layer, the share of its inputs that some output uses.
     """
 
     reach: tuple[float, ...]
     coverage: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The mean, least and greatest reach, and the coverage of every layer; JSON-ready."""
+        """Mean, minimum and maximum reach, and the coverage of every layer; JSON-ready."""
         return {
             "reach_mean": sum(self.reach) / len(self.reach),
             "reach_min": min(self.reach),
@@ -42,16 +41,16 @@ class Connectivity:
 def connectivity(
     generator: HyperNetwork | nn.Module, latent_dim: int | None = None
 ) -> Connectivity:
-    """Follow the wiring of a generator from every latent unit to the outputs, exactly.
+    """Follow the wiring of a generator from every element of the embedding to the outputs.
 
-    What is not a number stays none, whatever it is multiplied by or added to: of an embedding with
-    one NaN, the outputs that are NaN are those wired to it. So a latent unit costs one row of one
-    forward pass, nothing dense is formed, and it holds for any generator, linear or not.
+    NaN stays NaN in products and sums, so for an embedding with one NaN the outputs that depend on
+    it are NaN. This is exact for any generator, linear or not. Each element of the embedding costs
+    one row of a forward pass, and no dense matrix is formed.
 
     Args:
         generator: a hypernetwork or a generator's module.
-        latent_dim: length of an embedding, for a module; None for the inputs of its first sparse
-            layer.
+        latent_dim: length of an embedding, for a module; None for the input width of its first
+            sparse layer.
 
     Raises:
         ValueError: ``latent_dim`` is None and there is no sparse layer, or outputs are NaN anyway.
@@ -88,18 +87,18 @@ def connectivity(
 
 
 def trace(layers: Sequence[SparseLinear], output: int) -> list[Tensor]:
-    """Every connection on the way from one output back to the inputs of a stack of sparse layers.
+    """All connections that one output of a stack of sparse layers depends on.
 
     Args:
-        layers: each takes what the one before gives.
-        output: of the last layer, from 0.
+        layers: the layers, first to last.
+        output: index of an output of the last layer.
 
     Returns:
-        For each layer, first to last, its connections that ``output`` depends on: int64
-        ``[connections, 2]``, a source and a unit of the layer each.
+        For each layer its connections that ``output`` depends on, int64 ``[connections, 2]``: a
+        source and a unit of the layer.
 
     Raises:
-        IndexError: there is no such output.
+        IndexError: no such output.
 
     >>> layers = [SparseLinear(4, 8, 3), SparseLinear(8, 16, 2)]
     >>> [len(connections) for connections in trace(layers, 5)]
@@ -108,12 +107,12 @@ def trace(layers: Sequence[SparseLinear], output: int) -> list[Tensor]:
     last = layers[-1].out_features
     if not 0 <= output < last:
         raise IndexError(f"`output` must be in 0..{last - 1}, got {output}")
-    units, ways = torch.tensor([output]), []
+    units, connections = torch.tensor([output]), []
     for layer in reversed(layers):
         sources = layer.connections()[:, units].long().cpu()
-        ways.append(torch.stack([sources, units.expand_as(sources)], -1).flatten(0, 1))
+        connections.append(torch.stack([sources, units.expand_as(sources)], -1).flatten(0, 1))
         units = sources.unique()
-    return ways[::-1]
+    return connections[::-1]
 
 
 def wired_layers(generator: nn.Module) -> list[SparseLinear | nn.Linear]:

@@ -16,7 +16,7 @@ from sparsehyper.conditioning.base import TaskConditioner
 
 
 class TaskEmbedding(TaskConditioner):
-    """A learned vector for each task; with a single task, nothing to be conditioned on.
+    """A learned vector for each task; with one task, the hypernetwork is unconditional.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, or an
     embedding ``[dim]`` itself.
