@@ -264,10 +264,10 @@ class Dictionary(nn.Linear):
     ("module", "message"),
     [
         *[
-            (layer(5, 4), "which is not called so")
+            (layer(5, 4), "which is not called like that")
             for layer in (nn.LSTM, nn.GRU, nn.RNN, nn.Linear)
         ],
-        (nn.Sequential(nn.Linear(5, 5)), "got a Sequential, which is not called so"),
+        (nn.Sequential(nn.Linear(5, 5)), "got a Sequential, which is not called like that"),
         (Dictionary(5, 4), "got a Dictionary, which returned a dict"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which tensors of a module are generated, and where each lies in the flat vector θ."""
+"""The layout of θ: which tensors of a module are generated, and where each lies in the vector."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 
 class TensorSpec(NamedTuple):
-    """One generated tensor's place in θ."""
+    """One generated tensor and its place in θ.
 
-    name: str  # as in the target's ``named_parameters()``
+    Attributes:
+        name: Name in the target's ``named_parameters()``.
+        shape: Shape of the tensor.
+        offset: Index of its first element in θ.
+        numel: Number of its elements.
+        aliases: Other names of the tensor, if it is tied.
+    """
+
+    name: str
     shape: torch.Size
     offset: int
     numel: int
-    aliases: tuple[str, ...]  # other names of the same tensor, where it is tied
+    aliases: tuple[str, ...]
 
 
 Layout = Sequence[TensorSpec] | int
-"""The tensors that make up θ, in order; or how many numbers, where their shapes do not matter."""
+"""The tensors that make up θ, in order; or the length of θ, where shapes do not matter."""
 
 
 def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
-    """The tensors of a layout that have numbers in them; one if it is a number itself.
+    """The tensors of a layout that are not empty; a single one for a length.
 
     Raises:
-        ValueError: there is nothing in it.
+        ValueError: an empty layout.
 
     >>> as_tensors(7)[0].shape
     torch.Size([7])
@@ -47,12 +55,12 @@ def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
 
 
 def count_numbers(layout: Layout) -> int:
-    """Numbers in θ, at least 1."""
+    """Length of θ, at least 1."""
     return sum(spec.numel for spec in as_tensors(layout))
 
 
 def pack(tensors: Iterable[tuple[str, torch.Size]]) -> tuple[TensorSpec, ...]:
-    """The layout of tensors one after the other.
+    """The layout of consecutive tensors, given by names and shapes.
 
     >>> [spec.offset for spec in pack([("a", torch.Size([2, 3])), ("b", torch.Size([4]))])]
     [0, 6]
@@ -65,7 +73,15 @@ def pack(tensors: Iterable[tuple[str, torch.Size]]) -> tuple[TensorSpec, ...]:
 
 
 def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, ...]:
-    """Names, shapes and offsets in θ of the parameters of ``module`` to generate.
+    """The layout of the parameters of ``module`` to generate.
+
+    Args:
+        module: any module.
+        generate: a glob on parameter names, several, or a predicate of name and parameter.
+
+    Raises:
+        TypeError, ValueError: a selection of a wrong type or that selects nothing, parameters
+            without a shape, or parameters of several dtypes.
 
     >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
     [('weight', torch.Size([2, 3]), 0, 6)]
@@ -96,7 +112,11 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
 
 
 def slots(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """Every place that holds a parameter or buffer, once, though its module stand in several."""
+    """Places of parameters (``"_parameters"``) or buffers (``"_buffers"``), each once.
+
+    Yields:
+        Full name, module that holds the tensor, name there, and tensor.
+    """
     for prefix, owner in module.named_modules():
         for attribute, value in getattr(owner, kind).items():
             if value is not None:

@@ -1,7 +1,7 @@
-"""Recurrent targets whose parameters are generated anew at every time step.
+"""Recurrent targets whose parameters are generated for every time step.
 
-Source: the dynamic hypernetwork of D. Ha et al., "HyperNetworks" (ICLR 2017), with whole weights in
-place of their scaling vectors.
+Source: the dynamic hypernetwork of D. Ha et al., "HyperNetworks" (ICLR 2017), which generates
+scaling vectors; here whole weights are generated.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def unroll(
 ) -> tuple[Tensor, Any]:
     """Run a hypernetwork whose target is a recurrent cell over a sequence.
 
-    At step t the cell is ``hnet(inputs[t], state, task=task)``. An `InputEncoder`, which is given
-    the same, makes its weights depend on the input and on the state: they change with every step.
+    Step t computes ``hnet(inputs[t], state, task=task)``. An `InputEncoder` gets the same
+    arguments, so with it the weights depend on input and state and change at every step.
 
     Args:
-        hnet: the target is an ``nn.RNNCell``, ``GRUCell`` or ``LSTMCell``, or takes and returns
-            what they do.
+        hnet: a hypernetwork whose target is an ``nn.RNNCell``, ``GRUCell`` or ``LSTMCell``, or has
+            the same arguments and outputs.
         inputs: ``[time, batch, features]``.
-        state: before the first step, as the cell takes it; None leaves the first step without one,
-            which such cells take for zeros.
+        state: the state before the first step, as the cell takes it; None calls the cell without a
+            state at the first step, for which PyTorch's cells use zeros.
         task: what the conditioner takes.
 
     Returns:
-        The cell's outputs (of an LSTM its h) ``[time, batch, hidden]``, and the last state.
+        The cell's outputs (h for an LSTM) ``[time, batch, hidden]``, and the last state.
 
     Raises:
-        TypeError: the target is no cell.
+        TypeError: the target is not a cell.
         ValueError: ``inputs`` is not ``[time, batch, features]`` with at least one step.
 
     >>> from sparsehyper import Dense, HyperNetwork, TaskEmbedding
@@ -53,13 +53,13 @@ def unroll(
         )
     cell = hnet.target.module
     if isinstance(cell, nn.RNNBase) or not _takes_two(cell.forward):
-        raise _no_cell(cell, "which is not called so")
+        raise _not_a_cell(cell, "which is not called like that")
     outputs = []
     for x in inputs:
         state = hnet(x, task=task) if state is None else hnet(x, state, task=task)
         first = state[0] if isinstance(state, tuple) and state else state
         if not isinstance(first, Tensor):
-            raise _no_cell(cell, f"which returned a {type(state).__name__}")
+            raise _not_a_cell(cell, f"which returned a {type(state).__name__}")
         outputs.append(first)
     return torch.stack(outputs), state
 
@@ -73,7 +73,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _no_cell(module: nn.Module, reason: str) -> TypeError:
+def _not_a_cell(module: nn.Module, reason: str) -> TypeError:
     return TypeError(
         "the target of `hnet` must be a cell, called as cell(x, state) for one step of "
         "[batch, features], and return the next state, or (h, c); got a "

@@ -1,6 +1,6 @@
-"""Hypernetworks on disk: a directory of ``config.json`` and ``model.safetensors``, no pickle.
+"""Hypernetworks on disk: a directory with ``config.json`` and ``model.safetensors``, no pickle.
 
-``config.json`` ends with its own digest and holds that of the weights.
+``config.json`` contains the digest of the weights, and ends with its own digest.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 _SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
 
-Model = TypeVar("Model", bound=nn.Module)
+Saved = TypeVar("Saved", bound=nn.Module)
 
 
 def save(directory: str | os.PathLike[str], config: dict[str, Any], model: nn.Module) -> None:
-    """Write a model's directory, which appears whole or not at all.
+    """Write a model's directory, which appears complete or not at all.
 
     Raises:
         FileExistsError: ``directory`` exists.
     """
     with whole("directory", Path(directory)) as path:
         path.mkdir()
-        write_tensors(path / WEIGHTS_FILE, _apart(model.state_dict()))
+        write_tensors(path / WEIGHTS_FILE, _without_sharing(model.state_dict()))
         record = {
             "format": FORMAT,
             "torch": torch.__version__,
@@ -89,21 +89,25 @@ def write_tensors(
     """
     try:
         safetensors.torch.save_file(dict(tensors), path, metadata)
-    except safetensors.SafetensorError as error:  # which tells of the system's error in its text
+    except safetensors.SafetensorError as error:  # its text has the system's error
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
 
 
 def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors that the content of a safetensors file holds.
+    """The tensors of a safetensors file, sorted by name.
+
+    Args:
+        data: content of the file.
+        path: path of the file, for errors.
 
     Raises:
-        CheckpointError: it is no such file.
+        CheckpointError: a damaged file.
     """
     try:
-        return dict(sorted(safetensors.torch.load(data).items()))  # in no order of their own
-    # A well-formed file of tensors that PyTorch cannot hold raises errors of other kinds.
+        return dict(sorted(safetensors.torch.load(data).items()))
+    # Valid files with tensors that PyTorch cannot hold raise errors of other types.
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     except RuntimeError as error:
@@ -111,12 +115,12 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def load(
-    make: Callable[..., Model],
+    make: Callable[..., Saved],
     directory: str | os.PathLike[str],
     target: nn.Module,
     conditioner: Conditioner | None,
-) -> Model:
-    """Read what ``HyperNetwork.save`` wrote; ``make`` is its class. See ``HyperNetwork.load``."""
+) -> Saved:
+    """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
     config, state = read(directory)
     try:
         saved = {name: tuple(shape) for name, shape in config["layout"]}
@@ -149,11 +153,11 @@ def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointE
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """``load_state_dict`` with an error that names the file and the first tensor that does not fit.
+    """``load_state_dict`` with errors that name the file and the first tensor that does not fit.
 
     Raises:
-        CheckpointError: a missing or unexpected tensor, or one of another shape or type, or with
-            NaN or infinity where the model has finite numbers. Nothing was loaded.
+        CheckpointError: a missing or unexpected tensor, a tensor of another shape or dtype, or one
+            with NaN or infinity where the model's is finite. Nothing is loaded then.
     """
     expected = model.state_dict()
     for name, tensor in expected.items():
@@ -163,14 +167,14 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     for name in state:
         if name not in expected:
             raise CheckpointError(f"{path} does not fit this model: unexpected tensor {name!r}")
-    # Files have no version numbers of modules, without which some look for what older ones saved.
+    # Files lack the version numbers of modules, without which some modules expect an older format.
     state = OrderedDict(state)
     state._metadata = expected._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
 
 
 def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
-    """Raise ``CheckpointError`` unless a tensor of a file can take the place of a model's own."""
+    """Raise ``CheckpointError`` unless a file's tensor can replace a model's own."""
     for what, found, expected in (
         ("shape", list(tensor.shape), list(own.shape)),
         ("dtype", tensor.dtype, own.dtype),
@@ -180,27 +184,27 @@ def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
                 f"{path} does not fit this model: tensor {name!r} has {what} {found}, the model's "
                 f"is {expected}"
             )
-    # Masks and the like may hold infinities from the start.
+    # Masks may contain infinities from the start.
     if not tensor.isfinite().all() and own.isfinite().all():
         raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without shared memory (of tied parameters), which safetensors refuses."""
-    apart: dict[str, Tensor] = {}
+def _without_sharing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory (of tied parameters), which safetensors refuses."""
+    separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(
-                f"{name!r} cannot be saved, being no dense tensor but a {found}; a buffer that the "
-                "target can make anew need not be saved: register it with persistent=False"
+                f"{name!r} cannot be saved: it must be a dense tensor, got {found}; if the target "
+                "can compute this buffer again, register it with persistent=False"
             )
-        whole = tensor.detach().contiguous()
-        storage = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if storage in storages else whole
+        dense = tensor.detach().contiguous()
+        storage = dense.untyped_storage().data_ptr()
+        separate[name] = dense.clone() if storage in storages else dense
         storages.add(storage)
-    return apart
+    return separate
 
 
 def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:

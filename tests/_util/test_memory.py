@@ -11,10 +11,10 @@ import weakref
 import pytest
 import torch
 
-from sparsehyper._util.memory import LARGE, Memory, shared_memory
+from sparsehyper._util.memory import MIN_POOLED_BYTES, Memory, shared_memory
 from sparsehyper.sparse import SparseLinear
 
-FLOATS = LARGE // 4
+FLOATS = MIN_POOLED_BYTES // 4
 
 
 def test_memory_is_used_again_once_no_tensor_needs_it():

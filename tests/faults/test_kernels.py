@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from helpers.faults import hostile_products
-from sparsehyper._util.memory import LARGE, shared_memory
+from sparsehyper._util.memory import MIN_POOLED_BYTES, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
 from sparsehyper.target.unpacking import UnpackPlan, unpack
 
-TENSOR = LARGE // 4  # numbers, just enough for a block that is used again
+TENSOR = MIN_POOLED_BYTES // 4  # numbers, just enough for a block that is used again
 
 
 def test_hostile_arguments_are_refused_or_computed_right(trials, record_figures):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from sparsehyper._util.memory import LARGE, shared_memory
+from sparsehyper._util.memory import MIN_POOLED_BYTES, shared_memory
 from sparsehyper.target.unpacking import UnpackPlan, unpack
 
 SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
@@ -136,7 +136,11 @@ def test_forward_mode_of_the_kernels_equals_reverse_mode():
 @pytest.mark.parametrize("large", [False, True])
 def test_each_tensor_has_a_storage_of_its_own(lead, large):
     memory = shared_memory()  # keeps it
-    shapes = [torch.Size([LARGE // 4 if large else 100]), torch.Size([3, 2]), torch.Size([0])]
+    shapes = [
+        torch.Size([MIN_POOLED_BYTES // 4 if large else 100]),
+        torch.Size([3, 2]),
+        torch.Size([0]),
+    ]
     sizes = [shape.numel() for shape in shapes]
     generated = torch.randn(*lead, sum(sizes))
     tensors = unpack(generated, UnpackPlan(sizes, shapes, [1.0] * 3, [0.0] * 3))
@@ -150,7 +154,9 @@ def test_each_tensor_has_a_storage_of_its_own(lead, large):
     assert file.tell() < 3000
     tensors[0].fill_(7)
     del tensors
-    lent = [memory.empty([LARGE // 4]).fill_(9) for _ in range(4)]  # none is what `small` lies in
+    lent = [
+        memory.empty([MIN_POOLED_BYTES // 4]).fill_(9) for _ in range(4)
+    ]  # none is what `small` lies in
     assert small.equal(expected)
     assert len(lent) == 4
 

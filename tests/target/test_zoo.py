@@ -211,8 +211,8 @@ class Wired(nn.Linear):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Recorded(4, 3), r"'target.module._extra_state' cannot be saved, .* but a dict"),
-        (Wired(), r"'target.module.adjacency' cannot be saved, .* but a torch.sparse_coo"),
+        (Recorded(4, 3), r"'target.module._extra_state' cannot be saved: .* got dict"),
+        (Wired(), r"'target.module.adjacency' cannot be saved: .* got torch.sparse_coo"),
     ],
 )
 def test_what_cannot_be_saved_is_named(target, message, tmp_path):

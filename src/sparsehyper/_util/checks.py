@@ -1,4 +1,4 @@
-"""Checks of a caller's arguments, with one wording for the errors."""
+"""Checks of a caller's arguments, with consistent errors."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What PyTorch's sizes, seeds and counts can hold.
+# The largest int64: PyTorch's sizes, seeds and counts.
 LARGEST = 2**63 - 1
 
-# Limits far beyond what anyone wants. More is a slip of the finger, and would take all time or
-# memory before anything could fail.
+# Limits far beyond any use. A larger value is a typing error, and would exhaust time or memory
+# before anything could fail.
 MOST_TASKS = 1_000_000
 MOST_WORKERS = 1_000
 MOST_REPEATS = 10_000  # seeds, restarts, rounds
-WIDEST = 2**20  # units of a layer, numbers of an embedding, images of a batch
-MOST_NUMBERS = 2**31  # of one tensor
-LARGEST_SIDE = 8192  # of a picture, in pixels
+WIDEST = 2**20  # units of a layer, elements of an embedding, images of a batch
+MOST_NUMBERS = 2**31  # elements of one tensor
+LARGEST_SIDE = 8192  # side of a picture, in pixels
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     choices = list(choices)
-    # By type first: a tensor or an array is equal to no one thing.
+    # Compare types first: comparing a tensor or an array gives no bool.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         valid = ", ".join(map(repr, choices))
         raise ValueError(f"`{argument}` must be one of {valid}; got {value!r}")
 
 
 def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    """Raise ``TypeError`` unless ``value`` is of a kind, which is ``what`` in words."""
+    """Raise ``TypeError`` unless ``value`` is of a type, which the error describes as ``what``."""
     if not isinstance(value, kind):
         raise TypeError(f"`{argument}` must be {what}, got {value!r}")
 
@@ -71,13 +71,13 @@ def check_number(
 
 
 def check_size(what: str, count: int) -> None:
-    """Raise ``ValueError`` if a tensor would hold more numbers than any that is meant."""
+    """Raise ``ValueError`` if a tensor would hold more than ``MOST_NUMBERS`` elements."""
     if count > MOST_NUMBERS:
         raise ValueError(f"{what} would take {count:,} numbers; at most {MOST_NUMBERS:,} are made")
 
 
 def is_whole(value: Any) -> bool:
-    """Whether ``value`` is a tensor of integers, of any size; truth values are none."""
+    """Whether ``value`` is a tensor of integers of any size; booleans are not integers."""
     return (
         isinstance(value, Tensor)
         and not value.is_floating_point()
@@ -98,16 +98,16 @@ def check_vector(argument: str, value: Tensor, length: int) -> None:
 
 
 def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
-    """Labels as int64 ``[count]``, whatever integers they are.
+    """Labels of any integer dtype as int64 ``[count]``.
 
     Args:
-        of: what they are called, to begin the error with.
+        of: name of the labels, at the beginning of the error.
         y: the labels.
-        count: samples there are.
-        remedy: to end the error with.
+        count: number of samples.
+        remedy: advice, at the end of the error.
 
     Raises:
-        ValueError: they are no integers, negative, or not one a sample.
+        ValueError: labels that are not integers, negative, or not one per sample.
     """
     if not is_whole(y) or y.ndim != 1 or len(y) != count:
         found = (

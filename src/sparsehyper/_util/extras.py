@@ -1,4 +1,4 @@
-"""Optional dependencies: import one, or say which extra brings it."""
+"""Optional dependencies: import one, or name the extra that installs it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
 def require(module: str, extra: str) -> ModuleType:

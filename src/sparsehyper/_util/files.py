@@ -1,7 +1,7 @@
-"""Files and directories that appear whole or not at all, and are read only as they were written.
+"""Files and directories that appear complete or not at all, and that are verified when read.
 
-Whatever is read may come from a stranger. A file is opened only if it is a regular one: a link may
-lead anywhere, and a pipe or a device may never end. JSON is data that is checked, not trusted.
+Whatever is read may come from a stranger. Only regular files are opened: a link may lead anywhere,
+and a pipe or a device may never end. JSON is checked, not trusted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class CheckpointError(ValueError):
     """A saved file is damaged, or does not belong to the others; the message names the file."""
 
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems without hard links
+# Errors of file systems without hard links.
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 def check_absent(argument: str, path: Path) -> None:
@@ -38,7 +39,9 @@ def check_absent(argument: str, path: Path) -> None:
 
 @contextmanager
 def whole(argument: str, path: Path) -> Iterator[Path]:
-    """A place to make a new file or directory, which becomes ``path`` once all is on the disk.
+    """Context with a temporary path, whose file or directory becomes ``path`` at the end.
+
+    It gets its name once everything is on the disk.
 
     Raises:
         FileExistsError: ``path`` exists.
@@ -50,36 +53,36 @@ def whole(argument: str, path: Path) -> Iterator[Path]:
         yield partial
         for made in (*partial.rglob("*"), partial):
             about = made.lstat()
-            # Safetensors files are for their owner alone; a linked file is another's as well.
+            # Safetensors makes files for their owner only. A hard link may be somebody else's file.
             if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
                 made.chmod(0o644)
             if stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode):
                 sync(made)
-        _name(argument, partial, path)
+        _move(argument, partial, path)
     sync(path.parent)
 
 
-def _name(argument: str, partial: Path, path: Path) -> None:
-    """Give what was made its name, unless another process was first."""
+def _move(argument: str, partial: Path, path: Path) -> None:
+    """Move a file or directory to its path, unless another process was faster."""
     try:
         if partial.is_dir():
             partial.rename(path)
         else:
-            os.link(partial, path)  # a renaming would replace what is there
+            os.link(partial, path)  # renaming would replace an existing file
     except OSError as error:
         check_absent(argument, path)
-        if partial.is_dir() or error.errno not in _NO_LINKS:
+        if partial.is_dir() or error.errno not in _NO_HARD_LINKS:
             raise
         partial.rename(path)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of ``path`` whole or not at all."""
+    """Context with a new file, which replaces ``path`` at the end, complete or not at all."""
     temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)  # of a process that died, or a stranger's link
+    temporary.unlink(missing_ok=True)  # left by a process that died, or a stranger's link
     try:
-        with temporary.open("xb") as file:  # a file of our own: this follows no link
+        with temporary.open("xb") as file:  # this mode follows no link
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -103,13 +106,13 @@ def open_file(path: Path, folder: int | None = None) -> BufferedReader:
     """A regular file, open for reading.
 
     Args:
-        path: of the file.
-        folder: a descriptor of its directory, which is then the one that was opened, even if it
-            has another name by now.
+        path: path of the file.
+        folder: an open descriptor of its directory, to read from that directory even if it has
+            been renamed.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is a link, a pipe, a device or a directory.
+        FileNotFoundError: no such file.
+        CheckpointError: the file is a link, a pipe, a device or a directory.
     """
     try:
         descriptor = os.open(path if folder is None else path.name, _READ_ONLY, dir_fd=folder)
@@ -138,10 +141,14 @@ def digest(path: Path) -> str:
 
 
 def parse_json(data: bytes, path: Path) -> Any:
-    """The value that the content of a file stands for.
+    """The value of a JSON document.
+
+    Args:
+        data: the content of a file.
+        path: path of the file, for errors.
 
     Raises:
-        CheckpointError: it is no JSON, holds a number that is not finite, or is too deeply nested.
+        CheckpointError: invalid JSON, a number that is not finite, or nesting that is too deep.
     """
     try:
         return json.loads(data.decode(), parse_float=_finite, parse_constant=_refuse)
@@ -150,7 +157,7 @@ def parse_json(data: bytes, path: Path) -> Any:
 
 
 def sealed(value: Mapping[str, Any]) -> str:
-    """A JSON document whose last entry, ``sha256``, is the digest of all that stands before it.
+    """A JSON document whose last entry, ``sha256``, is the digest of everything before it.
 
     >>> print(sealed({"step": 1}))
     {
@@ -164,11 +171,11 @@ def sealed(value: Mapping[str, Any]) -> str:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The value that `sealed` made the content of a file of.
+    """Read and verify a file that `sealed` made; return its value without the digest.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: a byte of it is not as it was written.
+        FileNotFoundError: no such file.
+        CheckpointError: the file was changed.
     """
     data = read_file(path)
     body, seal, _ = data.rpartition(_SEAL)
@@ -193,4 +200,4 @@ def _finite(text: str) -> float:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a valid number")

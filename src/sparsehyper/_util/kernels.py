@@ -1,8 +1,8 @@
-"""Whether there are kernels in C, and what may be handed to them by its address.
+"""The C kernels: whether they are installed, and which tensors they may get by address.
 
-The kernels are built when the package is installed, if there is a C compiler. They serve the
-products of ``sparse`` and the unpacking of ``target``. Every call checks what it hands over:
-shapes, dtypes and addresses in Python, sizes and the numbers of a wiring in C.
+The kernels are built when the package is installed, if there is a C compiler. The products of
+``sparse`` and the unpacking of ``target`` use them. Every call checks its arguments: shapes, dtypes
+and addresses in Python, sizes and sources in C.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ try:
 except ImportError:  # installed without a compiler
     compiled = None  # type: ignore[assignment]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def available() -> bool:
@@ -27,7 +27,7 @@ def available() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the operators run on tensors like these."""
+    """Whether the kernels exist and these tensors are float32 on the CPU."""
     for tensor in tensors:
         if tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
@@ -35,18 +35,18 @@ def takes(*tensors: Tensor) -> bool:
 
 
 def at_address(tensor: Tensor) -> bool:
-    """Whether the kernels may read the tensor at its address: no subclass, wrapper or negation."""
+    """Whether the kernels may read a tensor at its address: no subclass, wrapper or negation."""
     if (
         compiled is None
-        or type(tensor) not in _PLAIN
+        or type(tensor) not in _PLAIN_TYPES
         or tensor.dtype is not torch.float32
         or not tensor.is_cpu
         or tensor.is_neg()
     ):
         return False
-    try:  # zeros and functions of others have no memory behind them, and 0 for an address
+    try:  # tensors without memory, such as efficient zeros, have address 0
         return tensor.data_ptr() != 0 or tensor.numel() == 0
-    except RuntimeError:  # within a transform of torch.func
+    except RuntimeError:  # a tensor of a torch.func transform
         return False
 
 
@@ -58,9 +58,14 @@ def scale_runs(
     offsets: bytes,
     added: Tensor | None,
 ) -> None:
-    """Write ``offset + factor · flat[…, start : start + size]`` to each run, contiguous.
+    """Write ``offset + factor · flat[…, start : start + size]`` to each run.
 
-    Where ``added``, as long as a row of ``flat``, is given, its elements take the place of offsets.
+    Args:
+        flat: ``[…, Σ sizes]``.
+        runs: contiguous tensors ``[…, size]``.
+        sizes: packed int64, one for each run.
+        factors, offsets: packed float32, one for each run.
+        added: ``[Σ sizes]``, added instead of the offsets; or None.
     """
     flat = flat.contiguous()
     added = None if added is None else added.contiguous()
@@ -74,7 +79,10 @@ def scale_runs(
 def gather_runs(
     flat: Tensor, runs: Sequence[Tensor | None], sizes: bytes, factors: bytes, offsets: bytes
 ) -> None:
-    """Write ``factor · run`` to each run's place in ``flat``; one that is None is left out."""
+    """Write ``factor · run`` to the place of each run in ``flat``; runs that are None are skipped.
+
+    The arguments are those of `scale_runs`.
+    """
     compiled.runs(
         *(True, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, 0),
         *(flat.data_ptr(), addresses(runs)),

@@ -1,23 +1,24 @@
-"""Text for people: what a terminal may be shown, and long lists cut short."""
+"""Text for people: safe for a terminal, and long lists cut short."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
 
-_LISTED = 10  # names in an error
+_MAX_LISTED = 10  # names in an error
 
-# Control, format (which turn the direction of writing) and surrogate characters, and separators of
-# lines and paragraphs; joiners belong to the spelling of some languages and to emoji.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# Categories of characters to escape: control, format (some reverse the direction of writing) and
+# surrogate characters, and separators of lines and paragraphs. Joiners are spared: the spelling of
+# some languages and emoji need them.
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: object) -> str:
-    r"""Text in which every character that is no writing stands as its escape.
+    r"""Text with escapes for characters that a terminal would obey or could not show.
 
-    Names come from folders and from other people's files. What controls a terminal, breaks a line,
-    turns the direction of writing or has no encoding is shown, and not done.
+    Names come from folders and from other people's files. Characters that control a terminal, break
+    a line, reverse the direction of writing or have no encoding are escaped.
 
     >>> print(printable("red \x1b[31m, two\nlines, 日本"))
     red \x1b[31m, two\nlines, 日本
@@ -25,21 +26,21 @@ def printable(text: object) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escaped, text))
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names for an error, cut short where they are many.
+    """Names for an error; a long list is cut short.
 
     >>> listed(["shoes", "bags"])
     "'shoes', 'bags'"
     """
     names = list(names)
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more
+    more = f" and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(repr, names[:_MAX_LISTED])) + more
 
 
-def _shown(character: str) -> str:
-    if unicodedata.category(character) in _HIDDEN and character not in _JOINERS:
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in _ESCAPED and character not in _JOINERS:
         return character.encode("unicode_escape").decode("ascii")
     return character

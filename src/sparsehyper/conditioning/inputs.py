@@ -47,7 +47,9 @@ class InputEncoder(Conditioner):
     ) -> tuple[Tensor, int | None]:
         """Embeddings ``[batch, dim]``, or ``[dim]`` for the batch."""
         if task is not None:
-            raise TypeError(f"`task` must be left out, the input is what counts; got {task!r}")
+            raise TypeError(
+                f"`task` must be left out, since the model depends on the input alone; got {task!r}"
+            )
         z = self.encode(args, kwargs)
         return (z, None) if self.per_sample else (_mean(z), 0)
 

@@ -1,18 +1,18 @@
-"""Other forms of what is generated: copies of a module with fewer, or other, parameters.
+"""Adapters: targets in which only a change of a module is generated.
 
-Each function returns an adapted copy of a module, whose trainable parameters are what a
-hypernetwork is to generate, so that ``HyperNetwork(lora(module, 4), …)`` needs nothing else.
+Each function returns an adapted copy of a module. Its trainable parameters are those to generate,
+so ``HyperNetwork(lora(module, 4), …)`` needs no other setting.
 
     function   weight and bias of an adapted layer                  generated, per layer
     lora       W0 + (alpha / rank) · B A,  b0                       rank · (out + in · kernel)
     film       gamma ⊙ W0,  gamma ⊙ b0 + beta                       2 · out
     masked     values at random places, zeros elsewhere,  b         (1 - sparsity) · numel(W) + out
 
-Layers are ``nn.Linear`` and ``nn.Conv1d``, ``2d`` and ``3d``, grouped ones too, and subclasses.
-All is done by ``torch.nn.utils.parametrize``: layers keep their names, and remain instances of
-their classes. `merge` turns the parametrizations into ordinary weights.
+Layers are ``nn.Linear`` and ``nn.Conv1d``, ``2d`` and ``3d``, with groups too, and subclasses.
+Adapters are parametrizations of ``torch.nn.utils.parametrize``: layers keep their names, and remain
+instances of their classes. `merge` turns the parametrizations into ordinary weights.
 
-Of two layers with one tied weight, each is adapted for itself, and `merge` unties them.
+Two layers with a tied weight are adapted separately, and `merge` unties them.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def lora(
     """A frozen copy whose weights W0 have a trainable change of low rank.
 
     W = W0 + (alpha / rank) · (B @ A).view_as(W0). A ``[rank, in · kernel]`` starts from Kaiming's
-    uniform distribution with variance 1 / (3 · in · kernel), as in the authors' code, where the
-    paper says Gaussian; B ``[out, rank]`` starts at zero. Their names end in ``.A`` and ``.B``.
+    uniform distribution with variance 1 / (3 · in · kernel), as in the authors' code; the paper
+    says Gaussian. B ``[out, rank]`` starts at zero. Their names end in ``.A`` and ``.B``.
 
     Args:
         module: any module; copied.
-        rank: of the change, at least 1.
-        layers: which layers change: a glob on their names, or several.
-        alpha: multiplies the change, divided by ``rank``; None for ``rank``, a factor of 1.
-        seed: of A.
+        rank: rank of the change, at least 1.
+        layers: layers to change: a glob on their names, or several.
+        alpha: the change is multiplied by ``alpha / rank``; None for a factor of 1.
+        seed: seed of A.
 
     Returns:
-        A copy in which A and B are all that is trainable; call ``requires_grad_()`` on whatever
-        else is to be trained or generated, such as the last layer.
+        A copy in which only A and B are trainable; call ``requires_grad_()`` on anything else to
+        train or generate, such as the last layer.
 
     Raises:
         TypeError, ValueError: a setting of a wrong type or outside its range, a pattern that
@@ -80,22 +80,22 @@ def lora(
 def film(module: nn.Module, layers: Layers = "*") -> nn.Module:
     """A frozen copy whose layers have a trainable scale and shift of every output channel.
 
-    y = gamma ⊙ layer(x) + beta, computed as a change of the layer's weight and bias, with gamma
-    ``[out]`` starting at one and beta ``[out]`` at zero. Their names end in ``.gamma`` and
+    y = gamma ⊙ layer(x) + beta, computed as a change of the layer's weight and bias. Gamma
+    ``[out]`` starts at one and beta ``[out]`` at zero. Their names end in ``.gamma`` and
     ``.beta``. A layer without a bias gets one.
 
     Args:
         module: any module; copied.
-        layers: which layers change: a glob on their names, or several.
+        layers: layers to change: a glob on their names, or several.
 
     Returns:
-        A copy in which gamma and beta are all that is trainable.
+        A copy in which only gamma and beta are trainable.
 
     Raises:
         TypeError, ValueError: a pattern that matches no layer, or a layer that cannot be adapted.
 
     Source: E. Perez et al., "FiLM: Visual reasoning with a general conditioning layer" (AAAI
-    2018); here the scale and shift directly follow the layer.
+    2018); here scale and shift are applied directly after the layer.
 
     >>> adapted = film(nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2)), "0")
     >>> [tuple(p.shape) for p in adapted.parameters() if p.requires_grad]
@@ -121,32 +121,32 @@ def masked(
     learned: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy whose weights are zero but for a part of their entries.
+    """A copy in whose weights most entries are zero.
 
     Exactly ``round(sparsity · numel)`` entries of each weight are zero. The others are multiplied
     by √(numel / others), so that the variance of the layer's output stays about the same. Biases
-    and what is not in ``layers`` stay whole.
+    and other layers are not masked.
 
-    The mask is random and fixed, and the weight's trainable parameter is the vector of its other
-    entries, row by row; or it is ``learned``: the entries with the largest magnitude of
-    ``scores``, which have the weight's shape and get its gradient straight through the mask. A
-    learned mask is for all tasks together: generate all but the scores, by
+    The mask is random and fixed by default. The weight's trainable parameter is then the vector of
+    the other entries, row by row. A ``learned`` mask selects the entries whose ``scores`` have the
+    largest magnitude. Scores have the weight's shape, and get a straight-through gradient. All
+    tasks share a learned mask, so generate everything except the scores:
     ``HyperNetwork(…, generate=lambda name, p: not name.endswith("scores"))``. In either case the
     trainable weight's name ends in ``.original``.
 
     Args:
-        module: any module; copied. What of it is trainable stays so.
-        sparsity: the part of zeros, at least 0 and below 1.
-        layers: which layers are masked: a glob on their names, or several.
+        module: any module; copied. Trainable parameters stay trainable.
+        sparsity: share of zeros, at least 0 and below 1.
+        layers: layers to mask: a glob on their names, or several.
         learned: learn the mask.
-        seed: of the mask or of the initial scores.
+        seed: seed of the mask or of the initial scores.
 
     Raises:
         TypeError, ValueError: a setting of a wrong type or outside its range, a pattern that
-            matches no layer, or a layer that cannot be masked or of which nothing would remain.
+            matches no layer, a layer that cannot be masked, or one that would lose all weights.
 
-    Source: of the learned mask, V. Ramanujan et al., "What's hidden in a randomly weighted neural
-    network?" (CVPR 2020), where weights stay as they are.
+    Source of the learned mask: V. Ramanujan et al., "What's hidden in a randomly weighted neural
+    network?" (CVPR 2020), where weights are not trained.
 
     >>> adapted = masked(nn.Linear(10, 4), sparsity=0.75)
     >>> [tuple(p.shape) for p in adapted.parameters()], int((adapted.weight != 0).sum())
@@ -171,7 +171,7 @@ def masked(
                 f"`sparsity` {sparsity} leaves none of the {weight.numel()} weights of layer "
                 f"{name!r}; choose other `layers` or a lower one"
             )
-        # A new parameter, as the old one may be another layer's too.
+        # A new parameter, because another layer may use the old one too.
         values = weight.detach() * math.sqrt(weight.numel() / kept)
         layer.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
         mask = _TopScores if learned else _Scatter
@@ -184,15 +184,18 @@ def merge(module: nn.Module) -> nn.Module:
     """Fold `lora`, `film` and `masked` into ordinary weights, in place.
 
     The module then has the classes, names and shapes that it had before it was adapted, and the
-    same outputs as now. Only a layer without a bias keeps the one that `film` gave it, unless it
-    is zero. A merged tensor is trainable if anything that it was made of is; others stay as they
-    are. Other parametrizations stay too.
+    same outputs as now. A bias that `film` added to a layer stays, unless it is zero. A merged
+    tensor is trainable if anything that it was made of is trainable. All other tensors and
+    parametrizations stay as they are.
 
     Args:
-        module: what an adapter or ``HyperNetwork.materialize`` returned; returned again.
+        module: a module that an adapter or ``HyperNetwork.materialize`` returned.
+
+    Returns:
+        The module itself.
 
     Raises:
-        TypeError: no module.
+        TypeError: ``module`` is not a module.
 
     >>> layer = merge(lora(nn.Linear(5, 3), rank=2))
     >>> type(layer).__name__, [name for name, _ in layer.named_parameters()]
@@ -206,7 +209,7 @@ def merge(module: nn.Module) -> nn.Module:
 
 
 class _Adapter(nn.Module):
-    """A parametrization of ours."""
+    """A parametrization that one of this file's functions registers."""
 
 
 class _LowRank(_Adapter):
@@ -270,12 +273,12 @@ class _TopScores(_Adapter):
         sizes = self.scores.abs()
         top = sizes.flatten().topk(self.kept).indices
         mask = torch.zeros_like(sizes).flatten().scatter(0, top, 1.0).view_as(sizes)
-        # The difference is 0, so the mask is exact; its gradient is the scores'.
+        # The difference is 0, so the mask is exact, and passes its gradient to the scores.
         return weight * (mask + (sizes - sizes.detach()))
 
 
 def _seeded(seed: int) -> torch.Generator:
-    # From the seed itself, scores could be the very numbers that the module's weights started as.
+    # An offset: with the same seed, scores could equal the initial weights of the module.
     return torch.Generator("cpu").manual_seed(seed + 1_640_531_527)
 
 
@@ -286,7 +289,7 @@ def _kaiming_uniform(like: Tensor, shape: Sequence[int], rng: torch.Generator) -
 
 
 def _copy_with_layers(module: nn.Module, layers: Layers) -> tuple[nn.Module, dict[str, Any]]:
-    """A copy of ``module`` and those of its layers, by name, that ``layers`` match."""
+    """A copy of ``module``, and those of its layers that ``layers`` match, by name."""
     _check_module(module)
     found = {
         name: layer
@@ -315,7 +318,7 @@ def _copy_with_layers(module: nn.Module, layers: Layers) -> tuple[nn.Module, dic
     copies = {name: adapted.get_submodule(name) for name in chosen.values()}
     for layer in copies.values():
         if _parametrizations(layer):
-            _renew_class(layer)  # it is the given layer's too, and parametrizing changes it
+            _renew_class(layer)  # parametrizing changes the class, which is the original's too
     return adapted, copies
 
 
@@ -325,7 +328,7 @@ def _check_module(module: Any) -> None:
 
 
 def _check_layer(layer: nn.Module, name: str) -> None:
-    """Raise unless weight and bias are ordinary parameters, or adapted by us."""
+    """Raise unless weight and bias are ordinary parameters, or adapted by this file's functions."""
     for tensor in ("weight", "bias"):
         parts = _parametrizations(layer).get(tensor, () if tensor in layer._parameters else (None,))
         if not all(isinstance(part, _Adapter) for part in parts):
@@ -341,7 +344,7 @@ def _check_layer(layer: nn.Module, name: str) -> None:
 
 
 def _parametrizations(layer: nn.Module) -> dict[str, Any]:
-    """The parametrizations of a layer's tensors; of most modules none."""
+    """The parametrizations of a layer by names of tensors; empty for most modules."""
     found = layer._modules.get("parametrizations")
     pairs = found.items() if isinstance(found, nn.ModuleDict) else ()
     return {name: parts for name, parts in pairs if isinstance(parts, ParametrizationList)}
@@ -355,22 +358,22 @@ def _renew_class(layer: nn.Module, without: str = "") -> None:
 
 
 def _fold(layer: Any, tensor: str, parts: Any) -> None:
-    """Compute what our parametrizations of a tensor, which stand first, make of it.
+    """Replace the adapters of a tensor, which are its first parametrizations, by their result.
 
-    PyTorch's ``remove_parametrizations`` would change the tensor in place, which may be tied to
-    another, and the layer's class, which is that of the layer's copies too.
+    PyTorch's ``remove_parametrizations`` would change the tensor in place, though it may be tied,
+    and the layer's class, though copies of the layer have the same.
     """
-    ours = list(itertools.takewhile(lambda part: isinstance(part, _Adapter), parts))
-    if not ours:
+    adapters = list(itertools.takewhile(lambda part: isinstance(part, _Adapter), parts))
+    if not adapters:
         return
     value = parts.original
-    for part in ours:
+    for part in adapters:
         value = part(value)
-    sources = [parts.original, *(p for part in ours for p in part.parameters())]
+    sources = [parts.original, *(p for part in adapters for p in part.parameters())]
     merged = nn.Parameter(value, requires_grad=any(source.requires_grad for source in sources))
-    if len(ours) < len(parts):
+    if len(adapters) < len(parts):
         parts.original = merged
-        del parts[: len(ours)]
+        del parts[: len(adapters)]
         return
     del layer.parametrizations[tensor]
     if _parametrizations(layer):
@@ -378,8 +381,8 @@ def _fold(layer: Any, tensor: str, parts: Any) -> None:
     else:
         del layer.parametrizations
         layer.__class__ = type(layer).__bases__[0]
-    superfluous = any(getattr(part, "added", False) for part in ours) and not merged.any()
+    superfluous = any(getattr(part, "added", False) for part in adapters) and not merged.any()
     layer.register_parameter(tensor, None if superfluous else merged)
     own = layer._parameters
     for name in sorted(own, key=lambda name: (name != "weight", name != "bias")):
-        own[name] = own.pop(name)  # in the order that they had
+        own[name] = own.pop(name)  # restore the order: weight, bias, others

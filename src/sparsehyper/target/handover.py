@@ -25,7 +25,7 @@ def hand_over(
 
     Args:
         copies: the modules' copies, by node.
-        places: where their generated tensors stand.
+        places: places of the generated tensors.
         recurrent: nodes of the recurrent layers, which keep lists of their weights.
     """
     leaves: dict[int, Tensor] = {}

@@ -32,11 +32,11 @@ def modules_of(value: Any, seen: set[int] | None = None) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
         return
-    for inner in _contents(value):
+    for inner in _held_by(value):
         yield from modules_of(inner, seen)
 
 
-def replaced(value: Any, replacements: Mapping[int, Any]) -> Any:
+def substitute(value: Any, replacements: Mapping[int, Any]) -> Any:
     """A value that refers to the replacements; the value itself if nothing in it is replaced.
 
     Args:
@@ -48,31 +48,33 @@ def replaced(value: Any, replacements: Mapping[int, Any]) -> Any:
     if not any(id(module) in replacements for module in modules_of(value)):
         return value
     if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, replaced(value.__self__, replacements))
+        return types.MethodType(value.__func__, substitute(value.__self__, replacements))
     if isinstance(value, functools.partial):
-        keywords = {name: replaced(each, replacements) for name, each in value.keywords.items()}
-        args = [replaced(each, replacements) for each in value.args]
-        return functools.partial(replaced(value.func, replacements), *args, **keywords)
+        keywords = {name: substitute(each, replacements) for name, each in value.keywords.items()}
+        args = [substitute(each, replacements) for each in value.args]
+        return functools.partial(substitute(value.func, replacements), *args, **keywords)
     if isinstance(value, tuple):
-        items = [replaced(each, replacements) for each in value]
+        items = [substitute(each, replacements) for each in value]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if isinstance(value, set | frozenset):
-        return type(value)(replaced(each, replacements) for each in value)
+        return type(value)(substitute(each, replacements) for each in value)
     new = copy(value)
     if isinstance(value, Mapping):
         new.clear()
-        new.update({replaced(k, replacements): replaced(v, replacements) for k, v in value.items()})
+        new.update(
+            {substitute(k, replacements): substitute(v, replacements) for k, v in value.items()}
+        )
     elif isinstance(value, list | deque):
         for index, each in enumerate(value):
-            new[index] = replaced(each, replacements)
+            new[index] = substitute(each, replacements)
     else:
         replacements = {**replacements, id(value): new}
         for name, each in vars(value).items():
-            new.__dict__[name] = new if each is value else replaced(each, replacements)
+            new.__dict__[name] = new if each is value else substitute(each, replacements)
     return new
 
 
-def replace_in_place(container: Any, replacements: Mapping[int, Any]) -> None:
+def substitute_in_place(container: Any, replacements: Mapping[int, Any]) -> None:
     """Replace modules in a mutable container and in those within it.
 
     Args:
@@ -82,8 +84,8 @@ def replace_in_place(container: Any, replacements: Mapping[int, Any]) -> None:
 
     def new(value: Any) -> Any:
         if not isinstance(value, MUTABLE_CONTAINERS):
-            return replaced(value, replacements)
-        replace_in_place(value, replacements)
+            return substitute(value, replacements)
+        substitute_in_place(value, replacements)
         return value
 
     if isinstance(container, dict):
@@ -99,7 +101,7 @@ def replace_in_place(container: Any, replacements: Mapping[int, Any]) -> None:
             container[index] = new(value)
 
 
-def _contents(value: Any) -> list[Any]:
+def _held_by(value: Any) -> list[Any]:
     """What a value directly holds."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]

@@ -21,7 +21,7 @@ _CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
 class Place(NamedTuple):
-    """Where a tensor stands: an entry of the parameters or buffers of a module of the plan."""
+    """Position of a tensor: an entry of the parameters or buffers of a node."""
 
     node: int
     attribute: str

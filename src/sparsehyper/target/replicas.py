@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsehyper.target.handover import hand_over
-from sparsehyper.target.references import modules_of, replace_in_place, replaced
+from sparsehyper.target.references import modules_of, substitute, substitute_in_place
 from sparsehyper.target.replica_plan import STANDARD_ATTRIBUTES, ReplicaPlan
 
 # Recurrent layers keep lists of their weights, which every copy makes for itself.
@@ -142,7 +142,7 @@ class Replica:
         for node, attribute in self._plan.rebound:
             attributes = self._copies[node].__dict__
             if attribute in attributes:
-                attributes[attribute] = replaced(attributes[attribute], copy_of)
+                attributes[attribute] = substitute(attributes[attribute], copy_of)
                 values.append(attributes[attribute])
         return values
 
@@ -151,7 +151,7 @@ class Replica:
         for node, attribute in self._plan.containers:
             value = self._originals[node].__dict__.get(attribute)
             if value and any(id(m) in self._original_of for m in modules_of(value)):
-                replace_in_place(value, self._original_of)
+                substitute_in_place(value, self._original_of)
                 self._plan.stale = True
 
     def _update_before(self, node: int, attribute: str) -> None:
@@ -170,7 +170,7 @@ class Replica:
                 name in STANDARD_ATTRIBUTES and name != "training"
             )
             if not of_copy_alone and value is not was.get(name, _MISSING):
-                attributes[name] = replaced(value, self._original_of)
+                attributes[name] = substitute(value, self._original_of)
         for name in was.keys() - now.keys():
             attributes.pop(name, None)
 

@@ -1,7 +1,7 @@
 """Any module as a function of generated parameters θ.
 
 ``Target`` plans once which tensors of a module are generated and where each lies in θ. A call runs
-the module with given tensors in their places. These stand in shallow copies of the modules that
+the module with given tensors in their places. They are set in shallow copies of the modules that
 hold them (`replicas`), so a call's tensors are its own. ``Target`` copies the module that it is
 given, and never changes the original.
 
@@ -300,7 +300,7 @@ def _check_values(module: nn.Module) -> None:
 
 
 def _renew_weight_lists(module: nn.Module) -> None:
-    """Make recurrent layers list their weights anew; they keep lists beside their parameters."""
+    """Renew the lists of weights that recurrent layers keep beside their parameters."""
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             layer._init_flat_weights()
