@@ -69,14 +69,14 @@ class ReplicaPlan:
             if module not in copied:
                 continue
             for name, child in module._modules.items():
-                if child in copied and child not in nodes:
+                if child is not None and child in copied and child not in nodes:
                     nodes[child] = len(nodes)
                     self._paths.append((nodes[module], name))
         self.links = [
             (node, name, nodes[child])
             for module, node in nodes.items()
             for name, child in module._modules.items()
-            if child in copied
+            if child is not None and child in copied
         ]
         self.parameters = [Place(nodes[owner], attribute) for owner, attribute in parameters]
         self.buffers = [Place(nodes[owner], attribute) for owner, attribute in buffers]
@@ -150,7 +150,7 @@ class ReplicaPlan:
         return found
 
 
-def _to_copy(root: nn.Module, owners: list[nn.Module]) -> set[nn.Module | None]:
+def _to_copy(root: nn.Module, owners: list[nn.Module]) -> set[nn.Module]:
     """The owners of a call's tensors, and all modules that must refer to the owners' copies."""
     referring: dict[nn.Module, set[nn.Module]] = {}
     for module in root.modules():
@@ -160,7 +160,7 @@ def _to_copy(root: nn.Module, owners: list[nn.Module]) -> set[nn.Module | None]:
                 named.update(modules_of(value))
         for other in named:
             referring.setdefault(other, set()).add(module)
-    copied: set[nn.Module | None] = {root}
+    copied = {root}
     pending = [root, *owners]
     while pending:
         module = pending.pop()

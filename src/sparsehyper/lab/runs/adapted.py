@@ -172,7 +172,7 @@ class TaskList:
                 number = model.add_task(entry.name, self.tensors[f"{entry.key}/embedding"])
                 norms, module = model.target.statistics, model.target.module
                 rows = [self.tensors[f"{entry.key}/statistics/{name}"] for name in norms.names]
-                norms.put(module, [number], [row[None] for row in rows])
+                norms.set_rows(module, [number], [row[None] for row in rows])
         kept = {entry.row: entry.name for entry in self.entries if entry.row is not None}
         for row in range(len(trained)):
             if row in kept:
