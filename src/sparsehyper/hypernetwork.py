@@ -279,7 +279,7 @@ class HyperNetwork(NamedTasks):
         target: nn.Module,
         conditioner: Conditioner | None = None,
     ) -> Self:
-        """Read what ``save`` wrote; parameters that were frozen then are frozen.
+        """Load what ``save`` wrote; parameters that were frozen are frozen again.
 
         Args:
             directory: the directory.

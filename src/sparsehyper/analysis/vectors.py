@@ -51,7 +51,7 @@ def embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> 
 
 @torch.no_grad()
 def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None) -> Tensor:
-    """Parameter vectors θ ``[tasks, N]``; in float32 they take 4 N bytes a task.
+    """Parameter vectors θ ``[tasks, N]``; in float32 they take 4 N bytes per task.
 
     Args:
         hnet: the hypernetwork.

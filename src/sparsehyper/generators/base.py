@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest fitting integer in [low, high]; ``low`` fits, and all up to the largest do."""
+    """The largest integer in [low, high] that fits; all smaller ones in the range must fit."""
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):

@@ -212,7 +212,9 @@ def _calibrate(
     """
     x: Tensor | None = random_embeddings(latent_dim, seeded(seed))
     for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
-        if layer.out_features > CALIBRATED_WIDTH:  # also too wide to follow the signal further
+        if (
+            layer.out_features > CALIBRATED_WIDTH
+        ):  # this layer and all after it are too wide to simulate
             x = None
         if x is not None:
             y = layer.double()(before.double()(x))

@@ -15,7 +15,7 @@ from sparsehyper.layout import TensorSpec
 
 
 def copy_module(module: nn.Module) -> nn.Module:
-    """A deep copy: as ``copy.deepcopy`` makes it, in half the time, and where that refuses.
+    """A deep copy, in half the time of ``copy.deepcopy``, also of modules that it refuses.
 
     Most of what a module holds is empty containers, for hooks. Copying these beforehand saves the
     time. ``copy.deepcopy`` refuses tensors with a history, such as weights that a hook computes or

@@ -48,7 +48,7 @@ def hand_over(
 
 
 class _LeavesInBackward(dict[str, Any]):
-    """Parameters that a backward pass finds as leaves, and everybody else as they are."""
+    """Parameters that are leaves when they are looked up within a backward pass."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         super().__init__(parameters)

@@ -20,7 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sparsehyper.layout import slots
 
-_SETTLING_STEPS = 30  # of a power iteration; PyTorch's own modules start with 15
+_SETTLING_STEPS = 30  # steps of a power iteration; PyTorch's own modules start with 15
 
 
 class NormStatistics:

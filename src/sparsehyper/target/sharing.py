@@ -1,18 +1,17 @@
 """Tasks with equally many samples: in one shared run of the target where it allows that.
 
-A run is shared by these rules:
+Every task has its own run in these cases:
 
-- Fewer than four tasks gain nothing.
-- A target with convolutions shares runs of at most two samples a task. Vmapped, a convolution
-  becomes one with groups; with more samples, shapes decide which is faster.
-- Under autocast, which reaches only some operations within vmap, and in compiled code every task
-  has its own run.
-- So has every task of a target that vmap cannot run, or runs in a loop over single operations
-  (attention on the CPU); of one that keeps something of a run (buffers other than batch-norm
-  statistics, attributes, contents of a list or dict); of one that draws from another random source
-  than PyTorch's own; and of one with hooks.
+- There are fewer than four tasks, which would gain nothing.
+- The target has convolutions and there are more than two samples per task. vmap makes a grouped
+  convolution, and with more samples it depends on the shapes which is faster.
+- Under autocast, which reaches only some operations within vmap, and in compiled code.
+- vmap cannot run the target, or loops over single operations (attention on the CPU).
+- The target keeps something of a run: in buffers other than batch-norm statistics, in attributes,
+  or in a list or dict.
+- The target draws random numbers from another source than PyTorch, or has hooks.
 
-A trial on a copy of the target, on the first batch of a kind, finds out which rule applies
+A trial on a copy of the target, with the first batch of a kind, finds out what the target does
 (`trial`).
 """
 
@@ -35,11 +34,12 @@ from sparsehyper.target.target import Target
 from sparsehyper.target.trial import Trial
 
 _MIN_TASKS = 4
-_MAX_CONVOLVED = 2  # samples a task that share a run with convolutions
+_MAX_CONVOLVED = 2  # limit for targets with convolutions, in samples per task
 _MAX_KINDS = 64  # kinds of batches to remember for a target
 _NEVER = -1
 
-# By target, kind of batch, and number of samples a task: up to how many samples a task to share.
+# Limits found by trials, by target, kind of batch, and samples per task: the largest number of
+# samples per task for which to share a run.
 _limits: WeakKeyDictionary[Target, dict[Any, dict[int, int]]] = WeakKeyDictionary()
 _trial_lock = threading.RLock()
 
@@ -125,7 +125,7 @@ class Group:
         return out, after if changed else None
 
     def _limit(self) -> int:
-        """Up to how many samples a task these tasks should share a run."""
+        """The largest number of samples per task for which to share a run."""
         if torch.compiler.is_compiling() or len(self.raw) < _MIN_TASKS:
             return _NEVER
         if torch.is_autocast_enabled(self.raw.device.type) or _has_hooks(self.target.module):
@@ -142,7 +142,7 @@ class Group:
         return known[self.count]
 
     def _known_limits(self) -> dict[int, int]:
-        """Limits found so far for batches of this kind, by number of samples a task.
+        """Limits found so far for batches of this kind, by samples per task.
 
         Raises:
             TypeError: an argument of the target that has no hash.

@@ -137,7 +137,7 @@ class Target(nn.Module):
         if others == "frozen":
             self.module.requires_grad_(False)
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
-        self._checked_buffers = False  # whether shared buffers change in training was looked at
+        self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)
 
     def unpack(self, raw: Tensor) -> tuple[Tensor, ...]:

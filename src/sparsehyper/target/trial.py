@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Trial:
-    """One run of a module that may be spoilt.
+    """A trial run of a module.
 
     Args:
-        module: a copy made for the trial.
+        module: a copy, which the run may spoil.
         devices: CUDA devices whose random state the trial must not change.
 
     Attributes:
@@ -41,7 +41,7 @@ class Trial:
             _without_collection(),
         ):
             warnings.simplefilter("ignore")
-            # vmap warns so before it loops over single operations
+            # vmap warns of this before it loops over single operations
             warnings.filterwarnings("error", message=".*performance drop")
             try:
                 with _Recorder(self.operations):
