@@ -2,14 +2,14 @@
 
     θ(task) = base + scale ⊙ G(normalise(z(task)))        y = target(x; θ)
 
-In code, the steps of the equation are
+In code, for one task, a call is
 
-    z, _ = hnet.conditioner.embed(task, args, kwargs)     z(task), the embedding
-    raw = hnet.raw_theta(z[None])                         G(normalise(z)), of unit variance
-    tensors = hnet.target.unpack(raw[0])                  θ, as the target's tensors
-    y = hnet.target(tensors, row, args, kwargs)           target(x; θ)
+    z, row = conditioner.embed(task, args, kwargs)     z(task), and the row of the task's statistics
+    raw = generator(normalise(z[None]))[0]             G(normalise(z)), by `raw_theta`
+    tensors = target.unpack(raw)                       θ = base + scale ⊙ raw, tensor by tensor
+    y = target(tensors, row, args, kwargs)             target(x; θ)
 
-``theta`` gives θ as flat vectors, and ``generate`` gives the tensors of a task by name.
+``theta`` returns θ as flat vectors, and ``generate`` returns the tensors of a task by name.
 """
 
 from __future__ import annotations

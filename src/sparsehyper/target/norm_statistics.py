@@ -211,7 +211,8 @@ class NormStatistics:
     def average(self, module: nn.Module, batches: int) -> None:
         """Within `from_batches`, let the next batch join the mean over the ``batches`` before."""
         for owner, _ in self.owners(module):
-            owner.momentum = 1 / (batches + 1)  # type: ignore[assignment]
+            if hasattr(owner, "momentum"):
+                owner.momentum = 1 / (batches + 1)  # type: ignore[assignment]
 
     @torch.no_grad()
     def synchronise(self, module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
