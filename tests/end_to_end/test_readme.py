@@ -45,6 +45,12 @@ def test_the_python_of_a_page_runs(page):
     assert len(run_code(page)) > 1
 
 
+def test_the_kernels_can_be_asked_for(capsys):
+    (line,) = re.findall(r'python -c "(.*)"', PAGES["benchmarks"])
+    exec(line)
+    assert capsys.readouterr().out in ("True\n", "False\n")
+
+
 def test_the_page_s_target_classifies_images():
     target = run_code("command-line")["net"]((3, 16, 20), 5)
     assert target(torch.randn(2, 3, 16, 20)).shape == (2, 5)
