@@ -1,4 +1,4 @@
-"""What the README says works as it stands there."""
+"""The README and the pages of docs: their code, commands and links work as written."""
 
 from __future__ import annotations
 
@@ -18,19 +18,42 @@ from sparsehyper.lab.cli.options import experiment_from
 from sparsehyper.lab.runs import load_run, parse_method
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 
 
-def test_the_python_trains_the_reader_s_module():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in code.splitlines()[3:] if line]) <= 12
-    names: dict = {}
-    exec(code, names)
-    model = names["model"]
+def run_code(page: str) -> dict:
+    """The names that the Python blocks of a page leave, run in one namespace, top to bottom."""
+    names: dict = {"__name__": page}
+    for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        exec(block, names)
+    return names
+
+
+def test_the_readme_s_python_trains_the_reader_s_module():
+    model = run_code("README")["model"]
     assert type(model) is torch.nn.Sequential
     x = torch.randn(500, 10)
-    y = 2 * x.sum(1, keepdim=True)  # of site-b, the second
+    y = 2 * x.sum(1, keepdim=True)  # the second site's
     assert torch.nn.functional.mse_loss(model(x), y) < 0.1 * y.var()
+
+
+@pytest.mark.parametrize("page", ["architecture", "new-tasks", "python", "studies"])
+def test_the_python_of_a_page_runs(page):
+    assert len(run_code(page)) > 1
+
+
+def test_the_kernels_can_be_asked_for(capsys):
+    (line,) = re.findall(r'python -c "(.*)"', PAGES["benchmarks"])
+    exec(line)
+    assert capsys.readouterr().out in ("True\n", "False\n")
+
+
+def test_the_page_s_target_classifies_images():
+    target = run_code("command-line")["net"]((3, 16, 20), 5)
+    assert target(torch.randn(2, 3, 16, 20)).shape == (2, 5)
 
 
 def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys):
@@ -41,13 +64,10 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
             for i in range(12):
                 pixels = rng.integers(shade - 50, shade + 50, (16, 16, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "FOLDER" / task / name / f"{i}.webp")
-    (tmp_path / "HATS").mkdir()
-    for name in ("good", "scratched"):
-        (tmp_path / "FOLDER" / "back" / name).rename(tmp_path / "HATS" / name)
-    (tmp_path / "FOLDER" / "back").rmdir()
+    (tmp_path / "FOLDER" / "back").rename(tmp_path / "HATS")
     shutil.copytree(tmp_path / "FOLDER" / "front", tmp_path / "FOLDER" / "side")
     monkeypatch.chdir(tmp_path)
-    section = README.split("## Your own images")[1].split("## Results")[0]
+    section = PAGES["command-line"].split("## What can be chosen")[0]
     commands = re.findall(r"^    sparsehyper (.*)$", section, re.MULTILINE)
     kinds = ["train", "evaluate", "inspect", "report", "adapt", "predict", "export", "tasks"]
     assert [c.split()[0] for c in commands] == kinds
@@ -63,26 +83,44 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
     assert "per generated parameter" in shown
 
 
-def test_every_picture_and_file_it_names_exists():
-    names = [*re.findall(r"\]\(([^)#:]+)\)", README), "constraints.txt", "LICENSE"]
-    for name in names:
-        assert (ROOT / name).exists(), name
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading, for links to it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check"])
-def test_its_make_targets_exist(target):
-    assert f"make {target}" in README
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    here = ROOT if page.isupper() else ROOT / "docs"
+    for name, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", PAGES[page]):
+        assert (here / name).exists(), name
+        if place:
+            headings = re.findall(r"^#+ (.*)$", PAGES[Path(name).stem or page], re.MULTILINE)
+            assert place in map(anchor, headings), f"{name}#{place}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_narrow(page):
+    code = False
+    for line in PAGES[page].splitlines():
+        code ^= line.startswith("```")
+        width = 88 if code else 100
+        assert len(line) <= width or line.startswith(("|", "![")), line
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check", "faults", "sanitize"])
+def test_the_make_targets_exist(target):
+    assert f"make {target}" in PAGES["README"] + PAGES["architecture"]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def comparisons() -> list[str]:
-    """Every comparison that the README and the Makefile name, as a line."""
-    text = (README + (ROOT / "Makefile").read_text()).replace("\\\n", " ")
-    return re.findall(r"sparsehyper (compare --out [^#\n]*)", text)
+    """Every comparison that the pages and the Makefile name, as a line."""
+    text = "".join([*PAGES.values(), (ROOT / "Makefile").read_text()]).replace("\\\n", " ")
+    return re.findall(r"sparsehyper (compare --out [^#\n`]*)", text)
 
 
 @pytest.mark.parametrize("line", comparisons())
-def test_its_comparisons_are_understood(line):
+def test_the_comparisons_are_understood(line):
     command = typer.main.get_command(app).commands["compare"]
     context = command.make_context("compare", shlex.split(line)[1:])
     options = context.params
@@ -93,4 +131,4 @@ def test_its_comparisons_are_understood(line):
 
 
 def test_there_are_comparisons():
-    assert len(comparisons()) == 5
+    assert len(comparisons()) == 6
