@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsehyper._util.extras import require
-from sparsehyper._util.files import replaced
+from sparsehyper.lab.plots import GREY, new_figure, save
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#555555", "#56B4E9")
 _MARKERS = "oPvs^DX"
-_GREY = "#444444"
 
 
 class Table(NamedTuple):
@@ -298,19 +295,16 @@ def _draw(
     label: str,
     path: str | PathLike[str],
 ) -> None:
-    figure = require("matplotlib.figure", "cli").Figure(
-        figsize=(7, 4.2), dpi=200, layout="constrained", facecolor="white"
-    )
+    figure = new_figure((7, 4.2), dpi=200)
     axes = figure.add_subplot(xscale="log", yscale="log")
     for (name, points), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
     name, points = reference
     axes.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1, label=name)
-    axes.set_xlabel("N, generated parameters", color=_GREY)
-    axes.set_ylabel(label, color=_GREY)
+    axes.set_xlabel("N, generated parameters", color=GREY)
+    axes.set_ylabel(label, color=GREY)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="both", colors=_GREY)
+    axes.tick_params(which="both", colors=GREY)
     axes.legend(frameon=False)
-    with replaced(Path(path)) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)
