@@ -5,7 +5,7 @@ import struct
 import matplotlib.figure
 import pytest
 
-from sparsehyper.lab.report.plots import accuracy_vs_budget
+from sparsehyper.lab.plots import accuracy_vs_budget
 
 
 def row(method, ratio, mean, sd):

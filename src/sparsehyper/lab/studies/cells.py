@@ -176,6 +176,8 @@ def read_cells(directory: Path) -> dict[str, dict[str, Any]]:
         return {}
     remedy = "restore it, or remove it to compute all cells again"
     try:
+        if not content:
+            raise EOFError("it is empty")
         lines = gzip.decompress(content).splitlines()
     except (OSError, EOFError, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged: {error}; {remedy}") from error
