@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsehyper.lab.studies.new_tasks import GENERATORS, NEW_TASK_METHODS, NewTasks
+from sparsehyper.lab.studies.new_tasks import NEW_TASK_GENERATORS, NEW_TASK_METHODS, NewTasks
 
 
 @pytest.fixture(scope="module")
@@ -66,4 +66,4 @@ def test_larger_scales_name_real_tasks(scale):
     assert study.seeds >= 5
     for family in study.families.values():
         assert set(family.methods) <= set(NEW_TASK_METHODS)
-    assert set(GENERATORS) <= set(study.families["Fashion-MNIST pairs"].methods)
+    assert set(NEW_TASK_GENERATORS) <= set(study.families["Fashion-MNIST pairs"].methods)

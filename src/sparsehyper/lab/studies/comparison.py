@@ -160,14 +160,15 @@ class Comparison(Study):
     title = "Methods compared"
     question = (
         "On multitask computer vision, are sparse hypernetworks as accurate as chunked ones of the "
-        "same budget, and how do both compare with others, with experts and with a shared trunk?"
+        "same budget, and how do both compare with other generators, experts and a shared trunk?"
     )
     method = (
-        "For every method and budget as many trials of the learning rate, the base, how alike "
-        "tasks start and, of chunked ones, the hidden width are judged on validation images of one "
-        "set of its kind, under a seed of their own; then each is trained on every set over all "
-        "seeds, and looks at the test images once. Mean over tasks ± standard deviation over "
-        "seeds; paired differences with Student's t intervals, not corrected for their multitude."
+        "Every method and budget gets the same number of trials of the learning rate, the base, "
+        "the similarity of tasks at the start and, for chunked generators, the hidden width. They "
+        "are judged on validation images of one set of its kind, with a seed of their own. Each "
+        "method is then trained on every set with all seeds, and evaluated on the test images "
+        "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's "
+        "t intervals, not corrected for multiple comparisons."
     )
     picture = "accuracy_vs_budget.png"
 
@@ -189,7 +190,7 @@ class Comparison(Study):
 
     @classmethod
     def full(cls) -> Comparison:
-        """The thesis's protocol: its targets and batches, 300 epochs, patience 10."""
+        """Settings of the thesis's protocol: its targets and batches, 300 epochs, patience 10."""
         full = {
             name: replace(
                 tasks,
@@ -287,7 +288,7 @@ class Comparison(Study):
         if left_out := results["left_out"]:
             rows = [[one["family"], one["method"], f"{one['budget']:g}"] for one in left_out]
             columns = ["set", "method", "budget ÷ N"]
-            tables.append(Table("Left out, as their layers alone are larger", columns, rows))
+            tables.append(Table("Left out, because their layers alone are larger", columns, rows))
         return [*tables, searches_table(results)]
 
     @staticmethod
@@ -416,7 +417,7 @@ def _experiment(
 
 
 def _claims(study: Comparison, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Paired differences over seeds."""
+    """Differences paired over seeds, at each budget and as the mean over budgets."""
     accuracy = {(r["family"], r["method"], r["budget"]): r["accuracy"] for r in rows}
     claims = []
     for family in study.sets:

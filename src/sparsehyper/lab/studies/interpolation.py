@@ -56,7 +56,7 @@ _COLOURS = {"start": "#D55E00", "end": "#0072B2", "half-way": "#009E73"}
 _COLUMNS = {
     "trained tasks, %": "accuracy",
     "task half-way: embedding half-way, %": "half-way",
-    "nearer neighbour, %": "neighbour",
+    "better neighbour, %": "neighbour",
     "fitted embedding, %": "fitted",
     "mean embedding on all trained tasks, %": "mean embedding",
 }
@@ -103,14 +103,15 @@ class Interpolation(Study):
         "half-way?"
     )
     method = (
-        "Tasks are images turned by equal steps; every other angle is trained. Along the line "
+        "Tasks are images rotated by equal steps; every other angle is trained. Along the line "
         "between neighbours' embeddings, models are tested on the tasks at both ends and on the "
-        "untrained one in between, and compared there with the better of the two neighbours' "
-        "models and with an embedding fitted to 20 images a class. Each method has the learning "
+        "untrained one in between. There they are compared with the better of the two neighbours' "
+        "models, and with an embedding fitted to 20 images per class. Each method has the learning "
         "rate that is best on validation images of the trained tasks. Straightness is the distance "
-        "of the generated weights ÷ the length of the way between them; independent ways are (Σ "
-        "s²)² ÷ Σ s⁴ of the singular values s of the derivative of weights by embedding, at "
-        "trained tasks. Means over neighbours ± standard deviation over seeds."
+        "between generated weights ÷ the length of the path between them. The number of "
+        "independent directions is (Σ s²)² ÷ Σ s⁴ of the singular values s of the derivative of "
+        "the weights with respect to the embedding, at trained tasks. Means over neighbours ± "
+        "standard deviation over seeds."
     )
     picture = "lines.png"
 
@@ -196,7 +197,12 @@ class Interpolation(Study):
             Table("Between neighbours", columns, rows),
             Table(
                 "What a direction between neighbours does to the generated weights",
-                ["method", "straightness", "weights with 90% of the change, %", "independent ways"],
+                [
+                    "method",
+                    "straightness",
+                    "weights with 90% of the change, %",
+                    "independent directions",
+                ],
                 weights,
             ),
             searches_table(results),

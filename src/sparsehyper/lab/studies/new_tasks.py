@@ -51,7 +51,7 @@ from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import training
 
 # Method → description of its generator.
-GENERATORS = {
+NEW_TASK_GENERATORS = {
     "sparse linear": "sparse",
     "sparse linear, local": "sparse:topology=local",
     "sparse linear, growth 8": "sparse:growth=8",
@@ -123,7 +123,7 @@ class Family:
     tasks_per_batch: int = 4
 
 
-NEW_TASK_METHODS = (*GENERATORS, *LEARNERS)
+NEW_TASK_METHODS = (*NEW_TASK_GENERATORS, *LEARNERS)
 _FEWER = (_REFERENCE, *_RIVALS, "scratch", "linear probe", _RECOMMENDED, _BASED)
 _THEN = ("last", "all", "mean model")
 _REPAIRED = "split:0-1,2-3,0-2,1-3,0-3,2-1"
@@ -182,9 +182,9 @@ class NewTasks(Study):
     )
     method = (
         "Every method is trained on the same tasks and learns the same held-out ones from 1, 5, "
-        "20, 100 and all images a class. Accuracies are means over held-out tasks ± standard "
-        "deviation over seeds; claims are paired differences over seeds with Student's t "
-        "intervals, and the verdict on a family is that of its mean over numbers of images."
+        "20, 100 and all images per class. Accuracies are means over held-out tasks ± standard "
+        "deviation over seeds. Claims are differences paired over seeds, with Student's t "
+        "intervals; the verdict on a family is that on its mean over numbers of images."
     )
     picture = "accuracy_vs_shots.png"
 
@@ -284,8 +284,8 @@ class NewTasks(Study):
                         *(percent(row["accuracy"]) for row in own),
                     ]
                 )
-            columns = ["method", "trainable ÷ N", "trained tasks", "told apart", *names]
-            title = f"{family}: accuracy on new tasks, %, by images a class"
+            columns = ["method", "trainable ÷ N", "trained tasks", "identified", *names]
+            title = f"{family}: accuracy on new tasks, %, by images per class"
             tables.append(Table(title, columns, rows))
         return tables
 
@@ -306,7 +306,7 @@ class NewTasks(Study):
             for axes in drawn[::2]:
                 axes.set_ylabel("accuracy on new tasks, %", color=GREY)
             for axes in drawn[-2:]:
-                axes.set_xlabel("images of each class", color=GREY)
+                axes.set_xlabel("images per class", color=GREY)
 
     @staticmethod
     def by_shots(results: Results) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Expe
     experiment = Experiment(
         _data(family),
         training(family.steps, seed, device=study.device),
-        method=parse_method(GENERATORS.get(method, "experts")),
+        method=parse_method(NEW_TASK_GENERATORS.get(method, "experts")),
         latent_dim=64,
         base="zeros",
         target=family.target,

@@ -40,7 +40,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for claim in claims
     ]
-    shots = ["images a class"] if "shots" in claims[0] else []
+    shots = ["images per class"] if "shots" in claims[0] else []
     columns = ["where", "difference", *shots, "points", "95% interval", "above zero?"]
     return Table("Differences of accuracy", columns, rows)
 

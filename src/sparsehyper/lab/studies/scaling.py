@@ -80,12 +80,15 @@ class Scaling(Study):
 
     name = "scaling"
     title = "Scaling"
-    question = "How do accuracy and cost change as the target grows, and as tasks become more?"
+    question = (
+        "How do accuracy and cost change as the target grows, and as the number of tasks grows?"
+    )
     method = (
-        "Permutations of the pixels; the same number of updates and images a batch everywhere, so "
-        "that a task sees the fewer images the more tasks there are. A learning rate for each "
-        "method, by as many trials on validation images, at one size. Exponents are slopes of "
-        "straight lines through logarithms, one a seed, with Student's t intervals over seeds."
+        "Tasks are permutations of the pixels. The number of updates and of images per batch is "
+        "the same everywhere, so with more tasks each of them sees fewer images. Each method has "
+        "the learning rate that is best on validation images at one size, of equally many trials. "
+        "Exponents are slopes of straight lines through logarithms, one for each seed, with "
+        "Student's t intervals over seeds."
     )
     picture = "scaling.png"
 
@@ -172,7 +175,7 @@ class Scaling(Study):
                 for row in results["rows"]
                 if row["part"] == part
             ]
-            title = "As the target grows" if part == "target" else "As tasks become more"
+            title = "As the target grows" if part == "target" else "As the number of tasks grows"
             tables.append(Table(title, columns, rows))
         exponents = [
             [

@@ -82,8 +82,8 @@ class TargetSparsity(Study):
     Args:
         sets: sets of tasks, by name.
         sparsities: shares of the weights that are zero.
-        searched_at: the sparsity at which learning rates are searched; pruned experts are searched
-            whole.
+        searched_at: the sparsity at which learning rates are searched; that of
+            pruned experts is searched without pruning.
         trials: number of trials of each search.
         seeds: number of seeds.
         device: where training takes place.
@@ -103,11 +103,11 @@ class TargetSparsity(Study):
     )
     method = (
         "A random mask, the same for all tasks, leaves a part of every weight; hypernetworks "
-        "generate what is left, at four trainable numbers for each. Experts are masked alike, or "
-        "pruned by magnitude layer by layer in the middle of their training, which has as many "
-        "updates in all. Each method has the learning rate that is best on validation images at "
-        "90% zeros; pruned experts are searched whole. Mean over tasks ± standard deviation over "
-        "seeds."
+        "generate what is left, with four trainable numbers for each. Experts are masked in the "
+        "same way, or pruned by magnitude layer by layer in the middle of their training, which "
+        "has the same number of updates. Each method has the learning rate that is best on "
+        "validation images at 90% zeros; that of pruned experts is searched without pruning. Mean "
+        "over tasks ± standard deviation over seeds."
     )
     picture = "accuracy_vs_zeros.png"
 

@@ -79,12 +79,12 @@ class Typology(Study):
     name = "typology"
     title = "Every generator"
     question = (
-        "Which generator is how accurate at what size, how small can sparse and chunked ones be, "
+        "How accurate is each generator at what size, how small can sparse and chunked ones be, "
         "and which initialisation is best?"
     )
     method = (
-        "Every generator is trained on the same tasks for the same number of updates, at one "
-        "learning rate for all; mean test accuracy over tasks ± standard deviation over seeds."
+        "Every generator is trained on the same tasks, for the same number of updates and at the "
+        "same learning rate. Mean test accuracy over tasks ± standard deviation over seeds."
     )
     picture = "accuracy_vs_budget.png"
 

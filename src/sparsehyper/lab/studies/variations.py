@@ -131,13 +131,13 @@ class Variations(Study):
     title = "Variations of the sparse hypernetwork"
     question = "Which settings of a sparse hypernetwork matter, and which do not?"
     method = (
-        "Every run draws a level of every factor at random, balanced over runs, and a seed of its "
-        "own; it trains on permutations of the pixels, then learns others by their embeddings "
-        "alone. Effects are those of a least-squares fit without interactions, over the default "
-        "level of each factor, with intervals from the residuals; they are not corrected for their "
-        "multitude. Runs with less than half the median accuracy on trained tasks failed; effects "
-        "are those of the others. Runs differ in size, as settings do: the column tells by how "
-        "much. A factor matters where the F test of its levels has "
+        "Every run draws a level of every factor at random, balanced over runs, and has a seed of "
+        "its own. It trains on permutations of the pixels, then learns others by their embeddings "
+        "alone. Effects are those of a least-squares fit without interactions, compared with the "
+        "default level of each factor, with intervals from the residuals; they are not corrected "
+        "for multiple comparisons. A run fails with less than half the median accuracy on trained "
+        "tasks; effects are those of the other runs. Settings change the size of a run: the column "
+        "says by how much. A factor matters where the F test of its levels has "
         f"p < 0.05 ÷ {_TESTS}, the number of tests."
     )
     picture = "main_effects.png"
@@ -230,13 +230,15 @@ class Variations(Study):
             "failed",
         ]
         return [
-            Table("Main effects over the default setting, points of accuracy", columns, rows),
+            Table(
+                "Main effects compared with the default setting, points of accuracy", columns, rows
+            ),
             Table("What matters: the F test of each factor", *_importance(results)),
         ]
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
-        titles = [f"{outcome}: effect over the default, points" for outcome in OUTCOMES]
+        titles = [f"{outcome}: effect compared with the default, points" for outcome in OUTCOMES]
         count = len(results["effects"]["trained tasks"])
         with panels(titles, path, size=(6.5, 0.23 * count)) as drawn:
             for axes, (outcome, colour) in zip(drawn, OUTCOMES.items(), strict=True):
