@@ -44,11 +44,12 @@ MAY_IMPORT = {
 LAB_MAY_IMPORT = {
     "__init__": set(),
     "data": set(),
-    "report": {"studies"},
+    "plots": set(),
+    "report": {"studies", "plots"},
     "bench": set(),
     "runs": {"data"},
-    "studies": {"runs", "data"},
-    "cli": {"data", "runs", "studies", "bench", "report"},
+    "studies": {"runs", "data", "plots"},
+    "cli": {"data", "runs", "studies", "bench", "report", "plots"},
 }
 LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis", "__init__"}
 OPTIONAL = {

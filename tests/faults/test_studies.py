@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers import environment
+
 STUDY = """
 import sys
 from pathlib import Path
-from helpers import environment
 from helpers import environment
 from helpers.process_calls import nap
 from sparsehyper.lab.studies.cells import Cell, run_cells
@@ -48,4 +49,4 @@ def test_workers_end_with_a_study_that_is_killed(tmp_path):
     study.send_signal(signal.SIGKILL)
     study.wait()
     wait_until(lambda: not any(map(is_running, workers)))
-    assert not list((tmp_path / "study" / "cells").iterdir())
+    assert not list((tmp_path / "study").iterdir())

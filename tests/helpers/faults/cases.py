@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from helpers.faults.commands import QUICK, SMALL, Commands
 from sparsehyper.lab.runs import load_run
+from sparsehyper.lab.studies.cells import read_cells
 
 STUDY = """
-from sparsehyper.lab.studies import STUDIES, run_scaling
 from sparsehyper.lab.studies.scaling import Scaling
 settings = Scaling("digits", (16, 32), (2, 3), 16, 2, 6, trials=2, seeds=1)
-STUDIES["scaling"] = (lambda scale: settings, run_scaling)
+Scaling.smoke = lambda: settings
 """
 TIMES = ("seconds", "step_ms", "model_ms", "peak_memory", "peak_memory_mb", "images_per_second")
 
@@ -106,8 +106,9 @@ def check_comparison(out: Path) -> None:
 
 
 def check_study(out: Path) -> None:
-    for file in (*out.glob("*.json"), *out.glob("cells/*.json")):
+    for file in out.glob("*.json"):
         json.loads(file.read_text())
+    read_cells(out)
 
 
 def end_of_run(run: Path) -> Any:
@@ -133,7 +134,7 @@ def end_of_study(out: Path) -> Any:
     results = result(out / "results.json")
     for name in ("exponents", "claims"):  # of times among others
         results.pop(name)
-    return results, {path.name: result(path) for path in (out / "cells").iterdir()}
+    return results, timeless(read_cells(out))
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from sparsehyper.lab.studies import comparison_study
-from sparsehyper.lab.studies.comparison import METHODS
+from sparsehyper.lab.studies.cells import read_cells
+from sparsehyper.lab.studies.comparison import COMPARED_METHODS, Comparison
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def test_what_was_found_is_what_is_trained(found):
     results, folder = found
     search = results["searches"]["search--digits_5_2--sparse--4N"]
     for seed in (0, 1):
-        cell = json.loads((folder / "cells" / f"digits_5_2--sparse--4N--{seed}.json").read_text())
+        cell = read_cells(folder)[f"digits_5_2--sparse--4N--{seed}"]
         experiment = cell["settings"]["experiment"]
         assert experiment["training"]["lr"] == search["settings_found"]["training.lr"]
         assert experiment["base"] == search["settings_found"]["base"]
@@ -67,9 +65,9 @@ def test_claims_are_paired_differences(found):
 
 @pytest.mark.parametrize("scale", ["cpu", "full"])
 def test_larger_scales_compare_on_every_set(scale):
-    study = comparison_study(scale)
+    study = Comparison.at_scale(scale)
     assert len(study.sets) >= 8
     assert study.seeds >= 5
     for tasks in study.sets.values():
-        assert set(tasks.methods) <= set(METHODS)
+        assert set(tasks.methods) <= set(COMPARED_METHODS)
         assert tasks.data.source != "digits"

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sparsehyper import Dense, HyperNetwork, TaskEmbedding
-from sparsehyper.lab.studies import interpolation_study
 from sparsehyper.lab.studies.interpolation import (
-    METHODS,
+    INTERPOLATED_METHODS,
+    Interpolation,
     _changing,
     _directions,
     _straightness,
@@ -23,7 +23,7 @@ def found(run):
 
 def test_every_method_is_measured_on_the_way(found):
     results, _ = found
-    assert [row["method"] for row in results["rows"]] == list(METHODS)
+    assert [row["method"] for row in results["rows"]] == list(INTERPOLATED_METHODS)
     for row in results["rows"]:
         for lines in row["lines"]:
             assert {len(values) for values in lines.values()} == {3}
@@ -82,4 +82,4 @@ def test_the_share_of_weights_that_change(orthogonal):
 
 def test_larger_scales_name_real_tasks():
     for scale in ("cpu", "full"):
-        assert interpolation_study(scale).data.source == "mnist"
+        assert Interpolation.at_scale(scale).data.source == "mnist"

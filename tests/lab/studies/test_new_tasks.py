@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsehyper.lab.studies import new_tasks_study
-from sparsehyper.lab.studies.new_tasks import GENERATORS, METHODS
+from sparsehyper.lab.studies.new_tasks import NEW_TASK_GENERATORS, NEW_TASK_METHODS, NewTasks
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +62,8 @@ def test_claims_are_paired_differences(results):
 
 @pytest.mark.parametrize("scale", ["cpu", "full"])
 def test_larger_scales_name_real_tasks(scale):
-    study = new_tasks_study(scale)
+    study = NewTasks.at_scale(scale)
     assert study.seeds >= 5
     for family in study.families.values():
-        assert set(family.methods) <= set(METHODS)
-    assert set(GENERATORS) <= set(study.families["Fashion-MNIST pairs"].methods)
-
-
-def test_an_unknown_scale_is_refused():
-    with pytest.raises(ValueError, match=r"`scale` must be one of .*got 'huge'"):
-        new_tasks_study("huge")
+        assert set(family.methods) <= set(NEW_TASK_METHODS)
+    assert set(NEW_TASK_GENERATORS) <= set(study.families["Fashion-MNIST pairs"].methods)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsehyper.lab.studies import scaling_study
-from sparsehyper.lab.studies.scaling import METHODS, exponent
+from sparsehyper.lab.studies.cells import read_cells
+from sparsehyper.lab.studies.scaling import SCALED_METHODS, Scaling, exponent
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +15,9 @@ def found(run):
 
 def test_every_place_is_measured_once(found):
     results, folder = found
-    assert len(results["rows"]) == 4 * len(METHODS)
+    assert len(results["rows"]) == 4 * len(SCALED_METHODS)
     # Three places, as the one of 32 units and 3 tasks is on both axes.
-    assert len(list((folder / "cells").iterdir())) == 3 * 2 * len(METHODS) + len(METHODS)
+    assert len(read_cells(folder)) == 3 * 2 * len(SCALED_METHODS) + len(SCALED_METHODS)
     target = [row for row in results["rows"] if row["part"] == "target"]
     assert {row["numel"] for row in target} == {1_482, 3_466}
     assert {row["tasks"] for row in target} == {3}
@@ -47,4 +47,4 @@ def test_exponents(found):
 
 def test_larger_scales_reach_200_tasks():
     for scale in ("cpu", "full"):
-        assert scaling_study(scale).counts[-1] == 200
+        assert Scaling.at_scale(scale).counts[-1] == 200

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from sparsehyper.lab.studies import search
-from sparsehyper.lab.studies.cells import shared_tasks
+from sparsehyper.lab.studies.cells import CELLS, Workspace, shared_tasks
 from sparsehyper.lab.studies.search import LR, run_searches
 from sparsehyper.training import CheckpointError
 
@@ -31,7 +31,7 @@ def files(experiment, tmp_path_factory):
 
 
 def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_path, monkeypatch):
-    journals = {"one": str(tmp_path / "one.jsonl")}
+    journals = {"one": tmp_path / "one.jsonl"}
     rates, trained = [], search.trained
 
     def stop_at_the_third(experiment, tasks):
@@ -54,7 +54,7 @@ def test_a_search_that_was_stopped_draws_no_trial_again(settings, files, tmp_pat
 
 
 def test_a_journal_of_other_settings_is_refused(settings, files, tmp_path):
-    journals = {"one": str(tmp_path / "one.jsonl")}
+    journals = {"one": tmp_path / "one.jsonl"}
     search._search({**settings, "trials": 1}, files, journals)
     with pytest.raises(ValueError, match="its `trials` is 1, got 2"):
         search._search({**settings, "trials": 2}, files, journals)
@@ -62,7 +62,7 @@ def test_a_journal_of_other_settings_is_refused(settings, files, tmp_path):
 
 def test_a_line_cut_short_is_no_trial(settings, files, tmp_path):
     path = tmp_path / "one.jsonl"
-    journals = {"one": str(path)}
+    journals = {"one": path}
     first = search._search(settings, files, journals)
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
@@ -89,7 +89,7 @@ def test_a_line_cut_short_is_no_trial(settings, files, tmp_path):
 )
 def test_a_damaged_line_names_the_file_and_the_remedy(settings, files, tmp_path, line):
     path = tmp_path / "one.jsonl"
-    journals = {"one": str(path)}
+    journals = {"one": path}
     search._search({**settings, "trials": 1}, files, journals)
     with path.open("ab") as file:
         file.write(line.encode("utf-8", "surrogateescape") + b"\n")
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_was(settings, files, tmp_path, 
     path = tmp_path / "one.jsonl"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"one\.jsonl is damaged: .*; remove the file to sea"):
-        search._search(settings, files, {"one": str(path)})
+        search._search(settings, files, {"one": path})
     assert path.read_bytes() == content
 
 
@@ -113,28 +113,27 @@ def test_a_journal_that_is_a_link_or_a_pipe(settings, files, tmp_path):
         path = tmp_path / f"{place.name}.jsonl"
         path.symlink_to(place)
         with pytest.raises(CheckpointError, match=r"jsonl is a link, .*; remove the file to sear"):
-            search._search(settings, files, {"one": str(path)})
+            search._search(settings, files, {"one": path})
     assert mine.read_text() == "kept"
     assert not (tmp_path / "nothing").exists()
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(CheckpointError, match=r"pipe\.jsonl is not a regular file"):
-        search._search(settings, files, {"one": str(tmp_path / "pipe.jsonl")})
+        search._search(settings, files, {"one": tmp_path / "pipe.jsonl"})
 
 
 def test_a_trial_that_diverges_counts_for_nothing(settings, files, tmp_path):
     settings["space"] = {LR: [1e30, 1e35]}
     settings["experiment"]["training"] |= {"lr": 1e30, "clip": None, "steps": 20, "eval_every": 20}
-    journals = {"one": str(tmp_path / "one.jsonl")}
+    journals = {"one": tmp_path / "one.jsonl"}
     found = search._search({**settings, "trials": 1}, files, journals)
     assert found["validation"] == 0
 
 
 def test_it_is_a_cell_of_the_study(experiment, files, tmp_path):
-    assert experiment.data in files
-    how = {"workers": 1, "quiet": True}
-    one = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
-    again = run_searches({"one": (experiment, SPACE)}, 2, tmp_path, files, **how)
+    workspace = Workspace(tmp_path, files, workers=1, quiet=True)
+    one = run_searches({"one": (experiment, SPACE)}, 2, workspace)
+    again = run_searches({"one": (experiment, SPACE)}, 2, workspace)
     assert one == again
-    assert (tmp_path / "search" / "one.jsonl").exists()
+    assert os.listdir(tmp_path) == [CELLS]  # without a journal, as the cell has the trials
     with pytest.raises(ValueError, match="its `trials` is 2, got 3"):
-        run_searches({"one": (experiment, SPACE)}, 3, tmp_path, files, **how)
+        run_searches({"one": (experiment, SPACE)}, 3, workspace)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from sparsehyper.lab.studies import target_sparsity_study
-from sparsehyper.lab.studies.target_sparsity import METHODS
+from sparsehyper.lab.studies.cells import read_cells
+from sparsehyper.lab.studies.target_sparsity import SPARSIFIED_METHODS, TargetSparsity
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +16,13 @@ def found(run):
 def test_zeros_are_not_paid_for(found):
     results, folder = found
     parameters = {(row["method"], row["sparsity"]): row["parameters"] for row in results["rows"]}
-    assert {method for method, _ in parameters} == set(METHODS)
+    assert {method for method, _ in parameters} == set(SPARSIFIED_METHODS)
     # Weights are nearly all of the 13,402 parameters.
-    for method in set(METHODS) - {"experts, pruned"}:
+    for method in set(SPARSIFIED_METHODS) - {"experts, pruned"}:
         assert parameters[method, 0.5] == pytest.approx(parameters[method, 0] / 2, rel=0.05)
     assert parameters["experts, masked", 0.5] == pytest.approx(5 * (6_600 + 202) / 13_402, rel=0.01)
     assert parameters["experts, pruned", 0.5] == parameters["experts, masked", 0.5]
-    name = "digits_5_2--sparse--0.5--0.json"
-    settings = json.loads((folder / "cells" / name).read_text())["settings"]
+    settings = read_cells(folder)["digits_5_2--sparse--0.5--0"]["settings"]
     assert settings["experiment"]["target"] == "mlp:200/masked:0.5"
 
 
@@ -39,5 +36,5 @@ def test_whole_experts_are_one_experiment(found):
 
 def test_larger_scales_name_real_tasks():
     for scale in ("cpu", "full"):
-        study = target_sparsity_study(scale)
+        study = TargetSparsity.at_scale(scale)
         assert {tasks.data.source for tasks in study.sets.values()} == {"fashion_mnist", "cifar10"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsehyper.generators import GENERATORS, parse_generator
-from sparsehyper.lab.studies import typology_study
-from sparsehyper.lab.studies.typology import KINDS
+from sparsehyper.lab.studies.typology import KINDS, Typology
 
 
 @pytest.fixture(scope="module")
@@ -36,4 +35,4 @@ def test_every_row_is_measured_for_every_seed(results):
 
 def test_every_generator_that_has_a_short_form_is_in_it():
     assert {parse_generator(text).kind for text in KINDS.values()} == {*GENERATORS} - {"composed"}
-    assert set(typology_study("full").kinds) == set(KINDS)
+    assert set(Typology.full().kinds) == set(KINDS)

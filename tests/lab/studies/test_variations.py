@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from sparsehyper.lab.studies import variations_study
-from sparsehyper.lab.studies.variations import DEFAULTS, FACTORS, design
+from sparsehyper.lab.studies.cells import read_cells
+from sparsehyper.lab.studies.variations import DEFAULTS, FACTORS, Variations, design
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_every_run_is_trained_as_designed_and_learns_new_tasks(found):
         assert 0 <= run["new_accuracy"] <= 1
     affine = [run["levels"]["bias"] == "yes" for run in results["runs"]]
     assert 0 < sum(affine) < 14
-    assert len(list((folder / "cells").iterdir())) == 14
+    assert len(read_cells(folder)) == 14
 
 
 def test_effects_are_told_for_every_level_but_the_default(found):
@@ -46,5 +46,5 @@ def test_effects_are_told_for_every_level_but_the_default(found):
 
 
 def test_larger_scales_name_real_tasks():
-    assert variations_study().runs >= 5 * sum(len(levels) - 1 for levels in FACTORS.values())
-    assert variations_study("full").device == "auto"
+    assert Variations.cpu().runs >= 5 * sum(len(levels) - 1 for levels in FACTORS.values())
+    assert Variations.full().device == "auto"

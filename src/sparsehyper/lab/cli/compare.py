@@ -13,7 +13,7 @@ from sparsehyper.generators import Sparse
 from sparsehyper.lab import runs
 from sparsehyper.lab.cli.options import experiment_from, takes_experiment
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json
-from sparsehyper.lab.report.plots import accuracy_vs_budget
+from sparsehyper.lab.plots import accuracy_vs_budget
 from sparsehyper.lab.report.tables import rich_table
 
 

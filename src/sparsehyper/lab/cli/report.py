@@ -28,7 +28,7 @@ def report(
     ] = None,
     trust_target: TrustTarget = None,
 ) -> None:
-    """Make one HTML file to look at, which needs no network and nothing beside it.
+    """Make one HTML file of results, which needs no network and no other files.
 
     Example: **sparsehyper report runs/digits runs/pairs --out report.html**
     """

@@ -1,1 +1,1 @@
-"""Reports: plots and tables of result files. Nothing here knows models or data."""
+"""Reports: tables, pictures and an HTML page of results that have been computed already."""

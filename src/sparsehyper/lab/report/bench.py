@@ -1,23 +1,20 @@
-"""Tables and pictures of a run of the benchmarks."""
+"""Tables and pictures of the results of the benchmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsehyper._util.extras import require
-from sparsehyper._util.files import replaced
+from sparsehyper.lab.plots import GREY, new_figure, save
 
-# Okabe and Ito's colours, which people of any colour vision tell apart.
+# Okabe and Ito's colours, which are told apart with any colour vision.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#555555", "#56B4E9")
 _MARKERS = "oPvs^DX"
-_GREY = "#444444"
 
 
 class Table(NamedTuple):
-    """A table's title, headings, cells, and what is to be said below it."""
+    """A table with notes below it."""
 
     title: str
     columns: list[str]
@@ -30,13 +27,13 @@ def tables(group: str, results: Mapping[str, Any]) -> list[Table]:
 
     Args:
         group: a name within ``results["groups"]``.
-        results: of `sparsehyper.lab.bench.bench`.
+        results: what `sparsehyper.lab.bench.bench` returns.
     """
     return _TABLES[group](results["groups"][group])
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Everything that was measured, as a page of Markdown without a heading of its own."""
+    """All measurements as a page of Markdown without a heading."""
     machine, settings = results["machine"], results["settings"]
     n_in, n_out, fan_in = settings["sizes"]["layer"]
     lines = [
@@ -61,10 +58,11 @@ def markdown(results: Mapping[str, Any]) -> str:
 def draw_time(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Time of a generator's forward and backward pass against N, on log axes, as a PNG.
 
-    A line a method, and one for the least that moving the bytes of the default one's layers takes.
+    There is a line for each method, and one for the least time that moving the bytes of the default
+    generator's layers takes.
 
     Args:
-        results: of `sparsehyper.lab.bench.bench`, with the group ``generators``.
+        results: what `sparsehyper.lab.bench.bench` returns, with the group ``generators``.
         path: of the picture.
 
     Raises:
@@ -83,7 +81,7 @@ def draw_time(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
 def draw_memory(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Peak memory of a generator's forward and backward pass against N; as `draw_time`.
 
-    The line drawn for comparison is that of the N generated numbers alone.
+    The reference line is the memory of the N generated numbers alone.
     """
     rows = results["groups"]["generators"]["rows"]
     lines = _lines(rows, lambda row: row["peak"] and row["peak"] / 1e6)
@@ -269,7 +267,7 @@ def _spread(values: Mapping[str, float]) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, or all those before the point.
+    """A number with three significant digits, or rounded to an integer from 100 on.
 
     >>> [_short(value) for value in (0.01234, 1.5, 12.34, 123.4, 12345.6)]
     ['0.0123', '1.50', '12.3', '123', '12346']
@@ -287,7 +285,7 @@ def _lines(
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         found = value(row)
-        if found is not None and found > 0:  # a peak too small to tell may come out below zero
+        if found is not None and found > 0:  # a peak too small to measure may be negative
             lines.setdefault(row["method"], []).append((row["numel"], found))
     return lines
 
@@ -298,19 +296,16 @@ def _draw(
     label: str,
     path: str | PathLike[str],
 ) -> None:
-    figure = require("matplotlib.figure", "cli").Figure(
-        figsize=(7, 4.2), dpi=200, layout="constrained", facecolor="white"
-    )
+    figure = new_figure((7, 4.2), dpi=200)
     axes = figure.add_subplot(xscale="log", yscale="log")
     for (name, points), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
     name, points = reference
     axes.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1, label=name)
-    axes.set_xlabel("N, generated parameters", color=_GREY)
-    axes.set_ylabel(label, color=_GREY)
+    axes.set_xlabel("N, generated parameters", color=GREY)
+    axes.set_ylabel(label, color=GREY)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="both", colors=_GREY)
+    axes.tick_params(which="both", colors=GREY)
     axes.legend(frameon=False)
-    with replaced(Path(path)) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)

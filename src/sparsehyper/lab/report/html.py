@@ -1,7 +1,7 @@
-"""One HTML file that shows runs, comparisons and studies, and needs nothing else.
+"""One self-contained HTML file that shows runs, comparisons and studies.
 
-What was described goes into the page as JSON, and ``page/*.js`` draws it there. Names are text
-everywhere: no markup is made of them, neither here nor in the page.
+The page holds what it shows as JSON, which ``page/*.js`` draws. Names are text everywhere: neither
+this module nor the page makes markup of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sparsehyper._util.text import printable
 
 _SCRIPTS = ("dom.js", "charts.js", "shell.js", "run.js", "pictures.js", "results.js", "main.js")
 
-# What could end the element that holds the JSON, begin another, or break a line of a script.
+# Characters that could end the element of the JSON, begin another, or break a line of a script.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -29,12 +29,12 @@ def write_html(described: Sequence[Mapping[str, Any]], path: str | PathLike[str]
     """Write the page.
 
     Args:
-        described: what `sparsehyper.lab.runs.describe_run` and `describe_results` return, one
-            or several; several are tabs.
-        path: of the file, which is written over.
+        described: what `sparsehyper.lab.runs.describe_run` and `describe_results` return; several
+            become tabs.
+        path: of the file, which is overwritten.
 
     Raises:
-        ValueError: there is nothing to show, or a number in it is not finite.
+        ValueError: there is nothing to show, or a number is not finite.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "report.html"
@@ -63,5 +63,5 @@ def write_html(described: Sequence[Mapping[str, Any]], path: str | PathLike[str]
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names a style or script that may stand in the page."""
+    """The hash by which a content security policy allows a style or script in the page."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

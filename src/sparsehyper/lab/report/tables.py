@@ -24,30 +24,30 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The cells of every row, in the order of `COLUMNS`.
 
     Args:
-        results: of `sparsehyper.lab.runs.compare`. A spread is the standard deviation over
-            seeds; without one there was a single seed.
+        results: what `sparsehyper.lab.runs.compare` returns. The standard deviation over seeds is
+            left out where there is a single seed.
     """
     return [_cells(row) for row in results["rows"]]
 
 
 def rich_table(results: Mapping[str, Any]) -> Any:
-    """A `rich.table.Table`.
+    """The rows as a `rich.table.Table`.
 
     Raises:
         MissingExtraError: rich is not installed.
     """
     table = require("rich.table", "train").Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in COLUMNS:  # headings of two lines, for 80 columns
+    for column in COLUMNS:  # two-line headings, to fit 80 columns
         justify = "left" if column == "method" else "right"
         table.add_column(column.replace(" ", "\n", 1), justify=justify)
-    text = require("rich.text", "train").Text  # names of tasks are no markup
+    text = require("rich.text", "train").Text  # names of tasks are not markup
     for row in table_rows(results):
         table.add_row(*(text(printable(cell)) for cell in row))
     return table
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    r"""The same as Markdown.
+    r"""The rows as a table in Markdown.
 
     >>> row = {"method": "dense", "budget": None, "accuracy": {"mean": 0.98, "sd": None},
     ...        "worst_task": {"name": "0-1", "accuracy": 0.9}, "trainable_parameters": 1280,

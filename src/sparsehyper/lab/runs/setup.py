@@ -158,7 +158,11 @@ def make_batches(
     )
 
 
-def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+def build_model(
+    experiment: Experiment,
+    tasks: TaskSet | TaskInfo,
+    kind: type[HyperNetwork] = HyperNetwork,
+) -> nn.Module:
     """The model, freshly initialised; the same one for the same seed.
 
     Raises:
@@ -172,7 +176,7 @@ def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
         if experiment.method == SharedTrunk.kind:
             return SharedTrunk(target(), tasks.names)
         module = target()
-    return HyperNetwork(
+    return kind(
         module,
         fit_generator(experiment, plan_layout(module)),
         TaskEmbedding(

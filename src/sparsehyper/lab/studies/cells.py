@@ -1,56 +1,98 @@
-"""Studies: many small pieces of work, each done once, and kept.
+"""Cells: the pieces of work of a study, each computed once and kept.
 
-A study is a list of cells. Each is computed in a process of its own, from its settings alone, and
-its result is one file, whole or not there: a study that was stopped goes on where it was, and never
-repeats what is done.
-
-==========================  ===================================================================
-``cells/<name>.json``       a cell's settings and result; a cell of other settings is refused, so
-                            that a study may grow by cells, and never mixes results
-``results.json``            what the study makes of all cells
-==========================  ===================================================================
+A cell is computed in a process of its own, from its settings alone. All cells of a study are in one
+file, ``cells.jsonl.gz``, with a line of JSON for each: its name, its settings and its result,
+sorted by name. The file is replaced as a whole whenever a cell is done. A study that was killed
+therefore continues with all finished cells, and the same cells are always the same bytes. A
+recorded cell of other settings is refused, so that a study may grow by cells but never mixes
+results.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from sparsehyper._util.checks import MOST_REPEATS, MOST_WORKERS, check_integer
+from sparsehyper._util.checks import MOST_WORKERS, check_integer
+from sparsehyper._util.files import parse_json, read_file, replaced
 from sparsehyper.lab.data import Source, TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.runs.run import read_json
 from sparsehyper.lab.runs.setup import load_images, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
 from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
-from sparsehyper.training.run import check_same, json_ready, write_json
+from sparsehyper.training.run import check_same, json_ready
 
-SCALES = ("smoke", "cpu", "full")
-
-
-class Settings:
-    """What the settings of all studies, frozen dataclasses, have in common."""
-
-    def __post_init__(self) -> None:
-        check_integer("seeds", getattr(self, "seeds", 1), minimum=1, maximum=MOST_REPEATS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)  # type: ignore[call-overload]
+CELLS = "cells.jsonl.gz"
 
 
 class Cell(NamedTuple):
-    """A piece of work."""
+    """A piece of work.
 
-    name: str  # of its file
-    settings: dict[str, Any]  # JSON-ready; all that the result follows from
+    Attributes:
+        name: unique within the study.
+        settings: JSON-ready; they determine the result.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+
+class SharedTasks(NamedTuple):
+    """A file with a set of tasks, which all processes of a study read."""
+
+    path: str
+    fingerprint: str
+
+    def load(self) -> TaskSet:
+        """The tasks; their images are mapped into memory."""
+        # safe to unpickle: this study wrote the file
+        tasks: TaskSet = torch.load(self.path, mmap=True, weights_only=False)
+        return tasks
+
+
+class Workspace:
+    """Where the cells of a study are computed.
+
+    Args:
+        directory: of the study; the caller holds its lock.
+        files: the study's tasks, as `shared_tasks` gives them.
+        workers: processes at a time, of one thread each.
+        quiet: show no progress.
+
+    Attributes:
+        seconds: time spent on all cells so far, by any process that worked on the study.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        files: Mapping[DataConfig, SharedTasks],
+        *,
+        workers: int = 2,
+        quiet: bool = False,
+    ) -> None:
+        self.directory, self.files = directory, files
+        self.seconds = 0.0
+        self._how: dict[str, Any] = {"workers": workers, "quiet": quiet}
+
+    def run(
+        self, cells: Sequence[Cell], work: Callable[..., dict[str, Any]], *arguments: Any
+    ) -> dict[str, dict[str, Any]]:
+        """`run_cells` in this directory; ``work`` is called with the settings, the files of the
+        tasks and the ``arguments``, and its result has ``seconds``.
+        """
+        done = run_cells(cells, work, self.directory, self.files, *arguments, **self._how)
+        self.seconds += sum(cell["seconds"] for cell in done.values())
+        return done
 
 
 def run_cells(
@@ -64,7 +106,7 @@ def run_cells(
     """Compute the cells that have no result yet.
 
     Args:
-        cells: what there is to do.
+        cells: all cells that are wanted.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
         directory: of the study; the caller holds its lock.
@@ -73,26 +115,23 @@ def run_cells(
         quiet: show no progress.
 
     Returns:
-        The result of every cell, by name.
+        For each cell, by name, its result and its ``settings``.
 
     Raises:
         ValueError: ``directory`` holds a cell of other settings, or ``workers`` is below 1.
-        CheckpointError: the file of a cell is damaged.
+        CheckpointError: the file of cells is damaged.
         RuntimeError: some cells failed, after all others were computed.
         Interrupted: Ctrl-C or SIGTERM.
     """
     check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
-    results = directory / "cells"
-    results.mkdir(parents=True, exist_ok=True)
-    paths = {cell.name: results / f"{cell.name}.json" for cell in cells}
-    todo = []
+    directory.mkdir(parents=True, exist_ok=True)
+    recorded = read_cells(directory)
     for cell in cells:
-        path = paths[cell.name]
-        if path.exists():
-            recorded = _completed(_read(path)["settings"])
-            check_same(f"cell {path}", recorded, json_ready(cell.settings), ())
-        else:
-            todo.append(cell)
+        if cell.name in recorded:
+            settings = _with_defaults(recorded[cell.name]["settings"])
+            what = f"cell {cell.name!r} of {directory / CELLS}"
+            check_same(what, settings, json_ready(cell.settings), ())
+    todo = [cell for cell in cells if cell.name not in recorded]
     started = time.perf_counter()
     failed: dict[str, str] = {}
     calls = ((work, cell.settings, arguments) for cell in todo)
@@ -103,7 +142,8 @@ def run_cells(
                 if isinstance(outcome, ChildError):
                     failed[cell.name] = str(outcome)
                 else:
-                    write_json(paths[cell.name], {"settings": cell.settings, **outcome})
+                    recorded[cell.name] = json_ready({"settings": cell.settings, **outcome})
+                    _write_cells(directory, recorded)
                 if not quiet:
                     reason = f": {outcome}" if cell.name in failed else ""
                     seconds = time.perf_counter() - started
@@ -120,22 +160,58 @@ def run_cells(
         raise RuntimeError(
             f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error}"
         )
-    return {name: _read(path) for name, path in paths.items()}
+    return {cell.name: recorded[cell.name] for cell in cells}
+
+
+def read_cells(directory: Path) -> dict[str, dict[str, Any]]:
+    """The recorded cells of a study by name: result and ``settings``.
+
+    Raises:
+        CheckpointError: their file is damaged.
+    """
+    path = directory / CELLS
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        return {}
+    remedy = "restore it, or remove it to compute all cells again"
+    try:
+        if not content:
+            raise EOFError("it is empty")
+        lines = gzip.decompress(content).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; {remedy}") from error
+    cells = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            cell = parse_json(line, path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {remedy}") from error
+        if not (
+            isinstance(cell, dict)
+            and isinstance(cell.get("name"), str)
+            and isinstance(cell.get("settings"), dict)
+        ):
+            raise CheckpointError(
+                f"{path} is damaged: line {number} is no cell with a name and settings; {remedy}"
+            )
+        cells[cell.pop("name")] = cell
+    return cells
 
 
 @contextmanager
 def shared_tasks(
     directory: Path, data: Iterable[DataConfig], data_dir: str | None
 ) -> Iterator[dict[DataConfig, SharedTasks]]:
-    """Within, there is a file of every data set's tasks, made once, for all processes.
+    """Files of tasks that all processes can read; they exist within this context.
 
     Args:
         directory: of the study; the caller holds its lock.
-        data: of which each is made once.
+        data: what to make tasks of; duplicates are made once.
         data_dir: as `load_tasks` takes it.
 
-    Returns:
-        By the data.
+    Yields:
+        For each of ``data`` its file.
     """
     with scratch(directory) as folder:
         files: dict[DataConfig, SharedTasks] = {}
@@ -153,21 +229,8 @@ def shared_tasks(
         yield files
 
 
-class SharedTasks(NamedTuple):
-    """A file of tasks."""
-
-    path: str
-    fingerprint: str
-
-    def load(self) -> TaskSet:
-        """The tasks; the images are mapped into memory."""
-        # The file is our own.
-        tasks: TaskSet = torch.load(self.path, mmap=True, weights_only=False)
-        return tasks
-
-
 def slug(text: str) -> str:
-    """A text as part of a file's name.
+    """A text as part of a cell's name.
 
     >>> slug("chunked, 4 N")
     'chunked__4_N'
@@ -175,25 +238,27 @@ def slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
 
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings, those of an experiment that did not exist yet at their defaults."""
+def _write_cells(directory: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
+    lines = [
+        json.dumps({"name": name, **cells[name]}, allow_nan=False) + "\n" for name in sorted(cells)
+    ]
+    with (
+        replaced(directory / CELLS) as file,
+        # no time and no file name, which would differ from one writing to the next
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed,
+    ):
+        packed.write("".join(lines).encode())
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings; those of an experiment that did not exist yet get their defaults."""
     if "experiment" not in settings:
         return settings
     experiment = Experiment.from_dict(settings["experiment"])
     return {**settings, "experiment": json_ready(experiment.to_dict())}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        cell = read_json(path)
-        if not isinstance(cell.get("settings"), dict):
-            raise CheckpointError(f"{path} is damaged: it has no settings")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; remove the file to compute the cell again") from error
-    return cell
-
-
 def _compute(work: Callable[..., Any], settings: dict[str, Any], arguments: tuple[Any, ...]) -> Any:
-    """What a cell's process does, in one thread."""
+    """Compute a cell, in one thread of this process."""
     torch.set_num_threads(1)
     return work(settings, *arguments)

@@ -1,48 +1,45 @@
 """The study of methods: sparse against chunked and others, on many sets of tasks and at budgets.
 
 Hyperparameters are searched first, with equally many trials for every method and budget, on
-validation images and a seed of their own; then every method is trained on every set of tasks, over
-seeds, and looks at the test images once.
+validation images and with a seed of their own. Every method is then trained on every set of tasks
+with several seeds, and evaluated on the test images once.
 
-The claim that it tests, of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022): on
-multitask computer vision sparse hypernetworks match chunked ones, and are slightly behind on the
-more complex problems.
+It tests a claim of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022): on multitask
+computer vision, sparse hypernetworks match chunked ones, and are slightly behind on the more
+complex problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper.lab.runs.compare import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters, fit_generator
-from sparsehyper.lab.studies.cells import (
-    SCALES,
-    Settings,
-    SharedTasks,
-    shared_tasks,
-    slug,
-)
+from sparsehyper.lab.studies.cells import SharedTasks, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
-from sparsehyper.lab.studies.search import (
-    LR,
-    LRS,
-    SEARCH_SEED,
-    Space,
-    run_searches,
-    with_settings,
+from sparsehyper.lab.studies.pages import (
+    GREY,
+    Table,
+    by_method,
+    panels,
+    percent,
+    points,
+    searches_table,
 )
+from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, Space, run_searches, with_settings
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import run_trainings, training
 
-# Method → its description, and what is searched beside the learning rate, defaults first.
+# Method → its description, and the search space beside the learning rate, defaults first.
 _BASE = {"base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
 _CHUNKED = {**_BASE, "method.hidden": (None, 8, 16, 32, 64, 256)}
-METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
+COMPARED_METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "sparse": ("sparse", _BASE),
     "chunked": ("chunked", _CHUNKED),
     "sparse, affine": ("sparse:bias=true", _BASE),
@@ -56,25 +53,25 @@ METHODS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
 _AT_EVERY_BUDGET = ("sparse", "chunked")
 _AT_ONE_BUDGET = ("sparse, affine", "sparse, MLP", "chunks of tensors")
 _BUDGET = 4.0
-_EPOCHS = 300  # of the thesis's protocol
-_BATCH = 150  # images, of the thesis's protocol
+_EPOCHS = 300  # in the thesis's protocol
+_BATCH = 150  # images, in the thesis's protocol
 
-REFERENCE, _RIVAL = "sparse", "chunked"
+_REFERENCE, _RIVAL = "sparse", "chunked"
 _OTHERS = ("dense", "experts", "shared trunk")
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """A set of tasks.
+class ComparedTasks:
+    """A set of tasks on which methods are compared.
 
     Args:
         data: images and tasks.
-        searched_on: the set on which hyperparameters are searched for this one.
+        searched_on: the set on which the hyperparameters for this one are searched.
         target: as `build_target` takes it.
-        steps: updates.
-        tasks_per_batch: of ``images`` each.
-        images: of each task in a batch.
-        methods: that are compared, of `METHODS`.
+        steps: number of updates.
+        tasks_per_batch: tasks in a batch.
+        images: images of each task in a batch.
+        methods: those compared, of `COMPARED_METHODS`.
     """
 
     data: DataConfig
@@ -83,53 +80,32 @@ class Tasks:
     steps: int
     tasks_per_batch: int
     images: int
-    methods: tuple[str, ...] = tuple(METHODS)
-
-
-@dataclass(frozen=True)
-class Comparison(Settings):
-    """The study's settings.
-
-    Args:
-        sets: of tasks, by name.
-        budgets: trainable parameters ÷ N at which sparse and chunked ones are compared.
-        trials: of each search.
-        seeds: number of seeds.
-        patience: evaluations, 300 in a training, without improvement before it stops; None
-            evaluates at the end only.
-        device: where training takes place.
-    """
-
-    sets: dict[str, Tasks]
-    budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
-    trials: int = 8
-    seeds: int = 5
-    patience: int | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, tasks in self.sets.items():
-            check_choice(f"searched_on of {name!r}", tasks.searched_on, self.sets)
+    methods: tuple[str, ...] = tuple(COMPARED_METHODS)
 
 
 _CNN = "cnn:16-32-64,norm=batch"
-_FEWER = tuple(method for method in METHODS if method not in ("chunks of tensors", "butterfly"))
+_FEWER = tuple(
+    method for method in COMPARED_METHODS if method not in ("chunks of tensors", "butterfly")
+)
 
 
-def _mlp_tasks(source: str, tasks: str, searched_on: str, tasks_per_batch: int = 5) -> Tasks:
+def _mlp_tasks(
+    source: str, tasks: str, searched_on: str, tasks_per_batch: int = 5
+) -> ComparedTasks:
     data = DataConfig(source, tasks)
-    return Tasks(data, searched_on, "mlp:100-100", 500, tasks_per_batch, 100 // tasks_per_batch)
+    return ComparedTasks(
+        data, searched_on, "mlp:100-100", 500, tasks_per_batch, 100 // tasks_per_batch
+    )
 
 
-def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> Tasks:
+def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> ComparedTasks:
     data = DataConfig(source, tasks)
     images = 60 // tasks_per_batch
-    return Tasks(data, "CIFAR-10 5×2", _CNN, 350, tasks_per_batch, images, _FEWER)
+    return ComparedTasks(data, "CIFAR-10 5×2", _CNN, 350, tasks_per_batch, images, _FEWER)
 
 
-_PERMUTED, _SPLIT = "Fashion-MNIST, 10 permutations", "Fashion-MNIST 5×2"
-_PAIRS = "Fashion-MNIST, 45 pairs"
+_SPLIT, _PAIRS = "Fashion-MNIST 5×2", "Fashion-MNIST, 45 pairs"
+_PERMUTED = "Fashion-MNIST, 10 permutations"
 _CPU = {
     _SPLIT: _mlp_tasks("fashion_mnist", "split:2", _SPLIT),
     _PERMUTED: _mlp_tasks("fashion_mnist", "permuted:10", _PERMUTED),
@@ -140,7 +116,7 @@ _CPU = {
     "CIFAR-10 2×5": _cnn_tasks("cifar10", "split:5", 2),
     "three data sets, 15 pairs": _cnn_tasks("mnist+fashion_mnist+cifar10", "split:2", 5),
 }
-# Training images of all tasks, validation left out.
+# Number of training images of all tasks, without those for validation.
 _EPOCH_IMAGES = {
     _SPLIT: 54_000,
     _PERMUTED: 540_000,
@@ -153,106 +129,187 @@ _EPOCH_IMAGES = {
 }
 
 
-def comparison_study(scale: str = "cpu") -> Comparison:
-    """The study's settings at a scale, as `new_tasks_study` has them."""
-    check_choice("scale", scale, SCALES)
-    if scale == "smoke":
+@dataclass(frozen=True)
+class Comparison(Study):
+    """The study of methods.
+
+    Results: ``searches``, each with the ``settings_found`` and its trials; ``rows``, with the set
+    of tasks as ``family``, ``method``, ``budget``, ``parameters`` ÷ N and ``generator``, and for
+    each seed ``accuracy``, that of the ``worst`` task, ``step_ms``, ``seconds`` and
+    ``peak_memory_mb``; ``left_out``, with the family, method and budget of those that cannot be as
+    small; and ``claims``.
+
+    Args:
+        sets: sets of tasks, by name.
+        budgets: trainable parameters ÷ N at which sparse and chunked generators are compared.
+        trials: number of trials of each search.
+        seeds: number of seeds.
+        patience: evaluations, of 300 in a training, without improvement before training stops; None
+            evaluates at the end only.
+        device: where training takes place.
+    """
+
+    sets: dict[str, ComparedTasks]
+    budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    trials: int = 8
+    seeds: int = 5
+    patience: int | None = None
+    device: str = "cpu"
+
+    name = "compare"
+    title = "Methods compared"
+    question = (
+        "On multitask computer vision, are sparse hypernetworks as accurate as chunked ones of the "
+        "same budget, and how do both compare with other generators, experts and a shared trunk?"
+    )
+    method = (
+        "Every method and budget gets the same number of trials of the learning rate, the base, "
+        "the similarity of tasks at the start and, for chunked generators, the hidden width. They "
+        "are judged on validation images of one set of its kind, with a seed of their own. Each "
+        "method is then trained on every set with all seeds, and evaluated on the test images "
+        "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's "
+        "t intervals, not corrected for multiple comparisons."
+    )
+    picture = "accuracy_vs_budget.png"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, tasks in self.sets.items():
+            check_choice(f"searched_on of {name!r}", tasks.searched_on, self.sets)
+
+    @classmethod
+    def smoke(cls) -> Comparison:
         methods = ("sparse", "chunked", "dense", "experts", "shared trunk")
         data = DataConfig("digits", "split:2")
-        tasks = Tasks(data, "digits 5×2", "mlp:100", 10, 5, 4, methods)
-        return Comparison({"digits 5×2": tasks}, (0.25, 4.0), trials=2, seeds=2)
-    if scale == "cpu":
-        return Comparison(_CPU)
-    # The thesis's protocol: its targets and batches, 300 epochs, patience 10.
-    full = {
-        name: replace(
-            tasks,
-            target="mlp:400-400-400" if tasks.target.startswith("mlp") else "resnet32",
-            steps=_EPOCHS * _EPOCH_IMAGES[name] // _BATCH,
-            images=_BATCH // tasks.tasks_per_batch,
-            methods=tuple(METHODS),
-            searched_on=tasks.searched_on.replace("CIFAR-10 5×2", "CIFAR-10 5×2, resnet32"),
-        )
-        for name, tasks in _CPU.items()
-    }
-    ten_by_two = full.pop("CIFAR-10 5×2")
-    for name, source, maker in (
-        ("CIFAR-10 5×2", "cifar10", "split:2"),
-        ("CIFAR-100 10×10", "cifar100", "split:10"),
-    ):
-        for target in ("resnet32", "resnet18"):
-            one = replace(ten_by_two, data=DataConfig(source, maker), target=target)
-            full[f"{name}, {target}"] = replace(one, searched_on="CIFAR-10 5×2, resnet32")
-    return Comparison(full, patience=10, device="auto")
+        tasks = ComparedTasks(data, "digits 5×2", "mlp:100", 10, 5, 4, methods)
+        return cls({"digits 5×2": tasks}, (0.25, 4.0), trials=2, seeds=2)
 
+    @classmethod
+    def cpu(cls) -> Comparison:
+        return cls(_CPU)
 
-def run_comparison(
-    study: Comparison,
-    directory: Path,
-    *,
-    data_dir: str | None = None,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what has not been run yet, and sum up.
+    @classmethod
+    def full(cls) -> Comparison:
+        """Settings of the thesis's protocol: its targets and batches, 300 epochs, patience 10."""
+        full = {
+            name: replace(
+                tasks,
+                target="mlp:400-400-400" if tasks.target.startswith("mlp") else "resnet32",
+                steps=_EPOCHS * _EPOCH_IMAGES[name] // _BATCH,
+                images=_BATCH // tasks.tasks_per_batch,
+                methods=tuple(COMPARED_METHODS),
+                searched_on=tasks.searched_on.replace("CIFAR-10 5×2", "CIFAR-10 5×2, resnet32"),
+            )
+            for name, tasks in _CPU.items()
+        }
+        ten_by_two = full.pop("CIFAR-10 5×2")
+        for name, source, maker in (
+            ("CIFAR-10 5×2", "cifar10", "split:2"),
+            ("CIFAR-100 10×10", "cifar100", "split:10"),
+        ):
+            for target in ("resnet32", "resnet18"):
+                one = replace(ten_by_two, data=DataConfig(source, maker), target=target)
+                full[f"{name}, {target}"] = replace(one, searched_on="CIFAR-10 5×2, resnet32")
+        return cls(full, patience=10, device="auto")
 
-    Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
-        ``searches``, each with the ``settings_found`` and its trials; ``rows`` (family, that is the
-        set of tasks, method, budget, ``accuracy`` and ``worst`` task for each seed, ``parameters``
-        ÷ N, ``generator``, ``step_ms``, ``seconds`` and ``peak_memory_mb`` for each seed);
-        ``left_out`` (family, method and budget of those that cannot be as small); and ``claims``.
-    """
-    with shared_tasks(directory, [tasks.data for tasks in study.sets.values()], data_dir) as files:
-        wanted = list(_entries(study, files))
+    def task_sets(self) -> list[DataConfig]:
+        return [tasks.data for tasks in self.sets.values()]
+
+    def run(self, workspace: Workspace) -> dict[str, Any]:
+        wanted = list(_entries(self, workspace.files))
         entries = [entry for entry in wanted if all(entry.space.values())]
         searched = {
             entry.search: (
-                entry.experiment(study, study.sets[entry.family], SEARCH_SEED),
+                entry.experiment(self, self.sets[entry.family], SEARCH_SEED),
                 entry.space,
             )
             for entry in entries
-            if entry.family == study.sets[entry.family].searched_on
+            if entry.family == self.sets[entry.family].searched_on
         }
-        how: dict[str, Any] = {"workers": workers, "quiet": quiet}
-        searches = run_searches(searched, study.trials, directory, files, **how)
+        searches = run_searches(searched, self.trials, workspace)
         experiments = {
             entry.cell(seed): with_settings(
-                entry.experiment(study, study.sets[entry.family], seed),
+                entry.experiment(self, self.sets[entry.family], seed),
                 searches[entry.search]["settings_found"],
             )
-            for seed in range(study.seeds)
+            for seed in range(self.seeds)
             for entry in entries
         }
-        done = run_trainings(experiments, directory, files, **how)
-    rows = []
-    for entry in entries:
-        found = [done[entry.cell(seed)] for seed in range(study.seeds)]
-        each = ("accuracy", "step_ms", "seconds", "peak_memory_mb")
-        rows.append(
-            {
-                "family": entry.family,
-                "method": entry.method,
-                "budget": entry.budget,
-                **{name: [run[name] for run in found] for name in each},
-                "worst": [min(run["accuracies"].values()) for run in found],
-                "parameters": found[0]["parameters"],
-                "generator": found[0]["generator"],
-            }
-        )
-    return {
-        "study": study.to_dict(),
-        "machine": machine(),
-        "searches": searches,
-        "rows": rows,
-        "left_out": [
-            {"family": entry.family, "method": entry.method, "budget": entry.budget}
-            for entry in wanted
-            if not all(entry.space.values())
-        ],
-        "claims": _claims(study, rows),
-        "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
-    }
+        done = run_trainings(experiments, workspace)
+        rows = []
+        for entry in entries:
+            found = [done[entry.cell(seed)] for seed in range(self.seeds)]
+            each = ("accuracy", "step_ms", "seconds", "peak_memory_mb")
+            rows.append(
+                {
+                    "family": entry.family,
+                    "method": entry.method,
+                    "budget": entry.budget,
+                    **{name: [run[name] for run in found] for name in each},
+                    "worst": [min(run["accuracies"].values()) for run in found],
+                    "parameters": found[0]["parameters"],
+                    "generator": found[0]["generator"],
+                }
+            )
+        return {
+            "searches": searches,
+            "rows": rows,
+            "left_out": [
+                {"family": entry.family, "method": entry.method, "budget": entry.budget}
+                for entry in wanted
+                if not all(entry.space.values())
+            ],
+            "claims": _claims(self, rows),
+        }
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        columns = [
+            *("method", "budget ÷ N", "trainable ÷ N", "accuracy, %", "worst task, %", "step, ms"),
+            *("seconds", "peak MB"),
+        ]
+        tables = []
+        for family in results["study"]["sets"]:
+            rows = [
+                [
+                    row["method"],
+                    "–" if row["budget"] is None else f"{row['budget']:g}",
+                    f"{row['parameters']:.2f}",
+                    percent(row["accuracy"]),
+                    percent(row["worst"]),
+                    f"{statistics.median(row['step_ms']):.1f}",
+                    f"{statistics.median(row['seconds']):.1f}",
+                    f"{statistics.median(row['peak_memory_mb']):.0f}",
+                ]
+                for row in results["rows"]
+                if row["family"] == family
+            ]
+            tables.append(Table(family, columns, rows))
+        if left_out := results["left_out"]:
+            rows = [[one["family"], one["method"], f"{one['budget']:g}"] for one in left_out]
+            columns = ["set", "method", "budget ÷ N"]
+            tables.append(Table("Left out, because their layers alone are larger", columns, rows))
+        return [*tables, searches_table(results)]
+
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        families = list(results["study"]["sets"])
+        with panels(families, path) as drawn:
+            for family, axes in zip(families, drawn, strict=True):
+                for method, rows in by_method(results["rows"], family=family).items():
+                    x = [row["parameters"] for row in rows]
+                    points(axes, x, [row["accuracy"] for row in rows], method)
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            for axes in drawn[::2]:
+                axes.set_ylabel("test accuracy, %", color=GREY)
+            for axes in drawn[-2:]:
+                axes.set_xlabel("trainable parameters ÷ those of one target", color=GREY)
+
+    @staticmethod
+    def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:
+        rows = results["rows"]
+        return [(f, [r for r in rows if r["family"] == f]) for f in results["study"]["sets"]]
 
 
 @dataclass(frozen=True)
@@ -272,7 +329,7 @@ class _Entry:
     def cell(self, seed: int) -> str:
         return f"{slug(self.family)}--{self._name}--{seed}"
 
-    def experiment(self, study: Comparison, tasks: Tasks, seed: int) -> Experiment:
+    def experiment(self, study: Comparison, tasks: ComparedTasks, seed: int) -> Experiment:
         return _experiment(study, tasks, self.method, self.budget, seed)
 
     @property
@@ -280,8 +337,8 @@ class _Entry:
         return slug(self.method) + ("" if self.budget is None else f"--{self.budget:g}N")
 
 
-def _entries(study: Comparison, files: dict[DataConfig, SharedTasks]) -> Iterator[_Entry]:
-    """Every method at every budget, with the choices with which it can be met, if there are any."""
+def _entries(study: Comparison, files: Mapping[DataConfig, SharedTasks]) -> Iterator[_Entry]:
+    """Every method at every budget, with the search space in which the budget can be met."""
     for family, tasks in study.sets.items():
         known = files[tasks.data].load()
         numel = count_target_parameters(_experiment(study, tasks, "experts", None, 0), known)
@@ -293,13 +350,15 @@ def _entries(study: Comparison, files: dict[DataConfig, SharedTasks]) -> Iterato
                 budgets = [_BUDGET]
             for budget in budgets:
                 experiment = _experiment(study, tasks, method, budget, 0)
-                space = _possible(experiment, METHODS[method][1], numel)
+                space = _possible(experiment, COMPARED_METHODS[method][1], numel)
                 yield _Entry(family, tasks.searched_on, method, budget, {LR: LRS, **space})
 
 
 def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, tuple[Any, ...]]:
-    """The choices of each setting with which the budget can be met: some for the settings after
-    it, and whatever is chosen of those before.
+    """The choices of each setting that can meet the budget.
+
+    For such a choice, whatever the settings before it are, there are choices of the later settings
+    that meet the budget.
     """
 
     def combinations(of: Space) -> list[dict[str, Any]]:
@@ -324,7 +383,7 @@ def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, t
 
 
 def _fits(experiment: Experiment, numel: int) -> bool:
-    """Whether the budget can be met without narrowing hidden layers."""
+    """Whether the budget can be met without narrower hidden layers."""
     if experiment.budget is None:
         return True
     try:
@@ -335,7 +394,7 @@ def _fits(experiment: Experiment, numel: int) -> bool:
 
 
 def _experiment(
-    study: Comparison, tasks: Tasks, method: str, budget: float | None, seed: int
+    study: Comparison, tasks: ComparedTasks, method: str, budget: float | None, seed: int
 ) -> Experiment:
     patience: dict[str, Any] = {}
     if study.patience is not None:
@@ -347,7 +406,7 @@ def _experiment(
     return Experiment(
         tasks.data,
         training(tasks.steps, seed, device=study.device, **patience),
-        method=parse_method(METHODS[method][0]),
+        method=parse_method(COMPARED_METHODS[method][0]),
         budget=budget,
         latent_dim=64,
         base="zeros",
@@ -357,23 +416,23 @@ def _experiment(
     )
 
 
-def _claims(study: Comparison, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Paired differences over seeds."""
+def _claims(study: Comparison, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Differences paired over seeds, at each budget and as the mean over budgets."""
     accuracy = {(r["family"], r["method"], r["budget"]): r["accuracy"] for r in rows}
     claims = []
     for family in study.sets:
         budgets = [
             budget
             for budget in study.budgets
-            if {(family, method, budget) for method in (REFERENCE, _RIVAL)} <= accuracy.keys()
+            if {(family, method, budget) for method in (_REFERENCE, _RIVAL)} <= accuracy.keys()
         ]
         places = [(f"{budget:g} N", [budget]) for budget in budgets]
         for name, at in [*places, ("mean of budgets", budgets)] if places else []:
-            pair = [mean_of(accuracy[family, m, b] for b in at) for m in (REFERENCE, _RIVAL)]
-            claims.append(claim_of(family, f"{REFERENCE} − {_RIVAL}, {name}", *pair))
+            pair = [mean_of(accuracy[family, m, b] for b in at) for m in (_REFERENCE, _RIVAL)]
+            claims.append(claim_of(family, f"{_REFERENCE} − {_RIVAL}, {name}", *pair))
         for other in _OTHERS:
-            if {(family, REFERENCE, _BUDGET), (family, other, None)} <= accuracy.keys():
-                claim = f"{REFERENCE}, {_BUDGET:g} N − {other}"
-                pair = [accuracy[family, REFERENCE, _BUDGET], accuracy[family, other, None]]
+            if {(family, _REFERENCE, _BUDGET), (family, other, None)} <= accuracy.keys():
+                claim = f"{_REFERENCE}, {_BUDGET:g} N − {other}"
+                pair = [accuracy[family, _REFERENCE, _BUDGET], accuracy[family, other, None]]
                 claims.append(claim_of(family, claim, *pair))
     return claims

@@ -13,8 +13,9 @@ from sparsehyper._util.extras import require
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:
-    """The mean of paired differences, with its 95% interval by Student's t over them; one pair has
-    none.
+    """The mean of paired differences, with its 95% interval by Student's t.
+
+    A single pair has no interval.
 
     >>> paired([1.0, 2.0, 3.0])
     {'mean': 2.0, 'low': -0.484..., 'high': 4.484..., 'pairs': 3}
@@ -32,7 +33,16 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
 def claim_of(
     family: str, claim: str, ours: Sequence[float], theirs: Sequence[float], **more: Any
 ) -> dict[str, Any]:
-    """What is claimed of a difference, paired over seeds: JSON-ready, with its verdict.
+    """The claim that a difference, paired over seeds, is above zero.
+
+    Args:
+        family: where it is claimed: the set of tasks.
+        claim: the difference in words.
+        ours, theirs: the values whose difference it is, for each seed.
+        more: further entries.
+
+    Returns:
+        A JSON-ready dict: the interval that `paired` returns, and the ``verdict``.
 
     >>> claim_of("pairs", "sparse − chunked", [0.9, 0.8], [0.7, 0.6])["verdict"]
     'supported'
@@ -42,7 +52,7 @@ def claim_of(
 
 
 def mean_of(places: Iterable[Sequence[float]]) -> list[float]:
-    """For each seed the mean over places.
+    """The mean over places for each seed.
 
     >>> mean_of([[1.0, 2.0], [3.0, 6.0]])
     [2.0, 4.0]
@@ -51,7 +61,7 @@ def mean_of(places: Iterable[Sequence[float]]) -> list[float]:
 
 
 def verdict(interval: Mapping[str, Any]) -> str:
-    """Of the claim that a difference is above zero.
+    """The verdict on the claim that a difference is above zero.
 
     >>> verdict(paired([1.0, 1.1, 0.9])), verdict(paired([-1.0, 1.0]))
     ('supported', 'undecided')
@@ -68,19 +78,19 @@ def main_effects(
     outcomes: Sequence[float],
     defaults: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """What each level of each factor adds to an outcome over the factor's default level.
+    """What each level of each factor adds to an outcome, compared with the factor's default level.
 
-    By least squares on indicators of all levels but the defaults, with 95% intervals by Student's t
-    from the residuals. Effects are taken to add up.
+    Fitted by least squares on indicators of all levels but the defaults, without interactions, with
+    95% intervals by Student's t from the residuals.
 
     Args:
-        settings: of each run, the level of every factor.
-        outcomes: of each run.
-        defaults: the level of every factor that others are compared with.
+        settings: the level of every factor, for each run.
+        outcomes: the outcome of each run.
+        defaults: the default level of every factor.
 
     Returns:
-        For each level but the defaults ``factor``, ``level``, ``mean``, ``low``, ``high`` and
-        ``freedom``, the residual degrees; None for ``low`` and ``high`` where there are none.
+        For each level but the defaults: ``factor``, ``level``, ``mean``, ``low``, ``high`` and
+        ``freedom``, the residual degrees of freedom. Without any, ``low`` and ``high`` are None.
 
     >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
     >>> effect, = main_effects(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
@@ -116,15 +126,14 @@ def factor_tests(
     outcomes: Sequence[float],
     defaults: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Whether a factor matters at all: the F test of all its levels at once, the other factors in
-    the model.
+    """The F test of each factor: all its levels at once, with the other factors in the model.
 
     Args:
         settings, outcomes, defaults: as `main_effects` takes them.
 
     Returns:
         For each factor its name, the ``share`` of the outcome's variance that only it explains, and
-        the ``p`` of the test, None where no degrees of freedom are left for the residuals.
+        the ``p`` of the test, None where the residuals have no degrees of freedom.
 
     >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
     >>> test, = factor_tests(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})
@@ -149,13 +158,13 @@ def factor_tests(
 def _columns(
     settings: Sequence[Mapping[str, str]], defaults: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """The levels that are in some run, but for the defaults."""
+    """Factor and level of the indicators: all levels that occur, except the defaults."""
     found = {(factor, run[factor]) for run in settings for factor in defaults}
     return [pair for pair in sorted(found) if defaults[pair[0]] != pair[1]]
 
 
 def _design(settings: Sequence[Mapping[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
-    """A row a run: 1, then the indicators of the levels."""
+    """The design matrix: for each run a 1, then the indicators of the levels."""
     return torch.tensor(
         [[1.0, *(float(run[factor] == level) for factor, level in columns)] for run in settings],
         dtype=torch.float64,
@@ -163,6 +172,6 @@ def _design(settings: Sequence[Mapping[str, str]], columns: Sequence[tuple[str, 
 
 
 def _residual(design: Tensor, y: Tensor) -> tuple[float, int]:
-    """The sum of squares that least squares leave, and its degrees of freedom."""
+    """The residual sum of squares of a least-squares fit, and its degrees of freedom."""
     left = y - design @ (torch.linalg.pinv(design) @ y)
     return float(left.square().sum()), len(y) - int(torch.linalg.matrix_rank(design))

@@ -1,6 +1,4 @@
-"""What the study of new tasks compares: methods that are pretrained on known tasks and then learn
-new ones from few images.
-"""
+"""Learners: methods that are pretrained on known tasks and then learn new ones from few images."""
 
 from __future__ import annotations
 
@@ -26,7 +24,8 @@ Samples = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Tensor]
 Learn = Callable[[Sequence[str], list[Samples]], Iterable[Model]]
 
-# How each way learns a task, beside the updates that the study sets; part of every cell's settings.
+# How a task is learned, apart from the number of updates, which the study sets. This is part of the
+# settings of every cell.
 LEARNING: dict[str, Any] = {
     "embedding": {"init": "nearest", "steps": 25, "batch_size": 1024},
     "then": {"steps": 100, "lr": 1e-3, "batch_size": 64},
@@ -37,14 +36,14 @@ LEARNING: dict[str, Any] = {
 
 
 class Learner:
-    """A method: pretrained on known tasks, it makes models for new ones.
+    """A method that is pretrained on known tasks and makes models for new ones.
 
     Attributes:
-        updates: of what is trained by Adam to learn a task.
+        updates: number of updates by Adam to learn a task.
+        model: what has been pretrained.
     """
 
     updates: int
-
     model: nn.Module
 
     def __init__(self, experiment: Experiment, known: TaskSet) -> None:
@@ -53,21 +52,21 @@ class Learner:
         self.n_classes = max(map(len, known.classes))
 
     def build(self) -> nn.Module:
-        """What is pretrained."""
+        """The model to pretrain."""
         return build_model(self.experiment, self.known)
 
     def pretrain(self) -> float | None:
-        """Mean test accuracy on the known tasks afterwards."""
+        """Pretrain, and return the mean test accuracy on the known tasks."""
         self.model, values = measured(self.experiment, self.known, self.build())
-        self.model.cpu()  # where new tasks are learned
+        self.model.cpu()  # new tasks are learned on the CPU
         return values["accuracy"]
 
     def parameters(self) -> int:
-        """That are trained."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
     def identified(self) -> float | None:
-        """Share of the known tasks that are told from 20 of their test images, without labels."""
+        """Share of the known tasks that are identified from 20 unlabelled test images."""
         if not isinstance(self.model, HyperNetwork):
             return None
         names, test = self.known.names, self.known.test
@@ -78,18 +77,23 @@ class Learner:
         return sum(right) / len(names)
 
     def ways(self, names: Sequence[str]) -> dict[str, Learn]:
-        """Ways to learn tasks from samples: the method itself under ``""``, and some of ``names``,
-        which follow it.
+        """Ways to learn tasks from samples.
+
+        Args:
+            names: ways that follow the method itself.
+
+        Returns:
+            The method itself under ``""``, then the others by name.
         """
         assert not names
         return {"": self.learn}
 
     def learn(self, names: Sequence[str], samples: list[Samples]) -> Iterable[Model]:
-        """A model for each task."""
+        """Make a model for each task."""
         raise NotImplementedError
 
     def tuned(self, module: nn.Module, samples: Samples, **settings: Any) -> nn.Module:
-        """A copy, trained further."""
+        """A copy of a module, trained further on samples."""
         module = copy.deepcopy(module)
         fine_tune(
             module,
@@ -101,10 +105,10 @@ class Learner:
 
 
 class Embeddings(Learner):
-    """A hypernetwork, of whose new tasks only the embeddings are fitted.
+    """A hypernetwork; only the embeddings of new tasks are fitted.
 
-    What may follow: the model further trained in its ``norm``, its ``last`` layer or ``all`` of it;
-    and ``mean model``, that at the mean embedding, all of it trained.
+    Ways that may follow: ``norm``, ``last`` and ``all`` train the norms, the last layer or all of
+    each model further; ``mean model`` trains all of the model of the mean embedding instead.
     """
 
     def ways(self, names: Sequence[str]) -> dict[str, Learn]:
@@ -112,7 +116,7 @@ class Embeddings(Learner):
 
     def learn(self, names: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
         assert isinstance(self.model, HyperNetwork)
-        # Fitted anew for every number of images: on a copy, which forgets them.
+        # a copy, as every number of images starts from the pretrained hypernetwork
         hnet = copy.deepcopy(self.model)
         fit_embeddings(
             hnet,
@@ -157,14 +161,15 @@ class _Scratch(Learner):
 class _Reptile(_Scratch):
     """An initialisation from which a few steps suffice.
 
-    Source: A. Nichol et al., "On first-order meta-learning algorithms" (2018): after k inner steps
-    on a task, the initialisation moves a share of the way there.
+    After k inner steps on a task, the initialisation moves part of the way to where they led.
+
+    Source: A. Nichol et al., "On first-order meta-learning algorithms" (2018).
     """
 
     def pretrain(self) -> float | None:
         super().pretrain()
         module, training, settings = self.model, self.experiment.training, LEARNING["reptile"]
-        # As many images as the others see.
+        # the other methods see as many images
         images = training.steps * self.experiment.batch_size
         outer = max(1, images // (25 * settings["inner"]))
         rng = seeded(self.seed)
@@ -189,7 +194,7 @@ class _Reptile(_Scratch):
 
 
 class _Trunk(Learner):
-    """Features that all known tasks share."""
+    """A method that uses features which all known tasks share."""
 
     def __init__(self, experiment: Experiment, known: TaskSet) -> None:
         super().__init__(replace(experiment, method=SharedTrunk.kind), known)
@@ -224,7 +229,7 @@ class _NearestMean(_Trunk):
         return lambda x: -torch.cdist(self.features(x), means)
 
 
-# The methods that are no generators; `Embeddings` is for those.
+# Methods other than generators, whose learner is `Embeddings`.
 LEARNERS: dict[str, type[Learner]] = {
     "scratch": _Scratch,
     "reptile": _Reptile,
@@ -234,7 +239,7 @@ LEARNERS: dict[str, type[Learner]] = {
 
 
 def images_of(split: TaskSplit, task: int, most: int) -> Samples:
-    """Up to so many images of a task, evenly spread."""
+    """Up to ``most`` images of a task, evenly spaced over all of them."""
     count = split.counts[task]
     index = torch.linspace(0, count - 1, min(most, count)).long()
     x, y, _ = split.batch(torch.full_like(index, task), index)
@@ -242,7 +247,10 @@ def images_of(split: TaskSplit, task: int, most: int) -> Samples:
 
 
 def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Samples:
-    """The first images of each class of a task, in an order drawn from the seed."""
+    """The first ``shots`` images of each class of a task, in an order drawn from the seed.
+
+    ``shots`` is None for all images.
+    """
     labels = split.labels(task)
     order = torch.randperm(len(labels), generator=seeded(seed))
     sorted_labels = labels[order]
@@ -253,6 +261,7 @@ def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Sampl
 
 @torch.no_grad()
 def accuracy(model: Model, x: Tensor, y: Tensor, n_classes: int) -> float:
+    """Share of samples whose most likely class, of the first ``n_classes``, is the right one."""
     right = [
         int((model(a)[:, :n_classes].argmax(1) == b).sum())
         for a, b in zip(x.split(500), y.split(500), strict=True)

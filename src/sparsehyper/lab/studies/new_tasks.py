@@ -1,40 +1,33 @@
 """The study of new tasks: pretrain on some tasks, learn others from few images each.
 
-The claim that it tests, of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022): with
-a pretrained hypernetwork, models for new tasks can be inferred by fitting an embedding alone, and
+It tests a claim of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022): with a
+pretrained hypernetwork, models for new tasks can be inferred by fitting an embedding alone, and
 linear sparse generators are better at that than others.
 
 For every family of tasks, method and seed, a cell pretrains on the same training tasks and then
 learns the same held-out tasks from the same images: the first 1, 5, 20, … of each class in an order
-drawn from the seed. Accuracy is that on the held-out tasks' test images, which nothing else sees.
+drawn from the seed. Accuracy is measured on the held-out tasks' test images, which are used for
+nothing else.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import torch
 
-from sparsehyper._util.checks import check_choice
 from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
-from sparsehyper.lab.studies.cells import (
-    SCALES,
-    Cell,
-    Settings,
-    SharedTasks,
-    run_cells,
-    shared_tasks,
-    slug,
-)
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.learners import (
     LEARNERS,
@@ -44,11 +37,21 @@ from sparsehyper.lab.studies.learners import (
     images_of,
     shots_of,
 )
+from sparsehyper.lab.studies.pages import (
+    Table,
+    by_method,
+    deviation,
+    panels,
+    percent,
+    points,
+    shots_text,
+)
 from sparsehyper.lab.studies.search import with_settings
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import training
 
-# Method → how its generator is described.
-GENERATORS = {
+# Method → description of its generator.
+NEW_TASK_GENERATORS = {
     "sparse linear": "sparse",
     "sparse linear, local": "sparse:topology=local",
     "sparse linear, growth 8": "sparse:growth=8",
@@ -60,23 +63,40 @@ GENERATORS = {
     "sparse linear, base and 256": "sparse",
     "chunked, base": "chunked",
 }
-REFERENCE = "sparse linear"
+_REFERENCE = "sparse linear"
 _RIVALS = ("sparse PReLU", "chunked")
 _RECOMMENDED, _BASED = "sparse linear, base and 256", "chunked, base"
-# What they differ in beside that. Budgets are those of the sparse generator, but for the thesis's
-# default of chunked ones, and a learned base is paid for out of them. The learning rates of those
-# with a base are the best of trials under other seeds.
+# Other settings in which they differ. Budgets are those of the sparse generator, except for the
+# thesis's default of chunked ones; a learned base is part of the budget. Methods with a base have
+# the best learning rate of trials with other seeds.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "chunked": {"budget": 4.0},
     "chunked, 49.5 N": {"budget": 49.5},
     _RECOMMENDED: {"budget": 4.0, "base": "learned", "latent_dim": 256, "training.lr": 4e-3},
     _BASED: {"budget": 4.0, "base": "learned"},
 }
-# The differences that are told, the thesis's claims first.
+# Differences that the study claims, those of the thesis first.
 _CLAIMS = (
-    *((REFERENCE, rival) for rival in (*_RIVALS, "scratch")),
-    *((_RECOMMENDED, rival) for rival in (REFERENCE, "chunked", _BASED, "scratch")),
+    *((_REFERENCE, rival) for rival in (*_RIVALS, "scratch")),
+    *((_RECOMMENDED, rival) for rival in (_REFERENCE, "chunked", _BASED, "scratch")),
 )
+
+# Lines of the picture, in the order of its legend: colour, marker and style.
+_LINES = {
+    "sparse linear": ("#D55E00", "o", "-"),
+    "sparse linear, growth 8": ("#E69F00", "P", "-"),
+    "sparse linear, base and 256": ("#882255", "h", "-"),
+    "sparse PReLU": ("#CC79A7", "v", "-"),
+    "chunked": ("#0072B2", "s", "-"),
+    "chunked, base": ("#332288", "p", "-"),
+    "dense linear": ("#009E73", "^", "-"),
+    "sparse linear, then all": ("#D55E00", "o", ":"),
+    "mean model, tuned": ("#CC79A7", "d", ":"),
+    "linear probe": ("#56B4E9", "X", "--"),
+    "scratch": ("#555555", "D", "--"),
+    "reptile": ("#8B6F00", "<", "--"),
+    "nearest mean": ("#000000", "*", "--"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,13 +104,13 @@ class Family:
     """Related tasks, of which some are held out.
 
     Args:
-        source, tasks: as `DataConfig` has them; all tasks.
-        held_out: how many tasks are held out, drawn from the seed; or the numbers of some.
-        methods: that are compared, of `METHODS`.
-        then: what follows the embedding of the reference, as `Embeddings` has it.
+        source, tasks: all tasks, as in `DataConfig`.
+        held_out: number of tasks to hold out, drawn from the seed; or the indices of some.
+        methods: methods to compare, of `NEW_TASK_METHODS`.
+        then: ways that follow the embedding of the reference, as in `Embeddings`.
         target: as `build_target` takes it.
-        steps: of pretraining.
-        tasks_per_batch: of 25 images each.
+        steps: number of updates of pretraining.
+        tasks_per_batch: tasks in a batch, of 25 images each.
     """
 
     source: str
@@ -103,39 +123,18 @@ class Family:
     tasks_per_batch: int = 4
 
 
-@dataclass(frozen=True)
-class NewTasks(Settings):
-    """The study's settings.
-
-    Args:
-        families: by name.
-        seeds: number of seeds.
-        shots: images a class; None for all.
-        updates: by Adam, of what a baseline trains, for each of ``shots``; the rest is `LEARNING`.
-        test_images: of each held-out task, at most.
-        device: where pretraining takes place; new tasks are learned on the CPU.
-    """
-
-    families: dict[str, Family]
-    seeds: int = 5
-    shots: tuple[int | None, ...] = (1, 5, 20, 100, None)
-    updates: tuple[int, ...] = (150, 150, 150, 200, 300)
-    test_images: int = 1000
-    device: str = "cpu"
-
-
-METHODS = (*GENERATORS, *LEARNERS)
-_FEWER = (REFERENCE, *_RIVALS, "scratch", "linear probe", _RECOMMENDED, _BASED)
+NEW_TASK_METHODS = (*NEW_TASK_GENERATORS, *LEARNERS)
+_FEWER = (_REFERENCE, *_RIVALS, "scratch", "linear probe", _RECOMMENDED, _BASED)
 _THEN = ("last", "all", "mean model")
 _REPAIRED = "split:0-1,2-3,0-2,1-3,0-3,2-1"
-_THREE = "mnist+fashion_mnist+cifar10"  # their classes are 0 to 9, 10 to 19, 20 to 29
+_THREE = "mnist+fashion_mnist+cifar10"  # with classes 0 to 9, 10 to 19 and 20 to 29
 _EACH_PAIR = "split:" + ",".join(
     f"{start + a}-{start + b}" for start in (0, 10, 20) for a, b in combinations(range(10), 2)
 )
 _CNN = "cnn:16-32-64,norm=batch"
 _CPU = {
-    "permuted Fashion-MNIST": Family("fashion_mnist", "permuted:25", 5, METHODS, _THEN),
-    "Fashion-MNIST pairs": Family("fashion_mnist", "split:2,all", 9, METHODS, _THEN),
+    "permuted Fashion-MNIST": Family("fashion_mnist", "permuted:25", 5, NEW_TASK_METHODS, _THEN),
+    "Fashion-MNIST pairs": Family("fashion_mnist", "split:2,all", 9, NEW_TASK_METHODS, _THEN),
     "CIFAR-10 pairs": Family("cifar10", "split:2,all", 9, _FEWER, ("norm", *_THEN), _CNN),
     "CIFAR-10 pairs in 8 hues": Family("cifar10", "split:2/hue:8", 8, _FEWER, target=_CNN),
     "pairs of three data sets": Family(_THREE, _EACH_PAIR, 6, _FEWER, target=_CNN),
@@ -148,112 +147,199 @@ _CPU = {
 }
 
 
-def new_tasks_study(scale: str = "cpu") -> NewTasks:
-    """The study's settings at a scale.
+@dataclass(frozen=True)
+class NewTasks(Study):
+    """The study of new tasks.
+
+    Results: ``rows``, with ``family``, ``method``, ``shots`` and ``parameters`` ÷ N, and for each
+    seed the mean ``accuracy`` over held-out tasks, ``trained``, the same on the training tasks,
+    ``identified``, the share of training tasks identified from 20 of their test images, and
+    ``fit_seconds``; and ``claims``.
 
     Args:
-        scale: ``"smoke"`` runs everything on tiny data in seconds; ``"cpu"`` decides the question
-            on two cores; ``"full"`` is the thesis's protocol, for a GPU.
+        families: families of tasks, by name.
+        seeds: number of seeds.
+        shots: images per class; None for all.
+        updates: number of Adam updates of what a baseline trains, for each of ``shots``; the other
+            settings are in `LEARNING`.
+        test_images: images of each held-out task, at most.
+        device: where pretraining takes place; new tasks are learned on the CPU.
     """
-    check_choice("scale", scale, SCALES)
-    if scale == "smoke":
-        methods = (REFERENCE, *_RIVALS, *LEARNERS, _RECOMMENDED)
+
+    families: dict[str, Family]
+    seeds: int = 5
+    shots: tuple[int | None, ...] = (1, 5, 20, 100, None)
+    updates: tuple[int, ...] = (150, 150, 150, 200, 300)
+    test_images: int = 1000
+    device: str = "cpu"
+
+    name = "new-tasks"
+    title = "New tasks"
+    question = (
+        "Can models for new tasks be inferred by an embedding alone, and are linear sparse "
+        "generators better at that than sparse ones with an activation, and than chunked ones of "
+        "the same budget?"
+    )
+    method = (
+        "Every method is trained on the same tasks and learns the same held-out ones from 1, 5, "
+        "20, 100 and all images per class. Accuracies are means over held-out tasks ± standard "
+        "deviation over seeds. Claims are differences paired over seeds, with Student's t "
+        "intervals; the verdict on a family is that on its mean over numbers of images."
+    )
+    picture = "accuracy_vs_shots.png"
+
+    @classmethod
+    def smoke(cls) -> NewTasks:
+        methods = (_REFERENCE, *_RIVALS, *LEARNERS, _RECOMMENDED)
         cnn = "cnn:32-48,norm=batch"
         pairs = Family("digits", "split:2,all", 3, methods, ("norm", *_THEN), cnn, steps=20)
         some = Family("digits", "split:0-1,2-3,0-2", (2,), _FEWER, (), "mlp:400", 20, 2)
-        return NewTasks({"pairs": pairs, "re-paired": some}, 2, (1, 5, None), (5, 5, 5))
-    if scale == "cpu":
-        return NewTasks(_CPU)
-    targets = {Family.target: ("mlp:400-400-400", 30_000), _CNN: ("resnet32", 60_000)}
-    full = {}
-    for name, family in _CPU.items():
-        target, steps = targets[family.target]
-        # No norm in the large target, so none to tune.
-        then = tuple(stage for stage in family.then if stage != "norm")
-        full[name] = replace(family, target=target, steps=steps, methods=METHODS, then=then)
-    return NewTasks(full, device="auto")
+        return cls({"pairs": pairs, "re-paired": some}, 2, (1, 5, None), (5, 5, 5))
 
+    @classmethod
+    def cpu(cls) -> NewTasks:
+        return cls(_CPU)
 
-def run_new_tasks(
-    study: NewTasks,
-    directory: Path,
-    *,
-    data_dir: str | None = None,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what has not been run yet, and sum up.
+    @classmethod
+    def full(cls) -> NewTasks:
+        targets = {Family.target: ("mlp:400-400-400", 30_000), _CNN: ("resnet32", 60_000)}
+        full = {}
+        for name, family in _CPU.items():
+            target, steps = targets[family.target]
+            # the large target has no norms to tune
+            then = tuple(stage for stage in family.then if stage != "norm")
+            full[name] = replace(
+                family, target=target, steps=steps, methods=NEW_TASK_METHODS, then=then
+            )
+        return cls(full, device="auto")
 
-    Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``rows`` (family, method, shots,
-        mean ``accuracy`` over held-out tasks for each seed, ``trained``, the same on the training
-        tasks, ``identified``, the share of training tasks told from 20 of their test images,
-        ``parameters`` ÷ N, ``fit_seconds``), ``seconds`` of all cells, and ``claims``.
-    """
-    data = [_data(family) for family in study.families.values()]
-    with shared_tasks(directory, data, data_dir) as files:
+    def task_sets(self) -> list[DataConfig]:
+        return [_data(family) for family in self.families.values()]
+
+    def run(self, workspace: Workspace) -> dict[str, Any]:
         cells = [
             Cell(
                 f"{slug(name)}--{slug(method)}--{seed}",
                 {
-                    # Not which other methods there are.
+                    # only its own method, so that others can be added
                     "family": {
                         **asdict(family),
                         "methods": [method],
                         "then": _then(family, method),
                     },
-                    "fingerprint": files[_data(family)].fingerprint,
+                    "fingerprint": workspace.files[_data(family)].fingerprint,
                     "method": method,
                     "learning": LEARNING,
-                    "experiment": _experiment(study, family, method, seed).to_dict(),
-                    "shots": list(study.shots),
-                    "updates": list(study.updates),
-                    "test_images": study.test_images,
+                    "experiment": _experiment(self, family, method, seed).to_dict(),
+                    "shots": list(self.shots),
+                    "updates": list(self.updates),
+                    "test_images": self.test_images,
                 },
             )
-            for seed in range(study.seeds)
-            for name, family in study.families.items()
+            for seed in range(self.seeds)
+            for name, family in self.families.items()
             for method in family.methods
         ]
-        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
-    rows = []
-    for name, family in study.families.items():
-        for method in family.methods:
-            found = [done[f"{slug(name)}--{slug(method)}--{seed}"] for seed in range(study.seeds)]
-            for stage in found[0]["accuracies"]:
-                rows += [
-                    {
-                        "family": name,
-                        "method": stage,
-                        "shots": shots,
-                        "accuracy": [
-                            statistics.fmean(f["accuracies"][stage][i].values()) for f in found
-                        ],
-                        "trained": [f["trained"] for f in found],
-                        "identified": [f["identified"] for f in found],
-                        "parameters": found[0]["parameters"],
-                        "fit_seconds": [f["fit_seconds"][stage][i] for f in found],
-                    }
-                    for i, shots in enumerate(study.shots)
+        done = workspace.run(cells, _cell)
+        rows = []
+        for name, family in self.families.items():
+            for method in family.methods:
+                found = [
+                    done[f"{slug(name)}--{slug(method)}--{seed}"] for seed in range(self.seeds)
                 ]
-    return {
-        "study": study.to_dict(),
-        "machine": machine(),
-        "rows": rows,
-        "seconds": sum(cell["seconds"] for cell in done.values()),
-        "claims": _claims(study, rows),
-    }
+                for stage in found[0]["accuracies"]:
+                    rows += [
+                        {
+                            "family": name,
+                            "method": stage,
+                            "shots": shots,
+                            "accuracy": [
+                                statistics.fmean(f["accuracies"][stage][i].values()) for f in found
+                            ],
+                            "trained": [f["trained"] for f in found],
+                            "identified": [f["identified"] for f in found],
+                            "parameters": found[0]["parameters"],
+                            "fit_seconds": [f["fit_seconds"][stage][i] for f in found],
+                        }
+                        for i, shots in enumerate(self.shots)
+                    ]
+        return {"rows": rows, "claims": _claims(self, rows)}
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        names = [shots_text(shots) for shots in results["study"]["shots"]]
+        tables = []
+        for family in results["study"]["families"]:
+            rows = []
+            for method, own in by_method(results["rows"], family=family).items():
+                trained, identified = (
+                    [t for t in own[0][key] if t is not None] for key in ("trained", "identified")
+                )
+                rows.append(
+                    [
+                        method,
+                        f"{own[0]['parameters']:.2f}",
+                        percent(trained) if trained else "–",
+                        percent(identified) if identified else "–",
+                        *(percent(row["accuracy"]) for row in own),
+                    ]
+                )
+            columns = ["method", "trainable ÷ N", "trained tasks", "identified", *names]
+            title = f"{family}: accuracy on new tasks, %, by images per class"
+            tables.append(Table(title, columns, rows))
+        return tables
+
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        families, shots = list(results["study"]["families"]), results["study"]["shots"]
+        places = range(len(shots))
+        with panels(families, path) as drawn:
+            for family, axes in zip(families, drawn, strict=True):
+                own = by_method(results["rows"], family=family)
+                for method in _LINES:
+                    if method in own:
+                        colour, marker, style = _LINES[method]
+                        values = [row["accuracy"] for row in own[method]]
+                        look = {"color": colour, "marker": marker, "linestyle": style}
+                        points(axes, places, values, method, **look)
+                axes.set_xticks(list(places), [shots_text(s) for s in shots])
+            for axes in drawn[::2]:
+                axes.set_ylabel("accuracy on new tasks, %", color=GREY)
+            for axes in drawn[-2:]:
+                axes.set_xlabel("images per class", color=GREY)
+
+    @staticmethod
+    def by_shots(results: Results) -> dict[str, Any]:
+        families: list[dict[str, Any]] = []
+        for family in results["study"]["families"]:
+            lines = []
+            for method, rows in by_method(results["rows"], family=family).items():
+                if method in _LINES:
+                    colour, marker, style = _LINES[method]
+                    lines.append(
+                        {
+                            "method": method,
+                            "mean": [statistics.fmean(row["accuracy"]) for row in rows],
+                            "sd": [deviation(row["accuracy"]) for row in rows],
+                            "colour": colour,
+                            "marker": marker,
+                            "dashed": style != "-",
+                        }
+                    )
+            families.append({"name": family, "lines": lines})
+        shots = [shots_text(shots) for shots in results["study"]["shots"]]
+        return {"shots": shots, "families": families}
 
 
-def _claims(study: NewTasks, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Paired differences over seeds, each of means over the same held-out tasks."""
+def _claims(study: NewTasks, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Differences of mean accuracies over the same held-out tasks, paired over seeds."""
     accuracy = {(r["family"], r["method"], r["shots"]): r["accuracy"] for r in rows}
     claims = []
     for family, settings in study.families.items():
         for method, rival in _CLAIMS:
             if not {method, rival} <= set(settings.methods):
                 continue
-            # With many images training from scratch needs more updates than are given here.
+            # with many images, training from scratch needs more updates than it gets here
             few = [s for s in study.shots if rival != "scratch" or (s is not None and s <= 20)]
             together = f"mean of {', '.join('all' if s is None else str(s) for s in few)}"
             for name, shots in [*((s, [s]) for s in few), (together, few)]:
@@ -270,7 +356,7 @@ def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Expe
     experiment = Experiment(
         _data(family),
         training(family.steps, seed, device=study.device),
-        method=parse_method(GENERATORS.get(method, "experts")),
+        method=parse_method(NEW_TASK_GENERATORS.get(method, "experts")),
         latent_dim=64,
         base="zeros",
         target=family.target,
@@ -280,7 +366,7 @@ def _experiment(study: NewTasks, family: Family, method: str, seed: int) -> Expe
     return with_settings(experiment, _SETTINGS.get(method, {}))
 
 
-def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Pretrain one method, and learn the held-out tasks."""
     family, method = Family(**settings["family"]), settings["method"]
     experiment = Experiment.from_dict(settings["experiment"])
@@ -318,7 +404,7 @@ def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dic
 
 
 def _then(family: Family, method: str) -> list[str]:
-    return list(family.then) if method == REFERENCE else []
+    return list(family.then) if method == _REFERENCE else []
 
 
 def _held_out(family: Family, tasks: TaskSet, seed: int) -> list[str]:

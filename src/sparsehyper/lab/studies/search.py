@@ -1,8 +1,9 @@
-"""The choice of hyperparameters: as many trials for every method, judged on validation images.
+"""The choice of hyperparameters: equally many trials for every method, judged on validation images.
 
-A search is a cell of the study. Its trials are kept one by one, each a line of JSON after that of
-the settings, in ``search/<name>.jsonl``, so a search that was stopped goes on after the last of
-them.
+A search is a cell of the study. While it runs, its trials are kept in a journal,
+``search/<name>.jsonl``: a line of JSON with the settings of the search, then one for each trial. A
+search that was stopped continues after the last of them. Once the searches are done their journals
+are removed, as the cells hold the trials.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,48 +21,40 @@ from sparsehyper._util.extras import require
 from sparsehyper._util.files import parse_json, read_file
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, run_cells
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
 from sparsehyper.lab.studies.trainings import trained
 from sparsehyper.training import CheckpointError, NonFiniteError
 from sparsehyper.training.run import check_same, json_ready
 
-# The path of a setting in an experiment → its choices, the default first; or the least and greatest
-# of a learning rate, which is drawn in between on a log scale.
+# Path of a setting in an experiment → its choices, the default first. A learning rate has its lower
+# and upper bound instead, and is drawn on a log scale.
 Space = Mapping[str, tuple[Any, ...]]
 
 LR = "training.lr"
 LRS = (5e-4, 2e-2)
-SEARCH_SEED = 1000  # no run's
+SEARCH_SEED = 1000  # differs from the seeds of all runs
 
 
 def run_searches(
-    searches: Mapping[str, tuple[Experiment, Space]],
-    trials: int,
-    directory: Path,
-    files: Mapping[DataConfig, SharedTasks],
-    *,
-    workers: int,
-    quiet: bool,
+    searches: Mapping[str, tuple[Experiment, Space]], trials: int, workspace: Workspace
 ) -> dict[str, dict[str, Any]]:
-    """Search what has not been searched yet.
+    """Run the searches that have not been completed yet.
 
-    The first trial is of the experiment's own settings, the others are chosen by the
-    tree-structured Parzen estimator.
+    The first trial has the experiment's own settings; the tree-structured Parzen estimator chooses
+    the others.
 
     Args:
-        searches: an experiment and what may be chosen of it, by name of the cell.
-        trials: of each search.
-        directory: of the study.
-        files: of `shared_tasks`.
-        workers, quiet: as `run_cells` takes them.
+        searches: an experiment and its search space, by name of the cell.
+        trials: number of trials of each search.
+        workspace: of the study.
 
     Returns:
-        By name ``settings_found``, by path; the ``validation`` accuracy they reached; ``trials``,
-        each with its settings, accuracy and seconds; and the ``seconds`` of all.
+        By name: ``settings_found``, by path; the ``validation`` accuracy they reached; ``trials``,
+        each with its settings, accuracy and seconds; and the total ``seconds``.
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        RuntimeError: some searches failed, as one whose file of trials is damaged.
+        RuntimeError: some searches failed, for instance because a journal is damaged.
 
     Source: T. Akiba et al., "Optuna: A next-generation hyperparameter optimization framework" (KDD
     2019).
@@ -70,7 +64,7 @@ def run_searches(
         Cell(
             name,
             {
-                "fingerprint": files[experiment.data].fingerprint,
+                "fingerprint": workspace.files[experiment.data].fingerprint,
                 "experiment": experiment.to_dict(),
                 "space": {path: list(choices) for path, choices in space.items()},
                 "trials": trials,
@@ -79,13 +73,19 @@ def run_searches(
         )
         for name, (experiment, space) in searches.items()
     ]
-    journals = {cell.name: str(directory / "search" / f"{cell.name}.jsonl") for cell in cells}
-    (directory / "search").mkdir(parents=True, exist_ok=True)
-    return run_cells(cells, _search, directory, files, journals, workers=workers, quiet=quiet)
+    folder = workspace.directory / "search"
+    folder.mkdir(parents=True, exist_ok=True)
+    journals = {name: folder / f"{name}.jsonl" for name in searches}
+    found = workspace.run(cells, _search, journals)
+    for journal in journals.values():
+        journal.unlink(missing_ok=True)
+    with suppress(OSError):  # files of others may be there
+        folder.rmdir()
+    return found
 
 
 def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
-    """An experiment with some settings changed, each told by its path.
+    """An experiment with some settings changed, each given by its path.
 
     >>> from sparsehyper.lab.runs import DataConfig
     >>> from sparsehyper.training import TrainConfig
@@ -103,33 +103,33 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experi
 
 
 def _search(
-    settings: dict[str, Any], files: dict[DataConfig, SharedTasks], journals: dict[str, str]
+    settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks], journals: Mapping[str, Path]
 ) -> dict[str, Any]:
     optuna = require("optuna", "study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     experiment = Experiment.from_dict(settings["experiment"])
     space = settings["space"]
     tasks = files[experiment.data].load()
-    path = Path(journals[settings["name"]])
+    path = journals[settings["name"]]
     ranges = {p: _distribution(optuna.distributions, p, choices) for p, choices in space.items()}
     study = optuna.create_study(direction="maximize")
-    trials = _kept_trials(path, settings)
+    trials = _recorded_trials(path, settings)
     try:
-        for kept in trials:
-            known = {"params": kept["settings"], "value": kept["validation"]}
+        for trial in trials:
+            known = {"params": trial["settings"], "value": trial["validation"]}
             study.add_trial(optuna.trial.create_trial(**known, distributions=ranges))
-        spent = sum(kept["seconds"] for kept in trials)
+        spent = sum(trial["seconds"] for trial in trials)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(f"{path} is damaged: {error}") from error
     if not trials:
         own = {p: experiment.training.lr if p == LR else space[p][0] for p in space}
         study.enqueue_trial(own)
     while len(trials) < settings["trials"]:
-        # Of the number of the trial, so that a search that goes on draws no trial again.
+        # a seed for each trial, so that a search that continues does not repeat one
         study.sampler = optuna.samplers.TPESampler(seed=len(trials), n_startup_trials=4)
-        trial = study.ask(ranges)
-        found = _try(with_settings(experiment, trial.params), tasks, trial.params)
-        study.tell(trial, found["validation"])
+        asked = study.ask(ranges)
+        found = _try(with_settings(experiment, asked.params), tasks, asked.params)
+        study.tell(asked, found["validation"])
         _append(path, found)
         trials.append(found)
         spent += found["seconds"]
@@ -158,10 +158,11 @@ def _distribution(distributions: Any, path: str, choices: list[Any]) -> Any:
     return distributions.CategoricalDistribution(choices)
 
 
-def _kept_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trials of a search so far; its file is made, or freed of a line that was cut short.
+def _recorded_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the trials of a journal, or begin it where there is none.
 
-    Nothing is changed in a file that does not begin with these settings.
+    A last line that was cut short is removed from it. A file that does not begin with these
+    settings is left as it is.
     """
     try:
         content = read_file(path)
@@ -179,7 +180,7 @@ def _kept_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         except CheckpointError as error:
             raise _damaged(str(error)) from error
         if not isinstance(recorded, dict):
-            raise _damaged(f"{path} is damaged: its first line is no object")
+            raise _damaged(f"{path} is damaged: its first line is not an object")
         try:
             check_same(f"the search in {path}", recorded, json_ready(settings), ())
         except RecursionError as error:

@@ -1,53 +1,47 @@
 """The study of target sparsity: generated targets with zeros, against experts pruned as far.
 
-A mask at random places, the same for all tasks, leaves a part of every weight to generate
+A random mask, the same for all tasks, leaves a part of every weight to generate
 (`sparsehyper.adapters.masked`). Experts are masked at random too, or pruned by magnitude in the
 middle of their training.
 
-Source: the thesis's study of the same name, F. Cubélier, "Sparse hypernetworks for multitasking"
-(Liège, 2022); magnitude pruning as in S. Han et al., "Learning both weights and connections for
-efficient neural networks" (NeurIPS 2015).
+Source: the study of the same name in F. Cubélier, "Sparse hypernetworks for multitasking" (Liège,
+2022); magnitude pruning as in S. Han et al., "Learning both weights and connections for efficient
+neural networks" (NeurIPS 2015).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import prune
 
-from sparsehyper._util.checks import check_choice
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.baselines import Experts
-from sparsehyper.lab.runs.compare import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
-from sparsehyper.lab.studies.cells import (
-    SCALES,
-    Cell,
-    Settings,
-    SharedTasks,
-    run_cells,
-    shared_tasks,
-    slug,
-)
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
-from sparsehyper.lab.studies.search import (
-    LR,
-    LRS,
-    SEARCH_SEED,
-    run_searches,
-    with_settings,
+from sparsehyper.lab.studies.pages import (
+    Table,
+    by_method,
+    panels,
+    percent,
+    points,
+    searches_table,
 )
+from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import chunked_within, measured, trained, training
 
-# Method → its description, and its budget in parameters that are left.
-METHODS: dict[str, tuple[str, float | None]] = {
+# Method → its description, and its budget ÷ the parameters that are not masked.
+SPARSIFIED_METHODS: dict[str, tuple[str, float | None]] = {
     "sparse": ("sparse", 4.0),
     "chunked": ("chunked", 4.0),
     "experts, masked": ("experts", None),
@@ -59,15 +53,15 @@ _REFERENCE = "sparse"
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """A set of tasks.
+class SparsifiedTasks:
+    """A set of tasks whose targets have zeros.
 
     Args:
         data: images and tasks.
-        target: as `build_target` takes it, whole.
-        steps: updates.
-        tasks_per_batch: of ``images`` each.
-        images: of each task in a batch.
+        target: the whole target, as `build_target` takes it.
+        steps: number of updates.
+        tasks_per_batch: tasks in a batch.
+        images: images of each task in a batch.
     """
 
     data: DataConfig
@@ -78,88 +72,93 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class TargetSparsity(Settings):
-    """The study's settings.
+class TargetSparsity(Study):
+    """The study of target sparsity.
+
+    Results: ``searches`` of learning rates; ``rows``, with the set of tasks as ``family``,
+    ``method``, ``sparsity``, the ``accuracy`` of each seed, and ``parameters``, trainable ÷ those
+    of one whole target; and ``claims``.
 
     Args:
-        sets: of tasks, by name.
-        sparsities: parts of the weights that are zero.
-        searched_at: the one at which learning rates are searched; experts that are pruned are
-            searched whole.
-        trials: of each search.
+        sets: sets of tasks, by name.
+        sparsities: shares of the weights that are zero.
+        searched_at: the sparsity at which learning rates are searched; that of
+            pruned experts is searched without pruning.
+        trials: number of trials of each search.
         seeds: number of seeds.
         device: where training takes place.
     """
 
-    sets: dict[str, Tasks]
+    sets: dict[str, SparsifiedTasks]
     sparsities: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
     searched_at: float = 0.9
     trials: int = 5
     seeds: int = 5
     device: str = "cpu"
 
+    name = "target-sparsity"
+    title = "Target sparsity"
+    question = (
+        "How many zeros may generated targets have, compared with experts that are pruned as far?"
+    )
+    method = (
+        "A random mask, the same for all tasks, leaves a part of every weight; hypernetworks "
+        "generate what is left, with four trainable numbers for each. Experts are masked in the "
+        "same way, or pruned by magnitude layer by layer in the middle of their training, which "
+        "has the same number of updates. Each method has the learning rate that is best on "
+        "validation images at 90% zeros; that of pruned experts is searched without pruning. Mean "
+        "over tasks ± standard deviation over seeds."
+    )
+    picture = "accuracy_vs_zeros.png"
 
-def target_sparsity_study(scale: str = "cpu") -> TargetSparsity:
-    """The study's settings at a scale, as `new_tasks_study` has them."""
-    check_choice("scale", scale, SCALES)
-    if scale == "smoke":
-        tasks = Tasks(DataConfig("digits", "split:2"), "mlp:200", 20, 5, 4)
-        return TargetSparsity({"digits 5×2": tasks}, (0.0, 0.5), 0.5, 2, 2)
-    permuted, pairs = DataConfig("fashion_mnist", "permuted:10"), DataConfig("cifar10", "split:2")
-    if scale == "cpu":
+    @classmethod
+    def smoke(cls) -> TargetSparsity:
+        tasks = SparsifiedTasks(DataConfig("digits", "split:2"), "mlp:200", 20, 5, 4)
+        return cls({"digits 5×2": tasks}, (0.0, 0.5), 0.5, 2, 2)
+
+    @classmethod
+    def cpu(cls) -> TargetSparsity:
         cnn = "cnn:16-32-64,norm=batch"
-        return TargetSparsity(
+        return cls(
             {
-                "Fashion-MNIST, 10 permutations": Tasks(permuted, "mlp:100-100", 600, 5, 20),
-                "CIFAR-10 5×2": Tasks(pairs, cnn, 400, 5, 12),
+                "Fashion-MNIST, 10 permutations": SparsifiedTasks(
+                    DataConfig("fashion_mnist", "permuted:10"), "mlp:100-100", 600, 5, 20
+                ),
+                "CIFAR-10 5×2": SparsifiedTasks(DataConfig("cifar10", "split:2"), cnn, 400, 5, 12),
             }
         )
-    return TargetSparsity(
-        {
-            "Fashion-MNIST, 10 permutations": Tasks(permuted, "mlp:400-400-400", 30_000, 5, 30),
-            "CIFAR-10 5×2": Tasks(pairs, "resnet32", 60_000, 5, 30),
-        },
-        device="auto",
-    )
 
-
-def run_target_sparsity(
-    study: TargetSparsity,
-    directory: Path,
-    *,
-    data_dir: str | None = None,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what has not been run yet, and sum up.
-
-    Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
-        ``searches`` of learning rates; ``rows`` (family, that is the set of tasks, method,
-        ``sparsity``, ``accuracy`` for each seed, and ``parameters``, trainable ÷ those of one whole
-        target); and ``claims``.
-    """
-    with shared_tasks(directory, [tasks.data for tasks in study.sets.values()], data_dir) as files:
-        loaded = {name: files[tasks.data].load() for name, tasks in study.sets.items()}
-        numels = {name: _count(study, name, 0.0, tasks) for name, tasks in loaded.items()}
-        places = list(_places(study, loaded))
-        searches = run_searches(
+    @classmethod
+    def full(cls) -> TargetSparsity:
+        larger = (("mlp:400-400-400", 30_000), ("resnet32", 60_000))
+        return cls(
             {
-                _search(family, method): (experiment.with_seed(SEARCH_SEED), {LR: LRS})
-                for family, method, sparsity, experiment in places
-                if sparsity == study.searched_at
+                name: replace(tasks, target=target, steps=steps, images=30)
+                for (name, tasks), (target, steps) in zip(
+                    cls.cpu().sets.items(), larger, strict=True
+                )
             },
-            study.trials,
-            directory,
-            files,
-            workers=workers,
-            quiet=quiet,
+            device="auto",
         )
+
+    def task_sets(self) -> list[DataConfig]:
+        return [tasks.data for tasks in self.sets.values()]
+
+    def run(self, workspace: Workspace) -> dict[str, Any]:
+        loaded = {name: workspace.files[tasks.data].load() for name, tasks in self.sets.items()}
+        numels = {name: _count(self, name, 0.0, tasks) for name, tasks in loaded.items()}
+        places = list(_places(self, loaded))
+        searched = {
+            _search(family, method): (experiment.with_seed(SEARCH_SEED), {LR: LRS})
+            for family, method, sparsity, experiment in places
+            if sparsity == self.searched_at
+        }
+        searches = run_searches(searched, self.trials, workspace)
         cells = [
             Cell(
                 _name(family, method, sparsity, seed),
                 {
-                    "fingerprint": loaded[family].fingerprint,
+                    "fingerprint": workspace.files[experiment.data].fingerprint,
                     "experiment": with_settings(
                         experiment.with_seed(seed),
                         searches[_search(family, method)]["settings_found"],
@@ -167,44 +166,78 @@ def run_target_sparsity(
                     "pruned": sparsity if method == _PRUNED else None,
                 },
             )
-            for seed in range(study.seeds)
+            for seed in range(self.seeds)
             for family, method, sparsity, experiment in places
         ]
-        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
-    rows = []
-    for family, method, sparsity, _ in places:
-        found = [done[_name(family, method, sparsity, seed)] for seed in range(study.seeds)]
-        rows.append(
-            {
-                "family": family,
-                "method": method,
-                "sparsity": sparsity,
-                "accuracy": [run["accuracy"] for run in found],
-                "parameters": found[0]["trainable"] / numels[family],
-            }
-        )
-    return {
-        "study": study.to_dict(),
-        "machine": machine(),
-        "searches": searches,
-        "rows": rows,
-        "claims": _claims(rows),
-        "seconds": sum(cell["seconds"] for cell in [*done.values(), *searches.values()]),
-    }
+        done = workspace.run(cells, _cell)
+        rows = []
+        for family, method, sparsity, _ in places:
+            found = [done[_name(family, method, sparsity, seed)] for seed in range(self.seeds)]
+            rows.append(
+                {
+                    "family": family,
+                    "method": method,
+                    "sparsity": sparsity,
+                    "accuracy": [run["accuracy"] for run in found],
+                    "parameters": found[0]["trainable"] / numels[family],
+                }
+            )
+        return {"searches": searches, "rows": rows, "claims": _claims(rows)}
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        sparsities = results["study"]["sparsities"]
+        tables = []
+        for family in results["study"]["sets"]:
+            rows = []
+            for method, own in by_method(results["rows"], family=family).items():
+                found = {row["sparsity"]: row for row in own}
+                rows.append(
+                    [
+                        method,
+                        *(percent(found[s]["accuracy"]) if s in found else "–" for s in sparsities),
+                    ]
+                )
+                rows.append(
+                    [
+                        f"{method}: trainable ÷ those of one whole target",
+                        *(
+                            f"{found[s]['parameters']:.2f}" if s in found else "–"
+                            for s in sparsities
+                        ),
+                    ]
+                )
+            columns = ["method", *(f"{s:.0%} zeros" for s in sparsities)]
+            tables.append(Table(f"{family}: test accuracy, %", columns, rows))
+        return [*tables, searches_table(results)]
+
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        families = list(results["study"]["sets"])
+        with panels(families, path) as drawn:
+            for family, axes in zip(families, drawn, strict=True):
+                for method, own in by_method(results["rows"], family=family).items():
+                    x = [100 * (1 - row["sparsity"]) for row in own]
+                    points(axes, x, [row["accuracy"] for row in own], method)
+                axes.set_xscale("log")
+                axes.invert_xaxis()
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.set_xlabel("weights that are not zero, %", color=GREY)
+            drawn[0].set_ylabel("test accuracy, %", color=GREY)
 
 
 def _places(
     study: TargetSparsity, loaded: dict[str, TaskSet]
 ) -> Iterator[tuple[str, str, float, Experiment]]:
-    """Family, method, sparsity and the experiment, where the method can have its budget."""
+    """Set of tasks, method, sparsity and experiment, wherever the method can meet its budget."""
     for family, tasks in study.sets.items():
         for sparsity in study.sparsities:
             left = _count(study, family, sparsity, loaded[family])
-            for method, (described, budget) in METHODS.items():
+            for method, (described, budget) in SPARSIFIED_METHODS.items():
                 chosen: str | None = described
                 if method == "chunked" and budget is not None:
                     chosen = chunked_within(budget, left, _LATENT)
-                # Without zeros nothing is pruned, and both kinds of experts are the same.
+                # without zeros nothing is pruned, and both kinds of experts are the same
                 if chosen is not None and (sparsity or method != _PRUNED):
                     whole = method == _PRUNED
                     experiment = _experiment(study, tasks, chosen, 0.0 if whole else sparsity)
@@ -212,7 +245,7 @@ def _places(
 
 
 def _count(study: TargetSparsity, family: str, sparsity: float, tasks: TaskSet) -> int:
-    """Parameters that a target has, zeros left out."""
+    """Number of a target's parameters that are not masked."""
     experiment = _experiment(study, study.sets[family], "experts", sparsity)
     return count_target_parameters(experiment, tasks)
 
@@ -225,7 +258,9 @@ def _name(family: str, method: str, sparsity: float, seed: int) -> str:
     return f"{slug(family)}--{slug(method)}--{sparsity:g}--{seed}"
 
 
-def _experiment(study: TargetSparsity, tasks: Tasks, method: str, sparsity: float) -> Experiment:
+def _experiment(
+    study: TargetSparsity, tasks: SparsifiedTasks, method: str, sparsity: float
+) -> Experiment:
     return Experiment(
         tasks.data,
         training(tasks.steps, 0, device=study.device),
@@ -238,7 +273,8 @@ def _experiment(study: TargetSparsity, tasks: Tasks, method: str, sparsity: floa
     )
 
 
-def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
+    """Train one method at one sparsity."""
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     tasks = files[experiment.data].load()
@@ -256,13 +292,18 @@ def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dic
 
 
 def _pruned(experiment: Experiment, tasks: TaskSet, sparsity: float) -> tuple[float, int]:
-    """Experts that lose the smallest weights of every layer half-way: accuracy and what is left."""
+    """Train experts, and half-way prune the smallest weights of every layer.
+
+    Returns:
+        Test accuracy, and the number of parameters left.
+    """
     steps = experiment.training.steps
     halves = [
         replace(experiment, training=replace(experiment.training, steps=part, eval_every=part))
         for part in (steps // 2, steps - steps // 2)
     ]
-    halves[1] = halves[1].with_seed(spawn_seeds(experiment.seed, 1)[0])  # other batches
+    # another seed, for other batches
+    halves[1] = halves[1].with_seed(spawn_seeds(experiment.seed, 1)[0])
     model, _ = trained(halves[0], tasks)
     assert isinstance(model, Experts)
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
@@ -275,12 +316,12 @@ def _pruned(experiment: Experiment, tasks: TaskSet, sparsity: float) -> tuple[fl
     return values["accuracy"], sum(p.numel() for p in model.parameters()) - zeros
 
 
-def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Paired differences over seeds, at every sparsity."""
     accuracy = {(r["family"], r["method"], r["sparsity"]): r["accuracy"] for r in rows}
     claims = []
     for (family, method, sparsity), ours in accuracy.items():
-        for rival in METHODS if method == _REFERENCE else ():
+        for rival in SPARSIFIED_METHODS if method == _REFERENCE else ():
             theirs = accuracy.get((family, rival, sparsity))
             if rival != _REFERENCE and theirs:
                 claim = f"{_REFERENCE} − {rival}, {sparsity:.0%} zeros"

@@ -1,4 +1,4 @@
-"""Trainings: experiments that are the cells of a study, all measured alike."""
+"""Trainings: experiments that are cells of a study, all measured in the same way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,34 +15,36 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model, count_target_parameters, make_batches
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, run_cells
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
-_MODELS = 9  # of which the median is timed
-_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
+_TIMED_MODELS = 9  # their median time counts
+_HIDDEN_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 
 
 def training(steps: int, seed: int, **settings: Any) -> TrainConfig:
-    """What the studies have in common: Adam at 2e-3 with warm-up, evaluated at the end, on the CPU,
-    but for other ``settings``.
+    """The training that studies have in common: Adam at 2e-3 with warm-up, on the CPU, evaluated
+    at the end. Other ``settings`` replace these.
     """
     common = {"lr": 2e-3, "warmup": min(100, steps // 10), "eval_every": steps, "device": "cpu"}
     return TrainConfig(steps=steps, seed=seed, **{**common, **settings})
 
 
 def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:
-    """A chunked generator that can have a budget, with the widest hidden layers that this can pay
-    for with ease; None where there is none.
+    """The chunked generator with the widest hidden layers that fits 0.8 of a budget.
 
     Args:
         budget: trainable parameters ÷ N.
         numel: N.
         latent_dim: length of an embedding.
 
+    Returns:
+        Its description, or None where even the narrowest does not fit.
+
     >>> chunked_within(4.0, 90_000, 64), chunked_within(0.25, 90_000, 64)
     ('chunked:hidden=128', 'chunked:hidden=8')
     """
-    for width in _WIDTHS:
+    for width in _HIDDEN_WIDTHS:
         with suppress(ValueError):
             Chunked(hidden=width).with_budget(max(1, int(0.8 * budget * numel)), latent_dim, numel)
             return f"chunked:hidden={width}"
@@ -51,45 +52,42 @@ def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:
 
 
 def run_trainings(
-    experiments: Mapping[str, Experiment],
-    directory: Path,
-    files: Mapping[DataConfig, SharedTasks],
-    *,
-    workers: int,
-    quiet: bool,
+    experiments: Mapping[str, Experiment], workspace: Workspace
 ) -> dict[str, dict[str, Any]]:
     """Train what has not been trained yet.
 
     Args:
         experiments: complete, each with its seed, by name of the cell.
-        directory: of the study.
-        files: of `shared_tasks`.
-        workers, quiet: as `run_cells` takes them.
+        workspace: of the study.
 
     Returns:
-        What `measured` gives of each, and its ``seconds``, by name.
+        For each, by name, what `measured` returns and its ``seconds``.
     """
     cells = [
         Cell(
             name,
             {
-                "fingerprint": files[experiment.data].fingerprint,
+                "fingerprint": workspace.files[experiment.data].fingerprint,
                 "experiment": experiment.to_dict(),
             },
         )
         for name, experiment in experiments.items()
     ]
-    return run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
+    return workspace.run(cells, _cell)
 
 
 def trained(
     experiment: Experiment, tasks: TaskSet, model: nn.Module | None = None
 ) -> tuple[nn.Module, TrainResult]:
-    """Train a model as an experiment says; a fresh one, where none is given. Test images are not
-    looked at.
+    """Train a model as an experiment says, without using test images.
+
+    Args:
+        experiment: how to train.
+        tasks: what to train on.
+        model: a fresh one; by default that of the experiment.
 
     Raises:
-        NonFiniteError: it diverged.
+        NonFiniteError: training diverged.
     """
     model = build_model(experiment, tasks) if model is None else model
     result = train(
@@ -107,20 +105,21 @@ def trained(
 def measured(
     experiment: Experiment, tasks: TaskSet, model: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A model, trained, and what was measured of it.
+    """Train a model and measure it.
 
     Args:
-        experiment: how.
-        tasks: on which.
-        model: a fresh one; None for that of the experiment.
+        experiment: how to train.
+        tasks: what to train on.
+        model: a fresh one; by default that of the experiment.
 
     Returns:
-        The model, and JSON-ready ``validation`` and ``accuracy`` (means over tasks, the latter of
-        test images), ``accuracies`` (of each task), ``diverged`` (its accuracies are then those of
-        guessing), ``parameters`` (trainable ÷ N), ``generator`` (as its budget made it; None for a
-        baseline), ``step_ms``, ``model_ms`` (of making one model; None for a baseline)
-        and ``peak_memory_mb`` (of the whole process on the CPU, of the allocator on an accelerator;
-        0 where it diverged).
+        The model, and a JSON-ready dict: ``validation`` and ``accuracy``, the mean accuracies over
+        tasks on validation and on test images; ``accuracies``, on the test images of each task;
+        ``diverged``, in which case the accuracies are those of guessing; ``parameters``, trainable
+        ÷ N; ``generator``, with the settings that meet the budget, None for a baseline;
+        ``step_ms``; ``model_ms``, for making one model, None for a baseline; and
+        ``peak_memory_mb``, of the whole process on the CPU, of the allocator on an accelerator, 0
+        where training diverged.
     """
     model = build_model(experiment, tasks) if model is None else model
     began, diverged = time.perf_counter(), False
@@ -154,14 +153,14 @@ def _model_ms(model: nn.Module) -> float | None:
     if not isinstance(model, HyperNetwork):
         return None
     times = []
-    for _ in range(_MODELS):
+    for _ in range(_TIMED_MODELS):
         started = time.perf_counter()
         model.materialize(0)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times)
 
 
-def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
+def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     _, values = measured(experiment, files[experiment.data].load())

@@ -1,29 +1,27 @@
 """The study of the typology: every generator on the same tasks, and accuracy against budget.
 
-Each cell trains one hypernetwork and measures it: test accuracy, trainable parameters ÷ N, the time
-of a training step and that of making one model. Three questions share the cells: which generator
-(`kinds`), how small (`budgets`), and which initialisation (`inits`).
+Each cell trains one hypernetwork and measures test accuracy, trainable parameters ÷ N, the time of
+a training step and that of making one model. It has three parts: which generator (``kinds``), how
+small (``budgets``), and which initialisation (``inits``).
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
-from sparsehyper._util.checks import check_choice
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.plots import draw_budgets
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
-from sparsehyper.lab.studies.cells import (
-    SCALES,
-    Settings,
-    shared_tasks,
-    slug,
-)
+from sparsehyper.lab.studies.cells import Workspace, slug
+from sparsehyper.lab.studies.pages import Table, deviation, percent
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import chunked_within, run_trainings, training
 
-# Each at its defaults, but for what the thesis or the target's size asks for.
+# Name → generator, with its defaults except where the thesis or the size of the target differs.
 KINDS = {
     "dense, linear": "dense",
     "dense, MLP": "dense:hidden=30",
@@ -40,23 +38,31 @@ KINDS = {
     "low rank": "low_rank:rank=8",
     "sparse, residual": "sparse",
 }
-_BUDGETED = ("chunked, flat", "chunks of tensors")  # to what linear sparse ones have
+_BUDGETED = ("chunked, flat", "chunks of tensors")  # as large as linear sparse ones
 _RESIDUAL = "sparse, residual"
-
 _LATENT = 64
+
+_TITLES = {
+    "kinds": "Every generator",
+    "budgets": "Linear sparse and chunked by budget",
+    "inits": "Initialisations, at 4 N (residual at 5 N)",
+}
 
 
 @dataclass(frozen=True)
-class Typology(Settings):
-    """The study's settings.
+class Typology(Study):
+    """The study of the typology.
+
+    Results: rows of ``kinds``, ``budgets`` and ``inits``, with ``method`` and ``parameters`` ÷ N,
+    and ``accuracy``, ``step_ms`` and ``model_ms`` of each seed.
 
     Args:
         data: images and tasks.
         target: as `build_target` takes it.
-        steps: updates.
-        kinds: generators that are compared, of `KINDS`.
-        budgets: trainable parameters ÷ N at which sparse and chunked ones are compared.
-        inits: initialisations that are compared, ``residual`` among them.
+        steps: number of updates.
+        kinds: generators to compare, of `KINDS`.
+        budgets: trainable parameters ÷ N at which sparse and chunked generators are compared.
+        inits: initialisations to compare, or ``"residual"``, which is a base.
         seeds: number of seeds.
         device: where training takes place.
     """
@@ -70,62 +76,103 @@ class Typology(Settings):
     seeds: int = 3
     device: str = "cpu"
 
+    name = "typology"
+    title = "Every generator"
+    question = (
+        "How accurate is each generator at what size, how small can sparse and chunked ones be, "
+        "and which initialisation is best?"
+    )
+    method = (
+        "Every generator is trained on the same tasks, for the same number of updates and at the "
+        "same learning rate. Mean test accuracy over tasks ± standard deviation over seeds."
+    )
+    picture = "accuracy_vs_budget.png"
 
-def typology_study(scale: str = "cpu") -> Typology:
-    """The study's settings at a scale, as `new_tasks_study` has them."""
-    check_choice("scale", scale, SCALES)
-    if scale == "smoke":
+    @classmethod
+    def smoke(cls) -> Typology:
         data = DataConfig("digits", "split:2")
         kinds = ("sparse, linear", "chunked, flat", "butterfly")
-        return Typology(data, "mlp:400", 20, kinds, (0.5, 4.0), ("torch", "residual"), 2)
-    data = DataConfig("fashion_mnist", "permuted:10")
-    if scale == "cpu":
-        return Typology(data)
-    return Typology(data, "mlp:400-400-400", 30_000, seeds=5, device="auto")
+        return cls(data, "mlp:400", 20, kinds, (0.5, 4.0), ("torch", "residual"), 2)
 
+    @classmethod
+    def cpu(cls) -> Typology:
+        return cls(DataConfig("fashion_mnist", "permuted:10"))
 
-def run_typology(
-    study: Typology,
-    directory: Path,
-    *,
-    data_dir: str | None = None,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what has not been run yet, and sum up.
+    @classmethod
+    def full(cls) -> Typology:
+        data = DataConfig("fashion_mnist", "permuted:10")
+        return cls(data, "mlp:400-400-400", 30_000, seeds=5, device="auto")
 
-    Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells, and
-        rows of ``kinds``, ``budgets`` and ``inits``: ``method``, ``accuracy`` of each seed,
-        ``parameters`` ÷ N, ``step_ms`` and ``model_ms`` of each seed.
-    """
-    with shared_tasks(directory, [study.data], data_dir) as files:
-        example = _experiment(study, 0, method="sparse")
-        numel = count_target_parameters(example, files[study.data].load())
-        parts = {"kinds": _kinds(study), "budgets": _budgets(study, numel), "inits": _inits(study)}
+    def task_sets(self) -> list[DataConfig]:
+        return [self.data]
+
+    def run(self, workspace: Workspace) -> dict[str, Any]:
+        example = _experiment(self, 0, method="sparse")
+        numel = count_target_parameters(example, workspace.files[self.data].load())
+        parts = {"kinds": _kinds(self), "budgets": _budgets(self, numel), "inits": _inits(self)}
         names = {
-            (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(study.seeds)]
+            (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(self.seeds)]
             for part, labels in parts.items()
             for label in labels
         }
         experiments = {
-            names[part, label][seed]: _experiment(study, seed, **settings)
-            for seed in range(study.seeds)
+            names[part, label][seed]: _experiment(self, seed, **settings)
+            for seed in range(self.seeds)
             for part, labels in parts.items()
             for label, settings in labels.items()
         }
-        done = run_trainings(experiments, directory, files, workers=workers, quiet=quiet)
-    results: dict[str, Any] = {"study": study.to_dict(), "machine": machine()}
-    for part, labels in parts.items():
-        rows = results[part] = []
-        for label in labels:
-            found = [done[name] for name in names[part, label]]
-            values = {
-                key: [cell[key] for cell in found] for key in ("accuracy", "step_ms", "model_ms")
+        done = run_trainings(experiments, workspace)
+        results: dict[str, Any] = {}
+        for part, labels in parts.items():
+            rows = results[part] = []
+            for label in labels:
+                found = [done[name] for name in names[part, label]]
+                each = ("accuracy", "step_ms", "model_ms")
+                values = {key: [cell[key] for cell in found] for key in each}
+                rows.append({"method": label, "parameters": found[0]["parameters"], **values})
+        return results
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        columns = ["method", "trainable ÷ N", "accuracy, %", "step, ms", "a model, ms"]
+        return [
+            Table(
+                title,
+                columns,
+                [
+                    [
+                        row["method"],
+                        f"{row['parameters']:.2f}",
+                        percent(row["accuracy"]),
+                        f"{statistics.median(row['step_ms']):.1f}",
+                        f"{statistics.median(row['model_ms']):.2f}",
+                    ]
+                    for row in results[part]
+                ],
+            )
+            for part, title in _TITLES.items()
+        ]
+
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        rows = [
+            {
+                "method": row["method"].partition(",")[0],
+                "accuracy": {
+                    "mean": statistics.fmean(row["accuracy"]),
+                    "sd": deviation(row["accuracy"]),
+                },
+                "parameters_per_target_parameter": row["parameters"],
             }
-            rows.append({"method": label, "parameters": found[0]["parameters"], **values})
-    results["seconds"] = sum(cell["seconds"] for cell in done.values())
-    return results
+            for row in results["budgets"]
+        ]
+        study = results["study"]
+        title = f"{study['data']['source']} {study['data']['tasks']}, target {study['target']}"
+        draw_budgets(rows, f"{title}, {study['seeds']} seeds", path)
+
+    @staticmethod
+    def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:
+        return [(title, results[part]) for part, title in _TITLES.items()]
 
 
 def _kinds(study: Typology) -> dict[str, dict[str, Any]]:
@@ -140,7 +187,7 @@ def _kinds(study: Typology) -> dict[str, dict[str, Any]]:
 
 
 def _budgets(study: Typology, numel: int) -> dict[str, dict[str, Any]]:
-    """Sparse and chunked at every budget that they can meet."""
+    """Sparse and chunked generators at every budget that they can meet."""
     methods = {}
     for budget in study.budgets:
         methods[f"sparse, {budget:g} N"] = {"method": "sparse", "budget": budget}
@@ -154,7 +201,7 @@ def _inits(study: Typology) -> dict[str, dict[str, Any]]:
     return {
         f"{method}, {init}": {
             "method": method,
-            # A residual base is one N more.
+            # a residual base has N more parameters
             **(
                 {"base": init, "budget": 5.0}
                 if init == "residual"

@@ -1,8 +1,9 @@
 """The study of variations: which settings of a sparse hypernetwork matter, and which do not.
 
-Every run draws a level of every factor at random, balanced over runs, so each run tells something
-of every factor. A run trains on some permutations of Fashion-MNIST, then learns others by their
-embeddings alone. Main effects are fitted to both accuracies, to the parameters and to the time.
+Every run draws a level of every factor at random, balanced over runs, so each run says something
+about every factor. A run trains on some permutations of Fashion-MNIST, then learns others by their
+embeddings alone. Main effects are fitted to both accuracies, to the number of parameters and to the
+time of a step.
 
 Source: the variations of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
 """
@@ -12,38 +13,33 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
+from sparsehyper._util.checks import MOST_REPEATS, check_integer
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.generators import Sparse
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model
-from sparsehyper.lab.studies.cells import (
-    SCALES,
-    Cell,
-    Settings,
-    SharedTasks,
-    run_cells,
-    shared_tasks,
-)
+from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
 from sparsehyper.lab.studies.intervals import factor_tests, main_effects, verdict
 from sparsehyper.lab.studies.learners import LEARNING, accuracy, images_of, shots_of
+from sparsehyper.lab.studies.pages import Table, interval_text, panels
 from sparsehyper.lab.studies.search import with_settings
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import measured, training
 
-# Factor → level → settings by their path; the default first. "normalise" is no setting of an
-# experiment, as nothing but this study leaves it out.
+# Factor → level → settings by path; the default level comes first. "normalise" and "sigma" are
+# settings of this study, not of an experiment.
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "topology": {
         "circulant": {"method.topology": "circulant"},
@@ -87,22 +83,38 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "learning rate": {f"{lr:g}": {"training.lr": lr} for lr in (2e-3, 1e-3, 4e-3, 8e-3)},
 }
 DEFAULTS = {factor: next(iter(levels)) for factor, levels in FACTORS.items()}
-OUTCOMES = ("trained tasks", "new tasks")
+# Outcome → colour in the picture.
+OUTCOMES = {"trained tasks": "#D55E00", "new tasks": "#0072B2"}
+_TESTS = len(FACTORS) * len(OUTCOMES)
+
+
+class _NotNormalised(HyperNetwork):
+    """A hypernetwork whose generator takes embeddings as they are."""
+
+    @staticmethod
+    def normalise(z: Tensor) -> Tensor:
+        return z
 
 
 @dataclass(frozen=True)
-class Variations(Settings):
-    """The study's settings.
+class Variations(Study):
+    """The study of variations.
+
+    Results: ``runs``, each with its ``levels``, what was measured, and whether it ``failed``, with
+    less than half the median accuracy; ``effects``, those of the other runs on each outcome
+    (``trained tasks`` and ``new tasks``, accuracies; ``size``, log2 of trainable ÷ N; ``step``,
+    log2 of its milliseconds), as `main_effects` returns them; ``factors``, the tests of those on
+    accuracies, as `factor_tests` returns them; and the effects on accuracies as ``claims``.
 
     Args:
-        data: images and tasks, of which the last ``held_out`` are learned by their embeddings.
-        held_out: how many.
-        shots: images a class to learn those from.
+        data: images and tasks.
+        held_out: number of tasks, the last ones, that are learned by their embeddings.
+        shots: images per class to learn those from.
         target: as `build_target` takes it.
-        steps: updates.
-        tasks_per_batch: of 25 images each.
-        runs: how many; each has a seed of its own, and every level is in equally many, or in one
-            more.
+        steps: number of updates.
+        tasks_per_batch: tasks in a batch, of 25 images each.
+        runs: number of runs. Each has a seed of its own, and the levels of a factor differ by at
+            most one in how many runs have them.
         device: where training takes place.
     """
 
@@ -115,97 +127,137 @@ class Variations(Settings):
     runs: int = 160
     device: str = "cpu"
 
+    name = "variations"
+    title = "Variations of the sparse hypernetwork"
+    question = "Which settings of a sparse hypernetwork matter, and which do not?"
+    method = (
+        "Every run draws a level of every factor at random, balanced over runs, and has a seed of "
+        "its own. It trains on permutations of the pixels, then learns others by their embeddings "
+        "alone. Effects are those of a least-squares fit without interactions, compared with the "
+        "default level of each factor, with intervals from the residuals; they are not corrected "
+        "for multiple comparisons. A run fails with less than half the median accuracy on trained "
+        "tasks; effects are those of the other runs. Settings change the size of a run: the column "
+        "says by how much. A factor matters where the F test of its levels has "
+        f"p < 0.05 ÷ {_TESTS}, the number of tests."
+    )
+    picture = "main_effects.png"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("runs", self.runs, minimum=1, maximum=MOST_REPEATS)
 
+    @classmethod
+    def smoke(cls) -> Variations:
+        return cls(DataConfig("digits", "permuted:4"), 1, 5, "mlp:16", 10, 3, 14)
 
-def variations_study(scale: str = "cpu") -> Variations:
-    """The study's settings at a scale, as `new_tasks_study` has them."""
-    check_choice("scale", scale, SCALES)
-    if scale == "smoke":
-        return Variations(DataConfig("digits", "permuted:4"), 1, 5, "mlp:16", 10, 3, 14)
-    data = DataConfig("fashion_mnist", "permuted:13")
-    if scale == "cpu":
-        return Variations(data)
-    return Variations(data, 3, 20, "mlp:400-400-400", 30_000, device="auto")
+    @classmethod
+    def cpu(cls) -> Variations:
+        return cls(DataConfig("fashion_mnist", "permuted:13"))
 
+    @classmethod
+    def full(cls) -> Variations:
+        return replace(cls.cpu(), target="mlp:400-400-400", steps=30_000, device="auto")
 
-def run_variations(
-    study: Variations,
-    directory: Path,
-    *,
-    data_dir: str | None = None,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what has not been run yet, and sum up.
+    def task_sets(self) -> list[DataConfig]:
+        return [self.data]
 
-    Returns:
-        What ``results.json`` then holds: ``study``, ``machine``, ``seconds`` of all cells;
-        ``runs``, each with its levels, what was measured, and whether it ``failed``, that is with
-        less than half the median accuracy; of the others ``effects`` on each outcome (``trained
-        tasks`` and ``new tasks``, accuracies; ``size``, log2 of trainable ÷ N; ``step``, log2 of
-        its milliseconds), as `main_effects` gives them; ``factors``, those on accuracies, as
-        `factor_tests` gives them; and the effects on accuracies as ``claims``.
-    """
-    designed = design(study.runs)
-    with shared_tasks(directory, [study.data], data_dir) as files:
-        file = files[study.data]
+    def run(self, workspace: Workspace) -> dict[str, Any]:
+        designed = design(self.runs)
         cells = [
             Cell(
                 f"run-{seed:03}",
                 {
-                    "fingerprint": file.fingerprint,
-                    "experiment": _experiment(study, levels, seed).to_dict(),
+                    "fingerprint": workspace.files[self.data].fingerprint,
+                    "experiment": _experiment(self, levels, seed).to_dict(),
                     "normalise": levels["normalisation of z"] == "LayerNorm",
-                    "held_out": study.held_out,
-                    "shots": study.shots,
+                    "held_out": self.held_out,
+                    "shots": self.shots,
                     "learning": LEARNING["embedding"],
                 },
             )
             for seed, levels in enumerate(designed)
         ]
-        done = run_cells(cells, _cell, directory, files, workers=workers, quiet=quiet)
-    found = [done[cell.name] for cell in cells]
-    # Of those, some settings learn nothing at all: they are told apart, as no effect adds up there.
-    least = statistics.median(run["accuracy"] for run in found) / 2
-    kept = [i for i, run in enumerate(found) if run["accuracy"] >= least]
-    levels = [designed[i] for i in kept]
-    outcomes = {
-        "trained tasks": [found[i]["accuracy"] for i in kept],
-        "new tasks": [found[i]["new_accuracy"] for i in kept],
-        "size": [log2(found[i]["parameters"]) for i in kept],
-        "step": [log2(found[i]["step_ms"]) for i in kept],
-    }
-    effects = {name: main_effects(levels, y, DEFAULTS) for name, y in outcomes.items()}
-    measures = ("validation", "accuracy", "new_accuracy", "parameters", "step_ms", "seconds")
-    return {
-        "study": study.to_dict(),
-        "machine": machine(),
-        "runs": [
-            {"levels": own, "failed": i not in kept, **{name: run[name] for name in measures}}
-            for i, (own, run) in enumerate(zip(designed, found, strict=True))
-        ],
-        "effects": effects,
-        "factors": {name: factor_tests(levels, outcomes[name], DEFAULTS) for name in OUTCOMES},
-        "claims": [
-            {
-                "family": outcome,
-                "claim": f"{effect['factor']}: {effect['level']} − {DEFAULTS[effect['factor']]}",
-                **{key: effect[key] for key in ("mean", "low", "high", "freedom")},
-                "verdict": verdict(effect),
-            }
-            for outcome in OUTCOMES
-            for effect in effects[outcome]
-        ],
-        "seconds": sum(run["seconds"] for run in found),
-    }
+        done = workspace.run(cells, _cell)
+        found = [done[cell.name] for cell in cells]
+        # runs that learned nothing are left out, as effects do not add up there
+        least = statistics.median(run["accuracy"] for run in found) / 2
+        kept = [i for i, run in enumerate(found) if run["accuracy"] >= least]
+        levels = [designed[i] for i in kept]
+        outcomes = {
+            "trained tasks": [found[i]["accuracy"] for i in kept],
+            "new tasks": [found[i]["new_accuracy"] for i in kept],
+            "size": [log2(found[i]["parameters"]) for i in kept],
+            "step": [log2(found[i]["step_ms"]) for i in kept],
+        }
+        effects = {name: main_effects(levels, y, DEFAULTS) for name, y in outcomes.items()}
+        measures = ("validation", "accuracy", "new_accuracy", "parameters", "step_ms", "seconds")
+        return {
+            "runs": [
+                {"levels": own, "failed": i not in kept, **{name: run[name] for name in measures}}
+                for i, (own, run) in enumerate(zip(designed, found, strict=True))
+            ],
+            "effects": effects,
+            "factors": {name: factor_tests(levels, outcomes[name], DEFAULTS) for name in OUTCOMES},
+            "claims": [_claim(name, effect) for name in OUTCOMES for effect in effects[name]],
+        }
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        effects = results["effects"]
+        levels = [(e["factor"], e["level"]) for e in effects["trained tasks"]]
+        by_level = {
+            outcome: {(e["factor"], e["level"]): e for e in found}
+            for outcome, found in effects.items()
+        }
+        rows = []
+        for factor, level in levels:
+            size, step = (2 ** by_level[name][factor, level]["mean"] for name in ("size", "step"))
+            cells = [factor, level]
+            for outcome in OUTCOMES:
+                effect = by_level[outcome][factor, level]
+                cells += [f"{100 * effect['mean']:+.2f}", interval_text(effect)]
+            own = [run["failed"] for run in results["runs"] if run["levels"][factor] == level]
+            rows.append([*cells, f"{size:.2f} ×", f"{step:.2f} ×", f"{sum(own)} of {len(own)}"])
+        columns = [
+            "factor",
+            "level",
+            "trained tasks",
+            "95%",
+            "new tasks",
+            "95%",
+            "size",
+            "step time",
+            "failed",
+        ]
+        return [
+            Table(
+                "Main effects compared with the default setting, points of accuracy", columns, rows
+            ),
+            Table("What matters: the F test of each factor", *_importance(results)),
+        ]
+
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        titles = [f"{outcome}: effect compared with the default, points" for outcome in OUTCOMES]
+        count = len(results["effects"]["trained tasks"])
+        with panels(titles, path, size=(6.5, 0.23 * count)) as drawn:
+            for axes, (outcome, colour) in zip(drawn, OUTCOMES.items(), strict=True):
+                effects = results["effects"][outcome]
+                means = [100 * e["mean"] for e in effects]
+                errors = [
+                    0.0 if e["low"] is None else 100 * (e["mean"] - e["low"]) for e in effects
+                ]
+                places = range(len(effects))
+                axes.errorbar(means, places, xerr=errors, fmt="o", color=colour, capsize=2)
+                axes.axvline(0, color=GREY, linewidth=0.8)
+                axes.set_yticks(list(places), [f"{e['factor']}: {e['level']}" for e in effects])
+                axes.invert_yaxis()
 
 
 def design(runs: int) -> list[dict[str, str]]:
-    """A level of every factor for each run; within a factor all levels are equally often there, or
-    once more.
+    """Draw a level of every factor for each run.
+
+    The numbers of runs with each level of a factor differ by at most one.
     """
     columns: dict[str, list[str]] = {}
     for number, (factor, levels) in enumerate(FACTORS.items()):
@@ -233,16 +285,16 @@ def _experiment(study: Variations, levels: Mapping[str, str], seed: int) -> Expe
     return with_settings(experiment, settings)
 
 
-def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dict[str, Any]:
-    """Train one hypernetwork, and let it learn new tasks."""
+def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
+    """Train one hypernetwork, and learn new tasks."""
     began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     tasks = files[experiment.data].load()
     known = tasks.select(tasks.names[: -settings["held_out"]])
     new = tasks.select(tasks.names[-settings["held_out"] :])
-    model = build_model(experiment, known)
-    if not settings["normalise"]:
-        model.normalise = _same  # type: ignore[assignment]
+    model = build_model(
+        experiment, known, HyperNetwork if settings["normalise"] else _NotNormalised
+    )
     _, values = measured(experiment, known, model)
     assert isinstance(model, HyperNetwork)
     if values["diverged"]:
@@ -257,7 +309,7 @@ def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dic
 
 
 def _learn(hnet: HyperNetwork, new: TaskSet, shots: int, seed: int) -> float:
-    """Mean test accuracy on tasks that are learned by their embeddings."""
+    """Learn tasks by their embeddings, and return their mean test accuracy."""
     samples = {name: shots_of(new.train, i, shots, seed) for i, name in enumerate(new.names)}
     fit_embeddings(hnet, samples, seed=seed, **LEARNING["embedding"])
     found = []
@@ -267,5 +319,29 @@ def _learn(hnet: HyperNetwork, new: TaskSet, shots: int, seed: int) -> float:
     return statistics.fmean(found)
 
 
-def _same(z: Tensor) -> Tensor:
-    return z
+def _claim(outcome: str, effect: Mapping[str, Any]) -> dict[str, Any]:
+    factor = effect["factor"]
+    return {
+        "family": outcome,
+        "claim": f"{factor}: {effect['level']} − {DEFAULTS[factor]}",
+        **{key: effect[key] for key in ("mean", "low", "high", "freedom")},
+        "verdict": verdict(effect),
+    }
+
+
+def _importance(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: the share of the variance that only a factor explains, and the test's p."""
+    found = {o: {test["factor"]: test for test in results["factors"][o]} for o in OUTCOMES}
+    columns = ["factor"]
+    for outcome in OUTCOMES:
+        columns += [f"{outcome}: share of the variance, %", "p", "matters?"]
+    rows = []
+    for factor in found["trained tasks"]:
+        cells: list[Any] = [factor]
+        for outcome in OUTCOMES:
+            test = found[outcome][factor]
+            p = test["p"]
+            cells += [f"{100 * test['share']:.1f}", "–" if p is None else f"{p:.1g}"]
+            cells.append("–" if p is None else "yes" if p < 0.05 / _TESTS else "not shown")
+        rows.append(cells)
+    return columns, rows

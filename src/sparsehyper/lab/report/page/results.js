@@ -74,13 +74,13 @@ function studyPanel(index, { name, question, method, config, machine, seconds, c
     (claims.length || byBudget.length) && { id: "glance", title: "At a glance", draw: () => tiles([
       claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
       claims.length && ["not supported", verdicts[1], "the difference is below zero"],
-      claims.length && ["undecided", verdicts[2], "the interval holds zero"],
+      claims.length && ["undecided", verdicts[2], "the interval contains zero"],
       ...byBudget.slice(0, 1).flatMap(({ title, rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, percent(row.mean), `${fixed(row.ratio)} N trainable${title ? `; ${title}` : ""}`, !claims.length && i === 0])),
     ]) },
     claims.length && { id: "claims", title: "Verdict on each claim", draw: () => verdictsOf(claims),
-      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval lies above zero. ✕ not supported: it lies below. ? undecided: it holds zero." + (byShots ? " Columns are how many images of each class were learned from." : "") },
+      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval lies above zero. ✕ not supported: it lies below. ? undecided: it contains zero." + (byShots ? " Columns are numbers of images per class." : "") },
     byShots && { id: "shots", title: "Accuracy on new tasks", draw: () => shots(byShots),
-      note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by how many images of each class are learned from." },
+      note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by the number of images per class." },
     byBudget.length && { id: "budget", title: "Accuracy against budget", draw: () => byBudget.map(budget) },
     picture && { id: "picture", title: "In a picture", note: "The tables below have the numbers.",
       draw: () => scroll("Picture", h("img", { src: picture, alt: `What the study found: ${name}; the tables below have the numbers` })) },
@@ -114,7 +114,7 @@ function verdictsOf(claims) {
 
 const kind = (claim) => VERDICTS[claim.verdict]?.[0] ?? "open";
 const column = ({ shots }) => (String(shots).startsWith("mean") ? "mean" : shotsOf(shots));
-const interval = ({ low, high }) => (low === null ? "no interval of one seed" : `${points(low)} to ${points(high)}`);
+const interval = ({ low, high }) => (low === null ? "no interval with one seed" : `${points(low)} to ${points(high)}`);
 
 function verdictTables(family, claims) {
   return [...new Set(claims.map((claim) => claim.claim))].map((name) =>
@@ -150,7 +150,7 @@ function shots({ shots: names, families }) {
     const list = families[i].lines.map((line) => ({ ...line, name: line.method, colour: shade(line.colour), points: line.mean.map((mean, x) => [x, mean, line.sd[x]]) }));
     const all = list.flatMap((line) => line.points.flatMap(([, y, sd]) => [y - sd, y + sd])), low = Math.min(...all), high = Math.max(...all);
     place.replaceChildren(chart(`Accuracy on new tasks, ${families[i].name}; the tables below have the numbers`, (width) =>
-      lines(axes({ width, height: 360, left: 52, x: { domain: [-0.2, names.length - 0.8], ticks: range(names.length), format: (x) => names[x], title: "images of each class" },
+      lines(axes({ width, height: 360, left: 52, x: { domain: [-0.2, names.length - 0.8], ticks: range(names.length), format: (x) => names[x], title: "images per class" },
         y: { domain: [Math.max(0, low - 0.03), Math.min(1.01, high + 0.03)], format: (v) => `${number(100 * v)}%` } }), list,
       (line, [x, y, sd]) => `${line.name}, ${names[x]}: ${percent(y)} ± ${fixed(100 * sd)}`)), legend(list));
   };

@@ -1,7 +1,7 @@
 // A training run: its figures, its tasks, its learning curves and what its models confuse.
 
 const SPLITS = { test: "test", val: "validation" };
-const METHODS = { experts: "One target a task", shared_trunk: "A shared trunk, one head a task" };
+const METHODS = { experts: "One target per task", shared_trunk: "A shared trunk, one head per task" };
 
 function runPanel(index, run) {
   const { config, tasks } = run, evaluated = run.evaluation !== null;
@@ -19,16 +19,16 @@ function runPanel(index, run) {
       note: evaluated && `The share of each task's ${where} images that is classified correctly.` },
     run.curves.validation.step.length && { id: "curves", title: "Learning curves", draw: () => learning(run) },
     run.confusion && { id: "confusion", title: "Confusion matrices", draw: () => confusion(run, where),
-      note: "Rows are true classes, columns what the model says. Blue is right, orange is wrong." },
+      note: "Rows are true classes, columns are predicted ones. Blue is right, orange is wrong." },
     run.map && tasks.length > 1 && { id: "map", title: "Map of the tasks", draw: () => taskMap(run),
       note: "Each task's embedding, in the plane in which embeddings differ most. Tasks that lie close to each other have similar models." },
     run.distances && tasks.length > 1 && { id: "distances", title: "Distances between tasks", draw: () => taskDistances(run),
       note: "Cosine distance between embeddings, as the generator sees them: 0 for the same, 1 for unrelated ones, 2 for opposite ones." },
     run.interpolation && { id: "between", title: "Between two tasks", draw: () => between(run, where),
-      note: "The models on the way from one task's embedding to another's, and what they are worth on both tasks." },
+      note: "Models on the line from one task's embedding to another's, and their accuracy on both tasks." },
     run.filters && { id: "filters", title: "First-layer filters", draw: () => filters(run) },
     run.layers && { id: "layers", title: "Generated layers", draw: () => layers(run),
-      note: "How the weights of each tensor are spread, and how much of that spread lies between tasks: 0% is the same for all tasks." },
+      note: "Distribution of the weights of each tensor, and how much of their variance lies between tasks: at 0% they are the same for all tasks." },
     run.wiring && { id: "wiring", title: "Wiring of the generator", draw: () => wiring(run),
       note: "What one generated number depends on: from the embedding on the left, through layers that grow, to the output on the right." },
     { id: "configuration", title: "Configuration", draw: () => configuration([

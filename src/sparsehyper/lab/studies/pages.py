@@ -1,0 +1,171 @@
+"""What the pages of studies are made of: tables, texts of numbers, and panels of a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, NamedTuple
+
+from sparsehyper.lab.plots import GREY, STYLES, new_figure, save
+
+
+class Table(NamedTuple):
+    """A table of a study's page."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+def as_markdown(table: Table) -> str:
+    """A table with its title, as Markdown."""
+    lines = [f"**{table.title}**\n", f"| {' | '.join(table.columns)} |"]
+    lines.append("| --- " + "| ---: " * (len(table.columns) - 1) + "|")
+    lines += [f"| {' | '.join(map(str, row))} |" for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
+    """All claims, with their intervals and verdicts."""
+    rows = [
+        [
+            claim["family"],
+            claim["claim"],
+            *([shots_text(claim["shots"])] if "shots" in claim else []),
+            f"{100 * claim['mean']:+.2f}",
+            interval_text(claim),
+            claim["verdict"],
+        ]
+        for claim in claims
+    ]
+    shots = ["images per class"] if "shots" in claims[0] else []
+    columns = ["where", "difference", *shots, "points", "95% interval", "above zero?"]
+    return Table("Differences of accuracy", columns, rows)
+
+
+def by_method(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, list[Any]]:
+    """The rows of each method whose ``wanted`` keys have these values.
+
+    >>> by_method([{"method": "a", "family": 1}, {"method": "a", "family": 2}], family=2)
+    {'a': [{'method': 'a', 'family': 2}]}
+    """
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        if all(row[key] == value for key, value in wanted.items()):
+            found.setdefault(row["method"], []).append(row)
+    return found
+
+
+def searches_table(results: Mapping[str, Any]) -> Table:
+    """The hyperparameters that were found, and what they reached."""
+    rows = [
+        [
+            name.removeprefix("search--"),
+            ", ".join(_setting(path, value) for path, value in search["settings_found"].items()),
+            f"{100 * search['validation']:.2f}",
+            f"{100 * search['trials'][0]['validation']:.2f}",
+        ]
+        for name, search in results["searches"].items()
+    ]
+    title = f"Settings found, {results['study']['trials']} trials each, by validation accuracy"
+    return Table(title, ["search", "found", "validation, %", "default's, %"], rows)
+
+
+def _setting(path: str, value: Any) -> str:
+    name = path.rpartition(".")[2]
+    return f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def interval_text(interval: Mapping[str, Any], factor: float = 100) -> str:
+    """A 95% interval, times ``factor``: in percentage points by default."""
+    if interval["low"] is None:
+        return "–"
+    return f"{factor * interval['low']:+.2f} to {factor * interval['high']:+.2f}"
+
+
+def shots_text(shots: int | str | None) -> str:
+    """A number of images per class; None stands for all."""
+    return "all" if shots is None else str(shots)
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    return f"{100 * statistics.fmean(values):.2f} ± {100 * deviation(values):.2f}"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@contextmanager
+def panels(
+    titles: Sequence[str],
+    path: str | PathLike[str],
+    *,
+    size: tuple[float, float] = (6, 3.6),
+    legend: int = 4,
+) -> Iterator[list[Any]]:
+    """Panels to draw in, which are saved as a PNG with one legend below when the context ends.
+
+    Args:
+        titles: of the panels, two of which stand side by side.
+        path: of the picture.
+        size: of a panel, in inches.
+        legend: number of columns of the legend, which shows every label once.
+
+    Yields:
+        matplotlib's axes of each panel.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    columns = min(2, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = new_figure((size[0] * columns, size[1] * rows + 0.8), dpi=150)
+    found = [figure.add_subplot(rows, columns, i + 1) for i in range(len(titles))]
+    for axes, title in zip(found, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=GREY)
+    yield found
+    handles: dict[str, Any] = {}
+    for axes in found:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        place = {"loc": "outside lower center", "ncols": legend, "frameon": False}
+        figure.legend(handles.values(), handles.keys(), **place)
+    save(figure, path)
+
+
+def points(
+    axes: Any, x: Sequence[float], values: Sequence[Sequence[float]], label: str, **style: Any
+) -> None:
+    """Draw means in percent as a line, with their standard deviations.
+
+    Args:
+        axes: matplotlib's axes.
+        x: of each point.
+        values: shares, the values of each point.
+        label: method, whose style the line has.
+        style: settings of matplotlib that replace those of the method.
+    """
+    colour, marker = STYLES.get(label, (GREY, "o"))
+    axes.errorbar(
+        x,
+        [100 * statistics.fmean(v) for v in values],
+        yerr=[100 * deviation(v) for v in values],
+        label=label,
+        **{
+            "color": colour,
+            "marker": marker,
+            "linewidth": 1.5,
+            "markersize": 5,
+            "capsize": 2,
+            **style,
+        },
+    )

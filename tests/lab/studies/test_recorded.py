@@ -1,0 +1,93 @@
+"""The recorded studies: every cell is accepted, and the conclusions follow from the cells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsehyper.lab.data import Images, Source
+from sparsehyper.lab.runs import Experiment
+from sparsehyper.lab.runs.setup import tasks_of
+from sparsehyper.lab.studies import STUDIES, cells, run_study, study
+from sparsehyper.lab.studies.cells import CELLS, SharedTasks, read_cells
+from sparsehyper.training.run import json_ready
+
+DOCS = Path(__file__).parents[3] / "docs" / "results"
+
+
+def recorded(name):
+    return json.loads((DOCS / name / "results.json").read_text())
+
+
+def leaves(value, path=""):
+    """Everything in a JSON document that is no container, by its path."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, one in inside for k, v in leaves(one, f"{path}/{key}").items()}
+
+
+def noise(name):
+    """A source with the classes and the image shape of a named one, but a few images of noise."""
+    names = name.split("+")
+    shape = (3, 32, 32) if "cifar10" in names else (1, 28, 28)
+    labels = torch.arange(10 * len(names)).repeat(20)
+    rng = torch.Generator().manual_seed(0)
+    train, test = (
+        Images(torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=rng), labels)
+        for _ in range(2)
+    )
+    return Source(name, tuple(map(str, range(10 * len(names)))), train, test)
+
+
+@pytest.fixture
+def without_data(monkeypatch):
+    """Studies take tasks of noise for the recorded ones; no cell is computed."""
+
+    @contextmanager
+    def recorded_tasks(directory, data, data_dir):
+        fingerprints = {}
+        for cell in read_cells(directory).values():
+            experiment = Experiment.from_dict(cell["settings"]["experiment"])
+            fingerprints[experiment.data] = cell["settings"]["fingerprint"]
+        files = {}
+        for one in data:
+            path = directory / f"{len(files)}.pt"
+            torch.save(tasks_of(one, noise(one.source)), path)
+            files[one] = SharedTasks(str(path), fingerprints[one])
+        yield files
+
+    def nothing_to_do(function, calls, *args, **kwargs):
+        assert not [settings for _, settings, *_ in calls]
+        yield from ()
+
+    monkeypatch.setattr(study, "shared_tasks", recorded_tasks)
+    monkeypatch.setattr(cells, "calls_in_processes", nothing_to_do)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_recorded_cells_are_accepted_and_conclusions_follow_from_them(
+    name, without_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(STUDIES[name], "draw", lambda *_: None)
+    for file in (CELLS, "study.json"):
+        shutil.copy(DOCS / name / file, tmp_path)
+    found = run_study(STUDIES[name].at_scale("cpu"), tmp_path, quiet=True)
+    expected = recorded(name)
+    for results in (found, expected):
+        for key in ("machine", "seconds"):
+            del results[key]
+    # effects by least squares differ in the last digits from one processor to another
+    assert leaves(json_ready(found)) == pytest.approx(leaves(expected))
+    assert (tmp_path / CELLS).read_bytes() == (DOCS / name / CELLS).read_bytes()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_is_that_of_the_results(name):
+    assert STUDIES[name].page(recorded(name)) == (DOCS / name / "results.md").read_text()
+    assert (DOCS / name / STUDIES[name].picture).is_file()

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import struct
+
+import matplotlib.figure
+import pytest
+
+from sparsehyper.lab.plots import accuracy_vs_budget
+
+
+def row(method, ratio, mean, sd):
+    return {
+        "method": method,
+        "parameters_per_target_parameter": ratio,
+        "accuracy": {"mean": mean, "sd": sd},
+    }
+
+
+RESULTS = {
+    "config": {
+        "data": {"source": "digits", "tasks": "split:2"},
+        "target": "mlp:64",
+        "seeds": [0, 1],
+    },
+    "tasks": {"names": ["0-1", "2-3"]},
+    "numel": 4290,
+    "rows": [
+        row("sparse", 4.0, 0.98, 0.01),
+        row("sparse", 2.0, 0.95, 0.02),
+        row("chunked", 4.0, 0.981, 0.01),
+        row("chunked:hidden=8", 3.0, 0.97, None),
+        row("shared_trunk", 1.2, 0.96, 0.0),
+    ],
+}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    saved = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda self, *args, **kwargs: (saved.append(self), save(self, *args, **kwargs)),
+    )
+    return saved
+
+
+def test_the_picture(tmp_path, figures):
+    accuracy_vs_budget(RESULTS, tmp_path / "picture.png")
+    data = (tmp_path / "picture.png").read_bytes()
+    assert struct.unpack(">II", data[16:24]) == (1400, 840)
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "log"
+    assert "2 tasks, target mlp:64 (N = 4,290), 2 seeds" in axes.get_title(loc="left")
+    lines = {tuple(c[0].get_xdata()): c[0].get_ydata() for c in axes.containers}
+    assert list(lines[2.0, 4.0]) == [95.0, 98.0]
+
+
+def test_labels_cover_neither_points_nor_each_other(tmp_path, figures):
+    accuracy_vs_budget(RESULTS, tmp_path / "picture.png")
+    (axes,) = figures[0].axes
+    assert {text.get_text() for text in axes.texts} == {
+        "sparse",
+        "chunked",
+        "chunked:hidden=8",
+        "shared trunk",
+    }
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        for container in axes.containers:
+            points = axes.transData.transform(container[0].get_xydata())
+            assert not any(box.contains(*point) for point in points)
+
+
+def test_a_folder_is_named_as_it_is(tmp_path, figures):
+    config = {**RESULTS["config"], "data": {"source": "/some/where/my $x_$", "tasks": None}}
+    accuracy_vs_budget({**RESULTS, "config": config}, tmp_path / "picture.png")
+    assert figures[0].axes[0].get_title(loc="left").startswith("my $x_$: 2 tasks")
+
+
+def test_no_rows(tmp_path):
+    with pytest.raises(ValueError, match="`results` has no rows to draw"):
+        accuracy_vs_budget({**RESULTS, "rows": []}, tmp_path / "picture.png")
