@@ -41,11 +41,12 @@ MAY_IMPORT = {
 # Within the lab.
 LAB_MAY_IMPORT = {
     "__init__": set(),
+    "machine": set(),
     "data": set(),
     "report": {"studies"},
-    "bench": set(),
-    "runs": {"data"},
-    "studies": {"runs", "data"},
+    "bench": {"machine"},
+    "runs": {"machine", "data"},
+    "studies": {"machine", "runs", "data"},
     "cli": {"data", "runs", "studies", "bench", "report"},
 }
 LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis", "__init__"}

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer, check_vector
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -31,15 +32,13 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     check_outputs,
-    evaluating,
-    masked,
     pieces,
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import run_tasks
 
-INITS = ("mean", "nearest", "mixture", "random")
+EMBEDDING_INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")
 
 # What is held at once; more tasks take turns in a step.
@@ -175,7 +174,7 @@ def fit_embeddings(
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
     if not isinstance(init, Tensor):
-        check_choice("init", init, INITS)
+        check_choice("init", init, EMBEDDING_INITS)
     for argument, value in (("tasks", tasks), ("validation", validation)):
         if value is not None and not isinstance(value, Mapping):
             raise TypeError(
@@ -240,7 +239,7 @@ def frozen(hnet: HyperNetwork) -> Iterator[None]:
     trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
     hnet.requires_grad_(False)
     try:
-        with evaluating(hnet):
+        with evaluation_mode(hnet):
             yield
     finally:
         for parameter in trained:
@@ -381,7 +380,7 @@ class _Fitter:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
             limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
             limits = limits.repeat_interleave(repeats)
-            each = F.cross_entropy(masked(outputs, limits), y, reduction="none")
+            each = F.cross_entropy(mask_classes(outputs, limits), y, reduction="none")
         else:
             each = self._loss(outputs, y)
             if each.shape != x.shape[:1]:

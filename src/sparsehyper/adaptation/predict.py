@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, check_type, class_numbers
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper.adaptation.fit import Fit, frozen
-from sparsehyper.adaptation.samples import masked
 from sparsehyper.hypernetwork import HyperNetwork
 
 
@@ -132,8 +132,7 @@ def average_predictions(
         ):
             logits, _ = target.run(target.tensors_at(generated), statistics, (x,), {})
             _check_logits(logits)
-            limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
-            members.append(masked(logits, limits).softmax(1))
+            members.append(mask_classes(logits, n_classes).softmax(1))
     return torch.stack(members).mean(0)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsehyper._util.checks import check_integer, class_numbers
 from sparsehyper._util.random import seeded
@@ -84,7 +84,7 @@ class TaskSamples:
         return cls(name, x[order], y[order], classes)
 
 
-class Batches:
+class SampleBatches:
     """A task's samples in batches, reshuffled when fewer are left than a batch has."""
 
     def __init__(self, task: TaskSamples, batch_size: int, seed: int) -> None:
@@ -109,12 +109,6 @@ def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:
     """The samples in pieces of about the same size."""
     count = -(-len(task.x) // size)
     return list(zip(task.x.tensor_split(count), task.y.tensor_split(count), strict=True))
-
-
-def masked(logits: Tensor, limits: Tensor) -> Tensor:
-    """Float32 logits ``[n, outputs]``, -inf from each sample's limit ``[n]`` on."""
-    outputs = torch.arange(logits.shape[1], device=logits.device)
-    return logits.float().masked_fill(outputs >= limits[:, None], -torch.inf)
 
 
 def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:
@@ -149,18 +143,6 @@ def with_gradients() -> Iterator[None]:
         )
     with torch.enable_grad():
         yield
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, a module is in evaluation mode; then each of its parts is in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _turns(y: Tensor) -> Tensor:

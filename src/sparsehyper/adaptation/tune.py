@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper.adaptation.samples import (
-    Batches,
     Loss,
+    SampleBatches,
     Samples,
     TaskSamples,
     check_outputs,
-    evaluating,
-    masked,
     pieces,
     with_gradients,
 )
@@ -24,7 +23,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.initialisation import NORMS
 
 TUNINGS = ("norm", "last", "all")
-NORM_STATS = ("kept", "renewed")
+TUNED_NORM_STATS = ("kept", "renewed")
 _PIECE = 512  # samples at a time of those that statistics are taken of
 
 
@@ -68,7 +67,7 @@ def fine_tune(
             "`model` must be the ordinary model of one task, got a HyperNetwork; give "
             "`hnet.materialize(name)`"
         )
-    check_choice("norm_stats", norm_stats, NORM_STATS)
+    check_choice("norm_stats", norm_stats, TUNED_NORM_STATS)
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("seed", seed, minimum=0)
@@ -76,14 +75,13 @@ def fine_tune(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     parameters = tuned_parameters(model, tune, task.x)
-    limits = task.n_classes
     try:
-        with evaluating(model):
+        with evaluation_mode(model):
             norms = _norms(model) if norm_stats == "renewed" else []
             for norm in norms:
                 norm.train()
             optimizer = torch.optim.Adam(parameters, lr)
-            batches = Batches(task, batch_size, seed)
+            batches = SampleBatches(task, batch_size, seed)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
                 x, y = batches.next()
@@ -92,9 +90,10 @@ def fine_tune(
                     check_outputs(
                         outputs, [task], "model", "give its last layer more outputs first"
                     )
-                owner = torch.full((len(x),), limits, device=device)
-                each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
-                mean = each.mean()
+                if loss is None:
+                    mean = F.cross_entropy(mask_classes(outputs, task.n_classes), y)
+                else:
+                    mean = loss(outputs, y).mean()
                 if not mean.isfinite():
                     raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
                 gradients = torch.autograd.grad(mean, parameters)
@@ -135,7 +134,7 @@ def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
     hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
     try:
         random = torch.random.fork_rng([x.device] if x.is_cuda else [])
-        with evaluating(model), torch.no_grad(), random:
+        with evaluation_mode(model), torch.no_grad(), random:
             model(x[:2])  # of one alone, norms of a batch's own statistics could make nothing
     finally:
         for hook in hooks:

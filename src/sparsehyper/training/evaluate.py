@@ -7,7 +7,6 @@ are masked with -inf, in the loss as in the prediction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 
@@ -123,17 +123,17 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
-    names, limits = describe_tasks(data.counts, names, n_classes)
+    names = check_tasks(data.counts, names, n_classes)
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)
-    limits = limits if limits is None else limits.to(here.device)
+    limits = [None] * len(names) if n_classes is None else n_classes
     # Kept on the device until every task is counted, so that nothing waits for it before that.
     right, loss = totals = torch.zeros(2, len(names), device=here.device)
-    with _evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
+    with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             for x, y, _ in data.batches(task, batch_size):
                 x, y = x.to(here.device), y.to(here.device)
-                logits = mask_classes(model(x, task=task), task, limits)
+                logits = mask_classes(model(x, task=task), limits[task])
                 right[task] += (logits.argmax(1) == y).sum()
                 loss[task] += F.cross_entropy(logits, y, reduction="sum")
     means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
@@ -141,12 +141,14 @@ def evaluate(
     return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
 
 
-def describe_tasks(
+def check_tasks(
     counts: Sequence[int], names: Sequence[str] | None, n_classes: Sequence[int] | None
-) -> tuple[tuple[str, ...], Tensor | None]:
-    """Names of the tasks to evaluate, of `counts` images each, and their numbers of classes.
+) -> tuple[str, ...]:
+    """Names of the tasks to evaluate, by default ``"task 0"``, ``"task 1"``, ….
 
-    Checked; ``None`` is no limit.
+    Raises:
+        ValueError: the arguments do not describe the same tasks, a name occurs twice, a task has
+            no images (``counts``), or a number of classes is below 1.
     """
     count = len(counts)
     names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
@@ -162,33 +164,11 @@ def describe_tasks(
         seen.add(name)
         if counts[i] == 0:
             raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
-    if n_classes is None:
-        return names, None
-    for value in n_classes:
+    for value in n_classes or ():
         check_integer("n_classes", value, minimum=1)
-    return names, torch.tensor(list(n_classes))
-
-
-def mask_classes(logits: Tensor, task: int | Tensor, n_classes: Tensor | None) -> Tensor:
-    """Float32 logits ``[batch, outputs]``, -inf at outputs beyond the task's classes."""
-    logits = logits.float()
-    if n_classes is None:
-        return logits
-    outputs = torch.arange(logits.shape[1], device=logits.device)
-    return logits.masked_fill(outputs >= n_classes[task].unsqueeze(-1), -torch.inf)
+    return names
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

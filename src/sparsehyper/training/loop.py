@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -31,9 +32,8 @@ from sparsehyper.training.evaluate import (
     Evaluation,
     EvaluationData,
     autocast,
-    describe_tasks,
+    check_tasks,
     evaluate,
-    mask_classes,
 )
 from sparsehyper.training.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
@@ -141,9 +141,9 @@ def train(
     >>> train(Model(2, 2), Source(), Source(), config, quiet=True).best.accuracy > 0.9
     True
     """
-    names, limits = describe_tasks(validation.counts, names, n_classes)
+    names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
-    limits = limits if limits is None else limits.to(here.device)
+    limits = None if n_classes is None else torch.tensor(list(n_classes), device=here.device)
     was_training = model.training
     model.to(here.device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -200,9 +200,8 @@ def train(
                 with nullcontext() if last else unsynchronised():
                     with autocast(here.device, config.precision):
                         logits = forward(x, task=task)
-                    losses = F.cross_entropy(
-                        mask_classes(logits, task, limits), y, reduction="none"
-                    )
+                    masked = mask_classes(logits, None if limits is None else limits[task])
+                    losses = F.cross_entropy(masked, y, reduction="none")
                     (losses.mean() / config.accumulate).backward()
                 seen.append((losses.detach(), task))
                 images += len(x)

@@ -356,15 +356,3 @@ def test_the_same_seed_gives_the_same_result(experiment, finished, tasks, tmp_pa
     assert again["test"] == finished[1]["test"]
     other = run_experiment(experiment.with_seed(1), tmp_path / "other", tasks=tasks, quiet=True)
     assert other["test"] != again["test"]
-
-
-def test_neighbours_are_the_same_a_few_rows_at_a_time(monkeypatch):
-    z = torch.randn(7, 8)
-    whole = adapted.neighbours(z)
-    monkeypatch.setattr(adapted, "_ROWS", 3)
-    few = adapted.neighbours(z)
-    assert torch.equal(few[0], whole[0])
-    torch.testing.assert_close(few[1], whole[1])
-    unit = torch.nn.functional.normalize(z - z.mean(1, keepdim=True))
-    cosines = (unit @ unit.T).fill_diagonal_(-1)
-    assert torch.equal(whole[0], cosines.argmax(1))

@@ -18,7 +18,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.bench.generators import LATENT
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 
 _KNOWN = 20  # tasks
 
@@ -86,7 +86,7 @@ def _models(
     with tempfile.TemporaryDirectory() as folder:
         file, module = Path(folder, "model.safetensors"), make()
         save_file(hnet.materialize(0).state_dict(), file)
-        runs: dict[str, Run] = {
+        runs: dict[str, TimedRun] = {
             "safetensors": timed(lambda: module.load_state_dict(load_file(file))),
             "materialize": timed(lambda: hnet.materialize(0)),
         }

@@ -15,7 +15,7 @@ from sparsehyper.lab.bench.products import bytes_moved, thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.timing import alternate, copying, floor, spread, timed, times
 from sparsehyper.sparse import SparseLinear
-from sparsehyper.training.isolation import DiedError
+from sparsehyper.training.isolation import DiedError, call_in_process
 
 LATENT = 64
 BUDGET = 4  # trainable parameters of a chunked generator per generated parameter
@@ -79,7 +79,7 @@ def measure_generators(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
         rows += _time(names, numel, sizes, rounds, seed)
     for row in rows if memory.can_measure() else ():
         with suppress(DiedError):
-            row["peak"] = memory.in_fresh_process(_peak, row["method"], row["numel"], seed)
+            row["peak"] = call_in_process(_peak, row["method"], row["numel"], seed)
     return {"rows": rows, "skipped": skipped, "flatness": _flatness(rows)}
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sparsehyper.lab.bench.products import Coo, TorchCoo, TorchCsr, bytes_moved, without_kernels
 from sparsehyper.lab.bench.sizes import Sizes
-from sparsehyper.lab.bench.timing import Run, alternate, copying, floor, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, copying, floor, spread, timed, times
 from sparsehyper.sparse import SparseLinear
 
-TOPOLOGIES = ("circulant", "uniform", "regular", "local")
+_TOPOLOGIES = ("circulant", "uniform", "regular", "local")
 FORWARD, BOTH = "forward", "forward + backward"
 _PORTABLE, _COMPILED, _COO = "sparse, plain PyTorch", "sparse, compiled", "torch.sparse COO"
 
@@ -27,7 +27,7 @@ def measure_layers(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     """
     found = [
         _measure({"topology": topology, "batch": batch}, sizes, rounds, seed)
-        for topology in TOPOLOGIES
+        for topology in _TOPOLOGIES
         for batch in sizes.batches
     ]
     return {part: [row for one in found for row in one[part]] for part in ("rows", "skipped")}
@@ -59,7 +59,7 @@ def _measure(
 
     rows = []
     for which in (FORWARD, BOTH):
-        runs: dict[str, Run] = {"copy": copying(sizes.copy)}
+        runs: dict[str, TimedRun] = {"copy": copying(sizes.copy)}
         for name, method in methods.items():
             run = timed(_work(method, x, grad if which == BOTH else None))
             runs[name] = without_kernels()(run) if name == _PORTABLE else run

@@ -21,7 +21,7 @@ import torch
 
 from sparsehyper.lab.bench.generators import BUDGET, LATENT, build, one_pass
 from sparsehyper.lab.bench.sizes import Sizes
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 
 PEERS = ("hypnettorch", "hyperlight")
 _OURS = ("sparse", "sparse, growth 8", "chunked")
@@ -54,7 +54,7 @@ def measure_peers(command: Sequence[str], sizes: Sizes, rounds: int, seed: int) 
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     for numel in sizes.peers:
-        runs: dict[str, Run] = {}
+        runs: dict[str, TimedRun] = {}
         trainable: dict[str, int] = {}
         with ExitStack() as stack:
             for name in _OURS:
@@ -84,7 +84,7 @@ def measure_peers(command: Sequence[str], sizes: Sizes, rounds: int, seed: int) 
 
 
 @contextmanager
-def _worker(command: list[str]) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _worker(command: list[str]) -> Iterator[tuple[TimedRun, dict[str, Any]]]:
     """A worker's run, and what it said of itself."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:

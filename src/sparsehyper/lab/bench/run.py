@@ -15,9 +15,6 @@ median and quartiles (``median``, ``low``, ``high``). Memory is in bytes.
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
@@ -25,10 +22,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sparsehyper._util import kernels
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper.lab.bench.adaptation import measure_adaptation
 from sparsehyper.lab.bench.generators import measure_generators
@@ -37,6 +30,7 @@ from sparsehyper.lab.bench.peers import measure_peers, peer_command
 from sparsehyper.lab.bench.scale import measure_scale
 from sparsehyper.lab.bench.sizes import FULL, Sizes
 from sparsehyper.lab.bench.steps import measure_steps
+from sparsehyper.lab.machine import machine
 from sparsehyper.training.run import write_json
 
 FORMAT = 1
@@ -96,7 +90,7 @@ def bench(
     results = {
         "format": FORMAT,
         "date": date.today().isoformat(),
-        "machine": describe_machine(),
+        "machine": machine(),
         "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},
         "groups": {},
     }
@@ -112,27 +106,3 @@ def _run(
         results["groups"][group] = measure(sizes, settings["rounds"], settings["seed"])
         write_json(path, results)
         yield group, results
-
-
-def describe_machine() -> dict[str, Any]:
-    """What bears on speed: processor, memory, versions, threads, settings of the environment."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    meminfo = Path("/proc/meminfo")
-    total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
-    return {
-        "processor": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory": 1024 * int(total[1]) if total else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-        "kernels": kernels.available(),
-        "environment": {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES"))
-        },
-    }

@@ -26,10 +26,10 @@ from sparsehyper.lab.bench import memory
 from sparsehyper.lab.bench.generators import LATENT
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.steps import make_step
-from sparsehyper.lab.bench.targets import LARGE
+from sparsehyper.lab.bench.targets import LARGE_TARGETS
 from sparsehyper.lab.bench.timing import alternate, timed
 from sparsehyper.training.config import TrainConfig
-from sparsehyper.training.isolation import DiedError
+from sparsehyper.training.isolation import DiedError, call_in_process
 
 _OPTIMIZERS = ("adam", "adafactor")
 _GENERATORS: dict[str, Generator] = {"sparse": Sparse(), "sparse, growth 8": Sparse(growth=8)}
@@ -51,16 +51,18 @@ def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     rounds = min(rounds, _MOST_ROUNDS)
     for target in sizes.scale:
         for optimizer in _OPTIMIZERS:
-            plain = memory.in_fresh_process(_plain, target, optimizer, rounds, seed)
+            plain = call_in_process(_plain, target, optimizer, rounds, seed)
             for name, generator in _GENERATORS.items():
                 case = {"target": target, "optimizer": optimizer, "method": name}
-                need = _BYTES_PER_WEIGHT * generator.count_parameters(LATENT, LARGE[target].numel)
+                need = _BYTES_PER_WEIGHT * generator.count_parameters(
+                    LATENT, LARGE_TARGETS[target].numel
+                )
                 if reason := memory.shortage(need):
                     skipped.append({**case, "reason": reason})
                     continue
                 arguments = (target, generator, optimizer, rounds, seed)
                 try:
-                    row = memory.in_fresh_process(_hypernetwork, *arguments)
+                    row = call_in_process(_hypernetwork, *arguments)
                 except DiedError as error:
                     skipped.append({**case, "reason": str(error)})
                 else:
@@ -70,7 +72,7 @@ def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
 
 def _plain(target: str, optimizer: str, rounds: int, seed: int) -> dict[str, Any]:
     x, y, before = _begin(target, seed)
-    module = LARGE[target].make()
+    module = LARGE_TARGETS[target].make()
     return _step(module, lambda: module(x), y, optimizer, rounds, before)
 
 
@@ -78,7 +80,7 @@ def _hypernetwork(
     target: str, generator: Generator, optimizer: str, rounds: int, seed: int
 ) -> dict[str, Any]:
     x, y, before = _begin(target, seed)
-    module = LARGE[target].make()
+    module = LARGE_TARGETS[target].make()
     memory.reset_peak()
     start = time.perf_counter()
     hnet = HyperNetwork(module, generator, TaskEmbedding(_TASKS, LATENT), base="zeros")
@@ -97,7 +99,7 @@ def _hypernetwork(
 def _begin(target: str, seed: int) -> tuple[Tensor, Tensor, int]:
     """A batch, and the bytes that the process holds before there is any model."""
     torch.manual_seed(seed)
-    x, y = LARGE[target].batch()
+    x, y = LARGE_TARGETS[target].batch()
     one = nn.Linear(8, 8)
     make_step(one, lambda: one(torch.ones(1, 8)), y.new_zeros(1))()  # loads what every step needs
     return x, y, memory.resident()

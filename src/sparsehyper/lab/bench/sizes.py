@@ -20,7 +20,7 @@ class Sizes:
         mixed: ``(tasks, images a task)`` of a mixed batch.
         fitted_images: of a new task whose embedding is fitted.
         together: new tasks that are fitted together.
-        scale: targets of the scale benchmark, of `sparsehyper.lab.bench.targets.LARGE`.
+        scale: targets of the scale benchmark, of `sparsehyper.lab.bench.targets.LARGE_TARGETS`.
         peers: numbers of generated parameters to compare with other libraries.
     """
 

@@ -19,7 +19,7 @@ from sparsehyper.lab.bench.generators import BUDGET, LATENT
 from sparsehyper.lab.bench.products import thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.optim import build_optimizer
 
@@ -76,7 +76,7 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
         "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
         "thesis": Sparse(),
     }
-    runs: dict[str, Run] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
+    runs: dict[str, TimedRun] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
     for name, spec in specs.items():
         hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base="zeros")
         if name == "thesis":
@@ -105,7 +105,7 @@ def _mixed(
     return _rows(case, runs, rounds)
 
 
-def _rows(case: dict[str, Any], runs: Mapping[str, Run], rounds: int) -> list[dict[str, Any]]:
+def _rows(case: dict[str, Any], runs: Mapping[str, TimedRun], rounds: int) -> list[dict[str, Any]]:
     taken = alternate(runs, rounds)
     first = next(iter(taken.values()))
     return [

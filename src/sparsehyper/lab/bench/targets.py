@@ -202,7 +202,7 @@ def _text(length: int) -> tuple[Tensor, Tensor]:
     return text[:, :-1], text[:, 1:]
 
 
-LARGE = {
+LARGE_TARGETS = {
     "resnet18": Large(ResNet18, 11_689_512, lambda: _images(4)),
     "vit_b16": Large(ViT, 86_567_656, lambda: _images(2)),
     "gpt2_small": Large(GPT2, 124_439_808, lambda: _text(128)),

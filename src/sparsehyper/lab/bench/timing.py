@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-Run = Callable[[], float]
+TimedRun = Callable[[], float]
 Seconds = dict[str, list[float]]
 
 
-def timed(work: Callable[[], Any]) -> Run:
+def timed(work: Callable[[], Any]) -> TimedRun:
     """A run of ``work``, timed whole; what it returns is released after the clock has stopped.
 
     >>> timed(lambda: sum(range(10)))() > 0
@@ -35,7 +35,7 @@ def timed(work: Callable[[], Any]) -> Run:
     return run
 
 
-def alternate(runs: Mapping[str, Run], rounds: int, pause: float = 0) -> Seconds:
+def alternate(runs: Mapping[str, TimedRun], rounds: int, pause: float = 0) -> Seconds:
     """Seconds of every run in each of ``rounds`` rounds, after one round that does not count.
 
     Before each run it waits for ``pause`` seconds: threads of another process that has just had
@@ -56,7 +56,7 @@ def alternate(runs: Mapping[str, Run], rounds: int, pause: float = 0) -> Seconds
     return taken
 
 
-def copying(size: int) -> Run:
+def copying(size: int) -> TimedRun:
     """A run that returns the seconds to move ONE byte, from a copy of ``size`` bytes.
 
     A copy moves twice its size: every byte is read and written.

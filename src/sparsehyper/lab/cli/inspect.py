@@ -15,7 +15,6 @@ from sparsehyper.analysis import (
     effective_rank,
     layer_statistics,
     summarize,
-    task_embeddings,
 )
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.generators import parse_generator
@@ -29,7 +28,7 @@ from sparsehyper.lab.runs import (
     build_model,
     load_run,
 )
-from sparsehyper.lab.runs.adapted import neighbours
+from sparsehyper.lab.runs.run import nearest_tasks
 from sparsehyper.training import TrainConfig
 
 
@@ -92,22 +91,15 @@ def inspect(
     summary["operations"] = count_operations(model, torch.zeros(1, *image_shape))
     if run is not None and isinstance(model.conditioner, TaskConditioner):
         summary["statistics"] = layer_statistics(model)
-        if len(model.task_names) > 1:
-            summary["nearest"] = _nearest(model)
+        summary["nearest"] = [
+            {"task": task, "nearest": nearest, "cosine_distance": 1 - cosine}
+            for task, (nearest, cosine) in zip(model.task_names, nearest_tasks(model), strict=True)
+            if cosine is not None
+        ]
     if json:
         print_json(summary)
     else:
         _show(summary)
-
-
-def _nearest(model: HyperNetwork) -> list[dict[str, Any]]:
-    """For each task the one with the most similar embedding."""
-    names = model.task_names
-    places, cosines = neighbours(task_embeddings(model))
-    return [
-        {"task": task, "nearest": names[place], "cosine_distance": 1 - cosine}
-        for task, place, cosine in zip(names, places.tolist(), cosines.tolist(), strict=True)
-    ]
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -189,6 +189,14 @@ class TaskSplit:
             yield self.batch(torch.full_like(index, task), index)
 
 
+def images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
+    """At most ``most`` images of a task, spread evenly over it, and their classes."""
+    count = split.counts[task]
+    index = torch.linspace(0, count - 1, min(most, count)).long()
+    x, y, _ = split.batch(torch.full_like(index, task), index)
+    return x, y
+
+
 def _rows_by_class(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
     own = labels[rows]
     order = own.argsort(stable=True)

@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsehyper._util.checks import check_integer, check_number
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, whole
 from sparsehyper.saving import check_like, read_tensors, write_tensors
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
-from sparsehyper.lab.data import LabelledTask, load_new_tasks
+from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import (
@@ -47,7 +48,6 @@ from sparsehyper.training.run import read_id, write_sealed
 
 FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
-_ROWS = 1000  # embeddings compared with all at a time
 
 
 @dataclass(frozen=True)
@@ -381,42 +381,19 @@ def fit_tasks(
         entry = TaskEntry(one.name, one.classes, tune=tune)
         tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in tensors.items()})
         seconds = fits[one.name].seconds / len(labelled) + time.perf_counter() - started
-        measured = _measure(module.eval(), info, one)
-        rows.append({**measured, "seconds": seconds})
+        module.eval()
+        row = {
+            "task": one.name,
+            "classes": list(one.classes),
+            "images": len(one.train.labels),
+            "accuracy": accuracy(module, *samples[one.name], len(one.classes)),
+            "test_images": 0,
+            "test_accuracy": None,
+            "seconds": seconds,
+        }
+        if one.test is not None:
+            test = info.normalise(one.test.pixels).to(device), one.test.labels.to(device)
+            row["test_images"] = len(one.test.labels)
+            row["test_accuracy"] = accuracy(module, *test, len(one.classes))
+        rows.append(row)
     return tasks, rows
-
-
-@torch.no_grad()
-def _measure(module: nn.Module, info: TaskInfo, task: LabelledTask) -> dict[str, Any]:
-    def accuracy(pixels: Tensor, labels: Tensor) -> float:
-        device = next(module.parameters()).device
-        right = 0
-        for some in torch.arange(len(labels)).split(500):
-            logits = module(info.normalise(pixels[some]).to(device))[:, : len(task.classes)]
-            right += int((logits.argmax(1).cpu() == labels[some]).sum())
-        return right / len(labels)
-
-    return {
-        "task": task.name,
-        "classes": list(task.classes),
-        "images": len(task.train.labels),
-        "accuracy": accuracy(*task.train),
-        "test_images": len(task.test.labels) if task.test else 0,
-        "test_accuracy": accuracy(*task.test) if task.test else None,
-    }
-
-
-def neighbours(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """For each embedding ``[tasks, dim]`` the nearest other and the cosine of their angle.
-
-    What counts is what the generator sees, embeddings normalised to mean 0 and unit second moment.
-    """
-    unit = nn.functional.normalize(embeddings - embeddings.mean(-1, keepdim=True), dim=-1)
-    nearest, cosines = [], []
-    for rows in torch.arange(len(unit)).split(_ROWS):  # of a table that would be too large whole
-        between = unit[rows] @ unit.T
-        between[torch.arange(len(rows)), rows] = -torch.inf
-        greatest = between.max(1)
-        nearest.append(greatest.indices)
-        cosines.append(greatest.values)
-    return torch.cat(nearest), torch.cat(cosines)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper import saving
+from sparsehyper.layout import count_numbers, plan_layout
 
 
 class Experts(nn.Module):
@@ -36,6 +37,7 @@ class Experts(nn.Module):
         super().__init__()
         self.task_names = tuple(tasks)
         self.experts = nn.ModuleList(build() for _ in self.task_names)
+        self.target_numel = count_numbers(plan_layout(self.experts[0]))
 
     def forward(self, x: Tensor, *, task: int | Tensor) -> Tensor:
         """Logits ``[batch, outputs]``.
@@ -81,6 +83,7 @@ class SharedTrunk(nn.Module):
     def __init__(self, target: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()
         self.task_names = tuple(tasks)
+        self.target_numel = count_numbers(plan_layout(target))
         linear = [name for name, m in target.named_modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError(f"`target` must end in an nn.Linear, got {target!r}")

@@ -12,8 +12,6 @@ are tasks.
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import statistics
 import sys
@@ -28,6 +26,7 @@ import torch
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method
 from sparsehyper.lab.runs.run import (
@@ -37,9 +36,8 @@ from sparsehyper.lab.runs.run import (
     run_experiment,
 )
 from sparsehyper.lab.runs.setup import (
+    BudgetError,
     build_model,
-    count_target_parameters,
-    fit_generator,
     load_tasks,
     make_batches,
     resolve,
@@ -132,8 +130,7 @@ def compare(
         check_integer("seeds", seed, minimum=0)
     tasks = load_tasks(experiment.data, data_dir)
     make_batches(experiment, tasks)  # checks its settings before anything runs
-    numel = count_target_parameters(experiment, tasks)
-    entries, skipped = _plan(experiment, tasks, numel, methods, budgets)
+    entries, skipped = _plan(experiment, tasks, methods, budgets)
     if not entries or not seeds:
         raise ValueError(f"there is nothing to run: `seeds` is {seeds!r}, skipped is {skipped}")
     out = Path(directory)
@@ -148,7 +145,7 @@ def compare(
         "format": FORMAT,
         "config": {**shared, **choices},
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
-        "numel": numel,
+        "numel": entries[0].resolved["numel"],
         "machine": machine(),
         "rows": [],
         "skipped": skipped,
@@ -183,7 +180,6 @@ def compare(
 def _plan(
     experiment: Experiment,
     tasks: TaskSet,
-    numel: int,
     methods: Sequence[str],
     budgets: Sequence[float],
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
@@ -196,13 +192,11 @@ def _plan(
         for budget in at or [None]:
             chosen = replace(experiment, method=method, budget=budget)
             try:
-                if budget is not None:
-                    fit_generator(chosen, numel)
-            except ValueError as error:
+                model = build_model(chosen, tasks)
+            except BudgetError as error:
                 skipped.append({"method": text, "budget": budget, "reason": str(error)})
-                continue
-            resolved = resolve(chosen, tasks, build_model(chosen, tasks))
-            entries.append(_Entry(text, chosen, resolved))
+            else:
+                entries.append(_Entry(text, chosen, resolve(tasks, model)))
     return entries, skipped
 
 
@@ -255,24 +249,3 @@ def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "step_ms": statistics.median(timed) if timed else None,
         "peak_memory_mb": statistics.median(t["peak_memory"] for t in trainings) / 1e6,
     }
-
-
-def machine() -> dict[str, Any]:
-    """What results were computed on, JSON-ready."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # only Linux has it
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper.analysis import (
+    count_multiply_adds,
     distances,
     layer_statistics,
     line,
+    nearest_vectors,
     project,
     summarize,
     task_embeddings,
 )
-from sparsehyper.lab.data import TaskSet, TaskSplit
+from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.adapted import is_adapted
-from sparsehyper.lab.runs.drawings import filters, wiring
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.internals import filters, wiring
 from sparsehyper.lab.runs.run import (
     LoadedRun,
     check_fingerprint,
@@ -173,45 +177,24 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[An
     }
 
 
-def _images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
-    """Up to so many images of a task, evenly spread, and their classes."""
-    count = split.counts[task]
-    n = min(most, count)
-    index = torch.arange(n) * count // n
-    x, y, _ = split.batch(torch.full_like(index, task), index)
-    return x, y
-
-
 def _affordable(model: nn.Module, split: TaskSplit, runs: int, least: int, most: int) -> int:
-    """How many images to run in each of so many runs of a target."""
-    x, _ = _images_of(split, 0, 1)
-    return max(least, min(most, _WORK // max(1, _multiply_adds(model, x)) // runs))
-
-
-@torch.no_grad()
-def _multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of one image, roughly: each weight at every place of its layer's output."""
-    module = model.materialize(0).eval() if isinstance(model, HyperNetwork) else model
-    total = 0
-
-    def add(layer: nn.Module, _: Any, output: Any) -> None:
-        nonlocal total
-        if isinstance(output, Tensor) and output.ndim > 1:
-            weights = sum(p.numel() for p in layer.parameters(recurse=False))
-            total += weights * output[0, 0].numel()
-
-    hooks = [layer.register_forward_hook(add) for layer in module.modules()]
-    module(x) if module is not model else module(x, task=0)
-    for hook in hooks:
-        hook.remove()
-    return total
+    """Number of images for each of ``runs`` passes through a target, within the limits."""
+    x, _ = images_of(split, 0, 1)
+    if isinstance(model, HyperNetwork):
+        module = model.materialize(0).eval()
+    elif isinstance(model, Experts):
+        module = model.experts[0]
+    else:
+        assert isinstance(model, SharedTrunk)
+        module = model.trunk
+    return max(least, min(most, _WORK // max(1, count_multiply_adds(module, x)) // runs))
 
 
 @torch.no_grad()
 def _confusion(
     model: nn.Module, split: TaskSplit, task: int, n_classes: int, most: int
 ) -> list[list[int]]:
-    x, y = _images_of(split, task, most)
+    x, y = images_of(split, task, most)
     logits = torch.cat([model(some, task=task) for some in x.split(500)])
     cells = y * n_classes + logits[:, :n_classes].argmax(1)
     counts = torch.bincount(cells, minlength=n_classes**2)
@@ -239,9 +222,9 @@ def _describe_embeddings(
 ) -> dict[str, Any]:
     """What follows from the weights alone; ``rows`` get their nearest tasks."""
     if len(rows) > 1:
-        least, nearest = between.clone().fill_diagonal_(torch.inf).min(1)
-        for row, i, distance in zip(rows, nearest.tolist(), least.tolist(), strict=True):
-            row |= {"nearest": i, "distance": distance}
+        nearest, cosines = nearest_vectors(task_embeddings(model))
+        for row, i, cosine in zip(rows, nearest.tolist(), cosines.tolist(), strict=True):
+            row |= {"nearest": i, "distance": 1 - cosine}
     projection = project(task_embeddings(model))
     compared = torch.arange(min(_COMPARED, len(rows))) * len(rows) // min(_COMPARED, len(rows))
     summary = summarize(model)
@@ -271,15 +254,13 @@ def _interpolate(
 ) -> dict[str, Any]:
     pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
     most = _affordable(model, split, 2 * _POINTS * len(pairs), 20, 200)
-    images = {task: _images_of(split, task, most) for task in chosen}
+    images = {task: images_of(split, task, most) for task in chosen}
 
     def along(a: int, b: int, task: int) -> list[float]:
-        x, y = images[task]
+        def measure(module: nn.Module) -> float:
+            return accuracy(module, *images[task], n_classes[task])
 
-        def accuracy(module: nn.Module) -> float:
-            return float((module(x)[:, : n_classes[task]].argmax(1) == y).double().mean())
-
-        return list(line(model, accuracy, a, b, points=_POINTS).values)
+        return list(line(model, measure, a, b, points=_POINTS).values)
 
     return {
         "tasks": chosen,

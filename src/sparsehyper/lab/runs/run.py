@@ -16,12 +16,12 @@ from torch import nn
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.files import check_absent, parse_json, read_file
+from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.lab.data import Split, TaskSet, parse_tasks
 from sparsehyper.lab.runs.adapted import (
     TaskList,
     fit_tasks,
     is_adapted,
-    neighbours,
     sharing_weights,
     write_tasks,
 )
@@ -134,7 +134,7 @@ def run_experiment(
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
-    config = {**experiment.to_dict(), "resolved": resolve(experiment, tasks, model)}
+    config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}
     if resume:
         _check_trained(path)
         check_run(path, config)
@@ -371,18 +371,29 @@ def describe_tasks(
         task's name with the ``cosine`` of the angle between the two normalised embeddings.
     """
     loaded = load_run(directory, trust=trust)
-    nearest, cosines = neighbours(loaded.hypernetwork().task_embedding.weight.detach())
-    entries, alone = loaded.task_list.entries, len(nearest) == 1
+    nearest = nearest_tasks(loaded.hypernetwork())
     return [
         {
             "task": entry.name,
             "classes": list(entry.classes),
             "origin": entry.origin,
-            "nearest": None if alone else entries[i].name,
-            "cosine": None if alone else cosine,
+            "nearest": other,
+            "cosine": cosine,
         }
-        for entry, i, cosine in zip(entries, nearest.tolist(), cosines.tolist(), strict=True)
+        for entry, (other, cosine) in zip(loaded.task_list.entries, nearest, strict=True)
     ]
+
+
+def nearest_tasks(model: HyperNetwork) -> list[tuple[str, float]] | list[tuple[None, None]]:
+    """For each task the one of the most similar embedding, and the cosine of the two.
+
+    Embeddings are compared as the generator sees them. Both are None for the only task.
+    """
+    names = model.task_names
+    if len(names) == 1:
+        return [(None, None)]
+    indices, cosines = nearest_vectors(task_embeddings(model))
+    return [(names[i], cosine) for i, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)]
 
 
 def evaluate_run(

@@ -38,6 +38,10 @@ from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
 
 
+class BudgetError(ValueError):
+    """No setting of the generator meets the budget."""
+
+
 @dataclass(frozen=True)
 class TaskInfo:
     """What a model needs to know of its tasks, and what tells them from others.
@@ -122,10 +126,10 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
         ValueError: images, tasks or their settings do not fit.
     """
-    return tasks_of(data, load_images(data, data_dir))
+    return tasks_of(data, source_of(data, data_dir))
 
 
-def load_images(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
+def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
     """The first half of `load_tasks`: the images alone, which many sets of tasks may share."""
     if is_source(data.source):
         return load_source(data.source, data_dir)
@@ -159,13 +163,14 @@ def make_batches(
 
 
 def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
-    """The model, freshly initialised; the same one for the same seed.
+    """Build the freshly initialised model of an experiment; the same one for the same seed.
 
     Raises:
-        ValueError: the target or a setting of the method is invalid, or the budget out of reach.
+        BudgetError: the generator cannot be as small as the budget.
+        ValueError: the target or a setting of the method is invalid.
     """
     seeds = _seeds(experiment)
-    target = partial(_target, experiment, tasks)
+    target = partial(_build_target, experiment, tasks)
     with _seeded(seeds["target"]):
         if experiment.method == Experts.kind:
             return Experts(target, tasks.names)
@@ -189,12 +194,12 @@ def build_model(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
-    """The generator that meets the budget, for a target of these parameters.
+    """Choose the generator's settings so that it meets the budget, for a target of this layout.
 
-    Of the budget it has what a trained base leaves, which is one for each generated parameter.
+    A trained base takes one number per generated parameter out of the budget.
 
     Raises:
-        ValueError: no setting of the generator is that small.
+        BudgetError: the generator cannot be that small.
     """
     generator = experiment.method
     assert isinstance(generator, Generator)
@@ -204,33 +209,52 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     budget = round(experiment.budget * numel)
     if experiment.base in TRAINED_BASES:
         if budget <= numel:
-            raise ValueError(
+            raise BudgetError(
                 f"`budget` must be greater than 1 where `base` is {experiment.base!r}, which has a "
                 f"trainable number for each generated one ('zeros' has none); got "
                 f"{experiment.budget:g}"
             )
         budget -= numel
-    budget = max(1, budget)
-    return generator.with_budget(budget, experiment.latent_dim, layout)
+    try:
+        return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
+    except ValueError as error:
+        raise BudgetError(str(error)) from error
 
 
 def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
-    """N: how many parameters one target has to generate."""
+    """N, the number of parameters of one target, for plans made before there is a model.
+
+    `target_numel` reads it from a model.
+    """
     with _seeded(0):
-        return count_numbers(plan_layout(_target(experiment, tasks)))
+        return count_numbers(plan_layout(_build_target(experiment, tasks)))
 
 
-def resolve(experiment: Experiment, tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
-    """What follows from an experiment whatever its seed, JSON-ready.
+def target_numel(model: nn.Module) -> int:
+    """N, the number of parameters of one target of a model; an ordinary module is its own target.
+    """
+    if isinstance(model, HyperNetwork):
+        return model.target.numel
+    if isinstance(model, (Experts, SharedTrunk)):
+        return model.target_numel
+    return count_numbers(plan_layout(model))
+
+
+def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
+    """Describe what follows from an experiment whatever its seed.
+
+    Args:
+        tasks: the experiment's tasks.
+        model: the model that `build_model` made for them.
 
     Returns:
-        ``tasks`` (as `TaskInfo`), ``numel`` (N, the parameters of one target), ``generator`` (the
-        one that meets the budget; None for a baseline) and ``trainable_parameters`` of the whole
-        model.
+        A JSON-ready dict: ``tasks`` (as `TaskInfo`), ``numel`` (N, the number of parameters of one
+        target), ``generator`` (with the settings that meet the budget; None for a baseline) and
+        ``trainable_parameters`` of the whole model.
     """
     return {
         "tasks": dataclasses.asdict(TaskInfo.of(tasks)),
-        "numel": count_target_parameters(experiment, tasks),
+        "numel": target_numel(model),
         "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
@@ -249,7 +273,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes
     if outputs < classes:

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.analysis import line, plane
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.data import TaskSet, images_of
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.studies.cells import (
     SCALES,
@@ -41,7 +42,7 @@ from sparsehyper.lab.studies.cells import (
     slug,
 )
 from sparsehyper.lab.studies.intervals import claim_of
-from sparsehyper.lab.studies.learners import LEARNING, accuracy, images_of, shots_of
+from sparsehyper.lab.studies.learners import LEARNING, shots_of
 from sparsehyper.lab.studies.search import (
     LR,
     LRS,

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded, spawn_seeds
-from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.data import TaskSet, images_of
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_numel
 from sparsehyper.lab.studies.cells import (
     SCALES,
     Cell,
@@ -40,8 +41,6 @@ from sparsehyper.lab.studies.learners import (
     LEARNERS,
     LEARNING,
     Embeddings,
-    accuracy,
-    images_of,
     shots_of,
 )
 from sparsehyper.lab.studies.search import with_settings
@@ -295,7 +294,7 @@ def _cell(settings: dict[str, Any], files: dict[DataConfig, SharedTasks]) -> dic
     result: dict[str, Any] = {
         "held_out": list(held),
         "trained": trained,
-        "parameters": learner.parameters() / count_target_parameters(experiment, known),
+        "parameters": learner.parameters() / target_numel(learner.model),
         "identified": learner.identified(),
         "accuracies": {},
         "fit_seconds": {},

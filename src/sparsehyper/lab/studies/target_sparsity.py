@@ -23,8 +23,8 @@ from torch.nn.utils import prune
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import Experts
-from sparsehyper.lab.runs.compare import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
 from sparsehyper.lab.studies.cells import (

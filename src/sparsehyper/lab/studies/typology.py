@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
 from sparsehyper.lab.studies.cells import (
