@@ -109,19 +109,17 @@ class Checkpoint:
         record: what ``metrics.jsonl`` held.
     """
 
-    def __init__(self, directory: Path, files: dict[str, BufferedReader], run: str) -> None:
-        self.directory, self._files = directory, files
-        self.digests = _read(files[DIGESTS_FILE]).decode(errors="replace")
-        for name, listed in _listed(directory / DIGESTS_FILE, self.digests).items():
-            file = files[name]
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != listed:
+    def __init__(self, directory: Path, opened: _OpenFiles, run: str) -> None:
+        self.directory, self._files = directory, opened.files
+        self.digests = opened.digests
+        for name, listed in opened.listed.items():
+            if hashlib.file_digest(opened.files[name], "sha256").hexdigest() != listed:
                 raise CheckpointError(
                     f"{directory / name} is damaged: it is not what training wrote, by its "
                     f"{DIGESTS_FILE}"
                 )
         path = directory / STATE_FILE
-        record = parse_json(_read(files[STATE_FILE]), path)
+        record = parse_json(_read(opened.files[STATE_FILE]), path)
         try:
             if record["format"] != FORMAT:
                 raise CheckpointError(
@@ -199,6 +197,14 @@ class Checkpoint:
         return moments
 
 
+class _OpenFiles(NamedTuple):
+    """All files of one checkpoint, open."""
+
+    digests: str  # content of SHA256SUMS
+    listed: dict[str, str]  # SHA-256 by file name, in SHA256SUMS
+    files: dict[str, BufferedReader]  # by name; SHA256SUMS too
+
+
 def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
     """Open a checkpoint of a run, after a check that every file is as it was written.
 
@@ -215,8 +221,8 @@ def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
             not the best one.
     """
     with ExitStack() as stack:
-        directory, files = _open_when_settled(run_directory, name, stack)
-        checkpoint = Checkpoint(directory, files, run)
+        directory, opened = _open_when_settled(run_directory, name, stack)
+        checkpoint = Checkpoint(directory, opened, run)
         state = checkpoint.state
         if name == "best" and state.step != state.best_step:
             raise CheckpointError(
@@ -287,7 +293,7 @@ def link_checkpoint(source: Path, destination: Path) -> None:
     """
     destination.mkdir(parents=True)
     with ExitStack() as stack:
-        for name, file in _open_files(source, stack).items():
+        for name, file in _open_files(source, stack).files.items():
             new = destination / name
             try:
                 os.link(source / name, new, follow_symlinks=False)
@@ -299,10 +305,8 @@ def link_checkpoint(source: Path, destination: Path) -> None:
     sync(destination)
 
 
-def _open_when_settled(
-    run_directory: Path, name: str, stack: ExitStack
-) -> tuple[Path, dict[str, BufferedReader]]:
-    """A checkpoint's directory and its files, all of the same checkpoint."""
+def _open_when_settled(run_directory: Path, name: str, stack: ExitStack) -> tuple[Path, _OpenFiles]:
+    """A checkpoint's directory and its open files, all of the same checkpoint."""
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE)
@@ -318,18 +322,21 @@ def _open_when_settled(
     raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 
 
-def _open_files(directory: Path, stack: ExitStack) -> dict[str, BufferedReader]:
-    """All files of a checkpoint; none is left open if one is missing."""
+def _open_files(directory: Path, stack: ExitStack) -> _OpenFiles:
+    """Open all files of a checkpoint; none is left open if one is missing."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with ExitStack() as opened:
-            sums = opened.enter_context(open_file(directory / DIGESTS_FILE, folder))
-            files = {DIGESTS_FILE: sums}
+
+            def open_here(name: str) -> BufferedReader:
+                return opened.enter_context(open_file(directory / name, folder))
+
+            sums = open_here(DIGESTS_FILE)
             text = _read(sums).decode(errors="replace")
-            for name in _listed(directory / DIGESTS_FILE, text):
-                files[name] = opened.enter_context(open_file(directory / name, folder))
+            listed = _listed(directory / DIGESTS_FILE, text)
+            files = {DIGESTS_FILE: sums, **{name: open_here(name) for name in listed}}
             stack.push(opened.pop_all())
-            return files
+            return _OpenFiles(text, listed, files)
     finally:
         os.close(folder)
 

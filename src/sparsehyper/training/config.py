@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import (
+    WIDEST,
+    check_choice,
+    check_integer,
+    check_number,
+    check_settings,
+)
 
 OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")
@@ -111,13 +117,8 @@ class TrainConfig:
         """The inverse of `to_dict`; settings left out take their defaults.
 
         Raises:
-            KeyError: a setting is unknown.
+            ValueError: a setting is unknown.
             TypeError, ValueError: as the constructor; also when ``steps`` is missing.
         """
-        check_type("training", settings, Mapping, "settings by name")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                valid = ", ".join(map(repr, known))
-                raise KeyError(f"unknown training setting {name!r}; expected one of {valid}")
+        check_settings("training", settings, [field.name for field in dataclasses.fields(cls)])
         return cls(**settings)

@@ -306,7 +306,7 @@ def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path):
     _write(tmp_path / "mnist")
     (tmp_path / "mnist" / "train.parquet").unlink()
     os.mkfifo(tmp_path / "mnist" / "train.parquet")
-    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: it is no regular file"):
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: it is not a regular file"):
         load_source("mnist", tmp_path)
 
 

@@ -285,7 +285,7 @@ def test_names_may_be_any_text(fill):
 def test_a_pipe_among_the_images_is_named(fill):
     root = fill("t/x", "t/y")
     os.mkfifo(root / "t" / "x" / "pipe.png")
-    with pytest.raises(ValueError, match=r"cannot read image .*pipe.png: it is no regular file"):
+    with pytest.raises(ValueError, match=r"cannot read image .*pipe.png: it is not a regular file"):
         load_folder(root)
 
 

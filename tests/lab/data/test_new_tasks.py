@@ -105,7 +105,7 @@ def test_find_images_looks_below_and_leaves_hidden_files_out(root):
 def test_formats_that_are_not_read(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.bmp")
     with pytest.raises(
-        ValueError, match=r"cannot read image .*a.bmp.*; PNG, JPEG and WebP are read"
+        ValueError, match=r"cannot read image .*a.bmp: it is not a PNG, JPEG or WebP image"
     ):
         load_images([tmp_path / "a.bmp"], (1, 8, 8))
 

@@ -144,7 +144,7 @@ def _local_tables(folder: Path) -> dict[str, list[tuple[Any, str]]]:
         for path in paths:
             try:
                 if not path.is_file():
-                    raise OSError("it is no regular file")
+                    raise OSError("it is not a regular file")
                 tables[part].append((parquet.read_table(path), str(path)))
             except (OSError, ValueError, MemoryError, arrow.ArrowException) as error:
                 raise ValueError(f"cannot read {path}: {error}") from error

@@ -400,8 +400,7 @@ def _readable(read: Callable[[Path], T], path: Path) -> T:
     try:
         return read(path)
     except OSError as error:
-        remedy = "" if _is_image(path) else f"; {FORMATS_READ}"
-        raise ValueError(f"cannot read image {path}: {error}{remedy}") from error
+        raise ValueError(f"cannot read image {path}: {error}") from error
 
 
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsehyper._util.extras import require
+from sparsehyper._util.files import CheckpointError, open_file
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,7 +103,9 @@ def _open(encoded: bytes | Path) -> Iterator[Any]:
     image = require("PIL.Image", "data")
     try:
         with (
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else _open_regular(encoded) as file,
+            io.BytesIO(encoded)
+            if isinstance(encoded, bytes)
+            else open_file(encoded, follow_links=True) as file,
             image.open(file, "r", _FORMATS) as picture,
         ):
             width, height = picture.size
@@ -113,20 +115,15 @@ def _open(encoded: bytes | Path) -> Iterator[Any]:
                     f"{_MOST_PIXELS:,} are read"
                 )
             yield picture
+    except CheckpointError as error:
+        raise OSError("it is not a regular file") from error
+    except image.UnidentifiedImageError as error:  # whose text shows the Python object
+        raise OSError("it is not a PNG, JPEG or WebP image, or it is damaged") from error
     except OSError:
         raise
     # What Pillow raises for a damaged file depends on its format, and on where the damage is.
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
-
-
-def _open_regular(path: Path) -> IO[bytes]:
-    """A file opened to read; a pipe or a device, which might keep the reader waiting, is none."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is no regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _orientation(picture: Any) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sparsehyper._util.checks import check_choice, check_type
+from sparsehyper._util.checks import check_choice, check_settings, check_type
 from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 
 TASK_MAKERS: dict[str, type[TaskMaker]] = {m.kind: m for m in (Split, Permuted, Rotated, Hue)}
@@ -30,11 +30,8 @@ def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("tasks", kind, TASK_MAKERS)
-    valid = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
-    for name in settings:
-        if name not in valid:
-            known = ", ".join(map(repr, valid))
-            raise ValueError(f"{kind} tasks have no setting {name!r}; they have: {known}")
+    names = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
+    check_settings(f"`tasks` of kind {kind!r}", settings, names)
     if settings.get("of") is not None:
         settings["of"] = maker_from_config(settings["of"])
     return TASK_MAKERS[kind](**settings)

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import (
+    WIDEST,
+    check_choice,
+    check_integer,
+    check_number,
+    check_settings,
+    check_type,
+)
 from sparsehyper.lab.data import is_source, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.generators import (
@@ -170,15 +177,15 @@ class Experiment:
         """The inverse of `to_dict`; settings left out take their defaults.
 
         Raises:
-            KeyError: a setting is unknown or ``data`` or ``training`` is missing.
-            TypeError, ValueError: a setting has the wrong type or is out of range.
+            TypeError, ValueError: a setting is unknown, has the wrong type or is out of range, or
+                ``data`` or ``training`` is missing.
         """
-        _check_names(cls, settings)
+        check_settings("an experiment", settings, _names(cls))
         values = dict(settings)
         for name in ("data", "training"):
             if name not in values:
-                raise KeyError(f"setting {name!r} is missing")
-        _check_names(DataConfig, values["data"])
+                raise ValueError(f"setting {name!r} is missing")
+        check_settings("data", values["data"], _names(DataConfig))
         values["data"] = DataConfig(**values["data"])
         values["training"] = TrainConfig.from_dict(values["training"])
         if "method" in values:
@@ -214,10 +221,5 @@ def _method_from_config(config: Mapping[str, Any]) -> Generator | str:
     return kind if kind in BASELINES else generator_from_config(dict(config))
 
 
-def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
-    check_type(cls.__name__, settings, Mapping, "settings by name")
-    known = [f.name for f in dataclasses.fields(cls)]
-    for name in settings:
-        if name not in known:
-            valid = ", ".join(map(repr, known))
-            raise KeyError(f"unknown setting {name!r}; expected one of {valid}")
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
