@@ -180,7 +180,7 @@ def test_tasks_of_a_run_with_another_checkpoint(whole, tmp_path):
     shutil.copytree(whole / "adapted", path)
     change_tasks(whole / "other", tmp_path / "theirs", rename=("0-1-2-3-4", "low"))
     shutil.copy(tmp_path / "theirs" / "tasks.json", path / "tasks.json")
-    with pytest.raises(CheckpointError, match=r"tasks\.json belongs to another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"tasks\.json does not belong to the checkpoint"):
         load_run(path)
 
 

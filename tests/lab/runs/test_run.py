@@ -129,7 +129,7 @@ def test_a_run_without_a_checkpoint(experiment, tasks, tmp_path):
     with pytest.raises(NonFiniteError):
         run_experiment(wild, tmp_path / "run", tasks=tasks, quiet=True)
     assert finished_result(tmp_path / "run", wild) is None
-    with pytest.raises(FileNotFoundError, match="has no checkpoint yet that was evaluated; resume"):
+    with pytest.raises(FileNotFoundError, match="has no evaluated checkpoint yet; resume"):
         load_run(tmp_path / "run")
 
 
@@ -323,7 +323,7 @@ def test_an_entry_planted_in_a_checkpoint_is_not_shared(finished, tmp_path):
 def test_a_run_that_gets_a_better_checkpoint_while_it_is_adapted(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     with (
-        pytest.raises(CheckpointError, match="got a better checkpoint at this very moment"),
+        pytest.raises(CheckpointError, match="has just got a better checkpoint"),
         sharing_weights(tmp_path / "run", tmp_path / "out", "other digests"),
     ):
         pass

@@ -1,7 +1,7 @@
-"""Baselines without a hypernetwork, called as one is: ``model(x, task=task)``.
+"""Baselines without a hypernetwork, called in the same way: ``model(x, task=task)``.
 
-`Experts` share nothing between tasks; `SharedTrunk` shares all but the last layer, the usual hard
-parameter sharing (R. Caruana, "Multitask learning", Machine Learning 28, 1997).
+`Experts` share nothing between tasks. `SharedTrunk` shares all but the last layer: hard parameter
+sharing, as in R. Caruana, "Multitask learning" (Machine Learning 28, 1997).
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from sparsehyper.layout import count_numbers, plan_layout
 
 
 class Experts(nn.Module):
-    """A target of its own for every task, each with its own initial weights.
+    """A separate target for every task, each with its own initial weights.
 
-    An expert that a batch does not ask for gets no gradient.
+    A batch gives no gradient to the experts of other tasks.
 
     Args:
-        build: returns a freshly initialised target; called once a task.
-        tasks: the tasks' names.
+        build: returns a freshly initialised target; called once for each task.
+        tasks: task names, in order.
+
+    Attributes:
+        target_numel: number of parameters of one target.
 
     >>> model = Experts(lambda: nn.Linear(5, 2), ["shoes", "bags"])
     >>> model(torch.randn(3, 5), task=torch.tensor([0, 1, 0])).shape
@@ -64,11 +67,15 @@ class Experts(nn.Module):
 
 
 class SharedTrunk(nn.Module):
-    """One target for all tasks, but for its last linear layer: each task has its own.
+    """One target for all tasks, with a separate last linear layer for each task.
 
     Args:
-        target: ends in an ``nn.Linear``, which makes way for the heads. It is taken over.
-        tasks: the tasks' names.
+        target: a module that ends in an ``nn.Linear``, which the heads replace. It is changed in
+            place.
+        tasks: task names, in order.
+
+    Attributes:
+        target_numel: number of parameters of one target.
 
     Raises:
         ValueError: the target has no ``nn.Linear``; on a call, that layer is not its last.

@@ -1,12 +1,11 @@
-"""Several methods on the same tasks, over several seeds, at matched budgets.
+"""Several methods on the same tasks, over several seeds, at equal budgets.
 
 Every method sees the same stream of batches for the same number of steps. A hypernetwork or a
-trunk learns from every batch; an expert only from those of its own task, one in as many as there
-are tasks.
+shared trunk learns from every batch, an expert only from the batches of its own task.
 
 ==================================  ==============================================================
-``runs/<method>-<budget>-<seed>/``  a run directory each; finished ones are never repeated
-``results.json``                    what `compare` returns, rewritten after every run
+``runs/<method>-<budget>-<seed>/``  one run directory each; finished runs are never repeated
+``results.json``                    the return value of `compare`, rewritten after every run
 ==================================  ==============================================================
 """
 
@@ -47,9 +46,11 @@ from sparsehyper.training import Interrupted
 from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
-FORMAT = 1
+_FORMAT = 1
 
-# The generators whose size a budget can set.
+COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # default methods
+
+# Generators whose size a budget sets.
 _SCALABLE = (Sparse, Chunked)
 
 _MAY_DIFFER = ("training.device", "data.source")
@@ -73,9 +74,6 @@ class _Entry:
         return {**self.experiment.with_seed(seed).to_dict(), "resolved": self.resolved}
 
 
-COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # where no methods are named
-
-
 def compare(
     experiment: Experiment,
     directory: str | PathLike[str],
@@ -86,21 +84,21 @@ def compare(
     data_dir: str | PathLike[str] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train every method under every seed, and compare them on the test images.
+    """Train every method with every seed, and compare them on the test images.
 
-    Each run has a process of its own, one after another, so a script must not call this on import:
-    its main module needs ``if __name__ == "__main__":``. Called again with the same settings it
-    goes on where it stopped.
+    Runs follow one another, each in a process of its own. A script must therefore not call this on
+    import: its main module needs ``if __name__ == "__main__":``. Called again with the same
+    settings, it continues where it stopped.
 
     Args:
         experiment: data, target and training of all runs; its method, budget and seed are
             replaced.
-        directory: for everything that comes out; new, or that of the same comparison.
-        methods: as `parse_method` takes them, such as ``"sparse:topology=local"``.
-        budgets: for sparse and chunked generators, as `Experiment` takes it; empty takes them as
-            their settings make them. The other methods have one size.
-        seeds: of the runs. All see the same split of the images.
-        data_dir: where the files of named sources are.
+        directory: directory for all results; new, or that of the same comparison.
+        methods: methods as `parse_method` takes them, such as ``"sparse:topology=local"``.
+        budgets: budgets of sparse and chunked generators, as `Experiment` takes them; if empty,
+            these keep the size that their settings give. Other methods have one size.
+        seeds: seeds of the runs. All see the same split of the images.
+        data_dir: folder of the named data sets' files.
         quiet: show no progress.
 
     Returns:
@@ -108,20 +106,20 @@ def compare(
 
         - ``config``: the experiment, and ``methods``, ``budgets`` and ``seeds``;
         - ``tasks``, ``numel`` (N, parameters of one target) and ``machine``;
-        - ``rows``, one a method and budget: ``method``, ``budget``, ``trainable_parameters``,
+        - ``rows``, one per method and budget: ``method``, ``budget``, ``trainable_parameters``,
           ``parameters_per_target_parameter``, ``seeds``, test ``accuracy`` (mean over tasks, then
-          ``mean`` and ``sd`` over seeds; ``sd`` None with one seed), ``worst_task`` (the lowest
+          ``mean`` and ``sd`` over seeds; ``sd`` is None for one seed), ``worst_task`` (the lowest
           mean over seeds, and its ``name``), ``accuracies`` (per seed and task), ``steps`` (mean
           over seeds), ``step_ms`` (median) and ``peak_memory_mb`` (median over seeds; on the CPU
-          of the whole process: interpreter, PyTorch, the images it touched, model, optimiser; on
-          an accelerator of its allocator);
+          that of the whole process: interpreter, PyTorch, images read, model and optimiser; on an
+          accelerator that of its allocator);
         - ``skipped``: methods that cannot meet a budget, each with the ``reason``;
-        - ``failures``: runs that gave no result, each with the ``error``. The others go on.
+        - ``failures``: runs that failed, each with the ``error``. The other runs continue.
 
     Raises:
         ValueError: a setting is invalid, or ``directory`` holds another comparison.
-        RunInUseError: another process is at work in ``directory``.
-        Interrupted: Ctrl-C or SIGTERM; the run at hand was checkpointed first.
+        RunInUseError: another process is writing to ``directory``.
+        Interrupted: Ctrl-C or SIGTERM; the current run was checkpointed first.
     """
     for argument, values in (("methods", methods), ("budgets", budgets), ("seeds", seeds)):
         if isinstance(values, str) or len(set(values)) < len(values):
@@ -129,7 +127,7 @@ def compare(
     for seed in seeds:
         check_integer("seeds", seed, minimum=0)
     tasks = load_tasks(experiment.data, data_dir)
-    make_batches(experiment, tasks)  # checks its settings before anything runs
+    make_batches(experiment, tasks)  # checks the settings before anything runs
     entries, skipped = _plan(experiment, tasks, methods, budgets)
     if not entries or not seeds:
         raise ValueError(f"there is nothing to run: `seeds` is {seeds!r}, skipped is {skipped}")
@@ -142,7 +140,7 @@ def compare(
     shared = {k: v for k, v in experiment.to_dict().items() if k not in ("method", "budget")}
     choices = {"methods": list(methods), "budgets": list(budgets), "seeds": list(seeds)}
     results: dict[str, Any] = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "config": {**shared, **choices},
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
         "numel": entries[0].resolved["numel"],
@@ -151,7 +149,7 @@ def compare(
         "skipped": skipped,
         "failures": [],
     }
-    _check_place(out / "results.json", results)
+    _check_results(out / "results.json", results)
     out.mkdir(parents=True, exist_ok=True)
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
     with ExitStack() as stack:
@@ -183,7 +181,7 @@ def _plan(
     methods: Sequence[str],
     budgets: Sequence[float],
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
-    """The rows to be, and the methods that cannot meet a budget."""
+    """The rows of the table, and the methods that cannot meet a budget."""
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:
@@ -200,8 +198,8 @@ def _plan(
     return entries, skipped
 
 
-def _check_place(path: Path, results: dict[str, Any]) -> None:
-    """Refuse to write over the results of other data or settings."""
+def _check_results(path: Path, results: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if the results of other data or settings would be overwritten."""
     if path.exists():
         recorded, given = (
             {**r.get("config", {}), "fingerprint": r.get("tasks", {}).get("fingerprint")}
@@ -216,7 +214,8 @@ def _check_place(path: Path, results: dict[str, Any]) -> None:
 
 
 def _run(images: Path, experiment: Experiment, directory: Path, quiet: bool) -> dict[str, Any]:
-    # Mapped into memory: a process holds the images it looks at and no copy. The file is our own.
+    # Memory-mapped, so that the process only holds the images it reads. The file is trusted: this
+    # comparison wrote it.
     tasks = torch.load(images, mmap=True, weights_only=False)
     resume = (directory / "config.json").exists()
     return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)

@@ -1,4 +1,4 @@
-"""What an experiment stands for: its tasks, its batches and its model."""
+"""The parts that an experiment needs: its tasks, its batches and its model, each built once."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a model needs to know of its tasks, and what tells them from others.
+    """What a model needs to know about its tasks, without the images.
 
     Attributes:
-        names: one a task.
-        classes: for each task, its class names.
+        names: task names, in order.
+        classes: class names of each task.
         image_shape: channels, height, width.
-        mean, std: per channel; a model takes (image / 255 - mean) / std.
-        fingerprint: of the images, labels, splits and tasks.
+        mean, std: one number per channel; a model takes (image / 255 - mean) / std.
+        fingerprint: hash of the images, labels, splits and tasks.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class TaskInfo:
 
     @classmethod
     def of(cls, tasks: TaskSet) -> Self:
-        """Of tasks at hand."""
+        """Describe tasks that are loaded."""
         return cls(
             tasks.names,
             tasks.classes,
@@ -78,7 +78,7 @@ class TaskInfo:
         """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: something is missing, or not what it must be.
+            KeyError, TypeError, ValueError: a value is missing or invalid.
         """
         check_type("tasks", values, Mapping, "an object")
         for key in ("names", "classes", "image_shape", "mean", "std"):
@@ -110,7 +110,7 @@ class TaskInfo:
         )
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """What the model takes, float32, of uint8 images ``[n, C, H, W]``."""
+        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -119,8 +119,8 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
     """Read the images and make the tasks.
 
     Args:
-        data: which.
-        data_dir: where the files of named sources are, as `load_source` takes it.
+        data: the images and tasks.
+        data_dir: folder of the named data sets' files, as `load_source` takes it.
 
     Raises:
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
@@ -130,7 +130,7 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
 
 
 def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
-    """The first half of `load_tasks`: the images alone, which many sets of tasks may share."""
+    """Read the images alone, which several sets of tasks can share."""
     if is_source(data.source):
         return load_source(data.source, data_dir)
     if Path(data.source).is_dir():
@@ -143,7 +143,7 @@ def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> 
 
 
 def tasks_of(data: DataConfig, source: Source) -> TaskSet:
-    """The second half: the tasks that are made of images."""
+    """Make the tasks of images that `source_of` has read."""
     maker = None if data.tasks is None else parse_tasks(data.tasks)
     return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)
 
@@ -151,7 +151,7 @@ def tasks_of(data: DataConfig, source: Source) -> TaskSet:
 def make_batches(
     experiment: Experiment, tasks: TaskSet, shard: tuple[int, int] = (0, 1)
 ) -> Batches:
-    """The training stream; ``shard`` as `Batches` takes it."""
+    """Make the training stream; ``shard`` as `Batches` takes it."""
     return Batches(
         tasks.train,
         experiment.batch_size,
