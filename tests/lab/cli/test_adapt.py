@@ -272,7 +272,7 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         told = refused("predict", adapted, tmp_path)
-    assert f"warning: pictures of other formats are passed over: {tmp_path / 'x.bmp'};" in told
+    assert f"warning: images in other formats are ignored: {tmp_path / 'x.bmp'};" in told
     assert "folders or globs; PNG, JPEG and WebP are read" in told
     assert "no image at" in refused("predict", adapted, tmp_path / "*.jpg")
     assert "unknown task 'caps'" in refused("export", adapted, "--task", "caps", "--out", file)

@@ -185,7 +185,7 @@ def test_pictures_of_no_size_or_of_too_large_a_one_are_refused_by_their_headers(
 
 def test_the_largest_picture_is_told(grey, monkeypatch):
     monkeypatch.setattr(images, "_MOST_PIXELS", 14)
-    with pytest.raises(OSError, match=r"5 × 3 pixels .*; pictures of 1 to 14 are read"):
+    with pytest.raises(OSError, match=r"5 × 3 pixels .*; images of 1 to 14 are read"):
         decode(_encode(Image.fromarray(grey)), grey=True)
 
 

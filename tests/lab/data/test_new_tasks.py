@@ -150,5 +150,5 @@ def test_a_name_with_the_signs_of_a_glob_is_the_file_itself(root):
 
 def test_images_of_other_formats_that_are_searched_through(root):
     (root / "new.tif").touch()
-    with pytest.warns(UserWarning, match=r"over: .*new.tif; PNG, JPEG and WebP are read$"):
+    with pytest.warns(UserWarning, match=r"ignored: .*new.tif; PNG, JPEG and WebP are read$"):
         assert len(find_images(root)) == 12

@@ -1,4 +1,4 @@
-"""Many-task image data: sources of images, tasks made of them, and batches."""
+"""Image data for many tasks: sources of images, tasks made of them, and batches."""
 
 from sparsehyper.lab.data.assembly import make_tasks
 from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches

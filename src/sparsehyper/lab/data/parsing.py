@@ -1,4 +1,4 @@
-"""Task makers from configurations and from the short forms of the command line."""
+"""Task makers from configurations and from the command line's short forms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FORMS = (
 
 
 def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
-    """The inverse of `TaskMaker.to_config`.
+    """Build a task maker from its configuration; the inverse of `TaskMaker.to_config`.
 
     Raises:
-        ValueError: an unknown kind or setting, naming the valid ones.
+        ValueError: an unknown kind or setting; the message names the valid ones.
 
     >>> maker_from_config({"kind": "hue", "shifts": [0, 0.5], "of": {"kind": "split"}})
     Hue(shifts=(0.0, 0.5), of=Split(classes=2, combinations=False))
@@ -38,12 +38,12 @@ def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
 
 
 def parse_tasks(text: str) -> TaskMaker:
-    """A task maker from the command line's form, ``KIND:NUMBER`` or ``KIND:LIST``.
+    """Parse a task maker in the command line's form, ``KIND:NUMBER`` or ``KIND:LIST``.
 
-    ``split`` and a variation of it are joined by a slash.
+    A slash joins ``split`` and a variation of it.
 
     Raises:
-        ValueError: an unknown kind, or a form that is none of those the message lists.
+        ValueError: an unknown kind or form; the message lists the valid ones.
 
     >>> parse_tasks("split:0-1,2-3")
     Split(classes=((0, 1), (2, 3)), combinations=False)
@@ -90,6 +90,6 @@ def _parse_one(text: str, whole: str) -> dict[str, Any]:
             config[name] = int(rest) if len(items) == 1 else [float(item) for item in items]
     except (ValueError, KeyError):
         raise ValueError(
-            f"`tasks` has {text!r}, which is not understood, in {whole!r}; forms: {_FORMS}"
+            f"`tasks` {whole!r} is not understood at {text!r}; forms: {_FORMS}"
         ) from None
     return config
