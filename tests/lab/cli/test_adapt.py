@@ -150,7 +150,7 @@ def test_predict_tells_the_task(command, trained):
     assert found["task"] == min(found["task_scores"], key=found["task_scores"].get)
     assert len(found["images"]) == 20
     shown = command("predict", trained / "run", trained / "data" / "shoes")
-    assert f"20 images, task {found['task']!r} told from the images" in shown.err
+    assert f"20 images, task {found['task']!r} identified from the images" in shown.err
 
 
 def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
@@ -379,7 +379,7 @@ def test_tasks_of_altered_images_are_not_told_from_image_files(
     assert found["task"] == "hats"
     assert list(found["task_scores"]) == ["hats"]
     one = command("predict", out, images / "new" / "3.png")
-    assert one.err.startswith("1 image, task 'hats' told from the images (entropy ")
+    assert one.err.startswith("1 image, task 'hats' identified from the images (entropy ")
 
 
 def test_baselines_know_no_new_tasks(command, trained, tmp_path):

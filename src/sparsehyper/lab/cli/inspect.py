@@ -35,7 +35,8 @@ from sparsehyper.training import TrainConfig
 def inspect(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(help="A run's directory; or describe a model by options.")
+        Path | None,
+        typer.Argument(help="A run's directory; without it the options describe a model."),
     ] = None,
     generator: Annotated[
         str, typer.Option(help="sparse, chunked, dense, butterfly or low_rank, with settings.")
@@ -43,8 +44,8 @@ def inspect(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Trainable parameters of the generator, and of a trained base, per target "
-            "parameter, at most."
+            help="Largest number of trainable parameters, of the generator and a trained base, "
+            "per target parameter."
         ),
     ] = None,
     base: Annotated[str, typer.Option(help="As for train.")] = "learned",
@@ -58,7 +59,7 @@ def inspect(
 ) -> None:
     """Show a hypernetwork's generator, layers, sizes, wiring, rank and cost.
 
-    Of a run also how the weights of each layer differ between its tasks, and which tasks are alike.
+    For a run also how the weights of each layer differ between tasks, and which tasks are similar.
 
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
@@ -113,7 +114,7 @@ def _show(summary: dict[str, Any]) -> None:
         for t in summary["tensors"]
     ]
     if statistics := summary.get("statistics"):
-        columns += ["mean", "std", "of it between tasks"]
+        columns += ["mean", "std", "between tasks"]
         for row, found in zip(rows, statistics, strict=True):
             row += [f"{found['mean']:.4f}", f"{found['std']:.4f}", f"{found['between_tasks']:.1%}"]
     print_table(f"Target, N = {summary['numel']:,} generated parameters", columns, rows)
@@ -140,7 +141,7 @@ def _show(summary: dict[str, Any]) -> None:
     )
     echo(
         f"A latent unit reaches {wiring['reach_mean']:.1%} of the outputs "
-        f"(least {wiring['reach_min']:.1%}, most {wiring['reach_max']:.1%})."
+        f"(from {wiring['reach_min']:.1%} to {wiring['reach_max']:.1%})."
     )
     rank, operations = summary["effective_rank"], summary["operations"]
     echo(

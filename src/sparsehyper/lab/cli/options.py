@@ -1,4 +1,4 @@
-"""The options that describe an experiment, once, for every command that takes one."""
+"""The options that describe an experiment, shared by all commands that take them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparsehyper.lab.runs.targets import function_of
 TrustTarget = Annotated[
     list[str] | None,
     Option(
-        help="A package.module:function that may be imported and called as the run's target. "
-        "May be given several times. Without it, only built-in targets are made.",
+        help="A package.module:function that may be imported and called to build the run's target. "
+        "May be given several times. Without it, only built-in targets are built.",
         show_default=False,
     ),
 ]
@@ -28,7 +28,7 @@ _DATA = "Data"
 _MODEL = "Model"
 _TRAINING = "Training"
 
-# Option → where it lies in `Experiment.to_dict()`.
+# Option → its path in `Experiment.to_dict()`.
 _PLACES = {
     "data": ("data", "source"),
     "tasks": ("data", "tasks"),
@@ -74,7 +74,7 @@ _PLACES = {
 }
 
 
-def _options(  # never called: its signature is the list
+def _options(  # never called: only its signature is used
     data: Annotated[
         str,
         Option(
@@ -96,19 +96,24 @@ def _options(  # never called: its signature is the list
         str | None,
         Option(
             envvar="SPARSEHYPER_DATA",
-            help="Folder with NAME/train*.parquet and NAME/test*.parquet for the named data "
-            "sets; without it they are fetched by the datasets library.",
+            help="Folder with NAME/train*.parquet and NAME/test*.parquet for each named data set; "
+            "without it they are fetched by the datasets library.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     image_size: Annotated[
-        int | None, Option(help="Resize a folder's images to this side.", rich_help_panel=_DATA)
+        int | None,
+        Option(help="Resize a folder's images to squares of this side.", rich_help_panel=_DATA),
     ] = None,
     val_fraction: Annotated[
         float, Option(help="Share of the training images to validate on.", rich_help_panel=_DATA)
     ] = 0.1,
     split_seed: Annotated[
-        int, Option(help="Seed of the split of the images.", rich_help_panel=_DATA)
+        int,
+        Option(
+            help="Seed of the split into training, validation and test images.",
+            rich_help_panel=_DATA,
+        ),
     ] = 0,
     augment: Annotated[
         list[str] | None,
@@ -118,15 +123,18 @@ def _options(  # never called: its signature is the list
         str,
         Option(
             help="mlp:128-64  cnn:16-32-64,norm=none|batch  "
-            "resnet:depth=8,width=16,norm=none|batch  resnet32  resnet18  package.module:function",
+            "resnet:depth=8,width=16,norm=none|batch  resnet32  resnet18; any of them with "
+            "/masked:0.9 for fixed zeros. Or your own package.module:function, called as "
+            "function(image_shape, n_classes) with image_shape = (channels, height, width); it "
+            "returns a torch.nn.Module that maps images to logits.",
             rich_help_panel=_MODEL,
         ),
     ] = "mlp:128-64",
     outputs: Annotated[
         int | None,
         Option(
-            help="Logits of the target; by default the most classes of a task. More leave room for "
-            "new tasks of more classes.",
+            help="Number of logits of the target; by default the classes of the largest task. More "
+            "leave room for new tasks with more classes.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -136,7 +144,7 @@ def _options(  # never called: its signature is the list
     similarity: Annotated[
         float,
         Option(
-            help="Cosine of two tasks' embeddings at the start, in [0, 1): 0 for unrelated tasks, "
+            help="Initial cosine between two tasks' embeddings, in [0, 1): 0 for unrelated tasks, "
             "0.9 for variations of one another.",
             rich_help_panel=_MODEL,
         ),
@@ -144,15 +152,16 @@ def _options(  # never called: its signature is the list
     base: Annotated[
         str,
         Option(
-            help="What is generated is added to: learned (one more number for each parameter, "
-            "shared by all tasks), zeros, residual or pretrained.",
+            help="What the generated parameters are added to: learned (one trained number per "
+            "parameter, shared by all tasks), zeros, pretrained (the target's own values) or "
+            "residual (these, trained).",
             rich_help_panel=_MODEL,
         ),
     ] = "learned",
     init: Annotated[
         str,
         Option(
-            help="Initial variance of what is generated: torch, hyperfan_in or hyperfan_out.",
+            help="Initial variance of generated parameters: torch, hyperfan_in or hyperfan_out.",
             rich_help_panel=_MODEL,
         ),
     ] = "torch",
@@ -160,48 +169,58 @@ def _options(  # never called: its signature is the list
         str,
         Option(help="Batch-norm statistics: per_task, shared or batch.", rich_help_panel=_MODEL),
     ] = "per_task",
-    steps: Annotated[int, Option(help="Updates.", rich_help_panel=_TRAINING)] = 2000,
-    batch_size: Annotated[int, Option(help="Images a batch.", rich_help_panel=_TRAINING)] = 100,
-    tasks_per_batch: Annotated[
-        int, Option(help="Tasks that a batch is made of.", rich_help_panel=_TRAINING)
-    ] = 1,
-    accumulate: Annotated[int, Option(help="Batches an update.", rich_help_panel=_TRAINING)] = 1,
+    steps: Annotated[
+        int, Option(help="Number of optimiser updates.", rich_help_panel=_TRAINING)
+    ] = 2000,
+    batch_size: Annotated[int, Option(help="Images per batch.", rich_help_panel=_TRAINING)] = 100,
+    tasks_per_batch: Annotated[int, Option(help="Tasks per batch.", rich_help_panel=_TRAINING)] = 1,
+    accumulate: Annotated[int, Option(help="Batches per update.", rich_help_panel=_TRAINING)] = 1,
     optimizer: Annotated[
         str,
         Option(
-            help="adam, adamw, radam, sgd or adafactor (little memory; try --lr 1e-2).",
+            help="adam, adamw, radam, sgd or adafactor (needs little memory; try --lr 1e-2).",
             rich_help_panel=_TRAINING,
         ),
     ] = "adam",
     lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=_TRAINING)] = 2e-3,
-    weight_decay: Annotated[float, Option(rich_help_panel=_TRAINING)] = 0.0,
+    weight_decay: Annotated[float, Option(help="Weight decay.", rich_help_panel=_TRAINING)] = 0.0,
     schedule: Annotated[
-        str, Option(help="cosine, constant or plateau.", rich_help_panel=_TRAINING)
+        str,
+        Option(
+            help="Learning rate after the warm-up: cosine, constant or plateau.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = "cosine",
     plateau_patience: Annotated[
         int,
         Option(
-            help="Validations without improvement before the plateau schedule halves the rate.",
+            help="Evaluations without improvement before the plateau schedule halves the rate.",
             rich_help_panel=_TRAINING,
         ),
     ] = 5,
     warmup: Annotated[
         int | None,
         Option(
-            help="Updates of linear warm-up; by default a tenth of all, at most 100.",
+            help="Updates of linear warm-up; by default a tenth of --steps, at most 100.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     clip: Annotated[
         float,
-        Option(help="Greatest gradient norm; 0 for no limit.", rich_help_panel=_TRAINING),
+        Option(help="Largest gradient norm; 0 for no limit.", rich_help_panel=_TRAINING),
     ] = 1.0,
     eval_every: Annotated[
-        int, Option(help="Updates between validations.", rich_help_panel=_TRAINING)
+        int,
+        Option(
+            help="Updates between evaluations on the validation images. Each evaluation writes a "
+            "checkpoint, as do the last update and an interruption; --resume continues from the "
+            "latest checkpoint.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = 500,
     patience: Annotated[
         int | None,
-        Option(help="Validations without improvement before stopping.", rich_help_panel=_TRAINING),
+        Option(help="Evaluations without improvement before stopping.", rich_help_panel=_TRAINING),
     ] = None,
     precision: Annotated[
         str, Option(help="fp32 or bf16 (autocast).", rich_help_panel=_TRAINING)
@@ -209,12 +228,17 @@ def _options(  # never called: its signature is the list
     compile: Annotated[
         bool, Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)
     ] = False,
-    device: Annotated[str, Option(help="auto, cpu, cuda, …", rich_help_panel=_TRAINING)] = "auto",
+    device: Annotated[
+        str, Option(help="Device: auto, cpu, cuda, …", rich_help_panel=_TRAINING)
+    ] = "auto",
     seed: Annotated[
-        int, Option(help="Of everything but the split.", rich_help_panel=_TRAINING)
+        int, Option(help="Seed of everything except the split.", rich_help_panel=_TRAINING)
     ] = 0,
     tensorboard: Annotated[
-        bool, Option("--tensorboard", help="Write event files too.", rich_help_panel=_TRAINING)
+        bool,
+        Option(
+            "--tensorboard", help="Write TensorBoard event files too.", rich_help_panel=_TRAINING
+        ),
     ] = False,
 ) -> None: ...
 
@@ -222,7 +246,7 @@ def _options(  # never called: its signature is the list
 def takes_experiment(
     *, without: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command that gets the experiment's options as ``**options``, but those named."""
+    """Give a command the experiment's options as ``**options``, ``without`` some of them."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
@@ -243,15 +267,15 @@ def takes_experiment(
 
 
 def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any) -> Experiment:
-    """The experiment that the options describe.
+    """Make the experiment that the options describe.
 
     Args:
-        options: as ``takes_experiment`` passes them.
+        options: options, as ``takes_experiment`` passes them.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
 
     Raises:
-        ValueError: as `Experiment`, or a pretrained base of a target that is not.
+        ValueError: as `Experiment`; also for a pretrained base of a built-in target.
     """
     check_integer("split_seed", options["split_seed"], minimum=0)
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
@@ -264,7 +288,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         raise ValueError(
             f"`base` 'pretrained' keeps the target's own values, which `target` "
             f"{settings['target']!r} draws at random; give a package.module:function that loads "
-            "some, or another base, such as 'residual'"
+            "trained ones, or another base, such as 'residual'"
         )
     return Experiment.from_dict(settings)
 
@@ -284,7 +308,7 @@ def apply_options(settings: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def given(context: typer.Context) -> dict[str, Any]:
-    """The options that stand on the command line, without those left at their default."""
+    """Options that were given on the command line, without those at their default."""
     return {
         name: value
         for name, value in context.params.items()
