@@ -188,7 +188,7 @@ def test_a_result_of_another_run(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole / "run", path)
     shutil.copy(whole / "other" / "result.json", path / "result.json")
-    with pytest.raises(CheckpointError, match=r"result\.json is the result of another run"):
+    with pytest.raises(CheckpointError, match=r"result\.json belongs to another run"):
         finished_result(path, read_experiment(path))
 
 
@@ -235,7 +235,7 @@ def test_training_goes_on_from_the_best_checkpoint(run, name, how):
     run.restore_best(best)
     damage(file, how)
     what = "is missing from the checkpoint" if how == "gone" else "is damaged: it is not what"
-    message = rf"{re.escape(f'{file} {what}')}.*; going on from the best checkpoint, of step 3"
+    message = rf"{re.escape(f'{file} {what}')}.*; continuing from the best checkpoint, of step 3"
     with pytest.warns(UserWarning, match=message):
         assert restore(run, model).step == 3
     assert same(model, best)
@@ -350,7 +350,7 @@ def test_a_tensor_too_many_or_too_few(run):
 
 
 def test_another_optimizer(run):
-    with pytest.raises(CheckpointError, match=r"is of the optimizer Adam, this run uses SGD"):
+    with pytest.raises(CheckpointError, match=r"belongs to the optimizer Adam, this run uses SGD"):
         restore(run, optimizer="sgd")
 
 
@@ -414,7 +414,7 @@ def test_moments_too_few_or_too_many(trained, tmp_path):
     ):
         save_file(changed, tmp_path / "changed")
         rewrite(run.last, "training.safetensors", (tmp_path / "changed").read_bytes())
-        with pytest.raises(CheckpointError, match=r"damaged: of 'shared\.weight' it has"):
+        with pytest.raises(CheckpointError, match=r"damaged: for 'shared\.weight' it has"):
             restore(run, optimizer=optimizer)
 
 

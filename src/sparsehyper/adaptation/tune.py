@@ -24,7 +24,7 @@ from sparsehyper.target.initialisation import NORMS
 
 TUNINGS = ("norm", "last", "all")
 TUNED_NORM_STATS = ("kept", "renewed")
-_PIECE = 512  # samples at a time of those that statistics are taken of
+_PIECE = 512  # samples at a time when estimating statistics
 
 
 @with_gradients()
@@ -41,26 +41,26 @@ def fine_tune(
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Train an ordinary model further, in place: what comes after its embedding was fitted.
+    """Train an ordinary model further, in place, for example after its embedding was fitted.
 
-    The model is in evaluation mode meanwhile: no dropout.
+    The model is in evaluation mode meanwhile, so without dropout.
 
     Args:
-        model: such as `HyperNetwork.materialize` returns.
-        samples: of the task.
-        tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the
-            linear layer that the model uses last; or ``"all"``.
-        norm_stats: batch-norm statistics are ``"kept"``, or ``"renewed"``: those of each batch
-            while training, and then those of all samples.
-        n_classes, loss, batch_size, seed: as `fit_embeddings` has them.
-        steps: updates by Adam, the learning rate falling to 0 by half a cosine.
-        lr: the first learning rate.
+        model: an ordinary model, as `HyperNetwork.materialize` returns.
+        samples: samples of the task.
+        tune: parameters to train: ``"norm"``, the normalisation layers; ``"last"``, the linear
+            layer that is used last; or ``"all"``.
+        norm_stats: ``"kept"`` keeps the batch-norm statistics; ``"renewed"`` uses those of each
+            batch while training, and then estimates them from all samples.
+        n_classes, loss, batch_size, seed: as for `fit_embeddings`.
+        steps: number of updates by Adam; the learning rate falls to 0 along half a cosine.
+        lr: initial learning rate.
 
     Raises:
-        ValueError: a setting out of range, samples that do not fit, a model that has nothing of
-            what ``tune`` names, or a loss that is not finite.
+        ValueError: a setting is out of range, samples do not fit, the model has no parameters that
+            ``tune`` names, or a loss is not finite.
         TypeError: ``model`` is a hypernetwork.
-        RuntimeError: within ``torch.inference_mode()``.
+        RuntimeError: called within ``torch.inference_mode()``.
     """
     if isinstance(model, HyperNetwork):
         raise TypeError(
@@ -107,12 +107,12 @@ def fine_tune(
 
 
 def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Parameter]:
-    """What ``tune`` names; ``ValueError`` if the model has nothing of it.
+    """The parameters that ``tune`` names; raises ``ValueError`` if there are none.
 
     Args:
         model: the model.
         tune: one of `TUNINGS`.
-        x: inputs, by which the layer that is used last is found.
+        x: inputs to run the model on, to find the layer that is used last.
     """
     check_choice("tune", tune, TUNINGS)
     if tune == "all":
@@ -128,14 +128,14 @@ def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Paramete
 
 
 def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
-    """Those that a model uses, in order, which need not be that of their declaration."""
+    """The linear layers in the order of use, which may differ from their declaration."""
     used: list[nn.Module] = []
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
     try:
         random = torch.random.fork_rng([x.device] if x.is_cuda else [])
         with evaluation_mode(model), torch.no_grad(), random:
-            model(x[:2])  # of one alone, norms of a batch's own statistics could make nothing
+            model(x[:2])  # batch norms without running statistics need more than one sample
     finally:
         for hook in hooks:
             hook.remove()
@@ -143,7 +143,7 @@ def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
 
 
 def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Those that keep statistics."""
+    """Batch norms with running statistics."""
     return [
         module
         for module in model.modules()
@@ -155,7 +155,7 @@ def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def _renew(
     model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], task: TaskSamples
 ) -> None:
-    """Take statistics of all samples, as the mean over pieces."""
+    """Estimate the statistics from all samples, as the mean over pieces."""
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -1,7 +1,7 @@
-"""Loss and accuracy, task by task.
+"""Loss and accuracy of every task.
 
 A target has as many outputs as its largest task has classes. Outputs beyond a task's own classes
-are masked with -inf, in the loss as in the prediction.
+are set to -inf, both in the loss and in predictions.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class EvaluationData(Protocol):
-    """Images to evaluate on; as the ``val`` and ``test`` of a task set of ``lab.data``."""
+    """Images to evaluate on, task by task."""
 
     @property
     def counts(self) -> Sequence[int]:
-        """How many images each task has."""
+        """Number of images of each task."""
 
     def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
-        """Every image of a task once, in order."""
+        """All images of a task once, in order."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """Result of `evaluate`.
 
     Attributes:
-        tasks: the tasks' names.
-        accuracies: of each task, in [0, 1].
+        tasks: task names, in order.
+        accuracies: accuracy of each task, in [0, 1].
         losses: mean cross entropy of each task, in nats.
     """
 
@@ -50,26 +50,26 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Mean over tasks, each counting the same whatever its number of images."""
+        """Mean accuracy over tasks; all tasks have equal weight."""
         return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def loss(self) -> float:
-        """Mean over tasks."""
+        """Mean loss over tasks; all tasks have equal weight."""
         return sum(self.losses) / len(self.losses)
 
     @property
     def worst_accuracy(self) -> float:
-        """The accuracy of `worst_task`."""
+        """Accuracy of `worst_task`."""
         return min(self.accuracies)
 
     @property
     def worst_task(self) -> str:
-        """The task of lowest accuracy, the first one on a tie."""
+        """Name of the task with the lowest accuracy, the first one on a tie."""
         return self.tasks[self.accuracies.index(min(self.accuracies))]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, the means and the worst task included."""
+        """A JSON-ready dict, with the means and the worst task."""
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
@@ -100,13 +100,13 @@ def evaluate(
 
     Args:
         model: called as ``model(x, task=task)`` with an int ``task``; returns logits
-            ``[batch, outputs]``. Its mode is as before on return.
+            ``[batch, outputs]``. Its mode is restored afterwards.
         data: the images of each task.
-        names: the tasks' names; ``"task 0"``, ``"task 1"``, … when not given.
-        n_classes: each task's number of classes; every output counts when not given.
-        batch_size: images a batch.
+        names: task names, by default ``"task 0"``, ``"task 1"``, ….
+        n_classes: number of classes of each task; by default every output counts.
+        batch_size: number of images per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
-        processes: share the tasks among these processes; each returns the whole result.
+        processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
         ValueError: a task has no images, or the lengths of the arguments differ.
@@ -127,7 +127,7 @@ def evaluate(
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
-    # Kept on the device until every task is counted, so that nothing waits for it before that.
+    # Sums stay on the device until the end, so that nothing waits for it before.
     right, loss = totals = torch.zeros(2, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):

@@ -282,7 +282,7 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
     assert "nothing is ever written over" in refused(
         *("adapt", adapted, "--data", images, "--task", "x", "--out", trained / "run")
     )
-    assert "go with `--out`" in refused("tasks", adapted, "--remove", "hats")
+    assert "needs `--out`" in refused("tasks", adapted, "--remove", "hats")
     assert "`--format` 'pt2' does not go with .onnx" in refused(
         *("export", adapted, "--task", "hats", "--out", "x.onnx", "--format", "pt2")
     )

@@ -199,7 +199,7 @@ def test_resume_says_that_it_goes_on_from_the_best_checkpoint(command, tmp_path)
         done = command("train", "--out", run, "--resume", "--steps", 30, "--quiet")
     assert done.code == 0
     assert done.err.startswith(f"warning: {weights} is damaged: ")
-    assert "; going on from the best checkpoint, of step " in done.err
+    assert "; continuing from the best checkpoint, of step " in done.err
     assert done.err.count("\n") == 1
 
 
