@@ -158,9 +158,7 @@ def test_a_checkpoint_of_another_run(whole, tmp_path, place):
     best = path / "checkpoints" / "best"
     shutil.rmtree(best)
     shutil.copytree(whole / "other" / "checkpoints" / "best", best)
-    with pytest.raises(
-        CheckpointError, match=rf"{re.escape(str(best))} is a checkpoint of another"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(best))} belongs to another run"):
         load_run(path)
 
 

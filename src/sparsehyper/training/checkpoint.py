@@ -4,7 +4,7 @@
 ``config.json``           written by the model's own ``save``
 ``model.safetensors``     the weights, written by the model's own ``save``
 ``training.safetensors``  the optimiser's tensors, as ``<parameter>/<name>``
-``training.json``         step, accuracies so far, best evaluation; ids of the run and the optimiser;
+``training.json``         step, accuracies so far, best evaluation; ids of run and optimiser;
                           size and digest of ``metrics.jsonl``
 ``SHA256SUMS``            digests of the files above, as ``sha256sum --check`` reads them
 ========================  =========================================================================

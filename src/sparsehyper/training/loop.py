@@ -309,8 +309,8 @@ def _stream(
     position = start
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
-        # A batch of one task needs only one set of parameters. Checked on the CPU, where it costs no
-        # wait for the device.
+        # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
+        # does not wait for the device.
         one_task = task.device.type == "cpu" and bool((task == task[0]).all())
         yield _to(x, device), _to(y, device), int(task[0]) if one_task else _to(task, device)
         position += 1

@@ -263,7 +263,7 @@ class Run:
         If it is damaged, ``best`` is loaded instead, with a warning.
 
         Returns:
-            The state of training; the initial state, with nothing loaded, if there is no checkpoint.
+            The state of training; the initial one, with nothing loaded, if there is no checkpoint.
 
         Raises:
             CheckpointError: both checkpoints are damaged or belong to another model, or the metrics

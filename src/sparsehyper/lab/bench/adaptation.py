@@ -1,4 +1,4 @@
-"""New tasks: the time to fit embeddings, and to make a model of one."""
+"""New tasks: the time to fit embeddings, and to make a model from one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TARGETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """Rows of ``fits``, ``over`` the fit of one task, and of ``models``, over loading a file."""
+    """Rows of ``fits``, relative to the fit of one task, and of ``models``, to loading a file."""
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():

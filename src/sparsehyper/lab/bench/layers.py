@@ -20,10 +20,10 @@ _PORTABLE, _COMPILED, _COO = "sparse, plain PyTorch", "sparse, compiled", "torch
 
 
 def measure_layers(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """One row for every topology, batch size, pass and method, and the reason of any left out.
+    """One row for every topology, batch size, pass and method, and the reason for any left out.
 
-    A row's ``over`` is how many times as long the method took as, in the same round, moving every
-    byte once (``floor``), the thesis's scheme (``thesis``) and the sparse layer (``sparse``).
+    A row's ``over`` is the method's time relative to that of moving every byte once (``floor``),
+    of the thesis's scheme (``thesis``) and of the sparse layer (``sparse``) in the same round.
     """
     found = [
         _measure({"topology": topology, "batch": batch}, sizes, rounds, seed)
@@ -101,7 +101,7 @@ def _work(method: nn.Module, x: Tensor, grad: Tensor | None) -> Callable[[], Any
 
 
 def _compiled(layer: SparseLinear, x: Tensor, grad: Tensor) -> tuple[nn.Module, str]:
-    torch.compiler.reset()  # a second batch size would be compiled for any
+    torch.compiler.reset()  # otherwise a second batch size is compiled for dynamic shapes
     compiled = copy.copy(layer)
     compiled.compile()
     seconds = timed(lambda: compiled(x).backward(grad))()

@@ -1,15 +1,15 @@
-"""One run of the benchmarks, kept in a directory.
+"""One run of the benchmarks, written to a directory.
 
 ``results.json``, rewritten after every group, holds
 
 =============  ====================================================================================
-``machine``    processor, cores, memory, system, versions, threads, environment that bears on speed
+``machine``    what `sparsehyper.lab.machine` describes
 ``settings``   sizes, rounds, seed
-``groups``     by name, what each ``measure_…`` function returns
+``groups``     the result of each ``measure_…`` function, by name of the group
 =============  ====================================================================================
 
-Every row has ``seconds``, one number for every round; what is derived from them is given as
-median and quartiles (``median``, ``low``, ``high``). Memory is in bytes.
+Every row has ``seconds``, one number per round. Values derived from them are given as median and
+quartiles (``median``, ``low``, ``high``). Memory is in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sparsehyper.lab.bench.steps import measure_steps
 from sparsehyper.lab.machine import machine
 from sparsehyper.training.run import write_json
 
-FORMAT = 1
+_FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
 RESULTS = "results.json"
 Measure = Callable[[Sizes, int, int], dict[str, Any]]
@@ -48,19 +48,19 @@ def bench(
     rounds: int = 7,
     seed: int = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run groups of benchmarks and yield, after each, its name and all results so far.
+    """Run groups of benchmarks; yields, after each, its name and all results so far.
 
     Args:
-        directory: where ``results.json`` goes; made if need be.
-        groups: names of `GROUPS`; all by default, ``"peers"`` only where the next is given.
-        peers: the folder with the worker of other libraries and their environment.
-        sizes: how large.
-        rounds: how often everything is timed, at least 1.
-        seed: of wirings, weights and inputs.
+        directory: directory for ``results.json``; made if it does not exist.
+        groups: names from `GROUPS`; all by default, ``"peers"`` only if its folder is given.
+        peers: folder with the worker of other libraries and their environment.
+        sizes: sizes of the benchmarks.
+        rounds: number of times that everything is timed, at least 1.
+        seed: seed of wirings, weights and inputs.
 
     Raises:
-        FileExistsError: the directory has results.
-        FileNotFoundError: ``peers`` lacks something.
+        FileExistsError: the directory already has results.
+        FileNotFoundError: the folder ``peers`` is incomplete.
         ValueError: an unknown group, or ``"peers"`` without their folder; ``rounds`` below 1 or a
             negative seed.
     """
@@ -88,7 +88,7 @@ def bench(
         raise FileExistsError(f"`out` must be a directory, and {path.parent} is a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "date": date.today().isoformat(),
         "machine": machine(),
         "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},

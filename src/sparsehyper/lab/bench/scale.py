@@ -1,12 +1,12 @@
 """Large targets: time and memory to build, to generate, and of a training step.
 
-Each is measured in a process of its own. The account of a training step's memory is
+Each is measured in a process of its own. The memory of a training step is divided into
 
     peak = weights + gradients + optimiser state + buffers + target's activations + x · 4 N bytes
 
-where what the target's activations take is measured too: the plain target's own peak of the same
-step, less its weights, gradients and optimiser state. x is what generating costs besides, in
-vectors of N float32 numbers: θ, its gradient, and what the generator holds for its backward pass.
+The target's activations are measured too: they are the plain target's peak in the same step, less
+its weights, gradients and optimiser state. x is the additional cost of generating, in vectors of N
+float32 numbers: θ, its gradient, and what the generator saves for its backward pass.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _TASKS = 2
 
 _MOST_ROUNDS = 3  # a step takes seconds
 
-# Trainable parameters, gradients, two moments, and twice as many again for all that is N long.
+# Weights, gradients and two moments take 16 bytes; 8 more are for all vectors of length N.
 _BYTES_PER_WEIGHT = 24
 
 
 def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """One row for every target, generator and optimiser, and the reason of any left out."""
+    """One row for every target, generator and optimiser, and the reason for any left out."""
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     if not memory.can_measure():
-        reason = "this system does not tell a process's peak memory"
+        reason = "this system does not report a process's peak memory"
         return {"rows": [], "skipped": [{"target": t, "reason": reason} for t in sizes.scale]}
     rounds = min(rounds, _MOST_ROUNDS)
     for target in sizes.scale:
@@ -97,11 +97,11 @@ def _hypernetwork(
 
 
 def _begin(target: str, seed: int) -> tuple[Tensor, Tensor, int]:
-    """A batch, and the bytes that the process holds before there is any model."""
+    """Make a batch; returns it and the bytes that the process holds without a model."""
     torch.manual_seed(seed)
     x, y = LARGE_TARGETS[target].batch()
     one = nn.Linear(8, 8)
-    make_step(one, lambda: one(torch.ones(1, 8)), y.new_zeros(1))()  # loads what every step needs
+    make_step(one, lambda: one(torch.ones(1, 8)), y.new_zeros(1))()  # loads the libraries
     return x, y, memory.resident()
 
 
@@ -113,7 +113,7 @@ def _step(
     rounds: int,
     before: int,
 ) -> dict[str, Any]:
-    """Time and peak of a training step once the optimiser has its state."""
+    """Time and peak memory of a training step, once the optimiser has its state."""
     step = make_step(model, call, labels, TrainConfig(steps=1, optimizer=optimizer))
     state = step().state
     memory.reset_peak()
@@ -134,17 +134,17 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def _beside(row: dict[str, Any]) -> int:
-    """Bytes of a step beside what lasts and the gradients."""
+def _working_memory(row: dict[str, Any]) -> int:
+    """Bytes of a step other than weights, gradients, optimiser state and buffers."""
     return row["peak"] - sum(row[part] for part in ("weights", "gradients", "state", "buffers"))
 
 
 def _account(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    activations = max(0, _beside(plain))
+    activations = max(0, _working_memory(plain))
     return {
         **row,
         "activations": activations,
-        "x": (_beside(row) - activations) / (4 * row["numel"]),
+        "x": (_working_memory(row) - activations) / (4 * row["numel"]),
         "over_plain": row["step_seconds"] / plain["step_seconds"],
         "plain": plain,
     }

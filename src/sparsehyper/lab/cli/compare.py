@@ -26,8 +26,8 @@ def compare(
         list[str] | None,
         typer.Option(
             help="May be given several times: sparse  chunked  dense  butterfly  low_rank  "
-            "experts  shared_trunk, with settings as in sparse:topology=local. By default sparse, chunked, "
-            "dense, experts and shared_trunk."
+            "experts  shared_trunk, with settings as in sparse:topology=local. By default sparse, "
+            "chunked, dense, experts and shared_trunk."
         ),
     ] = None,
     budget: Annotated[
