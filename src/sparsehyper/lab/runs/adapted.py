@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper._util.classifiers import accuracy
