@@ -6,7 +6,6 @@ It goes to standard error, so that standard output holds results only.
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any, Self
 
 from sparsehyper._util.extras import require
@@ -57,12 +56,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -57,6 +57,11 @@ class TaskSet:
     val: TaskSplit
     test: TaskSplit
 
+    @property
+    def n_classes(self) -> list[int]:
+        """Number of classes of each task."""
+        return [len(names) for names in self.classes]
+
     def select(self, names: Sequence[str]) -> TaskSet:
         """Select some of the tasks, in the order given; the images are not copied.
 

@@ -17,7 +17,16 @@ from sparsehyper import saving
 from sparsehyper.layout import count_numbers, plan_layout
 
 
-class Experts(nn.Module):
+class _Baseline(nn.Module):
+    kind: str
+    task_names: tuple[str, ...]
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
+        saving.save(directory, {"kind": self.kind, "tasks": list(self.task_names)}, self)
+
+
+class Experts(_Baseline):
     """A separate target for every task, each with its own initial weights.
 
     A batch gives no gradient to the experts of other tasks.
@@ -61,12 +70,8 @@ class Experts(nn.Module):
         outputs = [self.experts[t](part) for t, part in zip(tasks.tolist(), parts, strict=True)]
         return torch.cat(outputs)[order.argsort()]
 
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
-        _save(self, directory)
 
-
-class SharedTrunk(nn.Module):
+class SharedTrunk(_Baseline):
     """One target for all tasks, with a separate last linear layer for each task.
 
     Args:
@@ -120,17 +125,8 @@ class SharedTrunk(nn.Module):
             return F.linear(features, self.weight[task], self.bias[task])
         return torch.einsum("bi,boi->bo", features, self.weight[task]) + self.bias[task]
 
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
-        _save(self, directory)
-
 
 BASELINES = (Experts.kind, SharedTrunk.kind)
-
-
-def _save(model: Experts | SharedTrunk, directory: str | PathLike[str]) -> None:
-    config = {"kind": model.kind, "tasks": list(model.task_names)}
-    saving.save(directory, config, model)
 
 
 def _check_tasks(task: int | Tensor, count: int) -> None:

@@ -155,7 +155,7 @@ def run_experiment(
             tasks.val,
             experiment.training,
             names=tasks.names,
-            n_classes=[len(names) for names in tasks.classes],
+            n_classes=tasks.n_classes,
             run=run,
             quiet=quiet,
         )
@@ -439,7 +439,7 @@ def _evaluate(
         model,
         getattr(tasks, split),
         names=tasks.names,
-        n_classes=[len(names) for names in tasks.classes],
+        n_classes=tasks.n_classes,
         batch_size=experiment.training.eval_batch_size,
         precision=experiment.training.precision,
         processes=here,
