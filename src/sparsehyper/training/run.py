@@ -95,6 +95,11 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config: dict[str, Any] = {}
+        self._config_path = self.path / "config.json"
+        self._metrics_path = self.path / "metrics.jsonl"
+        self._checkpoints = self.path / CHECKPOINTS
+        self._checkpoints_new = self.path / "checkpoints.new"
+        self._checkpoints_old = self.path / OLD_CHECKPOINTS
         self._writes = is_main_process()
         self._lock: FileLock | None = None
         self._metrics_hash = hashlib.sha256()  # of metrics.jsonl
@@ -363,26 +368,6 @@ class Run:
     def _write_config(self, run: str) -> None:
         about = {"run": run, "config": self.config, "versions": _versions()}
         write_sealed(self._config_path, about)
-
-    @property
-    def _config_path(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS
-
-    @property
-    def _checkpoints_new(self) -> Path:
-        return self.path / "checkpoints.new"
-
-    @property
-    def _checkpoints_old(self) -> Path:
-        return self.path / OLD_CHECKPOINTS
 
     def _resume(self, config: Mapping[str, Any] | None, may_differ: Collection[str]) -> None:
         self.config = read_config(self.path)["config"]

@@ -64,14 +64,7 @@ class TaskInfo:
     @classmethod
     def of(cls, tasks: TaskSet) -> Self:
         """Describe tasks that are loaded."""
-        return cls(
-            tasks.names,
-            tasks.classes,
-            tasks.image_shape,
-            tasks.mean,
-            tasks.std,
-            tasks.fingerprint,
-        )
+        return cls(**{field.name: getattr(tasks, field.name) for field in dataclasses.fields(cls)})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
