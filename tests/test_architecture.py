@@ -43,12 +43,13 @@ MAY_IMPORT = {
 # Within the lab.
 LAB_MAY_IMPORT = {
     "__init__": set(),
+    "machine": set(),
     "data": set(),
     "plots": set(),
     "report": {"studies", "plots"},
-    "bench": set(),
-    "runs": {"data"},
-    "studies": {"runs", "data", "plots"},
+    "bench": {"machine"},
+    "runs": {"machine", "data"},
+    "studies": {"machine", "runs", "data", "plots"},
     "cli": {"data", "runs", "studies", "bench", "report", "plots"},
 }
 LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis", "__init__"}

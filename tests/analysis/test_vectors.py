@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsehyper import HyperNetwork, InputEncoder, Sparse, TaskEmbedding
-from sparsehyper.analysis import distances, generated_weights, project, task_embeddings
+from sparsehyper.analysis import distances, generated_weights, project, task_embeddings, vectors
 from sparsehyper.analysis import gram as gram_module
 
 
@@ -108,3 +108,17 @@ def test_bad_vectors_are_refused(hnet):
         distances(torch.ones(2, 2), "l1")
     with pytest.raises(ValueError, match=r"`vectors` must not be zero .* row 1"):
         distances(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+
+
+def test_nearest_vectors_are_the_same_a_few_rows_at_a_time(monkeypatch):
+    z = torch.randn(7, 8, generator=torch.Generator().manual_seed(0))
+    nearest, cosines = vectors.nearest_vectors(z)
+    monkeypatch.setattr(vectors, "_ROWS", 3)
+    few = vectors.nearest_vectors(z)
+    assert torch.equal(few[0], nearest)
+    torch.testing.assert_close(few[1], cosines)
+    between = distances(z).fill_diagonal_(torch.inf)
+    assert torch.equal(nearest, between.argmin(1))
+    torch.testing.assert_close(cosines, 1 - between.amin(1))
+    with pytest.raises(ValueError, match="`vectors` must be at least 2, got 1"):
+        vectors.nearest_vectors(z[:1])

@@ -158,9 +158,7 @@ def test_a_checkpoint_of_another_run(whole, tmp_path, place):
     best = path / "checkpoints" / "best"
     shutil.rmtree(best)
     shutil.copytree(whole / "other" / "checkpoints" / "best", best)
-    with pytest.raises(
-        CheckpointError, match=rf"{re.escape(str(best))} is a checkpoint of another"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(best))} belongs to another run"):
         load_run(path)
 
 
@@ -180,7 +178,7 @@ def test_tasks_of_a_run_with_another_checkpoint(whole, tmp_path):
     shutil.copytree(whole / "adapted", path)
     change_tasks(whole / "other", tmp_path / "theirs", rename=("0-1-2-3-4", "low"))
     shutil.copy(tmp_path / "theirs" / "tasks.json", path / "tasks.json")
-    with pytest.raises(CheckpointError, match=r"tasks\.json belongs to another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"tasks\.json does not belong to the checkpoint"):
         load_run(path)
 
 
@@ -188,7 +186,7 @@ def test_a_result_of_another_run(whole, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole / "run", path)
     shutil.copy(whole / "other" / "result.json", path / "result.json")
-    with pytest.raises(CheckpointError, match=r"result\.json is the result of another run"):
+    with pytest.raises(CheckpointError, match=r"result\.json belongs to another run"):
         finished_result(path, read_experiment(path))
 
 
@@ -235,7 +233,7 @@ def test_training_goes_on_from_the_best_checkpoint(run, name, how):
     run.restore_best(best)
     damage(file, how)
     what = "is missing from the checkpoint" if how == "gone" else "is damaged: it is not what"
-    message = rf"{re.escape(f'{file} {what}')}.*; going on from the best checkpoint, of step 3"
+    message = rf"{re.escape(f'{file} {what}')}.*; continuing from the best checkpoint, of step 3"
     with pytest.warns(UserWarning, match=message):
         assert restore(run, model).step == 3
     assert same(model, best)
@@ -350,7 +348,7 @@ def test_a_tensor_too_many_or_too_few(run):
 
 
 def test_another_optimizer(run):
-    with pytest.raises(CheckpointError, match=r"is of the optimizer Adam, this run uses SGD"):
+    with pytest.raises(CheckpointError, match=r"belongs to the optimizer Adam, this run uses SGD"):
         restore(run, optimizer="sgd")
 
 
@@ -414,7 +412,7 @@ def test_moments_too_few_or_too_many(trained, tmp_path):
     ):
         save_file(changed, tmp_path / "changed")
         rewrite(run.last, "training.safetensors", (tmp_path / "changed").read_bytes())
-        with pytest.raises(CheckpointError, match=r"damaged: of 'shared\.weight' it has"):
+        with pytest.raises(CheckpointError, match=r"damaged: for 'shared\.weight' it has"):
             restore(run, optimizer=optimizer)
 
 

@@ -42,5 +42,5 @@ def test_settings_of_the_wrong_type(settings):
 
 
 def test_unknown_setting():
-    with pytest.raises(KeyError, match="'learning_rate'; expected one of 'steps', 'optimizer'"):
+    with pytest.raises(ValueError, match="'learning_rate'; it has: 'steps', 'optimizer'"):
         TrainConfig.from_dict({"steps": 1, "learning_rate": 0.1})

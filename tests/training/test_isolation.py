@@ -40,7 +40,7 @@ def test_an_exception_there():
 def test_a_death_there():
     with pytest.raises(DiedError, match=r"the process died with exit code 3$"):
         call_in_process(os._exit, 3)
-    with pytest.raises(DiedError, match="exit code -9, killed, most likely for want of memory"):
+    with pytest.raises(DiedError, match="exit code -9, killed, most likely because memory ran out"):
         call_in_process(kill_itself)
 
 

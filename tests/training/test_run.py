@@ -56,7 +56,7 @@ def test_a_run_is_never_written_over(tmp_path):
 
 def test_other_peoples_files_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("done")
-    with pytest.raises(FileExistsError, match="already holds files that are not a run's"):
+    with pytest.raises(FileExistsError, match="already holds files of something else"):
         Run.create(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(NotADirectoryError, match=r"`path` must be a directory .*thesis\.txt"):

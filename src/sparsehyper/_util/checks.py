@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,16 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         valid = ", ".join(map(repr, choices))
         raise ValueError(f"`{argument}` must be one of {valid}; got {value!r}")
+
+
+def check_settings(owner: str, settings: Any, known: Iterable[str]) -> None:
+    """Raise unless ``settings`` is a mapping with none but the ``known`` names."""
+    check_type(owner, settings, Mapping, "settings by name")
+    known = list(known)
+    for name in settings:
+        if name not in known:
+            valid = ", ".join(map(repr, known)) or "none"
+            raise ValueError(f"{owner} has no setting {name!r}; it has: {valid}")
 
 
 def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:

@@ -19,7 +19,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-_READ_ONLY = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _SEAL = b',\n "sha256": "'
 
 
@@ -102,20 +101,27 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_file(path: Path, folder: int | None = None) -> BufferedReader:
-    """A regular file, open for reading.
+def open_file(
+    path: Path, folder: int | None = None, *, follow_links: bool = False
+) -> BufferedReader:
+    """Open a regular file for reading.
 
     Args:
         path: path of the file.
         folder: an open descriptor of its directory, to read from that directory even if it has
             been renamed.
+        follow_links: accept a link to a regular file.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is a link, a pipe, a device or a directory.
+        CheckpointError: the file is a link (without ``follow_links``), a pipe, a device or a
+            directory.
     """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path if folder is None else path.name, _READ_ONLY, dir_fd=folder)
+        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CheckpointError(

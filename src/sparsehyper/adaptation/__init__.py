@@ -1,11 +1,11 @@
-"""New tasks for a trained hypernetwork: fit an embedding, tell a task, tune what comes out."""
+"""New tasks for a trained hypernetwork: fit embeddings, identify tasks, fine-tune models."""
 
-from sparsehyper.adaptation.fit import INITS, SPACES, Fit, fit_embedding, fit_embeddings
+from sparsehyper.adaptation.fit import EMBEDDING_INITS, SPACES, Fit, fit_embedding, fit_embeddings
 from sparsehyper.adaptation.predict import Identified, average_predictions, identify_task
 from sparsehyper.adaptation.tune import TUNINGS, fine_tune
 
 __all__ = [
-    "INITS",
+    "EMBEDDING_INITS",
     "SPACES",
     "TUNINGS",
     "Fit",

@@ -1,10 +1,9 @@
-"""New tasks from an embedding alone: a hypernetwork learns a task by one vector.
+"""New tasks from an embedding alone: a hypernetwork learns a task by fitting one vector.
 
     z* = argmin_z  mean loss of target(x; base + scale ⊙ G(normalise(z))) over the task's samples
 
-Everything but z stays as it is, to the bit. All tasks and all restarts are fitted at once, by
-L-BFGS: a step generates the models of many in one batch and runs those of equally many samples
-together.
+Everything but z stays bit-identical. All tasks and all restarts are fitted at once by L-BFGS: a
+step generates many models in one batch, and runs models with equally many samples together.
 
 Source: fitting an embedding under a frozen hypernetwork, and embeddings that are a softmax mixture
 of the known ones, as in F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer, check_vector
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -31,40 +31,38 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     check_outputs,
-    evaluating,
-    masked,
     pieces,
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import run_tasks
 
-INITS = ("mean", "nearest", "mixture", "random")
+EMBEDDING_INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")
 
-# What is held at once; more tasks take turns in a step.
-_MOST_GENERATED = 1 << 26  # numbers
+# Limits on what is held at once; within a step, further tasks follow in turn.
+_MOST_GENERATED = 1 << 26  # generated numbers
 _MOST_SAMPLES = 1024
-_MOST_COMPARED = 256  # samples by which known tasks are compared
-_PIECE = 512  # samples at a time of those that losses are measured on
+_MOST_COMPARED = 256  # samples to compare known tasks on
+_PIECE = 512  # samples at a time for losses without gradients
 
 _MORE_OUTPUTS = "train a target that has more (`sparsehyper train --outputs`)"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit_embedding` found for a task.
+    """Result of `fit_embedding` for one task.
 
     Attributes:
-        name: of the task.
-        embedding: the one that was kept, ``[latent_dim]``; of unit second moment, unless it is a
+        name: task name.
+        embedding: the best embedding, ``[latent_dim]``; with unit second moment, unless it is a
             mixture.
-        loss: its mean loss, on the validation samples where there are any.
-        embeddings: of all restarts, ``[restarts, latent_dim]``.
-        losses: of all restarts.
+        loss: its mean loss, on the validation samples if there are any.
+        embeddings: embeddings of all restarts, ``[restarts, latent_dim]``.
+        losses: mean losses of all restarts.
         statistics: batch-norm statistics of all restarts, ``[restarts, *shape]`` each.
-        steps: evaluations made.
-        seconds: that all tasks fitted together took.
+        steps: number of evaluations of the loss.
+        seconds: duration of the fit of all tasks together.
     """
 
     name: str
@@ -94,7 +92,8 @@ def fit_embedding(
 ) -> Fit:
     """Fit the embedding of one new task and add the task.
 
-    The settings are those of `fit_embeddings`, ``validation`` and ``n_classes`` of this task alone.
+    The arguments are those of `fit_embeddings`, with ``validation`` and ``n_classes`` for this task
+    alone.
 
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> module = torch.nn.Linear(5, 2)
@@ -134,40 +133,41 @@ def fit_embeddings(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> dict[str, Fit]:
-    """Fit the embeddings of new tasks, all together, and add the tasks.
+    """Fit the embeddings of new tasks together, and add the tasks.
 
-    Nothing else of the hypernetwork changes, its mode included. Dropout is off while fitting.
-    Batch norms with statistics per task use those of the batch, as in training, and a new task's
-    statistics are then taken from all its samples; other statistics are used as they are.
+    Nothing else in the hypernetwork changes, including its mode. Dropout is off while fitting.
+    Batch norms with statistics per task use those of the batch, as in training; a new task's
+    statistics are then estimated from all its samples. Other statistics are used as they are.
 
     Args:
-        hnet: trained on other tasks.
-        tasks: the samples of each new task.
-        validation: samples of each new task that choose among restarts; by default the samples
-            it is fitted to.
-        init: where to start: that of the ``"nearest"`` known task (of least loss on the samples),
-            ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of minus their
-            losses), ``"random"``, or a vector ``[latent_dim]``.
-        restarts: embeddings fitted for each task; all but the first start at random.
-        space: ``"free"``, any vector; ``"mixture"``, a softmax mixture of the known embeddings,
-            whose logits are fitted, whatever ``init`` from 0 (their mean).
-        n_classes: of all new tasks, or of each by name; by default its greatest label and one.
-            Further outputs are masked. For the default loss.
-        loss: of each sample; by default cross entropy of logits ``[n, outputs]``.
-        steps: evaluations of the loss and its gradient by L-BFGS, that at the start among them.
-        batch_size: samples of each task that its embedding is fitted to, at most; they are drawn
-            once, as many of each class as there are, and all of them are in every step.
-        seed: of random starts and of these samples.
+        hnet: hypernetwork that was trained on other tasks.
+        tasks: samples of each new task.
+        validation: samples of each new task to choose among restarts by; by default the samples
+            that it is fitted to.
+        init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on the
+            samples), the ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of
+            their negative losses), ``"random"``, or a vector ``[latent_dim]``.
+        restarts: number of embeddings to fit for each task; all but the first start at random.
+        space: ``"free"``, any vector; or ``"mixture"``, a softmax mixture of the known embeddings,
+            whose logits are fitted. The logits start at 0 (the mean), whatever ``init`` is.
+        n_classes: number of classes of all new tasks, or of each by name; by default the largest
+            label plus one. Outputs beyond it are ignored. For the default loss only.
+        loss: function that returns the loss of each sample; by default cross entropy of logits
+            ``[n, outputs]``.
+        steps: number of evaluations of loss and gradient by L-BFGS, including the first.
+        batch_size: largest number of samples that an embedding is fitted to. They are drawn once,
+            balanced over classes as far as there are samples, and every step uses all of them.
+        seed: seed of random starts and of the choice of samples.
 
     Returns:
-        What was found, by name.
+        One `Fit` for each task, by name.
 
     Raises:
-        ValueError: a name that is a task already; no samples; labels that are no class numbers or
-            of one class only; more classes than the target has outputs; a loss that is not
-            finite. The hypernetwork is then as it was.
+        ValueError: a name is already taken, there are no samples, labels are no class numbers or
+            all the same, a task has more classes than the target has outputs, or a loss is not
+            finite. The hypernetwork is then unchanged.
         TypeError: the hypernetwork's conditioner is no `TaskEmbedding`, or ``tasks`` no mapping.
-        RuntimeError: within ``torch.inference_mode()``.
+        RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
     check_integer("restarts", restarts, minimum=1, maximum=MOST_REPEATS)
@@ -175,7 +175,7 @@ def fit_embeddings(
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
     if not isinstance(init, Tensor):
-        check_choice("init", init, INITS)
+        check_choice("init", init, EMBEDDING_INITS)
     for argument, value in (("tasks", tasks), ("validation", validation)):
         if value is not None and not isinstance(value, Mapping):
             raise TypeError(
@@ -197,7 +197,7 @@ def fit_embeddings(
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is no new task")
     wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
-    wanted.sort(key=lambda task: min(len(task.x), batch_size))  # those of equally many run together
+    wanted.sort(key=lambda task: min(len(task.x), batch_size))  # equal sizes run together
     held = wanted
     if validation is not None:
         if missing := [name for name in names if name not in validation]:
@@ -236,11 +236,11 @@ def fit_embeddings(
 
 @contextmanager
 def frozen(hnet: HyperNetwork) -> Iterator[None]:
-    """Within, a hypernetwork is in evaluation mode and its parameters get no gradients."""
+    """Within the block, evaluation mode, and no gradients for the hypernetwork's parameters."""
     trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
     hnet.requires_grad_(False)
     try:
-        with evaluating(hnet):
+        with evaluation_mode(hnet):
             yield
     finally:
         for parameter in trained:
@@ -248,7 +248,7 @@ def frozen(hnet: HyperNetwork) -> Iterator[None]:
 
 
 class _Fitter:
-    """Embeddings ``[tasks, restarts, dim]`` of some new tasks, all fitted at once."""
+    """Fits the embeddings ``[tasks, restarts, dim]`` of some new tasks together."""
 
     def __init__(
         self,
@@ -266,9 +266,9 @@ class _Fitter:
         self._known = hnet.task_embedding.weight.detach()
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
-        """Where each embedding starts, with unit second moment."""
+        """Initial embeddings, with unit second moment."""
         known, shape = self._known, (len(self._tasks), self._restarts, self._known.shape[1])
-        # The same for every task, whatever the others are.
+        # The same random starts for every task, so that they do not depend on the other tasks.
         z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
         if isinstance(init, Tensor):
             check_vector("init", init, known.shape[1])
@@ -282,7 +282,7 @@ class _Fitter:
         return self._hnet.normalise(z)
 
     def mixtures(self, seed: int) -> Tensor:
-        """Logits of mixtures of the known embeddings, the first of every task all alike."""
+        """Initial logits of mixtures of the known embeddings; zeros for the first restart."""
         z = normal((self._restarts, len(self._known)), seeded(seed)).to(self._known)
         z[0] = 0
         return z.repeat(len(self._tasks), 1, 1)
@@ -290,10 +290,10 @@ class _Fitter:
     def fit(
         self, start: Tensor, space: str, steps: int, batch_size: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """The embeddings after ``steps`` evaluations, from where they start or from logits.
+        """Fit from the initial embeddings, or from logits of mixtures.
 
         Returns:
-            Embeddings ``[tasks, restarts, dim]``, and the statistics that they then have.
+            Embeddings ``[tasks, restarts, dim]``, and their batch-norm statistics.
         """
         owners = [task for task in self._tasks for _ in range(self._restarts)]
         samples = [(task.x[:batch_size], task.y[:batch_size]) for task in owners]
@@ -307,7 +307,7 @@ class _Fitter:
         def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
             values: list[Tensor] = []
             gradients: list[Tensor] = []
-            for own in self._lots([len(y) for _, y in samples]):
+            for own in self._groups([len(y) for _, y in samples]):
                 some = points[own].detach().requires_grad_()
                 generated = self._hnet.raw_theta(embeddings(some))
                 rows = [table[own] for table in statistics]
@@ -319,24 +319,24 @@ class _Fitter:
         with target.statistics.from_batches(target.module):
             points, _ = minimize(evaluate, start.flatten(0, 1), steps)
         found = embeddings(points).unflatten(0, start.shape[:2])
-        # A longer embedding is the same to the generator, and would weigh more in a mean.
+        # The length of an embedding does not matter to the generator, but would in a mean.
         found = self._hnet.normalise(found) if space == "free" else found
         return found, [table.unflatten(0, start.shape[:2]) for table in statistics]
 
-    def _lots(self, counts: list[int]) -> list[slice]:
-        """Embeddings that take their turn together, of so many samples each."""
-        lots, first, samples = [], 0, 0
+    def _groups(self, counts: list[int]) -> list[slice]:
+        """Divide embeddings into groups that fit into memory, by their numbers of samples."""
+        groups, first, samples = [], 0, 0
         most = max(1, _MOST_GENERATED // self._hnet.target.numel)
         for i, count in enumerate(counts):
             if i > first and (samples + count > _MOST_SAMPLES or i - first == most):
-                lots.append(slice(first, i))
+                groups.append(slice(first, i))
                 first, samples = i, 0
             samples += count
-        return [*lots, slice(first, len(counts))]
+        return [*groups, slice(first, len(counts))]
 
     @torch.no_grad()
     def assess(self, z: Tensor, statistics: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``[tasks, restarts]`` on what is held, and statistics of all samples."""
+        """Losses ``[tasks, restarts]`` on the held samples, and statistics of all samples."""
         target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
         norms = target.statistics
         for i, j in itertools.product(*map(range, z.shape[:2])):
@@ -363,10 +363,10 @@ class _Fitter:
         """Mean losses ``[models]``, each on samples of its own.
 
         Args:
-            generated: of the models, ``[models, numel]``.
-            statistics: of the models, ``[models, *shape]`` each; updated.
-            samples: inputs and labels of each.
-            tasks: whose they are.
+            generated: generator outputs for the models, ``[models, numel]``.
+            statistics: batch-norm statistics of the models, ``[models, *shape]`` each; updated.
+            samples: inputs and labels for each model.
+            tasks: task of each model.
         """
         x, y = map(torch.cat, zip(*samples, strict=True))
         counts = [len(labels) for _, labels in samples]
@@ -381,11 +381,11 @@ class _Fitter:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
             limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
             limits = limits.repeat_interleave(repeats)
-            each = F.cross_entropy(masked(outputs, limits), y, reduction="none")
+            each = F.cross_entropy(mask_classes(outputs, limits), y, reduction="none")
         else:
             each = self._loss(outputs, y)
             if each.shape != x.shape[:1]:
-                # How many samples run together is none of the caller's business.
+                # Write n, as the caller does not know how many samples run together.
                 found = ", ".join("n" if size == len(x) else str(size) for size in each.shape)
                 raise ValueError(
                     f"`loss` must return the losses [n] of n samples, got shape [{found}]; "
@@ -401,7 +401,7 @@ class _Fitter:
         losses = self._known.new_empty(len(self._tasks), len(known))
         for row, task in zip(losses, self._tasks, strict=True):
             some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
-            for own in self._lots([len(some[0])] * len(known)):
+            for own in self._groups([len(some[0])] * len(known)):
                 generated = self._hnet.raw_theta(self._known[own])
                 count = len(generated)
                 rows = self._hnet.target.statistics.rows(self._hnet.target.module, known[own])

@@ -1,15 +1,15 @@
 """L-BFGS on many small problems at once, each with its own step.
 
-Every round evaluates all problems together, each at the point it wants to try. Where the value
-fell enough (Armijo's condition) the point is taken, and the next direction is that of the two-loop
-recursion over the problem's own history; elsewhere the step is shortened, by the minimum of the
-parabola through what is known, and tried again in the next round.
+Every round evaluates all problems together, each at its own trial point. If the value fell enough
+(Armijo's condition), the point is accepted, and the next direction follows from the two-loop
+recursion over the problem's own history. Otherwise the step is shortened, to the minimum of the
+interpolating parabola, and tried again in the next round.
 
 Source: J. Nocedal and S. Wright, "Numerical optimization", 2nd ed. (2006), algorithms 7.4 and 7.5,
-section 3.5. Deviations: no condition on the slope where a step ends. A pair whose curvature is not
-positive is left out of the history, and the initial Hessian made smaller, as the value fell without
-the gradient: the next step will be longer. Where the direction does not point down, or its step had
-to be shortened too often, the gradient takes its place.
+section 3.5. Deviations: there is no condition on the slope at the end of a step. A pair without
+positive curvature is left out of the history, and the initial Hessian is made smaller, so that the
+next step is longer. If a direction does not point downhill, or its step had to be shortened too
+often, the search restarts from the gradient.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_HISTORY = 20  # rounds that are remembered
-_DECREASE = 1e-4  # of what the slope promises, at least
-_SHORTEST, _LONGEST = 0.1, 0.5  # what a step is multiplied by when it was too long
-_OFTEN = 4  # a step was shortened
-_CURVATURE = 1e-8
-_LONGER = 4.0
+_HISTORY = 20  # rounds in the history
+_MIN_DECREASE = 1e-4  # share of the decrease that the slope predicts
+_MIN_FACTOR, _MAX_FACTOR = 0.1, 0.5  # limits on the factor that shortens a step
+_MAX_SHORTENED = 4  # times in a row before the search restarts from the gradient
+_MIN_CURVATURE = 1e-8
+_LENGTHENING = 4.0  # factor on the initial Hessian after a step without positive curvature
 
 
 def minimize(
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, evaluations: int
 ) -> tuple[Tensor, Tensor]:
-    """The best points found, and their values.
+    """Minimise several functions at once.
 
     Args:
-        evaluate: from points ``[problems, dim]`` to values ``[problems]`` and gradients
-            ``[problems, dim]``, each problem for itself.
-        start: ``[problems, dim]``.
-        evaluations: how often ``evaluate`` is called, at least 1; that at the start is one.
+        evaluate: maps points ``[problems, dim]`` to values ``[problems]`` and gradients
+            ``[problems, dim]``; the problems are independent.
+        start: initial points ``[problems, dim]``.
+        evaluations: number of calls of ``evaluate``, including the first; at least 1.
 
     Returns:
-        Points ``[problems, dim]`` and values ``[problems]``, which are never above those at the
-        start.
+        The best points found, ``[problems, dim]``, and their values ``[problems]``, which are never
+        above the initial ones.
 
     >>> def bowls(x: Tensor) -> tuple[Tensor, Tensor]:
     ...     weights = torch.tensor([[1.0, 10.0], [5.0, 1.0]])
@@ -50,7 +50,7 @@ def minimize(
     """
     x = start
     value, gradient = evaluate(x)
-    # The first step is as long as the gradient, and at most 1.
+    # The first step has the length of the gradient, at most 1.
     scale = 1 / gradient.norm(dim=1).clamp(min=1)
     direction = -scale[:, None] * gradient
     step, shortened = torch.ones_like(value), torch.zeros_like(value)
@@ -59,27 +59,29 @@ def minimize(
         tried = x + step[:, None] * direction
         found, gradient_there = evaluate(tried)
         slope = _dot(gradient, direction)
-        taken = (found <= value + _DECREASE * step * slope) & (slope < 0)
+        taken = (found <= value + _MIN_DECREASE * step * slope) & (slope < 0)
 
         moved, turned = tried - x, gradient_there - gradient
         curvature, square = _dot(moved, turned), _dot(turned, turned)
-        known = taken & (curvature > _CURVATURE * square)
-        # A pair of zeros has no part in the recursion.
+        known = taken & (curvature > _MIN_CURVATURE * square)
+        # A pair of zeros has no effect on the recursion.
         moved, turned = (torch.where(known[:, None], part, 0) for part in (moved, turned))
         history.append((moved, turned, torch.where(known, 1 / curvature, 0)))
         del history[:-_HISTORY]
-        scale = torch.where(known, curvature / square, torch.where(taken, _LONGER * scale, scale))
+        scale = torch.where(
+            known, curvature / square, torch.where(taken, _LENGTHENING * scale, scale)
+        )
 
         parabola = -slope * step / (2 * (found - value - slope * step)).clamp(min=1e-30)
-        shorter = step * parabola.nan_to_num(0).clamp(_SHORTEST, _LONGEST)
+        shorter = step * parabola.nan_to_num(0).clamp(_MIN_FACTOR, _MAX_FACTOR)
         shortened = torch.where(taken, 0, shortened + 1)
         x = torch.where(taken[:, None], tried, x)
         value = torch.where(taken, found, value)
         gradient = torch.where(taken[:, None], gradient_there, gradient)
 
         ahead = _two_loops(gradient, history, scale)
-        lost = (_dot(gradient, ahead) >= 0) | (shortened == _OFTEN)
-        if lost.any():  # start again there, from the gradient
+        lost = (_dot(gradient, ahead) >= 0) | (shortened == _MAX_SHORTENED)
+        if lost.any():  # restart these from the gradient
             history = [
                 (moved, turned, torch.where(lost, 0, weight)) for moved, turned, weight in history
             ]
@@ -95,7 +97,7 @@ def minimize(
 def _two_loops(
     gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], scale: Tensor
 ) -> Tensor:
-    """Minus the inverse Hessian, as the history has it, times the gradient."""
+    """The negative gradient times the inverse Hessian that the history implies."""
     q, weights = gradient, []
     for moved, turned, weight in reversed(history):
         alpha = weight * _dot(moved, q)

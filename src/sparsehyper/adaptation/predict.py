@@ -1,7 +1,7 @@
-"""Which task samples are of, and predictions averaged over several embeddings of a task.
+"""Task identification, and predictions averaged over several embeddings of a task.
 
-Source: that a task can be told by the entropy of its predictions, J. von Oswald et al., "Continual
-learning with hypernetworks" (ICLR 2020).
+Source: identification by the entropy of predictions, J. von Oswald et al., "Continual learning with
+hypernetworks" (ICLR 2020).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, check_type, class_numbers
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper.adaptation.fit import Fit, frozen
-from sparsehyper.adaptation.samples import masked
 from sparsehyper.hypernetwork import HyperNetwork
 
 
 @dataclass(frozen=True)
 class Identified:
-    """Which task samples seem to be of.
+    """Result of `identify_task`.
 
     Attributes:
-        name: of the likeliest task.
-        scores: of every task, lower is likelier: mean entropy of the predictions as a share of the
-            greatest possible, or with labels the mean cross entropy in nats.
+        name: name of the likeliest task.
+        scores: score of every task, lower is likelier: mean entropy of the predictions as a share
+            of the largest possible, or with labels the mean cross entropy in nats.
     """
 
     name: str
@@ -43,18 +43,18 @@ def identify_task(
     n_classes: int | Sequence[int] | None = None,
     batch_size: int = 500,
 ) -> Identified:
-    """Tell which known task samples are of.
+    """Identify the known task that samples belong to.
 
-    Without labels it is the task whose predictions are surest; with some labels, the task under
-    which they are likeliest.
+    Without labels this is the task with the most certain predictions, with labels the task that
+    makes them likeliest.
 
     Args:
-        hnet: of classifiers; used in evaluation mode.
+        hnet: hypernetwork of classifiers; used in evaluation mode.
         x: inputs ``[n, …]`` of one task.
         y: class numbers ``[n]``, if known.
-        n_classes: of all known tasks, or of each, where they have not as many as there are
+        n_classes: number of classes of all known tasks, or of each; by default the number of
             outputs.
-        batch_size: samples at a time.
+        batch_size: number of samples at a time.
 
     Raises:
         TypeError: the hypernetwork knows no tasks by name, or ``x`` is no tensor.
@@ -88,7 +88,7 @@ def identify_task(
                     logits = logits[:, : n_classes[task]]
                 _check_logits(logits)
                 if y is not None:
-                    known = y[some] < logits.shape[1]  # a label it lacks is impossible
+                    known = y[some] < logits.shape[1]  # the task cannot have other labels
                     totals[task] += math.inf if not known.all() else 0.0
                     labels = y[some][known]
                     totals[task] += float(F.cross_entropy(logits[known], labels, reduction="sum"))
@@ -106,20 +106,20 @@ def average_predictions(
     """Class probabilities averaged over all restarts of a fit.
 
     Args:
-        hnet: that was fitted; used in evaluation mode.
-        fit: of a task, with several restarts.
+        hnet: hypernetwork that was fitted; used in evaluation mode.
+        fit: fit of a task, with several restarts.
         x: inputs ``[n, …]``.
-        n_classes: of the task; further outputs get no probability.
+        n_classes: number of classes of the task; outputs beyond it get probability 0.
 
     Returns:
-        ``[n, outputs]``.
+        Probabilities ``[n, outputs]``.
 
     Raises:
         TypeError: ``fit`` is not what `fit_embedding` returned.
         ValueError: the target does not return logits of at least 2 classes.
 
     Source: B. Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using
-    deep ensembles" (NeurIPS 2017), over embeddings in place of networks.
+    deep ensembles" (NeurIPS 2017), here with embeddings in place of networks.
     """
     if not isinstance(fit, Fit):
         raise TypeError(f"`fit` must be what `fit_embedding` returned, got a {type(fit).__name__}")
@@ -132,8 +132,7 @@ def average_predictions(
         ):
             logits, _ = target.run(target.unpack(generated), statistics, (x,), {})
             _check_logits(logits)
-            limits = torch.full((len(x),), n_classes or logits.shape[1], device=logits.device)
-            members.append(masked(logits, limits).softmax(1))
+            members.append(mask_classes(logits, n_classes).softmax(1))
     return torch.stack(members).mean(0)
 
 

@@ -1,4 +1,4 @@
-"""The samples of new tasks: gathered, checked, cut into batches; and their loss as classifiers."""
+"""The samples of new tasks: gathered, checked and divided into batches."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsehyper._util.checks import check_integer, class_numbers
 from sparsehyper._util.random import seeded
 
 Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""Inputs ``[n, …]`` and labels ``[n, …]``, or batches of the two, which are all kept in memory."""
+"""Inputs ``[n, …]`` and labels ``[n, …]``, or batches of both; all are kept in memory."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs and labels of n samples to the loss of each, ``[n]``."""
+"""Function of outputs and labels of n samples; returns the loss of each sample, ``[n]``."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class TaskSamples:
     """All samples of one task.
 
     Attributes:
-        name: of the task.
+        name: task name.
         x, y: inputs and labels.
-        n_classes: 0 where labels are no classes.
+        n_classes: number of classes; 0 if labels are not class numbers.
     """
 
     name: str
@@ -45,8 +45,15 @@ class TaskSamples:
         device: torch.device,
         seed: int = 0,
     ) -> TaskSamples:
-        """Samples gathered, checked, moved and shuffled; classes take turns, for as long as they
-        last.
+        """Gather samples, check, move and shuffle them, and interleave their classes.
+
+        Args:
+            name: task name.
+            samples: the samples.
+            n_classes: number of classes; None for the largest label plus one.
+            are_classes: whether labels must be class numbers.
+            device: device to move the samples to.
+            seed: seed of the shuffle.
         """
         batches: list[Any] = [samples] if _is_pair(samples) else list(samples)
         if not batches or not all(map(_is_pair, batches)):
@@ -80,12 +87,12 @@ class TaskSamples:
             raise ValueError(
                 f"labels of task {name!r} must be below its {classes} classes, got {int(y.max())}"
             )
-        order = _turns(y)
+        order = _interleaved(y)
         return cls(name, x[order], y[order], classes)
 
 
-class Batches:
-    """A task's samples in batches, reshuffled when fewer are left than a batch has."""
+class SampleBatches:
+    """Batches of a task's samples, reshuffled when fewer are left than a batch needs."""
 
     def __init__(self, task: TaskSamples, batch_size: int, seed: int) -> None:
         self._task = task
@@ -106,25 +113,19 @@ class Batches:
 
 
 def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:
-    """The samples in pieces of about the same size."""
+    """Divide the samples into pieces of about equal size, at most ``size``."""
     count = -(-len(task.x) // size)
     return list(zip(task.x.tensor_split(count), task.y.tensor_split(count), strict=True))
 
 
-def masked(logits: Tensor, limits: Tensor) -> Tensor:
-    """Float32 logits ``[n, outputs]``, -inf from each sample's limit ``[n]`` on."""
-    outputs = torch.arange(logits.shape[1], device=logits.device)
-    return logits.float().masked_fill(outputs >= limits[:, None], -torch.inf)
-
-
 def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:
-    """Raise ``ValueError`` unless they are logits that suffice for the tasks.
+    """Raise ``ValueError`` unless outputs are logits with enough classes for the tasks.
 
     Args:
-        outputs: of a module.
-        tasks: whose classes they are to tell.
-        module: what the module is called.
-        remedy: of too few outputs.
+        outputs: outputs of a module.
+        tasks: tasks to classify.
+        module: name of the module, for the error.
+        remedy: what to do about too few outputs, for the error.
     """
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         found = list(outputs.shape) if isinstance(outputs, Tensor) else repr(type(outputs).__name__)
@@ -141,7 +142,7 @@ def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remed
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """Within, gradients can be taken, where the caller has turned them off too."""
+    """Within the block, gradients are on, even if the caller has turned them off."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "fitting takes gradients, which `torch.inference_mode()` rules out; call it outside, "
@@ -151,20 +152,8 @@ def with_gradients() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, a module is in evaluation mode; then each of its parts is in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def _turns(y: Tensor) -> Tensor:
-    """The order in which classes take turns."""
+def _interleaved(y: Tensor) -> Tensor:
+    """The order that interleaves the classes, as long as each has samples left."""
     by_class = y.argsort(stable=True)
     _, counts = y[by_class].unique_consecutive(return_counts=True)
     turn = torch.empty_like(by_class)
@@ -181,7 +170,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_single(value: Any) -> bool:
-    """Whether it is a sample as data sets have them, an input and one label."""
+    """Whether it is a single sample of a data set, an input and one label."""
     return (
         isinstance(value, (tuple, list))
         and len(value) == 2

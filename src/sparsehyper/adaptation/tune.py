@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper.adaptation.samples import (
-    Batches,
     Loss,
+    SampleBatches,
     Samples,
     TaskSamples,
     check_outputs,
-    evaluating,
-    masked,
     pieces,
     with_gradients,
 )
@@ -25,8 +24,8 @@ from sparsehyper.target.initialisation import NORMS
 from sparsehyper.target.norm_statistics import NormStatistics
 
 TUNINGS = ("norm", "last", "all")
-NORM_STATS = ("kept", "renewed")
-_PIECE = 512  # samples at a time of those that statistics are taken of
+TUNED_NORM_STATS = ("kept", "renewed")
+_PIECE = 512  # samples at a time when estimating statistics
 
 
 @with_gradients()
@@ -43,33 +42,33 @@ def fine_tune(
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Train an ordinary model further, in place: what comes after its embedding was fitted.
+    """Train an ordinary model further, in place, for example after its embedding was fitted.
 
-    The model is in evaluation mode meanwhile: no dropout.
+    The model is in evaluation mode meanwhile, so without dropout.
 
     Args:
-        model: such as `HyperNetwork.materialize` returns.
-        samples: of the task.
-        tune: ``"norm"``, weights and biases of normalisation layers; ``"last"``, those of the
-            linear layer that the model uses last; or ``"all"``.
-        norm_stats: batch-norm statistics are ``"kept"``, or ``"renewed"``: those of each batch
-            while training, and then those of all samples.
-        n_classes, loss, batch_size, seed: as `fit_embeddings` has them.
-        steps: updates by Adam, the learning rate falling to 0 by half a cosine.
-        lr: the first learning rate.
+        model: an ordinary model, as `HyperNetwork.materialize` returns.
+        samples: samples of the task.
+        tune: parameters to train: ``"norm"``, the normalisation layers; ``"last"``, the linear
+            layer that is used last; or ``"all"``.
+        norm_stats: ``"kept"`` keeps the batch-norm statistics; ``"renewed"`` uses those of each
+            batch while training, and then estimates them from all samples.
+        n_classes, loss, batch_size, seed: as for `fit_embeddings`.
+        steps: number of updates by Adam; the learning rate falls to 0 along half a cosine.
+        lr: initial learning rate.
 
     Raises:
-        ValueError: a setting out of range, samples that do not fit, a model that has nothing of
-            what ``tune`` names, or a loss that is not finite.
+        ValueError: a setting is out of range, samples do not fit, the model has no parameters that
+            ``tune`` names, or a loss is not finite.
         TypeError: ``model`` is a hypernetwork.
-        RuntimeError: within ``torch.inference_mode()``.
+        RuntimeError: called within ``torch.inference_mode()``.
     """
     if isinstance(model, HyperNetwork):
         raise TypeError(
             "`model` must be the ordinary model of one task, got a HyperNetwork; give "
             "`hnet.materialize(name)`"
         )
-    check_choice("norm_stats", norm_stats, NORM_STATS)
+    check_choice("norm_stats", norm_stats, TUNED_NORM_STATS)
     check_integer("steps", steps, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("seed", seed, minimum=0)
@@ -77,12 +76,11 @@ def fine_tune(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     parameters = tuned_parameters(model, tune, task.x)
-    limits = task.n_classes
     try:
         statistics = NormStatistics(model, (), norms=norm_stats == "renewed")
-        with evaluating(model), statistics.from_batches(model):
+        with evaluation_mode(model), statistics.from_batches(model):
             optimizer = torch.optim.Adam(parameters, lr)
-            batches = Batches(task, batch_size, seed)
+            batches = SampleBatches(task, batch_size, seed)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
                 x, y = batches.next()
@@ -91,9 +89,10 @@ def fine_tune(
                     check_outputs(
                         outputs, [task], "model", "give its last layer more outputs first"
                     )
-                owner = torch.full((len(x),), limits, device=device)
-                each = loss(outputs, y) if loss else F.cross_entropy(masked(outputs, owner), y)
-                mean = each.mean()
+                if loss is None:
+                    mean = F.cross_entropy(mask_classes(outputs, task.n_classes), y)
+                else:
+                    mean = loss(outputs, y).mean()
                 if not mean.isfinite():
                     raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
                 gradients = torch.autograd.grad(mean, parameters)
@@ -107,12 +106,12 @@ def fine_tune(
 
 
 def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Parameter]:
-    """What ``tune`` names; ``ValueError`` if the model has nothing of it.
+    """The parameters that ``tune`` names; raises ``ValueError`` if there are none.
 
     Args:
         model: the model.
         tune: one of `TUNINGS`.
-        x: inputs, by which the layer that is used last is found.
+        x: inputs to run the model on, to find the layer that is used last.
     """
     check_choice("tune", tune, TUNINGS)
     if tune == "all":
@@ -128,14 +127,14 @@ def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Paramete
 
 
 def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
-    """Those that a model uses, in order, which need not be that of their declaration."""
+    """The linear layers in the order of use, which may differ from their declaration."""
     used: list[nn.Module] = []
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
     try:
         random = torch.random.fork_rng([x.device] if x.is_cuda else [])
-        with evaluating(model), torch.no_grad(), random:
-            model(x[:2])  # of one alone, norms of a batch's own statistics could make nothing
+        with evaluation_mode(model), torch.no_grad(), random:
+            model(x[:2])  # batch norms without running statistics need more than one sample
     finally:
         for hook in hooks:
             hook.remove()

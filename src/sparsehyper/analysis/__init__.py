@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsehyper.analysis.layers import layer_statistics
-from sparsehyper.analysis.operations import count_operations
+from sparsehyper.analysis.operations import count_multiply_adds, count_operations
 from sparsehyper.analysis.paths import Line, Plane, line, plane
 from sparsehyper.analysis.rank import EffectiveRank, effective_rank
 from sparsehyper.analysis.summary import summarize
@@ -12,6 +12,7 @@ from sparsehyper.analysis.vectors import (
     Projection,
     distances,
     generated_weights,
+    nearest_vectors,
     project,
     task_embeddings,
 )
@@ -25,12 +26,14 @@ __all__ = [
     "Plane",
     "Projection",
     "connectivity",
+    "count_multiply_adds",
     "count_operations",
     "distances",
     "effective_rank",
     "generated_weights",
     "layer_statistics",
     "line",
+    "nearest_vectors",
     "plane",
     "project",
     "summarize",

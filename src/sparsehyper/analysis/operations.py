@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -44,24 +45,30 @@ def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, i
     if not example:
         raise ValueError("`example` must hold what the target takes, got nothing")
     z = torch.zeros(hnet.conditioner.dim).to(hnet.target.moments)
-    model = model_at(hnet, z)
-    parameters = sum(p.numel() for p in model.parameters())
-    try:
-        # The CPU's fused kernels for recurrent layers and attention would not be counted.
-        meta = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
-        count = _multiply_adds(lambda: model.to("meta")(*meta))
-    except Exception:  # anything a target does that needs values
-        model = model_at(hnet, z)
-        count = _multiply_adds(lambda: model(*example))
-    generator = hnet.generator
+    model, generator = model_at(hnet, z), hnet.generator
     connections = sum(_connections(module) for module in generator.modules())
     return {
         "generator": {
             "parameters": sum(p.numel() for p in generator.parameters()),
             "multiply_adds": connections + _multiply_adds(lambda: generator(z[None])),
         },
-        "target": {"parameters": parameters, "multiply_adds": count},
+        "target": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "multiply_adds": count_multiply_adds(model, *example),
+        },
     }
+
+
+@torch.no_grad()
+def count_multiply_adds(module: nn.Module, *example: Any) -> int:
+    """Multiply-adds of one forward pass of an ordinary module; see `count_operations`."""
+    try:
+        # PyTorch does not count the CPU's own kernels for recurrent layers and attention.
+        meta = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
+        on_meta = copy.deepcopy(module).to("meta")
+        return _multiply_adds(lambda: on_meta(*meta))
+    except Exception:  # the module needs numbers, for whatever it does
+        return _multiply_adds(lambda: module(*example))
 
 
 def _connections(module: nn.Module) -> int:

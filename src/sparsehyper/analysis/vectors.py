@@ -16,6 +16,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.adapters import merge
 
 METRICS = ("cosine", "euclidean")
+_ROWS = 1000  # vectors compared with all others at a time
 
 
 @torch.no_grad()
@@ -107,6 +108,35 @@ def distances(vectors: Tensor, metric: str = "cosine") -> Tensor:
                 raise ValueError(f"`vectors` must not be zero for a cosine, got zeros in row {i}")
         result = (1 - products / norms[:, None] / norms).clamp(0, 2)
     return result.fill_diagonal_(0)
+
+
+def nearest_vectors(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """For each vector the most similar other one, by the cosine of their angle.
+
+    The table of all cosines is never held at once.
+
+    Args:
+        vectors: ``[n, length]``, such as `task_embeddings` returns; n at least 2.
+
+    Returns:
+        Int64 indices ``[n]`` and float64 cosines ``[n]``.
+
+    Raises:
+        TypeError, ValueError: as `distances`.
+
+    >>> nearest_vectors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]))[0]
+    tensor([2, 2, 0])
+    """
+    _check_vectors(vectors)
+    if len(vectors) < 2:
+        raise ValueError(f"`vectors` must be at least 2, got {len(vectors)}")
+    unit = F.normalize(vectors.double(), dim=1)
+    found = []
+    for rows in torch.arange(len(unit)).split(_ROWS):
+        between = unit[rows] @ unit.T
+        between[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(between.max(1))
+    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sparsehyper._util.checks import check_choice, check_type
+from sparsehyper._util.checks import check_choice, check_settings, check_type
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.butterfly import Butterfly
 from sparsehyper.generators.chunked import CHUNKINGS, Chunked
@@ -47,11 +47,8 @@ def generator_from_config(config: dict[str, Any]) -> Generator:
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("generator", kind, GENERATORS)
-    valid = [field.name for field in dataclasses.fields(GENERATORS[kind])]  # type: ignore[arg-type]
-    for name in settings:
-        if name not in valid:
-            known = ", ".join(map(repr, valid)) or "none"
-            raise ValueError(f"a {kind} generator has no setting {name!r}; it has: {known}")
+    names = [field.name for field in dataclasses.fields(GENERATORS[kind])]  # type: ignore[arg-type]
+    check_settings(f"a {kind} generator", settings, names)
     if isinstance(settings.get("of"), dict):
         settings["of"] = generator_from_config(settings["of"])
     if "parts" in settings:

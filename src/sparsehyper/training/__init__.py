@@ -1,7 +1,7 @@
-"""Training a model of many tasks: the loop, evaluation, and the run directory.
+"""Training a model on many tasks: the loop, evaluation and the run directory.
 
-Needs the extra ``train``. It takes any iterable source of batches and any module called as
-``model(x, task=task)``, and knows neither `sparsehyper.lab.data` nor the kinds of model.
+Needs the extra ``train``. It takes any source of batches (`BatchSource`) and any module that is
+called as ``model(x, task=task)``.
 """
 
 from sparsehyper.training.checkpoint import CheckpointError

@@ -1,21 +1,20 @@
-"""One checkpoint: a directory that holds a model and everything its training needs to go on.
+"""A checkpoint: a directory with a model and everything needed to continue its training.
 
-========================  ==================================================================
-``config.json``           written by the model's own ``save``, as is the next
-``model.safetensors``     the weights
+========================  =========================================================================
+``config.json``           written by the model's own ``save``
+``model.safetensors``     the weights, written by the model's own ``save``
 ``training.safetensors``  the optimiser's tensors, as ``<parameter>/<name>``
-``training.json``         step, accuracies so far, best evaluation; of which run and optimiser it
-                          is, and what ``metrics.jsonl`` was then
+``training.json``         step, accuracies so far, best evaluation; ids of run and optimiser;
+                          size and digest of ``metrics.jsonl``
 ``SHA256SUMS``            digests of the files above, as ``sha256sum --check`` reads them
-========================  ==================================================================
+========================  =========================================================================
 
-No pickle: reading a checkpoint runs no code from it, and opens no file but its own. What is random
-in training is a pure function of seed and step, so there is no generator state to keep.
+No pickle: reading a checkpoint runs no code from it, and opens no files but its own. Randomness in
+training is a pure function of seed and step, so there is no generator state to save.
 
-A run's checkpoints are in its directory ``checkpoints``, which is never changed but replaced: for
-the moment in between, the old ones are in ``checkpoints.old``. A reader opens all files of a
-checkpoint at once and then reads from these, so nothing that happens to the directory meanwhile
-changes what it reads.
+A run's checkpoints are in its directory ``checkpoints``. This is never changed but replaced; for a
+moment the old ones are in ``checkpoints.old``. A reader first opens all files of a checkpoint and
+then reads, so it is not affected by what happens to the directory meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -41,7 +39,7 @@ from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper._util.files import CheckpointError, digest, open_file, parse_json, sync
 from sparsehyper.saving import WEIGHTS_FILE, load_state, read_tensors, write_tensors
 from sparsehyper.training.evaluate import Evaluation
-from sparsehyper.training.optim import kept_of
+from sparsehyper.training.optim import moment_shapes
 
 __all__ = ["CheckpointError"]
 
@@ -49,21 +47,21 @@ STATE_FILE = "training.json"
 OPTIMIZER_FILE = "training.safetensors"
 DIGESTS_FILE = "SHA256SUMS"
 CHECKPOINTS, OLD_CHECKPOINTS = "checkpoints", "checkpoints.old"
-FORMAT = 1
+_FORMAT = 1
 
-# A reader comes too late only if the checkpoints are exchanged while it opens a handful of files.
+# Files go missing only if the checkpoints are replaced while a reader opens them: it tries again.
 _TRIES, _PAUSE = 20, 0.005
 
 
 @dataclass
 class TrainingState:
-    """Where training stands, apart from weights and optimiser.
+    """The state of training, apart from weights and optimiser.
 
     Attributes:
-        step: updates made.
+        step: number of updates made.
         accuracies: mean validation accuracy of every evaluation so far.
-        best_step: updates made when the best of them was reached.
-        best: that evaluation; ``None`` before the first.
+        best_step: number of updates made at the best evaluation.
+        best: the best evaluation; ``None`` before the first.
     """
 
     step: int = 0
@@ -72,63 +70,61 @@ class TrainingState:
     best: Evaluation | None = None
 
     def check_steps(self, steps: int) -> None:
-        """Raise ``ValueError`` unless training from here can end after `steps` updates in all."""
+        """Raise ``ValueError`` unless training can continue up to `steps` updates in total."""
         if steps < self.step:
             raise ValueError(f"`steps` is {steps}; the run has already made {self.step}")
         if steps == self.step and self.best is None:
             raise ValueError(
-                f"`steps` is {steps}; the run has already made them and has no best evaluation, so "
-                "it needs more"
+                f"`steps` is {steps}; the run has already made them but has no best evaluation, so "
+                "give more steps"
             )
 
 
 class Record(NamedTuple):
-    """What ``metrics.jsonl`` holds at some moment: so many bytes, of this SHA-256."""
+    """Size in bytes and SHA-256 of ``metrics.jsonl`` when a checkpoint was written."""
 
     size: int = 0
     sha256: str = hashlib.sha256().hexdigest()
 
     def check(self, path: Path, data: bytes) -> None:
-        """Raise ``CheckpointError`` unless the content of a file begins with what it holds."""
+        """Raise ``CheckpointError`` unless the content of a file begins with the recorded bytes."""
         if hashlib.sha256(data[: self.size]).hexdigest() != self.sha256:
             raise CheckpointError(
-                f"{path} is damaged: it is not what training wrote; restore it, or delete it to go "
-                "on with a new record"
+                f"{path} is damaged: it is not what training wrote; restore it, or delete it to "
+                "continue with a new record"
             )
 
 
 class Checkpoint:
-    """A checkpoint that is open for reading and was found whole; made by `open_checkpoint`.
+    """A verified checkpoint, open for reading; made by `open_checkpoint`.
 
     A context manager, which closes it.
 
     Attributes:
-        directory: where it was.
-        digests: its ``SHA256SUMS``.
-        state: where training stood.
-        record: what ``metrics.jsonl`` held.
+        directory: directory of the checkpoint.
+        digests: content of its ``SHA256SUMS``.
+        state: the state of training.
+        record: size and digest of ``metrics.jsonl``.
     """
 
-    def __init__(self, directory: Path, files: dict[str, BufferedReader], run: str) -> None:
-        self.directory, self._files = directory, files
-        self.digests = _read(files[DIGESTS_FILE]).decode(errors="replace")
-        for name, listed in _listed(directory / DIGESTS_FILE, self.digests).items():
-            file = files[name]
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != listed:
+    def __init__(self, directory: Path, opened: _OpenFiles, run: str) -> None:
+        self.directory, self._files = directory, opened.files
+        self.digests = opened.digests
+        for name, listed in opened.listed.items():
+            if hashlib.file_digest(opened.files[name], "sha256").hexdigest() != listed:
                 raise CheckpointError(
                     f"{directory / name} is damaged: it is not what training wrote, by its "
                     f"{DIGESTS_FILE}"
                 )
         path = directory / STATE_FILE
-        record = parse_json(_read(files[STATE_FILE]), path)
+        record = parse_json(_read(opened.files[STATE_FILE]), path)
         try:
-            if record["format"] != FORMAT:
+            if record["format"] != _FORMAT:
                 raise CheckpointError(
-                    f"{path} has format {record['format']!r}, this version reads format {FORMAT}"
+                    f"{path} has format {record['format']!r}, this version reads format {_FORMAT}"
                 )
             if record["run"] != run:
-                raise CheckpointError(f"{directory} is a checkpoint of another run")
+                raise CheckpointError(f"{directory} belongs to another run")
             self.state = _state(record)
             self._optimizer = record["optimizer"]
             self.record = Record(record["metrics"]["size"], record["metrics"]["sha256"])
@@ -142,7 +138,7 @@ class Checkpoint:
         """Load the weights into `model`.
 
         Raises:
-            CheckpointError: its tensors are not the model's.
+            CheckpointError: the tensors do not fit the model.
         """
         load_state(model, self._tensors(WEIGHTS_FILE), self.directory / WEIGHTS_FILE)
 
@@ -150,7 +146,7 @@ class Checkpoint:
         """Load the weights into `model`, and the optimiser's tensors into `optimizer`.
 
         Raises:
-            CheckpointError: they are of another optimiser or model.
+            CheckpointError: they belong to another optimiser or model.
         """
         self.read_weights(model)
         moments = self._moments(model, optimizer)
@@ -159,12 +155,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
 
@@ -174,14 +165,14 @@ class Checkpoint:
     def _moments(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> dict[int, dict[str, Tensor]]:
-        """The optimiser's tensors by the number of their parameter, all of them as they must be.
+        """Read the optimiser's tensors, by number of the parameter.
 
-        Fused optimisers take their tensors' shapes and types on trust.
+        They are checked here, as fused optimisers do not check shapes and types.
         """
         path, kind = self.directory / OPTIMIZER_FILE, type(optimizer).__name__
         if self._optimizer != kind:
             raise CheckpointError(
-                f"{path} is of the optimizer {self._optimizer}, this run uses {kind}"
+                f"{path} belongs to the optimizer {self._optimizer}, this run uses {kind}"
             )
         tensors = self._tensors(OPTIMIZER_FILE)
         trained = dict(_optimized(model))
@@ -190,33 +181,43 @@ class Checkpoint:
         for key, tensor in tensors.items():
             name, _, moment = key.rpartition("/")
             if name not in index:
-                raise CheckpointError(f"{path} is of another model: this one trains no {name!r}")
+                raise CheckpointError(
+                    f"{path} belongs to another model: this one trains no {name!r}"
+                )
             moments.setdefault(index[name], {})[moment] = tensor
         for name, parameter in trained.items():
             found = moments.get(index[name])
             if found is not None:
-                _check_moments(path, name, found, kept_of(optimizer, parameter))
+                _check_moments(path, name, found, moment_shapes(optimizer, parameter))
         return moments
 
 
-def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
-    """Open a checkpoint of a run, after a check that every file is as it was written.
+class _OpenFiles(NamedTuple):
+    """All files of one checkpoint, open."""
 
-    What is then read from it is that, whatever becomes of its directory.
+    digests: str  # content of SHA256SUMS
+    listed: dict[str, str]  # SHA-256 by file name, in SHA256SUMS
+    files: dict[str, BufferedReader]  # by name; SHA256SUMS too
+
+
+def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
+    """Open a checkpoint of a run and verify all its files.
+
+    Later reads give this checkpoint, whatever happens to its directory.
 
     Args:
-        run_directory: of the run.
+        run_directory: directory of the run.
         name: ``"last"`` or ``"best"``.
-        run: the run's id.
+        run: id of the run.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        CheckpointError: a file is missing, not what was written, or of another run; or ``best`` is
-            not the best one.
+        CheckpointError: a file is missing, was changed, or belongs to another run; or ``best`` is
+            not the checkpoint of the best evaluation.
     """
     with ExitStack() as stack:
-        directory, files = _open_when_settled(run_directory, name, stack)
-        checkpoint = Checkpoint(directory, files, run)
+        directory, opened = _open_when_settled(run_directory, name, stack)
+        checkpoint = Checkpoint(directory, opened, run)
         state = checkpoint.state
         if name == "best" and state.step != state.best_step:
             raise CheckpointError(
@@ -228,7 +229,7 @@ def open_checkpoint(run_directory: Path, name: str, run: str) -> Checkpoint:
 
 
 def checkpoints_of(run_directory: Path) -> Path:
-    """Where a run's checkpoints are at this moment."""
+    """The directory that holds a run's checkpoints at this moment."""
     place = run_directory / CHECKPOINTS
     return place if place.is_dir() else run_directory / OLD_CHECKPOINTS
 
@@ -242,21 +243,21 @@ def write_checkpoint(
     run: str,
     record: Record,
 ) -> None:
-    """Write a new directory, and return once it is on the disk.
+    """Write a checkpoint to a new directory, and return once it is on the disk.
 
     Args:
-        directory: of the checkpoint.
-        model: has a ``save(directory)``.
-        optimizer: of its parameters.
-        state: where training stands.
-        run: the run's id.
-        record: what ``metrics.jsonl`` holds.
+        directory: directory of the checkpoint.
+        model: model with a method ``save(directory)``.
+        optimizer: optimiser of the model's parameters.
+        state: the state of training.
+        run: id of the run.
+        record: size and digest of ``metrics.jsonl``.
     """
     model.save(directory)  # type: ignore[operator]
     write_tensors(directory / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer))
     (directory / OPTIMIZER_FILE).chmod(0o644)
     about = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "run": run,
         "optimizer": type(optimizer).__name__,
         "step": state.step,
@@ -275,11 +276,10 @@ def write_checkpoint(
 
 
 def link_checkpoint(source: Path, destination: Path) -> None:
-    """Make a directory of hard links to the files of a checkpoint, and return once it is on the
-    disk.
+    """Make a directory of hard links to a checkpoint's files, and return once it is on the disk.
 
-    The files are those that its ``SHA256SUMS`` lists; nothing else in the directory is touched.
-    They are copied where the file system has no hard links.
+    Only files that ``SHA256SUMS`` lists are linked. They are copied if the file system has no hard
+    links.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -287,7 +287,7 @@ def link_checkpoint(source: Path, destination: Path) -> None:
     """
     destination.mkdir(parents=True)
     with ExitStack() as stack:
-        for name, file in _open_files(source, stack).items():
+        for name, file in _open_files(source, stack).files.items():
             new = destination / name
             try:
                 os.link(source / name, new, follow_symlinks=False)
@@ -299,10 +299,8 @@ def link_checkpoint(source: Path, destination: Path) -> None:
     sync(destination)
 
 
-def _open_when_settled(
-    run_directory: Path, name: str, stack: ExitStack
-) -> tuple[Path, dict[str, BufferedReader]]:
-    """A checkpoint's directory and its files, all of the same checkpoint."""
+def _open_when_settled(run_directory: Path, name: str, stack: ExitStack) -> tuple[Path, _OpenFiles]:
+    """Open all files of one checkpoint; tries again if it is replaced meanwhile."""
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE)
@@ -318,29 +316,32 @@ def _open_when_settled(
     raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 
 
-def _open_files(directory: Path, stack: ExitStack) -> dict[str, BufferedReader]:
-    """All files of a checkpoint; none is left open if one is missing."""
+def _open_files(directory: Path, stack: ExitStack) -> _OpenFiles:
+    """Open all files of a checkpoint; none is left open if one is missing."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with ExitStack() as opened:
-            sums = opened.enter_context(open_file(directory / DIGESTS_FILE, folder))
-            files = {DIGESTS_FILE: sums}
+
+            def open_here(name: str) -> BufferedReader:
+                return opened.enter_context(open_file(directory / name, folder))
+
+            sums = open_here(DIGESTS_FILE)
             text = _read(sums).decode(errors="replace")
-            for name in _listed(directory / DIGESTS_FILE, text):
-                files[name] = opened.enter_context(open_file(directory / name, folder))
+            listed = _listed(directory / DIGESTS_FILE, text)
+            files = {DIGESTS_FILE: sums, **{name: open_here(name) for name in listed}}
             stack.push(opened.pop_all())
-            return files
+            return _OpenFiles(text, listed, files)
     finally:
         os.close(folder)
 
 
 def _listed(path: Path, text: str) -> dict[str, str]:
-    """Digests by name of file, of a ``SHA256SUMS``."""
+    """Parse a ``SHA256SUMS``: digests by file name."""
     lines = re.findall(r"^([0-9a-f]{64})  (\w[\w.-]*)$", text, re.MULTILINE | re.ASCII)
     listed = {name: sha256 for sha256, name in lines}
     if text != "".join(f"{sha256}  {name}\n" for name, sha256 in listed.items()):
         raise CheckpointError(
-            f"{path} is damaged: a line of it must be a SHA-256 and the name of a file beside it"
+            f"{path} is damaged: each line must be a SHA-256 and the name of a file beside it"
         )
     for name in (WEIGHTS_FILE, STATE_FILE, OPTIMIZER_FILE):
         if name not in listed:
@@ -377,7 +378,7 @@ def _check_moments(
 ) -> None:
     if found.keys() != expected.keys():
         raise CheckpointError(
-            f"{path} is damaged: of {name!r} it has {sorted(found)}, not {sorted(expected)}"
+            f"{path} is damaged: for {name!r} it has {sorted(found)}, not {sorted(expected)}"
         )
     for key, (shape, dtype) in expected.items():
         tensor = found[key]
@@ -395,7 +396,7 @@ def _optimized(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    # An optimiser starts its record of a parameter at that parameter's first gradient.
+    # An optimiser has no tensors for a parameter before that parameter's first gradient.
     return {
         f"{name}/{key}": value.contiguous()
         for name, parameter in _optimized(model)

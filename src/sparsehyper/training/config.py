@@ -1,4 +1,4 @@
-"""What a training run does, apart from its model and its data."""
+"""The settings of training, apart from the model and the data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import (
+    WIDEST,
+    check_choice,
+    check_integer,
+    check_number,
+    check_settings,
+)
 
 OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")
@@ -18,12 +24,12 @@ PRECISIONS = ("fp32", "bf16")
 class TrainConfig:
     """The settings of `train`, checked when made.
 
-    The size of a batch is the batch source's matter, not this one's.
+    The batch size is a setting of the batch source.
 
     Args:
-        steps: optimiser updates in all, at least 1.
+        steps: total number of optimiser updates, at least 1.
         optimizer: ``"adam"``, ``"adamw"``, ``"radam"``, ``"sgd"`` (momentum 0.9) or
-            ``"adafactor"``, whose state is a fraction of Adam's, and whose `lr` is relative to
+            ``"adafactor"``, whose state is much smaller than Adam's and whose `lr` is relative to
             the size of the weights.
         lr: the highest learning rate, above 0.
         weight_decay: at least 0; decoupled for ``"adamw"`` and ``"adafactor"``, L2 for the
@@ -32,16 +38,17 @@ class TrainConfig:
             ``"plateau"`` (halved whenever validation accuracy stops improving).
         plateau_patience: evaluations without improvement before ``"plateau"`` halves the rate.
         warmup: updates over which the learning rate rises linearly to `lr`, at most `steps`.
-        clip: largest norm of the whole gradient, above 0; ``None`` leaves it as it is.
-        accumulate: batches an update.
-        eval_every: updates between evaluations; each writes a checkpoint. The last update is
-            always evaluated.
-        eval_batch_size: images a batch in evaluation.
-        patience: evaluations without improvement before training stops; ``None`` never does.
+        clip: largest norm of the whole gradient, above 0; ``None`` for no limit.
+        accumulate: number of batches per update.
+        eval_every: updates between evaluations. Each evaluation writes a checkpoint; the last
+            update is always evaluated.
+        eval_batch_size: number of images per batch in evaluation.
+        patience: evaluations without improvement before training stops; ``None`` for no early
+            stopping.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: run the model through `torch.compile`.
         device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"``.
-        seed: of whatever the model draws while training (dropout, noise).
+        seed: seed of the model's random numbers in training (dropout, noise).
         log_every: updates between lines of metrics.
         tensorboard: also write TensorBoard event files into the run directory.
 
@@ -111,13 +118,8 @@ class TrainConfig:
         """The inverse of `to_dict`; settings left out take their defaults.
 
         Raises:
-            KeyError: a setting is unknown.
+            ValueError: a setting is unknown.
             TypeError, ValueError: as the constructor; also when ``steps`` is missing.
         """
-        check_type("training", settings, Mapping, "settings by name")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                valid = ", ".join(map(repr, known))
-                raise KeyError(f"unknown training setting {name!r}; expected one of {valid}")
+        check_settings("training", settings, [field.name for field in dataclasses.fields(cls)])
         return cls(**settings)

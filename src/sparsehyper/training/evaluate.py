@@ -1,13 +1,12 @@
-"""Loss and accuracy, task by task.
+"""Loss and accuracy of every task.
 
 A target has as many outputs as its largest task has classes. Outputs beyond a task's own classes
-are masked with -inf, in the loss as in the prediction.
+are set to -inf, both in the loss and in predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer
+from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 
@@ -24,23 +24,23 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class EvaluationData(Protocol):
-    """Images to evaluate on; as the ``val`` and ``test`` of a task set of ``lab.data``."""
+    """Images to evaluate on, task by task."""
 
     @property
     def counts(self) -> Sequence[int]:
-        """How many images each task has."""
+        """Number of images of each task."""
 
     def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
-        """Every image of a task once, in order."""
+        """All images of a task once, in order."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """Result of `evaluate`.
 
     Attributes:
-        tasks: the tasks' names.
-        accuracies: of each task, in [0, 1].
+        tasks: task names, in order.
+        accuracies: accuracy of each task, in [0, 1].
         losses: mean cross entropy of each task, in nats.
     """
 
@@ -50,26 +50,26 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Mean over tasks, each counting the same whatever its number of images."""
+        """Mean accuracy over tasks; all tasks have equal weight."""
         return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def loss(self) -> float:
-        """Mean over tasks."""
+        """Mean loss over tasks; all tasks have equal weight."""
         return sum(self.losses) / len(self.losses)
 
     @property
     def worst_accuracy(self) -> float:
-        """The accuracy of `worst_task`."""
+        """Accuracy of `worst_task`."""
         return min(self.accuracies)
 
     @property
     def worst_task(self) -> str:
-        """The task of lowest accuracy, the first one on a tie."""
+        """Name of the task with the lowest accuracy, the first one on a tie."""
         return self.tasks[self.accuracies.index(min(self.accuracies))]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, the means and the worst task included."""
+        """A JSON-ready dict, with the means and the worst task."""
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
@@ -100,13 +100,13 @@ def evaluate(
 
     Args:
         model: called as ``model(x, task=task)`` with an int ``task``; returns logits
-            ``[batch, outputs]``. Its mode is as before on return.
+            ``[batch, outputs]``. Its mode is restored afterwards.
         data: the images of each task.
-        names: the tasks' names; ``"task 0"``, ``"task 1"``, … when not given.
-        n_classes: each task's number of classes; every output counts when not given.
-        batch_size: images a batch.
+        names: task names, by default ``"task 0"``, ``"task 1"``, ….
+        n_classes: number of classes of each task; by default every output counts.
+        batch_size: number of images per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
-        processes: share the tasks among these processes; each returns the whole result.
+        processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
         ValueError: a task has no images, or the lengths of the arguments differ.
@@ -123,17 +123,17 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
-    names, limits = describe_tasks(data.counts, names, n_classes)
+    names = check_tasks(data.counts, names, n_classes)
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)
-    limits = limits if limits is None else limits.to(here.device)
-    # Kept on the device until every task is counted, so that nothing waits for it before that.
+    limits = [None] * len(names) if n_classes is None else n_classes
+    # Sums stay on the device until the end, so that nothing waits for it before.
     right, loss = totals = torch.zeros(2, len(names), device=here.device)
-    with _evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
+    with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             for x, y, _ in data.batches(task, batch_size):
                 x, y = x.to(here.device), y.to(here.device)
-                logits = mask_classes(model(x, task=task), task, limits)
+                logits = mask_classes(model(x, task=task), limits[task])
                 right[task] += (logits.argmax(1) == y).sum()
                 loss[task] += F.cross_entropy(logits, y, reduction="sum")
     means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
@@ -141,12 +141,14 @@ def evaluate(
     return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
 
 
-def describe_tasks(
+def check_tasks(
     counts: Sequence[int], names: Sequence[str] | None, n_classes: Sequence[int] | None
-) -> tuple[tuple[str, ...], Tensor | None]:
-    """Names of the tasks to evaluate, of `counts` images each, and their numbers of classes.
+) -> tuple[str, ...]:
+    """Names of the tasks to evaluate, by default ``"task 0"``, ``"task 1"``, ….
 
-    Checked; ``None`` is no limit.
+    Raises:
+        ValueError: the arguments do not describe the same tasks, a name occurs twice, a task has
+            no images (``counts``), or a number of classes is below 1.
     """
     count = len(counts)
     names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
@@ -162,33 +164,11 @@ def describe_tasks(
         seen.add(name)
         if counts[i] == 0:
             raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
-    if n_classes is None:
-        return names, None
-    for value in n_classes:
+    for value in n_classes or ():
         check_integer("n_classes", value, minimum=1)
-    return names, torch.tensor(list(n_classes))
-
-
-def mask_classes(logits: Tensor, task: int | Tensor, n_classes: Tensor | None) -> Tensor:
-    """Float32 logits ``[batch, outputs]``, -inf at outputs beyond the task's classes."""
-    logits = logits.float()
-    if n_classes is None:
-        return logits
-    outputs = torch.arange(logits.shape[1], device=logits.device)
-    return logits.masked_fill(outputs >= n_classes[task].unsqueeze(-1), -torch.inf)
+    return names
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

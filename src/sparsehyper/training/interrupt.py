@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both ask to stop, and training finishes the step in hand first."""
+"""Ctrl-C and SIGTERM: both ask to stop, and training finishes its current step first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and did so after a whole step.
+    """Training was asked to stop and stopped after a complete step.
 
     Attributes:
-        step: updates made.
+        step: number of updates made.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -29,12 +29,15 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Within, a first signal only makes the function that this yields return True.
+    """Defer signals: within the block, a first signal only sets a flag.
 
-    A second one acts at once, unless it comes so soon that it is the same one again: a launcher of
-    several processes passes on the Ctrl-C that the terminal has already sent them. Outside the
-    main thread, where Python allows no handlers, signals act as they always do; a signal that is
-    ignored stays ignored.
+    A second signal acts at once, unless it follows so soon that it is the same one: a launcher of
+    several processes passes on the Ctrl-C that the terminal has already sent to them. Outside the
+    main thread, where Python allows no handlers, signals act as usual; an ignored signal stays
+    ignored.
+
+    Yields:
+        A function that tells whether a signal has come.
     """
     asked_at: float | None = None
 
@@ -55,13 +58,14 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def raising_signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+    """Within the block, SIGTERM raises ``KeyboardInterrupt``, as Ctrl-C does.
 
-    So does every error after it: some libraries turn an interrupt into an error of their own.
+    Any error after a signal becomes a ``KeyboardInterrupt`` too, as some libraries turn an
+    interrupt into an error of their own. Outside the main thread, and for an ignored signal,
+    nothing changes.
 
     Yields:
-        A function that tells whether a signal has come. Outside the main thread, and for a signal
-        that is ignored, nothing changes.
+        A function that tells whether a signal has come.
     """
     came = False
 
@@ -82,7 +86,7 @@ def raising_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _handle(handler: Handler) -> Callable[[], None]:
-    """Give the signals that are not ignored this handler; returns what gives them back theirs."""
+    """Install a handler for signals that are not ignored; returns a function that undoes it."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     before = {number: signal.getsignal(number) for number in SIGNALS}

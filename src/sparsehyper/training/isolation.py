@@ -1,7 +1,7 @@
-"""Calls in processes of their own, so that their peak memory and their crash are their own.
+"""Function calls in separate processes: each has its own peak memory and may crash alone.
 
-A process that makes a call ends with the one that started it, however that one ends. It takes no
-notice of Ctrl-C, which the terminal sends to both: the one that started it passes it on as SIGTERM.
+Such a process ends with the one that started it, however that one ends. It ignores Ctrl-C, which
+the terminal sends to both: the parent passes it on as SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsehyper.training.interrupt import Interrupted, deferred_signals
 
 POLL_SECONDS = 0.2
 
 
 class ChildError(RuntimeError):
-    """The call raised; the message says what."""
+    """The call raised an exception; the message names it."""
 
 
 class DiedError(ChildError):
-    """The process of the call died; the message says how."""
+    """The process of the call died; the message gives its exit code."""
 
 
 def call_in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)`` in a fresh process.
+    """Call ``function(*args)`` in a fresh process with as many threads as this one.
 
-    A signal that asks this process to stop is passed on, and the other process may finish what
-    it has in hand. A script that calls this must not do so on import: its main module needs the
-    usual ``if __name__ == "__main__":``.
+    A signal that asks this process to stop is passed on, and the other process may finish the step
+    it is in. A script must not call this on import: its main module needs the usual
+    ``if __name__ == "__main__":``.
 
     Args:
-        function: importable by name, as its arguments and what it returns must be picklable.
+        function: importable by name.
+        *args: picklable, as the result must be too.
 
     Raises:
-        ChildError: it raised, or its process died.
+        ChildError: the function raised, or its process died.
         Interrupted: this process was asked to stop.
 
     >>> call_in_process(divmod, 7, 2)
@@ -57,31 +60,37 @@ def call_in_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def calls_in_processes(
-    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], workers: int = 1
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    workers: int = 1,
+    threads: int | None = None,
 ) -> Generator[tuple[int, Any]]:
-    """``function(*args)`` for each of the ``arguments``, each in a fresh process.
+    """Call ``function(*args)`` for each of the ``arguments``, each in a fresh process.
 
     Use it within `contextlib.closing`, which ends the processes when this one fails.
 
     Args:
         function: as for `call_in_process`.
-        arguments: of the calls.
-        workers: processes at a time.
+        arguments: one tuple per call.
+        workers: number of processes at a time.
+        threads: PyTorch threads per process; None for as many as this process has.
 
     Yields:
         As each call ends: its number, from 0, and what it returned or a `ChildError`.
 
     Raises:
-        Interrupted: this process was asked to stop; the other processes were too, and have ended.
+        Interrupted: this process was asked to stop. It passed this on, and all calls have ended.
     """
     waiting = enumerate(arguments)
+    threads = threads or torch.get_num_threads()
     running: dict[Connection, tuple[int, Any]] = {}
     try:
         while True:
             with deferred_signals() as asked_to_stop:
                 while len(running) < workers and (item := next(waiting, None)):
                     number, args = item
-                    receiver, process = _start(function, args)
+                    receiver, process = _start(threads, function, args)
                     running[receiver] = number, process
                 if not running:
                     return
@@ -104,12 +113,12 @@ def calls_in_processes(
 
 @contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """A folder ``.tasks`` for what other processes read, gone in the end.
+    """Create a temporary folder ``.tasks`` for files that other processes read.
 
-    What a process that was killed has left of it is removed first.
+    A folder that a killed process has left is removed first.
 
     Args:
-        directory: where it is; this process holds its lock.
+        directory: parent of the folder; this process holds its lock.
     """
     folder = directory / ".tasks"
     if folder.exists():
@@ -121,11 +130,13 @@ def scratch(directory: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Connection, Any]:
+def _start(
+    threads: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Connection, Any]:
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = _context(function).Process(target=_call, args=(sender, function, args))
+    process = _context(function).Process(target=_call, args=(sender, threads, function, args))
     try:
-        with _blocked(signal.SIGINT):  # which the process inherits
+        with _blocked(signal.SIGINT):  # the process inherits this
             process.start()
     finally:
         sender.close()
@@ -133,7 +144,7 @@ def _start(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Connect
 
 
 def _outcome(receiver: Any, running: dict[Connection, tuple[int, Any]]) -> tuple[int, Any]:
-    """What a call returned, or a `ChildError`; waits for the end of its process."""
+    """Wait for the end of a call; returns its number and its result or a `ChildError`."""
     try:
         succeeded, value = receiver.recv()
     except (EOFError, OSError):
@@ -148,12 +159,14 @@ def _outcome(receiver: Any, running: dict[Connection, tuple[int, Any]]) -> tuple
         return number, ChildError(value)
     how = f"the process died with exit code {process.exitcode}"
     if process.exitcode == -signal.SIGKILL:
-        how += ", killed, most likely for want of memory"
+        how += ", killed, most likely because memory ran out"
     return number, DiedError(how)
 
 
-def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """What the other process does."""
+def _call(
+    sender: Connection, threads: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """Make the call and send its outcome; runs in the other process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -162,7 +175,9 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    with suppress(BrokenPipeError):  # nobody waits for the outcome
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    with suppress(BrokenPipeError):  # the parent no longer waits for the outcome
         try:
             sender.send((True, function(*args)))
         except (Exception, KeyboardInterrupt) as error:
@@ -174,7 +189,7 @@ def _blocked(number: signal.Signals) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which unblocks signals where it starts
+    resource_tracker.ensure_running()  # it unblocks signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     try:
         yield
@@ -185,7 +200,7 @@ def _blocked(number: signal.Signals) -> Iterator[None]:
 def _context(function: Callable[..., Any]) -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    # What every call needs is imported once; PyTorch's optimisers import its compiler.
+    # Import what every call needs once. PyTorch's optimisers import its compiler.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "accelerate", "torch._dynamo"])
     return context

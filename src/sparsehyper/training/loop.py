@@ -1,8 +1,8 @@
 """The training loop.
 
-One batch after another, read straight down. The order of batches is a pure function of the batch
-source's own seed, epoch and step, and whatever the model draws is one of `TrainConfig.seed`, step
-and process, so a resumed run takes the very steps that an uninterrupted one would have taken.
+The order of batches is a pure function of the batch source's own seed, epoch and step. The model's
+random numbers are a pure function of `TrainConfig.seed`, step and process. So a resumed run takes
+exactly the steps that an uninterrupted run would have taken.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -31,9 +32,8 @@ from sparsehyper.training.evaluate import (
     Evaluation,
     EvaluationData,
     autocast,
-    describe_tasks,
+    check_tasks,
     evaluate,
-    mask_classes,
 )
 from sparsehyper.training.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
@@ -44,22 +44,22 @@ from sparsehyper.training.run import Run
 
 
 class BatchSource(Protocol):
-    """The training stream; `sparsehyper.lab.data.Batches` is one."""
+    """A stream of training batches."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that one pass over the data makes."""
+        """Number of batches in one pass over the data."""
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """A batch, the same whenever it is asked for; `step` in [0, steps_per_epoch)."""
+        """One batch, the same on every call; `step` is in [0, steps_per_epoch)."""
 
 
 class NonFiniteError(ValueError):
     """A loss or gradient is infinite or NaN.
 
     Attributes:
-        step: the update that was not made, counted from 1.
-        tasks: names of the tasks it comes from.
+        step: number of the update that was not made, from 1.
+        tasks: names of the tasks that caused it.
     """
 
     def __init__(self, message: str, step: int, tasks: tuple[str, ...]) -> None:
@@ -70,17 +70,17 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` did.
+    """Result of `train`.
 
     Attributes:
-        steps: updates made in all, fewer than asked for when it stopped early.
-        best_step: updates made when the best evaluation was reached.
-        best: that evaluation, on the validation data.
-        seconds: this call took.
-        step_ms: median milliseconds of an update, batches included and evaluations not; ``None``
-            if this call made none.
-        peak_memory: bytes; of the device's allocator since the start of this call, or on the CPU
-            of this process since it started.
+        steps: total number of updates, fewer than requested if training stopped early.
+        best_step: number of updates made at the best evaluation.
+        best: the best evaluation, on the validation data.
+        seconds: duration of this call.
+        step_ms: median duration of an update in milliseconds, with its batches and without
+            evaluations; ``None`` if this call made no update.
+        peak_memory: bytes of the device's allocator since the start of this call; on the CPU, of
+            this process since it started.
     """
 
     steps: int
@@ -111,20 +111,21 @@ def train(
     Args:
         model: called as ``model(x, task=task)`` with ``task`` an int64 tensor ``[batch]``, or an
             int when the batch is of one task; returns logits ``[batch, outputs]``. It is moved to
-            the device, and left in the mode it was in.
-        batches: the training stream. With several processes, each one's own share of every batch.
-        validation: what the best evaluation, early stopping and the plateau schedule go by.
+            the device; its mode is restored afterwards.
+        batches: the training stream; with several processes, this process's share of every batch.
+        validation: images that decide on the best evaluation, early stopping and the plateau
+            schedule.
         config: the settings.
-        names: the tasks' names, for records and errors.
-        n_classes: each task's number of classes; outputs beyond it are masked.
-        run: where to keep metrics and checkpoints, and to go on from when it was opened with some
-            (the model must then have ``save(directory)``); ``None`` trains in memory.
+        names: task names, for metrics and errors.
+        n_classes: number of classes of each task; outputs beyond it are ignored.
+        run: directory for metrics and checkpoints; training continues from a checkpoint if it has
+            one. The model must then have a method ``save(directory)``. ``None`` trains in memory.
         quiet: show no progress.
 
     Raises:
         NonFiniteError: a loss or gradient is infinite or NaN; the update was not made.
-        Interrupted: Ctrl-C or SIGTERM; the step was finished and checkpointed first.
-        CheckpointError: the run's checkpoint is damaged, or of another model.
+        Interrupted: Ctrl-C or SIGTERM; the current step was finished and checkpointed first.
+        CheckpointError: the run's checkpoint is damaged or belongs to another model.
         ValueError: an argument does not fit the others, or a task has no validation images.
 
     >>> class Source:  # one task: is the first number the larger one?
@@ -141,9 +142,9 @@ def train(
     >>> train(Model(2, 2), Source(), Source(), config, quiet=True).best.accuracy > 0.9
     True
     """
-    names, limits = describe_tasks(validation.counts, names, n_classes)
+    names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
-    limits = limits if limits is None else limits.to(here.device)
+    limits = None if n_classes is None else torch.tensor(list(n_classes), device=here.device)
     was_training = model.training
     model.to(here.device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -161,8 +162,8 @@ def train(
     forward: Callable[..., Tensor] = model
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
     if here.count > 1:
-        # A batch may leave parameters of other tasks without a gradient. Buffers are broadcast
-        # before evaluations, and a wiring never changes.
+        # A batch may give no gradient to parameters of other tasks. Buffers are broadcast before
+        # evaluations.
         forward = distributed = DistributedDataParallel(
             model, find_unused_parameters=True, broadcast_buffers=False
         )
@@ -200,19 +201,18 @@ def train(
                 with nullcontext() if last else unsynchronised():
                     with autocast(here.device, config.precision):
                         logits = forward(x, task=task)
-                    losses = F.cross_entropy(
-                        mask_classes(logits, task, limits), y, reduction="none"
-                    )
+                    masked = mask_classes(logits, None if limits is None else limits[task])
+                    losses = F.cross_entropy(masked, y, reduction="none")
                     (losses.mean() / config.accumulate).backward()
                 seen.append((losses.detach(), task))
                 images += len(x)
-                batch = next(stream)  # while the device is still busy with the backward pass
+                batch = next(stream)  # the device is still busy with the backward pass
 
             gradients = [p.grad for p in trainable if p.grad is not None]
             norm = get_total_norm(gradients)
             loss = torch.stack([part_losses.mean() for part_losses, _ in seen]).mean()
             flags = torch.stack([loss, norm, norm.new_full((), asked_to_stop())])
-            # The one wait for the device in a step: nothing may be updated before this is known.
+            # The only wait for the device in a step: nothing may be updated before this check.
             loss_value, norm_value, stop = (here.sum(flags) / here.count).tolist()
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
                 raise _non_finite(loss_value, norm_value, state, seen, names, here, run)
@@ -234,7 +234,7 @@ def train(
             improved = False
             if evaluating:
                 if here.count > 1 and isinstance(model, HyperNetwork):
-                    model.sync_statistics()  # of tasks that other processes have seen
+                    model.sync_statistics()  # other processes have seen other tasks
                 for buffer in model.buffers():
                     here.broadcast(buffer)
                 evaluation = evaluate(
@@ -305,12 +305,12 @@ class _Window:
 def _stream(
     batches: BatchSource, start: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, int | Tensor]]:
-    """Batches from a position on, on the device."""
+    """Batches from a position in the stream on, moved to the device."""
     position = start
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
-        # Told on the CPU, where it costs no wait for the device; a batch of one task needs only
-        # one set of parameters.
+        # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
+        # does not wait for the device.
         one_task = task.device.type == "cpu" and bool((task == task[0]).all())
         yield _to(x, device), _to(y, device), int(task[0]) if one_task else _to(task, device)
         position += 1
@@ -324,7 +324,7 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _seed_step(seed: int, step: int, here: Processes) -> None:
     drawn = int(np.random.SeedSequence((seed, step, here.rank)).generate_state(1)[0])
-    # torch.manual_seed does this for every backend there is, at a hundred times the cost.
+    # torch.manual_seed seeds every backend, which takes a hundred times as long.
     torch.default_generator.manual_seed(drawn)
     if here.device.type != "cpu":
         torch.get_device_module(here.device).manual_seed(drawn)

@@ -1,6 +1,6 @@
 """The optimiser, and the learning rate as a pure function of the step and the evaluations so far.
 
-Nothing here holds state of its own, so nothing but the optimiser's moments goes into a checkpoint.
+So a checkpoint needs no state of a schedule, only the optimiser's tensors.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sparsehyper.training.config import TrainConfig
 def build_optimizer(
     config: TrainConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimiser that `config` names, fused where PyTorch has a fused one.
+    """Build the optimiser that `config` names, fused where PyTorch has a fused one.
 
-    One fused pass over weight, gradient and moments in place of about ten.
+    A fused one makes one pass over weights, gradients and moments instead of about ten.
 
     >>> build_optimizer(TrainConfig(steps=1), nn.Linear(2, 1).parameters()).defaults["fused"]
     True
@@ -33,23 +33,23 @@ def build_optimizer(
     if config.optimizer == "radam":
         return torch.optim.RAdam(parameters, lr, weight_decay=weight_decay)
     if config.optimizer == "adafactor":
-        # Not the default on the CPU; it needs fewer temporaries.
+        # foreach is not the default on the CPU, but needs fewer temporary tensors.
         return torch.optim.Adafactor(parameters, lr, weight_decay=weight_decay, foreach=True)
     assert config.optimizer == "sgd"
     return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
 
 
-def kept_of(
+def moment_shapes(
     optimizer: torch.optim.Optimizer, parameter: Tensor
 ) -> dict[str, tuple[list[int], torch.dtype]]:
-    """Shape and type of each tensor that an optimiser of `build_optimizer` keeps of a parameter.
+    """Shape and dtype of each tensor that an optimiser keeps for a parameter.
 
     >>> weight = nn.Parameter(torch.zeros(3, 2))
-    >>> sorted(kept_of(build_optimizer(TrainConfig(steps=1), [weight]), weight))
+    >>> sorted(moment_shapes(build_optimizer(TrainConfig(steps=1), [weight]), weight))
     ['exp_avg', 'exp_avg_sq', 'step']
 
     Raises:
-        TypeError: it is another optimiser.
+        TypeError: the optimiser is not one that `build_optimizer` makes.
     """
     shape, kept = list(parameter.shape), {}
     if isinstance(optimizer, torch.optim.SGD):
@@ -73,10 +73,10 @@ def learning_rate(config: TrainConfig, step: int, accuracies: Sequence[float] = 
     """The learning rate of an update.
 
     Args:
-        config: names the schedule.
-        step: updates already made, from 0.
-        accuracies: mean validation accuracy of each evaluation so far; only the plateau
-            schedule looks at it.
+        config: settings with the schedule.
+        step: number of updates made before this one.
+        accuracies: mean validation accuracy of each evaluation so far; used by the plateau
+            schedule only.
 
     >>> config = TrainConfig(steps=10, lr=0.8, warmup=2, schedule="plateau", plateau_patience=1)
     >>> [learning_rate(config, step) for step in (0, 1, 2)]
@@ -95,7 +95,7 @@ def learning_rate(config: TrainConfig, step: int, accuracies: Sequence[float] = 
 
 
 def evaluations_since_best(accuracies: Sequence[float]) -> int:
-    """Evaluations after the first one to reach the highest accuracy; 0 when there are none.
+    """Number of evaluations after the first one that reached the highest accuracy.
 
     >>> evaluations_since_best([0.6, 0.7, 0.7, 0.65])
     2

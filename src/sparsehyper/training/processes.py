@@ -1,6 +1,6 @@
-"""Where training runs: the device, and the processes that share the work.
+"""The device that training runs on, and the processes that share the work.
 
-Processes are started by ``accelerate launch`` or ``torchrun``; each runs the same program.
+``accelerate launch`` or ``torchrun`` starts the processes; each runs the same program.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sparsehyper._util.extras import require
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among those that train together.
+    """One of the processes that train together.
 
     Attributes:
-        device: of this process.
-        rank: of this process, in [0, count).
-        count: how many there are.
+        device: device of this process.
+        rank: rank of this process, in [0, count).
+        count: number of processes.
     """
 
     device: torch.device
@@ -38,32 +38,32 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all processes, on each of them; in place."""
+        """Sum a tensor over all processes, in place; every process gets the sum."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The main process's `tensor`, on each of them; in place."""
+        """Overwrite a tensor with that of the main process, in place."""
         if self.count > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has called this."""
         if self.count > 1:
             dist.barrier()
 
 
 def processes(device: str = "auto") -> Processes:
-    """Join the other processes, if this program was started as several.
+    """Join the other processes, if the program was started as several processes.
 
     Args:
         device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"`` or
             ``"cuda:1"``. With several processes on accelerators, each takes its own.
 
     Raises:
-        ValueError: `device` is unknown, or this machine has none.
+        ValueError: `device` is unknown or not available on this machine.
         MissingExtraError: ``accelerate`` is not installed.
 
     >>> processes("cpu")
@@ -81,7 +81,7 @@ def processes(device: str = "auto") -> Processes:
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of the processes, known before they have joined."""
+    """Whether this is the main process; can be called before the processes have joined."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -1,12 +1,11 @@
-"""What a person sees while training: a bar on a terminal, plain lines elsewhere.
+"""The progress display of training: a bar on a terminal, plain lines elsewhere.
 
-All of it goes to standard error, so that standard output holds results only.
+It goes to standard error, so that standard output holds results only.
 """
 
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any, Self
 
 from sparsehyper._util.extras import require
@@ -18,8 +17,8 @@ class Progress:
     """Shows throughput, time left and validation accuracy; a context manager.
 
     Args:
-        steps: updates in all.
-        start: updates already made.
+        steps: total number of updates.
+        start: number of updates already made.
         show: whether to show anything.
     """
 
@@ -34,7 +33,7 @@ class Progress:
             self._task = self._bar.add_task("", total=steps, completed=start, status="")
 
     def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Show where training stands after `step` updates."""
+        """Show the state of training after `step` updates."""
         self._loss, self._rate = loss, images_per_second
         if self._bar is not None:
             status = f"loss {loss:.4f}  val {self._validation}  {images_per_second:,.0f} images/s"
@@ -57,12 +56,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -1,9 +1,8 @@
-"""The record of training: ``metrics.jsonl``, and TensorBoard event files when asked for."""
+"""The metrics of training: ``metrics.jsonl``, and TensorBoard event files on request."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from sparsehyper._util.extras import require
@@ -12,16 +11,16 @@ from sparsehyper.training.run import Run
 
 
 class Recorder:
-    """Writes each line of metrics wherever it is wanted; a context manager.
+    """Writes metrics to all their files; a context manager.
 
     Args:
-        run: the run directory; ``None`` records nothing.
-        tensorboard: also write event files, into ``tensorboard`` of the run directory.
-        start: updates already made; later events of an earlier process are superseded.
+        run: the run directory; ``None`` writes nothing.
+        tensorboard: also write event files, into ``tensorboard`` in the run directory.
+        start: number of updates already made; later events of an earlier process are superseded.
 
     Raises:
         ValueError: `tensorboard` without `run`.
-        MissingExtraError: `tensorboard`, which is not installed.
+        MissingExtraError: TensorBoard is not installed.
     """
 
     def __init__(self, run: Run | None, *, tensorboard: bool = False, start: int = 0) -> None:
@@ -36,7 +35,7 @@ class Recorder:
             self._board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Record a line of a kind, made after `step` updates."""
+        """Write one line of metrics of a kind, measured after `step` updates."""
         if self._run is not None:
             self._run.write_metrics({"kind": kind, "step": step, **values})
         if self._board is not None:
@@ -47,11 +46,6 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()

@@ -1,21 +1,22 @@
-"""The run directory: everything a training run leaves behind, and all it needs to go on.
+"""The run directory: everything that a training run writes, and everything needed to resume it.
 
 ====================  ==========================================================================
 ``config.json``       the run's id, the resolved configuration, and the versions it ran with
-``metrics.jsonl``     one JSON object a line: the record of training
-``checkpoints/last``  where training stands
-``checkpoints/best``  the best evaluation so far
-``result.json``       the outcome, once there is one
+``metrics.jsonl``     the metrics of training, one JSON object per line
+``checkpoints/last``  the current state of training
+``checkpoints/best``  the state at the best evaluation so far
+``result.json``       the result, once there is one
 ``.lock``             held while a process writes here
 ====================  ==========================================================================
 
-A checkpoint is never changed. The whole of ``checkpoints`` is written anew next to the old one and
-put in its place by renaming, so that a crash at any point leaves one whole pair of them, and
-``last`` and ``best`` always belong together. The best one is carried over by hard link.
+A checkpoint is written after every evaluation, and when training is interrupted. It is never
+changed: a new ``checkpoints`` is written next to the old one and takes its place by renaming. So a
+crash at any point leaves one complete pair, and ``last`` and ``best`` always belong together. The
+best checkpoint is carried over by hard links.
 
-Damage is noticed: ``config.json`` and ``result.json`` end with their own digests, a checkpoint
-holds those of its files, and that of ``metrics.jsonl`` as it was then. The run's id, a random one,
-is in all of them, so that no file of another run is taken for its own.
+Damage is detected: ``config.json`` and ``result.json`` end with their own digests, and a checkpoint
+holds the digests of its files and of ``metrics.jsonl`` at that time. All of them contain the run's
+random id, so that no file of another run is accepted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 
-# The names that a run writes to. None of them may be a link or a special file.
-_OWN = (
+# Names that a run writes to. None of them may be a link or a special file.
+_WRITTEN = (
     *(".lock", "config.json", "config.json.new", "result.json", "result.json.new"),
     *("metrics.jsonl", "tensorboard", CHECKPOINTS, OLD_CHECKPOINTS, "checkpoints.new"),
 )
@@ -76,14 +76,14 @@ class RunInUseError(ValueError):
 
 
 class Run:
-    r"""A run directory, locked for as long as it is open.
+    r"""A run directory, locked while it is open.
 
     Made by `Run.create` and `Run.open`; a context manager, which closes it. When several processes
-    train together, each makes one for the same path and only the main one's writes.
+    train together, each opens the same path, and only the main process writes.
 
     Attributes:
-        path: of the directory.
-        config: the configuration it was created with.
+        path: path of the directory.
+        config: configuration of the run.
 
     >>> import tempfile
     >>> with Run.create(Path(tempfile.mkdtemp()) / "run", {"seed": 0}) as run:
@@ -95,21 +95,26 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config: dict[str, Any] = {}
+        self._config_path = self.path / "config.json"
+        self._metrics_path = self.path / "metrics.jsonl"
+        self._checkpoints = self.path / CHECKPOINTS
+        self._checkpoints_new = self.path / "checkpoints.new"
+        self._checkpoints_old = self.path / OLD_CHECKPOINTS
         self._writes = is_main_process()
         self._lock: FileLock | None = None
-        self._written = hashlib.sha256()  # of the record of training, and how long that is
-        self._size = 0
+        self._metrics_hash = hashlib.sha256()  # of metrics.jsonl
+        self._metrics_size = 0  # in bytes
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> Self:
         """Start a new run.
 
         Args:
-            path: a directory that does not exist yet, or is empty.
+            path: a directory that is new or empty.
             config: a JSON-ready dict of everything that determines the run.
 
         Raises:
-            FileExistsError: the directory has something in it.
+            FileExistsError: the directory is not empty.
             NotADirectoryError: `path` is a file.
             RunInUseError: another process is starting a run there.
             TypeError: `config` cannot be written as JSON.
@@ -122,7 +127,7 @@ class Run:
         run.path.mkdir(parents=True, exist_ok=True)
         run._lock = lock(run.path)
         try:
-            run._check_free()  # another process may have been there in between
+            run._check_free()  # another process may have started a run meanwhile
             run._write_config(secrets.token_hex(16))
         except BaseException:
             run.close()
@@ -137,19 +142,18 @@ class Run:
         *,
         may_differ: Collection[str] = ("training.steps",),
     ) -> Self:
-        """Open a run to go on with it.
+        """Open a run to continue it.
 
         Args:
-            path: of the run.
-            config: if given, it must be the run's own, so that what goes on is what was started.
-            may_differ: dotted keys in which the two may differ; `record_config` records the new
-                values.
+            path: path of the directory.
+            config: if given, it must equal the run's own configuration.
+            may_differ: dotted keys that may differ; `record_config` records the new values.
 
         Raises:
             FileNotFoundError: there is no run at `path`.
             RunInUseError: another process is writing to it.
             CheckpointError: ``config.json`` is damaged, or a file of the run is a link.
-            ValueError: `config` is not the run's; the message names the first key that differs.
+            ValueError: `config` is another one; the message names the first key that differs.
         """
         run = cls(path)
         if not run._config_path.is_file():
@@ -165,16 +169,16 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint where training stands; there is none before the first evaluation."""
+        """Directory of the latest checkpoint; it does not exist before the first evaluation."""
         return self._checkpoints / "last"
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best evaluation so far, for the model's own ``load``."""
+        """Directory of the best checkpoint so far, which the model's own ``load`` can read."""
         return self._checkpoints / "best"
 
     def record_config(self) -> None:
-        """Write ``config.json``: the configuration at hand, and the versions it runs with."""
+        """Write the current configuration and versions to ``config.json``."""
         if self._writes:
             self._write_config(read_id(self.path))
 
@@ -183,17 +187,17 @@ class Run:
         if self._writes:
             text = (json.dumps(line, allow_nan=False) + "\n").encode()
             with self._metrics_path.open("ab") as file:
-                if file.tell() > self._size:  # a full disk left a part of another line
-                    file.truncate(self._size)
+                if file.tell() > self._metrics_size:  # a full disk left part of a line
+                    file.truncate(self._metrics_size)
                 file.write(text)
-            self._size += len(text)
-            self._written.update(text)
+            self._metrics_size += len(text)
+            self._metrics_hash.update(text)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut short is left out.
+        """Read the lines of ``metrics.jsonl``, without one that a crash cut short.
 
         Raises:
-            CheckpointError: they are not what was written before the last checkpoint.
+            CheckpointError: lines written before the last checkpoint have changed.
         """
         record, run = Record(), read_id(self.path)
         with suppress(FileNotFoundError), open_checkpoint(self.path, "last", run) as last:
@@ -211,17 +215,17 @@ class Run:
             write_sealed(self.path / "result.json", {"run": read_id(self.path), **result})
 
     def read_result(self) -> dict[str, Any] | None:
-        """What was given to `write_result`; None where nothing was.
+        """Read the result; None if there is none yet.
 
         Raises:
-            CheckpointError: it is damaged, or of another run.
+            CheckpointError: it is damaged or belongs to another run.
         """
         path = self.path / "result.json"
         if not path.exists():
             return None
         result = read_sealed(path)
         if result.pop("run", None) != read_id(self.path):
-            raise CheckpointError(f"{path} is the result of another run")
+            raise CheckpointError(f"{path} belongs to another run")
         return result
 
     def save(
@@ -232,14 +236,14 @@ class Run:
         *,
         best: bool,
     ) -> None:
-        """Replace the checkpoint ``last``, and ``best`` too if so told."""
+        """Replace the checkpoint ``last``, and with ``best`` also the best one."""
         if not self._writes:
             return
         self._recover()
         new, old = self._checkpoints_new, self._checkpoints_old
         try:
             new.mkdir()
-            record = Record(self._size, self._written.hexdigest())
+            record = Record(self._metrics_size, self._metrics_hash.hexdigest())
             if self._metrics_path.exists():
                 sync(self._metrics_path)
             last = new / "last"
@@ -252,7 +256,7 @@ class Run:
                 self._checkpoints.rename(old)
             new.rename(self._checkpoints)
         except BaseException:
-            self._recover()  # at once: the disk may be full
+            self._recover()  # frees space at once: the disk may be full
             raise
         sync(self.path)
         shutil.rmtree(old, ignore_errors=True)
@@ -260,15 +264,14 @@ class Run:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Load the checkpoint ``last`` and drop the metrics written after it.
 
-        If its files are not what was written, training goes on from ``best``, and a warning says
-        so.
+        If it is damaged, ``best`` is loaded instead, with a warning.
 
         Returns:
-            where training stood; the start, with nothing loaded, before the first checkpoint.
+            The state of training; the initial one, with nothing loaded, if there is no checkpoint.
 
         Raises:
-            CheckpointError: both checkpoints are damaged, or of another model, or the metrics are
-                damaged.
+            CheckpointError: both checkpoints are damaged or belong to another model, or the metrics
+                are damaged.
         """
         state, record = TrainingState(), Record()
         if self._checkpoints.exists():
@@ -282,13 +285,13 @@ class Run:
 
         Raises:
             FileNotFoundError: there is none.
-            CheckpointError: it is damaged, or of another model.
+            CheckpointError: it is damaged or belongs to another model.
         """
         with open_checkpoint(self.path, "best", read_id(self.path)) as best:
             best.read_weights(model)
 
     def close(self) -> None:
-        """Let other processes write here."""
+        """Release the lock, so that other processes can write here."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -296,12 +299,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _restore_newest(
@@ -321,11 +319,11 @@ class Run:
             newest.read(model, optimizer)
             step = newest.state.step
             if damage is not None:
-                self._warn(f"{damage}; going on from the best checkpoint, of step {step}")
+                self._warn(f"{damage}; continuing from the best checkpoint, of step {step}")
             return self._without_damaged_best(newest.state, run), newest.record
 
     def _without_damaged_best(self, state: TrainingState, run: str) -> TrainingState:
-        """A state whose best evaluation is forgotten if its checkpoint is damaged."""
+        """Forget the best evaluation if its checkpoint is damaged."""
         if state.best is None:
             return state
         try:
@@ -336,7 +334,7 @@ class Run:
             return replace(state, best=None, best_step=0)
 
     def _restore_metrics(self, record: Record) -> None:
-        """Cut the metrics off where a checkpoint was written."""
+        """Truncate the metrics to their length at a checkpoint."""
         path = self._metrics_path
         if not path.exists():
             self._count_metrics(b"")
@@ -349,7 +347,7 @@ class Run:
         self._count_metrics(data[: record.size])
 
     def _count_metrics(self, data: bytes) -> None:
-        self._size, self._written = len(data), hashlib.sha256(data)
+        self._metrics_size, self._metrics_hash = len(data), hashlib.sha256(data)
 
     def _warn(self, message: str) -> None:
         if self._writes:
@@ -359,10 +357,10 @@ class Run:
         """Raise ``FileExistsError`` unless a run may start here."""
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"`path` must be a directory for the run, got {self.path}")
-        # What a process leaves that dies while it starts a run.
+        # A process that dies while it starts a run leaves these.
         left = (".lock", "config.json.new")
         if self.path.is_dir() and any(entry.name not in left for entry in self.path.iterdir()):
-            found = "files that are not a run's; choose another place"
+            found = "files of something else; choose another place"
             if self._config_path.exists():
                 found = "a run; `resume` it, or choose another place"
             raise FileExistsError(f"`path` {self.path} already holds {found}")
@@ -370,26 +368,6 @@ class Run:
     def _write_config(self, run: str) -> None:
         about = {"run": run, "config": self.config, "versions": _versions()}
         write_sealed(self._config_path, about)
-
-    @property
-    def _config_path(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS
-
-    @property
-    def _checkpoints_new(self) -> Path:
-        return self.path / "checkpoints.new"
-
-    @property
-    def _checkpoints_old(self) -> Path:
-        return self.path / OLD_CHECKPOINTS
 
     def _resume(self, config: Mapping[str, Any] | None, may_differ: Collection[str]) -> None:
         self.config = read_config(self.path)["config"]
@@ -404,7 +382,7 @@ class Run:
                 self._count_metrics(lines[: lines.rfind(b"\n") + 1])
 
     def _recover(self) -> None:
-        """Undo what a crash left half done."""
+        """Undo what a crash left unfinished."""
         if self._checkpoints_old.exists() and not self._checkpoints.exists():
             self._checkpoints_old.rename(self._checkpoints)
         for left in (self._checkpoints_old, self._checkpoints_new):
@@ -413,19 +391,19 @@ class Run:
 
 
 def lock(directory: Path) -> FileLock:
-    """Lock a directory for this process; the lock is held, and to be released.
+    """Acquire the lock of a directory; the caller must release it.
 
     Raises:
         RunInUseError: another process holds it.
         CheckpointError: the lock, or another file that a run writes to, is a link or a pipe.
     """
-    for name in _OWN:
+    for name in _WRITTEN:
         with suppress(FileNotFoundError):
             mode = (directory / name).lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise CheckpointError(
-                    f"{directory / name} is a link or a special file, through which nothing is "
-                    "written; remove it"
+                    f"{directory / name} is a link or a special file, which nothing is written "
+                    "through; remove it"
                 )
     filelock = require("filelock", "train")
     held = filelock.FileLock(directory / ".lock", timeout=0)
@@ -440,7 +418,7 @@ def lock(directory: Path) -> FileLock:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run: its id as ``run``, ``config`` and ``versions``.
+    """Read the ``config.json`` of a run: its id as ``run``, ``config`` and ``versions``.
 
     Raises:
         FileNotFoundError: there is no run in `directory`.
@@ -456,7 +434,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_id(directory: Path) -> str:
-    """The id of a run, which its checkpoints and its result have too."""
+    """Read the id of a run, which its checkpoints and its result contain too."""
     return read_config(directory)["run"]
 
 
@@ -466,9 +444,9 @@ def check_same(
     """Check that two JSON-ready configurations agree.
 
     Args:
-        what: whose configuration was recorded, for the error.
-        recorded, given: the two.
-        may_differ: dotted keys that need not be the same.
+        what: owner of the recorded configuration, for the error.
+        recorded, given: the two configurations.
+        may_differ: dotted keys that may differ.
 
     Raises:
         ValueError: they differ; the message names the first setting that does.
@@ -492,7 +470,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As it would be read back from a file: tuples as lists."""
+    """Convert a configuration to what a JSON file would return: tuples become lists."""
     return json.loads(json.dumps(dict(config), allow_nan=False))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparsehyper.lab.bench import QUICK, memory
+from sparsehyper.lab.bench import QUICK, generators, memory, scale
 from sparsehyper.lab.bench.generators import measure_generators
 from sparsehyper.lab.bench.scale import measure_scale
 from sparsehyper.training.isolation import DiedError
@@ -14,7 +14,8 @@ from sparsehyper.training.isolation import DiedError
 def little_memory(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 5_000_000)
     monkeypatch.setattr(memory, "can_measure", lambda: True)
-    monkeypatch.setattr(memory, "in_fresh_process", lambda *args: 77)
+    for module in (generators, scale):
+        monkeypatch.setattr(module, "call_in_process", lambda *args: 77)
 
 
 def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(little_memory):
@@ -40,7 +41,7 @@ def test_a_process_that_dies_leaves_its_figure_out(monkeypatch):
         raise DiedError("its process died")
 
     monkeypatch.setattr(memory, "can_measure", lambda: True)
-    monkeypatch.setattr(memory, "in_fresh_process", die)
+    monkeypatch.setattr(generators, "call_in_process", die)
     found = measure_generators(replace(QUICK, generators=(20_000,)), 1, 0)
     assert all(row["peak"] is None for row in found["rows"])
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparsehyper.lab.bench.targets import GPT2, LARGE, ResNet18, ViT, mlp, resnet426k
+from sparsehyper.lab.bench.targets import GPT2, LARGE_TARGETS, ResNet18, ViT, mlp, resnet426k
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", LARGE_TARGETS)
 def test_sizes_are_the_published_ones(name):
     with torch.device("meta"):
-        module = LARGE[name].make()
-    assert sum(p.numel() for p in module.parameters()) == LARGE[name].numel
+        module = LARGE_TARGETS[name].make()
+    assert sum(p.numel() for p in module.parameters()) == LARGE_TARGETS[name].numel
     published = {"resnet18": 11_689_512, "vit_b16": 86_567_656, "gpt2_small": 124_439_808}
-    assert LARGE[name].numel == published.get(name, LARGE[name].numel)
+    assert LARGE_TARGETS[name].numel == published.get(name, LARGE_TARGETS[name].numel)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     assert results["settings"]["rounds"] == 1
     assert results["settings"]["seed"] == 3
     assert results["settings"]["sizes"]["layer"] == [500, 1000, 3]
-    assert {"processor", "cores", "memory", "torch", "threads"} < set(results["machine"])
+    assert {"cpu", "cores", "memory", "torch", "threads"} < set(results["machine"])
     found = list(spreads(results))
     assert len(found) > 300
     assert all(0 < s["low"] <= s["median"] <= s["high"] < math.inf for s in found)
@@ -61,7 +61,7 @@ def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     for title in ("Sparse layer, forward", "Generators", "mixed batch", "A new process"):
         assert title in done.out
         assert title in page
-    assert results["machine"]["processor"] in page
+    assert results["machine"]["cpu"] in page
     for picture in ("time.png", "memory.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
         assert str(out / picture) in done.out

@@ -217,7 +217,7 @@ def test_a_warning_is_a_line(command, hostile, trained):
         done = command("predict", trained, hostile)
     (hostile / "new.tif").unlink()
     first = done.err.splitlines()[0]
-    assert first.startswith("warning: pictures of other formats are passed over: ")
+    assert first.startswith("warning: images in other formats are ignored: ")
     check_shown(done.err)
 
 

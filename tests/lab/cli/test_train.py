@@ -17,7 +17,7 @@ def test_trains_evaluates_and_refuses_to_write_over(command, tmp_path):
     assert done.code == 0
     assert done.err == ""
     assert "0-1" in done.out
-    assert "the best model is kept in" in done.out
+    assert "the best model is in" in done.out
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     again = command("train", "--out", out, *QUICK)
@@ -199,7 +199,7 @@ def test_resume_says_that_it_goes_on_from_the_best_checkpoint(command, tmp_path)
         done = command("train", "--out", run, "--resume", "--steps", 30, "--quiet")
     assert done.code == 0
     assert done.err.startswith(f"warning: {weights} is damaged: ")
-    assert "; going on from the best checkpoint, of step " in done.err
+    assert "; continuing from the best checkpoint, of step " in done.err
     assert done.err.count("\n") == 1
 
 

@@ -236,7 +236,7 @@ def test_formats_that_are_not_read(fill, folders):
         for path in fill(folder).joinpath(folder).iterdir():
             path.rename(path.with_suffix(".bmp"))
     with (
-        pytest.warns(UserWarning, match=rf"over: .*0\.bmp and {5 * len(folders) - 1} more;"),
+        pytest.warns(UserWarning, match=rf"ignored: .*0\.bmp and {5 * len(folders) - 1} more;"),
         pytest.raises(ValueError, match=r"has no images.*; PNG, JPEG and WebP are read$"),
     ):
         load_folder(fill())
@@ -285,7 +285,7 @@ def test_names_may_be_any_text(fill):
 def test_a_pipe_among_the_images_is_named(fill):
     root = fill("t/x", "t/y")
     os.mkfifo(root / "t" / "x" / "pipe.png")
-    with pytest.raises(ValueError, match=r"cannot read image .*pipe.png: it is no regular file"):
+    with pytest.raises(ValueError, match=r"cannot read image .*pipe.png: it is not a regular file"):
         load_folder(root)
 
 

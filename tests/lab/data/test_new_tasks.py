@@ -105,7 +105,7 @@ def test_find_images_looks_below_and_leaves_hidden_files_out(root):
 def test_formats_that_are_not_read(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.bmp")
     with pytest.raises(
-        ValueError, match=r"cannot read image .*a.bmp.*; PNG, JPEG and WebP are read"
+        ValueError, match=r"cannot read image .*a.bmp: it is not a PNG, JPEG or WebP image"
     ):
         load_images([tmp_path / "a.bmp"], (1, 8, 8))
 
@@ -150,5 +150,5 @@ def test_a_name_with_the_signs_of_a_glob_is_the_file_itself(root):
 
 def test_images_of_other_formats_that_are_searched_through(root):
     (root / "new.tif").touch()
-    with pytest.warns(UserWarning, match=r"over: .*new.tif; PNG, JPEG and WebP are read$"):
+    with pytest.warns(UserWarning, match=r"ignored: .*new.tif; PNG, JPEG and WebP are read$"):
         assert len(find_images(root)) == 12

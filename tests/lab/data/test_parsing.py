@@ -59,7 +59,7 @@ def test_unknown_kind_lists_the_valid_ones(text):
 
 
 def test_unknown_setting_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"no setting 'angle'; they have: 'angles', 'of'"):
+    with pytest.raises(ValueError, match=r"no setting 'angle'; it has: 'angles', 'of'"):
         maker_from_config({"kind": "rotated", "angle": 3})
 
 

@@ -27,7 +27,7 @@ def generator(method, numel, ms, peak, floor_ns):
 RESULTS = {
     "date": "2026-01-02",
     "machine": {
-        "processor": "A Processor",
+        "cpu": "A Processor",
         "cores": 4,
         "threads": 2,
         "kernels": True,

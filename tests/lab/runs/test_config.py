@@ -61,8 +61,8 @@ def test_invalid_settings(experiment, changes, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"latent": 8}, KeyError, "unknown setting 'latent'; expected one of .*'latent_dim'"),
-        ({"data": {"name": "digits"}}, KeyError, "unknown setting 'name'; .*'source'"),
+        ({"latent": 8}, ValueError, "has no setting 'latent'; it has: .*'latent_dim'"),
+        ({"data": {"name": "digits"}}, ValueError, "data has no setting 'name'; .*'source'"),
         ({"method": {"kind": "dens"}}, ValueError, "`method` must be one of .*'dense'.*'dens'"),
     ],
 )
@@ -72,7 +72,7 @@ def test_unknown_names(experiment, changes, error, message):
 
 
 def test_a_missing_part():
-    with pytest.raises(KeyError, match="setting 'training' is missing"):
+    with pytest.raises(ValueError, match="setting 'training' is missing"):
         Experiment.from_dict({"data": {}})
 
 

@@ -52,7 +52,7 @@ def test_experts_differ_from_each_other(with_method, tasks):
 def test_a_budget_is_met(with_method, tasks, method):
     experiment = with_method(method, budget=4, target="mlp:128-64", base="zeros")
     model = build_model(experiment, tasks)
-    resolved = resolve(experiment, tasks, model)
+    resolved = resolve(tasks, model)
     assert resolved["numel"] == 16_706
     generator = sum(p.numel() for p in model.generator.parameters())
     assert 3.4 < generator / 16_706 <= 4  # few chunks make large steps
@@ -84,7 +84,7 @@ def test_a_budget_out_of_reach(with_method, tasks):
 
 def test_what_a_baseline_resolves_to(with_method, tasks):
     experiment = with_method("experts")
-    resolved = resolve(experiment, tasks, build_model(experiment, tasks))
+    resolved = resolve(tasks, build_model(experiment, tasks))
     assert resolved["numel"] * 5 == resolved["trainable_parameters"]
     assert resolved["generator"] is None
 

@@ -100,7 +100,7 @@ def test_your_own_factory(monkeypatch, tmp_path):
     with pytest.raises(TypeError, match="'mine:number' must be a function, got 3"):
         build_target("mine:number", (1, 8, 1), 4)
     with pytest.raises(
-        TypeError, match="`target` 'mine:zzz' is not to be found: mine has no 'zzz'"
+        TypeError, match="`target` 'mine:zzz' was not found: mine has no 'zzz'"
     ):
         build_target("mine:zzz", (1, 8, 1), 4)
     for name in ("none", "inside"):

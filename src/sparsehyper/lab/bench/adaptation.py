@@ -1,4 +1,4 @@
-"""New tasks: the time to fit embeddings, and to make a model of one."""
+"""New tasks: the time to fit embeddings, and to make a model from one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.bench.generators import LATENT
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 
 _KNOWN = 20  # tasks
 
@@ -29,7 +29,7 @@ _TARGETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """Rows of ``fits``, ``over`` the fit of one task, and of ``models``, over loading a file."""
+    """Rows of ``fits``, relative to the fit of one task, and of ``models``, to loading a file."""
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():
@@ -86,7 +86,7 @@ def _models(
     with tempfile.TemporaryDirectory() as folder:
         file, module = Path(folder, "model.safetensors"), make()
         save_file(hnet.materialize(0).state_dict(), file)
-        runs: dict[str, Run] = {
+        runs: dict[str, TimedRun] = {
             "safetensors": timed(lambda: module.load_state_dict(load_file(file))),
             "materialize": timed(lambda: hnet.materialize(0)),
         }

@@ -1,4 +1,4 @@
-"""Whole generators: from one embedding to all N parameters and back, for N over decades."""
+"""Whole generators: from one embedding to all N parameters and back, over decades of N."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from sparsehyper.lab.bench.products import bytes_moved, thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.timing import alternate, copying, floor, spread, timed, times
 from sparsehyper.sparse import SparseLinear
-from sparsehyper.training.isolation import DiedError
+from sparsehyper.training.isolation import DiedError, call_in_process
 
 LATENT = 64
-BUDGET = 4  # trainable parameters of a chunked generator per generated parameter
+BUDGET = 4  # trainable parameters of the chunked generator per generated parameter
 THESIS = "thesis"
 _SPECS: dict[str, Generator] = {
     "sparse": Sparse(),
     "sparse, growth 8": Sparse(growth=8),
     "sparse, local": Sparse(topology="local"),
-    "chunked": Chunked(),  # of the budget
+    "chunked": Chunked(),  # sized to the budget
     "dense": Dense(),
-    THESIS: Sparse(),  # the same layers by the thesis's scheme
+    THESIS: Sparse(),  # the same layers, computed by the thesis's scheme
 }
 _SLOW = ("sparse, local", THESIS)
 
-_SMALL = 20_000  # generated parameters; a chunked generator of the budget needs about so many
+_SMALL = 20_000  # generated parameters; about the fewest for which the chunked budget can be met
 
-# Above what a pass was seen to take at once: bytes for a weight, and for a generated parameter.
+# Upper estimates of the memory of a pass: bytes per weight, and per generated parameter.
 _WEIGHT_BYTES, _SLOW_WEIGHT_BYTES, _PARAMETER_BYTES = 8, 40, 16
 
 
 def build(name: str, numel: int, seed: int) -> nn.Module:
-    """One of the generators that are compared, ``[batch, LATENT]`` → ``[batch, numel]``."""
+    """Build one of the compared generators, ``[batch, LATENT]`` → ``[batch, numel]``."""
     module = _spec(name, numel).build(LATENT, numel, seed)
     return thesis_generator(module) if name == THESIS else module
 
 
 def one_pass(module: nn.Module, numel: int, seed: int) -> Callable[[], None]:
-    """Forward and backward of a generator, for one embedding that gets a gradient too."""
+    """Forward and backward pass of a generator for one embedding, which gets a gradient too."""
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(1, LATENT, generator=rng).requires_grad_()
     grad = torch.randn(1, numel, generator=rng)
@@ -57,11 +57,11 @@ def one_pass(module: nn.Module, numel: int, seed: int) -> Callable[[], None]:
 
 
 def measure_generators(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """One row for every N and method, and the reason of each that was left out.
+    """One row for every N and method, and the reason for each that was left out.
 
-    ``ns`` is time per generated parameter and ``over`` as for layers; ``floor_ns`` the time to
-    move the same layers' bytes once, of sparse ones; ``peak`` bytes above those of the process
-    before it built the generator, or None where that cannot be told.
+    ``ns`` is the time per generated parameter and ``over`` as for layers; ``floor_ns``, for sparse
+    layers, the time to move their bytes once; ``peak`` the bytes above those of the process before
+    it built the generator, or None where they cannot be measured.
     """
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def measure_generators(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
         rows += _time(names, numel, sizes, rounds, seed)
     for row in rows if memory.can_measure() else ():
         with suppress(DiedError):
-            row["peak"] = memory.in_fresh_process(_peak, row["method"], row["numel"], seed)
+            row["peak"] = call_in_process(_peak, row["method"], row["numel"], seed)
     return {"rows": rows, "skipped": skipped, "flatness": _flatness(rows)}
 
 
@@ -114,7 +114,7 @@ def _time(
 
 def _peak(name: str, numel: int, seed: int) -> int:
     """Peak bytes of a pass, weights included; called in a fresh process."""
-    one_pass(build(name, _SMALL, seed), _SMALL, seed)()  # loads what every pass needs
+    one_pass(build(name, _SMALL, seed), _SMALL, seed)()  # loads the libraries that every pass needs
     before = memory.resident()
     work = one_pass(build(name, numel, seed), numel, seed)
     work()
@@ -124,7 +124,7 @@ def _peak(name: str, numel: int, seed: int) -> int:
 
 
 def _flatness(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Worst ÷ best time a parameter of the default generator, from the smallest N and the next."""
+    """Worst ÷ best time per parameter of the default generator, from the two smallest N on."""
     costs = [(row["numel"], row["ns"]["median"]) for row in rows if row["method"] == "sparse"]
     return {
         f"from {smallest:,}": max(ns) / min(ns)
@@ -139,7 +139,7 @@ def _spec(name: str, numel: int) -> Generator:
 
 
 def _need(names: list[str], numel: int) -> int:
-    """Bytes that these take when all are built and one is at work."""
+    """Bytes that these take when all are built and one is running."""
     weights = {name: _spec(name, numel).count_parameters(LATENT, numel) for name in names}
     working = max(
         (_SLOW_WEIGHT_BYTES if name in _SLOW else _WEIGHT_BYTES) * count

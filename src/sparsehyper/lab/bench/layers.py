@@ -11,23 +11,23 @@ from torch import Tensor, nn
 
 from sparsehyper.lab.bench.products import Coo, TorchCoo, TorchCsr, bytes_moved, without_kernels
 from sparsehyper.lab.bench.sizes import Sizes
-from sparsehyper.lab.bench.timing import Run, alternate, copying, floor, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, copying, floor, spread, timed, times
 from sparsehyper.sparse import SparseLinear
 
-TOPOLOGIES = ("circulant", "uniform", "regular", "local")
+_TOPOLOGIES = ("circulant", "uniform", "regular", "local")
 FORWARD, BOTH = "forward", "forward + backward"
 _PORTABLE, _COMPILED, _COO = "sparse, plain PyTorch", "sparse, compiled", "torch.sparse COO"
 
 
 def measure_layers(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """One row for every topology, batch size, pass and method, and the reason of any left out.
+    """One row for every topology, batch size, pass and method, and the reason for any left out.
 
-    A row's ``over`` is how many times as long the method took as, in the same round, moving every
-    byte once (``floor``), the thesis's scheme (``thesis``) and the sparse layer (``sparse``).
+    A row's ``over`` is the method's time relative to that of moving every byte once (``floor``),
+    of the thesis's scheme (``thesis``) and of the sparse layer (``sparse``) in the same round.
     """
     found = [
         _measure({"topology": topology, "batch": batch}, sizes, rounds, seed)
-        for topology in TOPOLOGIES
+        for topology in _TOPOLOGIES
         for batch in sizes.batches
     ]
     return {part: [row for one in found for row in one[part]] for part in ("rows", "skipped")}
@@ -59,7 +59,7 @@ def _measure(
 
     rows = []
     for which in (FORWARD, BOTH):
-        runs: dict[str, Run] = {"copy": copying(sizes.copy)}
+        runs: dict[str, TimedRun] = {"copy": copying(sizes.copy)}
         for name, method in methods.items():
             run = timed(_work(method, x, grad if which == BOTH else None))
             runs[name] = without_kernels()(run) if name == _PORTABLE else run
@@ -101,7 +101,7 @@ def _work(method: nn.Module, x: Tensor, grad: Tensor | None) -> Callable[[], Any
 
 
 def _compiled(layer: SparseLinear, x: Tensor, grad: Tensor) -> tuple[nn.Module, str]:
-    torch.compiler.reset()  # a second batch size would be compiled for any
+    torch.compiler.reset()  # otherwise a second batch size is compiled for dynamic shapes
     compiled = copy.copy(layer)
     compiled.compile()
     seconds = timed(lambda: compiled(x).backward(grad))()

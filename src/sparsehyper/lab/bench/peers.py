@@ -1,10 +1,10 @@
-"""Other libraries, each generator in a process of an environment of its own, turn by turn.
+"""Other libraries: their generators, each in a process with its own environment, take turns.
 
 The folder holds ``worker.py`` and its environment in ``.venv``. A worker is started with the name
-of a library, the numbers of generated and of trainable parameters, of the latent size, of threads
-and a seed. It answers one line of JSON: ``{"library": …, "trainable": …}`` or ``{"error": …}``.
-Then, for every line it reads, it generates all parameters for one embedding, goes back through
-them, and answers the seconds that took.
+of a library, the numbers of generated and of trainable parameters, the latent size, the number of
+threads and a seed. It answers with one line of JSON: ``{"library": …, "trainable": …}`` or
+``{"error": …}``. Then, for every line it reads, it runs one forward and backward pass for one
+embedding, and answers with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from sparsehyper.lab.bench.generators import BUDGET, LATENT, build, one_pass
 from sparsehyper.lab.bench.sizes import Sizes
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 
 PEERS = ("hypnettorch", "hyperlight")
 _OURS = ("sparse", "sparse, growth 8", "chunked")
@@ -47,14 +47,14 @@ def peer_command(folder: str | PathLike[str]) -> list[str]:
 
 
 def measure_peers(command: Sequence[str], sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """One row for every N and library, ours among them; ``over`` those of the same round.
+    """One row for every N and library, including this one; ``over`` the others, by round.
 
     A library that cannot be used is listed in ``skipped`` with its error.
     """
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     for numel in sizes.peers:
-        runs: dict[str, Run] = {}
+        runs: dict[str, TimedRun] = {}
         trainable: dict[str, int] = {}
         with ExitStack() as stack:
             for name in _OURS:
@@ -84,8 +84,8 @@ def measure_peers(command: Sequence[str], sizes: Sizes, rounds: int, seed: int) 
 
 
 @contextmanager
-def _worker(command: list[str]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """A worker's run, and what it said of itself."""
+def _worker(command: list[str]) -> Iterator[tuple[TimedRun, dict[str, Any]]]:
+    """Start a worker; yields its run and its first answer."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
         assert process.stdin is not None
@@ -105,5 +105,5 @@ def _ask(asking: IO[str], answers: IO[str]) -> str:
 def _answer(answers: IO[str]) -> str:
     line = answers.readline()
     if not line:
-        raise RuntimeError("a worker of `peers` died; its error stands above")
+        raise RuntimeError("a worker of `peers` died; see its error above")
     return line

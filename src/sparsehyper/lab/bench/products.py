@@ -1,18 +1,18 @@
-"""The same sparse product by other means, to be compared with.
+"""Other implementations of the sparse product, for comparison.
 
-Each is a module of the wiring and the weights of a `SparseLinear` without a bias, maps
-``[batch, n_in]`` to ``[batch, n_out]``, and computes the same function with the same gradients.
+Each is a module with the wiring and the weights of a `SparseLinear` without bias. It maps
+``[batch, n_in]`` to ``[batch, n_out]`` and computes the same function with the same gradients.
 
 - `Coo`: the thesis's scheme. A list of (row, column, weight), sorted by row; gather, scale and
-  scatter-add under plain autograd. (Its author's library does this on ``[n, batch]``; on
-  ``[batch, n]`` as here it is as fast for one embedding or faster, and 4 times as fast for 8.)
-- `TorchCsr`: the best that ``torch.sparse`` has. A CSR matrix, its transpose kept for the gradient
-  of x, and `torch.sparse.sampled_addmm` for that of the weights; under autograd of its own, because
-  PyTorch's forms a dense ``[n_out, n_in]`` matrix.
+  scatter-add under plain autograd. (Its author's library works on ``[n, batch]``. On
+  ``[batch, n]``, as here, it is at least as fast for one embedding, and 4 times as fast for 8.)
+- `TorchCsr`: the best that ``torch.sparse`` offers. A CSR matrix, its transpose for the gradient of
+  x, and `torch.sparse.sampled_addmm` for the gradient of the weights. It has its own autograd
+  function, because PyTorch's forms a dense ``[n_out, n_in]`` matrix.
 - `TorchCoo`: ``torch.sparse.mm`` of a COO matrix under PyTorch's autograd. The gradient of the
-  weights is formed as a dense matrix, so a large layer has that of x only.
+  weights is formed as a dense matrix, so a large layer gets the gradient of x only.
 
-Source of the first: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
+Source of `Coo`: F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.autograd import Function
 from sparsehyper._util import kernels
 from sparsehyper.sparse import SparseLinear
 
-# A dense matrix of more elements than this is not formed.
+# Largest dense matrix to form, in elements.
 _DENSE_LIMIT = 1 << 26
 
 
@@ -55,7 +55,7 @@ class Coo(nn.Module):
 
 
 class TorchCsr(nn.Module):
-    """Products of a CSR matrix and of its transpose, which is kept."""
+    """Products with a CSR matrix and its stored transpose."""
 
     def __init__(self, layer: SparseLinear) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class TorchCsr(nn.Module):
             columns[self.order], rows[self.order], layer.in_features, layer.out_features
         )
         self.weight = nn.Parameter(weight)
-        with warnings.catch_warnings():  # that CSR is in beta, said once: spend it here
+        with warnings.catch_warnings():  # PyTorch warns once that CSR is in beta
             warnings.simplefilter("ignore")
             _matrix(self.matrix, weight)
 
@@ -104,16 +104,16 @@ def thesis_generator(generator: nn.Module) -> nn.Module:
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Sparse layers run as where the package was installed without a compiler."""
+    """Within the block, sparse layers run without the compiled kernels."""
     with mock.patch.object(kernels, "takes", return_value=False):
         yield
 
 
 def bytes_moved(layer: SparseLinear, batch: int, *, backward: bool) -> int:
-    """The least bytes of a product: every number read or written once, wiring not counted.
+    """Fewest bytes of a product: every number is read or written once; the wiring is not counted.
 
-    Forward: x and weights read, y written. Backward as well: gradient of y, weights and x read,
-    gradients of weights and x written.
+    Forward: x and weights are read, y is written. Backward, in addition: the gradient of y, weights
+    and x are read, the gradients of weights and x are written.
     """
     x, y, weight = batch * layer.in_features, batch * layer.out_features, layer.weight.numel()
     forward = x + weight + y
@@ -129,7 +129,7 @@ def _connections(layer: SparseLinear) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _csr(rows: Tensor, columns: Tensor, n_rows: int, n_columns: int) -> tuple[Any, ...]:
-    """What a CSR matrix is made of, but its values; 32-bit indices are MKL's faster ones."""
+    """The parts of a CSR matrix except its values; MKL is faster with 32-bit indices."""
     ends = torch.bincount(rows, minlength=n_rows).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])
     return starts.int(), columns.int(), (n_rows, n_columns)

@@ -1,23 +1,20 @@
-"""One run of the benchmarks, kept in a directory.
+"""One run of the benchmarks, written to a directory.
 
 ``results.json``, rewritten after every group, holds
 
 =============  ====================================================================================
-``machine``    processor, cores, memory, system, versions, threads, environment that bears on speed
+``machine``    what `sparsehyper.lab.machine` describes
 ``settings``   sizes, rounds, seed
-``groups``     by name, what each ``measure_…`` function returns
+``groups``     the result of each ``measure_…`` function, by name of the group
 =============  ====================================================================================
 
-Every row has ``seconds``, one number for every round; what is derived from them is given as
-median and quartiles (``median``, ``low``, ``high``). Memory is in bytes.
+Every row has ``seconds``, one number per round. Values derived from them are given as median and
+quartiles (``median``, ``low``, ``high``). Memory is in bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
@@ -25,10 +22,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sparsehyper._util import kernels
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper.lab.bench.adaptation import measure_adaptation
 from sparsehyper.lab.bench.generators import measure_generators
@@ -37,9 +30,10 @@ from sparsehyper.lab.bench.peers import measure_peers, peer_command
 from sparsehyper.lab.bench.scale import measure_scale
 from sparsehyper.lab.bench.sizes import FULL, Sizes
 from sparsehyper.lab.bench.steps import measure_steps
+from sparsehyper.lab.machine import machine
 from sparsehyper.training.run import write_json
 
-FORMAT = 1
+_FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
 RESULTS = "results.json"
 Measure = Callable[[Sizes, int, int], dict[str, Any]]
@@ -54,19 +48,19 @@ def bench(
     rounds: int = 7,
     seed: int = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run groups of benchmarks and yield, after each, its name and all results so far.
+    """Run groups of benchmarks; yields, after each, its name and all results so far.
 
     Args:
-        directory: where ``results.json`` goes; made if need be.
-        groups: names of `GROUPS`; all by default, ``"peers"`` only where the next is given.
-        peers: the folder with the worker of other libraries and their environment.
-        sizes: how large.
-        rounds: how often everything is timed, at least 1.
-        seed: of wirings, weights and inputs.
+        directory: directory for ``results.json``; made if it does not exist.
+        groups: names from `GROUPS`; all by default, ``"peers"`` only if its folder is given.
+        peers: folder with the worker of other libraries and their environment.
+        sizes: sizes of the benchmarks.
+        rounds: number of times that everything is timed, at least 1.
+        seed: seed of wirings, weights and inputs.
 
     Raises:
-        FileExistsError: the directory has results.
-        FileNotFoundError: ``peers`` lacks something.
+        FileExistsError: the directory already has results.
+        FileNotFoundError: the folder ``peers`` is incomplete.
         ValueError: an unknown group, or ``"peers"`` without their folder; ``rounds`` below 1 or a
             negative seed.
     """
@@ -94,9 +88,9 @@ def bench(
         raise FileExistsError(f"`out` must be a directory, and {path.parent} is a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "date": date.today().isoformat(),
-        "machine": describe_machine(),
+        "machine": machine(),
         "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},
         "groups": {},
     }
@@ -112,27 +106,3 @@ def _run(
         results["groups"][group] = measure(sizes, settings["rounds"], settings["seed"])
         write_json(path, results)
         yield group, results
-
-
-def describe_machine() -> dict[str, Any]:
-    """What bears on speed: processor, memory, versions, threads, settings of the environment."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    meminfo = Path("/proc/meminfo")
-    total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
-    return {
-        "processor": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory": 1024 * int(total[1]) if total else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-        "kernels": kernels.available(),
-        "environment": {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("OMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES"))
-        },
-    }

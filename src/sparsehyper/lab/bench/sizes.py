@@ -1,4 +1,4 @@
-"""How large the benchmarks are: in full, and quick, to see that all of it runs."""
+"""Sizes of the benchmarks: full ones, and tiny ones that only check that everything runs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class Sizes:
     """The sizes of all benchmarks.
 
     Args:
-        copy: bytes of the buffer whose copying gives the speed of memory.
+        copy: bytes of the buffer that is copied to measure the speed of memory.
         layer: inputs, outputs and fan-in of the sparse layer.
-        batches: of embeddings, for the layer.
+        batches: batch sizes for the layer, in embeddings.
         compile: also measure the layer under `torch.compile`.
         generators: numbers of generated parameters.
-        largest_slow: the most of them for the thesis's scheme and for indexed topologies.
-        images: ``(batch, side)`` of the images of the ResNet of the training steps.
-        mixed: ``(tasks, images a task)`` of a mixed batch.
-        fitted_images: of a new task whose embedding is fitted.
-        together: new tasks that are fitted together.
-        scale: targets of the scale benchmark, of `sparsehyper.lab.bench.targets.LARGE`.
+        largest_slow: largest of these for the thesis's scheme and for indexed topologies.
+        images: ``(batch, side)`` of the images in the training steps of the ResNet.
+        mixed: ``(tasks, images per task)`` of a mixed batch.
+        fitted_images: number of images of each new task whose embedding is fitted.
+        together: number of new tasks that are fitted together.
+        scale: targets of the scale benchmark, from `sparsehyper.lab.bench.targets.LARGE_TARGETS`.
         peers: numbers of generated parameters to compare with other libraries.
     """
 

@@ -1,4 +1,4 @@
-"""Whole training steps: a hypernetwork's against its plain target's, mixed batches, first use."""
+"""Training steps: a hypernetwork against its plain target, mixed batches, and first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsehyper.lab.bench.generators import BUDGET, LATENT
 from sparsehyper.lab.bench.products import thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
-from sparsehyper.lab.bench.timing import Run, alternate, spread, timed, times
+from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.optim import build_optimizer
 
@@ -33,7 +33,7 @@ def make_step(
     labels: Tensor,
     config: TrainConfig = _CONFIG,
 ) -> Callable[[], Any]:
-    """A training step: forward, cross entropy, backward, clipping, optimiser."""
+    """Make a training step: forward, cross entropy, backward, clipping, optimiser."""
     parameters = list(model.parameters())
     optimizer = build_optimizer(config, parameters)
 
@@ -65,7 +65,7 @@ def measure_steps(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
 
 
 def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
-    """A batch of one task; ``over`` the plain target's step of the same round."""
+    """Steps on a batch of one task, relative to the plain target's step in the same round."""
     batch, side = sizes.images
     x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
     plain = resnet426k()
@@ -76,7 +76,7 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
         "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
         "thesis": Sparse(),
     }
-    runs: dict[str, Run] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
+    runs: dict[str, TimedRun] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
     for name, spec in specs.items():
         hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base="zeros")
         if name == "thesis":
@@ -88,7 +88,7 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
 def _mixed(
     name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], sizes: Sizes, rounds: int
 ) -> list[dict[str, Any]]:
-    """A batch of several tasks at once; ``over`` the step that loops over the tasks."""
+    """Steps on a batch of several tasks, relative to a step that loops over the tasks."""
     tasks, images = sizes.mixed
     x, y = torch.randn(tasks * images, *shape), torch.randint(10, (tasks * images,))
     ids = torch.arange(tasks).repeat_interleave(images)
@@ -105,7 +105,7 @@ def _mixed(
     return _rows(case, runs, rounds)
 
 
-def _rows(case: dict[str, Any], runs: Mapping[str, Run], rounds: int) -> list[dict[str, Any]]:
+def _rows(case: dict[str, Any], runs: Mapping[str, TimedRun], rounds: int) -> list[dict[str, Any]]:
     taken = alternate(runs, rounds)
     first = next(iter(taken.values()))
     return [
@@ -142,7 +142,7 @@ print(json.dumps({
 
 
 def _start(rounds: int) -> list[dict[str, Any]]:
-    """Seconds that a fresh process takes to import, and for its first forward and backward."""
+    """Seconds that a fresh interpreter takes to import, build, and make its first two steps."""
     found = []
     for _ in range(rounds):
         command = [sys.executable, "-c", _FIRST_STEP]

@@ -1,7 +1,8 @@
-"""Networks to generate the parameters of, written plainly.
+"""Targets of the benchmarks, as plain modules.
 
-- `resnet426k`: about thirty layers without batch norm for 32 × 32 images, 426,426 parameters, near
-  the residual network of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022).
+- `resnet426k`: about thirty layers without batch norm for 32 × 32 images, 426,426 parameters;
+  close to the residual network of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège,
+  2022).
 - `ResNet18`: K. He et al., "Deep residual learning for image recognition" (CVPR 2016).
 - `ViT`: A. Dosovitskiy et al., "An image is worth 16×16 words" (ICLR 2021); B/16 by default.
 - `GPT2`: A. Radford et al., "Language models are unsupervised multitask learners" (2019); the
@@ -24,9 +25,9 @@ class Large:
     """A target of the scale benchmark.
 
     Args:
-        make: the module.
-        numel: its number of parameters.
-        batch: inputs and labels of a step, small: what is measured is the parameters' cost.
+        make: builds the module.
+        numel: number of its parameters.
+        batch: makes the inputs and labels of a step; few, as the cost of parameters is measured.
     """
 
     make: Callable[[], nn.Module]
@@ -123,7 +124,7 @@ class ResNet18(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a four times wider MLP, each after a layer norm and added to its input."""
+    """Pre-norm attention and an MLP of four times the width, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, gelu: str, eps: float) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class GPT2(nn.Module):
         self.head.weight = self.tokens.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, the vocabulary second as `cross_entropy` has it."""
+        """Logits, with the vocabulary in dimension 1, as `cross_entropy` expects."""
         positions = torch.arange(x.shape[1], device=x.device)
         y = self.blocks(self.tokens(x) + self.positions(positions))
         return self.head(self.norm(y)).transpose(1, 2)
@@ -202,11 +203,11 @@ def _text(length: int) -> tuple[Tensor, Tensor]:
     return text[:, :-1], text[:, 1:]
 
 
-LARGE = {
+LARGE_TARGETS = {
     "resnet18": Large(ResNet18, 11_689_512, lambda: _images(4)),
     "vit_b16": Large(ViT, 86_567_656, lambda: _images(2)),
     "gpt2_small": Large(GPT2, 124_439_808, lambda: _text(128)),
     "tiny": Large(
         lambda: mlp(3 * 224 * 224, 1, 1000), 152_529, lambda: _images(1)
-    ),  # to see that all of it runs
+    ),  # checks that everything runs
 }

@@ -1,8 +1,8 @@
-"""Timing side by side: what is compared takes turns, round by round, and ratios are of one round.
+"""Timing side by side: alternatives take turns, round by round, and ratios are within a round.
 
-A *run* is a function that does its work once and returns the seconds that took. The machine's
-drift falls on all runs of a round alike, so a ratio is much steadier than either of its parts. The
-first of a round is another one each time.
+A *run* is a function that does its work once and returns the seconds that it took. The machine's
+drift affects all runs of a round alike, so a ratio is much steadier than either of its parts. Each
+round starts with another run.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-Run = Callable[[], float]
+TimedRun = Callable[[], float]
 Seconds = dict[str, list[float]]
 
 
-def timed(work: Callable[[], Any]) -> Run:
-    """A run of ``work``, timed whole; what it returns is released after the clock has stopped.
+def timed(work: Callable[[], Any]) -> TimedRun:
+    """A run that times ``work``; its result is released after the clock has stopped.
 
     >>> timed(lambda: sum(range(10)))() > 0
     True
@@ -35,11 +35,11 @@ def timed(work: Callable[[], Any]) -> Run:
     return run
 
 
-def alternate(runs: Mapping[str, Run], rounds: int, pause: float = 0) -> Seconds:
-    """Seconds of every run in each of ``rounds`` rounds, after one round that does not count.
+def alternate(runs: Mapping[str, TimedRun], rounds: int, pause: float = 0) -> Seconds:
+    """Seconds of every run in each of ``rounds`` rounds, after one round that is not counted.
 
-    Before each run it waits for ``pause`` seconds: threads of another process that has just had
-    its turn spin for a while before they sleep.
+    It waits for ``pause`` seconds before each run, because the threads of another process spin for
+    a while before they sleep.
 
     >>> {name: len(taken) for name, taken in alternate({"a": timed(dict)}, rounds=3).items()}
     {'a': 3}
@@ -52,12 +52,12 @@ def alternate(runs: Mapping[str, Run], rounds: int, pause: float = 0) -> Seconds
         for name in names:
             time.sleep(pause)
             taken[name].append(runs[name]())
-        names.append(names.pop(0))  # what one run leaves in the caches is not always the same one's
+        names.append(names.pop(0))  # so that a run does not always follow the same other one
     return taken
 
 
-def copying(size: int) -> Run:
-    """A run that returns the seconds to move ONE byte, from a copy of ``size`` bytes.
+def copying(size: int) -> TimedRun:
+    """A run that copies ``size`` bytes and returns the seconds per byte moved.
 
     A copy moves twice its size: every byte is read and written.
     """
@@ -80,7 +80,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def times(work: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """How many times as long ``work`` took as ``other``, round by round.
+    """Ratio of the seconds of ``work`` to those of ``other``, round by round.
 
     >>> times([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])["median"]
     3.0
@@ -89,5 +89,5 @@ def times(work: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 
 def floor(byte_seconds: Sequence[float], count: int) -> list[float]:
-    """Seconds to move ``count`` bytes at the copy speed of each round."""
+    """Seconds to move ``count`` bytes at each round's copy speed."""
     return [count * seconds for seconds in byte_seconds]

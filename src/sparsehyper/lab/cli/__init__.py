@@ -1,7 +1,7 @@
-"""The command line, one file a command.
+"""The command line, one file per command.
 
-Exit codes: 0 done; 1 the work failed (a loss that is not finite, a run of a comparison that
-failed); 2 bad input or usage; 130 interrupted, with what was trained kept.
+Exit codes: 0 done; 1 the work failed (a loss that is not finite, a failed run in a comparison);
+2 bad input or usage; 130 interrupted, with the training so far kept.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def main() -> None:
                 require(module, "cli")
             from sparsehyper.lab.cli.app import run
 
-            for stream in (sys.stdout, sys.stderr):  # what the terminal has no characters for
-                if isinstance(stream, io.TextIOWrapper):
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # the terminal may lack a character
                     stream.reconfigure(errors="backslashreplace")
             code = run()
         except MissingExtraError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
-        except KeyboardInterrupt:  # before the command began
+        except KeyboardInterrupt:  # before the command started
             print("interrupted", file=sys.stderr)
             code = 130
     raise SystemExit(code)

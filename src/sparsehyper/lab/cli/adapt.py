@@ -19,7 +19,7 @@ def adapt(
         Path,
         typer.Option(
             help=r"Folder [train|test]/TASK/CLASS/\*.png, or with --task "
-            r"[train|test]/CLASS/\*.png. All but test is learned from."
+            r"[train|test]/CLASS/\*.png. Images in test are only tested on."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the new run; must be new.")],
@@ -27,33 +27,41 @@ def adapt(
         str | None, typer.Option(help="Name of the one new task that the folder holds.")
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Where to start: nearest, mean, mixture or random.")
+        str, typer.Option(help="Initial embedding: nearest, mean, mixture or random.")
     ] = "nearest",
     restarts: Annotated[
-        int, typer.Option(help="Embeddings fitted, of which the best is kept.")
+        int, typer.Option(help="Number of embeddings to fit, of which the best is kept.")
     ] = 1,
     space: Annotated[
-        str, typer.Option(help="free, or mixture: a softmax mixture of the known embeddings.")
+        str,
+        typer.Option(
+            help="Search space: free, or mixture (softmax mixtures of the known embeddings)."
+        ),
     ] = "free",
     tune: Annotated[
         str | None,
-        typer.Option(help="Then train norm, last or all of the task's own model further."),
+        typer.Option(
+            help="Then train the norm layers, the last layer or all of the task's model further: "
+            "norm, last or all."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Evaluations of the loss by L-BFGS.")] = 25,
+    steps: Annotated[int, typer.Option(help="Number of evaluations of the loss by L-BFGS.")] = 25,
     batch_size: Annotated[
-        int, typer.Option(help="Images of each task that its embedding is fitted to, at most.")
+        int, typer.Option(help="Largest number of images that each task's embedding is fitted to.")
     ] = 1024,
-    tune_steps: Annotated[int, typer.Option(help="Updates of what --tune names.")] = 100,
-    tune_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 1e-3,
+    tune_steps: Annotated[int, typer.Option(help="Number of updates for --tune.")] = 100,
+    tune_lr: Annotated[float, typer.Option(help="Learning rate for --tune.")] = 1e-3,
     resize: Annotated[
         bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random starts, and of batches for --tune.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    seed: Annotated[
+        int, typer.Option(help="Seed of random starts, and of the batches for --tune.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
-    r"""Learn new tasks from a few images each, by their embeddings alone.
+    r"""Learn new tasks from a few images each, by fitting only their embeddings.
 
     Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
     the folder hats holds CLASS/\*.png.
@@ -99,6 +107,6 @@ def adapt(
     weights = "shares" if shares_weights(run, out) else "has a copy of"
     fitted = sum(row["seconds"] for row in rows)
     echo(
-        f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} knows them beside the tasks of "
-        f"{run}, and {weights} its weights."
+        f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} has them and the tasks of {run}, "
+        f"and {weights} its weights."
     )

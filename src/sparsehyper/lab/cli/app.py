@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of their errors."""
+"""The application: its commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from sparsehyper.training import NonFiniteError
 from sparsehyper.training.interrupt import raising_signals
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LARGE = ("batch_size", "tasks_per_batch", "eval_batch_size", "budget", "workers")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MEMORY_OPTIONS = ("batch_size", "tasks_per_batch", "eval_batch_size", "budget", "workers")
 
 app = typer.Typer(
     name="sparsehyper",
@@ -43,8 +43,8 @@ app = typer.Typer(
 
 
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with its errors as a line on stderr and an exit code."""
-    # Errors name arguments as Python does; the reader of these has options.
+    """Make a command report its errors as a line on stderr and an exit code."""
+    # Errors name Python arguments; the user gave options.
     names = [name for name in signature(command).parameters if name != "context"]
     options = {name: f"--{name.replace('_', '-')}" for name in names} | {
         "source": "--data",
@@ -64,9 +64,9 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             with raising_signals(), warnings_as_lines():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            raise SystemExit(str(error) or "interrupted") from None  # told by `run`
+            raise SystemExit(str(error) or "interrupted") from None  # `run` prints it
         except (typer.Exit, BrokenPipeError):
-            raise  # nobody reads on: no error of ours
+            raise  # a closed pipe is the reader's choice and no error
         except (
             *(ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError),
             *(ArithmeticError, MemoryError),
@@ -74,17 +74,17 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("SPARSEHYPER_TRACEBACK"):
                 raise
             if _is_out_of_memory(error):
-                smaller = [options[name] for name in _LARGE if name in options]
+                smaller = [options[name] for name in _MEMORY_OPTIONS if name in options]
                 remedy = f"give a smaller {' or '.join(smaller)}" if smaller else "free some"
                 what = str(error).partition("\n")[0] or "an allocation failed"
                 echo(f"error: out of memory ({what}); {remedy}", err=True)
                 raise typer.Exit(FAILED) from None
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 where = f", at {error.filename}" if error.filename else ""
-                remedy = "make room and start again; what was written whole is kept"
+                remedy = "free some space and start again; complete files are kept"
                 echo(f"error: {os.strerror(error.errno)}{where}; {remedy}", err=True)
                 raise typer.Exit(FAILED) from None
-            # A KeyError's own text is the repr of its message.
+            # str() of a KeyError is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
             text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
             echo(f"error: {text}", err=True)
@@ -95,7 +95,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch's allocator for the CPU has no type of its own for this.
+    # PyTorch's CPU allocator has no exception type for this.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -117,28 +117,30 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """One hypernetwork for many tasks.
 
     Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted. Set
-    SPARSEHYPER_TRACEBACK=1 to see where an error comes from.
+    SPARSEHYPER_TRACEBACK=1 to see the traceback of an error.
     """
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line, by default this process's, and return its exit code."""
+    """Run the command line, by default with this process's arguments; returns the exit code."""
     code: int | str | None = 0
     with raising_signals() as came:
         try:
             app(arguments)
         except SystemExit as stop:
             code = stop.code
-        except OSError as error:  # of help, which has no command to report it
+        except OSError as error:  # raised while printing help, outside any command
             echo(f"error: {error}", err=True)
             code = FAILED
-    if isinstance(code, str) or (code and came()):  # typer says nothing of a signal
+    if isinstance(code, str) or (code and came()):  # typer reports no signal
         echo(code if isinstance(code, str) else "interrupted", err=True)
         return INTERRUPTED
     return code or 0

@@ -20,28 +20,29 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="layers  generators  steps  adaptation  scale  peers; may be given several times. "
-            "All by default, peers if their folder is given."
+            help="Group of benchmarks: layers  generators  steps  adaptation  scale  peers; may be "
+            "given several times. By default all, and peers if --peers is given."
         ),
     ] = None,
     peers: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with other libraries' worker.py and .venv: benchmarks/peers.",
+            help="Folder with the worker.py and .venv of other libraries: benchmarks/peers.",
             show_default=False,
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 7,
-    seed: Annotated[int, typer.Option(help="Of wirings, weights and inputs.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Number of times that everything is timed.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of wirings, weights and inputs.")] = 0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny sizes, to see that all of it runs.")
+        bool, typer.Option("--quick", help="Use tiny sizes, to check that everything runs.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure speed and memory, side by side with what they compete with.
+    """Measure speed and memory, side by side with the alternatives.
 
-    What is compared takes turns in one process, round by round; ratios are of the same round, and
-    medians over rounds. OMP_NUM_THREADS sets the number of threads. In full it takes half an hour.
+    The alternatives take turns in one process, round by round. Ratios are taken within a round, and
+    their medians over rounds. OMP_NUM_THREADS sets the number of threads. A full run takes half an
+    hour.
 
     Example: **sparsehyper bench --out runs/bench --only layers --only generators**
     """

@@ -19,19 +19,22 @@ from sparsehyper.lab.report.tables import rich_table
 
 @takes_experiment(without=["seed"])
 def compare(
-    out: Annotated[Path, typer.Option(help="Directory for results.json, the picture and runs.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory for results.json, the picture and the runs.")
+    ],
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be given several times: sparse  chunked  dense  experts  shared_trunk, with "
-            "settings as in sparse:topology=local. All five by default."
+            help="May be given several times: sparse  chunked  dense  butterfly  low_rank  "
+            "experts  shared_trunk, with settings as in sparse:topology=local. By default sparse, "
+            "chunked, dense, experts and shared_trunk."
         ),
     ] = None,
     budget: Annotated[
         list[float] | None,
         typer.Option(
-            help="Trainable parameters of sparse and chunked generators, and of a trained base, "
-            "per target parameter; may be given several times. 4 by default."
+            help="Largest number of trainable parameters, of a sparse or chunked generator and a "
+            "trained base, per target parameter; may be given several times. 4 by default."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, …")] = 3,
@@ -41,7 +44,8 @@ def compare(
 ) -> None:
     """Train several generators and baselines on the same tasks, and compare them.
 
-    A comparison that was stopped goes on where it was when called again.
+    The same command continues a comparison that was stopped. Only the methods, budgets, seeds,
+    --device and --data for a folder that has moved may then differ.
 
     Example: **sparsehyper compare --out runs/pairs --data digits --tasks split:2,all --budget 2
     --budget 4**

@@ -16,13 +16,13 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     data: Annotated[
-        str | None, typer.Option(help="Where the run's folder of images is now, if it moved.")
+        str | None, typer.Option(help="The run's folder of images, if it has moved.")
     ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:

@@ -15,13 +15,13 @@ from sparsehyper.lab.runs import export_run
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
-    task: Annotated[str, typer.Option(help="Whose model.")],
+    task: Annotated[str, typer.Option(help="Task whose model to write.")],
     out: Annotated[Path, typer.Option(help="File to write; must be new.")],
     format: Annotated[
         str | None,
         typer.Option(
             help="safetensors (a state dict), pt2 (a torch.export program) or onnx (needs the "
-            "extra onnx); by default what the file's suffix says."
+            "extra onnx); by default the one that the file's suffix names."
         ),
     ] = None,
     trust_target: TrustTarget = None,

@@ -15,7 +15,6 @@ from sparsehyper.analysis import (
     effective_rank,
     layer_statistics,
     summarize,
-    task_embeddings,
 )
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.generators import parse_generator
@@ -29,14 +28,15 @@ from sparsehyper.lab.runs import (
     build_model,
     load_run,
 )
-from sparsehyper.lab.runs.adapted import neighbours
+from sparsehyper.lab.runs.run import nearest_tasks
 from sparsehyper.training import TrainConfig
 
 
 def inspect(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(help="A run's directory; or describe a model by options.")
+        Path | None,
+        typer.Argument(help="A run's directory; without it the options describe a model."),
     ] = None,
     generator: Annotated[
         str, typer.Option(help="sparse, chunked, dense, butterfly or low_rank, with settings.")
@@ -44,8 +44,8 @@ def inspect(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Trainable parameters of the generator, and of a trained base, per target "
-            "parameter, at most."
+            help="Largest number of trainable parameters, of the generator and a trained base, "
+            "per target parameter."
         ),
     ] = None,
     base: Annotated[str, typer.Option(help="As for train.")] = "learned",
@@ -59,7 +59,7 @@ def inspect(
 ) -> None:
     """Show a hypernetwork's generator, layers, sizes, wiring, rank and cost.
 
-    Of a run also how the weights of each layer differ between its tasks, and which tasks are alike.
+    For a run also how the weights of each layer differ between tasks, and which tasks are similar.
 
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
@@ -92,22 +92,15 @@ def inspect(
     summary["operations"] = count_operations(model, torch.zeros(1, *image_shape))
     if run is not None and isinstance(model.conditioner, TaskConditioner):
         summary["statistics"] = layer_statistics(model)
-        if len(model.task_names) > 1:
-            summary["nearest"] = _nearest(model)
+        summary["nearest"] = [
+            {"task": task, "nearest": nearest, "cosine_distance": 1 - cosine}
+            for task, (nearest, cosine) in zip(model.task_names, nearest_tasks(model), strict=True)
+            if cosine is not None
+        ]
     if json:
         print_json(summary)
     else:
         _show(summary)
-
-
-def _nearest(model: HyperNetwork) -> list[dict[str, Any]]:
-    """For each task the one with the most similar embedding."""
-    names = model.task_names
-    places, cosines = neighbours(task_embeddings(model))
-    return [
-        {"task": task, "nearest": names[place], "cosine_distance": 1 - cosine}
-        for task, place, cosine in zip(names, places.tolist(), cosines.tolist(), strict=True)
-    ]
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -121,7 +114,7 @@ def _show(summary: dict[str, Any]) -> None:
         for t in summary["tensors"]
     ]
     if statistics := summary.get("statistics"):
-        columns += ["mean", "std", "of it between tasks"]
+        columns += ["mean", "std", "between tasks"]
         for row, found in zip(rows, statistics, strict=True):
             row += [f"{found['mean']:.4f}", f"{found['std']:.4f}", f"{found['between_tasks']:.1%}"]
     print_table(f"Target, N = {summary['numel']:,} generated parameters", columns, rows)
@@ -148,7 +141,7 @@ def _show(summary: dict[str, Any]) -> None:
     )
     echo(
         f"A latent unit reaches {wiring['reach_mean']:.1%} of the outputs "
-        f"(least {wiring['reach_min']:.1%}, most {wiring['reach_max']:.1%})."
+        f"(from {wiring['reach_min']:.1%} to {wiring['reach_max']:.1%})."
     )
     rank, operations = summary["effective_rank"], summary["operations"]
     echo(

@@ -1,11 +1,11 @@
-"""The options that describe an experiment, once, for every command that takes one."""
+"""The options that describe an experiment, shared by all commands that take them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer import Option
@@ -18,240 +18,184 @@ from sparsehyper.lab.runs.targets import function_of
 TrustTarget = Annotated[
     list[str] | None,
     Option(
-        help="A package.module:function that may be imported and called as the run's target. "
-        "May be given several times. Without it, only built-in targets are made.",
+        help="A package.module:function that may be imported and called to build the run's target. "
+        "May be given several times. Without it, only built-in targets are built.",
         show_default=False,
     ),
 ]
 
-_DATA = "Data"
-_MODEL = "Model"
-_TRAINING = "Training"
 
-# Option → where it lies in `Experiment.to_dict()`.
-_PLACES = {
-    "data": ("data", "source"),
-    "tasks": ("data", "tasks"),
-    "image_size": ("data", "image_size"),
-    "val_fraction": ("data", "val_fraction"),
-    "split_seed": ("data", "seed"),
-    **{
-        name: (name,)
-        for name in (
-            "target",
-            "outputs",
-            "latent_dim",
-            "similarity",
-            "base",
-            "init",
-            "norm_stats",
-            "batch_size",
-            "tasks_per_batch",
-            "augment",
-        )
-    },
-    **{
-        name: ("training", name)
-        for name in (
-            "steps",
-            "optimizer",
-            "lr",
-            "weight_decay",
-            "schedule",
-            "plateau_patience",
-            "warmup",
-            "clip",
-            "accumulate",
-            "eval_every",
-            "patience",
-            "precision",
-            "compile",
-            "device",
-            "seed",
-            "tensorboard",
-        )
-    },
+class _Setting(NamedTuple):
+    """An option that sets one value of an experiment."""
+
+    panel: str  # of the help
+    kind: Any
+    default: Any
+    path: str  # in `Experiment.to_dict()`; empty for an option that is no setting
+    help: str
+
+
+_SETTINGS = {
+    "data": _Setting(
+        *("Data", str, "digits", "data.source"),
+        "digits, mnist, fashion_mnist, cifar10, cifar100, several as mnist+cifar10, or a "
+        r"folder [train|test]/TASK/CLASS/\*.png.",
+    ),
+    "tasks": _Setting(
+        *("Data", str | None, None, "data.tasks"),
+        "split:2  split:2,all  split:0-1,2-3  permuted:10  rotated:8  hue:5  split:2/hue:5. By "
+        "default split:2, or a folder's own tasks.",
+    ),
+    "data_dir": _Setting(
+        *("Data", str | None, None, ""),
+        "Folder with NAME/train*.parquet and NAME/test*.parquet for each named data set; without "
+        "it they are fetched by the datasets library.",
+    ),
+    "image_size": _Setting(
+        *("Data", int | None, None, "data.image_size"),
+        "Resize a folder's images to squares of this side.",
+    ),
+    "val_fraction": _Setting(
+        *("Data", float, 0.1, "data.val_fraction"), "Share of the training images to validate on."
+    ),
+    "split_seed": _Setting(
+        *("Data", int, 0, "data.seed"),
+        "Seed of the split into training, validation and test images.",
+    ),
+    "augment": _Setting(
+        *("Data", list[str] | None, None, "augment"), "crop or flip; may be given twice."
+    ),
+    "target": _Setting(
+        *("Model", str, "mlp:128-64", "target"),
+        "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  "
+        "resnet32  resnet18; any of them with /masked:0.9 for fixed zeros. Or your own "
+        "package.module:function, called as function(image_shape, n_classes) with image_shape = "
+        "(channels, height, width); it returns a torch.nn.Module that maps images to logits.",
+    ),
+    "outputs": _Setting(
+        *("Model", int | None, None, "outputs"),
+        "Number of logits of the target; by default the classes of the largest task. More leave "
+        "room for new tasks with more classes.",
+    ),
+    "latent_dim": _Setting(*("Model", int, 256, "latent_dim"), "Length of a task's embedding."),
+    "similarity": _Setting(
+        *("Model", float, 0.0, "similarity"),
+        "Initial cosine between two tasks' embeddings, in [0, 1): 0 for unrelated tasks, 0.9 for "
+        "variations of one another.",
+    ),
+    "base": _Setting(
+        *("Model", str, "learned", "base"),
+        "What the generated parameters are added to: learned (one trained number per parameter, "
+        "shared by all tasks), zeros, pretrained (the target's own values) or residual (these, "
+        "trained).",
+    ),
+    "init": _Setting(
+        *("Model", str, "torch", "init"),
+        "Initial variance of generated parameters: torch, hyperfan_in or hyperfan_out.",
+    ),
+    "norm_stats": _Setting(
+        *("Model", str, "per_task", "norm_stats"),
+        "Batch-norm statistics: per_task, shared or batch.",
+    ),
+    "steps": _Setting(*("Training", int, 2000, "training.steps"), "Number of optimiser updates."),
+    "batch_size": _Setting(*("Training", int, 100, "batch_size"), "Images per batch."),
+    "tasks_per_batch": _Setting(*("Training", int, 1, "tasks_per_batch"), "Tasks per batch."),
+    "accumulate": _Setting(*("Training", int, 1, "training.accumulate"), "Batches per update."),
+    "optimizer": _Setting(
+        *("Training", str, "adam", "training.optimizer"),
+        "adam, adamw, radam, sgd or adafactor (needs little memory; try --lr 1e-2).",
+    ),
+    "lr": _Setting(*("Training", float, 2e-3, "training.lr"), "Learning rate."),
+    "weight_decay": _Setting(*("Training", float, 0.0, "training.weight_decay"), "Weight decay."),
+    "schedule": _Setting(
+        *("Training", str, "cosine", "training.schedule"),
+        "Learning rate after the warm-up: cosine, constant or plateau.",
+    ),
+    "plateau_patience": _Setting(
+        *("Training", int, 5, "training.plateau_patience"),
+        "Evaluations without improvement before the plateau schedule halves the rate.",
+    ),
+    "warmup": _Setting(
+        *("Training", int | None, None, "training.warmup"),
+        "Updates of linear warm-up; by default a tenth of --steps, at most 100.",
+    ),
+    "clip": _Setting(
+        *("Training", float, 1.0, "training.clip"), "Largest gradient norm; 0 for no limit."
+    ),
+    "eval_every": _Setting(
+        *("Training", int, 500, "training.eval_every"),
+        "Updates between evaluations on the validation images. Each evaluation writes a "
+        "checkpoint, as do the last update and an interruption; --resume continues from the "
+        "latest checkpoint.",
+    ),
+    "patience": _Setting(
+        *("Training", int | None, None, "training.patience"),
+        "Evaluations without improvement before stopping.",
+    ),
+    "precision": _Setting(
+        *("Training", str, "fp32", "training.precision"), "fp32 or bf16 (autocast)."
+    ),
+    "compile": _Setting(*("Training", bool, False, "training.compile"), "Use torch.compile."),
+    "device": _Setting(*("Training", str, "auto", "training.device"), "Device: auto, cpu, cuda, …"),
+    "seed": _Setting(
+        *("Training", int, 0, "training.seed"), "Seed of everything except the split."
+    ),
+    "tensorboard": _Setting(
+        *("Training", bool, False, "training.tensorboard"), "Write TensorBoard event files too."
+    ),
 }
-
-
-def _options(  # never called: its signature is the list
-    data: Annotated[
-        str,
-        Option(
-            help="digits, mnist, fashion_mnist, cifar10, cifar100, several as mnist+cifar10, or a "
-            r"folder [train|test]/TASK/CLASS/\*.png.",
-            rich_help_panel=_DATA,
-        ),
-    ] = "digits",
-    tasks: Annotated[
-        str | None,
-        Option(
-            help="split:2  split:2,all  split:0-1,2-3  permuted:10  rotated:8  hue:5  "
-            "split:2/hue:5. By default split:2, or a folder's own tasks.",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        str | None,
-        Option(
-            envvar="SPARSEHYPER_DATA",
-            help="Folder with NAME/train*.parquet and NAME/test*.parquet for the named data "
-            "sets; without it they are fetched by the datasets library.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None, Option(help="Resize a folder's images to this side.", rich_help_panel=_DATA)
-    ] = None,
-    val_fraction: Annotated[
-        float, Option(help="Share of the training images to validate on.", rich_help_panel=_DATA)
-    ] = 0.1,
-    split_seed: Annotated[
-        int, Option(help="Seed of the split of the images.", rich_help_panel=_DATA)
-    ] = 0,
-    augment: Annotated[
-        list[str] | None,
-        Option(help="crop or flip; may be given twice.", rich_help_panel=_DATA),
-    ] = None,
-    target: Annotated[
-        str,
-        Option(
-            help="mlp:128-64  cnn:16-32-64,norm=none|batch  "
-            "resnet:depth=8,width=16,norm=none|batch  resnet32  resnet18  package.module:function",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "mlp:128-64",
-    outputs: Annotated[
-        int | None,
-        Option(
-            help="Logits of the target; by default the most classes of a task. More leave room for "
-            "new tasks of more classes.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    latent_dim: Annotated[
-        int, Option(help="Length of a task's embedding.", rich_help_panel=_MODEL)
-    ] = 256,
-    similarity: Annotated[
-        float,
-        Option(
-            help="Cosine of two tasks' embeddings at the start, in [0, 1): 0 for unrelated tasks, "
-            "0.9 for variations of one another.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = 0.0,
-    base: Annotated[
-        str,
-        Option(
-            help="What is generated is added to: learned (one more number for each parameter, "
-            "shared by all tasks), zeros, residual or pretrained.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "learned",
-    init: Annotated[
-        str,
-        Option(
-            help="Initial variance of what is generated: torch, hyperfan_in or hyperfan_out.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "torch",
-    norm_stats: Annotated[
-        str,
-        Option(help="Batch-norm statistics: per_task, shared or batch.", rich_help_panel=_MODEL),
-    ] = "per_task",
-    steps: Annotated[int, Option(help="Updates.", rich_help_panel=_TRAINING)] = 2000,
-    batch_size: Annotated[int, Option(help="Images a batch.", rich_help_panel=_TRAINING)] = 100,
-    tasks_per_batch: Annotated[
-        int, Option(help="Tasks that a batch is made of.", rich_help_panel=_TRAINING)
-    ] = 1,
-    accumulate: Annotated[int, Option(help="Batches an update.", rich_help_panel=_TRAINING)] = 1,
-    optimizer: Annotated[
-        str,
-        Option(
-            help="adam, adamw, radam, sgd or adafactor (little memory; try --lr 1e-2).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = "adam",
-    lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=_TRAINING)] = 2e-3,
-    weight_decay: Annotated[float, Option(rich_help_panel=_TRAINING)] = 0.0,
-    schedule: Annotated[
-        str, Option(help="cosine, constant or plateau.", rich_help_panel=_TRAINING)
-    ] = "cosine",
-    plateau_patience: Annotated[
-        int,
-        Option(
-            help="Validations without improvement before the plateau schedule halves the rate.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = 5,
-    warmup: Annotated[
-        int | None,
-        Option(
-            help="Updates of linear warm-up; by default a tenth of all, at most 100.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    clip: Annotated[
-        float,
-        Option(help="Greatest gradient norm; 0 for no limit.", rich_help_panel=_TRAINING),
-    ] = 1.0,
-    eval_every: Annotated[
-        int, Option(help="Updates between validations.", rich_help_panel=_TRAINING)
-    ] = 500,
-    patience: Annotated[
-        int | None,
-        Option(help="Validations without improvement before stopping.", rich_help_panel=_TRAINING),
-    ] = None,
-    precision: Annotated[
-        str, Option(help="fp32 or bf16 (autocast).", rich_help_panel=_TRAINING)
-    ] = "fp32",
-    compile: Annotated[
-        bool, Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)
-    ] = False,
-    device: Annotated[str, Option(help="auto, cpu, cuda, …", rich_help_panel=_TRAINING)] = "auto",
-    seed: Annotated[
-        int, Option(help="Of everything but the split.", rich_help_panel=_TRAINING)
-    ] = 0,
-    tensorboard: Annotated[
-        bool, Option("--tensorboard", help="Write event files too.", rich_help_panel=_TRAINING)
-    ] = False,
-) -> None: ...
 
 
 def takes_experiment(
     *, without: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command that gets the experiment's options as ``**options``, but those named."""
+    """Give a command the experiment's options as ``**options``, ``without`` some of them."""
+    left_out = set(without)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
-        shared = inspect.signature(_options, eval_str=True)
-        parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        parameters += [p for name, p in shared.parameters.items() if name not in set(without)]
+        parameters = [
+            p.replace(kind=p.KEYWORD_ONLY)
+            for p in own.parameters.values()
+            if p.kind is not p.VAR_KEYWORD
+        ]
+        parameters += [_parameter(name) for name in _SETTINGS if name not in left_out]
 
         @functools.wraps(command)
         def wrapper(*args: Any, **kwargs: Any) -> None:
             command(*args, **kwargs)
 
-        by_default = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
-        wrapper.__signature__ = own.replace(parameters=by_default)  # type: ignore[attr-defined]
+        wrapper.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
 
     return decorate
 
 
+def _parameter(name: str) -> inspect.Parameter:
+    """An option as a parameter of a command."""
+    panel, kind, default, _, text = _SETTINGS[name]
+    flag = [f"--{name}"] if kind is bool else []
+    envvar = "SPARSEHYPER_DATA" if name == "data_dir" else None
+    option = Option(*flag, help=text, rich_help_panel=panel, envvar=envvar)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
+
+
 def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any) -> Experiment:
-    """The experiment that the options describe.
+    """Make the experiment that the options describe.
 
     Args:
-        options: as ``takes_experiment`` passes them.
+        options: options, as ``takes_experiment`` passes them.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
 
     Raises:
-        ValueError: as `Experiment`, or a pretrained base of a target that is not.
+        ValueError: as `Experiment`; also for a pretrained base of a built-in target.
     """
     check_integer("split_seed", options["split_seed"], minimum=0)
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
@@ -264,7 +208,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         raise ValueError(
             f"`base` 'pretrained' keeps the target's own values, which `target` "
             f"{settings['target']!r} draws at random; give a package.module:function that loads "
-            "some, or another base, such as 'residual'"
+            "trained ones, or another base, such as 'residual'"
         )
     return Experiment.from_dict(settings)
 
@@ -272,19 +216,17 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
 def apply_options(settings: dict[str, Any], options: dict[str, Any]) -> None:
     """Write options into an experiment's settings, in place."""
     for name, value in options.items():
-        if name not in _PLACES:
+        if name not in _SETTINGS or not _SETTINGS[name].path:
             continue
-        *path, last = _PLACES[name]
-        place = settings
-        for key in path:
-            place = place[key]
+        part, _, last = _SETTINGS[name].path.rpartition(".")
+        place = settings[part] if part else settings
         if name == "clip" and value == 0:
             value = None
         place[last] = (value or []) if name == "augment" else value
 
 
 def given(context: typer.Context) -> dict[str, Any]:
-    """The options that stand on the command line, without those left at their default."""
+    """Options that were given on the command line, without those at their default."""
     return {
         name: value
         for name, value in context.params.items()

@@ -1,7 +1,7 @@
-"""What commands print.
+"""The output of commands.
 
 Names of tasks, classes and files come from folders and from other people's runs, so all text is
-made `printable` here. JSON has escapes of its own.
+made `printable` here. JSON has its own escapes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from sparsehyper._util.text import printable
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
-# What spreadsheets take for the beginning of a formula, in full width too, or skip before it.
+# Characters that start a formula in a spreadsheet, also in full width, or that it skips before one.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """One line on stdout, or stderr."""
+    """Print one line on stdout, or on stderr."""
     typer.echo(printable(text), err=err)
 
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within, a warning is a line on stderr, without where in the code it comes from."""
+    """Within the block, print warnings as a line on stderr, without their place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         echo(f"warning: {message}", err=True)
@@ -46,14 +46,15 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file on stdout, whose cells no spreadsheet takes for a formula.
+    """Print a CSV file on stdout, safe to open in a spreadsheet.
 
-    As OWASP advises ("CSV injection"): a cell that begins like one gets an apostrophe before it.
+    As OWASP advises ("CSV injection"), a cell that starts like a formula gets an apostrophe in
+    front.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -66,17 +67,17 @@ def _cell(text: str) -> str:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table; the first column is text, the others are figures."""
+    """Print a table; the first column is text, the others are numbers."""
     table = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(value)) for value in row))  # and no markup
+        table.add_row(*(Text(printable(value)) for value in row))  # Text: no markup
     Console().print(table)
 
 
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
-    """Accuracy and loss of every task."""
+    """Print the accuracy and loss of every task."""
     losses = evaluation["losses"]
     rows = [
         [task, f"{accuracy:.2%}", f"{losses[task]:.4f}"]

@@ -22,23 +22,23 @@ def predict(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Whose model to use. Without it the images must all be of one task, which is told "
-            "by how sure its predictions are."
+            help="Task whose model to use. Without it the images must all be of one task: the one "
+            "with the most certain predictions."
         ),
     ] = None,
     format: Annotated[
         str,
         typer.Option(
-            help="table, json or csv. In csv, a cell that begins with =, +, -, @, a tab or a "
-            "carriage return gets an apostrophe before it, so that no spreadsheet takes it for a "
-            "formula; json has all names as they are."
+            help="table, json or csv. In csv, a cell that starts with =, +, -, @, a tab or a "
+            "carriage return gets an apostrophe in front, so that no spreadsheet treats it as a "
+            "formula; json has all names unchanged."
         ),
     ] = "table",
     resize: Annotated[
         bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 500,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Number of images at a time.")] = 500,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
 ) -> None:
     r"""Classify images.
@@ -68,13 +68,13 @@ def predict(
         print_csv(["file", "label", "probability"], rows)
     else:
         print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
-    told = "as given"
+    chosen = "as given"
     if found.task_scores:
         scores = sorted((score, name) for name, score in found.task_scores.items())
-        told = f"told from the images (entropy {scores[0][0]:.3f}"
-        told += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
-    # Not to stdout, where a CSV stands.
+        chosen = f"identified from the images (entropy {scores[0][0]:.3f}"
+        chosen += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
+    # On stderr, as stdout may hold a CSV file.
     images_seen = "1 image" if len(rows) == 1 else f"{len(rows)} images"
-    echo(f"{images_seen}, task {found.task!r} {told}, {seconds:.1f} s", err=True)
+    echo(f"{images_seen}, task {found.task!r} {chosen}, {seconds:.1f} s", err=True)
     if found.accuracy is not None:
         echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)

@@ -16,25 +16,27 @@ from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
 def tasks(
     run: Annotated[Path, typer.Argument(help="A run's directory; it is left as it is.")],
     rename: Annotated[
-        tuple[str, str] | None, typer.Option(help="A task's name and its new name; needs --out.")
+        tuple[str, str] | None, typer.Option(help="Current and new name of a task; needs --out.")
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option(help="A task to remove; may be given several times; needs --out."),
+        typer.Option(help="Task to remove; may be given several times; needs --out."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the new run with the change; must be new.")
+        Path | None, typer.Option(help="Directory of the changed run; must be new.")
     ] = None,
     trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
-    """List a run's tasks and the nearest of each; or write a run with one renamed or removed.
+    """List a run's tasks and their nearest tasks, or write a run with a task renamed or removed.
 
     Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
     """
     started, trust = time.perf_counter(), trust_target or ()
     if (rename is None and not remove) != (out is None):
-        raise ValueError("`rename` and `remove` go with `out`, the new run, and it with them")
+        raise ValueError(
+            "`rename` or `remove` needs `out`, the new run, and `out` needs one of them"
+        )
     if out is not None:
         change_tasks(run, out, rename=rename, remove=remove or (), trust=trust)
     rows = describe_tasks(run if out is None else out, trust=trust)
@@ -57,5 +59,5 @@ def tasks(
     )
     if out is not None:
         weights = "shares" if shares_weights(run, out) else "has a copy of"
-        echo(f"{out} has these; it {weights} the weights of {run}, which is as it was.")
+        echo(f"{out} has these tasks; it {weights} the weights of {run}, which is unchanged.")
     echo(f"{time.perf_counter() - started:.1f} s")

@@ -29,23 +29,31 @@ from sparsehyper.lab.runs.targets import function_of
 @takes_experiment()
 def train(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Directory of the run; must be new.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory of the run; must be new, except with --resume.")
+    ],
     method: Annotated[
         str,
         typer.Option(
-            help="sparse  chunked  dense  experts  shared_trunk; settings as in "
-            "sparse:growth=8,topology=local"
+            help="sparse  chunked  dense  butterfly  low_rank  experts  shared_trunk; settings as "
+            "in sparse:growth=8,topology=local."
         ),
     ] = "sparse",
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Trainable parameters of the generator, and of a trained base, per target "
-            "parameter, at most."
+            help="Largest number of trainable parameters, of the generator and a trained base, "
+            "per target parameter."
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, as it was configured.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out from its last checkpoint, with its recorded settings. "
+            "Only --steps, --device, and --data for a folder that has moved may be given anew; "
+            "any other setting must keep its recorded value.",
+        ),
     ] = False,
     trust_target: TrustTarget = None,
     quiet: Quiet = False,
@@ -73,15 +81,13 @@ def train(
         return
     print_tasks("Test", result["test"])
     training = result["training"]
-    echo(
-        f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is kept in {out}"
-    )
+    echo(f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is in {out}")
 
 
 def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experiment:
-    """The experiment as its run recorded it, and what this command line says of it."""
+    """The experiment that the run recorded, with the options given on the command line."""
     options = given(context)
-    # Whoever names a target on the command line may have it called.
+    # A target named on the command line is trusted.
     named = function_of(options.get("target", ""))
     settings = read_experiment(out, trust=[*trust, *([named] if named else [])]).to_dict()
     apply_options(settings, options)

@@ -1,6 +1,8 @@
-"""Many-task image data: sources of images, tasks made of them, and batches."""
+"""Image data for many tasks: sources of images, tasks made of them, and batches."""
 
+from sparsehyper.lab.data.assembly import make_tasks
 from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
+from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source
 from sparsehyper.lab.data.folder import (
     LabelledTask,
     find_images,
@@ -8,12 +10,10 @@ from sparsehyper.lab.data.folder import (
     load_images,
     load_new_tasks,
 )
-from sparsehyper.lab.data.make import make_tasks
 from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
-from sparsehyper.lab.data.sources import SOURCES, is_source, load_source
-from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
+from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -33,6 +33,7 @@ __all__ = [
     "TaskSet",
     "TaskSplit",
     "find_images",
+    "images_of",
     "is_source",
     "join_sources",
     "load_folder",

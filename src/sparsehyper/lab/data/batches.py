@@ -1,4 +1,4 @@
-"""The training stream: which images a step sees, as a pure function of seed, epoch and step."""
+"""The training stream: the images of each step, as a pure function of seed, epoch and step."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ AUGMENTATIONS = ("crop", "flip")
 
 
 class Batches:
-    """Batches of one task or several, without end.
+    """Endless batches of one task or several.
 
-    In an epoch every task's images are shuffled and cut into pieces of
-    ``batch_size // tasks_per_batch`` images, the last piece filled up from the start of the same
-    shuffle; the pieces of all tasks are shuffled, and each step takes the next ``tasks_per_batch``
-    of them. So an epoch shows every image, and no batch is smaller than another.
+    In each epoch the images of every task are shuffled and cut into pieces of
+    ``batch_size // tasks_per_batch`` images. The last piece is filled up from the start of the same
+    shuffle. The pieces of all tasks are then shuffled, and each step takes the next
+    ``tasks_per_batch`` of them. So an epoch shows every image, and all batches have the same size.
 
     Args:
         split: the images, usually ``tasks.train``.
-        batch_size: images a step, over all processes.
-        tasks_per_batch: pieces a batch is made of; 1 for batches of one task. Two pieces of a
-            batch may be of the same task.
-        seed: at least 0.
+        batch_size: number of images per step, over all processes.
+        tasks_per_batch: number of pieces per batch; 1 for batches of one task. Two pieces of a
+            batch may belong to the same task.
+        seed: seed of all shuffles and augmentations, at least 0.
         augment: any of ``"crop"``, a window of the same size moved by up to an eighth of each side,
-            continued by reflection, and ``"flip"``, left to right for half of the images.
-        shard: (rank, processes): of every batch only the rows rank, rank + processes, … .
+            with the image continued by reflection, and ``"flip"``, which mirrors half of the images
+            left to right.
+        shard: (rank, processes): of every batch only rows rank, rank + processes, … .
 
     Attributes:
-        steps_per_epoch: steps after which every image has been seen.
+        steps_per_epoch: number of steps after which every image has been seen.
 
     Raises:
-        ValueError: ``batch_size`` is no multiple of ``tasks_per_batch`` or of the processes, there
-            are fewer tasks than ``tasks_per_batch``, or ``augment`` or ``shard`` is invalid.
+        ValueError: ``batch_size`` is not a multiple of ``tasks_per_batch`` or of the processes,
+            there are fewer tasks than ``tasks_per_batch``, or ``augment`` or ``shard`` is invalid.
 
     >>> from sparsehyper.lab.data import Split, load_source, make_tasks
     >>> tasks = make_tasks(load_source("digits"), Split(2))
@@ -94,22 +95,22 @@ class Batches:
         self._tasks_per_batch = tasks_per_batch
         self._seed = seed
         self._augment = frozenset(augment)
-        self._mine = slice(rank, None, processes)
+        self._shard = slice(rank, None, processes)
         self._piece = batch_size // tasks_per_batch
         pieces = sum(-(-count // self._piece) for count in split.counts)
         self.steps_per_epoch = -(-pieces // tasks_per_batch)
-        self._shown = -1
+        self._order_of = -1
         self._order: tuple[Tensor, Tensor]
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """One batch, the same whenever and in whatever order batches are asked for.
+        """Make one batch; it does not depend on which batches were made before.
 
         Args:
-            epoch: at least 0.
-            step: in ``0..steps_per_epoch - 1``.
+            epoch: number of the epoch, at least 0.
+            step: step within the epoch, in ``0..steps_per_epoch - 1``.
 
         Returns:
-            ``batch_size`` images, or this process's share of them, piece after piece.
+            ``batch_size`` images, or this process's share of them, piece by piece.
 
         Raises:
             ValueError: ``epoch`` or ``step`` is out of range.
@@ -118,16 +119,16 @@ class Batches:
         check_integer("step", step, minimum=0)
         if step >= self.steps_per_epoch:
             raise ValueError(f"`step` must be in 0..{self.steps_per_epoch - 1}, got {step}")
-        if epoch != self._shown:
-            self._order, self._shown = self._shuffle(epoch), epoch
+        if epoch != self._order_of:
+            self._order, self._order_of = self._shuffle(epoch), epoch
         pieces = slice(step * self._tasks_per_batch, (step + 1) * self._tasks_per_batch)
         task, index = (part[pieces] for part in self._order)
-        task = task.repeat_interleave(self._piece)[self._mine]
-        index = index.flatten()[self._mine]
+        task = task.repeat_interleave(self._piece)[self._shard]
+        index = index.flatten()[self._shard]
         return self._split.batch(task, index, self._augmentation(epoch, step))
 
     def _shuffle(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's pieces in order: the task of each, and its images' places in the task."""
+        """The epoch's pieces in order: the task of each, and the indices of its images."""
         rng = _rng(self._seed, epoch, 0)
         cut = []
         for count in self._split.counts:
@@ -144,15 +145,15 @@ class Batches:
     def _augmentation(self, epoch: int, step: int) -> Callable[[Tensor], Tensor] | None:
         if not self._augment:
             return None
-        # Drawn for the whole batch, so that all processes together see the batch one would.
+        # Draw for the whole batch, so that several processes see the same batch as one would.
         rng, size = _rng(self._seed, epoch, 1 + step), [self._batch_size]
         down = right = flip = None
         if "crop" in self._augment:
             _, height, width = self._split.image_shape
-            down = _moves(height, size, rng)[self._mine]
-            right = _moves(width, size, rng)[self._mine]
+            down = _moves(height, size, rng)[self._shard]
+            right = _moves(width, size, rng)[self._shard]
         if "flip" in self._augment:
-            flip = integers(2, size, rng)[self._mine].bool()
+            flip = integers(2, size, rng)[self._shard].bool()
         return partial(crop_and_flip, down=down, right=right, flip=flip)
 
 

@@ -1,10 +1,10 @@
 """Your own images as tasks: a folder of tasks, each a folder of classes.
 
-    root/<task>/<class>/*.png                  a fifth of every class becomes the test set, or
-    root/{train,test}/<task>/<class>/*.png     the parts are given
+    root/<task>/<class>/*.png                  a fifth of every class becomes the test set
+    root/{train,test}/<task>/<class>/*.png     training and test set are given
 
-PNG, JPEG and WebP; hidden files, and files that are no images, are ignored, and a warning says how
-many pictures of other formats there are. Needs Pillow, from the ``data`` extra.
+Reads PNG, JPEG and WebP. Hidden files and files that are no images are ignored; a warning reports
+images in other formats. Needs Pillow, from the ``data`` extra.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sparsehyper.lab.data.source import Images, Source, Task
 from sparsehyper.lab.data.splits import digests, hold_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# The suffixes of pictures that are not read. A warning tells people, who may take them for read.
+# Suffixes of image formats that are not read; a warning reports such files.
 _OTHER_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".cr2", ".dcm", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico"),
     *(".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".nef", ".pbm", ".pcx", ".pgm", ".pnm"),
@@ -53,24 +53,25 @@ def load_folder(
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Source:
-    """A source from a folder, with the tasks that the folder defines.
+    """Read a source from a folder, with the tasks that the folder defines.
 
-    Images become grey if all files are grey, else RGB; transparency is laid over white and EXIF
-    orientation applied. Tasks and classes are ordered by name, numbers by value.
+    Images become grey if all files are grey, else RGB. Transparency is replaced by white, and the
+    EXIF orientation is applied. Tasks and classes are sorted by name, with numbers by value.
 
     Args:
         root: the folder.
-        image_size: (height, width), or a number for squares, to resize to; None when all images
-            have one size already.
-        seed: at least 0; which images are tested on where ``root`` has no ``train/`` and ``test/``.
+        image_size: (height, width), or one number for squares, to resize to; None if all images
+            have the same size.
+        seed: seed of the choice of test images where ``root`` has no ``train/`` and ``test/``; at
+            least 0.
 
     Returns:
         A source whose classes are named ``task/class``, for ``make_tasks(source)``.
 
     Raises:
         FileNotFoundError: ``root`` is not a directory.
-        ValueError: the layout is not as above; a task has no images or one class; an image cannot
-            be read; sizes differ and ``image_size`` is None.
+        ValueError: the layout is not as above, a task has no images or only one class, an image
+            cannot be read, or sizes differ and ``image_size`` is None.
         ImportError: the ``data`` extra is not installed.
 
     >>> import tempfile
@@ -107,12 +108,12 @@ def load_folder(
 
 
 class LabelledTask(NamedTuple):
-    """The images of one new task; labels are places in ``classes``."""
+    """The images of one new task; labels are indices into ``classes``."""
 
     name: str
     classes: tuple[str, ...]
     train: Images
-    test: Images | None  # where the folder has some
+    test: Images | None  # None if the folder has no test/
 
 
 def load_new_tasks(
@@ -122,17 +123,17 @@ def load_new_tasks(
     task: str | None = None,
     resize: bool = False,
 ) -> list[LabelledTask]:
-    """Tasks for a model that exists, from a folder; nothing is held out.
+    """Read new tasks for a trained model from a folder; no images are held out.
 
     Args:
         root: ``root/<task>/<class>/*.png`` or, with ``task``, ``root/<class>/*.png``; in either
             case with or without ``train/`` and ``test/`` above.
         image_shape: channels, height, width that the model takes.
-        task: the name of the one task that ``root`` holds.
+        task: name of the one task that ``root`` holds.
         resize: resize images to that height and width; otherwise they must have it.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as `load_folder`; also colour images for a
+        FileNotFoundError, ValueError, ImportError: as `load_folder`; also for colour images and a
             grey model.
     """
     root = Path(root)
@@ -161,10 +162,15 @@ def load_new_tasks(
 def load_images(
     paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
 ) -> Tensor:
-    """Images for a model that exists, uint8 ``[n, *image_shape]``.
+    """Read images for a trained model, uint8 ``[n, *image_shape]``.
+
+    Args:
+        paths: image files.
+        image_shape: channels, height, width that the model takes.
+        resize: resize images to that height and width; otherwise they must have it.
 
     Raises:
-        ValueError: one cannot be read, is in colour for a grey model, or is of another size.
+        ValueError: an image cannot be read, is in colour for a grey model, or has another size.
     """
     channels, *size = image_shape
     if channels not in (1, 3):
@@ -178,7 +184,7 @@ def load_images(
         if not resize and list(header.size) != size:
             raise ValueError(
                 f"image {path} is {header.size[0]} × {header.size[1]} (height × width), the model "
-                f"takes {size[0]} × {size[1]}; `resize` makes it so"
+                f"takes {size[0]} × {size[1]}; use `resize`"
             )
     read = partial(decode, grey=channels == 1, size=(size[0], size[1]))
     arrays = in_threads(lambda path: _readable(read, path), paths)
@@ -186,10 +192,10 @@ def load_images(
 
 
 def find_images(place: str | os.PathLike[str]) -> list[Path]:
-    """The images that a file, a folder or a glob stands for, without hidden ones in folders.
+    """Find the images that a file, a folder or a glob names.
 
-    A folder is searched with those below it, and each of them once: links may lead round in a ring.
-    A file that is named itself is taken whatever it is called.
+    Folders are searched recursively, without hidden files. Each folder is visited once, since links
+    may form a cycle. A file named directly is taken whatever its suffix.
 
     Raises:
         FileNotFoundError: there are none.
@@ -203,10 +209,10 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
         if match.is_dir():
             files = [path for path in _walk(match, seen) if not path.is_dir()]
             found += filter(_is_image, files)
-            others += filter(_is_other_picture, files)
+            others += filter(_is_other_format, files)
         else:
             found.append(match)
-    _say_passed_over(others)
+    _warn_ignored(others)
     if not found:
         raise FileNotFoundError(
             f"no image at {place!r}; give files, folders or globs; {FORMATS_READ}"
@@ -215,7 +221,7 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> Iterator[Path]:
-    """What a glob stands for, where ``**`` is any folder below: each once."""
+    """Paths that match a glob, each once; ``**`` is any folder below."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from map(Path, glob.glob(pattern))
@@ -228,7 +234,7 @@ def _matches(pattern: str) -> Iterator[Path]:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """A folder and all that is visible in it and below, in order; no folder that was seen."""
+    """A folder and everything visible below it, in order, except folders in ``seen``."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -248,7 +254,7 @@ def _parts(root: Path) -> list[Path]:
         if sorted(name.casefold() for name in given) == ["test", "train"]:
             raise ValueError(
                 f"{root} has {' and '.join(f'{name}/' for name in given)}; name them train/ and "
-                "test/, in small letters, where they are the parts of the data"
+                "test/, in lower case, if they are the parts of the data"
             )
         return [root]
     if given.keys() != {"train", "test"}:
@@ -260,14 +266,14 @@ def _parts(root: Path) -> list[Path]:
 
 
 def _scan(part: Path, layout: str, task: str | None = None) -> _Tree:
-    """The tasks in a folder, or the classes of the one task that it holds."""
+    """The tasks in a folder, or the one ``task`` whose classes it holds."""
     others: list[Path] = []
     if task is not None:
         tree = {task: _classes(part, layout, others)}
     else:
         folders = _folders(part, layout, others)
         tree = {folder.name: _classes(folder, layout, others) for folder in folders}
-    _say_passed_over(others)
+    _warn_ignored(others)
     return tree
 
 
@@ -279,12 +285,12 @@ def _classes(task: Path, layout: str, others: list[Path]) -> dict[str, list[Path
             if path.is_dir():
                 raise ValueError(f"folder {path} is one level too deep; expected {layout}")
         classes[folder.name] = [path for path in files if _is_image(path)]
-        others += filter(_is_other_picture, files)
+        others += filter(_is_other_format, files)
     return classes
 
 
 def _folders(parent: Path, layout: str, others: list[Path]) -> list[Path]:
-    """The folders in a folder; ``others`` gets the pictures beside them."""
+    """The subfolders of a folder; images of other formats beside them are added to ``others``."""
     folders = []
     for path in _visible(parent):
         if path.is_dir():
@@ -292,7 +298,7 @@ def _folders(parent: Path, layout: str, others: list[Path]) -> list[Path]:
             folders.append(path)
         elif _is_image(path):
             raise ValueError(f"image {path} is not in a class folder; expected {layout}")
-        elif _is_other_picture(path):
+        elif _is_other_format(path):
             others.append(path)
     return folders
 
@@ -310,21 +316,21 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _is_other_picture(path: Path) -> bool:
+def _is_other_format(path: Path) -> bool:
     return path.suffix.lower() in _OTHER_SUFFIXES
 
 
-def _say_passed_over(others: list[Path]) -> None:
+def _warn_ignored(others: list[Path]) -> None:
     if others:
         warnings.warn(
-            f"pictures of other formats are passed over: {others[0]}"
+            f"images in other formats are ignored: {others[0]}"
             f"{f' and {len(others) - 1:,} more' if others[1:] else ''}; {FORMATS_READ}",
             stacklevel=2,
         )
 
 
 def _check_name(folder: Path) -> None:
-    """Raise ``ValueError`` unless a folder's name is text, as that of a task or class has to be."""
+    """Raise ``ValueError`` unless a folder's name, that of a task or class, is valid text."""
     try:
         folder.name.encode()
     except UnicodeEncodeError:
@@ -400,8 +406,7 @@ def _readable(read: Callable[[Path], T], path: Path) -> T:
     try:
         return read(path)
     except OSError as error:
-        remedy = "" if _is_image(path) else f"; {FORMATS_READ}"
-        raise ValueError(f"cannot read image {path}: {error}{remedy}") from error
+        raise ValueError(f"cannot read image {path}: {error}") from error
 
 
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

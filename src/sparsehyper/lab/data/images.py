@@ -1,49 +1,49 @@
-"""Encoded pictures → uint8 arrays. Needs Pillow, from the ``data`` extra.
+"""Decoding of image files to uint8 arrays. Needs Pillow, from the ``data`` extra.
 
-Whatever the file holds (palette, transparency, 16 bits, CMYK, an EXIF orientation), what comes out
-is 8-bit grey ``[H, W]`` or colour ``[H, W, 3]``, upright, any transparency laid over white.
+Whatever the file holds (palette, transparency, 16 bits, CMYK, an EXIF orientation), the result is
+8-bit grey ``[H, W]`` or colour ``[H, W, 3]``, upright, with transparency replaced by white.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsehyper._util.extras import require
+from sparsehyper._util.files import CheckpointError, open_file
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# No other decoder is ever started, whatever a file of this name may hold.
+# No other decoder is ever started, whatever the file holds.
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DEEP = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of 16 bits
 _GREY = _DEEP | {"1", "L", "LA"}
-_MOST_PIXELS = 2**26  # 8,192 × 8,192, of which one decoded picture takes 200 MB
-_ORIENTATION, _SHORT = 0x0112, 3  # a tag of EXIF, and the type of its value
+_MOST_PIXELS = 2**26  # 8,192 × 8,192; decoded, such an image takes 200 MB
+_ORIENTATION, _SHORT = 0x0112, 3  # the EXIF tag, and the type of its value
 
 
 class Header(NamedTuple):
-    """What a file says of its picture before it is decoded."""
+    """What a file says about its image before it is decoded."""
 
-    size: tuple[int, int]  # height, width, once upright
+    size: tuple[int, int]  # height, width of the upright image
     grey: bool
 
 
 def read_header(encoded: bytes | Path) -> Header:
-    """The size and colour of a picture, without decoding it.
+    """Read the size and colour of an image, without decoding it.
 
     Raises:
-        OSError: it is no picture that can be read.
+        OSError: it cannot be read as an image.
     """
     with _open(encoded) as picture:
         width, height = picture.size
@@ -54,7 +54,7 @@ def read_header(encoded: bytes | Path) -> Header:
 def decode(
     encoded: bytes | Path, *, grey: bool, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """A picture as ``[H, W]`` when ``grey``, else ``[H, W, 3]``.
+    """Decode an image to ``[H, W]`` if ``grey``, else to ``[H, W, 3]``.
 
     Args:
         encoded: a file, or its bytes.
@@ -62,7 +62,7 @@ def decode(
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the size.
 
     Raises:
-        OSError: it is no picture that can be read, or it is damaged.
+        OSError: it cannot be read as an image, or is damaged.
     """
     image = require("PIL.Image", "data")
     with _open(encoded) as picture:
@@ -83,8 +83,8 @@ def decode(
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """``[function(item) for item in items]`` in a few threads.
 
-    Worth it for photographs, which Pillow decodes outside the interpreter's lock; for images of
-    some 30 pixels a side a plain loop is twice as fast.
+    This pays for photographs, which Pillow decodes outside the interpreter's lock. For images of
+    about 30 pixels a side a plain loop is twice as fast.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, items))
@@ -99,41 +99,38 @@ def channels_first(arrays: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _open(encoded: bytes | Path) -> Iterator[Any]:
-    """A picture whose header is read; within, all that goes wrong is an ``OSError``."""
+    """Open an image and read its header; within the block every error becomes an ``OSError``."""
     image = require("PIL.Image", "data")
     try:
         with (
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else _open_regular(encoded) as file,
+            io.BytesIO(encoded)
+            if isinstance(encoded, bytes)
+            else open_file(encoded, follow_links=True) as file,
             image.open(file, "r", _FORMATS) as picture,
         ):
             width, height = picture.size
             if not 1 <= width * height <= _MOST_PIXELS:
                 raise OSError(
-                    f"it has {width} × {height} pixels (width × height); pictures of 1 to "
+                    f"it has {width} × {height} pixels (width × height); images of 1 to "
                     f"{_MOST_PIXELS:,} are read"
                 )
             yield picture
+    except CheckpointError as error:
+        raise OSError("it is not a regular file") from error
+    except image.UnidentifiedImageError as error:  # whose text shows the Python object
+        raise OSError("it is not a PNG, JPEG or WebP image, or it is damaged") from error
     except OSError:
         raise
-    # What Pillow raises for a damaged file depends on its format, and on where the damage is.
+    # Which exception Pillow raises depends on the format and on where the damage is.
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
 
 
-def _open_regular(path: Path) -> IO[bytes]:
-    """A file opened to read; a pipe or a device, which might keep the reader waiting, is none."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is no regular file")
-    return os.fdopen(descriptor, "rb")
-
-
 def _orientation(picture: Any) -> int:
-    """The EXIF orientation, 1 to 8: how the pixels lie; 1, upright, where nothing valid is said.
+    """The EXIF orientation, 1 to 8; 1, upright, if none or an invalid one is given.
 
-    Read here, as Pillow's reader of EXIF follows all of it, with errors and warnings of many kinds.
-    What a PNG says after its pixels does not count, as the header has to tell the size.
+    Read here because Pillow's EXIF reader parses everything, with errors and warnings of many
+    kinds. What a PNG says after its pixels is ignored: the header must be enough for the size.
     """
     exif = picture.info.get("exif", b"")
     exif = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
@@ -149,13 +146,13 @@ def _orientation(picture: Any) -> int:
             )
             if tag == _ORIENTATION:
                 return value if (kind, values) == (_SHORT, 1) and 1 <= value <= 8 else 1
-    except struct.error:  # it ends too early
+    except struct.error:  # the data ends too early
         pass
     return 1
 
 
 def _upright(image: Any) -> dict[int, Any]:
-    """How to turn what lies by an orientation."""
+    """The transposition that turns each orientation upright."""
     turn = image.Transpose
     return {
         2: turn.FLIP_LEFT_RIGHT,
@@ -169,7 +166,7 @@ def _upright(image: Any) -> dict[int, Any]:
 
 
 def _opaque(picture: Any) -> Any:
-    """8 bits a channel and no transparency."""
+    """Convert to 8 bits per channel, without transparency."""
     image = require("PIL.Image", "data")
     if picture.mode in _DEEP:
         values = np.asarray(picture).astype(np.float64)

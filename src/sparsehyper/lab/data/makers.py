@@ -1,8 +1,7 @@
-"""Task makers: small descriptions of which tasks to make of a source's images.
+"""Task makers: descriptions of the tasks to make of a source's images.
 
-`Split` makes tasks of few classes each. `Permuted`, `Rotated` and `Hue` make variants of tasks:
-of a `Split`, else of the tasks the source itself defines, else of one task of all
-classes.
+`Split` makes tasks of a few classes each. `Permuted`, `Rotated` and `Hue` make variants of tasks:
+of a `Split`, else of the tasks that the source itself defines, else of one task with all classes.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ class TaskMaker(ABC):
 
     @abstractmethod
     def tasks(self, source: Source) -> tuple[Task, ...]:
-        """The tasks, of unique names.
+        """The tasks, with unique names.
 
         Raises:
-            ValueError: the source has not what they need.
+            ValueError: the source does not have the classes or channels that they need.
         """
 
     def transform(self, source: Source) -> Transform | None:  # noqa: ARG002
-        """What alters the images, by each task's ``variant``; None where nothing does."""
+        """The transform that alters images by their task's ``variant``; None if nothing does."""
         return None
 
     def to_config(self) -> dict[str, Any]:
-        """A JSON-ready dict, with the kind under ``"kind"``."""
+        """A JSON-ready dict of the settings, with the kind under ``"kind"``."""
         config: dict[str, Any] = {"kind": self.kind}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -51,16 +50,16 @@ class TaskMaker(ABC):
 
 @dataclass(frozen=True)
 class Split(TaskMaker):
-    """Tasks of some classes each.
+    """Tasks of a few classes each.
 
     Args:
-        classes: a number k, for tasks of k classes; or each task's classes, as indices.
-        combinations: with a number k, every choice of k classes rather than each class once: 45
-            tasks of 2 out of 10.
+        classes: a number k, for tasks of k classes; or the class numbers of each task.
+        combinations: with a number k, make a task of every choice of k classes, rather than use
+            each class once: 45 tasks for pairs out of 10 classes.
 
     Raises:
         TypeError: ``classes`` is neither a number nor tuples of numbers.
-        ValueError: fewer than 2 classes a task, or one class twice in a task.
+        ValueError: fewer than 2 classes per task, or one class twice in a task.
 
     >>> from sparsehyper.lab.data import load_source
     >>> [task.name for task in Split([(0, 1), (0, 2)]).tasks(load_source("digits"))]
@@ -139,17 +138,16 @@ class Split(TaskMaker):
 
 @dataclass(frozen=True)
 class Permuted(TaskMaker):
-    """Tasks that see the pixels in another order each, the same in all channels.
+    """Tasks that each see the pixels in another order, the same in all channels.
 
     As is usual for permuted MNIST (I. Goodfellow et al., "An empirical investigation of
-    catastrophic forgetting in gradient-based neural networks", 2014) all are random: none of the
-    tasks sees the images as they are.
+    catastrophic forgetting in gradient-based neural networks", 2014), every permutation is random:
+    no task sees the original images.
 
     Args:
-        n_tasks: permutations.
-        seed: at least 0; a permutation depends on this and its number only, not on ``n_tasks``.
-        of: the tasks to permute; None for the source's own, or one of all
-            classes.
+        n_tasks: number of permutations.
+        seed: at least 0; a permutation depends on the seed and its number, not on ``n_tasks``.
+        of: the tasks to permute; None for the source's own tasks, or one task with all classes.
 
     >>> from sparsehyper.lab.data import load_source
     >>> [task.name for task in Permuted(2).tasks(load_source("digits"))]
@@ -182,12 +180,11 @@ class Permuted(TaskMaker):
 
 @dataclass(frozen=True)
 class Rotated(TaskMaker):
-    """Tasks that see the images turned by another angle each.
+    """Tasks that each see the images rotated by another angle.
 
     Args:
-        angles: in degrees, anticlockwise; or a number n, for the n angles i · 360 / n.
-        of: the tasks to turn; None for the source's own, or one of all
-            classes.
+        angles: angles in degrees, anticlockwise; or a number n, for the n angles i · 360 / n.
+        of: the tasks to rotate; None for the source's own tasks, or one task with all classes.
 
     >>> Rotated(4).angles
     (0.0, 90.0, 180.0, 270.0)
@@ -213,13 +210,12 @@ class Rotated(TaskMaker):
 
 @dataclass(frozen=True)
 class Hue(TaskMaker):
-    """Tasks that see the images in another hue each.
+    """Tasks that each see the images with another shift of hue.
 
     Args:
-        shifts: in turns, each in [-0.5, 0.5]; or a number n, for n shifts equally far apart round
-            the circle, the first 0.
-        of: the tasks to colour; None for the source's own, or one of all
-            classes.
+        shifts: shifts in turns, each in [-0.5, 0.5]; or a number n, for n equally spaced shifts
+            around the circle, starting at 0.
+        of: the tasks to recolour; None for the source's own tasks, or one task with all classes.
 
     >>> Hue(4).shifts
     (0.0, 0.25, 0.5, -0.25)
@@ -255,7 +251,7 @@ class Hue(TaskMaker):
 
 
 def _variants(of: Split | None, source: Source, names: Sequence[str]) -> tuple[Task, ...]:
-    """Every base task in every variant; a lone base task leaves the variant's name unadorned."""
+    """Every base task in every variant; an unnamed base task adds nothing to the name."""
     if of is not None:
         base = of.tasks(source)
     elif source.tasks:
@@ -272,7 +268,7 @@ def _variants(of: Split | None, source: Source, names: Sequence[str]) -> tuple[T
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-    """Names met again get a number, skipping what is taken."""
+    """Make names unique: a repeated name gets the next free number."""
     names = list(names)
     taken = set(names)
     seen: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Task makers from configurations and from the short forms of the command line."""
+"""Task makers from configurations and from the command line's short forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sparsehyper._util.checks import check_choice, check_type
+from sparsehyper._util.checks import check_choice, check_settings, check_type
 from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 
 TASK_MAKERS: dict[str, type[TaskMaker]] = {m.kind: m for m in (Split, Permuted, Rotated, Hue)}
@@ -18,10 +18,10 @@ _FORMS = (
 
 
 def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
-    """The inverse of `TaskMaker.to_config`.
+    """Build a task maker from its configuration; the inverse of `TaskMaker.to_config`.
 
     Raises:
-        ValueError: an unknown kind or setting, naming the valid ones.
+        ValueError: an unknown kind or setting; the message names the valid ones.
 
     >>> maker_from_config({"kind": "hue", "shifts": [0, 0.5], "of": {"kind": "split"}})
     Hue(shifts=(0.0, 0.5), of=Split(classes=2, combinations=False))
@@ -30,23 +30,20 @@ def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("tasks", kind, TASK_MAKERS)
-    valid = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
-    for name in settings:
-        if name not in valid:
-            known = ", ".join(map(repr, valid))
-            raise ValueError(f"{kind} tasks have no setting {name!r}; they have: {known}")
+    names = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
+    check_settings(f"`tasks` of kind {kind!r}", settings, names)
     if settings.get("of") is not None:
         settings["of"] = maker_from_config(settings["of"])
     return TASK_MAKERS[kind](**settings)
 
 
 def parse_tasks(text: str) -> TaskMaker:
-    """A task maker from the command line's form, ``KIND:NUMBER`` or ``KIND:LIST``.
+    """Parse a task maker in the command line's form, ``KIND:NUMBER`` or ``KIND:LIST``.
 
-    ``split`` and a variation of it are joined by a slash.
+    A slash joins ``split`` and a variation of it.
 
     Raises:
-        ValueError: an unknown kind, or a form that is none of those the message lists.
+        ValueError: an unknown kind or form; the message lists the valid ones.
 
     >>> parse_tasks("split:0-1,2-3")
     Split(classes=((0, 1), (2, 3)), combinations=False)
@@ -93,6 +90,6 @@ def _parse_one(text: str, whole: str) -> dict[str, Any]:
             config[name] = int(rest) if len(items) == 1 else [float(item) for item in items]
     except (ValueError, KeyError):
         raise ValueError(
-            f"`tasks` has {text!r}, which is not understood, in {whole!r}; forms: {_FORMS}"
+            f"`tasks` {whole!r} is not understood at {text!r}; forms: {_FORMS}"
         ) from None
     return config

@@ -1,6 +1,6 @@
-"""What every task is made of: labelled images, held once as uint8.
+"""Sources: the labelled images that tasks are made of, held once as uint8.
 
-Images are ``[n, C, H, W]``, labels ``[n]`` integers, indices into the source's class names.
+Images are ``[n, C, H, W]``; labels are integers ``[n]``, indices into the source's class names.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Task:
     """A classification task over some classes of a source.
 
     Args:
-        name: what people call it.
-        classes: the source's classes, as indices; a class's place here is its label in the task.
-        class_names: one for each of ``classes``.
-        variant: which variant of the images the task sees, for task makers that alter them.
+        name: name of the task.
+        classes: class numbers in the source; a class's position here is its label in the task.
+        class_names: name of each of ``classes``.
+        variant: number of the variant of the images that the task sees, for makers that alter them.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images, parted into those to learn from and those to test on.
+    """Labelled images, divided into training and test images.
 
     Args:
-        name: what people call it.
-        classes: names of the classes, unique.
+        name: name of the source.
+        classes: class names, unique.
         train: images to train and validate on.
         test: images to test on, of the same shape.
-        tasks: the tasks the source itself defines, as a folder of tasks does.
+        tasks: tasks that the source itself defines, as a folder of tasks does.
 
     Raises:
-        TypeError: pixels are not uint8, or labels no integers.
+        TypeError: pixels are not uint8, or labels are not integers.
         ValueError: shapes disagree, there are no images, or a label is out of range.
 
     >>> pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
@@ -87,13 +87,13 @@ class Source:
 
 
 def join_sources(sources: Sequence[Source]) -> Source:
-    """One source of the images of several, each of which is a task.
+    """Join several sources into one, in which each of them is a task.
 
-    Images take the largest height and width, in the middle of black, and colour if any has it.
-    Classes are named after their source too, as ``mnist 3``.
+    Images are centred on black at the largest height and width, in colour if any source has colour.
+    Class names get their source's name in front, as in ``mnist 3``.
 
     Raises:
-        ValueError: fewer than two sources, or one twice.
+        ValueError: fewer than two sources, or the same one twice.
 
     >>> images = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
     >>> wide = Images(torch.zeros(2, 3, 8, 9, dtype=torch.uint8), torch.tensor([0, 1]))

@@ -1,6 +1,6 @@
-"""Which images are held out, decided by what an image shows.
+"""The choice of held-out images, by their content.
 
-Whether an image is held out follows from its pixels, its class and the seed alone, so copies of an
+Whether an image is held out depends on its pixels, its class and the seed alone. So copies of an
 image always stay together, and neither the order of the images nor the tasks made of them matter.
 """
 
@@ -17,7 +17,7 @@ from sparsehyper._util.checks import check_integer, check_number
 
 
 def digests(pixels: Tensor) -> NDArray[np.uint64]:
-    """A number for each image of ``[n, C, H, W]``, the same for images of the same pixels."""
+    """Hash each image of ``[n, C, H, W]``; images with the same pixels have the same hash."""
     rows = pixels.flatten(1).numpy()
     numbers = (_hash(row) for row in np.ascontiguousarray(rows))
     return np.fromiter(numbers, dtype=np.uint64, count=len(rows))
@@ -28,17 +28,17 @@ def hold_out(
 ) -> NDArray[np.bool_]:
     """Choose a fraction of the distinct images of every class.
 
-    At least one of each class that has two distinct images or more, and never all of a class,
-    unless an image that stands in two classes makes it so.
+    At least one image is held out of every class with two or more distinct images, and never all of
+    a class, except where an image belongs to two classes.
 
     Args:
         digest: ``[n]``, from `digests`.
         labels: ``[n]``.
         fraction: share to hold out, in [0, 1).
-        seed: at least 0; another seed holds out other images.
+        seed: at least 0.
 
     Returns:
-        ``[n]``, true for the images held out. Images of one digest are all true or all false.
+        ``[n]``, true for held-out images. Images with the same digest have the same value.
 
     Raises:
         ValueError: ``fraction`` or ``seed`` is out of range.

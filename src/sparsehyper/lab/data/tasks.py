@@ -1,6 +1,6 @@
-"""Tasks over one source's images: `TaskSet`, its splits, and their batches.
+"""Tasks over the images of one source: `TaskSet`, its splits and their batches.
 
-Images are held once, as uint8; a task is a list of rows, a label for each, and a variant.
+Images are held once, as uint8. A task is a list of rows, a label for each row, and a variant.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sparsehyper.lab.data.transforms import Transform
 
 
 class Batch(NamedTuple):
-    """Images of one task or several."""
+    """Images of one or several tasks."""
 
     x: Tensor  # float32 [batch, C, H, W], normalised
-    y: Tensor  # int64 [batch], class index within its task
+    y: Tensor  # int64 [batch], class number within the task
     task: Tensor  # int64 [batch]
 
 
@@ -34,16 +34,16 @@ class TaskSet:
     """Tasks over the same images, ready to train on; made by `make_tasks`.
 
     Attributes:
-        names: one a task, unique.
-        classes: for each task, its class names in the order of its labels.
+        names: task names, unique.
+        classes: class names of each task, in the order of its labels.
         image_shape: channels, height, width.
-        mean: per channel, of the training images in [0, 1]; batches are ``(x - mean) / std``.
-        std: per channel; 1 where a channel is constant.
-        fingerprint: 16 hex digits of everything a batch can depend on.
-        copies_dropped: images left out of training because the test images contain them too.
-        train: images to learn from.
-        val: images to choose and stop by.
-        test: images to report on.
+        mean: mean of the training images in [0, 1], per channel; batches are ``(x - mean) / std``.
+        std: standard deviation per channel; 1 for a constant channel.
+        fingerprint: hash of everything that a batch can depend on, 16 hex digits.
+        copies_dropped: number of training images dropped because the test set contains them too.
+        train: training images.
+        val: validation images.
+        test: test images.
     """
 
     names: tuple[str, ...]
@@ -57,11 +57,16 @@ class TaskSet:
     val: TaskSplit
     test: TaskSplit
 
+    @property
+    def n_classes(self) -> list[int]:
+        """Number of classes of each task."""
+        return [len(names) for names in self.classes]
+
     def select(self, names: Sequence[str]) -> TaskSet:
-        """Some of the tasks, in the order given; they share the images' memory.
+        """Select some of the tasks, in the order given; the images are not copied.
 
         Raises:
-            ValueError: no task, or one that there is not.
+            ValueError: no task, or an unknown one.
         """
         rows = {name: row for row, name in enumerate(self.names)}
         for name in names:
@@ -82,7 +87,7 @@ class TaskSet:
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row a task: its name, its classes, and how many images each split has."""
+        """One row per task: its name, its classes, and its number of images in each split."""
         columns = zip(
             self.names,
             self.classes,
@@ -99,7 +104,7 @@ class TaskSplit:
     """The images of one split, task by task; from a `TaskSet`.
 
     Attributes:
-        counts: images per task.
+        counts: number of images of each task.
         image_shape: channels, height, width.
     """
 
@@ -123,7 +128,7 @@ class TaskSplit:
         self._variant = torch.tensor([task.variant for task in tasks])
 
         by_class = _rows_by_class(images.labels, rows)
-        pools: dict[tuple[int, ...], tuple[int, int]] = {}  # tasks of the same classes share one
+        pools: dict[tuple[int, ...], tuple[int, int]] = {}  # tasks with the same classes share one
         pool_rows, pool_labels, size = [], [], 0
         for task in tasks:
             if task.classes not in pools:
@@ -142,7 +147,7 @@ class TaskSplit:
         self._counts = torch.tensor(self.counts)
 
     def select(self, tasks: Sequence[int]) -> TaskSplit:
-        """Some of the tasks, by number, in the order given."""
+        """Select some of the tasks by number, in the order given."""
         chosen = torch.tensor(tasks)
         split = copy.copy(self)
         split.counts = tuple(self.counts[i] for i in tasks)
@@ -151,19 +156,19 @@ class TaskSplit:
         return split
 
     def labels(self, task: int) -> Tensor:
-        """The classes of all images of a task, int64 ``[count]``."""
+        """Class numbers of all images of a task, int64 ``[count]``."""
         start = int(self._starts[task])
         return self._labels[start : start + self.counts[task]]
 
     def batch(
         self, task: Tensor, index: Tensor, augment: Callable[[Tensor], Tensor] | None = None
     ) -> Batch:
-        """Images by task and place.
+        """Images by task and index.
 
         Args:
-            task: integers ``[batch]``.
-            index: integers ``[batch]``, each in ``0..counts[task] - 1``.
-            augment: uint8 ``[batch, C, H, W]`` to the same, before anything else is done.
+            task: task numbers ``[batch]``.
+            index: image numbers ``[batch]``, each in ``0..counts[task] - 1``.
+            augment: augmentation of the uint8 images ``[batch, C, H, W]``, applied first.
 
         Raises:
             ValueError: a task or an index is out of range.
@@ -181,12 +186,20 @@ class TaskSplit:
         return Batch(x, self._labels[place], task)
 
     def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
-        """Every image of a task once, in order; the last batch may be smaller."""
+        """All images of a task once, in order; the last batch may be smaller."""
         check_integer("batch_size", batch_size, minimum=1)
         _numbers("task", torch.tensor([task]), len(self.counts))
         for start in range(0, self.counts[task], batch_size):
             index = torch.arange(start, min(start + batch_size, self.counts[task]))
             yield self.batch(torch.full_like(index, task), index)
+
+
+def images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
+    """At most ``most`` images of a task, spread evenly over it, and their classes."""
+    count = split.counts[task]
+    index = torch.linspace(0, count - 1, min(most, count)).long()
+    x, y, _ = split.batch(torch.full_like(index, task), index)
+    return x, y
 
 
 def _rows_by_class(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
@@ -198,7 +211,7 @@ def _rows_by_class(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
 
 
 def _numbers(argument: str, value: Tensor, stop: int | Tensor) -> Tensor:
-    """Integers as int64, if each is within its range."""
+    """Convert integers to int64; raise ``ValueError`` unless each is in ``[0, stop)``."""
     if not is_whole(value) or value.ndim != 1:
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"`{argument}` must be integers [batch], got {found}")

@@ -1,8 +1,9 @@
 """Batched image operations.
 
-Those of a task (`Permute`, `Rotate`, `ShiftHue`) hold one setting a variant, and alter each image
-by its own variant: float32 ``[batch, C, H, W]`` in [0, 1] and ``[batch]`` int64 to the same shape.
-Those that augment (`crop_and_flip`) take uint8 images, and move pixels only.
+The transforms of tasks (`Permute`, `Rotate`, `ShiftHue`) hold one setting per variant, and alter
+each image by its own variant: from float32 images ``[batch, C, H, W]`` in [0, 1] and int64 variants
+``[batch]`` to images of the same shape. The augmentation `crop_and_flip` takes images of any dtype
+and only moves pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch.nn import functional as F
 
 
 class Transform(ABC):
-    """Alters each image by the variant its task sees.
+    """A transform that alters each image by the variant of its task.
 
     Attributes:
-        settings: one row a variant; what tells two transforms of one class apart.
+        settings: one row per variant.
     """
 
     settings: Tensor
@@ -53,7 +54,7 @@ class Permute(Transform):
 
 
 class Rotate(Transform):
-    """Turn about the centre, anticlockwise; bilinear, black where no image was.
+    """Rotate anticlockwise about the centre; bilinear, with black outside the image.
 
     Args:
         settings: float64 ``[variants]``, angles in degrees.
@@ -67,7 +68,7 @@ class Rotate(Transform):
         angle = self.settings.double().deg2rad().view(-1, 1, 1)
         cos, sin = angle.cos().to(x.dtype)[variant], angle.sin().to(x.dtype)[variant]
         height, width = x.shape[2:]
-        # Where each output pixel comes from, in pixels from the centre.
+        # Source of each output pixel, in pixels from the centre.
         down = (torch.arange(height) - (height - 1) / 2).view(-1, 1)
         right = torch.arange(width) - (width - 1) / 2
         source_right = (cos * right - sin * down) * (2 / width)
@@ -77,11 +78,12 @@ class Rotate(Transform):
 
 
 class ShiftHue(Transform):
-    """Turn the hue of RGB images, in the HSV model (A. R. Smith, "Color gamut transform pairs",
-    SIGGRAPH 1978); value and saturation stay.
+    """Shift the hue of RGB images in the HSV model; value and saturation stay.
+
+    Source: A. R. Smith, "Color gamut transform pairs" (SIGGRAPH 1978).
 
     Args:
-        settings: float64 ``[variants]``, in turns: 1/3 makes red green.
+        settings: float64 ``[variants]``, shifts in turns: 1/3 turns red into green.
 
     >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     >>> ShiftHue(torch.tensor([0.5]))(red, torch.tensor([0])).flatten()
@@ -93,7 +95,7 @@ class ShiftHue(Transform):
         red, green, blue = x.unbind(1)
         value = x.amax(1)
         chroma = value - x.amin(1)
-        width = chroma.where(chroma > 0, 1)  # a grey pixel has no hue, and needs none
+        width = chroma.where(chroma > 0, 1)  # a grey pixel has no hue
         sixths = torch.where(
             value == red,
             (green - blue) / width,
@@ -110,15 +112,17 @@ class ShiftHue(Transform):
 def crop_and_flip(
     x: Tensor, down: Tensor | None = None, right: Tensor | None = None, flip: Tensor | None = None
 ) -> Tensor:
-    """Cut a window of the same size out of each image continued by reflection; mirror some.
+    """Move a window of the image's size over each image continued by reflection, and mirror some.
 
-    The edge pixel itself is not repeated: ``abc`` continues as ``cb abc ba``.
+    The edge pixel is not repeated: ``abc`` continues as ``cb abc ba``.
 
     Args:
-        x: ``[batch, C, H, W]``, any dtype.
-        down: int64 ``[batch]``, rows the window moves, less than H either way; None for 0.
-        right: int64 ``[batch]``, columns the window moves, less than W either way; None for 0.
-        flip: bool ``[batch]``, which windows to mirror left to right; None for none.
+        x: images ``[batch, C, H, W]`` of any dtype.
+        down: number of rows to move each window, int64 ``[batch]``, below H in magnitude; None for
+            0.
+        right: number of columns to move each window, int64 ``[batch]``, below W in magnitude; None
+            for 0.
+        flip: which windows to mirror left to right, bool ``[batch]``; None for none.
 
     >>> x = torch.tensor([1, 2, 3]).view(1, 1, 1, 3)
     >>> crop_and_flip(x, right=torch.tensor([1])).flatten()

@@ -37,7 +37,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     machine, settings = results["machine"], results["settings"]
     n_in, n_out, fan_in = settings["sizes"]["layer"]
     lines = [
-        f"{results['date']}; {machine['processor']}, {machine['cores']} cores, "
+        f"{results['date']}; {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
         f"{_gigabytes(machine['memory'])} GB; "
         f"Python {machine['python']}, PyTorch {machine['torch']}; "

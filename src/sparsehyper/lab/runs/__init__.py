@@ -1,4 +1,4 @@
-"""Experiments: which data, target and method; one run of them; and comparisons of several."""
+"""Experiments (data, target and method), their runs, and comparisons of several runs."""
 
 from sparsehyper.lab.runs.adapted import shares_weights
 from sparsehyper.lab.runs.baselines import BASELINES, Experts, SharedTrunk

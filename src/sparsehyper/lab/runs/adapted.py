@@ -1,13 +1,13 @@
-"""Runs that know more tasks than they were trained on.
+"""Runs with more tasks than they were trained on.
 
-`adapt_run` fits new tasks and writes a new run directory, which shares its weights with the run it
-came from and leaves that as it was:
+`adapt_run` fits new tasks and writes a new run directory. It shares the weights of the original
+run, which is left as it is:
 
 =====================  =========================================================================
-``config.json``        the run's
-``checkpoints/best``   the run's, by hard link (copied where the file system has none)
-``tasks.json``         the tasks, in order: their classes, and where each one's embedding is
-``tasks.safetensors``  what was fitted: embeddings, batch-norm statistics, tuned parameters
+``config.json``        a copy of the original's
+``checkpoints/best``   hard links to the original's (copies if the file system has no links)
+``tasks.json``         the tasks, in order: their classes, and where each embedding is stored
+``tasks.safetensors``  the fitted values: embeddings, batch-norm statistics, tuned parameters
 =====================  =========================================================================
 """
 
@@ -28,12 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, whole
 from sparsehyper.saving import check_like, read_tensors, write_tensors
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
-from sparsehyper.lab.data import LabelledTask, load_new_tasks
+from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.setup import TaskInfo
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import (
@@ -45,9 +46,8 @@ from sparsehyper.training.checkpoint import (
 )
 from sparsehyper.training.run import read_id, write_sealed
 
-FORMAT = 1
+_FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
-_ROWS = 1000  # embeddings compared with all at a time
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class TaskEntry:
     """A task of an adapted run.
 
     Attributes:
-        name: of the task.
-        classes: its class names.
-        row: its number among the tasks that were trained; None if it was added.
-        key: what its tensors' names begin with, if it was added.
-        tune: what was tuned after its embedding was fitted, if anything.
+        name: task name.
+        classes: class names.
+        row: number of the task in the original run; None for an added task.
+        key: prefix of its tensors' names; None for a trained task.
+        tune: the part of the model that was tuned after the embedding was fitted, if any.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TaskEntry:
         """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: the values are not those of a task.
+            KeyError, TypeError, ValueError: the values do not describe a task.
         """
         entry = cls(**{**values, "classes": tuple(values["classes"])})
         if not all(isinstance(text, str) for text in (entry.name, *entry.classes)):
@@ -96,19 +96,19 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class TaskList:
-    """The tasks of a run, and what was fitted for those that were added."""
+    """The tasks of a run, and the tensors of those that were added."""
 
     entries: tuple[TaskEntry, ...]
     tensors: dict[str, Tensor]
 
     @classmethod
     def read(cls, run: Path, trained: TaskInfo, digests: str) -> Self:
-        """Those of a run directory, adapted or not.
+        """Read the tasks of a run directory, adapted or not.
 
         Args:
-            run: the directory.
-            trained: the tasks that were trained.
-            digests: of the files of the run's best checkpoint.
+            run: the run directory.
+            trained: the tasks of the original run.
+            digests: ``SHA256SUMS`` of the run's best checkpoint.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not belong to the checkpoint.
@@ -118,19 +118,19 @@ class TaskList:
             return cls(tuple(TaskEntry(n, c, row=i) for i, (n, c) in enumerate(columns)), {})
         path = run / _TASKS
         record = read_sealed(path)
-        if record.get("format") != FORMAT:
+        if record.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{path} has format {record.get('format')!r}, this version reads format {FORMAT}"
+                f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
             )
-        if record.get("checkpoint") != _digest(digests):
-            raise CheckpointError(f"{path} belongs to another checkpoint than that of {run}")
+        if record.get("checkpoint") != _checkpoint_hash(digests):
+            raise CheckpointError(f"{path} does not belong to the checkpoint of {run}")
         try:
             entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
             rows = [entry.row for entry in entries if entry.row is not None]
             keys = [entry.key for entry in entries if entry.key is not None]
             names = [entry.name for entry in entries]
             if not names or any(len(set(all_)) < len(all_) for all_ in (rows, keys, names)):
-                raise ValueError("`tasks` must be some, each once")
+                raise ValueError("`tasks` must be at least one task, each once")
             if max(rows, default=0) >= len(trained.names):
                 raise ValueError(f"`row` must be below {len(trained.names)}, got {max(rows)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -143,29 +143,29 @@ class TaskList:
         return cls(entries, read_tensors(data, run / _TENSORS))
 
     def names(self) -> tuple[str, ...]:
-        """The names of the tasks, in order."""
+        """Task names, in order."""
         return tuple(entry.name for entry in self.entries)
 
     def info(self, trained: TaskInfo) -> TaskInfo:
-        """What a model needs to know of these tasks."""
+        """What a model needs to know about these tasks."""
         classes = tuple(entry.classes for entry in self.entries)
         return replace(trained, names=self.names(), classes=classes)
 
     def apply(self, model: nn.Module, run: Path) -> None:
-        """Make these the tasks of a model that has those it was trained on.
+        """Replace the trained tasks of a model by these tasks.
 
         Args:
-            model: the model of the run.
-            run: the directory, for errors.
+            model: the model of the run, with the tasks it was trained on.
+            run: the run directory, for errors.
 
         Raises:
-            CheckpointError: the model is no hypernetwork, or the tensors are not such a model's.
+            CheckpointError: the model is no hypernetwork, or the tensors do not fit it.
         """
         if not isinstance(model, HyperNetwork):
             raise CheckpointError(f"{run / _TASKS} is damaged: the run holds no hypernetwork")
         self._check_tensors(model, run / _TENSORS)
         trained = model.task_names
-        for row, name in enumerate(trained):  # out of the way of the new names
+        for row, name in enumerate(trained):  # a new task may have the old name of another
             model.rename_task(name, f"\0{row}")
         for entry in self.entries:
             if entry.key is not None:
@@ -200,7 +200,7 @@ class TaskList:
             check_like(name, tensor, like, path)
 
     def tuned(self) -> dict[str, dict[str, Tensor]]:
-        """By task, the parameters that were tuned after its embedding was fitted."""
+        """Parameters that were tuned after the embedding was fitted, by task."""
         return {
             entry.name: {
                 name.removeprefix(prefix): tensor
@@ -213,35 +213,35 @@ class TaskList:
         }
 
     def add(self, entry: TaskEntry, tensors: Mapping[str, Tensor]) -> TaskList:
-        """The list with one more task at its end."""
+        """A copy with one more task at the end."""
         used = [int(e.key) for e in self.entries if e.key is not None]
         key = str(max(used, default=-1) + 1)
         named = {f"{key}/{name}": tensor for name, tensor in tensors.items()}
         return TaskList((*self.entries, replace(entry, key=key)), {**self.tensors, **named})
 
     def rename(self, name: str, new_name: str) -> TaskList:
-        """The list with another name for one of its tasks."""
+        """A copy with one task renamed."""
         self.check_known(name)
         self.check_new(new_name)
         entries = [replace(e, name=new_name) if e.name == name else e for e in self.entries]
         return replace(self, entries=tuple(entries))
 
     def remove(self, name: str) -> TaskList:
-        """The list without one of its tasks."""
+        """A copy with one task removed."""
         self.check_known(name)
         if len(self.entries) == 1:
-            raise ValueError(f"`task` {name!r} is the only one, and cannot be removed")
+            raise ValueError(f"`task` {name!r} is the only task, so it cannot be removed")
         (gone,) = (e for e in self.entries if e.name == name)
         tensors = {n: t for n, t in self.tensors.items() if n.partition("/")[0] != gone.key}
         return TaskList(tuple(e for e in self.entries if e is not gone), tensors)
 
     def check_known(self, name: str) -> None:
-        """Raise ``KeyError`` unless it is a task."""
+        """Raise ``KeyError`` unless there is a task of this name."""
         if name not in self.names():
             raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
 
     def check_new(self, name: str) -> None:
-        """Raise ``ValueError`` if it is a task, or no name."""
+        """Raise ``ValueError`` if the name is blank or already taken."""
         if not name.strip():
             raise ValueError(f"a new task needs a name, got {name!r}")
         if name in self.names():
@@ -257,7 +257,7 @@ def is_adapted(run: Path) -> bool:
 
 
 def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:
-    """Whether a run has the very files of another's weights, and not copies of them."""
+    """Whether two runs share the files of their weights, rather than having copies."""
     files = (checkpoints_of(Path(path)) / "best" / DIGESTS_FILE for path in (run, out))
     try:
         return os.path.samefile(*files)
@@ -267,17 +267,18 @@ def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:
 
 @contextmanager
 def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
-    """A new run directory with the weights of ``run``, which appears as ``out`` at the end, whole,
-    or not at all.
+    """Make a new run directory that shares the weights of ``run``.
+
+    It becomes ``out`` at the end of the block, whole or not at all.
 
     Args:
-        run: the run.
-        out: the new one.
-        digests: of the files of the checkpoint that was loaded.
+        run: the run directory.
+        out: the new run directory.
+        digests: ``SHA256SUMS`` of the checkpoint that was loaded.
 
     Raises:
         FileExistsError: ``out`` exists.
-        CheckpointError: the weights of ``run`` are damaged, or no longer the same.
+        CheckpointError: the weights of ``run`` are damaged, or have changed since they were loaded.
     """
     with whole("out", out) as partial:
         try:
@@ -290,32 +291,32 @@ def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
             same = False
         if not same:
             raise CheckpointError(
-                f"the run in {run} is being trained, and got a better checkpoint at this very "
-                "moment; do it again"
+                f"the run in {run} is being trained, and has just got a better checkpoint; try "
+                "again"
             )
         yield partial
 
 
 def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:
-    """Write what an adapted run knows into its directory.
+    """Write the tasks of an adapted run into its directory.
 
     Args:
-        directory: of the run.
-        tasks: what it knows.
-        digests: of the files of the checkpoint that the tasks were fitted to.
+        directory: the run directory.
+        tasks: the tasks.
+        digests: ``SHA256SUMS`` of the checkpoint that the tasks were fitted to.
     """
     write_tensors(directory / _TENSORS, tasks.tensors)
     record = {
-        "format": FORMAT,
-        "checkpoint": _digest(digests),
+        "format": _FORMAT,
+        "checkpoint": _checkpoint_hash(digests),
         "tensors": digest(directory / _TENSORS),
         "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
     }
     write_sealed(directory / _TASKS, record)
 
 
-def _digest(digests: str) -> str:
-    """What tells a checkpoint from all others."""
+def _checkpoint_hash(digests: str) -> str:
+    """A hash that identifies a checkpoint."""
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -332,10 +333,22 @@ def fit_tasks(
     resize: bool = False,
     **settings: Any,
 ) -> tuple[TaskList, list[dict[str, Any]]]:
-    """Fit the tasks of a folder, all together.
+    """Fit all tasks of a folder together.
+
+    Args:
+        model: the hypernetwork, which gets the new tasks.
+        info: the known tasks.
+        tasks: the known tasks, as the run lists them.
+        data: the folder, as `adapt_run` takes it.
+        task: name of the one task that the folder holds.
+        tune: part of each new task's model to train further, as `fine_tune` takes it.
+        tune_steps: number of updates of this training.
+        tune_lr: its learning rate.
+        resize: resize images to the size that the model takes.
+        **settings: settings of `fit_embeddings`.
 
     Returns:
-        The tasks with the new ones among them, and a row for each new one: ``task``, ``classes``,
+        The tasks with the new ones added, and one row per new task: ``task``, ``classes``,
         ``images``, ``accuracy`` on them, ``test_images`` and ``test_accuracy`` (None
         without ``test/``) and ``seconds``.
     """
@@ -343,7 +356,7 @@ def fit_tasks(
     check_number("tune_lr", tune_lr, above=0)
     if tune is not None:
         some = torch.zeros(2, *info.image_shape, device=model.target.moments.device)
-        tuned_parameters(model.materialize(0), tune, some)  # before any work is lost
+        tuned_parameters(model.materialize(0), tune, some)  # raises before any work is lost
     if task is not None:
         tasks.check_new(task)
     labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)
@@ -381,42 +394,19 @@ def fit_tasks(
         entry = TaskEntry(one.name, one.classes, tune=tune)
         tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in tensors.items()})
         seconds = fits[one.name].seconds / len(labelled) + time.perf_counter() - started
-        measured = _measure(module.eval(), info, one)
-        rows.append({**measured, "seconds": seconds})
+        module.eval()
+        row = {
+            "task": one.name,
+            "classes": list(one.classes),
+            "images": len(one.train.labels),
+            "accuracy": accuracy(module, *samples[one.name], len(one.classes)),
+            "test_images": 0,
+            "test_accuracy": None,
+            "seconds": seconds,
+        }
+        if one.test is not None:
+            test = info.normalise(one.test.pixels).to(device), one.test.labels.to(device)
+            row["test_images"] = len(one.test.labels)
+            row["test_accuracy"] = accuracy(module, *test, len(one.classes))
+        rows.append(row)
     return tasks, rows
-
-
-@torch.no_grad()
-def _measure(module: nn.Module, info: TaskInfo, task: LabelledTask) -> dict[str, Any]:
-    def accuracy(pixels: Tensor, labels: Tensor) -> float:
-        device = next(module.parameters()).device
-        right = 0
-        for some in torch.arange(len(labels)).split(500):
-            logits = module(info.normalise(pixels[some]).to(device))[:, : len(task.classes)]
-            right += int((logits.argmax(1).cpu() == labels[some]).sum())
-        return right / len(labels)
-
-    return {
-        "task": task.name,
-        "classes": list(task.classes),
-        "images": len(task.train.labels),
-        "accuracy": accuracy(*task.train),
-        "test_images": len(task.test.labels) if task.test else 0,
-        "test_accuracy": accuracy(*task.test) if task.test else None,
-    }
-
-
-def neighbours(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """For each embedding ``[tasks, dim]`` the nearest other and the cosine of their angle.
-
-    What counts is what the generator sees, embeddings normalised to mean 0 and unit second moment.
-    """
-    unit = nn.functional.normalize(embeddings - embeddings.mean(-1, keepdim=True), dim=-1)
-    nearest, cosines = [], []
-    for rows in torch.arange(len(unit)).split(_ROWS):  # of a table that would be too large whole
-        between = unit[rows] @ unit.T
-        between[torch.arange(len(rows)), rows] = -torch.inf
-        greatest = between.max(1)
-        nearest.append(greatest.indices)
-        cosines.append(greatest.values)
-    return torch.cat(nearest), torch.cat(cosines)

@@ -1,7 +1,7 @@
-"""Baselines without a hypernetwork, called as one is: ``model(x, task=task)``.
+"""Baselines without a hypernetwork, called in the same way: ``model(x, task=task)``.
 
-`Experts` share nothing between tasks; `SharedTrunk` shares all but the last layer, the usual hard
-parameter sharing (R. Caruana, "Multitask learning", Machine Learning 28, 1997).
+`Experts` share nothing between tasks. `SharedTrunk` shares all but the last layer: hard parameter
+sharing, as in R. Caruana, "Multitask learning" (Machine Learning 28, 1997).
 """
 
 from __future__ import annotations
@@ -14,16 +14,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper import saving
+from sparsehyper.layout import count_numbers, plan_layout
 
 
-class Experts(nn.Module):
-    """A target of its own for every task, each with its own initial weights.
+class _Baseline(nn.Module):
+    kind: str
+    task_names: tuple[str, ...]
 
-    An expert that a batch does not ask for gets no gradient.
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
+        saving.save(directory, {"kind": self.kind, "tasks": list(self.task_names)}, self)
+
+
+class Experts(_Baseline):
+    """A separate target for every task, each with its own initial weights.
+
+    A batch gives no gradient to the experts of other tasks.
 
     Args:
-        build: returns a freshly initialised target; called once a task.
-        tasks: the tasks' names.
+        build: returns a freshly initialised target; called once for each task.
+        tasks: task names, in order.
+
+    Attributes:
+        target_numel: number of parameters of one target.
 
     >>> model = Experts(lambda: nn.Linear(5, 2), ["shoes", "bags"])
     >>> model(torch.randn(3, 5), task=torch.tensor([0, 1, 0])).shape
@@ -36,6 +49,7 @@ class Experts(nn.Module):
         super().__init__()
         self.task_names = tuple(tasks)
         self.experts = nn.ModuleList(build() for _ in self.task_names)
+        self.target_numel = count_numbers(plan_layout(self.experts[0]))
 
     def forward(self, x: Tensor, *, task: int | Tensor) -> Tensor:
         """Logits ``[batch, outputs]``.
@@ -56,17 +70,17 @@ class Experts(nn.Module):
         outputs = [self.experts[t](part) for t, part in zip(tasks.tolist(), parts, strict=True)]
         return torch.cat(outputs)[order.argsort()]
 
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
-        _save(self, directory)
 
-
-class SharedTrunk(nn.Module):
-    """One target for all tasks, but for its last linear layer: each task has its own.
+class SharedTrunk(_Baseline):
+    """One target for all tasks, with a separate last linear layer for each task.
 
     Args:
-        target: ends in an ``nn.Linear``, which makes way for the heads. It is taken over.
-        tasks: the tasks' names.
+        target: a module that ends in an ``nn.Linear``, which the heads replace. It is changed in
+            place.
+        tasks: task names, in order.
+
+    Attributes:
+        target_numel: number of parameters of one target.
 
     Raises:
         ValueError: the target has no ``nn.Linear``; on a call, that layer is not its last.
@@ -81,6 +95,7 @@ class SharedTrunk(nn.Module):
     def __init__(self, target: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()
         self.task_names = tuple(tasks)
+        self.target_numel = count_numbers(plan_layout(target))
         linear = [name for name, m in target.named_modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError(f"`target` must end in an nn.Linear, got {target!r}")
@@ -110,17 +125,8 @@ class SharedTrunk(nn.Module):
             return F.linear(features, self.weight[task], self.bias[task])
         return torch.einsum("bi,boi->bo", features, self.weight[task]) + self.bias[task]
 
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to a new directory."""
-        _save(self, directory)
-
 
 BASELINES = (Experts.kind, SharedTrunk.kind)
-
-
-def _save(model: Experts | SharedTrunk, directory: str | PathLike[str]) -> None:
-    config = {"kind": model.kind, "tasks": list(model.task_names)}
-    saving.save(directory, config, model)
 
 
 def _check_tasks(task: int | Tensor, count: int) -> None:

@@ -1,19 +1,16 @@
-"""Several methods on the same tasks, over several seeds, at matched budgets.
+"""Several methods on the same tasks, over several seeds, at equal budgets.
 
 Every method sees the same stream of batches for the same number of steps. A hypernetwork or a
-trunk learns from every batch; an expert only from those of its own task, one in as many as there
-are tasks.
+shared trunk learns from every batch, an expert only from the batches of its own task.
 
 ==================================  ==============================================================
-``runs/<method>-<budget>-<seed>/``  a run directory each; finished ones are never repeated
-``results.json``                    what `compare` returns, rewritten after every run
+``runs/<method>-<budget>-<seed>/``  one run directory each; finished runs are never repeated
+``results.json``                    the return value of `compare`, rewritten after every run
 ==================================  ==============================================================
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import statistics
 import sys
@@ -28,6 +25,7 @@ import torch
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method
 from sparsehyper.lab.runs.run import (
@@ -37,9 +35,8 @@ from sparsehyper.lab.runs.run import (
     run_experiment,
 )
 from sparsehyper.lab.runs.setup import (
+    BudgetError,
     build_model,
-    count_target_parameters,
-    fit_generator,
     load_tasks,
     make_batches,
     resolve,
@@ -49,9 +46,11 @@ from sparsehyper.training import Interrupted
 from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
-FORMAT = 1
+_FORMAT = 1
 
-# The generators whose size a budget can set.
+COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # default methods
+
+# Generators whose size a budget sets.
 _SCALABLE = (Sparse, Chunked)
 
 _MAY_DIFFER = ("training.device", "data.source")
@@ -75,9 +74,6 @@ class _Entry:
         return {**self.experiment.with_seed(seed).to_dict(), "resolved": self.resolved}
 
 
-COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # where no methods are named
-
-
 def compare(
     experiment: Experiment,
     directory: str | PathLike[str],
@@ -88,21 +84,21 @@ def compare(
     data_dir: str | PathLike[str] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train every method under every seed, and compare them on the test images.
+    """Train every method with every seed, and compare them on the test images.
 
-    Each run has a process of its own, one after another, so a script must not call this on import:
-    its main module needs ``if __name__ == "__main__":``. Called again with the same settings it
-    goes on where it stopped.
+    Runs follow one another, each in a process of its own. A script must therefore not call this on
+    import: its main module needs ``if __name__ == "__main__":``. Called again with the same
+    settings, it continues where it stopped.
 
     Args:
         experiment: data, target and training of all runs; its method, budget and seed are
             replaced.
-        directory: for everything that comes out; new, or that of the same comparison.
-        methods: as `parse_method` takes them, such as ``"sparse:topology=local"``.
-        budgets: for sparse and chunked generators, as `Experiment` takes it; empty takes them as
-            their settings make them. The other methods have one size.
-        seeds: of the runs. All see the same split of the images.
-        data_dir: where the files of named sources are.
+        directory: directory for all results; new, or that of the same comparison.
+        methods: methods as `parse_method` takes them, such as ``"sparse:topology=local"``.
+        budgets: budgets of sparse and chunked generators, as `Experiment` takes them; if empty,
+            these keep the size that their settings give. Other methods have one size.
+        seeds: seeds of the runs. All see the same split of the images.
+        data_dir: folder of the named data sets' files.
         quiet: show no progress.
 
     Returns:
@@ -110,20 +106,20 @@ def compare(
 
         - ``config``: the experiment, and ``methods``, ``budgets`` and ``seeds``;
         - ``tasks``, ``numel`` (N, parameters of one target) and ``machine``;
-        - ``rows``, one a method and budget: ``method``, ``budget``, ``trainable_parameters``,
+        - ``rows``, one per method and budget: ``method``, ``budget``, ``trainable_parameters``,
           ``parameters_per_target_parameter``, ``seeds``, test ``accuracy`` (mean over tasks, then
-          ``mean`` and ``sd`` over seeds; ``sd`` None with one seed), ``worst_task`` (the lowest
+          ``mean`` and ``sd`` over seeds; ``sd`` is None for one seed), ``worst_task`` (the lowest
           mean over seeds, and its ``name``), ``accuracies`` (per seed and task), ``steps`` (mean
           over seeds), ``step_ms`` (median) and ``peak_memory_mb`` (median over seeds; on the CPU
-          of the whole process: interpreter, PyTorch, the images it touched, model, optimiser; on
-          an accelerator of its allocator);
+          that of the whole process: interpreter, PyTorch, images read, model and optimiser; on an
+          accelerator that of its allocator);
         - ``skipped``: methods that cannot meet a budget, each with the ``reason``;
-        - ``failures``: runs that gave no result, each with the ``error``. The others go on.
+        - ``failures``: runs that failed, each with the ``error``. The other runs continue.
 
     Raises:
         ValueError: a setting is invalid, or ``directory`` holds another comparison.
-        RunInUseError: another process is at work in ``directory``.
-        Interrupted: Ctrl-C or SIGTERM; the run at hand was checkpointed first.
+        RunInUseError: another process is writing to ``directory``.
+        Interrupted: Ctrl-C or SIGTERM; the current run was checkpointed first.
     """
     for argument, values in (("methods", methods), ("budgets", budgets), ("seeds", seeds)):
         if isinstance(values, str) or len(set(values)) < len(values):
@@ -131,9 +127,8 @@ def compare(
     for seed in seeds:
         check_integer("seeds", seed, minimum=0)
     tasks = load_tasks(experiment.data, data_dir)
-    make_batches(experiment, tasks)  # checks its settings before anything runs
-    numel = count_target_parameters(experiment, tasks)
-    entries, skipped = _plan(experiment, tasks, numel, methods, budgets)
+    make_batches(experiment, tasks)  # checks the settings before anything runs
+    entries, skipped = _plan(experiment, tasks, methods, budgets)
     if not entries or not seeds:
         raise ValueError(f"there is nothing to run: `seeds` is {seeds!r}, skipped is {skipped}")
     out = Path(directory)
@@ -145,16 +140,16 @@ def compare(
     shared = {k: v for k, v in experiment.to_dict().items() if k not in ("method", "budget")}
     choices = {"methods": list(methods), "budgets": list(budgets), "seeds": list(seeds)}
     results: dict[str, Any] = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "config": {**shared, **choices},
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
-        "numel": numel,
+        "numel": entries[0].resolved["numel"],
         "machine": machine(),
         "rows": [],
         "skipped": skipped,
         "failures": [],
     }
-    _check_place(out / "results.json", results)
+    _check_results(out / "results.json", results)
     out.mkdir(parents=True, exist_ok=True)
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
     with ExitStack() as stack:
@@ -183,11 +178,10 @@ def compare(
 def _plan(
     experiment: Experiment,
     tasks: TaskSet,
-    numel: int,
     methods: Sequence[str],
     budgets: Sequence[float],
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
-    """The rows to be, and the methods that cannot meet a budget."""
+    """The rows of the table, and the methods that cannot meet a budget."""
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:
@@ -196,18 +190,16 @@ def _plan(
         for budget in at or [None]:
             chosen = replace(experiment, method=method, budget=budget)
             try:
-                if budget is not None:
-                    fit_generator(chosen, numel)
-            except ValueError as error:
+                model = build_model(chosen, tasks)
+            except BudgetError as error:
                 skipped.append({"method": text, "budget": budget, "reason": str(error)})
-                continue
-            resolved = resolve(chosen, tasks, build_model(chosen, tasks))
-            entries.append(_Entry(text, chosen, resolved))
+            else:
+                entries.append(_Entry(text, chosen, resolve(tasks, model)))
     return entries, skipped
 
 
-def _check_place(path: Path, results: dict[str, Any]) -> None:
-    """Refuse to write over the results of other data or settings."""
+def _check_results(path: Path, results: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if the results of other data or settings would be overwritten."""
     if path.exists():
         recorded, given = (
             {**r.get("config", {}), "fingerprint": r.get("tasks", {}).get("fingerprint")}
@@ -222,7 +214,8 @@ def _check_place(path: Path, results: dict[str, Any]) -> None:
 
 
 def _run(images: Path, experiment: Experiment, directory: Path, quiet: bool) -> dict[str, Any]:
-    # Mapped into memory: a process holds the images it looks at and no copy. The file is our own.
+    # Memory-mapped, so that the process only holds the images it reads. The file is trusted: this
+    # comparison wrote it.
     tasks = torch.load(images, mmap=True, weights_only=False)
     resume = (directory / "config.json").exists()
     return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)
@@ -255,24 +248,3 @@ def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "step_ms": statistics.median(timed) if timed else None,
         "peak_memory_mb": statistics.median(t["peak_memory"] for t in trainings) / 1e6,
     }
-
-
-def machine() -> dict[str, Any]:
-    """What results were computed on, JSON-ready."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # only Linux has it
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

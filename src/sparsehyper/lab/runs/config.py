@@ -1,7 +1,7 @@
-"""An experiment as plain data: which images, tasks, target and method, and how it is trained.
+"""An experiment as plain data: images, tasks, target, method and training.
 
-One seed drives everything but the split of the images, which has its own, so that runs that are to
-be compared over seeds see the same images in training, validation and test.
+One seed determines everything except the split of the images, which has a seed of its own, so that
+runs with different seeds see the same training, validation and test images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import (
+    WIDEST,
+    check_choice,
+    check_integer,
+    check_number,
+    check_settings,
+    check_type,
+)
 from sparsehyper.lab.data import is_source, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.generators import (
@@ -26,21 +33,21 @@ from sparsehyper.target.initialisation import INIT_RULES
 from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig
 
-# Those that have a short form; a composed generator can be given in Python.
+# Methods with a short form; a composed generator can be given in Python only.
 METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and which tasks are made of them.
+    """The images, and the tasks to make of them.
 
     Args:
         source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``.
-        tasks: what the tasks are, such as ``"split:2"``; None for those a folder defines, or one
-            for each of several sources.
-        image_size: side to resize a folder's images to; None where they have one size already.
+        tasks: the tasks, such as ``"split:2"``; None for the tasks that a folder defines, or one
+            task for each of several sources.
+        image_size: side to resize a folder's images to; None if they all have the same size.
         val_fraction: share of the training images to validate on, in (0, 1).
-        seed: of the split of the images.
+        seed: seed of the split into training, validation and test images.
 
     Raises:
         ValueError: ``tasks`` is not understood, ``image_size`` is given for a named source, or
@@ -66,7 +73,7 @@ class DataConfig:
                 raise ValueError(
                     f"{error}; a folder's own tasks are all its folders, where `tasks` is left out"
                 ) from error
-        # Training keeps the weights of its best validation, so there has to be one.
+        # Training keeps the weights of the best validation, so it needs validation images.
         check_number("val_fraction", self.val_fraction, above=0)
         if self.image_size is not None and is_source(self.source):
             raise ValueError(
@@ -81,21 +88,21 @@ class Experiment:
 
     Args:
         data: images and tasks.
-        training: the loop's settings; its ``seed`` is the seed of the whole run.
+        training: settings of the training loop; its ``seed`` is the seed of the whole run.
         method: a generator, or a baseline: ``"experts"`` or ``"shared_trunk"``.
         target: as `build_target` takes it.
-        outputs: logits of the target, at least the classes of the largest task; None for as many.
-            More leave room for new tasks of more classes.
-        budget: trainable parameters of the generator, and of a trained base, per target
-            parameter, at most; the setting that the generator's ``with_budget`` names is chosen
-            accordingly. None takes it as it is.
-        latent_dim: length of a task's embedding; hypernetworks only, as are the next four.
-        similarity: of tasks at the start, as `TaskEmbedding` takes it.
+        outputs: number of logits of the target, at least the number of classes of the largest
+            task, which is the default. More leave room for new tasks with more classes.
+        budget: largest number of trainable parameters, of the generator and a trained base, per
+            target parameter; `Generator.with_budget` chooses the generator's size to meet it. None
+            leaves the generator as it is.
+        latent_dim: length of a task's embedding. This and the next four are for hypernetworks.
+        similarity: initial similarity of tasks, as `TaskEmbedding` takes it.
         base: as `HyperNetwork` takes it.
         init: as `HyperNetwork` takes it.
         norm_stats: as `HyperNetwork` takes it.
-        batch_size: images a batch.
-        tasks_per_batch: tasks a batch is made of.
+        batch_size: number of images per batch.
+        tasks_per_batch: number of tasks per batch.
         augment: any of `sparsehyper.lab.data.AUGMENTATIONS`.
 
     Raises:
@@ -147,7 +154,7 @@ class Experiment:
 
     @property
     def seed(self) -> int:
-        """Of the whole run but the split of the images."""
+        """Seed of the whole run, except the split of the images."""
         return self.training.seed
 
     def with_seed(self, seed: int) -> Self:
@@ -170,15 +177,15 @@ class Experiment:
         """The inverse of `to_dict`; settings left out take their defaults.
 
         Raises:
-            KeyError: a setting is unknown or ``data`` or ``training`` is missing.
-            TypeError, ValueError: a setting has the wrong type or is out of range.
+            TypeError, ValueError: a setting is unknown, has the wrong type or is out of range, or
+                ``data`` or ``training`` is missing.
         """
-        _check_names(cls, settings)
+        check_settings("an experiment", settings, _names(cls))
         values = dict(settings)
         for name in ("data", "training"):
             if name not in values:
-                raise KeyError(f"setting {name!r} is missing")
-        _check_names(DataConfig, values["data"])
+                raise ValueError(f"setting {name!r} is missing")
+        check_settings("data", values["data"], _names(DataConfig))
         values["data"] = DataConfig(**values["data"])
         values["training"] = TrainConfig.from_dict(values["training"])
         if "method" in values:
@@ -190,7 +197,7 @@ class Experiment:
 
 
 def parse_method(text: str) -> Generator | str:
-    """A method from the command line's form: ``sparse:growth=8``, ``experts``.
+    """Parse a method in the command line's form: ``sparse:growth=8``, ``experts``.
 
     Raises:
         ValueError: an unknown method, setting or value.
@@ -214,10 +221,5 @@ def _method_from_config(config: Mapping[str, Any]) -> Generator | str:
     return kind if kind in BASELINES else generator_from_config(dict(config))
 
 
-def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
-    check_type(cls.__name__, settings, Mapping, "settings by name")
-    known = [f.name for f in dataclasses.fields(cls)]
-    for name in settings:
-        if name not in known:
-            valid = ", ".join(map(repr, known))
-            raise KeyError(f"unknown setting {name!r}; expected one of {valid}")
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]

@@ -1,6 +1,6 @@
-"""What there is to see of a training run, as facts for `sparsehyper.lab.report`.
+"""Facts about a training run, for `sparsehyper.lab.report`.
 
-Everything is bounded, so that a run of hundreds of tasks or of large targets takes seconds too.
+All work is bounded, so that runs with hundreds of tasks or large targets take seconds too.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper.analysis import (
+    count_multiply_adds,
     distances,
     layer_statistics,
     line,
+    nearest_vectors,
     project,
     summarize,
     task_embeddings,
 )
-from sparsehyper.lab.data import TaskSet, TaskSplit
+from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.adapted import is_adapted
-from sparsehyper.lab.runs.drawings import filters, wiring
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.internals import filters, wiring
 from sparsehyper.lab.runs.run import (
     LoadedRun,
     check_fingerprint,
@@ -35,11 +39,11 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import Run, evaluate
 from sparsehyper.training.run import read_config
 
-_COMPARED = 200  # tasks between which distances are given
-_CHOSEN = 6  # tasks whose filters are shown, and between which lines are followed, each with each
-_POINTS = 11  # on a line
+_COMPARED = 200  # most tasks in the table of distances
+_CHOSEN = 6  # most tasks whose filters are shown, and between all pairs of which is interpolated
+_POINTS = 11  # on a line between two tasks
 _CURVES = {"train": ("step", "loss"), "validation": ("step", "loss", "accuracy", "worst_accuracy")}
-_WORK = 10**11  # multiply-adds of each of confusion matrices and lines, unless that is too few
+_WORK = 10**11  # multiply-adds to spend on confusion matrices, and as many on interpolation
 
 
 def describe_run(
@@ -51,36 +55,37 @@ def describe_run(
     """Facts about a run, for a report.
 
     Args:
-        directory: of the run; of any method, finished or not, adapted or not.
-        data_dir: where the files of named sources are.
+        directory: directory of the run; of any method, finished or not, adapted or not.
+        data_dir: folder of the named data sets' files.
         trust: as `load_run` takes it.
 
     Returns:
-        A JSON-ready dict. What a run has not got is None: a baseline has no embeddings, a run whose
-        images are gone, or which was adapted, no confusion matrices.
+        A JSON-ready dict. Values that do not apply are None: a baseline has no embeddings; an
+        adapted run, or one whose images are missing, has no confusion matrices.
 
-        - ``kind`` (``"run"``), ``name`` of the directory, ``config`` as resolved, ``versions``;
-        - ``missing``: why there are no images, or None; ``split``: which images all that follows
-          was measured on, ``"test"``, or ``"val"`` of a run that has not finished;
-        - ``evaluation``: `Evaluation.to_dict` without the tasks, as ``result.json`` has it;
-        - ``training``: what ``result.json`` has of it, without its best evaluation;
+        - ``kind`` (``"run"``), ``name`` of the directory, resolved ``config``, ``versions``;
+        - ``missing``: why there are no images, or None; ``split``: the images that everything below
+          was measured on: ``"test"``, or ``"val"`` for a run that has not finished;
+        - ``evaluation``: `Evaluation.to_dict` from ``result.json``, without the single tasks;
+        - ``training``: the same file's ``training``, without its best evaluation;
         - ``curves``: ``train`` and ``validation``, the lines of ``metrics.jsonl`` by column;
         - ``tasks``: for each ``name``, ``classes``, ``origin``, ``images``, ``accuracy``, ``loss``,
-          ``nearest`` (the number of the task of nearest embedding) and its ``distance``;
-        - ``confusion``: ``images`` (of a task, at most) and ``matrices`` (a task's counts, a row
-          for each true class);
-        - ``map``: ``points`` in the plane of most variance, and the share ``explained``;
-        - ``distances``: ``tasks`` (numbers) and ``values``, cosine distances, a row each;
-        - ``interpolation``: ``tasks``, ``positions``, ``images`` of each task,
-          ``mean_statistics`` (whether there are batch norms, which have those of all tasks), and
+          ``nearest`` (number of the task with the nearest embedding) and its ``distance``;
+        - ``confusion``: ``images`` (at most, per task) and ``matrices`` (one per task, with a row
+          of counts for each true class);
+        - ``map``: ``points`` in the plane of the largest variance, and the share ``explained``;
+        - ``distances``: ``tasks`` (numbers) and ``values``, rows of cosine distances;
+        - ``interpolation``: ``tasks``, ``positions``, ``images`` per task, ``mean_statistics``
+          (whether there are batch norms, which use the mean statistics of all tasks), and
           ``pairs`` of numbers ``a`` and ``b`` with the accuracies on both, ``of_a`` and ``of_b``;
-        - ``filters`` of the first layer: ``tensor``, ``shape``, ``rows`` of a ``task`` (None for
-          all) and base64 int8 ``pixels``, scaled to the largest magnitude of the row, ``scale``;
+        - ``filters`` of the first layer: ``tensor``, ``shape`` and ``rows``, each with its
+          ``task`` (None for all tasks), base64 int8 ``pixels`` and their ``scale``, the largest
+          magnitude in the row;
         - ``layers``: `layer_statistics`, with ``initial_std``; ``summary``: `summarize`;
         - ``wiring`` of a sparse generator: ``sizes``, ``fan_ins``, and ``traces`` of some outputs.
 
     Raises:
-        ValueError: the data are not those the run was trained on.
+        ValueError: other data than the run was trained on.
         FileNotFoundError, CheckpointError: as `load_run`.
     """
     path = Path(directory)
@@ -89,7 +94,7 @@ def describe_run(
     recorded = read_config(path)
     result = None if is_adapted(path) else finished_result(path, experiment)
     split = "test" if result else "val"
-    tasks, missing = _load_images(path, loaded, data_dir)
+    tasks, missing = _load_run_tasks(path, loaded, data_dir)
     images = None if tasks is None else getattr(tasks, split)
     n_classes = [len(names) for names in info.classes]
     evaluation: dict[str, Any] | None = result["test"] if result else None
@@ -139,10 +144,10 @@ def describe_run(
     return described
 
 
-def _load_images(
+def _load_run_tasks(
     path: Path, loaded: LoadedRun, data_dir: str | PathLike[str] | None
 ) -> tuple[TaskSet | None, str | None]:
-    """The tasks' images, or why there are none."""
+    """The images of the tasks, or the reason why there are none."""
     if is_adapted(path):
         return None, "This run has other tasks than it was trained on, and no images of them."
     try:
@@ -158,7 +163,7 @@ def _without(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | N
 
 
 def _without_tasks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, less the long lists of tasks and their classes."""
+    """The configuration without the long lists of tasks and classes."""
     resolved = config["resolved"]
     return {
         **config,
@@ -173,45 +178,24 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[An
     }
 
 
-def _images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
-    """Up to so many images of a task, evenly spread, and their classes."""
-    count = split.counts[task]
-    n = min(most, count)
-    index = torch.arange(n) * count // n
-    x, y, _ = split.batch(torch.full_like(index, task), index)
-    return x, y
-
-
 def _affordable(model: nn.Module, split: TaskSplit, runs: int, least: int, most: int) -> int:
-    """How many images to run in each of so many runs of a target."""
-    x, _ = _images_of(split, 0, 1)
-    return max(least, min(most, _WORK // max(1, _multiply_adds(model, x)) // runs))
-
-
-@torch.no_grad()
-def _multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of one image, roughly: each weight at every place of its layer's output."""
-    module = model.materialize(0).eval() if isinstance(model, HyperNetwork) else model
-    total = 0
-
-    def add(layer: nn.Module, _: Any, output: Any) -> None:
-        nonlocal total
-        if isinstance(output, Tensor) and output.ndim > 1:
-            weights = sum(p.numel() for p in layer.parameters(recurse=False))
-            total += weights * output[0, 0].numel()
-
-    hooks = [layer.register_forward_hook(add) for layer in module.modules()]
-    module(x) if module is not model else module(x, task=0)
-    for hook in hooks:
-        hook.remove()
-    return total
+    """Number of images for each of ``runs`` passes through a target, within the limits."""
+    x, _ = images_of(split, 0, 1)
+    if isinstance(model, HyperNetwork):
+        module = model.materialize(0).eval()
+    elif isinstance(model, Experts):
+        module = model.experts[0]
+    else:
+        assert isinstance(model, SharedTrunk)
+        module = model.trunk
+    return max(least, min(most, _WORK // max(1, count_multiply_adds(module, x)) // runs))
 
 
 @torch.no_grad()
 def _confusion(
     model: nn.Module, split: TaskSplit, task: int, n_classes: int, most: int
 ) -> list[list[int]]:
-    x, y = _images_of(split, task, most)
+    x, y = images_of(split, task, most)
     logits = torch.cat([model(some, task=task) for some in x.split(500)])
     cells = y * n_classes + logits[:, :n_classes].argmax(1)
     counts = torch.bincount(cells, minlength=n_classes**2)
@@ -219,7 +203,7 @@ def _confusion(
 
 
 def _choose(between: Tensor, accuracies: Sequence[float | None]) -> list[int]:
-    """The worst task, the best, and then always that farthest from all chosen; in order."""
+    """The worst task, the best, then repeatedly the farthest from all chosen; sorted."""
     n = len(accuracies)
     if n <= _CHOSEN:
         return list(range(n))
@@ -237,11 +221,11 @@ def _choose(between: Tensor, accuracies: Sequence[float | None]) -> list[int]:
 def _describe_embeddings(
     model: HyperNetwork, between: Tensor, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What follows from the weights alone; ``rows`` get their nearest tasks."""
+    """Describe what needs no images; adds the nearest task to each of ``rows``."""
     if len(rows) > 1:
-        least, nearest = between.clone().fill_diagonal_(torch.inf).min(1)
-        for row, i, distance in zip(rows, nearest.tolist(), least.tolist(), strict=True):
-            row |= {"nearest": i, "distance": distance}
+        nearest, cosines = nearest_vectors(task_embeddings(model))
+        for row, i, cosine in zip(rows, nearest.tolist(), cosines.tolist(), strict=True):
+            row |= {"nearest": i, "distance": 1 - cosine}
     projection = project(task_embeddings(model))
     compared = torch.arange(min(_COMPARED, len(rows))) * len(rows) // min(_COMPARED, len(rows))
     summary = summarize(model)
@@ -271,15 +255,13 @@ def _interpolate(
 ) -> dict[str, Any]:
     pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
     most = _affordable(model, split, 2 * _POINTS * len(pairs), 20, 200)
-    images = {task: _images_of(split, task, most) for task in chosen}
+    images = {task: images_of(split, task, most) for task in chosen}
 
     def along(a: int, b: int, task: int) -> list[float]:
-        x, y = images[task]
+        def measure(module: nn.Module) -> float:
+            return accuracy(module, *images[task], n_classes[task])
 
-        def accuracy(module: nn.Module) -> float:
-            return float((module(x)[:, : n_classes[task]].argmax(1) == y).double().mean())
-
-        return list(line(model, accuracy, a, b, points=_POINTS).values)
+        return list(line(model, measure, a, b, points=_POINTS).values)
 
     return {
         "tasks": chosen,

@@ -1,14 +1,14 @@
-"""A task's model as an ordinary file, for programs that know nothing of hypernetworks.
+"""A task's model as an ordinary file, for programs that do not know hypernetworks.
 
 ===============  ==================================================================================
-``safetensors``  a state dict in the target's own names
+``safetensors``  a state dict with the target's own names
 ``pt2``          a ``torch.export`` program, for ``torch.export.load(file).module()``
 ``onnx``         for onnxruntime and others; input ``images``, output ``logits``
 ===============  ==================================================================================
 
-All take float32 images ``[batch, C, H, W]``, as ``(image / 255 - mean) / std``, in any batch size.
-What goes with the model (classes, mean, std, shape, target) is kept in the file, as JSON: metadata
-``sparsehyper`` of safetensors and ONNX files, extra file ``sparsehyper`` of programs.
+All take float32 images ``[batch, C, H, W]``, normalised as ``(image / 255 - mean) / std``, in any
+batch size. The file also holds a JSON description (classes, mean, std, shape, target): as metadata
+``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of programs.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def export_run(
     """Write the model of a task to a new file.
 
     Args:
-        directory: of the run, adapted or not.
-        task: a task's name.
-        file: to write; it appears whole or not at all.
-        format: one of `FORMATS`; None for what the file's suffix says.
+        directory: directory of the run, adapted or not.
+        task: name of a task.
+        file: file to write; it appears whole or not at all.
+        format: one of `FORMATS`; None for the one that the file's suffix names.
         trust: as `load_run` takes it.
 
     Returns:
-        What goes with the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
-        ``std``, ``images_altered_by`` (what the task's images went through before, such as
-        ``permuted:10``; None for images as they are), ``target`` and ``outputs``; logits beyond
-        the classes mean nothing.
+        The description of the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
+        ``std``, ``images_altered_by`` (how the task's images were altered, such as
+        ``permuted:10``; None if they were not), ``target`` and ``outputs`` (the number of logits;
+        those beyond the classes are meaningless).
 
     Raises:
         FileExistsError: ``file`` exists.
         KeyError: an unknown task.
         ImportError: the packages for ``"onnx"`` are not installed.
-        ValueError: an unknown format or suffix, or a run that holds no hypernetwork.
+        ValueError: an unknown format or suffix, or a run of a baseline.
     """
     path = Path(file)
     suffix = path.suffix.removeprefix(".")

@@ -1,4 +1,4 @@
-"""Predictions of a run's model on image files."""
+"""Predictions of a run's models on image files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from sparsehyper.training import processes
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict_run` found.
+    """Result of `predict_run`.
 
     Attributes:
-        task: whose model was used.
-        task_scores: of every task when the task was told from the images, lower is likelier.
-        classes: of the task.
-        files: the images.
-        labels: the likeliest class of each.
-        probabilities: of each image's classes.
-        accuracy: where every image stands in a folder named like a class; None elsewhere.
+        task: the task whose model was used.
+        task_scores: score of every task, lower is likelier; None if the task was given.
+        classes: class names of the task.
+        files: image files.
+        labels: likeliest class of each image.
+        probabilities: probability of each class, for each image.
+        accuracy: share of correct labels, if every image is in a folder named after a class; else
+            None.
     """
 
     task: str
@@ -39,7 +40,7 @@ class Prediction:
     accuracy: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, an entry an image."""
+        """A JSON-ready dict with one entry per image."""
         images = [
             {
                 "file": file,
@@ -68,25 +69,25 @@ def predict_run(
     batch_size: int = 500,
     trust: Collection[str] = (),
 ) -> Prediction:
-    """Classify images by the best model of a run.
+    """Classify images with the best model of a run.
 
     Args:
-        directory: of the run, adapted or not.
-        images: files, folders (searched through) and globs.
-        task: whose model to use; None tells it from the images, which are then all of one task:
-            the task whose predictions are surest, as its embedding makes them. Tasks that were
-            trained on altered images are left out.
+        directory: directory of the run, adapted or not.
+        images: files, folders (searched recursively) and globs.
+        task: the task whose model to use. None identifies the task from the images, which must all
+            be of one task: the task with the most certain predictions. Tasks that were trained on
+            altered images are left out.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
-        batch_size: images at a time.
+        batch_size: number of images at a time.
         trust: as `load_run` takes it.
 
     Raises:
         FileNotFoundError: no image, or as `load_run`.
         KeyError: an unknown task.
-        ValueError: the run holds no hypernetwork, its tasks were trained on altered images, or an
-            image does not fit or cannot be read.
+        ValueError: the run is of a baseline, its tasks were trained on altered images, or an image
+            has another size or cannot be read.
     """
     check_integer("batch_size", batch_size, minimum=1)
     loaded = load_run(directory, trust=trust)
@@ -100,7 +101,7 @@ def predict_run(
                 raise ValueError(
                     f"`directory` {directory} knows only tasks trained on images altered by "
                     f"{loaded.altered_by(altered)!r}, which image files are not; export a model, "
-                    "and alter what it is given likewise"
+                    "and alter its input in the same way"
                 )
             model.remove_task(altered)
     paths = [path for pattern in images for path in find_images(pattern)]

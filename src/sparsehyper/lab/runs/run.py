@@ -1,7 +1,8 @@
-"""One training run in its directory: start it, go on with it, load and evaluate what came out.
+"""One training run in its directory: start it, resume it, load it and evaluate it.
 
-``config.json`` of a run directory is the experiment and, under ``resolved``, what follows from it;
-``result.json`` is what `run_experiment` returns. `sparsehyper.training.Run` describes the rest.
+``config.json`` of a run directory holds the experiment and, under ``resolved``, what `resolve`
+derives from it; ``result.json`` holds what `run_experiment` returns. `sparsehyper.training.Run`
+describes the other files.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import nn
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.files import check_absent, parse_json, read_file
+from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.lab.data import Split, TaskSet, parse_tasks
 from sparsehyper.lab.runs.adapted import (
     TaskList,
     fit_tasks,
     is_adapted,
-    neighbours,
     sharing_weights,
     write_tasks,
 )
@@ -49,35 +50,35 @@ from sparsehyper.training.run import check_same, json_ready, read_config
 
 SPLITS = ("train", "val", "test")
 
-# What the steps already made do not depend on. A folder may move: its fingerprint tells.
+# Settings that may change when a run is resumed: the steps already made do not depend on them. A
+# folder of images may have moved; a fingerprint identifies its content.
 MAY_DIFFER = ("training.steps", "training.device", "data.source")
 
-
-# The errors that settings from a file may raise if this library did not write them.
+# Errors that settings from a file may raise if this library did not write them.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 class LoadedRun(NamedTuple):
-    """What `load_run` read."""
+    """A run, read by `load_run`."""
 
     experiment: Experiment
     tasks: TaskInfo
-    model: nn.Module
+    model: nn.Module  # in evaluation mode
     task_list: TaskList
-    digests: str  # of the checkpoint's files
+    digests: str  # SHA256SUMS of the checkpoint
     directory: Path
 
     def hypernetwork(self) -> HyperNetwork:
-        """The model, if it is one; ``ValueError`` if not."""
+        """The model; raises ``ValueError`` if it is a baseline."""
         if not isinstance(self.model, HyperNetwork):
             raise ValueError(
-                f"`directory` {self.directory} holds no hypernetwork but the baseline "
-                f"{type(self.model).__name__}; this is for hypernetworks"
+                f"`directory` {self.directory} holds the baseline {type(self.model).__name__}; "
+                "this needs a hypernetwork"
             )
         return self.model
 
     def altered_by(self, task: str) -> str | None:
-        """What the images of a task went through before training, such as ``permuted:10``."""
+        """How the images of a task were altered, such as ``permuted:10``; None if they were not."""
         (entry,) = (e for e in self.task_list.entries if e.name == task)
         made = self.experiment.data.tasks
         if entry.row is None or made is None or isinstance(parse_tasks(made), Split):
@@ -89,11 +90,11 @@ class LoadedRun(NamedTuple):
         if made := self.altered_by(task):
             raise ValueError(
                 f"`task` {task!r} was trained on images altered by {made!r}, which image files are "
-                "not; export its model, and alter what it is given likewise"
+                "not; export its model, and alter its input in the same way"
             )
 
     def materialize(self, task: str) -> nn.Module:
-        """The ordinary module of a task, with what was tuned of it, in evaluation mode."""
+        """The ordinary module of a task, with its tuned parameters, in evaluation mode."""
         module = self.hypernetwork().materialize(task)
         tuned = self.task_list.tuned().get(task, {})
         module.load_state_dict(tuned, strict=False)
@@ -109,24 +110,26 @@ def run_experiment(
     resume: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train, then evaluate the best model on the test images, once.
+    """Train, then evaluate the best model once on the test images.
 
     Args:
-        experiment: what to run.
-        directory: of the run; a new one, or with ``resume`` that of a run of this experiment.
-        tasks: the experiment's tasks if they are loaded already.
-        data_dir: where the files of named sources are.
-        resume: go on with the run. A finished one is left as it is.
+        experiment: the experiment.
+        directory: directory of the run; a new one, or with ``resume`` that of a run of this
+            experiment.
+        tasks: the experiment's tasks, if they are loaded already.
+        data_dir: folder of the named data sets' files.
+        resume: continue the run from its last checkpoint. A finished run is left as it is. The
+            experiment must be the one that was started, except for the settings `MAY_DIFFER`.
         quiet: show no progress.
 
     Returns:
-        What ``result.json`` then holds: ``experiment`` (`Experiment.to_dict`), ``training``
+        The content of ``result.json``: ``experiment`` (`Experiment.to_dict`), ``training``
         (`TrainResult.to_dict`) and ``test`` (`Evaluation.to_dict`).
 
     Raises:
-        FileExistsError: ``directory`` is in use, without ``resume``.
+        FileExistsError: ``directory`` exists and is not empty, without ``resume``.
         FileNotFoundError: there is no run to resume.
-        ValueError: the run is of another experiment or of other data.
+        ValueError: the run has another experiment or other data.
         NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
     """
     path = Path(directory)
@@ -134,14 +137,14 @@ def run_experiment(
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
-    config = {**experiment.to_dict(), "resolved": resolve(experiment, tasks, model)}
+    config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}
     if resume:
         _check_trained(path)
         check_run(path, config)
         finished = finished_result(path, experiment)
         if finished is not None:
             with open_checkpoint(path, "best", read_config(path)["run"]):
-                return finished  # what it was reached with is whole
+                return finished  # its checkpoint is intact
         run = Run.open(path, config, may_differ=MAY_DIFFER)
     else:
         run = Run.create(path, config)
@@ -152,7 +155,7 @@ def run_experiment(
             tasks.val,
             experiment.training,
             names=tasks.names,
-            n_classes=[len(names) for names in tasks.classes],
+            n_classes=tasks.n_classes,
             run=run,
             quiet=quiet,
         )
@@ -172,16 +175,16 @@ def check_run(
     *,
     may_differ: Collection[str] = MAY_DIFFER,
 ) -> None:
-    """Check that the run in ``directory`` is of this configuration; nothing is changed.
+    """Check that the run in ``directory`` has this configuration; nothing is changed.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         config: an `Experiment.to_dict`, with what `resolve` returns under ``"resolved"``.
-        may_differ: dotted keys that need not be the same.
+        may_differ: dotted keys that may differ.
 
     Raises:
         FileNotFoundError: there is no run in ``directory``.
-        ValueError: it is of another experiment or of other data; the message names the setting.
+        ValueError: it has another experiment or other data; the message names the setting.
     """
     path = Path(directory)
     recorded = _read_config(path)
@@ -194,18 +197,18 @@ def check_run(
 
 
 def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> Experiment:
-    """The experiment of a run, finished or not.
+    """Read the experiment of a run, finished or not.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         trust: functions, as ``package.module:function``, that the run may name as its target. A
-            run may come from anyone, and its target is imported and called when its model is made;
-            targets of our own need no trust.
+            run may come from anyone, and its target is imported and called to build the model.
+            Built-in targets need no trust.
 
     Raises:
         FileNotFoundError: there is no run in ``directory``.
         CheckpointError: its ``config.json`` is damaged.
-        UntrustedTargetError: its target is a function that is not among those of ``trust``.
+        UntrustedTargetError: its target is a function that ``trust`` does not contain.
     """
     path = Path(directory)
     config = _read_config(path)
@@ -221,16 +224,16 @@ def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = 
 def finished_result(
     directory: str | PathLike[str], experiment: Experiment
 ) -> dict[str, Any] | None:
-    """What `run_experiment` returned for this experiment; None if it has not finished yet.
+    """The result of `run_experiment` for this experiment; None if it has not finished yet.
 
     Raises:
-        CheckpointError: ``result.json`` is damaged, or of another run.
+        CheckpointError: ``result.json`` is damaged or belongs to another run.
     """
     result = Run(Path(directory)).read_result()
     if result is None:
         return None
     try:
-        # A run that goes on for more steps still has the result of fewer.
+        # A run that is resumed for more steps still has the result of fewer.
         steps = result["experiment"]["training"]["steps"]
     except _MALFORMED as error:
         raise CheckpointError(f"{Path(directory) / 'result.json'} is damaged: {error!r}") from error
@@ -238,15 +241,15 @@ def finished_result(
 
 
 def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> LoadedRun:
-    """The best model of a run so far, finished, being trained, or stopped; without its data.
+    """Load the best model of a run so far: finished, in training or stopped. Needs no images.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         trust: as `read_experiment` takes it.
 
     Raises:
         FileNotFoundError: there is no run in ``directory``, or no checkpoint in it yet.
-        CheckpointError: a file is damaged, or of another run.
+        CheckpointError: a file is damaged or belongs to another run.
         UntrustedTargetError: as `read_experiment`.
     """
     path = Path(directory)
@@ -259,7 +262,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
         best = open_checkpoint(path, "best", read_config(path)["run"])
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"`directory` {path} has no checkpoint yet that was evaluated; resume the run first"
+            f"`directory` {path} has no evaluated checkpoint yet; resume the run first"
         ) from None
     with best:
         try:
@@ -267,7 +270,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
         except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(
-                f"{path / 'config.json'} describes a model that cannot be made: {reason}"
+                f"{path / 'config.json'} describes a model that cannot be built: {reason}"
             ) from error
         best.read_weights(model)
     tasks = TaskList.read(path, info, best.digests)
@@ -287,18 +290,18 @@ def adapt_run(
     trust: Collection[str] = (),
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Fit new tasks to the best model of a run, and write a new run that knows them too.
+    """Fit new tasks to the best model of a run, and write a new run that has them too.
 
     Args:
-        directory: of the run, which is left as it is.
-        out: the new run; it shares the old one's weights.
+        directory: directory of the run, which is left as it is.
+        out: directory of the new run, which shares the weights of the old one.
         data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
-            or without ``train/`` and ``test/`` above. All but ``test/`` is learned from.
+            or without ``train/`` and ``test/`` above. Images in ``test/`` are only tested on.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
-        **settings: as `adapted.fit_tasks` and `fit_embeddings` take them.
+        **settings: settings of `adapted.fit_tasks` and `fit_embeddings`.
 
     Returns:
         As `adapted.fit_tasks`.
@@ -307,8 +310,8 @@ def adapt_run(
         FileExistsError: ``out`` exists.
         FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`, or ``data`` is no
             folder.
-        ValueError: the run holds no hypernetwork, a name that is a task already, images or
-            settings that do not fit.
+        ValueError: the run is of a baseline, a name is already taken, or images or settings do not
+            fit.
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
@@ -330,11 +333,11 @@ def change_tasks(
     remove: Sequence[str] = (),
     trust: Collection[str] = (),
 ) -> None:
-    """Write a new run in which a task has another name, or some are gone; it shares the weights.
+    """Write a new run with a task renamed or some tasks removed.
 
     Args:
-        directory: of the run, which is left as it is.
-        out: the new run.
+        directory: directory of the run, which is left as it is.
+        out: directory of the new run, which shares the weights of the old one.
         rename: a task's name and its new name.
         remove: tasks to leave out.
         trust: as `read_experiment` takes it.
@@ -342,7 +345,7 @@ def change_tasks(
     Raises:
         FileExistsError: ``out`` exists.
         KeyError: an unknown task.
-        ValueError: a new name that is a task already, or the removal of the only task.
+        ValueError: the new name is already taken, or the only task would be removed.
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
@@ -359,30 +362,41 @@ def change_tasks(
 def describe_tasks(
     directory: str | PathLike[str], *, trust: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """The tasks of a run.
+    """List the tasks of a run.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         trust: as `read_experiment` takes it.
 
     Returns:
-        For each its name as ``task``, its ``classes``, its ``origin`` (``"trained"``,
-        ``"embedding"``, or ``"embedding + "`` and what was tuned), and the ``nearest`` other
-        task's name with the ``cosine`` of the angle between the two normalised embeddings.
+        One row per task: its name as ``task``, its ``classes``, its ``origin`` (``"trained"``,
+        ``"embedding"``, or ``"embedding + "`` and what was tuned), and the name of the ``nearest``
+        other task with the ``cosine`` of the angle between their normalised embeddings.
     """
     loaded = load_run(directory, trust=trust)
-    nearest, cosines = neighbours(loaded.hypernetwork().task_embedding.weight.detach())
-    entries, alone = loaded.task_list.entries, len(nearest) == 1
+    nearest = nearest_tasks(loaded.hypernetwork())
     return [
         {
             "task": entry.name,
             "classes": list(entry.classes),
             "origin": entry.origin,
-            "nearest": None if alone else entries[i].name,
-            "cosine": None if alone else cosine,
+            "nearest": other,
+            "cosine": cosine,
         }
-        for entry, i, cosine in zip(entries, nearest.tolist(), cosines.tolist(), strict=True)
+        for entry, (other, cosine) in zip(loaded.task_list.entries, nearest, strict=True)
     ]
+
+
+def nearest_tasks(model: HyperNetwork) -> list[tuple[str, float]] | list[tuple[None, None]]:
+    """For each task the task with the most similar embedding, and the cosine of the two.
+
+    Embeddings are compared as the generator sees them. Both values are None for a lone task.
+    """
+    names = model.task_names
+    if len(names) == 1:
+        return [(None, None)]
+    indices, cosines = nearest_vectors(task_embeddings(model))
+    return [(names[i], cosine) for i, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)]
 
 
 def evaluate_run(
@@ -397,15 +411,15 @@ def evaluate_run(
     """Evaluate the best model of a run.
 
     Args:
-        directory: of the run, finished or not.
+        directory: directory of the run, finished or not.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        source: where the run's folder of images is now, if it has moved.
-        data_dir: where the files of named sources are.
+        source: the run's folder of images, if it has moved.
+        data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
 
     Raises:
-        ValueError: an unknown split, or the data are not those the run was trained on.
+        ValueError: an unknown split, or other data than the run was trained on.
         FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`.
     """
     check_choice("split", split, SPLITS)
@@ -425,7 +439,7 @@ def _evaluate(
         model,
         getattr(tasks, split),
         names=tasks.names,
-        n_classes=[len(names) for names in tasks.classes],
+        n_classes=tasks.n_classes,
         batch_size=experiment.training.eval_batch_size,
         precision=experiment.training.precision,
         processes=here,
@@ -441,7 +455,7 @@ def _check_trained(directory: Path) -> None:
 
 
 def check_fingerprint(directory: Path, recorded: str, found: str) -> None:
-    """Raise ValueError where a run's data are not those that it began with."""
+    """Raise ``ValueError`` if the data of a run have changed since it was started."""
     if recorded != found:
         raise ValueError(
             f"the data have changed since the run in {directory} began: their fingerprint was "
@@ -463,7 +477,7 @@ def _damaged(directory: Path, error: Exception) -> CheckpointError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; ``CheckpointError`` if that is damaged."""
+    """Read a JSON object from a file; raises ``CheckpointError`` if it is damaged."""
     value = parse_json(read_file(path), path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object")

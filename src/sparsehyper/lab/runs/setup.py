@@ -1,4 +1,4 @@
-"""What an experiment stands for: its tasks, its batches and its model."""
+"""The parts that an experiment needs: its tasks, its batches and its model, each built once."""
 
 from __future__ import annotations
 
@@ -38,16 +38,20 @@ from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
 
 
+class BudgetError(ValueError):
+    """No setting of the generator meets the budget."""
+
+
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a model needs to know of its tasks, and what tells them from others.
+    """What a model needs to know about its tasks, without the images.
 
     Attributes:
-        names: one a task.
-        classes: for each task, its class names.
+        names: task names, in order.
+        classes: class names of each task.
         image_shape: channels, height, width.
-        mean, std: per channel; a model takes (image / 255 - mean) / std.
-        fingerprint: of the images, labels, splits and tasks.
+        mean, std: one number per channel; a model takes (image / 255 - mean) / std.
+        fingerprint: hash of the images, labels, splits and tasks.
     """
 
     names: tuple[str, ...]
@@ -59,22 +63,15 @@ class TaskInfo:
 
     @classmethod
     def of(cls, tasks: TaskSet) -> Self:
-        """Of tasks at hand."""
-        return cls(
-            tasks.names,
-            tasks.classes,
-            tasks.image_shape,
-            tasks.mean,
-            tasks.std,
-            tasks.fingerprint,
-        )
+        """Describe tasks that are loaded."""
+        return cls(**{field.name: getattr(tasks, field.name) for field in dataclasses.fields(cls)})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: something is missing, or not what it must be.
+            KeyError, TypeError, ValueError: a value is missing or invalid.
         """
         check_type("tasks", values, Mapping, "an object")
         for key in ("names", "classes", "image_shape", "mean", "std"):
@@ -106,7 +103,7 @@ class TaskInfo:
         )
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """What the model takes, float32, of uint8 images ``[n, C, H, W]``."""
+        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -115,18 +112,18 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
     """Read the images and make the tasks.
 
     Args:
-        data: which.
-        data_dir: where the files of named sources are, as `load_source` takes it.
+        data: the images and tasks.
+        data_dir: folder of the named data sets' files, as `load_source` takes it.
 
     Raises:
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
         ValueError: images, tasks or their settings do not fit.
     """
-    return tasks_of(data, load_images(data, data_dir))
+    return tasks_of(data, source_of(data, data_dir))
 
 
-def load_images(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
-    """The first half of `load_tasks`: the images alone, which many sets of tasks may share."""
+def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
+    """Read the images alone, which several sets of tasks can share."""
     if is_source(data.source):
         return load_source(data.source, data_dir)
     if Path(data.source).is_dir():
@@ -139,7 +136,7 @@ def load_images(data: DataConfig, data_dir: str | PathLike[str] | None = None) -
 
 
 def tasks_of(data: DataConfig, source: Source) -> TaskSet:
-    """The second half: the tasks that are made of images."""
+    """Make the tasks of images that `source_of` has read."""
     maker = None if data.tasks is None else parse_tasks(data.tasks)
     return make_tasks(source, maker, val_fraction=data.val_fraction, seed=data.seed)
 
@@ -147,7 +144,7 @@ def tasks_of(data: DataConfig, source: Source) -> TaskSet:
 def make_batches(
     experiment: Experiment, tasks: TaskSet, shard: tuple[int, int] = (0, 1)
 ) -> Batches:
-    """The training stream; ``shard`` as `Batches` takes it."""
+    """Make the training stream; ``shard`` as `Batches` takes it."""
     return Batches(
         tasks.train,
         experiment.batch_size,
@@ -163,13 +160,14 @@ def build_model(
     tasks: TaskSet | TaskInfo,
     kind: type[HyperNetwork] = HyperNetwork,
 ) -> nn.Module:
-    """The model, freshly initialised; the same one for the same seed.
+    """Build the freshly initialised model of an experiment; the same one for the same seed.
 
     Raises:
-        ValueError: the target or a setting of the method is invalid, or the budget out of reach.
+        BudgetError: the generator cannot be as small as the budget.
+        ValueError: the target or a setting of the method is invalid.
     """
     seeds = _seeds(experiment)
-    target = partial(_target, experiment, tasks)
+    target = partial(_build_target, experiment, tasks)
     with _seeded(seeds["target"]):
         if experiment.method == Experts.kind:
             return Experts(target, tasks.names)
@@ -193,12 +191,12 @@ def build_model(
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
-    """The generator that meets the budget, for a target of these parameters.
+    """Choose the generator's settings so that it meets the budget, for a target of this layout.
 
-    Of the budget it has what a trained base leaves, which is one for each generated parameter.
+    A trained base takes one number per generated parameter out of the budget.
 
     Raises:
-        ValueError: no setting of the generator is that small.
+        BudgetError: the generator cannot be that small.
     """
     generator = experiment.method
     assert isinstance(generator, Generator)
@@ -208,33 +206,52 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     budget = round(experiment.budget * numel)
     if experiment.base in TRAINED_BASES:
         if budget <= numel:
-            raise ValueError(
+            raise BudgetError(
                 f"`budget` must be greater than 1 where `base` is {experiment.base!r}, which has a "
                 f"trainable number for each generated one ('zeros' has none); got "
                 f"{experiment.budget:g}"
             )
         budget -= numel
-    budget = max(1, budget)
-    return generator.with_budget(budget, experiment.latent_dim, layout)
+    try:
+        return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
+    except ValueError as error:
+        raise BudgetError(str(error)) from error
 
 
 def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
-    """N: how many parameters one target has to generate."""
+    """N, the number of parameters of one target, for plans made before there is a model.
+
+    `target_numel` reads it from a model.
+    """
     with _seeded(0):
-        return count_numbers(plan_layout(_target(experiment, tasks)))
+        return count_numbers(plan_layout(_build_target(experiment, tasks)))
 
 
-def resolve(experiment: Experiment, tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
-    """What follows from an experiment whatever its seed, JSON-ready.
+def target_numel(model: nn.Module) -> int:
+    """N, the number of parameters of one target of a model; an ordinary module is its own target.
+    """
+    if isinstance(model, HyperNetwork):
+        return model.target.numel
+    if isinstance(model, (Experts, SharedTrunk)):
+        return model.target_numel
+    return count_numbers(plan_layout(model))
+
+
+def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
+    """Describe what follows from an experiment whatever its seed.
+
+    Args:
+        tasks: the experiment's tasks.
+        model: the model that `build_model` made for them.
 
     Returns:
-        ``tasks`` (as `TaskInfo`), ``numel`` (N, the parameters of one target), ``generator`` (the
-        one that meets the budget; None for a baseline) and ``trainable_parameters`` of the whole
-        model.
+        A JSON-ready dict: ``tasks`` (as `TaskInfo`), ``numel`` (N, the number of parameters of one
+        target), ``generator`` (with the settings that meet the budget; None for a baseline) and
+        ``trainable_parameters`` of the whole model.
     """
     return {
         "tasks": dataclasses.asdict(TaskInfo.of(tasks)),
-        "numel": count_target_parameters(experiment, tasks),
+        "numel": target_numel(model),
         "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
@@ -253,7 +270,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes
     if outputs < classes:

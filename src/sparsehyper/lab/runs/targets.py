@@ -1,4 +1,4 @@
-"""Targets by name: small image classifiers, or the user's own factory.
+"""Targets by name: small image classifiers, or a function of the user's.
 
 ==============================  ===================================================================
 ``mlp:128-64``                  flattened image, hidden layers of these widths with ReLU between
@@ -7,22 +7,27 @@
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
 ``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
 ``resnet18``                    short for ``resnet:depth=18,width=64,stages=4,norm=none``
-``package.module:function``     called as ``function(image_shape, n_classes)``, returns a Module
-``…/masked:0.9``                any of them, of whose weights so large a part is zero, at random
-                                places that are the same for all tasks and follow from the seed
+``package.module:function``     the user's own, called as ``function(image_shape, n_classes)``
+``…/masked:0.9``                any of them with this share of its weights fixed at zero, at random
+                                positions that all tasks share and that follow from the seed
                                 (`sparsehyper.adapters`)
 ==============================  ===================================================================
 
-``package.module:function`` is code. It is imported and called only if the user names it, never
-because a file does (`check_trusted`).
+A function of the user's has the signature
 
-All take float32 images ``[batch, channels, height, width]`` and return logits
+    def function(image_shape: tuple[int, int, int], n_classes: int) -> nn.Module
+
+where ``image_shape`` is (channels, height, width) and ``n_classes`` the number of logits. Its
+module must be importable, for example from a directory on ``PYTHONPATH``. It is code, so it is
+imported and called only if the user names it, never because a file does (`check_trusted`).
+
+All targets take float32 images ``[batch, channels, height, width]`` and return logits
 ``[batch, n_classes]``.
 
 Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
-2016), section 4.2: 6n + 2 layers in three stages and shortcuts without parameters. Without a norm,
-convolutions have biases. ``resnet18`` has the stages of section 4.1 on the stem of 4.2, as is usual
-for small images.
+2016), section 4.2: 6n + 2 layers in three stages, with shortcuts that have no parameters. Without a
+norm, convolutions have biases. ``resnet18`` has the stages of section 4.1 on the stem of 4.2, as is
+usual for small images.
 """
 
 from __future__ import annotations
@@ -42,35 +47,37 @@ from torch.nn import functional as F
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_type
 from sparsehyper.target.adapters import masked
 
-DEFAULT_MLP = "128-64"
-NORMS = ("none", "batch")
-_SHORT = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
-DEFAULT_CNN = "16-32-64"
+_DEFAULT_MLP, _DEFAULT_CNN = "128-64", "16-32-64"
+_TARGET_NORMS = ("none", "batch")
+_ABBREVIATIONS = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
 _FORMS = (
     "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  resnet32  "
     "resnet18  package.module:function; any with /masked:0.9"
 )
 _RESNET_SETTINGS = ("depth", "width", "stages", "norm")
-_OURS = ("mlp", "cnn", "resnet")
+_BUILT_IN = ("mlp", "cnn", "resnet")
 
 
 class UntrustedTargetError(ValueError):
-    """A file names a function to call that the user has not allowed."""
+    """A file names a target function that the user has not allowed."""
 
 
 def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """A freshly initialised target; its weights, and the places of its zeros, come from PyTorch's
-    global generator, the latter from its seed alone.
+    """Build a freshly initialised target.
+
+    Its weights are drawn from PyTorch's global random generator. The positions of masked weights
+    depend on the generator's seed alone.
 
     Args:
-        text: which one, in one of the forms above.
+        text: the target, in one of the forms above.
         image_shape: channels, height, width.
         n_classes: number of logits, at least 1.
 
     Raises:
         ValueError: an unknown target or setting, or a value out of range.
         ImportError: the module of ``package.module:function`` cannot be imported.
-        TypeError: the function is none, or returns no ``nn.Module``.
+        TypeError: ``function`` does not exist, cannot be called with these two arguments, or
+            returns something else than an ``nn.Module``.
 
     >>> build_target("mlp:32", (1, 8, 8), n_classes=2)
     Sequential(
@@ -84,20 +91,20 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
     check_type("target", text, str, "a string such as 'mlp:128-64'")
     text, slash, mask = text.partition("/")
     if slash:
-        # All targets that are made from one seed, such as the experts of a run, are masked alike.
+        # Targets built from one seed, such as the experts of a run, share their mask.
         seed = torch.initial_seed() % 2**63
         whole = build_target(text, image_shape, n_classes)
         return masked(whole, _sparsity(mask, text), seed=seed)
-    kind, colon, rest = _SHORT.get(text, text).partition(":")
+    kind, colon, rest = _ABBREVIATIONS.get(text, text).partition(":")
     if kind == "mlp":
-        return mlp(_widths(rest if colon else DEFAULT_MLP, text), image_shape, n_classes)
+        return _mlp(_widths(rest if colon else _DEFAULT_MLP, text), image_shape, n_classes)
     if kind == "cnn":
-        widths, comma, setting = (rest if colon else DEFAULT_CNN).partition(",")
+        widths, comma, setting = (rest if colon else _DEFAULT_CNN).partition(",")
         name, _, norm = setting.partition("=") if comma else ("norm", "=", "none")
         if name != "norm":
             raise ValueError(f"`target` {text!r} has no setting {name!r}; a cnn has: norm")
-        check_choice("norm", norm, NORMS)
-        return cnn(_widths(widths, text), image_shape, n_classes, norm)
+        check_choice("norm", norm, _TARGET_NORMS)
+        return _cnn(_widths(widths, text), image_shape, n_classes, norm)
     if kind == "resnet":
         return ResNet(image_shape, n_classes, **_resnet_settings(rest, text))
     if function_of(text) is not None:
@@ -106,18 +113,18 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
 
 
 def function_of(text: str) -> str | None:
-    """The ``package.module:function`` that a target is made by; None for one of ours.
+    """The ``package.module:function`` in a target's text; None for a built-in target.
 
     >>> function_of("models.small:net/masked:0.9"), function_of("resnet18")
     ('models.small:net', None)
     """
     text = text.partition("/")[0]
-    kind = _SHORT.get(text, text).partition(":")[0]
-    return text if kind not in _OURS and re.fullmatch(r"\w+(\.\w+)*:\w+", text) else None
+    kind = _ABBREVIATIONS.get(text, text).partition(":")[0]
+    return text if kind not in _BUILT_IN and re.fullmatch(r"\w+(\.\w+)*:\w+", text) else None
 
 
 def check_trusted(text: str, trust: Collection[str], source: object) -> None:
-    """Check that a target that a file names may be made.
+    """Check that a target named in a file may be built.
 
     Args:
         text: the target.
@@ -126,7 +133,7 @@ def check_trusted(text: str, trust: Collection[str], source: object) -> None:
 
     Raises:
         TypeError: ``trust`` is a string.
-        UntrustedTargetError: it is a function that is not among them.
+        UntrustedTargetError: the target is a function that ``trust`` does not contain.
     """
     if isinstance(trust, str):
         raise TypeError(f"`trust` must be a list of functions, such as [{trust!r}], got a string")
@@ -134,12 +141,12 @@ def check_trusted(text: str, trust: Collection[str], source: object) -> None:
     if function is not None and function not in trust:
         raise UntrustedTargetError(
             f"{source} names the target {function!r}, a function that would be imported and "
-            "called; a file may come from anyone, so allow it if you know it: "
+            "called; a file may come from anyone, so allow it only if you know it: "
             f"--trust-target {shlex.quote(function)} (in Python trust=[{function!r}])"
         )
 
 
-def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+def _mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
     """A multilayer perceptron with ReLU after every layer but the last."""
     widths = [math.prod(image_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
@@ -148,10 +155,10 @@ def mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) ->
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
 
 
-def cnn(
+def _cnn(
     channels: list[int], image_shape: tuple[int, int, int], n_classes: int, norm: str
 ) -> nn.Sequential:
-    """Convolutions that halve the image's sides, the mean over what is left, a linear layer."""
+    """Convolutions that halve the image's sides, global average pooling and a linear layer."""
     widths = [image_shape[0], *channels]
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
@@ -161,14 +168,14 @@ def cnn(
 
 
 class ResNet(nn.Module):
-    """A CIFAR-style residual network with global average pooling, so for images of any size.
+    """A CIFAR-style residual network with global average pooling, for images of any size.
 
     Args:
         image_shape: channels, height, width.
         n_classes: number of logits.
-        depth: layers with weights, 2 · stages · n + 2 for n blocks a stage.
-        width: channels of the first stage; every other has twice as many as the one before.
-        stages: of blocks; each after the first halves the sides of the images.
+        depth: number of layers with weights, 2 · stages · n + 2 for n blocks per stage.
+        width: channels of the first stage; each further stage has twice as many.
+        stages: number of stages; each after the first halves the sides of the images.
         norm: ``"none"`` or ``"batch"`` after every convolution.
 
     Raises:
@@ -194,7 +201,7 @@ class ResNet(nn.Module):
         check_integer("stages", stages, minimum=1, maximum=8)
         layers = 2 * stages  # of one block in each stage
         check_integer("depth", depth, minimum=layers + 2, maximum=10_000)
-        check_choice("norm", norm, NORMS)
+        check_choice("norm", norm, _TARGET_NORMS)
         if depth % layers != 2 % layers:
             some = ", ".join(str(layers * n + 2) for n in (1, 2, 3))
             raise ValueError(f"`depth` must be {layers}n + 2, such as {some}, got {depth}")
@@ -225,7 +232,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.second(F.relu(self.first(x)))
-        # He's option A: every stride-th pixel, and zeros for the new channels.
+        # Option A of the paper: subsample the pixels, and pad the new channels with zeros.
         shortcut = x[:, :, :: self.stride, :: self.stride]
         return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
 
@@ -258,7 +265,7 @@ def _widths(text: str, whole: str) -> list[int]:
     if not widths:
         raise ValueError(
             f"`target` {whole!r} must name the widths of its hidden layers, each at least 1, "
-            f"such as mlp:{DEFAULT_MLP} or cnn:{DEFAULT_CNN}"
+            f"such as mlp:{_DEFAULT_MLP} or cnn:{_DEFAULT_CNN}"
         )
     return widths
 
@@ -290,11 +297,11 @@ def _from_factory(
         imported = importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"`target` {text!r} names no target of ours ({_FORMS}), and the module {module!r} "
+            f"`target` {text!r} is no built-in target ({_FORMS}), and the module {module!r} "
             f"cannot be imported: {error}; is it on PYTHONPATH?"
         ) from error
     if not hasattr(imported, function):
-        raise TypeError(f"`target` {text!r} is not to be found: {module} has no {function!r}")
+        raise TypeError(f"`target` {text!r} was not found: {module} has no {function!r}")
     factory: Callable[..., nn.Module] = getattr(imported, function)
     if not callable(factory):
         raise TypeError(f"`target` {text!r} must be a function, got {factory!r}")

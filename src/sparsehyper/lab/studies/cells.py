@@ -26,7 +26,7 @@ from sparsehyper._util.checks import MOST_WORKERS, check_integer
 from sparsehyper._util.files import parse_json, read_file, replaced
 from sparsehyper.lab.data import Source, TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.runs.setup import load_images, tasks_of
+from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
 from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
 from sparsehyper.training.run import check_same, json_ready
@@ -134,9 +134,9 @@ def run_cells(
     todo = [cell for cell in cells if cell.name not in recorded]
     started = time.perf_counter()
     failed: dict[str, str] = {}
-    calls = ((work, cell.settings, arguments) for cell in todo)
+    calls = ((cell.settings, *arguments) for cell in todo)
     try:
-        with closing(calls_in_processes(_compute, calls, workers)) as outcomes:
+        with closing(calls_in_processes(work, calls, workers=workers, threads=1)) as outcomes:
             for done, (number, outcome) in enumerate(outcomes, 1):
                 cell = todo[number]
                 if isinstance(outcome, ChildError):
@@ -221,7 +221,7 @@ def shared_tasks(
                 path = folder / f"{len(files)}.pt"
                 key = (one.source, one.image_size, one.seed)
                 if key not in images:
-                    images[key] = load_images(one, data_dir)
+                    images[key] = source_of(one, data_dir)
                 tasks = tasks_of(one, images[key])
                 torch.save(tasks, path)
                 files[one] = SharedTasks(str(path), tasks.fingerprint)
@@ -256,9 +256,3 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     experiment = Experiment.from_dict(settings["experiment"])
     return {**settings, "experiment": json_ready(experiment.to_dict())}
-
-
-def _compute(work: Callable[..., Any], settings: dict[str, Any], arguments: tuple[Any, ...]) -> Any:
-    """Compute a cell, in one thread of this process."""
-    torch.set_num_threads(1)
-    return work(settings, *arguments)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation import fine_tune, fit_embeddings, identify_task
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet, TaskSplit
+from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.baselines import SharedTrunk
 from sparsehyper.lab.runs.config import Experiment
 from sparsehyper.lab.runs.setup import build_model
@@ -238,14 +238,6 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
-def images_of(split: TaskSplit, task: int, most: int) -> Samples:
-    """Up to ``most`` images of a task, evenly spaced over all of them."""
-    count = split.counts[task]
-    index = torch.linspace(0, count - 1, min(most, count)).long()
-    x, y, _ = split.batch(torch.full_like(index, task), index)
-    return x, y
-
-
 def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Samples:
     """The first ``shots`` images of each class of a task, in an order drawn from the seed.
 
@@ -257,13 +249,3 @@ def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Sampl
     chosen = torch.cat([order[sorted_labels == c][:shots] for c in labels.unique()])
     x, y, _ = split.batch(torch.full_like(chosen, task), chosen)
     return x, y
-
-
-@torch.no_grad()
-def accuracy(model: Model, x: Tensor, y: Tensor, n_classes: int) -> float:
-    """Share of samples whose most likely class, of the first ``n_classes``, is the right one."""
-    right = [
-        int((model(a)[:, :n_classes].argmax(1) == b).sum())
-        for a, b in zip(x.split(500), y.split(500), strict=True)
-    ]
-    return sum(right) / len(y)

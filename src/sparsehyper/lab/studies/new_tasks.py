@@ -22,19 +22,18 @@ from typing import Any
 
 import torch
 
+from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded, spawn_seeds
-from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.data import TaskSet, images_of
 from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_numel
 from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.learners import (
     LEARNERS,
     LEARNING,
     Embeddings,
-    accuracy,
-    images_of,
     shots_of,
 )
 from sparsehyper.lab.studies.pages import (
@@ -381,7 +380,7 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
     result: dict[str, Any] = {
         "held_out": list(held),
         "trained": trained,
-        "parameters": learner.parameters() / count_target_parameters(experiment, known),
+        "parameters": learner.parameters() / target_numel(learner.model),
         "identified": learner.identified(),
         "accuracies": {},
         "fit_seconds": {},

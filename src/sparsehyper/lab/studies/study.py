@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper._util.files import replaced
-from sparsehyper.lab.runs.compare import machine
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import DataConfig
 from sparsehyper.lab.runs.run import read_json
 from sparsehyper.lab.studies.cells import Workspace, shared_tasks

@@ -14,7 +14,7 @@ from sparsehyper.generators import Chunked
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.runs.setup import build_model, count_target_parameters, make_batches
+from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
 from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
@@ -141,7 +141,7 @@ def measured(
         "accuracy": statistics.fmean(accuracies.values()),
         "accuracies": accuracies,
         "diverged": diverged,
-        "parameters": trainable / count_target_parameters(experiment, tasks),
+        "parameters": trainable / target_numel(model),
         "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
         "step_ms": step_ms,
         "model_ms": _model_ms(model),

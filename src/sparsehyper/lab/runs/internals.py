@@ -1,4 +1,4 @@
-"""What is drawn of a run's models: filters of their first layer, and the generator's wiring."""
+"""The inside of a run's models: filters of the first layer, and the generator's wiring."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.sparse import SparseLinear
 
-_FILTERS, _SIDE = 12, 32  # filters of each task, and their pixels each way
-_TRACED, _CONNECTIONS = 8, 150  # outputs that are followed back, connections of each in a layer
+_FILTERS, _SIDE = 12, 32  # filters per task, and the most pixels of a side
+_TRACED, _CONNECTIONS = 8, 150  # traced outputs, and the most connections of each per layer
 
 
 def filters(
     model: nn.Module, image_shape: tuple[int, int, int], chosen: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Of the first layer that sees the image, for some tasks; JSON-ready, as `describe_run` has it.
+    """Filters of the first layer, for the chosen tasks; JSON-ready, see `describe_run`.
 
-    None where no tensor has the image's channels, or its pixels, as inputs.
+    None if no tensor has the image's channels, or its pixels, as inputs.
     """
     models: dict[int | None, Mapping[str, Tensor]]
     if isinstance(model, SharedTrunk):
@@ -57,9 +57,9 @@ def filters(
 
 
 def wiring(model: HyperNetwork) -> dict[str, Any] | None:
-    """The way back from the middle of each of some tensors, as `describe_run` has it.
+    """Connections that lead to the middle of some generated tensors; see `describe_run`.
 
-    None of a generator that is not sparse layers one after the other.
+    None unless the generator is a chain of sparse layers.
     """
     layers = list(getattr(model.generator, "layers", []))
     if not layers or not all(isinstance(layer, SparseLinear) for layer in layers):

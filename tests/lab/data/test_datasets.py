@@ -298,7 +298,7 @@ def test_text_in_place_of_bytes_is_no_path(tmp_path):
     (tmp_path / "secret.png").write_bytes(_png(_pixels(1)[0]))
     table = pa.table({"image": [{"bytes": str(tmp_path / "secret.png")}], "label": [0]})
     pq.write_table(table, tmp_path / "mnist" / "train.parquet")
-    with pytest.raises(ValueError, match=r"row 0 of .*train.parquet: it is no bytes but '"):
+    with pytest.raises(ValueError, match=r"row 0 of .*train.parquet: it must be bytes, got '"):
         load_source("mnist", tmp_path)
 
 
@@ -306,7 +306,7 @@ def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path):
     _write(tmp_path / "mnist")
     (tmp_path / "mnist" / "train.parquet").unlink()
     os.mkfifo(tmp_path / "mnist" / "train.parquet")
-    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: it is no regular file"):
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet: it is not a regular file"):
         load_source("mnist", tmp_path)
 
 

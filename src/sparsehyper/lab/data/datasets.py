@@ -1,9 +1,8 @@
-"""Named sources: digits, which scikit-learn brings, and four that are read from parquet files;
-and any of them joined.
+"""Named data sets: scikit-learn's digits, four data sets in parquet files, and any of them joined.
 
-The parquet layout is the one of the public datasets on the Hugging Face hub: an image struct with
-``bytes``, and an integer label. Files of a local directory are preferred; without them the
-``datasets`` library fetches the source by name. Needs the ``data`` extra.
+The parquet layout is that of the public data sets on the Hugging Face hub: an image struct with
+``bytes``, and an integer label. Files in a local directory are preferred; without them the
+``datasets`` library fetches the data set by name. Needs the ``data`` extra.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ DATA_DIR_VARIABLE = "SPARSEHYPER_DATA"
 
 @dataclass(frozen=True)
 class _Published:
-    """A dataset of the hub; class names None means as the files have them."""
+    """A data set on the hub; ``classes`` None takes the class names from the files."""
 
     hub: str
     channels: int
@@ -68,23 +67,24 @@ def is_source(name: str) -> bool:
 
 
 def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """A source by name.
+    """Load a source by name.
 
-    ``digits`` is scikit-learn's, 1,797 images of 8×8, 16 grey levels scaled to 255; a fixed fifth
-    of every class is its test set. The others are read from ``data_dir/<name>/`` or a folder in it,
-    from ``train*.parquet`` and ``test*.parquet``, if ``data_dir/<name>/`` exists; otherwise they
-    are fetched from the hub. Several, joined by ``+``, are one source, as `join_sources` has it.
+    ``digits`` is scikit-learn's: 1,797 images of 8×8 in 16 grey levels, scaled to 255; a fixed
+    fifth of every class is the test set. The others are read from ``train*.parquet`` and
+    ``test*.parquet`` in ``data_dir/<name>/`` or a subfolder, if ``data_dir/<name>/`` exists;
+    otherwise they are fetched from the hub. Several names joined by ``+`` make one source; see
+    `join_sources`.
 
     Args:
         name: ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``cifar100``; or several,
             such as ``mnist+cifar10``.
-        data_dir: holds a directory for each source; None for the environment variable
+        data_dir: directory with one folder per source; None for the environment variable
             ``SPARSEHYPER_DATA``, if it is set.
 
     Raises:
-        ValueError: an unknown name, or one joined to itself; a file that is damaged or not in the
-            layout; a label out of range.
-        FileNotFoundError: no such directory, or the files are nowhere to be had.
+        ValueError: an unknown name or one given twice, a file that is damaged or has another
+            layout, or a label out of range.
+        FileNotFoundError: no such directory, or the files can neither be found nor fetched.
         ImportError: the ``data`` extra is not installed.
 
     >>> source = load_source("digits")
@@ -144,7 +144,7 @@ def _local_tables(folder: Path) -> dict[str, list[tuple[Any, str]]]:
         for path in paths:
             try:
                 if not path.is_file():
-                    raise OSError("it is no regular file")
+                    raise OSError("it is not a regular file")
                 tables[part].append((parquet.read_table(path), str(path)))
             except (OSError, ValueError, MemoryError, arrow.ArrowException) as error:
                 raise ValueError(f"cannot read {path}: {error}") from error
@@ -163,7 +163,7 @@ def _hub_tables(name: str, hub: str, folder: Path | None) -> dict[str, list[tupl
                     dataset = dataset.cast_column(column, datasets.Image(decode=False))
             tables[part] = [(dataset.with_format("arrow")[:], f"{hub} ({part})")]
         return tables
-    # Whatever goes wrong in there, and it is much, the remedies are the same.
+    # Many things can go wrong in there, all with the same remedies.
     except Exception as error:
         looked = "`data_dir` is not set" if folder is None else f"there is no {folder}"
         raise FileNotFoundError(
@@ -219,8 +219,10 @@ def _pixels(encoded: list[Any], origin: str, channels: int) -> NDArray[np.uint8]
     def read(row: int) -> NDArray[np.uint8]:
         data = encoded[row]
         try:
-            if not isinstance(data, bytes):  # text would be taken for the path of a file
-                raise OSError("it is empty" if data is None else f"it is no bytes but {data!r:.50}")
+            if not isinstance(data, bytes):  # a string would be opened as the path of a file
+                raise OSError(
+                    "it is empty" if data is None else f"it must be bytes, got {data!r:.50}"
+                )
             return decode(data, grey=channels == 1)
         except OSError as error:
             raise ValueError(f"cannot read the image in row {row} of {origin}: {error}") from error
@@ -238,7 +240,7 @@ def _pixels(encoded: list[Any], origin: str, channels: int) -> NDArray[np.uint8]
 
 
 def _class_names(table: Any, origin: str, n_classes: int) -> tuple[str, ...]:
-    """The names the hub's metadata gives, else the indices."""
+    """Class names from the hub's metadata, else the class numbers."""
     label, _ = _column(table, _LABEL_COLUMNS, origin)
     try:
         info = json.loads(table.schema.metadata[b"huggingface"])["info"]

@@ -193,5 +193,5 @@ def test_a_task_left_without_images(noise):
 
 def test_all_training_images_are_test_images(noise):
     source = noise()
-    with pytest.raises(ValueError, match=r"'noise' has no training image that is no test image"):
+    with pytest.raises(ValueError, match=r"every training image of `source` 'noise' is"):
         make_tasks(replace(source, train=source.test), Split(2))

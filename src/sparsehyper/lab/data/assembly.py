@@ -1,7 +1,7 @@
-"""`make_tasks`: from a source and a description of tasks to a `TaskSet`.
+"""`make_tasks`: from a source and a task maker to a `TaskSet`.
 
-The split into training, validation and test images is made on the images themselves, before any
-task: no image is ever in two splits, whatever the tasks share.
+The split into training, validation and test images is made on the images, before any task. So no
+image is ever in two splits, whatever images the tasks share.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def make_tasks(
 ) -> TaskSet:
     """Make tasks of a source's images.
 
-    Images that the test images contain too are dropped from the training images (``copies_dropped``
-    counts them); copies among the training images stay on one side of the validation split.
+    Training images that the test set contains too are dropped (``copies_dropped`` counts them).
+    Copies among the training images stay on the same side of the validation split.
 
     Args:
-        source: from `load_source` or `load_folder`, or your own.
-        maker: what the tasks are; None for the tasks the source itself defines.
-        val_fraction: share of the training images to validate on, per class, in [0, 1).
-        seed: at least 0; which images those are.
+        source: a source from `load_source` or `load_folder`, or your own.
+        maker: description of the tasks; None for the tasks that the source itself defines.
+        val_fraction: share of the training images of each class to validate on, in [0, 1).
+        seed: seed of the choice of validation images, at least 0.
 
     Raises:
         ValueError: the maker does not fit the source, or a task is left without images.
@@ -60,7 +60,7 @@ def make_tasks(
     if copies:
         log.info("%s: dropped %d training images that the test images contain", source.name, copies)
     if not len(pool):
-        raise ValueError(f"`source` {source.name!r} has no training image that is no test image")
+        raise ValueError(f"every training image of `source` {source.name!r} is a test image too")
     held = hold_out(digest[pool], labels[pool], val_fraction, seed)
     train, val = torch.from_numpy(pool[~held]), torch.from_numpy(pool[held])
     test = torch.arange(len(source.test.labels))
@@ -132,8 +132,8 @@ def _channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean, std = [], []
     for channel in range(pixels.shape[1]):
-        # Whole numbers up to the last step: exact, so the same on every machine, and a constant
-        # channel has a variance of 0.
+        # Integers up to the last step are exact: the result is the same on every machine, and a
+        # constant channel has variance 0.
         counts = torch.bincount(pixels[rows, channel].flatten(), minlength=256).tolist()
         n = sum(counts)
         total = sum(count * value for value, count in enumerate(counts))
