@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test faults sanitize lint check clean
+.PHONY: demo test quick faults sanitize lint check clean
 
 $(READY): pyproject.toml constraints.txt src/sparsehyper/_util/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
@@ -16,7 +16,10 @@ demo: $(READY)  ## compare generators and baselines on the digits that scikit-le
 		--latent-dim 32 --budget 2 --budget 4 --steps 1000 --eval-every 250
 
 test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+quick: $(READY)  ## run the tests that are not slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 faults: $(READY)  ## try every promise of docs/reliability.md at length
 	rm -f docs/results/faults.jsonl
@@ -35,7 +38,7 @@ sanitize: $(READY)  ## the tests of the kernels under AddressSanitizer and UBSan
 		-o $(SANITIZED)/sparsehyper/_util/_kernels.abi3.so
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 $(BIN)/pytest -q -s -p no:cacheprovider \
-		tests/sparse tests/test_unpacking.py
+		tests/sparse tests/target/test_unpacking.py
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests

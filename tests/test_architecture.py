@@ -16,8 +16,7 @@ import sparsehyper
 ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Who may import whom. Every part may use the helpers in ``_util``; no part but the lab's own may use
-# the lab.
+# Who may import whom. Every part may use the helpers in ``_util``; only the lab may use the lab.
 MODEL = {"layout", "sparse", "generators", "conditioning", "target", "saving", "hypernetwork"}
 LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
 MAY_IMPORT = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from safetensors.torch import load_file
+
+from helpers import environment
 
 ARGUMENTS = [
     "train", "--target", "mlp:16", "--steps", "12", "--eval-every", "6", "--warmup", "0",
@@ -17,14 +17,12 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(240)
 def test_two_processes_train_the_model_that_one_does(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, prefix in (("one", []), ("two", launch)):
         done = subprocess.run(
             [sys.executable, *prefix, "-m", "sparsehyper", *ARGUMENTS, "--out", tmp_path / name],
-            env=environment,
+            env=environment(OMP_NUM_THREADS="1"),
             capture_output=True,
             text=True,
             check=False,

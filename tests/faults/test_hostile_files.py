@@ -27,7 +27,6 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
         capture_output=True,
         text=True,
         check=False,
-        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -42,7 +41,7 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
 
 
 def test_the_hook_sees_what_it_looks_for(tmp_path):
-    """That nothing is found is worth something only if it would be."""
+    """The absence of findings means something only if the hook would have them."""
     code = (
         "import pickle, os, sys, subprocess; from pathlib import Path\n"
         "import helpers.faults.open_hostile as o\n"
