@@ -1,12 +1,15 @@
-"""Training of the toy in a run directory, as a function and as a program."""
+"""Training of the toy in a run directory, in ways that other processes can import."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+
+import torch.distributed as dist
 
 from helpers.toy import N_CLASSES, NAMES, Model, Source
 from sparsehyper.training import Processes, Run, TrainConfig, TrainResult, processes, train
@@ -62,10 +65,12 @@ def source_of(here: Processes) -> Source:
     return Source(tasks_per_batch=2, shard=(here.rank, here.count))
 
 
-def main() -> None:
-    """Train one of several processes: ``python train_toy.py PATH``."""
-    go(Path(sys.argv[1]), Model(dropout=0.0), source_of(processes("cpu")))
-
-
-if __name__ == "__main__":
-    main()
+def train_as(rank: int, path: Path, store: Path) -> str:
+    """Train as one of two processes that meet at the file `store`; return the progress shown."""
+    # Accelerate asks for the address and the port, and needs neither where the group is there.
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    with redirect_stderr(StringIO()) as shown:
+        go(path, Model(dropout=0.0), source_of(processes("cpu")))
+    return shown.getvalue()
