@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="run tests/faults with their full numbers of trials; append their figures to FILE",
     )
+
+
+def pytest_configure() -> None:
+    # Interruptible as in the foreground, though a shell's background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,10 +11,8 @@ from sparsehyper.lab.studies import STUDIES
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_is_run_and_shown(command, tmp_path, name):
-    out = tmp_path / "study"
-    done = command("study", name, "--out", out, "--scale", "smoke", "--quiet")
-    assert done.code == 0, done.err
+def test_a_study_is_run_and_shown(finished_study, name):
+    out, shown = finished_study(name)
     results = json.loads((out / "results.json").read_text())
     page = (out / "results.md").read_text()
     report = REPORTS[name]
@@ -32,7 +30,7 @@ def test_a_study_is_run_and_shown(command, tmp_path, name):
     picture = (out / report.picture).read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
-    assert str(out / "results.md") in done.out
+    assert str(out / "results.md") in shown
 
 
 def test_a_directory_of_another_study_or_scale_is_refused(command, tmp_path):
