@@ -358,13 +358,11 @@ def test_the_same_seed_gives_the_same_result(experiment, finished, tasks, tmp_pa
     assert other["test"] != again["test"]
 
 
-def test_neighbours_are_the_same_a_few_rows_at_a_time(monkeypatch):
-    z = torch.randn(7, 8)
-    whole = adapted.neighbours(z)
-    monkeypatch.setattr(adapted, "_ROWS", 3)
-    few = adapted.neighbours(z)
-    assert torch.equal(few[0], whole[0])
-    torch.testing.assert_close(few[1], whole[1])
+@pytest.mark.parametrize("count", [7, 2500])  # one block of rows, and several
+def test_neighbours_are_those_of_the_greatest_cosine(count):
+    z = torch.randn(count, 8, dtype=torch.float64)
+    nearest, cosines = adapted.neighbours(z)
     unit = torch.nn.functional.normalize(z - z.mean(1, keepdim=True))
-    cosines = (unit @ unit.T).fill_diagonal_(-1)
-    assert torch.equal(whole[0], cosines.argmax(1))
+    expected = (unit @ unit.T).fill_diagonal_(-1).max(1)
+    assert torch.equal(nearest, expected.indices)
+    torch.testing.assert_close(cosines, expected.values)
