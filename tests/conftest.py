@@ -22,6 +22,9 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+# Fixtures that take seconds in every test, or minutes in the first.
+SLOW_FIXTURES = {"commands", "described", "finished_study"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -38,8 +41,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full-faults"):
-        for item in items:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if config.getoption("--full-faults"):
             item.add_marker(pytest.mark.timeout(0))  # no limit: full trials take hours
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_that_one_does(tmp_path):
     assert run([*ARGUMENTS, "--out", str(tmp_path / "one")]) == 0
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -4,13 +4,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from helpers.faults import commands as helper
 from helpers.faults.cases import Case, all_cases
 from helpers.faults.commands import QUICK, Commands
+from helpers.pictures import write_task
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +37,9 @@ def base(commands, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
-    """A new task of two classes, 6 grey 8 × 8 images each, darker for the second."""
-    rng = np.random.default_rng(0)
+    """A new task, hats, of two classes."""
     root = tmp_path_factory.mktemp("images")
-    for shade, name in ((60, "new"), (190, "worn")):
-        (root / "hats" / name).mkdir(parents=True)
-        for i in range(6):
-            pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "hats" / name / f"{i}.png")
+    write_task(root / "hats", {"new": 60, "worn": 190}, count=6)
     return root
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 PREPARED = """
@@ -80,10 +77,9 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_child_and_no_handler_waits_for_ever(way, trials, record_figures):
+def test_no_child_and_no_handler_waits_for_ever(way, commands, trials, record_figures):
     count = trials(20, 300)
-    code = f"{PREPARED}\nTRIALS = {count}\n{WAYS[way]}"
     # A child that waits for ever is ended, with this test, by pytest's time limit.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = commands.run(setup=f"{PREPARED}\nTRIALS = {count}\n{WAYS[way]}")
+    assert done.code == 0, done.err
     record_figures("forks and signals wait for nothing", what=way, tried=count, wrong=0)

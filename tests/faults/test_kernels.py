@@ -6,14 +6,11 @@ import copy
 import gc
 import io
 import random
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import torch
 
-from helpers.faults import hostile_products
 from sparsehyper._util.memory import LARGE, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
 from sparsehyper.target.unpacking import Plan, unpack
@@ -21,14 +18,12 @@ from sparsehyper.target.unpacking import Plan, unpack
 TENSOR = LARGE // 4  # numbers, just enough for a block that is used again
 
 
-def test_hostile_arguments_are_refused_or_computed_right(trials, record_figures):
+def test_hostile_arguments_are_refused_or_computed_right(commands, trials, record_figures):
     tried = trials(600, 20_000)
-    script = hostile_products.__file__
-    run = subprocess.run(
-        [sys.executable, script, str(tried)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    refused, right, wrong = map(int, run.stdout.split())
+    call = f"from helpers.faults import hostile_products; hostile_products.main({tried})"
+    done = commands.run(setup=call)
+    assert done.code == 0, done.err[-3000:]
+    refused, right, wrong = map(int, done.out.split())
     record_figures(
         "hostile arguments to the kernels are refused or computed right",
         tried=tried,

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 
 import pytest
 import torch
-import torch.nn.parallel.replicate
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from helpers.conformance import dense_matrix
+from helpers.replicas import replicas
 from sparsehyper.sparse import TOPOLOGIES, SparseLinear, chain
 
 SHAPES = [(1, 1, 1), (3, 10, 2), (5, 17, 9), (7, 30, 6), (30, 7, 4), (8, 4500, 3), (4100, 4101, 2)]
@@ -278,15 +277,8 @@ def test_a_weight_without_memory_is_refused():
 
 @pytest.mark.parametrize(("topology", "n_in"), LAYERS)
 def test_replicas_as_data_parallel_makes_them(topology, n_in, monkeypatch):
-    machinery = sys.modules["torch.nn.parallel.replicate"]  # hidden by a function of that name
-    monkeypatch.setattr(
-        machinery,
-        "_broadcast_coalesced_reshape",
-        lambda tensors, devices, detach=False: [[t.clone() for t in tensors] for _ in devices],
-    )
-    monkeypatch.setattr(machinery, "_get_device_index", lambda *_: 0)
     layer, _ = make(topology, n_in)
     x = torch.randn(2, n_in)
-    for replica in machinery.replicate(layer, [0, 1]):
+    for replica in replicas(layer, monkeypatch):
         assert torch.equal(replica(x), layer(x))
         assert torch.equal(chain([replica], x), layer(x))

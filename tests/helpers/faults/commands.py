@@ -53,8 +53,6 @@ COUNT, KILL, FULL, READ_ONLY = range(4)
 class Commands:
     """Runs commands, each in a process of its own that starts at once: all imports are done.
 
-    What hangs is ended by the time limit of the test.
-
     Args:
         folder: for files of its own; no command writes below it.
         library: the compiled faults.c.
@@ -79,7 +77,7 @@ class Commands:
         assert self._read() == "ready"
 
     def start(self, *arguments: object, setup: str = "") -> int:
-        """Start a command, after some Python; return the id of its process."""
+        """Start a command, after some Python, or Python alone; return the id of its process."""
         request = {
             "arguments": [str(a) for a in arguments],
             "setup": setup,
@@ -89,7 +87,12 @@ class Commands:
 
     def wait(self, process: int) -> Outcome:
         """Wait for a command to end."""
-        code = int(self._ask(process))
+        try:
+            code = int(self._ask(process))
+        except BaseException:  # the time limit of the test
+            os.killpg(process, signal.SIGKILL)
+            self._read()
+            raise
         files = [self.folder / f"{process}.{name}" for name in ("out", "err")]
         # One that was killed at once has opened neither.
         return Outcome(code, *(file.read_text() if file.exists() else "" for file in files))

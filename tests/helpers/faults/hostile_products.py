@@ -126,7 +126,3 @@ def main(trials: int) -> None:
         if not fine:
             print("wrong: seed", seed, file=sys.stderr)
     print(refused, right, wrong)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

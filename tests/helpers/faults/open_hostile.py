@@ -1,4 +1,4 @@
-"""Open files of a stranger's in every way there is, and tell what that ran: a program.
+"""Open a stranger's files in every way there is, and tell what that ran.
 
 It makes hostile variants of the runs in a folder and calls every command that reads a run on each.
 An audit hook notes whatever a file could have caused: processes, imports of the modules that the
@@ -340,9 +340,14 @@ def elsewhere(
                     yield Attack(f"{what} planted as {kind}/{name}", kind, plant, read)
 
 
-def main() -> None:
-    """Arguments: the folder of runs, a folder to work in, and to take every how manieth attack."""
-    runs, work, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def main(runs: Path, work: Path, stride: int) -> None:
+    """Try attacks, and print what was found as JSON.
+
+    Args:
+        runs: What `make_runs` made.
+        work: A folder to work in.
+        stride: Distance between the attacks that are tried; 1 for all of them.
+    """
     folder, secret = work / "folder", work / "secret"
     secret.write_text("of others\n")
     secret.chmod(0o600)
@@ -381,7 +386,3 @@ def main() -> None:
             }
         )
     )
-
-
-if __name__ == "__main__":
-    main()

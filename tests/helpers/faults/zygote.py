@@ -1,8 +1,9 @@
 """A process that has imported what commands need, and forks one process for each command.
 
 Reads a request a line, as JSON. For a command, an object with its ``arguments``, ``setup`` (Python
-to run first) and the ``folder`` that its output goes to, it writes the id of its process, which
-signals reach from then on. For the id of a process it writes its exit code, once it has ended.
+to run first, or alone if there are no arguments) and the ``folder`` of its output, it writes the id
+of its process, which signals reach from then on. For the id of a process it writes its exit code,
+once it has ended.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def work(request, signals) -> None:
     try:
         with raising_signals():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-            exec(request["setup"], {})
-            main()
+            exec(request["setup"], {"__name__": "setup"})
+            if request["arguments"]:
+                main()
     except SystemExit as stop:
         code = stop.code
     except KeyboardInterrupt:  # in the moments before and after `main`

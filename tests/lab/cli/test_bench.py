@@ -29,6 +29,7 @@ def spreads(value):
             yield from spreads(inner)
 
 
+@pytest.mark.slow
 def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     out = tmp_path / "bench"
     done = command("bench", "--quick", "--rounds", 1, "--seed", 3, "--out", out)
