@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # Interruptible as in the foreground, though a shell's background jobs ignore Ctrl-C.
+    # Shells let background jobs ignore Ctrl-C, which tests send to themselves.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -58,7 +58,7 @@ def test_a_hypernetwork_without_tasks_has_none_to_show():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_distances_equal_those_of_all_pairs(dtype):
-    vectors = torch.randn(6, 50_000).to(dtype)  # so long that they are converted in pieces
+    vectors = torch.randn(6, 50_000).to(dtype)  # long enough to be converted in pieces
     exact = vectors.double()
     assert torch.allclose(distances(vectors, "euclidean"), torch.cdist(exact, exact))
     cosine = F.cosine_similarity(exact[:, None], exact[None], dim=2)

@@ -13,8 +13,8 @@ from helpers.pictures import write_task
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory) -> Iterator[Commands]:
-    """Runs commands in processes of their own, in which what they write can go wrong."""
+def starter(tmp_path_factory) -> Iterator[Commands]:
+    """Runs commands in processes of their own, and makes their writes fail."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler")
@@ -26,11 +26,18 @@ def commands(tmp_path_factory) -> Iterator[Commands]:
     running.close()
 
 
+@pytest.fixture
+def commands(starter) -> Iterator[Commands]:
+    """The same, for one test: a command that it leaves running ends with it."""
+    yield starter
+    starter.stop_all()
+
+
 @pytest.fixture(scope="session")
-def base(commands, tmp_path_factory) -> Path:
-    """A small run. Not to be changed."""
+def base(starter, tmp_path_factory) -> Path:
+    """A small run; do not change it."""
     out = tmp_path_factory.mktemp("base") / "run"
-    done = commands.run("train", "--out", out, *QUICK)
+    done = starter.run("train", "--out", out, *QUICK)
     assert done.code == 0, done.err
     return out
 

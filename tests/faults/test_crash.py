@@ -1,4 +1,4 @@
-"""Training that dies, at any moment, and goes on as if it had not."""
+"""Training that is killed or stopped, and then goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_asked_to_stop(tmp_path, monkeypatch, reference, number):
                 os.kill(os.getpid(), number)
             return super().batch(epoch, step)
 
-    monkeypatch.setattr(interrupt, "ECHO_SECONDS", math.inf)  # the second is the same one again
+    # The second signal counts as the same one again.
+    monkeypatch.setattr(interrupt, "ECHO_SECONDS", math.inf)
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as caught:
         train_toy.go(path, Model(), Signalling(tasks_per_batch=2))

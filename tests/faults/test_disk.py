@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, two starters of the same, and owners that died."""
+"""Full and read-only disks, two processes that start the same run, and locks of dead owners."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sparsehyper.lab.runs import load_run
     ],
 )
 def test_a_full_disk(name, quick, many, cases, commands, trials, record_figures, tmp_path):
-    """From any call on: one line, no temporary file left, nothing lost."""
+    """From any call on: one line of error, no temporary file left, nothing lost."""
     case, count = cases[name], trials(quick, many)
     if not count:
         pytest.skip("takes long; with --full-faults only")

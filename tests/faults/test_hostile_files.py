@@ -12,7 +12,7 @@ import torch
 from helpers.faults import open_hostile
 from helpers.faults.runs import make_runs
 
-STRIDE = 61  # with no divisor in common with the number of commands
+STRIDE = 61  # has no common divisor with the number of commands
 
 
 def test_nothing_in_a_file_is_executed_or_followed(commands, tmp_path, trials, record_figures):

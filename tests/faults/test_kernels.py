@@ -1,4 +1,4 @@
-"""What reaches an address in memory was checked, and memory handed out is no one else's."""
+"""Whatever reaches a raw address was checked, and memory handed out belongs to no one else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsehyper._util.memory import LARGE, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
 from sparsehyper.target.unpacking import Plan, unpack
 
-TENSOR = LARGE // 4  # numbers, just enough for a block that is used again
+TENSOR = LARGE // 4  # numbers, just enough for a block of the pool
 
 
 def test_hostile_arguments_are_refused_or_computed_right(commands, trials, record_figures):
@@ -41,7 +41,7 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 class Program:
-    """Random uses of tensors in shared memory; each has a copy that nothing else can change."""
+    """Random uses of tensors in shared memory, each compared with a private copy."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -52,7 +52,7 @@ class Program:
         self.differences = 0
 
     def hold(self, value):
-        """Remember a tensor or array, and what is in it."""
+        """Hold a tensor or array, with a copy of its content."""
         self.held.append((value, as_array(value).copy()))
 
     def some(self):
@@ -116,7 +116,7 @@ class Program:
             self.hold(vector.grad)
 
     def written(self):
-        """One that nothing shares is written to."""
+        """Write to a tensor that shares its memory with nothing."""
         tensor = self.memory.empty([TENSOR])
         tensor.fill_(-1)
         with torch.no_grad():

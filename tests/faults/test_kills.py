@@ -54,7 +54,7 @@ def test_killed_at_any_moment(name, quick, many, cases, commands, trials, record
         folder = tmp_path / str(trial)
         process = commands.start(*case.start(folder), setup=case.setup)
         time.sleep(random.uniform(0, seconds))
-        killed += commands.stop(process).code == -signal.SIGKILL  # and its children end with it
+        killed += commands.stop(process).code == -signal.SIGKILL  # its children end with it
         case.check(folder / case.out)
         case.go_on(commands, folder)
         assert not differences(case.end(folder / case.out), reference)

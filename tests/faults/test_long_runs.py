@@ -56,7 +56,7 @@ class Level:
 @pytest.fixture
 def level():
     gc.collect()
-    gc.freeze()  # a look passes over the million objects of what is imported
+    gc.freeze()  # a look skips the million objects of imported modules
     yield Level()
     gc.unfreeze()
 
@@ -92,7 +92,7 @@ def test_many_steps(kind, level, trials, record_figures, tmp_path):
     config = TrainConfig(steps=steps, eval_every=steps // 10, log_every=10, device="cpu")
     arguments = (kind(), Watched(level, steps // LOOKS), Source(), config)
     names = {"names": NAMES, "n_classes": N_CLASSES, "quiet": True}
-    if kind is Model:  # which can be saved
+    if kind is Model:  # it can be saved
         with Run.create(tmp_path / "run", {}) as run:
             train(*arguments, **names, run=run)
     else:

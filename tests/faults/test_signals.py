@@ -1,4 +1,4 @@
-"""Signals at any moment, memory that runs out, losses that are not finite, a process that fails."""
+"""Signals at any moment, lack of memory, losses that are not finite, processes that fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from helpers.faults.commands import QUICK, SMALL
 def test_asked_to_stop_at_any_moment(
     name, quick, many, cases, commands, trials, record_figures, tmp_path
 ):
-    """One line, exit code 130, nothing left over, and the same command again goes on."""
+    """One line, exit code 130, nothing left over, and the same command goes on when run again."""
     case, count = cases[name], trials(quick, many)
     if not count:
         pytest.skip("takes long; with --full-faults only")
@@ -95,7 +95,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_out_of_memory(kind, cases, commands, tmp_path):
-    """A line says what to do, and the run goes on from its last checkpoint."""
+    """One line says what to do, and the run goes on from its last checkpoint."""
     case = cases["train"]
     commands.run(*case.start(tmp_path / "whole"))
     failed = commands.run(*case.start(tmp_path), setup=MEMORY.format(fault=FAULTS[kind]))
@@ -157,7 +157,7 @@ ENDS = {
     ("kind", "rank"), [("signal", 1), ("death", 0), ("memory", 1), ("error", 0)]
 )
 def test_a_fault_of_one_of_two_processes(kind, rank, trials, tmp_path):
-    """All end, none hangs, and the run can go on."""
+    """Both end, neither hangs, and the run can go on."""
     if not trials(kind == "signal", True):
         pytest.skip("takes long; with --full-faults only")
     program = tmp_path / "program.py"

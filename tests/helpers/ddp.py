@@ -1,4 +1,4 @@
-"""One of several processes that train a hypernetwork, each with tasks of its own."""
+"""Training of a hypernetwork in two processes, each with tasks of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def collect(rank: int, store: str) -> list[dict[str, Any]]:
     model = DistributedDataParallel(hnet)
     torch.manual_seed(rank)
     for _ in range(10):
-        for task in (rank, 2):  # one that only this process sees, and one that both do
+        for task in (rank, 2):  # one task of this process alone, and one of both
             with model.no_sync():
                 model(torch.randn(32, 4) + 5 + rank, task=task).square().mean().backward()
     model(torch.randn(32, 4) + 5 + rank, task=rank).square().mean().backward()

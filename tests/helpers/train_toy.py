@@ -16,7 +16,7 @@ from sparsehyper.training import Processes, Run, TrainConfig, TrainResult, proce
 
 
 class StallingSource(Source):
-    """Stops in the middle of training, until it is killed, and says so by a file."""
+    """Makes a file in the middle of training, and then waits to be killed."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(tasks_per_batch=2)
@@ -67,7 +67,7 @@ def source_of(here: Processes) -> Source:
 
 def train_as(rank: int, path: Path, store: Path) -> str:
     """Train as one of two processes that meet at the file `store`; return the progress shown."""
-    # Accelerate asks for the address and the port, and needs neither where the group is there.
+    # Accelerate insists on an address and a port, though the group already exists.
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -24,7 +24,7 @@ def make(module: nn.Module, **settings) -> HyperNetwork:
 
 
 class Centre(nn.Module):
-    """Puts a new tensor in the place of its running mean."""
+    """Replaces its running mean by a new tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_evaluation_between_training_steps_keeps_its_gradient():
 
 def test_a_strict_load_reports_keys_of_modules_around():
     outer = nn.Sequential(make(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))), nn.Linear(2, 1))
-    state = dict(outer.state_dict())  # without version numbers, as a file has it
+    state = dict(outer.state_dict())  # without version numbers, as in a file
     outer.load_state_dict(state)
     state["gone.num_batches_tracked"] = torch.tensor(3)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*gone\.num_batches_tracked"):

@@ -1,4 +1,4 @@
-"""A call's tensors are its own, whoever else calls, and whenever a part of it is run again."""
+"""A call's tensors are its own, whoever else calls, and whenever a part is run again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_hook_may_call_the_hypernetwork_again():
 
 
 class Checkpointed(nn.Module):
-    """Every kind of layer that keeps weights in a way of its own, in checkpointed parts."""
+    """Every kind of layer that stores its weights differently, in checkpointed parts."""
 
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def test_update_bn_renews_the_statistics_of_a_task():
 
 
 class Holding(nn.Module):
-    """Refers to its parts in every way but as registered modules."""
+    """Refers to its parts in every way other than as registered modules."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Commands that write something, and how to tell that it is whole, and the same."""
+"""Commands that write something, with checks that it is whole and reproducible."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
     def go_on(self, commands: Commands, folder: Path) -> None:
         done = commands.run(*self.start(folder), *self.again, setup=self.setup)
-        if done.code == 2 and "holds no run" in done.err:  # killed before there was one
+        if done.code == 2 and "holds no run" in done.err:  # killed before there was a run
             done = commands.run(*self.start(folder), setup=self.setup)
         if not (done.code == 2 and "exists" in done.err and not self.again):
             assert done.code == 0, done.err
@@ -149,7 +149,7 @@ def end_of_comparison(out: Path) -> Any:
 
 def end_of_study(out: Path) -> Any:
     results = result(out / "results.json")
-    for name in ("exponents", "claims"):  # of times among others
+    for name in ("exponents", "claims"):  # some are of times
         results.pop(name)
     return results, {path.name: result(path) for path in (out / "cells").iterdir()}
 

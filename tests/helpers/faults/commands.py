@@ -1,4 +1,4 @@
-"""Commands in processes of their own, and what goes wrong with what they write."""
+"""Commands in processes of their own, with faults in what they write."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class Commands:
 
     def __init__(self, folder: Path, library: Path) -> None:
         self.folder = folder
+        self.running: set[int] = set()
         shared = folder / "state"
         shared.write_bytes(bytes(ctypes.sizeof(State)))
         with shared.open("r+b") as file:
@@ -83,7 +84,9 @@ class Commands:
             "setup": setup,
             "folder": str(self.folder),
         }
-        return int(self._ask(request))
+        process = int(self._ask(request))
+        self.running.add(process)
+        return process
 
     def wait(self, process: int) -> Outcome:
         """Wait for a command to end."""
@@ -93,8 +96,10 @@ class Commands:
             os.killpg(process, signal.SIGKILL)
             self._read()
             raise
+        finally:
+            self.running.discard(process)
         files = [self.folder / f"{process}.{name}" for name in ("out", "err")]
-        # One that was killed at once has opened neither.
+        # A process that was killed at once has opened neither.
         return Outcome(code, *(file.read_text() if file.exists() else "" for file in files))
 
     def run(self, *arguments: object, setup: str = "") -> Outcome:
@@ -107,6 +112,11 @@ class Commands:
         self.wait_for_processes(process)
         return outcome
 
+    def stop_all(self) -> None:
+        """Kill the commands that no one has waited for."""
+        for process in list(self.running):
+            self.stop(process)
+
     def processes(self, command: int) -> list[int]:
         """The processes of a command that have not ended."""
         found = []
@@ -116,7 +126,7 @@ class Commands:
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 except OSError:
                     continue
-                if int(fields[3]) == command and fields[0] != "Z":  # of its session
+                if int(fields[3]) == command and fields[0] != "Z":  # in its session
                     found.append(int(entry.name))
         return found
 

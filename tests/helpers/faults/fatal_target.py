@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-MARKER = "FATAL_TARGET_MARKER"  # environment variable: a file that says that one was killed
+MARKER = "FATAL_TARGET_MARKER"  # environment variable: a file made before the kill
 
 
 class Fatal(nn.Module):

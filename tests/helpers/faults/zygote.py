@@ -61,10 +61,10 @@ def work(request, signals) -> None:
                 main()
     except SystemExit as stop:
         code = stop.code
-    except KeyboardInterrupt:  # in the moments before and after `main`
+    except KeyboardInterrupt:  # just before or after `main`
         print("interrupted", file=sys.stderr)
         code = 130
-    except BaseException:  # what the interpreter would do
+    except BaseException:  # as the interpreter would
         traceback.print_exc()
         code = 1
     finally:

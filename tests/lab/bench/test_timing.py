@@ -11,7 +11,7 @@ def test_runs_take_turns():
     order = []
     runs = {name: timed(lambda name=name: order.append(name)) for name in "ab"}
     taken = alternate(runs, rounds=2)
-    # The first round does not count; after that each is the first of a round in its turn.
+    # The first round does not count; after it, each run in turn is the first of a round.
     assert order == ["a", "b", "a", "b", "b", "a"]
     assert all(len(seconds) == 2 and min(seconds) >= 0 for seconds in taken.values())
 

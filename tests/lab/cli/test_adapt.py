@@ -26,7 +26,7 @@ from sparsehyper.lab.runs.adapted import TaskEntry, TaskList
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Two tasks of two shades each, and a run that knows them."""
+    """Images of two known tasks and a new one, and a run that knows the two."""
     from sparsehyper.lab.cli.app import run
 
     root = tmp_path_factory.mktemp("adapt")
@@ -192,7 +192,7 @@ def test_tasks_are_renamed_and_removed_in_new_runs(command, trained, adapted, tm
     for name, was in (("sacks", "bags"), ("hats", "hats")):
         now, then = run.materialize(name).state_dict(), old.materialize(was).state_dict()
         torch.testing.assert_close(now, then, rtol=0, atol=0)
-    # A name that has become free, for the task that had another.
+    # A name that another task has given up.
     back = tmp_path / "back"
     assert command("tasks", fewer, "--rename", "sacks", "shoes", "--out", back).code == 0
     assert load_run(back).tasks.names == ("shoes", "hats")

@@ -139,7 +139,7 @@ def _exif(kind: int, count: int, value: bytes, *, tag: int = 0x0112, entries: in
         _exif(2, 2, b"6\0\0\0"),  # as text
         _exif(1, 1, b"\6\0\0\0"),  # as bytes
         _exif(7, 4, b"\6\0\0\0"),  # of an undefined type
-        _exif(3, 2**32 - 1, b"\6\0\0\0"),  # a list without end
+        _exif(3, 2**32 - 1, b"\6\0\0\0"),  # an endless list
         _exif(3, 1, b"\x09\0\0\0"),
         _exif(3, 1, b"\0\0\0\0"),
         _exif(3, 1, b"\6\0\0\0", tag=0x8769, entries=65535),  # a directory of directories
