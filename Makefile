@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test faults sanitize lint check clean
+.PHONY: demo test quick faults sanitize lint check clean
 
 $(READY): pyproject.toml constraints.txt src/sparsehyper/_util/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
@@ -16,19 +16,22 @@ demo: $(READY)  ## compare generators and baselines on the digits that scikit-le
 		--latent-dim 32 --budget 2 --budget 4 --steps 1000 --eval-every 250
 
 test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-faults: $(READY)  ## try every promise of docs/reliability.md at length
+quick: $(READY)  ## run the tests that are not slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+faults: $(READY)  ## test every promise of docs/reliability.md at length
 	rm -f docs/results/faults.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/faults --full-faults docs/results/faults.jsonl
 
-# A copy of the package, so that the kernels of the other targets stay as they are. A finding ends the
-# tests; with -s it is seen.
+# Works on a copy of the package, so that the ordinary kernels stay as they are. A finding aborts the
+# tests; -s shows it.
 SANITIZED := build/sanitized
 SANITIZERS = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 INCLUDE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))")
 
-sanitize: $(READY)  ## the tests of the kernels under AddressSanitizer and UBSan
+sanitize: $(READY)  ## run the tests of the kernels under AddressSanitizer and UBSan
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R src/sparsehyper $(SANITIZED)
 	$(CC) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-fopenmp -shared -fPIC -I$(INCLUDE) src/sparsehyper/_util/_kernels.c \

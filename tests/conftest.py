@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("default", deadline=None, max_examples=50)
+# Neither the examples nor the verdict may depend on the run or on the speed of the machine.
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("default")
 
-HANG = 2400  # seconds, far beyond what any test of tests/faults needs in full
+# Fixtures that take seconds in every test, or minutes in the first.
+SLOW_FIXTURES = {"commands", "described", "finished_study"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,27 +35,47 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    # Shells let background jobs ignore Ctrl-C, which tests send to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full-faults"):
-        for item in items:
-            item.add_marker(pytest.mark.timeout(HANG))
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if config.getoption("--full-faults"):
+            item.add_marker(pytest.mark.timeout(0))  # no limit: full trials take hours
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seed the fixtures that several tests share, whichever test asks for them first."""
+    if fixturedef.scope != "function":
+        _seed()
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    """Seed every test."""
+    _seed()
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """``trials(quick, full)``: how many trials a test of a promise makes."""
+    """``trials(quick, full)``: the number of trials that a test makes."""
     full = request.config.getoption("--full-faults") is not None
     return lambda quick, many: many if full else quick
 
 
 @pytest.fixture
 def record_figures(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """``record_figures(promise, tried=…, wrong=…)``: kept for docs/reliability.md in full runs."""
+    """``record_figures(promise, tried=…, wrong=…)``: figures for docs/reliability.md."""
     file = request.config.getoption("--full-faults")
 
     def record(promise: str, **figures: Any) -> None:

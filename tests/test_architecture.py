@@ -1,4 +1,4 @@
-"""The import table of the design, the packages each half may use, and what an import may do."""
+"""The import table of the design, the packages each half may use, and side effects of imports."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import sparsehyper
 ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Who may import whom. Every part may use the helpers in ``_util``; no part but the lab's own may use
-# the lab.
+# Who may import whom. Every part may use the helpers in ``_util``; only the lab may use the lab.
 PARTS = {"layout", "sparse", "generators", "conditioning", "target", "saving"}
 MODEL = {*PARTS, "tasks", "hypernetwork"}
 LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
@@ -60,12 +59,12 @@ OPTIONAL = {
 
 
 def part(file: Path, depth: int = 0) -> str:
-    """The part of the package a file belongs to, or of a wing of it."""
+    """The part of the package, or of a wing of it, that a file belongs to."""
     return file.relative_to(ROOT).parts[depth].removesuffix(".py")
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of all modules a file imports, at any level of nesting."""
+    """Dotted names of all modules that a file imports, at any level of nesting."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -79,7 +79,7 @@ def test_input_and_task_are_mixed_bilinearly():
     each = conditioner.encoder.encoder(X), conditioner.tasks.weight[Y]
     expected = torch.einsum("bi,kij,bj->bk", each[0], conditioner.mix.weight, each[1])
     torch.testing.assert_close(z, expected + conditioner.mix.bias)
-    torch.testing.assert_close(hnet(X, task="b")[4], hnet(X, task=Y)[4])  # whose task is b
+    torch.testing.assert_close(hnet(X, task="b")[4], hnet(X, task=Y)[4])  # its task is b
     assert hnet.task_names == ("a", "b", "c")
     hnet.add_task("d")
     assert hnet(X, task="d").shape == (6, 3)
@@ -169,7 +169,7 @@ def test_bad_support_sets_are_refused(support, error, message):
 
 
 def test_few_shot_learning_without_a_gradient_step():
-    """Tasks that name the classes of two clusters either way round."""
+    """Tasks that name the classes of two clusters in either order."""
     conditioner = SupportSet(nn.Linear(2, 16), features=16, n_classes=2, dim=8)
     hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner)
     optimizer = torch.optim.Adam(hnet.parameters(), 1e-2)

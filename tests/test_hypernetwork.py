@@ -450,7 +450,7 @@ def test_a_copy_is_equal_and_independent(copied):
     assert hnet.task_names == tuple(TASKS)
 
 
-# The compiler's own: it makes an instance of every autograd function that it traces.
+# From the compiler, which makes an instance of every autograd function that it traces.
 compiler_warnings = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 
 

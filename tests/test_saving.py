@@ -24,7 +24,7 @@ def make_target(width: int = 6) -> nn.Module:
 
 
 def make(generator=None, **settings) -> HyperNetwork:
-    """One that has seen data, is trained a little and has a task added."""
+    """A hypernetwork that has seen data, is trained a little and has a task added."""
     embedding = TaskEmbedding(["shoes", "büge"], dim=8)
     hnet = HyperNetwork(make_target(), generator or Sparse(), embedding, **settings)
     hnet(torch.randn(20, 4), task=torch.arange(20) % 2)

@@ -1,4 +1,4 @@
-"""Every generator with every conditioner and every form of target: the whole product, small."""
+"""Every generator with every conditioner and every form of target, all small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that appear whole write to no place that a stranger chose."""
+"""Files that are written whole go to no place that a stranger chose."""
 
 from __future__ import annotations
 

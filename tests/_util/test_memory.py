@@ -23,7 +23,7 @@ def test_memory_is_used_again_once_no_tensor_needs_it():
     assert first.shape == (2, FLOATS)
     assert first.dtype == torch.float32
     address = first.data_ptr()
-    row = first[1]  # a view keeps it as well
+    row = first[1]  # a view holds the memory too
     del first
     second = memory.empty([FLOATS, 2])
     assert second.data_ptr() != address
@@ -50,7 +50,7 @@ def test_memory_of_a_gradient_in_use_is_not_written_to():
         layer.zero_grad()
         layer(x).sum().backward()
         addresses.add(layer.weight.grad.data_ptr())
-    assert len(addresses) <= 3  # in turns with the output, which is of the same size
+    assert len(addresses) <= 3  # the output, of the same size, takes turns with it
 
 
 def test_a_block_serves_what_is_down_to_half_its_size():
@@ -76,7 +76,7 @@ def test_no_more_is_held_than_was_in_use_at_the_busiest_moment():
     assert held() == 4 * FLOATS
     del pair
     assert held() == 4 * FLOATS
-    memory.empty([8 * FLOATS])  # which no idle block fits
+    memory.empty([8 * FLOATS])  # no idle block fits
     assert held() == 8 * FLOATS
     memory.empty([3 * FLOATS])
     assert held() == 3 * FLOATS
@@ -115,7 +115,7 @@ def test_threads_never_share_a_block():
 
 
 def interrupted(memory, interruption):
-    """Blocks lent while the first run was stopped before each of its lines in turn."""
+    """Interrupt an allocation before each of its lines in turn; yield both blocks handed out."""
     lines = 0
     while True:
         pair = [memory.empty([FLOATS]) for _ in range(2)]  # idle from here on

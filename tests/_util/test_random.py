@@ -30,7 +30,7 @@ def test_integers_fill_their_range():
 
 
 def test_the_same_seed_gives_the_same_numbers_for_good():
-    """Golden values: another network would come out of every seed, were they to change."""
+    """Golden values: if they changed, every seed would give a different network."""
     assert integers(1000, [3], seeded(7)).tolist() == INTEGERS
     assert uniform([2], 1.0, seeded(7)).tolist() == pytest.approx(UNIFORM, abs=0)
     assert normal([2], seeded(7)).tolist() == pytest.approx(NORMAL, rel=1e-12)

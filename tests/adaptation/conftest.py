@@ -22,7 +22,7 @@ def layer_normed() -> nn.Module:
 
 
 def samples(seed: int, count: int = 60, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes that a linear map tells apart, another one for each seed."""
+    """Samples whose classes a linear map separates, a different map for each seed."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 6, generator=rng)
     y = (x @ torch.randn(6, classes, generator=rng)).argmax(1)

@@ -107,7 +107,7 @@ def test_starts(make, monkeypatch):
 
 def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
     x, y = samples(7, 200)
-    order = y.argsort()  # class by class, as files are
+    order = y.argsort()  # sorted by class, as files are
     seen = []
 
     def loss(outputs, labels):
@@ -160,11 +160,10 @@ def test_the_best_restart_on_the_validation_samples_is_kept(make):
     assert fit.loss == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_statistics_of_a_new_task_are_those_of_its_samples(make, monkeypatch):
-    monkeypatch.setattr("sparsehyper.adaptation.fit._PIECE", 10)
+def test_statistics_of_a_new_task_are_those_of_its_samples(make):
     hnet = make(normed(), steps=30)
-    x, y = samples(30, 100)
-    x[:, 0] += 5 * y  # classes that lie apart, and come one after another
+    x, y = samples(30, 5000)  # ten pieces
+    x[:, 0] += 5 * y  # classes that lie apart, one after another
     x, y = x[y.argsort()], y.sort().values
     fit_embedding(hnet, "new", (3 * x + 1, y), steps=5)
     model = hnet.materialize("new")

@@ -1,4 +1,4 @@
-"""Many minima at once."""
+"""Many functions are minimised at once."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_predictions_are_averaged_over_restarts(make):
     assert mean.shape == (60, 3)
     torch.testing.assert_close(mean.sum(1), torch.ones(60))
     members = []
-    for i in range(3):  # each as the task that it would have been if it had been kept
+    for i in range(3):  # each is the task that would have been added
         hnet.add_task(f"member {i}", fit.embeddings[i])
         rows = [table[i : i + 1] for table in fit.statistics]
         hnet.target.statistics.set_rows(hnet.target.module, [5 + i], rows)

@@ -60,7 +60,7 @@ def test_refuses_what_a_model_lacks():
 
 
 class LastFirst(nn.Module):
-    """Declares its layers in another order than it uses them; one it does not use at all."""
+    """Declares its layers in an order other than that of their use; one is not used at all."""
 
     def __init__(self, norm):
         super().__init__()

@@ -36,7 +36,7 @@ def test_dense_generators_cost_their_matrices():
     assert count(nn.Linear(6, 50), Dense())[1]["generator"]["multiply_adds"] == DIM * numel
     found = count(nn.Linear(6, 50), Dense(5))[1]["generator"]
     assert found["multiply_adds"] == DIM * 5 + 5 * numel
-    # The first layer of z, that of four chunks, the second and the last layer of each.
+    # The first layer for z, the first layer for four chunks, the second and the last for each.
     found = count(nn.Linear(6, 50), Chunked(4, hidden=10))[1]["generator"]
     chunk = -(-numel // 4)
     assert found["multiply_adds"] == DIM * 10 + 4 * (DIM * 10 + 100 + 10 * chunk)
@@ -73,7 +73,7 @@ def test_the_target_costs_what_its_layers_do(target, example, expected):
 
 
 class _Peeks(nn.Module):
-    """Looks at its numbers, so that it cannot run without them."""
+    """Looks at its values, so it cannot run on the meta device."""
 
     def __init__(self) -> None:
         super().__init__()

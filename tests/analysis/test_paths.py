@@ -20,7 +20,7 @@ def hnet() -> HyperNetwork:
     tasks = TaskEmbedding(["shoes", "bags", "hats"], 8)
     hnet = HyperNetwork(target, Sparse(), tasks, noise=0.5).train()
     for table in (hnet.target.module[1].running_mean, hnet.target.module[1].running_var):
-        table.uniform_(0.5, 2)  # other batch-norm statistics for each task
+        table.uniform_(0.5, 2)  # different batch-norm statistics for each task
     return hnet
 
 
@@ -29,7 +29,7 @@ def total(model) -> torch.Tensor:
 
 
 def at(hnet, z) -> float:
-    """The total of the target at an embedding, by the hypernetwork itself."""
+    """Sum of the target's outputs at an embedding, computed by the hypernetwork itself."""
     hnet.eval()
     with torch.no_grad():
         value = float(hnet(X, task=z.float()).sum())

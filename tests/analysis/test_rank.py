@@ -31,7 +31,7 @@ def roy_vetterli(matrix) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("spec", [Sparse(), Sparse(2, bias=True), Dense(), Butterfly(stages=5)])
 @pytest.mark.parametrize("held", [None, 5])
 def test_of_an_affine_generator_it_is_that_of_its_matrix(spec, held, monkeypatch):
-    if held:  # so many are kept, about; the others are made again
+    if held:  # about this many are kept; the others are computed again
         monkeypatch.setattr(gram_module, "_HELD_BYTES", 4 * 310 * held)
         monkeypatch.setattr(gram_module, "_PIECE_BYTES", 4 * 310 * 2)
     monkeypatch.setattr(gram_module, "_COLUMNS", 64)
@@ -98,7 +98,7 @@ def test_it_is_of_what_normalised_embeddings_give():
     hnet = hypernetwork(Dense())
     hnet.generator.weight.data.copy_(torch.randn(310, 1).expand(310, DIM))
     z = F.layer_norm(torch.randn(2, DIM), [DIM])
-    assert hnet.generator(z).abs().max() < 1e-4  # as it adds up what has mean zero
+    assert hnet.generator(z).abs().max() < 1e-4  # because it sums values of mean zero
     assert effective_rank(hnet).singular_values == (0.0,) * (DIM - 1)
 
 

@@ -20,7 +20,7 @@ def test_a_summary_counts_what_there_is(spec):
     assert summary["tensors"][0]["initial_std"] == pytest.approx(18**-0.5)
     total = sum(p.numel() for p in hnet.parameters())
     assert sum(summary["trainable"].values()) == total
-    assert summary["trainable"]["shared"] == 35 + 10 + 12  # the base, what is not generated
+    assert summary["trainable"]["shared"] == 35 + 10 + 12  # the base, and what is not generated
     assert summary["trainable_per_parameter"] == pytest.approx(total / 35)
     assert summary["wiring"] == connectivity(hnet).to_dict()
     assert len(summary["wiring"]["coverage"]) == len(summary["layers"]) > 0

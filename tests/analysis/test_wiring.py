@@ -16,7 +16,7 @@ LAYOUT = pack([("a", torch.Size([30, 20])), ("b", torch.Size([30])), ("c", torch
 
 
 def dense_reach(generator) -> torch.Tensor:
-    """Who reaches whom ``[outputs, latent_dim]``, by products of dense matrices."""
+    """Which inputs reach which outputs ``[outputs, latent_dim]``, by dense products."""
     reached = None
     for layer in generator.layers:
         wired = (dense_matrix(layer) != 0).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,25 +10,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers import environment
+from sparsehyper.lab.cli.app import run
+
 ARGUMENTS = [
     "train", "--target", "mlp:16", "--steps", "12", "--eval-every", "6", "--warmup", "0",
     "--batch-size", "20", "--tasks-per-batch", "2", "--device", "cpu", "--quiet",
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_two_processes_train_the_model_that_one_does(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert run([*ARGUMENTS, "--out", str(tmp_path / "one")]) == 0
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, prefix in (("one", []), ("two", launch)):
-        done = subprocess.run(
-            [sys.executable, *prefix, "-m", "sparsehyper", *ARGUMENTS, "--out", tmp_path / name],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "sparsehyper", *ARGUMENTS, "--out", tmp_path / "two"],
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     one, two = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("one", "two")

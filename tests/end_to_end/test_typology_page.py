@@ -1,4 +1,4 @@
-"""The page of the typology: its code runs, and its tables name what there is."""
+"""The page of the typology: its code runs, and its tables name every kind."""
 
 from __future__ import annotations
 

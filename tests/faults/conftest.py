@@ -4,18 +4,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from helpers.faults import commands as helper
 from helpers.faults.cases import Case, all_cases
 from helpers.faults.commands import QUICK, Commands
+from helpers.pictures import write_task
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory) -> Iterator[Commands]:
-    """Runs commands in processes of their own, in which what they write can go wrong."""
+def starter(tmp_path_factory) -> Iterator[Commands]:
+    """Runs commands in processes of their own, and makes their writes fail."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler")
@@ -27,25 +26,27 @@ def commands(tmp_path_factory) -> Iterator[Commands]:
     running.close()
 
 
+@pytest.fixture
+def commands(starter) -> Iterator[Commands]:
+    """The same, for one test: a command that it leaves running ends with it."""
+    yield starter
+    starter.stop_all()
+
+
 @pytest.fixture(scope="session")
-def base(commands, tmp_path_factory) -> Path:
-    """A small run. Not to be changed."""
+def base(starter, tmp_path_factory) -> Path:
+    """A small run; do not change it."""
     out = tmp_path_factory.mktemp("base") / "run"
-    done = commands.run("train", "--out", out, *QUICK)
+    done = starter.run("train", "--out", out, *QUICK)
     assert done.code == 0, done.err
     return out
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
-    """A new task of two classes, 6 grey 8 × 8 images each, darker for the second."""
-    rng = np.random.default_rng(0)
+    """A new task, hats, of two classes."""
     root = tmp_path_factory.mktemp("images")
-    for shade, name in ((60, "new"), (190, "worn")):
-        (root / "hats" / name).mkdir(parents=True)
-        for i in range(6):
-            pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "hats" / name / f"{i}.png")
+    write_task(root / "hats", {"new": 60, "worn": 190}, count=6)
     return root
 
 

@@ -1,4 +1,4 @@
-"""Print the figures that `make faults` has kept, as a table for docs/reliability.md."""
+"""Print the figures of `make faults` as a table for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def main(file: Path) -> None:
         named = {key: row.pop(key, None) for key in ("promise", "tried", "wrong")}
         of = row.pop("command", row.pop("what", row.pop("model", "")))
         besides = ", ".join(f"{key} {value}" for key, value in row.items())
-        wrong = 0 if named["wrong"] is None else named["wrong"]  # such a test fails at the first
+        # Tests without this figure fail at the first wrong result.
+        wrong = 0 if named["wrong"] is None else named["wrong"]
         print(f"| {named['promise']} | {of} | {named['tried']:,} | {wrong} | {besides} |")
 
 

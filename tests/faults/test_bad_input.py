@@ -1,6 +1,6 @@
 """Bad input ends in an error that says what is wrong: no traceback, no hang, no flood of memory.
 
-What hangs is ended by the time limit of pytest; what was tried last is among the printed lines.
+A call that hangs is ended by pytest's time limit; the last call tried is among the printed lines.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from sparsehyper.training import TrainConfig
 
 PROMISE = "bad input ends in an error line"
 ERRORS = (ValueError, TypeError, LookupError, OSError, ImportError)
-MEMORY = 4 << 30  # bytes that may be taken beyond what there is
+MEMORY = 4 << 30  # bytes that may be taken beyond those in use
 HOSTILE_NAMES = [
     "\x1b]0;x\x07",
     "=1+1",
@@ -79,7 +79,7 @@ HOSTILE_NAMES = [
 
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[None]:
-    """Little memory, and no warnings, which are no errors to people."""
+    """Limited memory, and warnings that are not errors, as for a user."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
@@ -90,11 +90,11 @@ def limits() -> Iterator[None]:
 
 
 class Trials:
-    """Calls that were made, and what went wrong in them.
+    """Calls, and what went wrong in them.
 
     Attributes:
-        tried, done: how many, and how many of them were not refused.
-        wrong: what was tried, by what it ended in.
+        tried, done: Number of calls, and number of those that were not refused.
+        wrong: Calls that ended in an unexpected way, by that way.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Trials:
         self.wrong: dict[str, str] = {}
 
     def made(self, call: Callable[[], Any], tried: object) -> bool:
-        """Whether a call was not refused by an error of the kinds that we promise."""
+        """Return whether a call succeeded; the errors that we promise count as refusals."""
         self.tried += 1
         print(self.tried, repr(tried)[:3000])
         try:
@@ -120,11 +120,11 @@ class Trials:
         return True
 
     def fail(self, how: str, tried: object) -> None:
-        """Note what should not be."""
+        """Record something that should not have happened."""
         self.wrong.setdefault(how, repr(tried)[:3000])
 
     def check(self, record_figures: Callable[..., None], what: str) -> None:
-        """Raise if anything was wrong, or all refused."""
+        """Assert that nothing went wrong and that not every call was refused."""
         wrong = len(self.wrong)
         record_figures(PROMISE, what=what, tried=self.tried, wrong=wrong, accepted=self.done)
         assert not self.wrong, "\n".join(f"{k}\n    {v}" for k, v in self.wrong.items())
@@ -187,7 +187,7 @@ def _damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def _with_checksums(png: bytes) -> bytes:
-    """A PNG whose chunks' checksums are right again, for what is behind them to be read."""
+    """A PNG with repaired checksums, so that the decoder reads past them."""
     if not png.startswith(b"\x89PNG"):
         return png
     out, at = png[:8], 8
@@ -308,7 +308,7 @@ SCALARS = [
 
 
 def _mutated(tree: Any, rng: random.Random) -> Any:
-    """A tree of dicts and lists in which one place has another value, is gone, or is new."""
+    """A tree of dicts and lists in which one entry is changed, removed or added."""
     tree = copy.deepcopy(tree)
     place, key = None, None
     inner = tree
@@ -377,7 +377,7 @@ def test_configurations(trials, record_figures):
 
 
 def _arguments(rng: random.Random) -> Any:
-    """What nobody should give, or not there."""
+    """Values that nobody should pass in that place."""
     return rng.choice(
         [
             *SCALARS,
@@ -403,7 +403,7 @@ def _hypernetwork() -> HyperNetwork:
 
 X, Y = torch.randn(6, 4), torch.arange(6) % 3
 
-# Calls that are right, in which some arguments are then replaced.
+# Correct calls, in which some arguments are then replaced.
 CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (TaskEmbedding, {"tasks": 3, "dim": 8, "similarity": 0.5, "seed": 0}),
     (TaskFeatures, {"features": {"a": torch.zeros(3)}, "dim": 8, "hidden": 4, "seed": 0}),
@@ -518,7 +518,7 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         },
     ),
 ]
-# More of these than of an embedding's or a layer's numbers is work that was asked for.
+# Larger values of these are not errors: the caller asked for that much work.
 _LONG = {"steps", "restarts", "name"}
 
 
@@ -546,17 +546,17 @@ TEXTS += ["permuted:2,seed=x", "rotated:nan", "hue:5", "split:2/hue:5", "mnist+m
 TEXTS += ["mlp:4/masked:2", "mlp:4/masked:x", "sparse:fan_in=-1", "chunked:chunks=1e9", "cuda:99"]
 TEXTS += ["experts", "shared_trunk", "norm", "bf16", "sgd", "plateau", "crop", "val", "train"]
 TEXTS += [name.replace("\udcff", "ÿ") for name in HOSTILE_NAMES]
-# What these ask for is done, however long it takes.
+# These do what they are asked, however long it takes.
 _WORK = {"steps", "tune_steps", "restarts", "rounds", "seeds", "workers", "latent_dim", "outputs"}
 _TRAIN = ["--steps", "2", "--target", "mlp:4", "--latent-dim", "8", "--device", "cpu", "--quiet"]
 _OFTEN = ["train", "adapt", "predict", "evaluate", "tasks", "inspect", "export"]
-# Those whose default is none.
+# Those without a default.
 _NUMBERS = {"budget", "image_size", "outputs", "warmup", "patience"}
 
 
 @pytest.fixture
 def places(tmp_path) -> dict[str, Path]:
-    """A small run, an adapted one, one of hostile names, and folders of images."""
+    """A small run, an adapted one, one with hostile names, and folders of images."""
     images = {}
     for name, tasks in (("folder", ["shoes", "bags"]), ("hostile", ["\x1b]0;x\x07", "=1+1"])):
         images[name] = tmp_path / name
@@ -578,7 +578,7 @@ def places(tmp_path) -> dict[str, Path]:
 
 
 class Commands:
-    """Command lines at random: right ones, of which something is then wrong."""
+    """Random command lines: correct ones, with something then made wrong."""
 
     def __init__(self, places: dict[str, Path], rng: random.Random) -> None:
         self._places, self._rng = places, rng
@@ -587,13 +587,13 @@ class Commands:
         self._config = json.loads((places["run-damaged"] / "config.json").read_text())
 
     def next(self) -> list[str]:
-        """The next one."""
+        """The next command line."""
         rng = self._rng
         name = rng.choice([*_OFTEN * 3, "compare", "report", "study", "bench"])
         words = self._right(name)
         parameters = [p for p in self._group.commands[name].params if p.opts[0].startswith("--")]
         parameters = [p for p in parameters if p.name not in ("help", "compile", "tensorboard")]
-        must_fail = name in ("compare", "study", "bench")  # as they take too long
+        must_fail = name in ("compare", "study", "bench")  # they take too long
         for _ in range(1 if must_fail else rng.choice([0, 1, 1, 2, 3])):
             parameter = rng.choice(parameters)
             if parameter.is_flag:
@@ -651,7 +651,8 @@ class Commands:
 
 
 def test_commands(places, trials, record_figures, capsys, monkeypatch):
-    monkeypatch.chdir(places["folder"].parent)  # where a name that is taken for a file's ends up
+    # Files with names from bad input would go there.
+    monkeypatch.chdir(places["folder"].parent)
     monkeypatch.delenv("SPARSEHYPER_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = Trials()

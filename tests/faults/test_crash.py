@@ -1,23 +1,21 @@
-"""Training that dies, at any moment, and goes on as if it had not."""
+"""Training that is killed or stopped, and then goes on as if it had not been."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import environment, train_toy
+from helpers import train_toy
 from helpers.toy import Model, Source, same
-from sparsehyper.training import Interrupted, Run
+from sparsehyper.training import Interrupted, Run, interrupt
 from sparsehyper.training.checkpoint import TrainingState
 
 
@@ -30,24 +28,14 @@ def reference(tmp_path_factory):
 
 
 def record(path):
-    """Every number in the metrics that is not a time."""
+    """The metrics without times."""
     lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
-def start(path, *options):
-    command = [sys.executable, train_toy.__file__, path, *options]
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(path, step):
-    """Return once the run has evaluated that step."""
-    metrics = path / "metrics.jsonl"
-    for _ in range(1200):
-        if metrics.exists() and f'"validation", "step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not reach step {step}")
+def start(commands, path, victim):
+    """Train in a process of its own; return its id."""
+    return commands.start(setup=f"from helpers import train_toy; train_toy.{victim}({str(path)!r})")
 
 
 def go_on(path):
@@ -57,23 +45,21 @@ def go_on(path):
     return model
 
 
-def test_killed_in_the_middle(tmp_path, reference):
+def test_killed_in_the_middle(commands, tmp_path, reference):
     path = tmp_path / "run"
-    process = start(path, "--slow")
-    wait_for_step(path, 10)
-    time.sleep(random.uniform(0.0, 0.4))
-    process.kill()
-    process.communicate()
-    assert len(record(path)) < len(reference[1])
+    process = start(commands, path, "stall")
+    while not (path / "stalled").exists():
+        time.sleep(0.02)
+    assert commands.stop(process).code == -signal.SIGKILL
+    (path / "stalled").unlink()
+    assert 0 < len(record(path)) < len(reference[1])
     assert same(go_on(path), reference[0])
     assert record(path) == reference[1]
 
 
-def test_killed_while_it_writes_a_checkpoint(tmp_path, reference):
+def test_killed_while_it_writes_a_checkpoint(commands, tmp_path, reference):
     path = tmp_path / "run"
-    process = start(path, "--deadly")
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert commands.wait(start(commands, path, "die")).code == -signal.SIGKILL
     assert (path / "checkpoints.new").exists()
     assert same(go_on(path), reference[0])
     assert record(path) == reference[1]
@@ -81,9 +67,9 @@ def test_killed_while_it_writes_a_checkpoint(tmp_path, reference):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop(tmp_path, reference, number):
+def test_asked_to_stop(tmp_path, monkeypatch, reference, number):
     class Signalling(Source):
-        """Asks in the middle of step 13, and a launcher passes the same signal on."""
+        """Sends a signal in the middle of step 13, twice, as a launcher that passes it on does."""
 
         def batch(self, epoch, step):
             if (epoch, step) == (5, 1):
@@ -91,6 +77,8 @@ def test_asked_to_stop(tmp_path, reference, number):
                 os.kill(os.getpid(), number)
             return super().batch(epoch, step)
 
+    # The second signal counts as the same one again.
+    monkeypatch.setattr(interrupt, "ECHO_SECONDS", math.inf)
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as caught:
         train_toy.go(path, Model(), Signalling(tasks_per_batch=2))

@@ -1,9 +1,6 @@
-"""A process that forks after it has used the library: its children do not wait for anything."""
+"""A process that forks after it has used the library: its children wait for nothing."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 
@@ -15,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper._util.memory import shared_memory
 
+random.seed(0)
+torch.manual_seed(0)
 target = nn.Sequential(nn.Linear(1500, 1500), nn.ReLU(), nn.Linear(1500, 4))
 hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["a", "b"], dim=16))
 x = torch.randn(8, 1500)
@@ -78,10 +77,9 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_child_and_no_handler_waits_for_ever(way, trials, record_figures):
+def test_no_child_and_no_handler_waits_for_ever(way, commands, trials, record_figures):
     count = trials(20, 300)
-    code = f"{PREPARED}\nTRIALS = {count}\n{WAYS[way]}"
-    # A child that waits is ended with this test by pytest's own time limit.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # A child that waits for ever is ended, with this test, by pytest's time limit.
+    done = commands.run(setup=f"{PREPARED}\nTRIALS = {count}\n{WAYS[way]}")
+    assert done.code == 0, done.err
     record_figures("forks and signals wait for nothing", what=way, tried=count, wrong=0)

@@ -5,32 +5,26 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from helpers import environment
 from helpers.faults import open_hostile
 from helpers.faults.runs import make_runs
 
-STRIDE = 61  # with no divisor in common with the number of commands
+STRIDE = 61  # has no common divisor with the number of commands
 
 
-def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figures):
+def test_nothing_in_a_file_is_executed_or_followed(commands, tmp_path, trials, record_figures):
     runs, work = tmp_path / "runs", tmp_path / "work"
     work.mkdir()
     make_runs(runs)
-    done = subprocess.run(
-        [sys.executable, open_hostile.__file__, runs, work, str(trials(STRIDE, 3))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
+    done = commands.run(
+        setup="from pathlib import Path; from helpers.faults import open_hostile\n"
+        f"open_hostile.main(Path({str(runs)!r}), Path({str(work)!r}), {trials(STRIDE, 3)})"
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.code == 0, done.err[-2000:]
+    found = json.loads(done.out.splitlines()[-1])
     assert found["tried"] > 70
     assert found["noted"] == []
     assert found["markers"] == []
@@ -41,10 +35,11 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figu
     record_figures("opening a file runs nothing", tried=found["tried"], executed=0)
 
 
-def test_the_hook_sees_what_it_looks_for(tmp_path):
-    """That nothing is found is worth something only if it would be."""
+def test_the_hook_sees_what_it_looks_for(commands, tmp_path):
+    """The absence of findings means something only if the hook would have them."""
     code = (
         "import pickle, os, sys, subprocess; from pathlib import Path\n"
+        f"os.chdir({str(tmp_path)!r})\n"
         "import helpers.faults.open_hostile as o\n"
         "secret = Path('secret'); secret.touch()\n"
         "Path('own').mkdir(); noted = o.watch(secret, Path('own'))\n"
@@ -56,20 +51,13 @@ def test_the_hook_sees_what_it_looks_for(tmp_path):
         "except ImportError: pass\n"
         "print('\\n'.join(noted))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run(setup=code)
     for word in (
         *("pickle.find_class", "os.system", "subprocess.Popen", "open secret", "import hos"),
         *("open other", "os.link other", "os.chmod own/link", "open own/link"),
     ):
-        assert word in done.stdout, done.stderr
-    assert "own/new" not in done.stdout
+        assert word in done.out, done.err
+    assert "own/new" not in done.out
 
 
 @pytest.mark.parametrize("name", ["pickle", "torch.save"])

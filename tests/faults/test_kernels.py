@@ -1,4 +1,4 @@
-"""What reaches an address in memory was checked, and memory handed out is no one else's."""
+"""Whatever reaches a raw address was checked, and memory handed out belongs to no one else."""
 
 from __future__ import annotations
 
@@ -6,29 +6,24 @@ import copy
 import gc
 import io
 import random
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import torch
 
-from helpers.faults import hostile_products
 from sparsehyper._util.memory import MIN_POOLED_BYTES, shared_memory
 from sparsehyper.sparse import SparseLinear, chain
 from sparsehyper.target.unpacking import UnpackPlan, unpack
 
-TENSOR = MIN_POOLED_BYTES // 4  # numbers, just enough for a block that is used again
+TENSOR = MIN_POOLED_BYTES // 4  # numbers, just enough for a block of the pool
 
 
-def test_hostile_arguments_are_refused_or_computed_right(trials, record_figures):
+def test_hostile_arguments_are_refused_or_computed_right(commands, trials, record_figures):
     tried = trials(600, 20_000)
-    script = hostile_products.__file__
-    run = subprocess.run(
-        [sys.executable, script, str(tried)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    refused, right, wrong = map(int, run.stdout.split())
+    call = f"from helpers.faults import hostile_products; hostile_products.main({tried})"
+    done = commands.run(setup=call)
+    assert done.code == 0, done.err[-3000:]
+    refused, right, wrong = map(int, done.out.split())
     record_figures(
         "hostile arguments to the kernels are refused or computed right",
         tried=tried,
@@ -46,7 +41,7 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 class Program:
-    """Random uses of tensors in shared memory; each has a copy that nothing else can change."""
+    """Random uses of tensors in shared memory, each compared with a private copy."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -59,7 +54,7 @@ class Program:
         self.differences = 0
 
     def hold(self, value):
-        """Remember a tensor or array, and what is in it."""
+        """Hold a tensor or array, with a copy of its content."""
         self.held.append((value, as_array(value).copy()))
 
     def some(self):
@@ -123,7 +118,7 @@ class Program:
             self.hold(vector.grad)
 
     def written(self):
-        """One that nothing shares is written to."""
+        """Write to a tensor that shares its memory with nothing."""
         tensor = self.memory.empty([TENSOR])
         tensor.fill_(-1)
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Commands that are killed, at every call that changes a file and at any moment.
 
-What is there afterwards is whole or absent, and the same command again ends as if nothing had
-happened.
+What is there afterwards is whole or absent, and the same command, run again, ends as if nothing
+had happened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ def test_killed_at_every_call_that_changes_a_file(
     calls = commands.count(tmp_path / "whole", KILL, *case.start(tmp_path / "whole"))
     reference = case.end(tmp_path / "whole" / case.out)
     assert calls > 5
-    # In quick tests some of them, other ones each time.
     chosen = sorted(random.sample(range(1, calls + 1), min(calls, trials(quick, calls))))
     for at in chosen:
         folder = tmp_path / str(at)
@@ -53,9 +52,9 @@ def test_killed_at_any_moment(name, quick, many, cases, commands, trials, record
     killed = 0
     for trial in range(count):
         folder = tmp_path / str(trial)
-        commands.start(*case.start(folder), setup=case.setup)
+        process = commands.start(*case.start(folder), setup=case.setup)
         time.sleep(random.uniform(0, seconds))
-        killed += commands.stop().code == -signal.SIGKILL  # and its children end with it
+        killed += commands.stop(process).code == -signal.SIGKILL  # its children end with it
         case.check(folder / case.out)
         case.go_on(commands, folder)
         assert not differences(case.end(folder / case.out), reference)

@@ -1,4 +1,4 @@
-"""Long runs stay level: memory and open files after many steps, or with many tasks added."""
+"""Memory and open files stay level in long runs: after many steps, or with many tasks added."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sparsehyper.training import Run, TrainConfig, train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-SLACK = (
-    4 << 20
-)  # bytes, of the allocator and of caches; a leak of 1 kB a step is five times as much
+# Bytes of the allocator and of caches; in full runs, a leak of 1 kB a step is five times as much.
+SLACK = 4 << 20
+LOOKS = 5
 
 
 class Level:
-    """What this process holds, each time it is looked at."""
+    """What this process holds, each time it is looked at, beyond what it held before the test."""
 
     def __init__(self) -> None:
         self.looks: list[dict[str, int]] = []
@@ -48,13 +48,21 @@ class Level:
         return self.looks[-1][of] - self.looks[since][of]
 
     def pace(self) -> float:
-        """Time of the last stretch between looks ÷ that of the second."""
+        """Time between the last two looks, divided by that between the second and the third."""
         took = [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
         return took[-1] / took[1]
 
 
+@pytest.fixture
+def level():
+    gc.collect()
+    gc.freeze()  # a look skips the million objects of imported modules
+    yield Level()
+    gc.unfreeze()
+
+
 class Watched(Source):
-    """Looks every so many batches."""
+    """Looks at the level at regular steps."""
 
     def __init__(self, level: Level, every: int) -> None:
         super().__init__()
@@ -67,7 +75,7 @@ class Watched(Source):
 
 
 class Images(nn.Module):
-    """A hypernetwork for what the toy's source yields."""
+    """A hypernetwork for the batches of the toy's source."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,13 +87,12 @@ class Images(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Model, Images])
-def test_many_steps(kind, trials, record_figures, tmp_path):
+def test_many_steps(kind, level, trials, record_figures, tmp_path):
     steps = trials(200, 20_000)
-    level = Level()
     config = TrainConfig(steps=steps, eval_every=steps // 10, log_every=10, device="cpu")
-    arguments = (kind(), Watched(level, steps // 10), Source(), config)
+    arguments = (kind(), Watched(level, steps // LOOKS), Source(), config)
     names = {"names": NAMES, "n_classes": N_CLASSES, "quiet": True}
-    if kind is Model:  # which can be saved
+    if kind is Model:  # it can be saved
         with Run.create(tmp_path / "run", {}) as run:
             train(*arguments, **names, run=run)
     else:
@@ -93,7 +100,7 @@ def test_many_steps(kind, trials, record_figures, tmp_path):
     middle = len(level.looks) // 2
     assert level.growth("files", middle) == 0
     assert level.growth("tensors", middle) == 0
-    # A number an evaluation is kept for the schedule and the log, and no object a step.
+    # Each evaluation keeps a number for the schedule and the log; a step keeps no object.
     assert level.growth("objects", middle) < 200
     assert level.growth("resident", middle) < SLACK
     grown = level.growth("resident", middle)
@@ -101,21 +108,21 @@ def test_many_steps(kind, trials, record_figures, tmp_path):
     record_figures("long runs: steps", model=kind.__name__, tried=steps, bytes=grown, pace=pace)
 
 
-def test_many_tasks(trials, record_figures):
-    """What a task takes is its embedding and its statistics, however many there are already."""
+def test_many_tasks(level, trials, record_figures):
+    """A task costs its embedding and its statistics, however many there are already."""
     count = trials(200, 5000)
     target = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["first"], 16))
-    level, x = Level(), torch.randn(6, 4)
+    x = torch.randn(6, 4)
     for number in range(count):
-        if number % (count // 10) == 0:
+        if number % (count // LOOKS) == 0:
             level.look()
         hnet.add_task(f"task {number}", torch.randn(16))
         hnet(x, task=number + 1).sum().backward()
         hnet.zero_grad()
     level.look()
     middle = len(level.looks) // 2
-    added = count - middle * (count // 10)
+    added = count - middle * (count // LOOKS)
     assert level.growth("files", middle) == 0
     assert level.growth("tensors", middle) == 0
     assert level.growth("objects", middle) <= 5 * added

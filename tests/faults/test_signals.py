@@ -1,4 +1,4 @@
-"""Signals at any moment, memory that runs out, losses that are not finite, a process that fails."""
+"""Signals at any moment, lack of memory, losses that are not finite, processes that fail."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import time
 
 import pytest
 
+from helpers import environment
+from helpers.faults import fatal_target
 from helpers.faults.cases import differences, leftovers
-from helpers.faults.commands import HANG, QUICK, SMALL
+from helpers.faults.commands import QUICK, SMALL
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ from helpers.faults.commands import HANG, QUICK, SMALL
 def test_asked_to_stop_at_any_moment(
     name, quick, many, cases, commands, trials, record_figures, tmp_path
 ):
-    """One line, exit code 130, nothing left over, and the same command again goes on."""
+    """One line, exit code 130, nothing left over, and the same command goes on when run again."""
     case, count = cases[name], trials(quick, many)
     if not count:
         pytest.skip("takes long; with --full-faults only")
@@ -41,12 +43,12 @@ def test_asked_to_stop_at_any_moment(
         process = commands.start(*case.start(folder), setup=case.setup)
         time.sleep(random.uniform(0, seconds))
         os.kill(process, random.choice([signal.SIGINT, signal.SIGTERM]))
-        done = commands.wait()
+        done = commands.wait(process)
         if done.code:  # it may have been too late
             assert done.code == 130, done
             assert "stopped" in done.line or done.line == "interrupted"
             stopped += 1
-        commands.wait_for_processes()
+        commands.wait_for_processes(process)
         assert not leftovers(folder)
         case.check(folder / case.out)
         case.go_on(commands, folder)
@@ -57,19 +59,19 @@ def test_asked_to_stop_at_any_moment(
 
 @pytest.mark.parametrize("name", ["compare", "study"])
 def test_ctrl_c_of_a_terminal(name, cases, commands, trials, tmp_path):
-    """A terminal sends it to all processes at once, those that only begin too."""
+    """A terminal sends it to all processes at once, also to those that are just starting."""
     if not trials(name == "study", True):
         pytest.skip("takes long; with --full-faults only")
-    case = cases[name]
+    case = cases[f"endless {name}"]
     process = commands.start(*case.start(tmp_path), setup=case.setup)
-    while len(commands.processes()) < 4:  # the command, two helpers of Python's and a worker
+    while len(commands.processes(process)) < 4:  # the command, two of multiprocessing, a worker
         time.sleep(0.01)
     time.sleep(random.uniform(0, 1))
     os.killpg(process, signal.SIGINT)
-    done = commands.wait()
+    done = commands.wait(process)
     assert done.code == 130, done
     assert "goes on where it was" in done.line or done.line == "interrupted"
-    commands.wait_for_processes()
+    commands.wait_for_processes(process)
 
 
 MEMORY = """
@@ -93,7 +95,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_out_of_memory(kind, cases, commands, tmp_path):
-    """A line says what to do, and the run goes on from its last checkpoint."""
+    """One line says what to do, and the run goes on from its last checkpoint."""
     case = cases["train"]
     commands.run(*case.start(tmp_path / "whole"))
     failed = commands.run(*case.start(tmp_path), setup=MEMORY.format(fault=FAULTS[kind]))
@@ -110,24 +112,15 @@ def test_a_worker_killed_for_want_of_memory(commands, trials, tmp_path):
     """The other runs of a comparison go on."""
     if not trials(0, 1):
         pytest.skip("takes long; with --full-faults only")
-    words = ["--method", "dense", "--method", "experts", "--seeds", 1]
-    arguments = ["compare", *SMALL, *words, "--out", tmp_path / "out"]
-    commands.start(*arguments, "--steps", 500, "--eval-every", 10)
-    metrics = tmp_path / "out" / "runs" / "dense-0" / "metrics.jsonl"
-    while not metrics.exists():
-        time.sleep(0.05)
-    (worker,) = (p for p in commands.processes() if has_open(p, metrics.parent / ".lock"))
-    os.kill(worker, signal.SIGKILL)
-    done = commands.wait()
+    methods = ["--method", "dense", "--method", "experts", "--seeds", 1]
+    target = ["--target", f"{fatal_target.__name__}:net"]
+    done = commands.run(
+        *("compare", *SMALL, *target, *methods, "--steps", 6, "--out", tmp_path / "out"),
+        setup=f"import os; os.environ[{fatal_target.MARKER!r}] = {str(tmp_path / 'killed')!r}",
+    )
     assert done.code == 1
     assert "dense, seed 0: the process died with exit code -9, killed, most likely" in done.line
     assert (tmp_path / "out" / "runs" / "experts-0" / "result.json").exists()
-
-
-def has_open(process, file):
-    descriptors = f"/proc/{process}/fd"
-    found = (os.path.join(descriptors, name) for name in os.listdir(descriptors))
-    return any(os.path.exists(path) and os.path.samefile(path, file) for path in found)
 
 
 def test_a_loss_that_is_not_finite(commands, tmp_path):
@@ -160,22 +153,20 @@ ENDS = {
 }
 
 
-@pytest.mark.timeout(HANG)
 @pytest.mark.parametrize(
     ("kind", "rank"), [("signal", 1), ("death", 0), ("memory", 1), ("error", 0)]
 )
 def test_a_fault_of_one_of_two_processes(kind, rank, trials, tmp_path):
-    """All end, none hangs, and the run can go on."""
+    """Both end, neither hangs, and the run can go on."""
     if not trials(kind == "signal", True):
         pytest.skip("takes long; with --full-faults only")
     program = tmp_path / "program.py"
     program.write_text(ON_ONE.format(rank=rank, fault=ENDS[kind]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     arguments = ["train", *QUICK, "--out", tmp_path / "run", "--tasks-per-batch", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, "--nproc-per-node", "2", program, *arguments],
-        env=environment,
+        env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         check=False,
@@ -189,5 +180,7 @@ def test_a_fault_of_one_of_two_processes(kind, rank, trials, tmp_path):
     }
     assert expected.get(kind, "") in done.stderr
     again = [*launch, "--nproc-per-node", "2", "-m", "sparsehyper", *arguments, "--resume"]
-    done = subprocess.run(again, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        again, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

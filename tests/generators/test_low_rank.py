@@ -19,7 +19,8 @@ def test_matrices_are_products_of_generated_factors(of):
     out, factors = generator(z), generator.factors(z)
     u, v = factors[:, :60].view(2, 20, 3), factors[:, 60 : 60 + 3 * 54].view(2, 3, 54)
     torch.testing.assert_close(out[:, :1080], (u @ v / 3**0.5).flatten(1))
-    torch.testing.assert_close(out[:, 1080:], factors[:, 222:])  # what gains nothing is itself
+    # A matrix that would gain nothing is left as it is.
+    torch.testing.assert_close(out[:, 1080:], factors[:, 222:])
     assert [int(torch.linalg.matrix_rank(m)) for m in out[:, :1080].view(2, 20, 54)] == [3, 3]
     count = sum(p.numel() for p in generator.parameters())
     assert LowRank(3, of).count_parameters(8, LAYOUT) == count

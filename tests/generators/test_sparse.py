@@ -31,7 +31,7 @@ class TestLinearCirculant(ConformingSparse):
 
 
 class TestWideCirculant(ConformingSparse):
-    """Wide enough for the slices of the circulant product, and cut short in its last copy."""
+    """Wide enough for the slices of the circulant product, with an incomplete last copy."""
 
     spec = Sparse(growth=1.7)
     numel = 9001
@@ -145,7 +145,7 @@ def test_output_variance_is_one_at_every_depth(topology, fan_in, monkeypatch):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_latent_unit_reaches_outputs_all_over(topology):
-    """The thesis's normal connectivity collapsed at the output layer; none of ours may."""
+    """The thesis's normal connectivity collapsed at the output layer; ours must not."""
     latent_dim, numel = 16, 4096
     generator = Sparse(topology=topology).build(latent_dim, numel)
     reach = torch.eye(latent_dim)
@@ -172,7 +172,7 @@ def test_cost_is_about_four_weights_a_parameter_and_less_with_growth():
 
 
 def test_wiring_and_weights_are_the_same_on_every_machine():
-    """A golden digest: it changes only when seeds come to mean another network."""
+    """A golden digest: it changes only if a seed gives a different network."""
     digests = {}
     for topology in TOPOLOGIES:
         generator = Sparse(topology=topology, fan_in=3).build(8, 300, seed=1)

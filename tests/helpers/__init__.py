@@ -1,4 +1,4 @@
-"""What several tests share. Tests import it by name; it imports no test."""
+"""Helpers that several tests share; they import no test."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import sys
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """That of another Python that can import what this one can."""
+    """Environment of another Python process, which can import what this one can."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}

@@ -1,4 +1,4 @@
-"""What every generator and every topology must do, against a dense reference in float64."""
+"""Tests that every generator and topology must pass, against a dense reference in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dense_matrix(layer: SparseLinear) -> Tensor:
 
 
 class ConformingGenerator:
-    """Inherit, give `spec` and `reference`, and the whole suite runs."""
+    """The suite: a subclass that has `spec` and `reference` runs all of it."""
 
     spec: Generator
     latent_dim = 8
@@ -59,7 +59,7 @@ class ConformingGenerator:
         expected = torch.autograd.grad((self.reference(generator, z).sin() * weights).sum(), z)
         torch.testing.assert_close(grads[0], expected[0])
         direction = [torch.full_like(p, 0.5) for p in generator.parameters()]
-        with torch.no_grad():  # the weights' gradients, by a central difference along a direction
+        with torch.no_grad():  # gradients of the weights, by a central difference along a direction
             values = []
             for sign in (1e-6, -1e-6):
                 shifted = copy.deepcopy(generator)

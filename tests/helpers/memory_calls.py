@@ -1,4 +1,4 @@
-"""Functions that another process can import by name."""
+"""Functions that tests of memory call in another process."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Tied(nn.Module):
-    """A language model in small: the output layer is the embedding, and one block stands twice."""
+    """A tiny language model: the output layer is the embedding, and one block is used twice."""
 
     def __init__(self) -> None:
         super().__init__()

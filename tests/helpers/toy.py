@@ -1,4 +1,4 @@
-"""A model and a batch source small enough to follow by hand, of the contract that training asks."""
+"""A model and a source of batches, small enough to follow by hand, as training needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N_CLASSES = (2, 3, 2)
 
 
 class Model(nn.Module):
-    """A shared layer with dropout, and a head a task, unused by batches of the other tasks."""
+    """A shared layer with dropout, and one head for each task."""
 
     def __init__(self, seed: int = 0, width: int = 8, dropout: float = 0.1) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 class Source:
-    """Three tasks told apart by a fixed linear map each; a stream and a split in one."""
+    """Three tasks, each a fixed linear map; both a stream and a split."""
 
     steps_per_epoch = 5
     counts = (40, 30, 20)
@@ -70,6 +70,6 @@ class Source:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules hold bit-identical tensors."""
+    """Return whether two modules hold bit-identical tensors."""
     ours, theirs = a.state_dict(), b.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)

@@ -1,27 +1,36 @@
-"""Train the toy in a run directory, going on with one that is there; a function and a program."""
+"""Training of the toy in a run directory, in ways that other processes can import."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import time
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+
+import torch.distributed as dist
 
 from helpers.toy import N_CLASSES, NAMES, Model, Source
 from sparsehyper.training import Processes, Run, TrainConfig, TrainResult, processes, train
 
 
-class SlowSource(Source):
-    """Takes its time, so that a test can act in the middle."""
+class StallingSource(Source):
+    """Makes a file in the middle of training, and then waits to be killed."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(tasks_per_batch=2)
+        self.file = file
 
     def batch(self, epoch, step):
-        time.sleep(0.02)
+        if (epoch, step) == (5, 1):
+            self.file.touch()
+            time.sleep(3600)  # longer than the time limit of any test
         return super().batch(epoch, step)
 
 
 class DeadlyModel(Model):
-    """Kills its own process when the third checkpoint is half written."""
+    """Kills its own process when its third checkpoint is half written."""
 
     saves = 0
 
@@ -35,7 +44,7 @@ class DeadlyModel(Model):
 
 
 def go(path: Path, model: Model, source: Source) -> TrainResult:
-    """Train for 40 updates of 2 batches."""
+    """Train for 40 updates of 2 batches each; resume the run if there is one."""
     config = TrainConfig(steps=40, lr=0.03, eval_every=5, accumulate=2, device="cpu")
     settings = {"training": config.to_dict()}
     resuming = (path / "config.json").exists()
@@ -43,23 +52,25 @@ def go(path: Path, model: Model, source: Source) -> TrainResult:
         return train(model, source, Source(), config, names=NAMES, n_classes=N_CLASSES, run=run)
 
 
-def source_of(here: Processes, kind: type[Source] = Source) -> Source:
-    """Two tasks a batch, so that each of two processes trains the head of another one."""
-    return kind(tasks_per_batch=2, shard=(here.rank, here.count))
+def stall(path: str) -> None:
+    go(Path(path), Model(), StallingSource(Path(path) / "stalled"))
 
 
-def main() -> None:
-    """Take the path and what is to happen from the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--slow", action="store_true")
-    parser.add_argument("--deadly", action="store_true")
-    options = parser.parse_args()
-    model = (DeadlyModel if options.deadly else Model)(dropout=options.dropout)
-    source = source_of(processes("cpu"), SlowSource if options.slow else Source)
-    go(options.path, model, source)
+def die(path: str) -> None:
+    go(Path(path), DeadlyModel(), Source(tasks_per_batch=2))
 
 
-if __name__ == "__main__":
-    main()
+def source_of(here: Processes) -> Source:
+    """Two tasks a batch, so that each of two processes trains the head of a different task."""
+    return Source(tasks_per_batch=2, shard=(here.rank, here.count))
+
+
+def train_as(rank: int, path: Path, store: Path) -> str:
+    """Train as one of two processes that meet at the file `store`; return the progress shown."""
+    # Accelerate insists on an address and a port, though the group already exists.
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    with redirect_stderr(StringIO()) as shown:
+        go(path, Model(dropout=0.0), source_of(processes("cpu")))
+    return shown.getvalue()

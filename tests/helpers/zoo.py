@@ -1,4 +1,4 @@
-"""Every target by name, with two tasks' worth of random data and a loss that suits it."""
+"""Every target by name, with random data and a suitable loss."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from sparsehyper.lab.runs.targets import build_target
 
 @dataclass
 class Batch:
-    """What a target is called with, and the loss of what it returns."""
+    """Arguments of a target, and the loss of its output."""
 
     args: tuple[Any, ...]
     loss: Callable[[Any], Tensor]
@@ -97,7 +97,7 @@ def segmentation() -> Batch:
 
 
 def pixels() -> Batch:
-    """All pixels of a smooth image, by their coordinates."""
+    """Coordinates and values of all pixels of a smooth image."""
     side = torch.linspace(-1, 1, 12)
     at = torch.cartesian_prod(side, side)
     wanted = torch.sin(at @ torch.randn(2, 1) * 3 + torch.randn(1))
@@ -175,7 +175,7 @@ def text() -> Batch:
 
 
 def prompts() -> Batch:
-    """Text for a model in the manner of transformers, padded on the left."""
+    """Text for a model in the style of transformers, padded on the left."""
     tokens = torch.randint(40, (5, 11))
     padding = torch.arange(10) >= torch.randint(4, (5, 1))
     wanted = tokens[:, 1:].masked_fill(~padding, -100)

@@ -1,4 +1,4 @@
-"""Image models, small but built as the real ones are: names, initialisation, odd corners."""
+"""Image models: small, but with the names, initialisation and peculiarities of the real ones."""
 
 from __future__ import annotations
 

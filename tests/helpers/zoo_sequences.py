@@ -34,7 +34,7 @@ class LSTMClassifier(nn.Module):
 
 
 class GRUTagger(nn.Module):
-    """One label a token, and the states: sequence first within, a GRU, a cell on top of it."""
+    """One label per token, and the states: a GRU, sequence first, with a cell on top."""
 
     def __init__(self, vocabulary: int = 30, width: int = 12, n_tags: int = 4) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class GRUTagger(nn.Module):
 
 
 class PackedTagger(nn.Module):
-    """An RNN tagger that pads again what it packed."""
+    """An RNN tagger that packs its input and pads its output."""
 
     def __init__(self, vocabulary: int = 30, width: int = 8, n_tags: int = 4) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ pytree.register_pytree_node(
 
 @dataclass
 class Config:
-    """A model's settings, which go with it."""
+    """Settings that a model carries."""
 
     vocab_size: int = 40
     n_positions: int = 16
@@ -182,7 +182,7 @@ class PreTrainedModel(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """GPT-2's linear layer, its weight the other way round."""
+    """GPT-2's linear layer, whose weight is transposed."""
 
     def __init__(self, n_out: int, n_in: int) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ class GPT2LMHeadModel(PreTrainedModel):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, max_new_tokens: int) -> Tensor:
-        """The likeliest continuation, with the cache."""
+        """The most likely continuation, computed with the cache."""
         out = self(input_ids, use_cache=True)
         for _ in range(max_new_tokens):
             token = out.logits[:, -1:].argmax(-1)
@@ -316,7 +316,7 @@ class GPT2LMHeadModel(PreTrainedModel):
 
 
 class RMSNorm(nn.Module):
-    """Llama's own."""
+    """Llama's RMS norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

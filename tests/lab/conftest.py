@@ -24,7 +24,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory) -> Callable[[str], Finished]:
-    """``finished_study(name)``: a study at its smallest, run once. Not to be changed."""
+    """``finished_study(name)``: a study at its smallest, run once; do not change it."""
 
     @cache
     def finish(name: str) -> Finished:

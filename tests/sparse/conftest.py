@@ -8,7 +8,7 @@ from sparsehyper._util.memory import Memory
 
 @pytest.fixture
 def poison(monkeypatch):
-    """What is handed out as empty holds NaN."""
+    """Fill all uninitialised memory with NaN."""
 
     def poisoned(empty):
         def make(*args, **kwargs):

@@ -59,7 +59,7 @@ def check(y, gx, gw, x, w, g, sources):
     *expected, of_y, of_gx, of_gw = reference(x, w, g, sources)
     for got, value, size in zip((y, gx, gw), expected, (of_y, of_gx, of_gw), strict=True):
         assert got.shape == value.shape
-        # Each of at most a few thousand terms is rounded once or twice.
+        # Each of up to a few thousand terms is rounded once or twice.
         assert ((got.double() - value).abs() <= TOLERANCE[w.dtype] * size + 1e-30).all()
 
 

@@ -35,7 +35,7 @@ def transformer() -> nn.Module:
     return nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True)
 
 
-# Module, shape of its input, which layers.
+# Module, shape of its input, names of layers.
 MODULES = {
     "mlp": (mlp, (5, 4), "*"),
     "convolutions": (convolutions, (5, 2, 4, 4), "*"),
@@ -105,7 +105,7 @@ def structure(module: nn.Module):
 
 
 def snapshot(module: nn.Module):
-    """Everything that adapting a copy might change."""
+    """Everything of a module that adapting a copy might change."""
     return (
         structure(module),
         {name: value.clone() for name, value in module.state_dict().items()},
@@ -233,7 +233,7 @@ def test_a_mask_leaves_exactly_so_many_zeros(sparsity, learned):
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_masked_layer_keeps_the_variance_of_its_output(learned):
-    torch.manual_seed(0)  # as the mask's, which must not follow the weights
+    torch.manual_seed(0)  # the same as the mask, which must not follow the weights
     layer, x = nn.Linear(500, 500, bias=False), torch.randn(500, 500)
     ratio = masked(layer, 0.9, learned=learned, seed=0)(x).var() / layer(x).var()
     assert ratio.item() == pytest.approx(1, abs=0.05)
@@ -357,7 +357,7 @@ def test_merged_tensors_are_trainable_and_others_stay_as_they_are():
 @pytest.mark.parametrize("kind", MODULES)
 def test_merge_leaves_modules_without_adapters_alone(kind):
     module = MODULES[kind][0]()
-    module.parametrizations = nn.ModuleDict({"weight": nn.Linear(2, 2)})  # only called so
+    module.parametrizations = nn.ModuleDict({"weight": nn.Linear(2, 2)})  # in name only
     before = snapshot(module)
     assert merge(module) is module
     assert_unchanged(module, before)
@@ -435,7 +435,7 @@ def test_a_hypernetwork_generates_what_is_trainable_and_materialises_an_ordinary
             plain[0].bias = None
         assert structure(plain) == structure(module)
     assert not torch.allclose(*outputs, atol=1e-3)
-    with torch.no_grad():  # materialising has left it as it was
+    with torch.no_grad():  # materialising has not changed it
         assert torch.equal(hnet(x, task="two"), outputs[1])
 
 
@@ -461,7 +461,7 @@ def test_saved_and_loaded(adapter, tmp_path):
 
 
 def change(module: nn.Module, hnet: HyperNetwork, x: torch.Tensor) -> float:
-    """How far the outputs of generated modules are from those of the given one, relatively."""
+    """Relative distance of the outputs of generated modules from those of the given one."""
     with torch.no_grad():
         given = module(x)
         outputs = torch.stack([hnet(x, task=task) for task in range(len(hnet.task_names))])

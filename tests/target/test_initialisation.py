@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -38,8 +40,9 @@ def generated_std(target: nn.Module, generator: Generator, **settings) -> dict[s
     return {name: float(torch.stack(values).mean().sqrt()) for name, values in squares.items()}
 
 
-def torch_std(make, name: str) -> float:
-    """What PyTorch's own initialisation gives the tensor, over a number of copies."""
+@cache
+def torch_std(make: Callable[[], nn.Module], name: str) -> float:
+    """Standard deviation that PyTorch's own initialisation gives a tensor, over many copies."""
     values = [make().get_parameter(name).detach().reshape(-1) for _ in range(200)]
     return float(torch.cat(values).std())
 

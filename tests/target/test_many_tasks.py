@@ -32,7 +32,7 @@ sizes: list[int] = []
 
 
 class Runs(nn.Module):
-    """Notes, where no one would find it out, how many samples each run is given."""
+    """Records, out of sight of the hypernetwork, the number of samples in each run."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ByValue(nn.Linear):
 
 
 class Cube(torch.autograd.Function):
-    """No rule for vmap."""
+    """An autograd function without a rule for vmap."""
 
     @staticmethod
     def forward(ctx, x):
@@ -81,7 +81,7 @@ class Counting(nn.Linear):
 
 
 class Averaging(nn.Linear):
-    """Puts another buffer in the place of the one it had."""
+    """Replaces its buffer by a new tensor."""
 
     def __init__(self) -> None:
         super().__init__(4, 2)
@@ -245,7 +245,7 @@ def test_in_inference_mode_too():
             torch.testing.assert_close(out[ids == task], hnet(x[ids == task], task=task))
 
 
-# The compiler's own: it makes an instance of every autograd function that it traces.
+# From the compiler, which makes an instance of every autograd function that it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_compiled_equals_eager():
     torch._dynamo.reset()
@@ -362,7 +362,7 @@ def test_a_target_that_keeps_tensors_in_containers_goes_on_working(container):
         torch.testing.assert_close(hnet.materialize(task)(x[own]), out[own])
     copy.deepcopy(hnet)
     kept = hnet.target.module.kept
-    assert container != "list" or len(kept) == 2 * TASKS  # one a task, twice
+    assert container != "list" or len(kept) == 2 * TASKS  # one for each task, twice
 
 
 def test_losses_that_a_target_collects_are_those_of_every_task():
@@ -451,7 +451,7 @@ collected: list[torch.Tensor] = []
 
 
 class Elsewhere(nn.Linear):
-    """Keeps what it computes where no copy of it leads."""
+    """Keeps its results where copies do not reach them."""
 
     seen: dict[str, torch.Tensor] = {}  # noqa: RUF012
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import socket
+from contextlib import closing
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers.ddp import collect
 from sparsehyper import HyperNetwork, InputEncoder, Sparse, TaskEmbedding, fit_embedding
+from sparsehyper.training.isolation import calls_in_processes
 
 TASKS = 6
 
@@ -24,7 +24,7 @@ def make(module: nn.Module, **settings) -> HyperNetwork:
 
 
 class Centre(nn.Module):
-    """Puts a new tensor in the place of its running mean."""
+    """Replaces its running mean by a new tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_evaluation_between_training_steps_keeps_its_gradient():
 
 def test_a_strict_load_reports_keys_of_modules_around():
     outer = nn.Sequential(make(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))), nn.Linear(2, 1))
-    state = dict(outer.state_dict())  # without version numbers, as a file has it
+    state = dict(outer.state_dict())  # without version numbers, as in a file
     outer.load_state_dict(state)
     state["gone.num_batches_tracked"] = torch.tensor(3)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*gone\.num_batches_tracked"):
@@ -173,18 +173,10 @@ def test_a_buffer_that_changes_for_all_tasks_is_told_of_once():
     hnet(torch.randn(3, 4), task=1)  # a second warning would be an error
 
 
-def test_processes_share_what_each_has_seen_of_a_task():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    running = [context.Process(target=collect, args=(r, port, queue)) for r in range(2)]
-    for process in running:
-        process.start()
-    found = [queue.get(timeout=280) for _ in running]
-    for process in running:
-        process.join()
+def test_processes_share_what_each_has_seen_of_a_task(tmp_path):
+    arguments = [(rank, str(tmp_path / "store")) for rank in range(2)]
+    with closing(calls_in_processes(collect, arguments, workers=2)) as outcomes:
+        found = dict(outcomes)
     assert found[0] == found[1]
     means = [sum(state["running_mean"]) / 4 for state in found[0]]
     assert means == pytest.approx([5, 6, 5.5, 0], abs=0.15)

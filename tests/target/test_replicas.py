@@ -1,23 +1,22 @@
-"""A call's tensors are its own, whoever else calls, and whenever a part of it is run again."""
+"""A call's tensors are its own, whoever else calls, and whenever a part is run again."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import gc
-import sys
 import threading
 import weakref
 
 import pytest
 import torch
-import torch.nn.parallel.replicate
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
+from helpers.replicas import replicas
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper.adapters import lora
 
@@ -72,7 +71,7 @@ def test_a_hook_may_call_the_hypernetwork_again():
 
 
 class Checkpointed(nn.Module):
-    """Every kind of layer that keeps weights in a way of its own, in checkpointed parts."""
+    """Every kind of layer that stores its weights differently, in checkpointed parts."""
 
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
@@ -126,22 +125,10 @@ def test_checkpointed_parts_of_two_calls_keep_to_their_tasks():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def replicas(module: nn.Module, count: int, monkeypatch) -> list[nn.Module]:
-    """What `nn.DataParallel` makes for several devices, all on the CPU."""
-    machinery = sys.modules["torch.nn.parallel.replicate"]
-    monkeypatch.setattr(
-        machinery,
-        "_broadcast_coalesced_reshape",
-        lambda tensors, devices, detach=False: [[t.detach() for t in tensors] for _ in devices],
-    )
-    monkeypatch.setattr(machinery, "_get_device_index", lambda *_: 0)
-    return machinery.replicate(module, list(range(count)), detach=True)
-
-
 def test_replicas_of_data_parallel_give_the_original_s_output(monkeypatch):
     hnet = make(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))).eval()
     x = torch.randn(6, 4)
-    for replica in replicas(hnet, 2, monkeypatch):
+    for replica in replicas(hnet, monkeypatch):
         for task in (1, torch.arange(6) % TASKS):
             torch.testing.assert_close(replica(x, task=task), hnet(x, task=task))
 
@@ -165,7 +152,7 @@ def test_update_bn_renews_the_statistics_of_a_task():
 
 
 class Holding(nn.Module):
-    """Refers to its parts in every way but as registered modules."""
+    """Refers to its parts in every way other than as registered modules."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -390,7 +390,7 @@ def test_an_exception_in_forward_leaves_nothing_behind():
     assert_same(inside, snapshot(target))
     assert_same(outside, snapshot(module))
     assert torch.equal(target(tensors(target, theta), 0, (x,), {}), out)
-    copy.deepcopy(target)  # no θ, which has a history and so cannot be copied, is held on to
+    copy.deepcopy(target)  # θ, whose autograd history cannot be copied, is not held
 
 
 def test_hooks_of_the_module_are_called():

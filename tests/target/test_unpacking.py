@@ -78,7 +78,7 @@ def test_vmap_and_grad_transforms(in_dims):
             torch.testing.assert_close(together[i], alone)
 
 
-# The compiler's own: it makes an instance of every autograd function that it traces.
+# From the compiler, which makes an instance of every autograd function that it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_the_compiler_sees_one_graph():
     torch._dynamo.reset()
@@ -135,7 +135,7 @@ def test_forward_mode_of_the_kernels_equals_reverse_mode():
 @pytest.mark.parametrize("lead", [[], [2]])
 @pytest.mark.parametrize("large", [False, True])
 def test_each_tensor_has_a_storage_of_its_own(lead, large):
-    memory = shared_memory()  # keeps it
+    memory = shared_memory()  # hold a reference
     shapes = [
         torch.Size([MIN_POOLED_BYTES // 4 if large else 100]),
         torch.Size([3, 2]),
@@ -154,9 +154,7 @@ def test_each_tensor_has_a_storage_of_its_own(lead, large):
     assert file.tell() < 3000
     tensors[0].fill_(7)
     del tensors
-    lent = [
-        memory.empty([MIN_POOLED_BYTES // 4]).fill_(9) for _ in range(4)
-    ]  # none is what `small` lies in
+    lent = [memory.empty([MIN_POOLED_BYTES // 4]).fill_(9) for _ in range(4)]
     assert small.equal(expected)
     assert len(lent) == 4
 

@@ -1,4 +1,4 @@
-"""Targets as people have them: two tasks are trained, and materialised models agree."""
+"""Realistic targets: two tasks are trained, and materialised models agree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hypernetwork(target: nn.Module, tasks: Any = TASKS) -> HyperNetwork:
 
 
 def losses(hnet: HyperNetwork, batches: dict[str, Batch]) -> dict[str, float]:
-    """In training, for the same dropout every time."""
+    """Losses in training mode, with the same dropout every time."""
     found = {}
     for task, batch in batches.items():
         torch.manual_seed(5)
@@ -71,7 +71,7 @@ def assert_close(out: Any, expected: Any) -> None:
 
 
 def snapshot(module: nn.Module) -> list[Any]:
-    """All that a module is, as far as a hypernetwork could change it."""
+    """Everything of a module that a hypernetwork could change."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return [
         {name: (tensor, tensor.to_dense().clone(), tensor.grad) for name, tensor in tensors},
@@ -92,7 +92,7 @@ def assert_same(before: list[Any], after: list[Any]) -> None:
 
 
 def classes_within(value: Any, seen: set[int] | None = None) -> set[type]:
-    """Classes of sparsehyper among all that a module holds, hooks and plain attributes too."""
+    """Classes of sparsehyper anywhere in a module, including hooks and plain attributes."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return set()
@@ -191,7 +191,7 @@ def test_a_language_model_keeps_what_else_it_can_do():
 
 
 class Recorded(nn.Linear):
-    """Says something about itself that is no tensor, as `get_extra_state` lets it."""
+    """Has extra state that is not a tensor, by `get_extra_state`."""
 
     def get_extra_state(self):
         return {"calls": 3}
@@ -221,7 +221,7 @@ def test_what_cannot_be_saved_is_named(target, message, tmp_path):
 
 
 class Listed(nn.Module):
-    """Uses its parameters from a list, of which PyTorch knows nothing."""
+    """Uses its parameters from a list that PyTorch does not know."""
 
     def __init__(self) -> None:
         super().__init__()

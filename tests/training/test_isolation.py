@@ -53,7 +53,7 @@ def test_several_at_a_time():
 
 
 def test_processes_end_with_whoever_asks_for_no_more(tmp_path):
-    """Though they would sleep for longer than any test."""
+    """Although they would never end by themselves."""
     arguments = [({"i": 0}, tmp_path), ({"i": 1}, tmp_path)]
     with closing(calls_in_processes(nap_unless_first, arguments, workers=2)) as outcomes:
         assert next(outcomes) == (0, None)
@@ -63,7 +63,7 @@ def test_processes_end_with_whoever_asks_for_no_more(tmp_path):
 
 
 def test_ctrl_c_of_a_terminal_reaches_this_process_alone(tmp_path):
-    """A terminal sends it to all; this process tells the other by SIGTERM."""
+    """A terminal sends it to both; this process passes it on as SIGTERM."""
     path = tmp_path / "file"
     assert call_in_process(outlive_ctrl_c, path) == "it went on"
 
@@ -85,7 +85,7 @@ def test_a_signal_lets_it_finish(tmp_path):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Interrupted, match="stopped"):
         call_in_process(finish_when_told, path)
     assert path.read_text() == "finished"

@@ -19,7 +19,7 @@ CONFIG = {"training": {"steps": 10, "lr": 0.1}, "data": "digits", "seed": 0}
 
 
 def save(run, step, *, best, seed=0):
-    """Checkpoint a model that the seed tells apart."""
+    """Checkpoint a model that the seed identifies."""
     model = Model(seed)
     optimizer = torch.optim.Adam(model.parameters())
     run.save(model, optimizer, TrainingState(step=step, best_step=step), best=best)
@@ -212,7 +212,7 @@ def test_a_run_that_another_process_just_finished_is_left_alone(tmp_path, monkey
     monkeypatch.setattr("sparsehyper.training.run.lock", later)
     with pytest.raises(FileExistsError, match="already holds a run"):
         Run.create(tmp_path / "run", CONFIG)
-    with Run.open(tmp_path / "run") as run:  # which the failed attempt did not keep locked
+    with Run.open(tmp_path / "run") as run:  # the failed attempt did not keep it locked
         assert run.config == {"seed": 1}
 
 
@@ -294,7 +294,7 @@ def test_a_save_that_fails_is_as_if_it_had_not_been(tmp_path, monkeypatch):
 
 
 def test_checkpoints_can_be_read_at_every_moment_of_a_save(tmp_path, monkeypatch):
-    """Whenever something is renamed or removed, a reader that opens then finds a whole one."""
+    """A reader that opens at any rename or removal finds a whole checkpoint."""
     seen = []
 
     def looking(act):
@@ -325,7 +325,7 @@ def test_a_reader_that_comes_while_the_checkpoints_are_exchanged(tmp_path, monke
     with Run.create(path, CONFIG) as run:
         save(run, 1, best=True)
         away = path / "away"
-        (path / "checkpoints").rename(away)  # neither here nor there, for a moment
+        (path / "checkpoints").rename(away)  # in neither place for a moment
         monkeypatch.setattr(time, "sleep", lambda _: away.exists() and away.rename(run.last.parent))
         with open_checkpoint(path, "best", read_id(path)) as checkpoint:
             assert checkpoint.state.step == 1

@@ -1,4 +1,4 @@
-"""Commands that write something, and how to tell that it is whole, and the same."""
+"""Commands that write something, with checks that it is whole and reproducible."""
 
 from __future__ import annotations
 
@@ -18,27 +18,37 @@ from sparsehyper.lab.studies.cells import read_cells
 
 STUDY = """
 from sparsehyper.lab.studies.scaling import Scaling
-settings = Scaling("digits", (16, 32), (2, 3), 16, 2, 6, trials=2, seeds=1)
+settings = Scaling("digits", (16, 32), (2, 3), 16, 2, steps={steps}, trials=2, seeds=1)
 Scaling.smoke = lambda: settings
 """
+ENDLESS = 10**9  # updates, far beyond the time limit of any test
 TIMES = ("seconds", "step_ms", "model_ms", "peak_memory", "peak_memory_mb", "images_per_second")
 
 
 class Case(NamedTuple):
-    """A command that writes something to ``out``."""
+    """A command that writes something.
+
+    Attributes:
+        arguments: Command line, without ``--out``.
+        check: Asserts that what is there is whole.
+        end: Reads what the command leaves, without times.
+        out: Name of what it writes.
+        again: Further arguments with which it goes on.
+        setup: Python to run first.
+    """
 
     arguments: list[object]
-    check: Callable[[Path], None]  # that what is there is whole
-    end: Callable[[Path], Any]  # what the command leaves, without times
+    check: Callable[[Path], None]
+    end: Callable[[Path], Any]
     out: str = "run"
-    again: tuple[str, ...] = ()  # what is said to go on
+    again: tuple[str, ...] = ()
     setup: str = ""
 
     def start(self, folder: Path) -> list[object]:
         return [*self.arguments, "--out", folder / self.out]
 
     def undisturbed(self, commands: Commands, folder: Path) -> tuple[float, Any]:
-        """How many seconds the command takes, and what it leaves, where nothing goes wrong."""
+        """Run the command; return the seconds that it took, and what it leaves."""
         started = time.monotonic()
         done = commands.run(*self.start(folder), setup=self.setup)
         assert done.code == 0, done.err
@@ -46,15 +56,19 @@ class Case(NamedTuple):
 
     def go_on(self, commands: Commands, folder: Path) -> None:
         done = commands.run(*self.start(folder), *self.again, setup=self.setup)
-        if done.code == 2 and "holds no run" in done.err:  # killed before there was one
+        if done.code == 2 and "holds no run" in done.err:  # killed before there was a run
             done = commands.run(*self.start(folder), setup=self.setup)
         if not (done.code == 2 and "exists" in done.err and not self.again):
             assert done.code == 0, done.err
 
 
 def all_cases(base: Path, images: Path) -> dict[str, Case]:
-    """By name of the command; `base` is a run, `images` a folder of new tasks."""
-    compared = ["--method", "dense", "--method", "experts", "--seeds", "1"]
+    """All cases by name.
+
+    Args:
+        base: A run.
+        images: A folder of new tasks.
+    """
     adapted = ["adapt", base, "--data", images, "--steps", "3", "--device", "cpu"]
     return {
         "train": Case(["train", *QUICK], check_run, end_of_run, again=("--resume",)),
@@ -64,18 +78,22 @@ def all_cases(base: Path, images: Path) -> dict[str, Case]:
         ),
         "tasks": Case(["tasks", base, "--rename", "0-1", "low"], check_run, end_of_adapted),
         "report": Case(["report", base], check_page, Path.exists, "report.html"),
-        "compare": Case(
-            ["compare", *SMALL, "--steps", "6", "--eval-every", "2", *compared],
-            check_comparison,
-            end_of_comparison,
-        ),
-        "study": Case(
-            ["study", "scaling", "--scale", "smoke", "--quiet"],
-            check_study,
-            end_of_study,
-            setup=STUDY,
-        ),
+        "compare": comparison(6),
+        "endless compare": comparison(ENDLESS),
+        "study": study(6),
+        "endless study": study(ENDLESS),
     }
+
+
+def comparison(steps: int) -> Case:
+    methods = ["--method", "dense", "--method", "experts", "--seeds", "1"]
+    arguments = ["compare", *SMALL, "--steps", steps, "--eval-every", "2", *methods]
+    return Case(arguments, check_comparison, end_of_comparison)
+
+
+def study(steps: int) -> Case:
+    arguments = ["study", "scaling", "--scale", "smoke", "--quiet"]
+    return Case(arguments, check_study, end_of_study, setup=STUDY.format(steps=steps))
 
 
 def check_run(run: Path) -> None:
@@ -113,7 +131,7 @@ def check_study(out: Path) -> None:
 
 def end_of_run(run: Path) -> Any:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    # Of training there is a line more where it was asked to stop.
+    # A run that was asked to stop has one more line of kind "training".
     lines = [line for line in lines if line["kind"] == "validation"]
     state, found = dict(load_run(run).model.state_dict()), result(run / "result.json")
     found = {part: found[part] for part in ("experiment", "training", "test")}
@@ -132,13 +150,13 @@ def end_of_comparison(out: Path) -> Any:
 
 def end_of_study(out: Path) -> Any:
     results = result(out / "results.json")
-    for name in ("exponents", "claims"):  # of times among others
+    for name in ("exponents", "claims"):  # some are of times
         results.pop(name)
     return results, timeless(read_cells(out))
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What only commands at work have."""
+    """Files that are there only while a command is at work."""
     found = folder.rglob("*")
     return [
         str(path.relative_to(folder))
@@ -152,14 +170,14 @@ def result(file: Path) -> Any:
 
 
 def timeless(value: Any) -> Any:
-    """Without what is a time or an amount of memory."""
+    """A result without its times and amounts of memory."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in TIMES}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two results are not equal, tensors to the bit."""
+    """Places where two results differ; tensors must be equal to the bit."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [found for k in a for found in differences(a[k], b[k], f"{where}/{k}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, and what goes wrong with what they write."""
+"""Commands in processes of their own, with faults in what they write."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
-HANG = 300  # seconds; ten times what any command takes
+from helpers import environment
+from helpers.faults import zygote
 
 SMALL = ["--data", "digits", "--tasks", "split:2", "--latent-dim", "8", "--target", "mlp:4"]
 SMALL += ["--device", "cpu", "--quiet", "--warmup", "0"]
@@ -51,66 +51,74 @@ COUNT, KILL, FULL, READ_ONLY = range(4)
 
 
 class Commands:
-    """Runs commands one after another; each starts at once, as all imports are done already.
+    """Runs commands, each in a process of its own that starts at once: all imports are done.
 
     Args:
-        folder: for what it needs, below which no command writes.
-        library: of faults.c, if faults are wanted.
+        folder: for files of its own; no command writes below it.
+        library: the compiled faults.c.
     """
 
-    def __init__(self, folder: Path, library: Path | None = None) -> None:
+    def __init__(self, folder: Path, library: Path) -> None:
         self.folder = folder
-        self.number = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        if library is not None:
-            shared = folder / "state"
-            shared.write_bytes(bytes(ctypes.sizeof(State)))
-            with shared.open("r+b") as file:
-                self._memory = mmap.mmap(file.fileno(), 0)
-            self.state = State.from_buffer(self._memory)
-            environment |= {"LD_PRELOAD": str(library), "FAULTS_STATE": str(shared)}
+        self.running: set[int] = set()
+        shared = folder / "state"
+        shared.write_bytes(bytes(ctypes.sizeof(State)))
+        with shared.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self.state = State.from_buffer(self._memory)
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._zygote = subprocess.Popen(
-            [sys.executable, HERE / "zygote.py"],
+            [sys.executable, zygote.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env=environment,
+            env=environment(**threads, LD_PRELOAD=str(library), FAULTS_STATE=str(shared)),
         )
         assert self._read() == "ready"
 
     def start(self, *arguments: object, setup: str = "") -> int:
-        """Start a command, after some Python; returns its process."""
+        """Start a command, after some Python, or Python alone; return the id of its process."""
         request = {
             "arguments": [str(a) for a in arguments],
             "setup": setup,
-            "out": str(self.folder / "out"),
-            "err": str(self.folder / "err"),
+            "folder": str(self.folder),
         }
-        self._zygote.stdin.write(json.dumps(request) + "\n")
-        self.process = int(self._read())
-        return self.process
+        process = int(self._ask(request))
+        self.running.add(process)
+        return process
 
-    def wait(self) -> Outcome:
-        """How the command ended that was started."""
-        self._zygote.stdin.write("wait\n")
-        code = int(self._read())
-        return Outcome(code, *((self.folder / name).read_text() for name in ("out", "err")))
+    def wait(self, process: int) -> Outcome:
+        """Wait for a command to end."""
+        try:
+            code = int(self._ask(process))
+        except BaseException:  # the time limit of the test
+            os.killpg(process, signal.SIGKILL)
+            self._read()
+            raise
+        finally:
+            self.running.discard(process)
+        files = [self.folder / f"{process}.{name}" for name in ("out", "err")]
+        # A process that was killed at once has opened neither.
+        return Outcome(code, *(file.read_text() if file.exists() else "" for file in files))
 
     def run(self, *arguments: object, setup: str = "") -> Outcome:
-        self.start(*arguments, setup=setup)
-        return self.wait()
+        return self.wait(self.start(*arguments, setup=setup))
 
-    def stop(self) -> Outcome:
-        """Kill the command that was started, and return once all of its processes have ended."""
-        os.kill(self.process, signal.SIGKILL)
-        outcome = self.wait()
-        self.wait_for_processes()
+    def stop(self, process: int) -> Outcome:
+        """Kill a command, and return once all of its processes have ended."""
+        os.kill(process, signal.SIGKILL)
+        outcome = self.wait(process)
+        self.wait_for_processes(process)
         return outcome
 
-    def processes(self) -> list[int]:
-        """Those of the command that was started last which have not ended."""
+    def stop_all(self) -> None:
+        """Kill the commands that no one has waited for."""
+        for process in list(self.running):
+            self.stop(process)
+
+    def processes(self, command: int) -> list[int]:
+        """The processes of a command that have not ended."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -118,19 +126,17 @@ class Commands:
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 except OSError:
                     continue
-                if int(fields[3]) == self.process and fields[0] != "Z":  # of its session
+                if int(fields[3]) == command and fields[0] != "Z":  # in its session
                     found.append(int(entry.name))
         return found
 
-    def wait_for_processes(self) -> None:
-        """Return once all of them have ended."""
-        until = time.monotonic() + HANG
-        while found := self.processes():
-            assert time.monotonic() < until, found
+    def wait_for_processes(self, command: int) -> None:
+        """Return once all processes of a command have ended."""
+        while self.processes(command):
             time.sleep(0.02)
 
     def count(self, root: Path, kind: int, *arguments: object, setup: str = "") -> int:
-        """How many calls of a command could go wrong."""
+        """Count the calls of a command that could go wrong."""
         self._arm(root, 0, kind)
         outcome = self.run(*arguments, setup=setup)
         self.state.root = b""
@@ -138,7 +144,7 @@ class Commands:
         return self.state.calls
 
     def fail(self, root: Path, kind: int, at: int, *arguments: object, setup: str = "") -> Outcome:
-        """Run a command of which a call below ``root`` goes wrong, the one of this number."""
+        """Run a command whose call number ``at`` below ``root`` goes wrong."""
         self._arm(root, at, kind)
         outcome = self.run(*arguments, setup=setup)
         self.state.root = b""
@@ -150,25 +156,19 @@ class Commands:
         return self.state.what.decode()
 
     def close(self) -> None:
-        if self._zygote.poll() is None:
-            self._zygote.stdin.close()
-            self._zygote.wait(HANG)
+        self._zygote.stdin.close()
+        self._zygote.wait()
         self._zygote.stdout.close()
 
     def _arm(self, root: Path, at: int, kind: int) -> None:
         self.state.calls, self.state.at, self.state.kind = 0, at, kind
         self.state.what, self.state.root = b"", os.fsencode(root)
 
-    def _read(self) -> str:
-        def overdue(*_) -> None:
-            raise AssertionError("the command hangs")
+    def _ask(self, request: object) -> str:
+        self._zygote.stdin.write(json.dumps(request) + "\n")
+        return self._read()
 
-        before = signal.signal(signal.SIGALRM, overdue)
-        signal.alarm(HANG)
-        try:
-            line = self._zygote.stdout.readline()
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+    def _read(self) -> str:
+        line = self._zygote.stdout.readline()
         assert line, "the zygote died"
         return line.strip()

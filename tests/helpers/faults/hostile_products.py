@@ -1,4 +1,4 @@
-"""Calls the products with hostile arguments; prints how many were refused, right and wrong."""
+"""Calls of the products with hostile arguments, counted as refused, right or wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = (torch.float32,) * 12 + (torch.float64, torch.bfloat16, torch.int32, to
 
 
 def tensor(rng: random.Random, shape: list[int]) -> torch.Tensor:
-    """Mostly what was asked for."""
+    """A tensor that is mostly as asked for."""
     while rng.random() < 0.08:
         change = rng.randrange(3)
         if change == 0:
@@ -51,7 +51,7 @@ def numbers(rng: random.Random, count: int, n: int) -> list[int]:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor._is_zerotensor():  # of which PyTorch itself makes arbitrary numbers at places
+    if tensor._is_zerotensor():  # PyTorch itself turns some of these into arbitrary numbers
         return torch.zeros(tensor.shape, dtype=torch.double)
     return tensor.detach().to_dense().double()
 
@@ -61,7 +61,7 @@ def dense(x: torch.Tensor, weight: torch.Tensor, sources: torch.Tensor) -> torch
 
 
 def trial(rng: random.Random) -> bool:
-    """One call, and whether its result is right; raises what it raises."""
+    """Make one call; return whether its result is right, and let its errors through."""
     n, m, k, rows = (rng.choice(SIZES) for _ in range(4))
     x, w, g = tensor(rng, [rows, n]), tensor(rng, [k, m]), tensor(rng, [rows, m])
     operators = torch.ops.sparsehyper
@@ -118,7 +118,7 @@ def main(trials: int) -> None:
         torch.manual_seed(seed)
         try:
             fine = trial(random.Random(seed))
-        except Exception:  # whichever it is, it is Python's
+        except Exception:  # any Python error is a refusal
             refused += 1
             continue
         right += fine
@@ -126,7 +126,3 @@ def main(trials: int) -> None:
         if not fine:
             print("wrong: seed", seed, file=sys.stderr)
     print(refused, right, wrong)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

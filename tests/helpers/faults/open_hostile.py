@@ -1,4 +1,4 @@
-"""Open files of a stranger's in every way there is, and tell what that ran: a program.
+"""Open a stranger's files in every way there is, and tell what that ran.
 
 It makes hostile variants of the runs in a folder and calls every command that reads a run on each.
 An audit hook notes whatever a file could have caused: processes, imports of the modules that the
@@ -32,7 +32,7 @@ from sparsehyper.lab.cli.app import run as command_line
 from sparsehyper.lab.runs import build_target
 
 MARKER = "executed"  # a file that hostile code would make
-MODULE = "hostile_module"  # a module that notes that it was imported
+MODULE = "hostile_module"  # a module that makes the marker when imported
 
 PROCESSES = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"),
@@ -41,7 +41,7 @@ PROCESSES = {
 
 
 class Executes:
-    """Unpickled, it runs a command."""
+    """Runs a command when unpickled."""
 
     def __reduce__(self):
         return os.system, (f"touch {MARKER}",)
@@ -52,11 +52,11 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def watch(secret: Path, folder: Path) -> list[str]:
-    """From now on, what a file should not have caused is noted.
+    """Install an audit hook; return the list that it extends by what files must not cause.
 
     Args:
-        secret: what nothing may open.
-        folder: outside of which nothing may be written.
+        secret: A file that nothing may open.
+        folder: The only place that may be written to.
     """
     noted: list[str] = []
     secret, folder = secret.resolve(), folder.resolve()
@@ -87,7 +87,7 @@ def watch(secret: Path, folder: Path) -> list[str]:
 
 
 def archives(folder: Path) -> dict[str, bytes]:
-    """Contents of other formats, of which those that can hold code do."""
+    """Files of other formats, by name; those that can contain code do."""
     pickled, saved, zipped = pickle.dumps(Executes()), io.BytesIO(), io.BytesIO()
     torch.save(Executes(), saved)
     with zipfile.ZipFile(zipped, "w") as archive:
@@ -124,7 +124,7 @@ TARGETS = [
 
 
 def settings(folder: Path) -> dict[str, dict]:
-    """Changes of a run's configuration, by what they are; a dotted key is a path."""
+    """Changes of a run's configuration, by description; a dotted key is a path."""
     command = ["sh", "-c", f"touch {folder / MARKER}"]
     shape = {"resolved.tasks.image_shape": command}
     changes = {f"target {target}": {"target": target, **shape} for target in TARGETS}
@@ -176,7 +176,7 @@ def changed(config: dict, changes: dict) -> dict:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Give a file another content, with the digest that goes with it where there is one."""
+    """Give a file other content, with the matching digest where there is one."""
     file.unlink()
     file.write_bytes(content)
     sums = file.parent / "SHA256SUMS"
@@ -195,7 +195,7 @@ def replace(file: Path, content: bytes) -> None:
 
 
 class Attack(NamedTuple):
-    """A change of a directory, and what then reads it."""
+    """A change of a directory, and the call that then reads it."""
 
     what: str
     kind: str  # of the directory
@@ -284,7 +284,7 @@ def attacks(runs: Path, folder: Path, secret: Path) -> Iterator[Attack]:
 def elsewhere(
     files: dict[str, list[Path]], folder: Path, secret: Path, every: list[Callable[[Path], int]]
 ) -> Iterator[Attack]:
-    """Files of a run that lead to others, or never end."""
+    """Files of a run that point elsewhere or never end."""
     places = (secret, os.path.relpath(secret, folder), "/dev/zero", "/proc/self/pagemap")
     for kind in ("best", "last"):
         for name in places:
@@ -340,9 +340,14 @@ def elsewhere(
                     yield Attack(f"{what} planted as {kind}/{name}", kind, plant, read)
 
 
-def main() -> None:
-    """Arguments: the folder of runs, a folder to work in, and to take every how manieth attack."""
-    runs, work, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def main(runs: Path, work: Path, stride: int) -> None:
+    """Try attacks, and print what was found as JSON.
+
+    Args:
+        runs: What `make_runs` made.
+        work: A folder to work in.
+        stride: Distance between the attacks that are tried; 1 for all of them.
+    """
     folder, secret = work / "folder", work / "secret"
     secret.write_text("of others\n")
     secret.chmod(0o600)
@@ -357,7 +362,7 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return attack.read(folder / attack.kind)
 
-    for number in range(len(commands(folder))):  # what is imported at the first use
+    for number in range(len(commands(folder))):  # first use imports modules
         attempt(Attack("", "run", lambda run: (run / "result.json").unlink(), command(number)))
     noted = watch(secret, folder)
     tried, accepted, failures = 0, [], []
@@ -381,7 +386,3 @@ def main() -> None:
             }
         )
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ def make_target():
 
 
 def train(path, seed):
-    """A run that is worse in the end than at its best, so that its two checkpoints differ."""
+    """Train a run that ends worse than its best, so that its two checkpoints differ."""
     training = TrainConfig(
         steps=12, eval_every=2, log_every=1, lr=0.3, seed=seed, clip=None, device="cpu"
     )
@@ -24,7 +24,7 @@ def train(path, seed):
 
 
 def make_runs(path):
-    """A run, another like it, one that was adapted, and two saved models."""
+    """Make two similar runs, an adapted run, and two saved models."""
     for name, seed in (("run", 0), ("other", 1)):
         train(path / name, seed)
     change_tasks(path / "run", path / "adapted", rename=("0-1-2-3-4", "low"))

@@ -1,8 +1,9 @@
 """A process that has imported what commands need, and forks one process for each command.
 
-Reads a command a line, as JSON: ``arguments``, files for its ``out`` and ``err``, ``setup`` (Python
-to run first). Writes its process, which signals reach from then on; and, when asked by another
-line, its exit code once it has ended.
+Reads a request a line, as JSON. For a command, an object with its ``arguments``, ``setup`` (Python
+to run first, or alone if there are no arguments) and the ``folder`` of its output, it writes the id
+of its process, which signals reach from then on. For the id of a process it writes its exit code,
+once it has ended.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def main() -> None:
     print("ready", file=answers)
     for line in sys.stdin:
         request = json.loads(line)
+        if isinstance(request, int):
+            print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), file=answers)
+            continue
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         process = os.fork()
         if not process:
@@ -35,18 +39,16 @@ def main() -> None:
             work(request, signals)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         print(process, file=answers)
-        sys.stdin.readline()
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(code, file=answers)
 
 
 def work(request, signals) -> None:
-    """The command, as from a shell; never returns."""
+    """Run the command as a shell would; never returns."""
     from sparsehyper.lab.cli import main
     from sparsehyper.training.interrupt import raising_signals
 
     os.setsid()
-    for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
+    output = f"{request['folder']}/{os.getpid()}"
+    for number, name in ((0, os.devnull), (1, f"{output}.out"), (2, f"{output}.err")):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     sys.argv = ["sparsehyper", *request["arguments"]]
@@ -54,14 +56,15 @@ def work(request, signals) -> None:
     try:
         with raising_signals():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-            exec(request["setup"], {})
-            main()
+            exec(request["setup"], {"__name__": "setup"})
+            if request["arguments"]:
+                main()
     except SystemExit as stop:
         code = stop.code
-    except KeyboardInterrupt:  # in the moments before and after `main`
+    except KeyboardInterrupt:  # just before or after `main`
         print("interrupted", file=sys.stderr)
         code = 130
-    except BaseException:  # what the interpreter would do
+    except BaseException:  # as the interpreter would
         traceback.print_exc()
         code = 1
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# A library that answers as the protocol asks, and one that cannot be used.
+# One library answers as the protocol asks, another one cannot be used.
 WORKER = """
 import json, sys
 if sys.argv[1] == "hyperlight":

@@ -16,7 +16,7 @@ from sparsehyper.lab.bench.products import (
 
 
 def reference(layer, x, cotangent):
-    """Output, gradient of x, and that of every weight, sorted by output, then input."""
+    """Output, gradient of x, and gradient of every weight, sorted by output, then input."""
     y = layer(x)
     of_x, of_weight = torch.autograd.grad(y, [x, layer.weight], cotangent)
     order = layer.connections().long().T.argsort(dim=1)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from helpers.pictures import write_task
 from sparsehyper.lab.cli.app import run
 
 
@@ -33,13 +32,8 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two tasks of two classes, 10 grey 8 × 8 images each, darker for the second class."""
-    rng = np.random.default_rng(0)
+    """Two tasks of two classes, of 10 images each."""
     root = tmp_path / "shop"
-    for task in ("shoes", "bags"):
-        for shade, name in ((60, "new"), (190, "worn")):
-            (root / task / name).mkdir(parents=True)
-            for i in range(10):
-                pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / task / name / f"{i}.png")
+    for seed, task in enumerate(("shoes", "bags")):
+        write_task(root / task, {"new": 60, "worn": 190}, count=10, seed=seed)
     return root

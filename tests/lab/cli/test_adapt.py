@@ -19,32 +19,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers.command_line import QUICK
+from helpers.pictures import write_task
 from sparsehyper.lab.runs import build_target, load_run
 from sparsehyper.lab.runs.adapted import TaskEntry, TaskList
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Two tasks of two shades each, and a run that knows them."""
+    """Images of two known tasks and a new one, and a run that knows the two."""
     from sparsehyper.lab.cli.app import run
 
     root = tmp_path_factory.mktemp("adapt")
-    for task, shades in (("shoes", (60, 190)), ("bags", (190, 60))):
-        write_task(root / "data" / task, shades)
-    write_task(root / "hats", (90, 160), names=("old", "new"))
+    write_task(root / "data" / "shoes", {"new": 60, "worn": 190}, count=10)
+    write_task(root / "data" / "bags", {"new": 190, "worn": 60}, count=10, seed=1)
+    write_task(root / "hats", {"old": 90, "new": 160}, count=10, seed=2)
     options = [*QUICK, "--steps", "60", "--tasks-per-batch", "2", "--batch-size", "8"]
     data = ["--data", str(root / "data"), "--out", str(root / "run")]
     assert run(["train", *data, *options, "--outputs", "3"]) == 0
     return root
-
-
-def write_task(folder: Path, shades: tuple[int, int], names=("new", "worn"), count: int = 10):
-    rng = np.random.default_rng(sum(shades))
-    for shade, name in zip(shades, names, strict=True):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(shade - 40, shade + 40, (8, 8)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -86,7 +78,7 @@ def test_adapted_runs_can_be_adapted_and_all_tasks_of_a_folder_at_once(
     command, trained, adapted, tmp_path
 ):
     for name, shades in (("caps", (80, 170)), ("gloves", (170, 80))):
-        write_task(tmp_path / "more" / name, shades)
+        write_task(tmp_path / "more" / name, {"new": shades[0], "worn": shades[1]}, count=10)
     out = tmp_path / "again"
     done = command(
         *("adapt", adapted, "--data", tmp_path / "more", "--out", out, "--tune", "last"),
@@ -108,8 +100,8 @@ def test_adapted_runs_can_be_adapted_and_all_tasks_of_a_folder_at_once(
 
 
 def test_test_images_are_only_measured(command, trained, tmp_path):
-    write_task(tmp_path / "parts" / "train", (90, 160), count=5)
-    write_task(tmp_path / "parts" / "test", (90, 160), count=7)
+    write_task(tmp_path / "parts" / "train", {"new": 90, "worn": 160}, count=5)
+    write_task(tmp_path / "parts" / "test", {"new": 90, "worn": 160}, count=7, seed=1)
     done = command(
         *("adapt", trained / "run", "--data", tmp_path / "parts", "--task", "hats"),
         *("--out", tmp_path / "new", "--json"),
@@ -200,7 +192,7 @@ def test_tasks_are_renamed_and_removed_in_new_runs(command, trained, adapted, tm
     for name, was in (("sacks", "bags"), ("hats", "hats")):
         now, then = run.materialize(name).state_dict(), old.materialize(was).state_dict()
         torch.testing.assert_close(now, then, rtol=0, atol=0)
-    # A name that has become free, for the task that had another.
+    # A name that another task has given up.
     back = tmp_path / "back"
     assert command("tasks", fewer, "--rename", "sacks", "shoes", "--out", back).code == 0
     assert load_run(back).tasks.names == ("shoes", "hats")

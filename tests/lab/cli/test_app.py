@@ -116,7 +116,7 @@ def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_command_begins(command, monkeypatch, number):
-    """While the words are read, here those that ask for the version."""
+    """While the arguments are parsed, here those that ask for the version."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: signal.raise_signal(number))
     stopped = command("--version")
     assert (stopped.code, stopped.err) == (130, "interrupted\n")

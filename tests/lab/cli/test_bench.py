@@ -11,13 +11,13 @@ from sparsehyper.lab import bench
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Smaller still than quick: one size of generator, for as few processes as can be."""
+    """Even smaller than `--quick`: one size of generator, to start few processes."""
     sizes = replace(bench.QUICK, generators=(20_000,), scale=("tiny",))
     monkeypatch.setattr(bench, "QUICK", sizes)
 
 
 def spreads(value):
-    """Every median with its quartiles, anywhere within."""
+    """Yield every median with its quartiles, at any depth."""
     if isinstance(value, dict):
         if set(value) == {"median", "low", "high"}:
             yield value
@@ -29,6 +29,7 @@ def spreads(value):
             yield from spreads(inner)
 
 
+@pytest.mark.slow
 def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     out = tmp_path / "bench"
     done = command("bench", "--quick", "--rounds", 1, "--seed", 3, "--out", out)

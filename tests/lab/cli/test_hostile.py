@@ -1,4 +1,4 @@
-"""Names and numbers that nobody should give, and what terminals and spreadsheets get of them."""
+"""Hostile names and numbers, and what reaches terminals and spreadsheets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASSES = ("@SUM(1)\n\x9b2J", "\u202e-1")
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """A folder of images whose names are no words."""
+    """A folder of images with hostile names."""
     root, rng = tmp_path_factory.mktemp("hostile"), np.random.default_rng(0)
     for task in TASKS:
         for name in CLASSES:
@@ -51,7 +51,7 @@ def trained(command, hostile, tmp_path) -> Path:
 
 
 def check_shown(text: str) -> None:
-    """No character that is no writing, but the ends of lines."""
+    """Assert that all characters are printable or line breaks."""
     hidden = [c for c in text if not c.isprintable() and c != "\n"]
     assert not hidden
 

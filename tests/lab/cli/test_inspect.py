@@ -23,7 +23,7 @@ def test_layers_and_sizes_add_up(command):
     assert summary["operations"]["target"]["multiply_adds"] == 784 * 32 + 32 * 10
     assert summary["effective_rank"]["exact"]
     assert 1 < summary["effective_rank"]["effective_rank"] <= 255
-    assert not {"statistics", "nearest"} & set(summary)  # which are of tasks that were learned
+    assert not {"statistics", "nearest"} & set(summary)  # these belong to tasks that were learned
 
 
 def test_a_run_is_shown_as_it_was_trained(command, tmp_path):

@@ -10,7 +10,7 @@ from helpers.command_line import QUICK
 
 @pytest.fixture
 def run(command, folder, tmp_path):
-    """A run on images of a folder."""
+    """A run on a folder of images."""
     assert command("train", "--out", tmp_path / "run", "--data", folder, *QUICK).code == 0
     return tmp_path / "run"
 

@@ -181,7 +181,7 @@ def test_a_target_of_one_s_own_is_named_each_time(command, tmp_path, monkeypatch
     assert command("predict", new, "x.png").code == 2
     assert "--trust-target" in command("predict", new, "x.png").err
     assert "--trust-target" in command("adapt", new, "--data", run, "--out", tmp_path / "x").err
-    # To name it as the target is to trust it.
+    # Naming a function as the target means trusting it.
     named = command(*more, 35, "--target", "cli_target:net")
     assert named.code == 0, named.err
     assert "--trust-target cli_target:net" in command(*more, 40, "--target", "mlp:8").err
@@ -195,7 +195,7 @@ def test_resume_says_that_it_goes_on_from_the_best_checkpoint(command, tmp_path)
     weights.unlink()
     weights.write_bytes(content[:-100])
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # and not an error, as in other tests
+        warnings.simplefilter("default")  # not an error, as in other tests
         done = command("train", "--out", run, "--resume", "--steps", 30, "--quiet")
     assert done.code == 0
     assert done.err.startswith(f"warning: {weights} is damaged: ")

@@ -20,5 +20,5 @@ def _noise(
 
 @pytest.fixture
 def noise() -> Callable[..., Source]:
-    """Makes a source of random images, none like another."""
+    """Makes a source of random images that all differ."""
     return _noise

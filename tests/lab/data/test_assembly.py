@@ -26,7 +26,7 @@ def _everything(split, task):
 
 
 def _shown(tasks, split):
-    """What identifies the images of a split: their pixels as bytes, in no order."""
+    """The images of a split, identified by their pixels, in no order."""
     scale = torch.tensor(tasks.std).view(-1, 1, 1)
     shift = torch.tensor(tasks.mean).view(-1, 1, 1)
     seen = set()

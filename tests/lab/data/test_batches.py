@@ -9,7 +9,7 @@ from sparsehyper.lab.data.transforms import crop_and_flip
 
 @pytest.fixture
 def train(noise):
-    """Tasks of 27, 30, 57 and 27 images, about."""
+    """Tasks of about 27, 30, 57 and 27 images."""
     return make_tasks(noise(n=130), Split([(0, 1), (2, 3), (0, 1, 2, 3), (3, 1)])).train
 
 

@@ -14,7 +14,7 @@ def _picture(seed=0, shape=(6, 5)):
 
 @pytest.fixture
 def fill(tmp_path):
-    """Writes ``n`` different pictures to each folder named."""
+    """Write ``n`` different pictures to each of the folders."""
     counter = iter(range(10**6))
 
     def write(*folders, n=5, suffix=".png", shape=(6, 5)):

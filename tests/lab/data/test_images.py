@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sparsehyper.lab.data import images
 from sparsehyper.lab.data.images import channels_first, decode, in_threads, read_header
 
 
@@ -140,7 +139,7 @@ def _exif(kind: int, count: int, value: bytes, *, tag: int = 0x0112, entries: in
         _exif(2, 2, b"6\0\0\0"),  # as text
         _exif(1, 1, b"\6\0\0\0"),  # as bytes
         _exif(7, 4, b"\6\0\0\0"),  # of an undefined type
-        _exif(3, 2**32 - 1, b"\6\0\0\0"),  # a list without end
+        _exif(3, 2**32 - 1, b"\6\0\0\0"),  # an endless list
         _exif(3, 1, b"\x09\0\0\0"),
         _exif(3, 1, b"\0\0\0\0"),
         _exif(3, 1, b"\6\0\0\0", tag=0x8769, entries=65535),  # a directory of directories
@@ -183,10 +182,12 @@ def test_pictures_of_no_size_or_of_too_large_a_one_are_refused_by_their_headers(
             read(encoded)
 
 
-def test_the_largest_picture_is_told(grey, monkeypatch):
-    monkeypatch.setattr(images, "_MOST_PIXELS", 14)
-    with pytest.raises(OSError, match=r"5 × 3 pixels .*; images of 1 to 14 are read"):
-        decode(_encode(Image.fromarray(grey)), grey=True)
+def test_the_largest_picture_is_told(grey):
+    header = struct.pack(">IIBBBBB", 2**13, 2**13 + 1, 8, 0, 0, 0, 0)
+    encoded = _with_chunk(_encode(Image.fromarray(grey)), b"IHDR", header)
+    message = r"8,?192 × 8,?193 pixels .*; pictures of 1 to 67,108,864 are read"
+    with pytest.raises(OSError, match=message):
+        decode(encoded, grey=True)
 
 
 def test_text_that_swells_is_refused(grey):

@@ -58,7 +58,7 @@ def test_joined_sources_share_a_shape_and_keep_their_classes_apart():
     padded = both.test.pixels[:6]
     for channel in range(3):
         assert padded[:, channel, 1:5, 2:6].equal(grey.test.pixels[:, 0])
-    assert padded.sum() == 3 * grey.test.pixels.sum()  # black elsewhere
+    assert padded.sum() == 3 * grey.test.pixels.sum()  # elsewhere it is black
     assert both.test.pixels[6:].equal(colour.test.pixels)
     tasks = make_tasks(both, val_fraction=0.1)
     assert tasks.names == ("grey", "colour")

@@ -14,7 +14,7 @@ def test_digests_tell_images_apart_by_their_pixels_only():
     assert digest[7] == digest[31]
     assert len(np.unique(digest)) == 49
     np.testing.assert_array_equal(digests(pixels.flip(0)), digest[::-1])
-    # A view that is not contiguous in memory hashes as its copy does.
+    # A view that is not contiguous has the same hash as its copy.
     np.testing.assert_array_equal(
         digests(pixels.transpose(2, 3)[::2]), digests(pixels.transpose(2, 3)[::2].contiguous())
     )

@@ -18,7 +18,7 @@ def small(experiment):
 
 @pytest.fixture(scope="module")
 def compared(small, tmp_path_factory):
-    """A finished comparison: its directory and results. Not to be changed."""
+    """Directory and results of a finished comparison; do not change them."""
     out = tmp_path_factory.mktemp("comparison")
     return out, compare(small, out, budgets=[0.1, 4], seeds=[0, 1], quiet=True)
 
@@ -92,7 +92,7 @@ def test_another_comparison_in_the_same_place(small, compared):
     ):
         with pytest.raises(ValueError, match=r"other settings: its `(batch_size|training\.st)"):
             compare(changed, compared[0], seeds=[0], quiet=True)
-    # Also where no run of it is there yet.
+    # Even if it has no run yet.
     other = replace(small, target="mlp:32")
     with pytest.raises(ValueError, match=r"the comparison in .*: its `target` is 'mlp:64', got"):
         compare(other, compared[0], methods=["sparse:growth=3"], budgets=[], quiet=True)

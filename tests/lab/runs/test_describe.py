@@ -1,4 +1,4 @@
-"""What a report says of a run, against what was recorded and against computing it anew."""
+"""What a report says of a run, against the records and against a fresh computation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OF_EMBEDDINGS = ("map", "distances", "interpolation", "layers", "summary", "wiri
 
 @pytest.fixture(scope="module")
 def finished(experiment, tasks, tmp_path_factory):
-    """A finished run: its directory, and what `describe_run` says. Not to be changed."""
+    """Directory and description of a finished run; do not change them."""
     path = tmp_path_factory.mktemp("runs") / "pairs"
     run_experiment(experiment, path, tasks=tasks, quiet=True)
     return path, describe_run(path)

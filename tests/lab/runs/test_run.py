@@ -37,7 +37,7 @@ def with_steps(experiment, steps):
 
 @pytest.fixture(scope="module")
 def finished(experiment, tasks, tmp_path_factory):
-    """A finished run: its directory and result. Not to be changed."""
+    """Directory and result of a finished run; do not change them."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return path, run_experiment(experiment, path, tasks=tasks, quiet=True)
 
@@ -152,7 +152,7 @@ def test_damaged_files(experiment, tasks, tmp_path):
 
 
 def rewritten(finished, tmp_path, change):
-    """A copy of a run with another configuration, and the digest that goes with it."""
+    """A copy of a run with another configuration and the matching digest."""
     path = tmp_path / "stranger"
     shutil.copytree(finished[0], path)
     about = read_sealed(path / "config.json")

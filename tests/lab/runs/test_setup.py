@@ -55,7 +55,7 @@ def test_a_budget_is_met(with_method, tasks, method):
     resolved = resolve(tasks, model)
     assert resolved["numel"] == 16_706
     generator = sum(p.numel() for p in model.generator.parameters())
-    assert 3.4 < generator / 16_706 <= 4  # few chunks make large steps
+    assert 3.4 < generator / 16_706 <= 4  # with few chunks the steps are large
     assert resolved["trainable_parameters"] == generator + 5 * 8
     assert resolved["generator"]["kind"] == method
     assert resolved["tasks"]["fingerprint"] == tasks.fingerprint
