@@ -28,7 +28,7 @@ function runPanel(index, run) {
       note: "Models on the line from one task's embedding to another's, and their accuracy on both tasks." },
     run.filters && { id: "filters", title: "First-layer filters", draw: () => filters(run) },
     run.layers && { id: "layers", title: "Generated layers", draw: () => layers(run),
-      note: "Distribution of the weights of each tensor, and how much of their variance lies between tasks: at 0% they are the same for all tasks." },
+      note: "Distribution of the weights of each tensor, and how much of their standard deviation lies between tasks: at 0% they are the same for all tasks." },
     run.wiring && { id: "wiring", title: "Wiring of the generator", draw: () => wiring(run),
       note: "What one generated number depends on: from the embedding on the left, through layers that grow, to the output on the right." },
     { id: "configuration", title: "Configuration", draw: () => configuration([
