@@ -35,13 +35,13 @@ from sparsehyper.lab.runs.run import (
     run_experiment,
 )
 from sparsehyper.lab.runs.setup import (
-    BudgetError,
     build_model,
     load_tasks,
     make_batches,
     resolve,
 )
 from sparsehyper.generators import Chunked, Sparse
+from sparsehyper.generators.base import BudgetError
 from sparsehyper.training import Interrupted
 from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 from sparsehyper.training.run import check_same, json_ready, lock, write_json

@@ -33,13 +33,10 @@ from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.generators import Generator
+from sparsehyper.generators.base import BudgetError
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
-
-
-class BudgetError(ValueError):
-    """No setting of the generator meets the budget."""
 
 
 @dataclass(frozen=True)
@@ -212,10 +209,7 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
                 f"{experiment.budget:g}"
             )
         budget -= numel
-    try:
-        return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
-    except ValueError as error:
-        raise BudgetError(str(error)) from error
+    return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
 
 
 def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
