@@ -154,14 +154,14 @@ def compare(
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
     with ExitStack() as stack:
         stack.callback(lock(out).release)
-        shared = SharedTasks.write(tasks, stack.enter_context(scratch(out)) / "tasks.pt")
+        images = SharedTasks.write(tasks, stack.enter_context(scratch(out)) / "tasks.pt")
         for number, (entry, seed, path) in enumerate(jobs, 1):
             if not quiet:
                 print(f"[{number}/{len(jobs)}] {path.name}", file=sys.stderr, flush=True)
             seeded = entry.experiment.with_seed(seed)
             try:
                 finished[entry][seed] = finished_result(path, seeded) or call_in_process(
-                    _run, shared, seeded, path, quiet
+                    _run, images, seeded, path, quiet
                 )
             except ChildError as error:
                 failure = {"method": entry.method, "budget": entry.experiment.budget}
@@ -213,9 +213,9 @@ def _check_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def _run(
-    shared: SharedTasks, experiment: Experiment, directory: Path, quiet: bool
+    images: SharedTasks, experiment: Experiment, directory: Path, quiet: bool
 ) -> dict[str, Any]:
-    tasks = shared.load()
+    tasks = images.load()
     resume = (directory / "config.json").exists()
     return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)
 
