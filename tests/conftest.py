@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-faults",
         metavar="FILE",
-        type=Path,
+        type=lambda name: Path(name).resolve(),  # tests may change the directory
         help="run tests/faults with their full numbers of trials; append their figures to FILE",
     )
 

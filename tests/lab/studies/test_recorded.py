@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsehyper.lab.data import Images, Source
+from sparsehyper.lab.data import Images, SharedTasks, Source
 from sparsehyper.lab.runs import Experiment
 from sparsehyper.lab.runs.setup import tasks_of
 from sparsehyper.lab.studies import STUDIES, cells, run_study, study
-from sparsehyper.lab.studies.cells import CELLS, SharedTasks, read_cells
+from sparsehyper.lab.studies.cells import CELLS, read_cells
 from sparsehyper.training.run import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"

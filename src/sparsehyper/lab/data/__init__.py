@@ -12,6 +12,7 @@ from sparsehyper.lab.data.folder import (
 )
 from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
 from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
+from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
 from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "LabelledTask",
     "Permuted",
     "Rotated",
+    "SharedTasks",
     "Source",
     "Split",
     "Task",

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_integer
-from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method
@@ -154,8 +154,7 @@ def compare(
     finished: dict[_Entry, dict[int, dict[str, Any]]] = {entry: {} for entry in entries}
     with ExitStack() as stack:
         stack.callback(lock(out).release)
-        images = stack.enter_context(scratch(out)) / "tasks.pt"
-        torch.save(tasks, images)
+        images = SharedTasks.write(tasks, stack.enter_context(scratch(out)) / "tasks.pt")
         for number, (entry, seed, path) in enumerate(jobs, 1):
             if not quiet:
                 print(f"[{number}/{len(jobs)}] {path.name}", file=sys.stderr, flush=True)
@@ -213,10 +212,10 @@ def _check_results(path: Path, results: dict[str, Any]) -> None:
         )
 
 
-def _run(images: Path, experiment: Experiment, directory: Path, quiet: bool) -> dict[str, Any]:
-    # Memory-mapped, so that the process only holds the images it reads. The file is trusted: this
-    # comparison wrote it.
-    tasks = torch.load(images, mmap=True, weights_only=False)
+def _run(
+    images: SharedTasks, experiment: Experiment, directory: Path, quiet: bool
+) -> dict[str, Any]:
+    tasks = images.load()
     resume = (directory / "config.json").exists()
     return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)
 

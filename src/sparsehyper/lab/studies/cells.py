@@ -20,11 +20,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from sparsehyper._util.checks import MOST_WORKERS, check_integer
 from sparsehyper._util.files import parse_json, read_file, replaced
-from sparsehyper.lab.data import Source, TaskSet
+from sparsehyper.lab.data import SharedTasks, Source
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
@@ -44,19 +42,6 @@ class Cell(NamedTuple):
 
     name: str
     settings: dict[str, Any]
-
-
-class SharedTasks(NamedTuple):
-    """A file with a set of tasks, which all processes of a study read."""
-
-    path: str
-    fingerprint: str
-
-    def load(self) -> TaskSet:
-        """The tasks; their images are mapped into memory."""
-        # safe to unpickle: this study wrote the file
-        tasks: TaskSet = torch.load(self.path, mmap=True, weights_only=False)
-        return tasks
 
 
 class Workspace:
@@ -222,9 +207,7 @@ def shared_tasks(
                 key = (one.source, one.image_size, one.seed)
                 if key not in images:
                     images[key] = source_of(one, data_dir)
-                tasks = tasks_of(one, images[key])
-                torch.save(tasks, path)
-                files[one] = SharedTasks(str(path), tasks.fingerprint)
+                files[one] = SharedTasks.write(tasks_of(one, images[key]), path)
         images.clear()
         yield files
 

@@ -19,9 +19,10 @@ from os import PathLike
 from typing import Any
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper.lab.data import SharedTasks
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters, fit_generator
-from sparsehyper.lab.studies.cells import SharedTasks, Workspace, slug
+from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.pages import (
     GREY,

@@ -24,11 +24,11 @@ import torch
 
 from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded, spawn_seeds
-from sparsehyper.lab.data import TaskSet, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
 from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import target_numel
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace, slug
+from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.learners import (
     LEARNERS,

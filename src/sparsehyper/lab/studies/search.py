@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import parse_json, read_file
-from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
+from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.lab.studies.trainings import trained
 from sparsehyper.training import CheckpointError, NonFiniteError
 from sparsehyper.training.run import check_same, json_ready

@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparsehyper._util.random import spawn_seeds
-from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.baselines import Experts
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import count_target_parameters
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace, slug
+from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
 from sparsehyper.lab.studies.pages import (
     Table,

@@ -12,10 +12,10 @@ from torch import nn
 
 from sparsehyper.generators import Chunked
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
-from sparsehyper.lab.studies.cells import Cell, SharedTasks, Workspace
+from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
 _TIMED_MODELS = 9  # their median time counts
