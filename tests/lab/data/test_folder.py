@@ -254,7 +254,7 @@ def test_pictures_of_other_formats_are_told_and_files_that_are_no_pictures_not(f
     assert len(load_folder(root).train.labels) == 8
     for place in ("t/x/1.TIF", "t/2.heic", "3.gif"):
         (root / place).touch()
-    with pytest.warns(UserWarning, match=r"^pictures of other .* and 2 more; PNG, JPEG and"):
+    with pytest.warns(UserWarning, match=r"^images in other formats .* and 2 more; PNG, JPEG and"):
         assert len(load_folder(root).train.labels) == 8
 
 

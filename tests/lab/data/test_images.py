@@ -185,7 +185,7 @@ def test_pictures_of_no_size_or_of_too_large_a_one_are_refused_by_their_headers(
 def test_the_largest_picture_is_told(grey):
     header = struct.pack(">IIBBBBB", 2**13, 2**13 + 1, 8, 0, 0, 0, 0)
     encoded = _with_chunk(_encode(Image.fromarray(grey)), b"IHDR", header)
-    message = r"8,?192 × 8,?193 pixels .*; pictures of 1 to 67,108,864 are read"
+    message = r"8,?192 × 8,?193 pixels .*; images of 1 to 67,108,864 are read"
     with pytest.raises(OSError, match=message):
         decode(encoded, grey=True)
 
