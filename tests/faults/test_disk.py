@@ -107,7 +107,7 @@ def test_two_starters_of_many_runs(name, cases, commands, trials, tmp_path):
     commands.stop(first)
 
 
-def test_dead_owners(commands, cases, tmp_path):
+def test_dead_owners(commands, cases, record_figures, tmp_path):
     """A lock file alone is no lock."""
     case = cases["train"]
     out = tmp_path / case.out
@@ -116,3 +116,4 @@ def test_dead_owners(commands, cases, tmp_path):
     done = commands.run(*case.start(tmp_path))
     assert done.code == 0, done.err
     load_run(out)
+    record_figures("the lock of a dead owner", command="train", tried=1)

@@ -94,7 +94,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_out_of_memory(kind, cases, commands, tmp_path):
+def test_out_of_memory(kind, cases, commands, record_figures, tmp_path):
     """One line says what to do, and the run goes on from its last checkpoint."""
     case = cases["train"]
     commands.run(*case.start(tmp_path / "whole"))
@@ -106,9 +106,10 @@ def test_out_of_memory(kind, cases, commands, tmp_path):
     case.go_on(commands, tmp_path)
     reference = case.end(tmp_path / "whole" / case.out)
     assert not differences(case.end(tmp_path / case.out), reference)
+    record_figures("out of memory", what=kind, tried=1)
 
 
-def test_a_worker_killed_for_want_of_memory(commands, trials, tmp_path):
+def test_a_worker_killed_for_want_of_memory(commands, trials, record_figures, tmp_path):
     """The other runs of a comparison go on."""
     if not trials(0, 1):
         pytest.skip("takes long; with --full-faults only")
@@ -121,14 +122,16 @@ def test_a_worker_killed_for_want_of_memory(commands, trials, tmp_path):
     assert done.code == 1
     assert "dense, seed 0: the process died with exit code -9, killed, most likely" in done.line
     assert (tmp_path / "out" / "runs" / "experts-0" / "result.json").exists()
+    record_figures("out of memory", what="a run of compare is killed", tried=1)
 
 
-def test_a_loss_that_is_not_finite(commands, tmp_path):
+def test_a_loss_that_is_not_finite(commands, record_figures, tmp_path):
     poison = MEMORY.format(fault="logits = logits * float('nan')")
     failed = commands.run("train", *QUICK, "--out", tmp_path / "run", setup=poison)
     assert failed.code == 1
     assert "the loss is nan at step 5, on task '" in failed.line
     assert f"The last good checkpoint is {tmp_path / 'run'}" in failed.line
+    record_figures("a loss that is not finite", command="train", tried=1)
 
 
 ON_ONE = """
@@ -156,7 +159,7 @@ ENDS = {
 @pytest.mark.parametrize(
     ("kind", "rank"), [("signal", 1), ("death", 0), ("memory", 1), ("error", 0)]
 )
-def test_a_fault_of_one_of_two_processes(kind, rank, commands, trials, tmp_path):
+def test_a_fault_of_one_of_two_processes(kind, rank, commands, trials, record_figures, tmp_path):
     """Both end, neither hangs, and the run can go on, here in one process."""
     if not trials(kind == "signal", True):
         pytest.skip("takes long; with --full-faults only")
@@ -181,3 +184,4 @@ def test_a_fault_of_one_of_two_processes(kind, rank, commands, trials, tmp_path)
     assert expected.get(kind, "") in done.stderr
     again = commands.run(*arguments, "--resume")
     assert again.code == 0, again.err
+    record_figures("a fault of one of two processes", what=f"{kind}, process {rank}", tried=1)
