@@ -90,6 +90,7 @@ def test_imports_run_one_way(file):
         top, *inner = name.split(".")
         if top != "sparsehyper":
             continue
+        assert inner, f"{file} imports `sparsehyper` itself; import from the module that has it"
         there = inner[0]
         assert there in {here, *MAY_IMPORT[here], "_util"}, f"{here} may not import {there}"
         if here == there == "lab":

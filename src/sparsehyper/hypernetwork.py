@@ -55,9 +55,10 @@ class HyperNetwork(NamedTasks):
         init: initial variance of generated tensors: ``"torch"``, that of PyTorch's own layers,
             ``"hyperfan_in"`` or ``"hyperfan_out"``; see ``target.initialisation``.
         scale: factor of the initial standard deviation of every generated tensor; None for 1, or
-            for 0.1 on a base of the target's own values, which a full-sized addition would drown.
+            for 0.1 if the base holds the target's own values, which an addition of full size would
+            drown out.
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
-            always those of the ``"batch"``, in evaluation too.
+            taken from the ``"batch"``, in evaluation too.
         noise: standard deviation of the normal noise on normalised embeddings in training.
         dropout: probability, in [0, 1), of setting an element of an embedding to zero in training.
         seed: seed of the generator's wiring and weights.
@@ -315,8 +316,8 @@ class HyperNetwork(NamedTasks):
         """The target's output for one task id per sample; every task is generated once."""
         if task.is_meta:
             raise ValueError(
-                "`task` is on the meta device, where it has no values to tell one model for each "
-                "sample by; give one task for the whole batch"
+                "`task` is on the meta device and has no values, so the task of each sample is "
+                "unknown; give one task for the whole batch"
             )
         distinct, counts, order = group_samples(task)
         rows = [conditioner.index(row) for row in distinct.tolist()]
@@ -331,7 +332,8 @@ class HyperNetwork(NamedTasks):
         """Whether the buffers of process 0 will replace the statistics of this process.
 
         Raises:
-            ValueError: they will, and it is unknown which processes call this network.
+            ValueError: they will, but this network is only a part of the wrapped module, so it
+                cannot synchronise by itself.
         """
         if not self.target.statistics.names or not around.broadcast_buffers or self._synchronising:
             return False

@@ -37,7 +37,7 @@ Layout = Sequence[TensorSpec] | int
 
 
 def as_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
-    """The tensors of a layout that are not empty; a single one for a length.
+    """The non-empty tensors of a layout; an integer stands for one flat tensor of that length.
 
     Raises:
         ValueError: an empty layout.

@@ -53,7 +53,7 @@ def unroll(
         )
     cell = hnet.target.module
     if isinstance(cell, nn.RNNBase) or not _takes_two(cell.forward):
-        raise _not_a_cell(cell, "which is not called like that")
+        raise _not_a_cell(cell, "whose `forward` does not take (x, state)")
     outputs = []
     for x in inputs:
         state = hnet(x, task=task) if state is None else hnet(x, state, task=task)

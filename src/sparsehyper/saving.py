@@ -89,7 +89,7 @@ def write_tensors(
     """
     try:
         safetensors.torch.save_file(dict(tensors), path, metadata)
-    except safetensors.SafetensorError as error:  # its text has the system's error
+    except safetensors.SafetensorError as error:  # the text has the system's error number
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error

@@ -253,7 +253,7 @@ def test_restarts_of_mixtures_differ(make):
 
 
 def test_n_classes_must_be_of_new_tasks(make):
-    with pytest.raises(ValueError, match="names 'b', which is no new task"):
+    with pytest.raises(ValueError, match="names 'b', which is not a new task"):
         fit_embeddings(make(), {"a": (X, Y)}, n_classes={"b": 3})
     with pytest.raises(TypeError, match=r"`n_classes` must be a number, .* got \[3\]"):
         fit_embeddings(make(), {"a": (X, Y)}, n_classes=[3])

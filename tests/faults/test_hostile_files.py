@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from helpers import environment
 from helpers.faults import open_hostile
 from helpers.faults.runs import make_runs
 
 STRIDE = 61  # has no common divisor with the number of commands
 
 
-def test_nothing_in_a_file_is_executed_or_followed(commands, tmp_path, trials, record_figures):
+def test_nothing_in_a_file_is_executed_or_followed(tmp_path, trials, record_figures):
     runs, work = tmp_path / "runs", tmp_path / "work"
     work.mkdir()
     make_runs(runs)
-    done = commands.run(
-        setup="from pathlib import Path; from helpers.faults import open_hostile\n"
+    code = (
+        "from pathlib import Path; from helpers.faults import open_hostile\n"
         f"open_hostile.main(Path({str(runs)!r}), Path({str(work)!r}), {trials(STRIDE, 3)})"
     )
-    assert done.code == 0, done.err[-2000:]
-    found = json.loads(done.out.splitlines()[-1])
+    path = os.pathsep.join([str(work), environment()["PYTHONPATH"]])  # finds the hostile module
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=path),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["tried"] > 70
     assert found["noted"] == []
     assert found["markers"] == []

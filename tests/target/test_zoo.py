@@ -248,7 +248,7 @@ class Closed(nn.Module):
     ("target", "message"),
     [
         (Listed(), r"keeps its parameter 'linear.weight' in 'weights' too"),
-        (Closed(), r"the function 'head' of `target` holds on to a module"),
+        (Closed(), r"the function 'head' of `target` has closed over a module"),
     ],
 )
 def test_parameters_out_of_reach_are_refused(target, message):

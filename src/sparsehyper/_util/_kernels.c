@@ -390,8 +390,8 @@ static i64 threads_now(void)
 #endif
 }
 
-/* Number of threads, of those given, that indexed_adjoint uses. Each has n sums to make beside its
-   share of the k · m products. */
+/* Number of threads, of those given, that indexed_adjoint uses. Besides its share of
+   the k · m products, each thread adds up n sums. */
 static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
 {
     if (!in_parallel(min(rows, GROUP), k, m)) return 1;
@@ -516,7 +516,8 @@ static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float 
 static int check_layers(i64 rows, const Layer *layer, i64 size)
 {
     if (rows < 0 || size % (i64)sizeof(Layer)) {
-        PyErr_SetString(PyExc_ValueError, "`rows` and `layers` must be a size and packed layers");
+        PyErr_SetString(PyExc_ValueError,
+                        "`rows` must be at least 0, and `layers` whole packed layers");
         return 0;
     }
     for (const Layer *l = layer; l < layer + size / (i64)sizeof(Layer); l++) {
@@ -543,9 +544,11 @@ static int check_layers(i64 rows, const Layer *layer, i64 size)
 static PyObject *as_python(i64 result, const Layer *layer)
 {
     if (result == OK) Py_RETURN_NONE;
-    PyErr_Format(PyExc_ValueError,
-                 "`sources` of layer %zd must lie in [0, %zd), its inputs, and do not",
-                 (Py_ssize_t)result, (Py_ssize_t)layer[result].n);
+    const Layer l = layer[result];
+    const int32_t *source = (const int32_t *)l.wiring, *last = source + l.k * l.m - 1;
+    while (source < last && IS_INPUT(*source, l.n)) source++;
+    PyErr_Format(PyExc_ValueError, "`sources` of layer %zd must lie in [0, %zd), got %d",
+                 (Py_ssize_t)result, (Py_ssize_t)l.n, (int)*source);
     return NULL;
 }
 

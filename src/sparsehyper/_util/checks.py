@@ -12,7 +12,7 @@ from torch import Tensor
 # The largest int64: PyTorch's sizes, seeds and counts.
 LARGEST = 2**63 - 1
 
-# Limits far beyond any use. A larger value is a typing error, and would exhaust time or memory
+# Limits far beyond any use. A larger value is a typo, and would exhaust time or memory
 # before anything could fail.
 MOST_TASKS = 1_000_000
 MOST_WORKERS = 1_000
@@ -32,7 +32,7 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_settings(owner: str, settings: Any, known: Iterable[str]) -> None:
-    """Raise unless ``settings`` is a mapping with none but the ``known`` names."""
+    """Raise unless ``settings`` is a mapping whose keys are all ``known``."""
     check_type(owner, settings, Mapping, "settings by name")
     known = list(known)
     for name in settings:
@@ -42,7 +42,7 @@ def check_settings(owner: str, settings: Any, known: Iterable[str]) -> None:
 
 
 def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    """Raise ``TypeError`` unless ``value`` is of a type, which the error describes as ``what``."""
+    """Raise ``TypeError`` unless ``value`` is of type ``kind``; ``what`` names it in the error."""
     if not isinstance(value, kind):
         raise TypeError(f"`{argument}` must be {what}, got {value!r}")
 
@@ -83,7 +83,9 @@ def check_number(
 def check_size(what: str, count: int) -> None:
     """Raise ``ValueError`` if a tensor would hold more than ``MOST_NUMBERS`` elements."""
     if count > MOST_NUMBERS:
-        raise ValueError(f"{what} would take {count:,} numbers; at most {MOST_NUMBERS:,} are made")
+        raise ValueError(
+            f"{what} would take {count:,} numbers; at most {MOST_NUMBERS:,} are allowed"
+        )
 
 
 def is_whole(value: Any) -> bool:

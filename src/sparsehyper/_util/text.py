@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-_MAX_LISTED = 10  # names in an error
+_MAX_LISTED = 10  # most names that an error lists
 
 # Categories of characters to escape: control, format (some reverse the direction of writing) and
 # surrogate characters, and separators of lines and paragraphs. Joiners are spared: the spelling of

@@ -40,7 +40,7 @@ from sparsehyper.target.many_tasks import run_tasks
 EMBEDDING_INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")
 
-# Limits on what is held at once; within a step, further tasks follow in turn.
+# Limits on memory; a step processes tasks beyond them in turn.
 _MOST_GENERATED = 1 << 26  # generated numbers
 _MOST_SAMPLES = 1024
 _MOST_COMPARED = 256  # samples to compare known tasks on
@@ -163,10 +163,11 @@ def fit_embeddings(
         One `Fit` for each task, by name.
 
     Raises:
-        ValueError: a name is already taken, there are no samples, labels are no class numbers or
+        ValueError: a name is already taken, there are no samples, labels are not class numbers or
             all the same, a task has more classes than the target has outputs, or a loss is not
             finite. The hypernetwork is then unchanged.
-        TypeError: the hypernetwork's conditioner is no `TaskEmbedding`, or ``tasks`` no mapping.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, or ``tasks`` is not a
+            mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
@@ -195,7 +196,7 @@ def fit_embeddings(
         raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
     for name in counts:
         if name not in tasks:
-            raise ValueError(f"`n_classes` names {name!r}, which is no new task")
+            raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
     wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # equal sizes run together
     held = wanted
@@ -236,7 +237,7 @@ def fit_embeddings(
 
 @contextmanager
 def frozen(hnet: HyperNetwork) -> Iterator[None]:
-    """Within the block, evaluation mode, and no gradients for the hypernetwork's parameters."""
+    """Context of evaluation mode without gradients for the hypernetwork's parameters."""
     trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
     hnet.requires_grad_(False)
     try:
@@ -309,9 +310,9 @@ class _Fitter:
             gradients: list[Tensor] = []
             for own in self._groups([len(y) for _, y in samples]):
                 some = points[own].detach().requires_grad_()
-                generated = self._hnet.raw_theta(embeddings(some))
+                raw = self._hnet.raw_theta(embeddings(some))
                 rows = [table[own] for table in statistics]
-                losses = self._losses(generated, rows, samples[own], owners[own])
+                losses = self._losses(raw, rows, samples[own], owners[own])
                 gradients += torch.autograd.grad(losses.sum(), some)
                 values.append(losses.detach())
             return torch.cat(values), torch.cat(gradients)
@@ -342,20 +343,20 @@ class _Fitter:
         for i, j in itertools.product(*map(range, z.shape[:2])):
             task, held = self._tasks[i], self._held[i]
             own = [table[i, j][None] for table in statistics]
-            generated = self._hnet.raw_theta(z[i, j][None])
+            raw = self._hnet.raw_theta(z[i, j][None])
             with norms.from_batches(target.module):
                 seen = pieces(task, _PIECE) if norms.names else []
                 for k, some in enumerate(seen):
                     norms.average(target.module, k)
-                    self._losses(generated, own, [some], [task])
+                    self._losses(raw, own, [some], [task])
             for some in pieces(held, _PIECE):
                 share = len(some[0]) / len(held.x)
-                losses[i, j] += share * self._losses(generated, own, [some], [held])[0]
+                losses[i, j] += share * self._losses(raw, own, [some], [held])[0]
         return losses, statistics
 
     def _losses(
         self,
-        generated: Tensor,
+        raw: Tensor,
         statistics: Sequence[Tensor],
         samples: list[tuple[Tensor, Tensor]],
         tasks: list[TaskSamples],
@@ -363,7 +364,7 @@ class _Fitter:
         """Mean losses ``[models]``, each on samples of its own.
 
         Args:
-            generated: generator outputs for the models, ``[models, numel]``.
+            raw: generator outputs for the models, ``[models, numel]``.
             statistics: batch-norm statistics of the models, ``[models, *shape]`` each; updated.
             samples: inputs and labels for each model.
             tasks: task of each model.
@@ -372,7 +373,7 @@ class _Fitter:
         counts = [len(labels) for _, labels in samples]
         order = torch.arange(len(x), device=x.device)
         target = self._hnet.target
-        outputs, changed = run_tasks(target, generated, statistics, counts, order, ((x,), {}))
+        outputs, changed = run_tasks(target, raw, statistics, counts, order, ((x,), {}))
         if changed is not None:
             for table, values in zip(statistics, changed, strict=True):
                 table.copy_(values)
@@ -402,8 +403,8 @@ class _Fitter:
         for row, task in zip(losses, self._tasks, strict=True):
             some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
             for own in self._groups([len(some[0])] * len(known)):
-                generated = self._hnet.raw_theta(self._known[own])
-                count = len(generated)
+                raw = self._hnet.raw_theta(self._known[own])
+                count = len(raw)
                 rows = self._hnet.target.statistics.rows(self._hnet.target.module, known[own])
-                row[own] = self._losses(generated, rows, [some] * count, [task] * count)
+                row[own] = self._losses(raw, rows, [some] * count, [task] * count)
         return losses

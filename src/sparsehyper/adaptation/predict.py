@@ -57,7 +57,7 @@ def identify_task(
         batch_size: number of samples at a time.
 
     Raises:
-        TypeError: the hypernetwork knows no tasks by name, or ``x`` is no tensor.
+        TypeError: the hypernetwork knows no tasks by name, or ``x`` is not a tensor.
         ValueError: no samples, or arguments whose lengths do not fit.
     """
     check_integer("batch_size", batch_size, minimum=1)

@@ -142,7 +142,7 @@ def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remed
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """Within the block, gradients are on, even if the caller has turned them off."""
+    """Context in which gradients are enabled, even if the caller has disabled them."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "fitting takes gradients, which `torch.inference_mode()` rules out; call it outside, "

@@ -53,8 +53,9 @@ def effective_rank(
     The family is G(z) for uniformly distributed normalised embeddings z; σ² are the eigenvalues of
     its covariance. A normalised embedding has mean zero, so an affine generator has
     ``latent_dim`` - 1 of them. They are computed exactly, from the inner products of G's columns,
-    of which at most 2.5 GiB are held at a time. For other generators they are those of a sample and
-    number at most ``samples`` - 1, so the rank is too low unless it is far below that.
+    of which at most 2.5 GiB are held at a time. For other generators they are estimated
+    from a sample and number at most ``samples`` - 1; the estimate is too low unless the true rank is
+    far smaller.
 
     All generated numbers have the same weight: they are taken before ``scale`` is applied.
 

@@ -56,7 +56,10 @@ class InputEncoder(Conditioner):
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The encoder's output for the target's arguments, ``[batch, dim]``."""
         if not args and not kwargs:
-            raise TypeError("the model of an input needs the input; give an embedding as `task`")
+            raise TypeError(
+                "this conditioner computes the embedding from the target's input; without an "
+                "input, give an embedding as `task`"
+            )
         z = self.encoder(*args, **kwargs)
         if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] != self.dim:
             found = list(z.shape) if isinstance(z, Tensor) else repr(type(z).__name__)

@@ -38,8 +38,8 @@ class Chunked(Generator):
     Args:
         chunks: number of chunks of the whole vector, at most N; it determines their size. Ignored
             if ``by="filter"``.
-        hidden: width of the two hidden layers; None for twice the latent size, as in the thesis,
-            which a budget may halve.
+        hidden: width of the two hidden layers; None for twice the latent size, as in the thesis;
+            a budget may halve it.
         by: the kind of chunks: ``"flat"``, ``"tensor"`` or ``"filter"``.
 
     Raises:

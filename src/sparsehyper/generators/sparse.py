@@ -37,7 +37,7 @@ from sparsehyper.sparse import (
     shared_columns,
 )
 
-# Slopes on the negative side, by name. Initialisation needs to know no more.
+# Slopes on the negative side, by name. Initialisation needs nothing else.
 ACTIVATIONS = {"none": 1.0, "prelu": 0.25, "leaky_relu": 0.01, "relu": 0.0, "abs": -1.0}
 
 # Shares are found in steps of a factor 2^(1 / 64), about 1%.

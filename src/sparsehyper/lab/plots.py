@@ -49,7 +49,7 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
 
     Args:
         results: what `sparsehyper.lab.runs.compare` returns, with at least one row.
-        path: of the picture.
+        path: picture to write.
 
     Raises:
         ValueError: there are no rows.

@@ -99,7 +99,7 @@ class Indexed:
         self.sources = sources
         self.native = native.Sources(n_in, sources)
         self._transposed: tuple[Tensor, Tensor] | None = None
-        self._transposed_version = 0  # the version of the sources then
+        self._transposed_version = 0  # version of the sources when the list was made
 
     @property
     def version(self) -> int:

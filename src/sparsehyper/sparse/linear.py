@@ -244,7 +244,8 @@ def _version(tensor: Tensor) -> int:
 def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
     """Run layers without biases in sequence.
 
-    The result is that of calling them in turn. With kernels, the fixed cost is a third.
+    The result equals calling them one after another. With the kernels the fixed cost falls to a
+    third.
 
     Args:
         layers: at least one layer.

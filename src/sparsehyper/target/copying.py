@@ -1,4 +1,4 @@
-"""Copy any module, and refuse one that a copy could not stand in for."""
+"""Copy any module, and refuse modules whose copies would still use the original."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def check_reachable(module: nn.Module, layout: Sequence[TensorSpec]) -> None:
                     for held in _closed_over(leaf)
                 ):
                     raise ValueError(
-                        f"the function {where!r} of `target` holds on to a module of the target, "
-                        "while a copy of it is run; make the function a method"
+                        f"the function {where!r} of `target` has closed over a module of the "
+                        "target, but calls run copies of it; make the function a method"
                     )
 
 

@@ -85,7 +85,7 @@ def initial_moments(
 
 
 def padding_row(module: nn.Module, name: str) -> int | None:
-    """The row of an embedding that stands for no word: zero now, and then for every task."""
+    """The row of an embedding that stands for padding, if it is zero: kept zero for every task."""
     row = getattr(module, "padding_idx", None)
     if not isinstance(module, _EMBEDDINGS) or row is None or name != "weight":
         return None

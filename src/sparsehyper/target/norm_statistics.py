@@ -111,10 +111,10 @@ class NormStatistics:
             self._synchronised = self.tables(module)[self._counting].clone()
 
     def row(self, module: nn.Module, task: int | None) -> list[Tensor]:
-        """Copies of one task's rows; of None, rows for a task that has none yet.
+        """Copies of one task's rows; for None, initial rows for a new task.
 
-        These are the mean over tasks, the largest count of batches, and the first task's buffers
-        that follow weights.
+        Initial rows are the mean over tasks, the largest count of batches, and the first task's
+        buffers that follow weights.
         """
         if task is not None:
             return [table.select(0, task).clone() for table in self.tables(module)]
@@ -209,7 +209,7 @@ class NormStatistics:
                 owner.reset_running_stats()
 
     def average(self, module: nn.Module, batches: int) -> None:
-        """Within `from_batches`, let the next batch join the mean over the ``batches`` before."""
+        """In `from_batches`, let the next batch join the mean over ``batches`` earlier ones."""
         for owner, _ in self.owners(module):
             if hasattr(owner, "momentum"):
                 owner.momentum = 1 / (batches + 1)  # type: ignore[assignment]

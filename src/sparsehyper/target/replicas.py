@@ -155,7 +155,7 @@ class Replica:
                 self._plan.stale = True
 
     def _update_before(self, node: int, attribute: str) -> None:
-        """Take the copy's present attribute for the one it had before the call."""
+        """Record the copy's present attribute as its value before the call."""
         values, names = list(self._before[node]), self._plan.names[node]
         if attribute in names:
             values[2 + names.index(attribute)] = self._copies[node].__dict__.get(attribute)

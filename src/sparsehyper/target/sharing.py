@@ -1,4 +1,4 @@
-"""Tasks with equally many samples: in one shared run of the target where it allows that.
+"""Run tasks with equally many samples in one shared run of the target, where it allows that.
 
 Every task has its own run in these cases:
 
@@ -159,7 +159,7 @@ class Group:
         return kinds.setdefault(kind, {})
 
     def _try(self) -> int:
-        """The limit that a shared run of a copy of the module, forward and backward, shows."""
+        """The limit found by trying a shared run, forward and backward, on a copy of the module."""
         module = copy_module(self.target.module)
         raw = self.raw.detach().requires_grad_(torch.is_grad_enabled())
         trial = Trial(module, [raw.device] if raw.device.type == "cuda" else [])

@@ -41,16 +41,17 @@ class Target(nn.Module):
 
     Args:
         module: any module; copied.
-        generate: which parameters θ holds: a glob, several, or a predicate of name and parameter.
+        generate: parameters that θ holds: a glob, several, or a predicate of name and parameter.
         others: trainable parameters that are not generated are trained and shared by all tasks
             (``"shared"``), or kept as they are (``"frozen"``).
-        base: what θ is added to: ``"zeros"`` (norm scales and other constants start at their own
-            constant, see ``initialisation``), ``"learned"`` (that, trained), ``"pretrained"`` (the
-            module's values) or ``"residual"`` (those, trained).
+        base: vector that θ is added to: ``"zeros"`` (norm scales and other constants start at
+            their own constant, see ``initialisation``), ``"learned"`` (as zeros, but trained),
+            ``"pretrained"`` (the module's values) or ``"residual"`` (the module's values,
+            trained).
         init: the rule for the standard deviations of tensors, one of ``INIT_RULES``.
         scale: factor of every tensor's standard deviation.
-        norm_stats: batch-norm statistics ``"per_task"``, ``"shared"`` by all tasks, or always
-            those of the ``"batch"``.
+        norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
+            always taken from the ``"batch"``.
         tasks: number of tasks to keep statistics for.
 
     Attributes:

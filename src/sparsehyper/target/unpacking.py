@@ -1,6 +1,6 @@
 """From a flat vector of generated numbers to the tensors of a target, and back.
 
-    tensor_i = base_i + std_i · generated[offset_i : offset_i + size_i]
+    tensor_i = base_i + std_i · raw[offset_i : offset_i + size_i]
 
 This is one node of the autograd graph, whatever the number of tensors. The forward pass reads the
 vector once and writes every tensor once. The backward pass writes the scaled gradients into one
@@ -65,11 +65,11 @@ class UnpackPlan:
         return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
 
 
-def unpack(generated: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> tuple[Tensor, ...]:
+def unpack(raw: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> tuple[Tensor, ...]:
     """Contiguous tensors ``[…, *shape]`` from a vector ``[…, numel]``.
 
     Args:
-        generated: ``[…, numel]``, with any leading sizes.
+        raw: ``[…, numel]``, with any leading sizes.
         plan: the plan of the tensors.
         base: ``[…, numel]``, added to the scaled vector, to whose shape it broadcasts; None adds
             the plan's means.
@@ -79,12 +79,12 @@ def unpack(generated: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> t
     [[[0.0, 10.0], [20.0, 30.0]], 11.0]
     """
     if torch.compiler.is_compiling():  # the compiler fuses plain operations
-        return _unpack(generated, base, plan)
-    return _Unpack.apply(generated, base, plan)
+        return _unpack(raw, base, plan)
+    return _Unpack.apply(raw, base, plan)
 
 
-def _unpack(generated: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
-    lead, pieces = generated.shape[:-1], generated.split(plan.sizes, -1)
+def _unpack(raw: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
+    lead, pieces = raw.shape[:-1], raw.split(plan.sizes, -1)
     out = torch._foreach_mul(pieces, plan.stds)
     if base is not None:
         torch._foreach_add_(out, base.split(plan.sizes, -1))
@@ -99,60 +99,60 @@ class _Unpack(torch.autograd.Function):
     """One vector ``[…, numel]`` to tensors ``[…, *shape]``."""
 
     @staticmethod
-    def forward(generated: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
-        fitting = generated.shape[-1:] == (sum(plan.sizes),) and (
-            base is None or (base.shape == generated.shape[-1:] and kernels.at_address(base))
+    def forward(raw: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
+        fitting = raw.shape[-1:] == (sum(plan.sizes),) and (
+            base is None or (base.shape == raw.shape[-1:] and kernels.at_address(base))
         )
-        if not (fitting and kernels.at_address(generated)):
-            return _unpack(generated, base, plan)
-        shapes = [generated.shape[:-1] + shape for shape in plan.shapes]
-        if generated.nbytes < _MIN_DIVIDED_BYTES:
-            out = [generated.new_empty(shape) for shape in shapes]
+        if not (fitting and kernels.at_address(raw)):
+            return _unpack(raw, base, plan)
+        shapes = [raw.shape[:-1] + shape for shape in plan.shapes]
+        if raw.nbytes < _MIN_DIVIDED_BYTES:
+            out = [raw.new_empty(shape) for shape in shapes]
         else:
-            out = _side_by_side(empty_as(generated, generated.shape), shapes)
-        kernels.scale_runs(generated, out, *plan.packed, base)
+            out = _side_by_side(empty_as(raw, raw.shape), shapes)
+        kernels.scale_runs(raw, out, *plan.packed, base)
         return tuple(out)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        generated, base, ctx.plan = inputs
-        ctx.lead = generated.shape[:-1]
+        raw, base, ctx.plan = inputs
+        ctx.lead = raw.shape[:-1]
         ctx.base_shape = None if base is None else base.shape
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needs_generated, needs_base, _ = ctx.needs_input_grad
+        needs_raw, needs_base, _ = ctx.needs_input_grad
         plan = ctx.plan
         # The gradient of an embedding may be sparse.
         grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
-        of_generated = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_generated else None
+        of_raw = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_raw else None
         of_base = None
         if needs_base:
             of_base = _Pack.apply(plan.unscaled, ctx.lead, *grads)
             of_base = of_base.sum_to_size(ctx.base_shape)
-        return of_generated, of_base, None
+        return of_raw, of_base, None
 
     @staticmethod
-    def jvp(ctx: Any, generated: Tensor | None, base: Tensor | None, _: None) -> tuple[Tensor, ...]:
-        if generated is None:
+    def jvp(ctx: Any, raw: Tensor | None, base: Tensor | None, _: None) -> tuple[Tensor, ...]:
+        if raw is None:
             assert base is not None
             return unpack(base.expand(*ctx.lead, base.shape[-1]), ctx.plan.unscaled)
-        return unpack(generated, ctx.plan.linear, base)
+        return unpack(raw, ctx.plan.linear, base)
 
     @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        generated: Tensor,
+        raw: Tensor,
         base: Tensor | None,
         plan: UnpackPlan,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        generated = _lead_with_batch(generated, in_dims[0], info.batch_size)
+        raw = _lead_with_batch(raw, in_dims[0], info.batch_size)
         if base is not None and in_dims[1] is not None:
             base = base.movedim(in_dims[1], 0)
-            missing = generated.ndim - base.ndim
+            missing = raw.ndim - base.ndim
             base = base.view(base.shape[:1] + (1,) * missing + base.shape[1:])
-        out = unpack(generated, plan, base)
+        out = unpack(raw, plan, base)
         return out, (0,) * len(out)
 
 
@@ -203,7 +203,7 @@ def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Tensors that share one block of memory, each with a storage of its own.
 
-    They are no views of one another, so a target may write to them, and saving one saves only its
+    They are not views of one another, so a target may write to them, and saving one saves only its
     own part.
     """
     start, out = 0, []

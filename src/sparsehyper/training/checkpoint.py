@@ -12,7 +12,7 @@
 No pickle: reading a checkpoint runs no code from it, and opens no files but its own. Randomness in
 training is a pure function of seed and step, so there is no generator state to save.
 
-A run's checkpoints are in its directory ``checkpoints``. This is never changed but replaced; for a
+A run's checkpoints are in its directory ``checkpoints``. It is never modified, only replaced; for a
 moment the old ones are in ``checkpoints.old``. A reader first opens all files of a checkpoint and
 then reads, so it is not affected by what happens to the directory meanwhile.
 """
@@ -113,8 +113,8 @@ class Checkpoint:
         for name, listed in opened.listed.items():
             if hashlib.file_digest(opened.files[name], "sha256").hexdigest() != listed:
                 raise CheckpointError(
-                    f"{directory / name} is damaged: it is not what training wrote, by its "
-                    f"{DIGESTS_FILE}"
+                    f"{directory / name} is damaged: it is not what training wrote, "
+                    f"according to its {DIGESTS_FILE}"
                 )
         path = directory / STATE_FILE
         record = parse_json(_read(opened.files[STATE_FILE]), path)
@@ -311,7 +311,8 @@ def _open_when_settled(run_directory: Path, name: str, stack: ExitStack) -> tupl
             missing = error
     if directory.is_dir():
         raise CheckpointError(
-            f"{directory / missing.filename} is missing from the checkpoint, by its {DIGESTS_FILE}"
+            f"{directory / missing.filename} is missing from the checkpoint, according to its "
+            f"{DIGESTS_FILE}"
         )
     raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 

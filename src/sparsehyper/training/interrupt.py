@@ -58,7 +58,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def raising_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block, SIGTERM raises ``KeyboardInterrupt``, as Ctrl-C does.
+    """Context in which SIGTERM raises ``KeyboardInterrupt``, as Ctrl-C does.
 
     Any error after a signal becomes a ``KeyboardInterrupt`` too, as some libraries turn an
     interrupt into an error of their own. Outside the main thread, and for an ignored signal,

@@ -206,7 +206,7 @@ class Run:
         record.check(self._metrics_path, data)
         lines = [parse_json(line, self._metrics_path) for line in data.split(b"\n")[:-1]]
         if not all(isinstance(line, dict) for line in lines):
-            raise CheckpointError(f"{self._metrics_path} is damaged: a line of it is no object")
+            raise CheckpointError(f"{self._metrics_path} is damaged: a line of it is not an object")
         return lines
 
     def write_result(self, result: Mapping[str, Any]) -> None:

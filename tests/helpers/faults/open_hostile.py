@@ -198,7 +198,7 @@ class Attack(NamedTuple):
     """A change of a directory, and the call that then reads it."""
 
     what: str
-    kind: str  # of the directory
+    kind: str  # kind of directory
     change: Callable[[Path], Any]
     read: Callable[[Path], int]
 
@@ -345,14 +345,13 @@ def main(runs: Path, work: Path, stride: int) -> None:
 
     Args:
         runs: What `make_runs` made.
-        work: A folder to work in.
+        work: A folder to work in, which is on the path of imports.
         stride: Distance between the attacks that are tried; 1 for all of them.
     """
     folder, secret = work / "folder", work / "secret"
     secret.write_text("of others\n")
     secret.chmod(0o600)
     (work / f"{MODULE}.py").write_text(f"open({str(work / MARKER)!r}, 'w')\n")
-    sys.path.insert(0, str(work))
     os.chdir(work)
 
     def attempt(attack: Attack) -> int:

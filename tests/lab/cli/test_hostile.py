@@ -164,7 +164,10 @@ def test_a_name_that_is_no_text_is_refused_before_training(command, hostile, tmp
         (["--target", "resnet:stages=99,depth=200"], "`stages` must be at most 8, got 99"),
         (["--tasks", "permuted:1000000000"], "`n_tasks` must be at most 1000000, got"),
         (["--tasks", "rotated:1000000000"], "`angles` must be at most 1000000, got"),
-        (["--tasks", "split:2,all/permuted:100000"], "must be at most 1,000,000, 45 tasks in"),
+        (
+            ["--tasks", "split:2,all/permuted:100000"],
+            "at most 1,000,000 tasks are allowed, 45 tasks in",
+        ),
         (["--method", "sparse:growth=1.001", "--target", "mlp:64"], "`growth` must be larger"),
         (["--method", "dense:hidden=99999999"], "`hidden` must be at most 1048576, got"),
     ],

@@ -45,5 +45,5 @@ def test_nothing_is_written_over(command, tmp_path):
 def test_a_directory_of_something_else(command, tmp_path):
     done = command("report", tmp_path, "--out", tmp_path / "report.html")
     assert done.code == 2
-    assert f"'{tmp_path}' is no directory of a run (config.json), and none of a comp" in done.err
+    assert f"'{tmp_path}' is not the directory of a run (config.json), a comparison" in done.err
     assert not (tmp_path / "report.html").exists()

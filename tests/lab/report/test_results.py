@@ -54,7 +54,9 @@ def test_a_study_with_a_picture_of_its_own():
 
 
 def test_what_is_no_directory_of_results(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`runs` '.*nowhere' is no directory of a run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`runs` '.*nowhere' is not the directory of a run"
+    ):
         describe_results(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"`runs` '.*bench' holds results of another kind; give"):
         describe_results(DOCS / "bench")

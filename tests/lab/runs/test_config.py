@@ -79,7 +79,7 @@ def test_a_missing_part():
 def test_data_settings():
     with pytest.raises(ValueError, match=r"`tasks` must be one of .*'splits'"):
         DataConfig(tasks="splits:2")
-    with pytest.raises(ValueError, match=r"got 'bags,coats'; a folder's own tasks are all its"):
+    with pytest.raises(ValueError, match=r"got 'bags,coats'; leave `tasks` out to use all"):
         DataConfig("photos", tasks="bags,coats")
     with pytest.raises(ValueError, match="`val_fraction` must be greater than 0, got 0"):
         DataConfig(val_fraction=0)

@@ -29,7 +29,9 @@ _TARGETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
-    """Rows of ``fits``, relative to the fit of one task, and of ``models``, to loading a file."""
+    """Measure fitting and making a model.
+
+    The rows ``fits`` are relative to fitting one task, the rows ``models`` to loading a file."""
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():

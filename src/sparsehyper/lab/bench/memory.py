@@ -14,7 +14,7 @@ _SELF = Path("/proc/self")
 
 
 def can_measure() -> bool:
-    """Whether this system reports the peak and allows to reset it."""
+    """Whether this system reports the peak and allows it to be reset."""
     return (_SELF / "clear_refs").exists()
 
 

@@ -104,7 +104,7 @@ def thesis_generator(generator: nn.Module) -> nn.Module:
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Within the block, sparse layers run without the compiled kernels."""
+    """Context in which sparse layers run without the compiled kernels."""
     with mock.patch.object(kernels, "takes", return_value=False):
         yield
 

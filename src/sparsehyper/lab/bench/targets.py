@@ -27,7 +27,8 @@ class Large:
     Args:
         make: builds the module.
         numel: number of its parameters.
-        batch: makes the inputs and labels of a step; few, as the cost of parameters is measured.
+        batch: makes the inputs and labels of a step: a small batch, because the cost of
+            parameters is measured.
     """
 
     make: Callable[[], nn.Module]

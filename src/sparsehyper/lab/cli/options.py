@@ -31,7 +31,7 @@ class _Setting(NamedTuple):
     panel: str  # of the help
     kind: Any
     default: Any
-    path: str  # in `Experiment.to_dict()`; empty for an option that is no setting
+    path: str  # in `Experiment.to_dict()`; empty for an option that is not a setting
     help: str
 
 

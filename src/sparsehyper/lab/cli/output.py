@@ -35,7 +35,7 @@ def echo(text: object, *, err: bool = False) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within the block, print warnings as a line on stderr, without their place in the code."""
+    """Context in which a warning is one line on stderr, without its place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         echo(f"warning: {message}", err=True)

@@ -1,4 +1,4 @@
-"""Named data sets: scikit-learn's digits, four data sets in parquet files, and any of them joined.
+"""Named data sets: scikit-learn's digits, four data sets in parquet files, or several joined.
 
 The parquet layout is that of the public data sets on the Hugging Face hub: an image struct with
 ``bytes``, and an integer label. Files in a local directory are preferred; without them the
@@ -179,7 +179,8 @@ def _read(table: Any, origin: str, published: _Published) -> Images:
     _, images = _column(table, _IMAGE_COLUMNS, origin)
     try:
         encoded = require("pyarrow.compute", "data").struct_field(images, "bytes").to_pylist()
-    except (ValueError, KeyError, NotImplementedError) as error:  # pyarrow's are of these kinds
+    # pyarrow's errors are of these types
+    except (ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
             f"images in {origin} must be structs with a field `bytes`, got {images.type}"
         ) from error

@@ -3,7 +3,7 @@
     root/<task>/<class>/*.png                  a fifth of every class becomes the test set
     root/{train,test}/<task>/<class>/*.png     training and test set are given
 
-Reads PNG, JPEG and WebP. Hidden files and files that are no images are ignored; a warning reports
+Reads PNG, JPEG and WebP. Hidden files and files that are not images are ignored; a warning reports
 images in other formats. Needs Pillow, from the ``data`` extra.
 """
 

@@ -117,7 +117,7 @@ def _open(encoded: bytes | Path) -> Iterator[Any]:
             yield picture
     except CheckpointError as error:
         raise OSError("it is not a regular file") from error
-    except image.UnidentifiedImageError as error:  # whose text shows the Python object
+    except image.UnidentifiedImageError as error:  # Pillow's text shows only the Python object
         raise OSError("it is not a PNG, JPEG or WebP image, or it is damaged") from error
     except OSError:
         raise

@@ -287,7 +287,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 def _check_count(what: str, count: int) -> None:
     if count > MOST_TASKS:
-        raise ValueError(f"`tasks` must be at most {MOST_TASKS:,}, {what} are {count:,}")
+        raise ValueError(f"at most {MOST_TASKS:,} tasks are allowed, {what} would be {count:,}")
 
 
 def _settings(argument: str, value: int | Sequence[float], turn: float) -> tuple[float, ...]:

@@ -63,7 +63,7 @@ def draw_time(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
 
     Args:
         results: what `sparsehyper.lab.bench.bench` returns, with the group ``generators``.
-        path: of the picture.
+        path: picture to write.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -31,7 +31,7 @@ def write_html(described: Sequence[Mapping[str, Any]], path: str | PathLike[str]
     Args:
         described: what `sparsehyper.lab.runs.describe_run` and `describe_results` return; several
             become tabs.
-        path: of the file, which is overwritten.
+        path: file to write; an existing one is overwritten.
 
     Raises:
         ValueError: there is nothing to show, or a number is not finite.

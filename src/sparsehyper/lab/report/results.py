@@ -40,7 +40,7 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"`runs` {str(directory)!r} is no directory of a run (config.json), and none of a "
+            f"`runs` {str(directory)!r} is not the directory of a run (config.json), a "
             "comparison or a study (results.json)"
         )
     results = parse_json(read_file(path), path)

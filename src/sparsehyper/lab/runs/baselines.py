@@ -117,9 +117,9 @@ class SharedTrunk(_Baseline):
         features = self.trunk(x)
         if features.shape != (len(x), self.weight.shape[2]):
             raise ValueError(
-                "`target` must end in its last nn.Linear, for each task to have its own; without "
-                f"it the output has shape {list(features.shape)}, which no linear layer of "
-                f"{self.weight.shape[2]} features takes"
+                "`target` must end in an nn.Linear, which every task replaces by its own; the rest "
+                f"returns shape {list(features.shape)}, but that layer takes "
+                f"{self.weight.shape[2]} features"
             )
         if isinstance(task, int):
             return F.linear(features, self.weight[task], self.bias[task])

@@ -71,7 +71,7 @@ class DataConfig:
                 if is_source(self.source):
                     raise
                 raise ValueError(
-                    f"{error}; a folder's own tasks are all its folders, where `tasks` is left out"
+                    f"{error}; leave `tasks` out to use all tasks of a folder"
                 ) from error
         # Training keeps the weights of the best validation, so it needs validation images.
         check_number("val_fraction", self.val_fraction, above=0)

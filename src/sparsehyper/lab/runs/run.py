@@ -480,5 +480,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises ``CheckpointError`` if it is damaged."""
     value = parse_json(read_file(path), path)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no object")
+        raise CheckpointError(f"{path} is damaged: it does not hold an object")
     return value

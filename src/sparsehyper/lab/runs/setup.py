@@ -41,7 +41,7 @@ from sparsehyper.target.target import TRAINED_BASES
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a model needs to know about its tasks, without the images.
+    """The names, classes and image statistics of tasks, without the images.
 
     Attributes:
         names: task names, in order.
@@ -76,8 +76,8 @@ class TaskInfo:
         names, classes, shape = values["names"], values["classes"], values["image_shape"]
         if not names or len(names) != len(classes) or not all(classes) or len(shape) != 3:
             raise ValueError(
-                f"`classes` must be those of one or more tasks, here {len(names)}, and "
-                f"`image_shape` three numbers, got {len(classes)} and {shape}"
+                "`classes` must have one entry, not empty, for each of one or more tasks, and "
+                f"`image_shape` three numbers; got {len(classes)} for {len(names)} and {shape}"
             )
         for of_task in classes:
             check_type("classes", of_task, (list, tuple), "lists of names")
@@ -222,8 +222,7 @@ def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -
 
 
 def target_numel(model: nn.Module) -> int:
-    """N, the number of parameters of one target of a model; an ordinary module is its own target.
-    """
+    """N, the number of parameters of a model's target; an ordinary module is its own."""
     if isinstance(model, HyperNetwork):
         return model.target.numel
     if isinstance(model, (Experts, SharedTrunk)):
@@ -258,7 +257,7 @@ def _seeds(experiment: Experiment) -> dict[str, int]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Within, PyTorch's global CPU generator has this seed; afterwards it is as it was."""
+    """Context in which PyTorch's global CPU generator has this seed; its state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -268,5 +267,8 @@ def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Modul
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes
     if outputs < classes:
-        raise ValueError(f"`outputs` must be at least {classes}, the most classes; got {outputs}")
+        raise ValueError(
+            f"`outputs` must be at least {classes}, the number of classes of the largest task; "
+            f"got {outputs}"
+        )
     return build_target(experiment.target, tasks.image_shape, outputs)

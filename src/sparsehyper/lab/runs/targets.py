@@ -297,7 +297,7 @@ def _from_factory(
         imported = importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"`target` {text!r} is no built-in target ({_FORMS}), and the module {module!r} "
+            f"`target` {text!r} is not a built-in target ({_FORMS}), and the module {module!r} "
             f"cannot be imported: {error}; is it on PYTHONPATH?"
         ) from error
     if not hasattr(imported, function):

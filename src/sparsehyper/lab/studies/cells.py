@@ -45,10 +45,10 @@ class Cell(NamedTuple):
 
 
 class Workspace:
-    """Where the cells of a study are computed.
+    """The directory, tasks and processes with which a study computes its cells.
 
     Args:
-        directory: of the study; the caller holds its lock.
+        directory: study directory; the caller holds its lock.
         files: the study's tasks, as `shared_tasks` gives them.
         workers: processes at a time, of one thread each.
         quiet: show no progress.
@@ -94,7 +94,7 @@ def run_cells(
         cells: all cells that are wanted.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
-        directory: of the study; the caller holds its lock.
+        directory: study directory; the caller holds its lock.
         arguments: the same for all cells, and without influence on the results.
         workers: processes at a time, of one thread each.
         quiet: show no progress.
@@ -178,7 +178,7 @@ def read_cells(directory: Path) -> dict[str, dict[str, Any]]:
             and isinstance(cell.get("settings"), dict)
         ):
             raise CheckpointError(
-                f"{path} is damaged: line {number} is no cell with a name and settings; {remedy}"
+                f"{path} is damaged: line {number} is not a cell with a name and settings; {remedy}"
             )
         cells[cell.pop("name")] = cell
     return cells
@@ -191,12 +191,12 @@ def shared_tasks(
     """Files of tasks that all processes can read; they exist within this context.
 
     Args:
-        directory: of the study; the caller holds its lock.
-        data: what to make tasks of; duplicates are made once.
+        directory: study directory; the caller holds its lock.
+        data: configurations of the tasks; duplicates are made once.
         data_dir: as `load_tasks` takes it.
 
     Yields:
-        For each of ``data`` its file.
+        The file of each configuration in ``data``.
     """
     with scratch(directory) as folder:
         files: dict[DataConfig, SharedTasks] = {}
@@ -234,7 +234,7 @@ def _write_cells(directory: Path, cells: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings; those of an experiment that did not exist yet get their defaults."""
+    """Recorded settings; experiment settings added since get their defaults."""
     if "experiment" not in settings:
         return settings
     experiment = Experiment.from_dict(settings["experiment"])

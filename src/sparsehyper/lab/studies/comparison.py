@@ -72,7 +72,7 @@ class ComparedTasks:
         steps: number of updates.
         tasks_per_batch: tasks in a batch.
         images: images of each task in a batch.
-        methods: those compared, of `COMPARED_METHODS`.
+        methods: methods to compare, from `COMPARED_METHODS`.
     """
 
     data: DataConfig
@@ -137,8 +137,8 @@ class Comparison(Study):
     Results: ``searches``, each with the ``settings_found`` and its trials; ``rows``, with the set
     of tasks as ``family``, ``method``, ``budget``, ``parameters`` ÷ N and ``generator``, and for
     each seed ``accuracy``, that of the ``worst`` task, ``step_ms``, ``seconds`` and
-    ``peak_memory_mb``; ``left_out``, with the family, method and budget of those that cannot be as
-    small; and ``claims``.
+    ``peak_memory_mb``; ``left_out``, with the family, method and budget of those that cannot meet
+    the budget; and ``claims``.
 
     Args:
         sets: sets of tasks, by name.
@@ -358,8 +358,8 @@ def _entries(study: Comparison, files: Mapping[DataConfig, SharedTasks]) -> Iter
 def _possible(experiment: Experiment, choices: Space, numel: int) -> dict[str, tuple[Any, ...]]:
     """The choices of each setting that can meet the budget.
 
-    For such a choice, whatever the settings before it are, there are choices of the later settings
-    that meet the budget.
+    A choice is kept if, for every kept choice of the earlier settings, some choice of the later
+    ones meets the budget.
     """
 
     def combinations(of: Space) -> list[dict[str, Any]]:

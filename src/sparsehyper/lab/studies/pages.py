@@ -111,9 +111,9 @@ def panels(
     """Panels to draw in, which are saved as a PNG with one legend below when the context ends.
 
     Args:
-        titles: of the panels, two of which stand side by side.
-        path: of the picture.
-        size: of a panel, in inches.
+        titles: panel titles; panels stand two in a row.
+        path: picture to write.
+        size: width and height of a panel, in inches.
         legend: number of columns of the legend, which shows every label once.
 
     Yields:
@@ -149,10 +149,10 @@ def points(
 
     Args:
         axes: matplotlib's axes.
-        x: of each point.
-        values: shares, the values of each point.
-        label: method, whose style the line has.
-        style: settings of matplotlib that replace those of the method.
+        x: x coordinate of each point.
+        values: values of each point, as shares.
+        label: name of the method, which determines the line's style.
+        style: matplotlib settings that override the method's style.
     """
     colour, marker = STYLES.get(label, (GREY, "o"))
     axes.errorbar(

@@ -46,7 +46,7 @@ def run_searches(
     Args:
         searches: an experiment and its search space, by name of the cell.
         trials: number of trials of each search.
-        workspace: of the study.
+        workspace: the study's workspace.
 
     Returns:
         By name: ``settings_found``, by path; the ``validation`` accuracy they reached; ``trials``,

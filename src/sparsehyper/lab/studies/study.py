@@ -36,11 +36,11 @@ class Study(ABC):
     """A study; its fields are its settings.
 
     Attributes:
-        name: on the command line.
-        title: of its page.
-        question: what it asks.
-        method: how it answers.
-        picture: name of the picture's file.
+        name: name on the command line.
+        title: title of the page.
+        question: the question that the study answers.
+        method: how the study answers it.
+        picture: file name of the picture.
     """
 
     name: ClassVar[str]
@@ -166,9 +166,9 @@ def run_study(
     """Run a study, or continue one that was stopped, and write its files.
 
     Args:
-        study: with its settings.
-        directory: of the study; made where there is none.
-        scale: what the settings were made from.
+        study: the study to run.
+        directory: study directory; created if missing.
+        scale: scale that the settings were made for.
         data_dir: folder of the named data sets' files.
         workers: processes at a time, of one thread each.
         quiet: show no progress.

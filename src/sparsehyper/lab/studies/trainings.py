@@ -57,8 +57,8 @@ def run_trainings(
     """Train what has not been trained yet.
 
     Args:
-        experiments: complete, each with its seed, by name of the cell.
-        workspace: of the study.
+        experiments: complete experiments, each with its seed, by name of the cell.
+        workspace: the study's workspace.
 
     Returns:
         For each, by name, what `measured` returns and its ``seconds``.
@@ -83,8 +83,8 @@ def trained(
 
     Args:
         experiment: how to train.
-        tasks: what to train on.
-        model: a fresh one; by default that of the experiment.
+        tasks: tasks to train on.
+        model: an untrained model; None builds the experiment's.
 
     Raises:
         NonFiniteError: training diverged.
@@ -109,8 +109,8 @@ def measured(
 
     Args:
         experiment: how to train.
-        tasks: what to train on.
-        model: a fresh one; by default that of the experiment.
+        tasks: tasks to train on.
+        model: an untrained model; None builds the experiment's.
 
     Returns:
         The model, and a JSON-ready dict: ``validation`` and ``accuracy``, the mean accuracies over

@@ -258,7 +258,7 @@ class Variations(Study):
 def design(runs: int) -> list[dict[str, str]]:
     """Draw a level of every factor for each run.
 
-    The numbers of runs with each level of a factor differ by at most one.
+    All levels of a factor occur in the same number of runs, to within one.
     """
     columns: dict[str, list[str]] = {}
     for number, (factor, levels) in enumerate(FACTORS.items()):

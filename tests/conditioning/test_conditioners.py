@@ -40,7 +40,7 @@ def test_every_sample_has_the_model_of_its_input():
     assert z.shape == (6, 8)
     for i in range(6):
         torch.testing.assert_close(out[i], hnet(X[i : i + 1], task=z[i])[0])
-    with pytest.raises(TypeError, match="the model of an input needs the input"):
+    with pytest.raises(TypeError, match="computes the embedding from the target's input"):
         hnet.materialize()
     with pytest.raises(TypeError, match=r"`task` must be left out, .* got 'a'"):
         hnet(X, task="a")
@@ -264,10 +264,10 @@ class Dictionary(nn.Linear):
     ("module", "message"),
     [
         *[
-            (layer(5, 4), "which is not called like that")
+            (layer(5, 4), r"whose `forward` does not take \(x, state\)")
             for layer in (nn.LSTM, nn.GRU, nn.RNN, nn.Linear)
         ],
-        (nn.Sequential(nn.Linear(5, 5)), "got a Sequential, which is not called like that"),
+        (nn.Sequential(nn.Linear(5, 5)), "got a Sequential, whose `forward` does"),
         (Dictionary(5, 4), "got a Dictionary, which returned a dict"),
     ],
 )
