@@ -41,17 +41,17 @@ class HyperNetwork(NamedTasks):
     Args:
         target: any module. It is copied, and never changed.
         generator: the kind of generator: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
-        conditioner: from a task, an input or examples to the embedding: ``TaskEmbedding(…)``,
+        conditioner: computes the embedding from a task, an input or examples: ``TaskEmbedding(…)``,
             ``InputEncoder(…)``, …; it is used as it is, not copied.
-        generate: which of the target's trainable parameters to generate: a glob such as
+        generate: trainable parameters of the target to generate: a glob such as
             ``"layer*"``, several, or a predicate ``(name, parameter) -> bool``. Parameters with
             ``requires_grad=False`` are left as they are.
         others: trainable parameters that are not generated are ``"shared"`` by all tasks and
             trained, or ``"frozen"``.
-        base: what the generated vector is added to: ``"learned"``, a trained vector that all tasks
-            share, which starts at zeros; ``"zeros"``, nothing; ``"pretrained"``, the target's own
-            values; or ``"residual"``, which starts at these and is trained. With the first two,
-            norm scales start at 1.
+        base: vector that the generated one is added to: ``"learned"``, a trained vector that all
+            tasks share, which starts at zeros; ``"zeros"``, nothing; ``"pretrained"``, the target's
+            own values; or ``"residual"``, which starts at these and is trained. With the first
+            two, norm scales start at 1.
         init: initial variance of generated tensors: ``"torch"``, that of PyTorch's own layers,
             ``"hyperfan_in"`` or ``"hyperfan_out"``; see ``target.initialisation``.
         scale: factor of the initial standard deviation of every generated tensor; None for 1, or
@@ -143,10 +143,11 @@ class HyperNetwork(NamedTasks):
 
         Args:
             *args, **kwargs: arguments of the target.
-            task: what the conditioner takes. With named tasks: a name or number for the whole
-                batch; an integer tensor ``[batch]`` of one task per sample, where the first
-                dimension of every tensor argument and output must be the batch; or an embedding, a
-                float tensor ``[latent_dim]``. It can be left out if there is one task, or none.
+            task: a condition that the conditioner accepts. With named tasks: a name or number for
+                the whole batch; an integer tensor ``[batch]`` of one task per sample, where the
+                first dimension of every tensor argument and output must be the batch; or an
+                embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
+                task, or none.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -208,8 +209,8 @@ class HyperNetwork(NamedTasks):
         """The generated tensors of one task, by the target's own names.
 
         Args:
-            task: what the conditioner takes for one model; an embedding ``[latent_dim]`` always
-                works.
+            task: a condition that the conditioner accepts for one model; an embedding
+                ``[latent_dim]`` always works.
 
         Returns:
             New tensors, differentiable.
@@ -237,7 +238,7 @@ class HyperNetwork(NamedTasks):
         Means and other mixtures of embeddings are embeddings too, and may be given as ``task``.
 
         Args:
-            task: what the conditioner takes.
+            task: a condition that the conditioner accepts.
             *args, **kwargs: arguments of the target, if the conditioner looks at them.
         """
         return self.conditioner.embed(task, args, kwargs)[0]

@@ -31,7 +31,7 @@ def unroll(
         inputs: ``[time, batch, features]``.
         state: the state before the first step, as the cell takes it; None calls the cell without a
             state at the first step, for which PyTorch's cells use zeros.
-        task: what the conditioner takes.
+        task: a condition that the conditioner accepts.
 
     Returns:
         The cell's outputs (h for an LSTM) ``[time, batch, hidden]``, and the last state.

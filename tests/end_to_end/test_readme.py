@@ -84,7 +84,7 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
 
 
 def anchor(heading: str) -> str:
-    """What GitHub makes of a heading, for links to it."""
+    """GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

@@ -133,7 +133,7 @@ def cells(table):
 
 
 def tiles(page):
-    """What stands at a glance, by name."""
+    """Values of the summary, by name."""
     return page.locator(".tiles:visible > div").evaluate_all(
         "tiles => Object.fromEntries(tiles.map(tile => [...tile.children].map(c => c.textContent))"
         ".map(([name, ...texts]) => [name, texts]))"

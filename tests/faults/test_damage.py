@@ -31,7 +31,7 @@ from sparsehyper.training.optim import build_optimizer
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What `make_runs` made; do not change it."""
+    """The runs of `make_runs`; do not change them."""
     path = tmp_path_factory.mktemp("whole")
     make_runs(path)
     best, last = (path / "run" / "checkpoints" / name for name in ("best", "last"))

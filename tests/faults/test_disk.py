@@ -108,7 +108,7 @@ def test_two_starters_of_many_runs(name, cases, commands, trials, tmp_path):
 
 
 def test_dead_owners(commands, cases, record_figures, tmp_path):
-    """A lock file alone is no lock."""
+    """A lock file alone is not a lock."""
     case = cases["train"]
     out = tmp_path / case.out
     out.mkdir()

@@ -24,7 +24,7 @@ LOOKS = 5
 
 
 class Level:
-    """What this process holds, each time it is looked at, beyond what it held before the test."""
+    """Memory of this process at each measurement, beyond what it held before the test."""
 
     def __init__(self) -> None:
         self.looks: list[dict[str, int]] = []

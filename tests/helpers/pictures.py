@@ -16,7 +16,7 @@ def write_task(folder: Path, shades: Mapping[str, int], count: int, seed: int = 
         folder: The task's folder.
         shades: Mean grey value of each class, in [40, 215], by name.
         count: Images in each class.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     rng = np.random.default_rng(seed)
     for name, shade in shades.items():

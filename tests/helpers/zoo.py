@@ -65,8 +65,8 @@ class Entry:
     Args:
         make: a fresh module.
         batch: one task's data, drawn anew at each call.
-        steps: of training each task.
-        lr: of Adam.
+        steps: training steps for each task.
+        lr: learning rate of Adam.
     """
 
     make: Callable[[], nn.Module]

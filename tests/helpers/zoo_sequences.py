@@ -106,7 +106,7 @@ class Translator(nn.Module):
 
 
 class ModelOutput(OrderedDict):
-    """As in transformers: a dataclass that is also a dict of the fields that are not None, or a
+    """A transformers output: a dataclass that is also a dict of the fields that are not None, or a
     tuple by number.
     """
 
@@ -151,7 +151,7 @@ class Config:
 
 
 class PreTrainedModel(nn.Module):
-    """What a transformers model brings along: a config, initialisation by kind of layer, tying, and
+    """Machinery of a transformers model: a config, initialisation by kind of layer, tying, and
     properties that look at its own parameters.
     """
 

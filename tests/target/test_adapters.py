@@ -461,7 +461,7 @@ def test_saved_and_loaded(adapter, tmp_path):
 
 
 def change(module: nn.Module, hnet: HyperNetwork, x: torch.Tensor) -> float:
-    """Relative distance of the outputs of generated modules from those of the given one."""
+    """Relative distance between the outputs of generated modules and of the given one."""
     with torch.no_grad():
         given = module(x)
         outputs = torch.stack([hnet(x, task=task) for task in range(len(hnet.task_names))])

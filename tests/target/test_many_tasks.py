@@ -69,7 +69,7 @@ class Cubed(nn.Linear):
 
 
 class Counting(nn.Linear):
-    """Changes a buffer that is no batch-norm statistic."""
+    """Changes a buffer that is not a batch-norm statistic."""
 
     def __init__(self) -> None:
         super().__init__(4, 2)

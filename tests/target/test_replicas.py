@@ -269,7 +269,7 @@ def test_cached_parametrizations_are_each_call_s_own():
             torch.testing.assert_close(hnet(x, task=task), expected[task])
 
 
-# The compiler asks generated tensors, which are no leaves, for their gradients.
+# The compiler asks generated tensors, which are not leaves, for their gradients.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_part_is_taken():
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

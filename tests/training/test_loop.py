@@ -55,7 +55,7 @@ def test_the_updates_are_those_of_a_plain_loop():
 
 def test_accumulated_batches_make_one_update():
     class Doubled(Source):
-        """What two batches of `Source` hold, in one."""
+        """One batch with the samples of two batches of `Source`."""
 
         def batch(self, epoch, step):
             parts = (super(Doubled, self).batch(*divmod(2 * step + i, 5)) for i in range(2))

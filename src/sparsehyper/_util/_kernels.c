@@ -625,8 +625,7 @@ static PyObject *py_runs(PyObject *self, PyObject *args)
     }
     if (!ok || left != 0) {
         PyErr_Format(PyExc_ValueError,
-                     "`sizes` must be those of the runs in a row of %zd, with a factor and an "
-                     "offset for each", total);
+                     "`sizes` must add up to %zd, with a run, a factor and an offset for each", total);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS

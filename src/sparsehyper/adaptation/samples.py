@@ -125,7 +125,7 @@ def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remed
         outputs: outputs of a module.
         tasks: tasks to classify.
         module: name of the module, for the error.
-        remedy: what to do about too few outputs, for the error.
+        remedy: advice for too few outputs, for the error.
     """
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         found = list(outputs.shape) if isinstance(outputs, Tensor) else repr(type(outputs).__name__)

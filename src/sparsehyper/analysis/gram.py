@@ -43,8 +43,8 @@ def gram_of_outputs(function: Callable[[Tensor], Tensor], inputs: Tensor, numel:
     If memory cannot hold all outputs, some are computed several times.
 
     Args:
-        function: from ``[batch, …]`` to float32 ``[batch, numel]``, each row computed
-            independently.
+        function: from ``[batch, …]`` to float32 ``[batch, numel]``, each row
+            computed independently.
         inputs: inputs of the function ``[n, …]``.
         numel: length of an output.
     """

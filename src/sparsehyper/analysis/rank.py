@@ -54,8 +54,8 @@ def effective_rank(
     its covariance. A normalised embedding has mean zero, so an affine generator has
     ``latent_dim`` - 1 of them. They are computed exactly, from the inner products of G's columns,
     of which at most 2.5 GiB are held at a time. For other generators they are estimated
-    from a sample and number at most ``samples`` - 1; the estimate is too low unless the true rank is
-    far smaller.
+    from a sample and number at most ``samples`` - 1; the estimate is too low unless the true rank
+    is far smaller.
 
     All generated numbers have the same weight: they are taken before ``scale`` is applied.
 

@@ -58,7 +58,7 @@ class Conditioner(nn.Module, ABC):
     def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
-        """As `embed`, for a ``task`` that is not an embedding itself."""
+        """Implement `embed` for a ``task`` that is not itself an embedding."""
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Sparse(Generator):
             each layer back), ``"geometric"`` (⌈1.5^l⌉) or an integer for all layers.
         growth: ratio of a layer's width to that of the layer before, above 1. A larger growth
             costs less, down to one weight per generated parameter.
-        topology: how sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        topology: rule by which sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
         sigma: width of the ``local`` and ``mixed`` topologies, in units of the layer before;
             None for a quarter of the latent size, as in the thesis.
         activation: activation between layers: ``"none"`` (a linear generator), ``"prelu"`` (one

@@ -1,1 +1,1 @@
-"""What the command line and the studies need: data, runs, studies, reports and benchmarks."""
+"""Parts for the command line and the studies: data, runs, studies, reports and benchmarks."""

@@ -35,7 +35,7 @@ class SparseLinear(nn.Module):
         in_features: width of the input.
         out_features: width of the output.
         fan_in: number of connections of each output; reduced to ``in_features`` if it is larger.
-        topology: how sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
+        topology: rule by which sources are drawn, one of ``sparsehyper.sparse.TOPOLOGIES``.
         sigma: width, in input positions, of the ``local`` and ``mixed`` topologies.
         negative_slope: slope on the negative side of the activation *before* this layer: 1 for
             none, 0 for ReLU.

@@ -141,7 +141,7 @@ def chain_adjoint(
         g: gradient of the output of `chain`.
         x, weights, wirings: the arguments of `chain`.
         between: the second tensor that `chain` returned.
-        needs_x, needs: which gradients are needed.
+        needs_x, needs: whether the gradients of x and of each weight are needed.
 
     Raises:
         ValueError: as `chain` does.

@@ -74,7 +74,7 @@ def indexed_adjoint(
     offsets: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """As `circulant_adjoint`; order and offsets are those of `transposed`."""
+    """Like `circulant_adjoint`; ``order`` and ``offsets`` are from `transposed`."""
     gx, gw = g.new_empty(0), g.new_empty(0)
     table = g.T.contiguous()
     if needs[0] and len(g) == 0:

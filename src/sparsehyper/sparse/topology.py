@@ -10,7 +10,7 @@ A sparse layer computes ``y[j] = Σ_t w[t, j] · x[source(t, j)]`` for taps ``t 
 - ``local``: normally distributed, of width ``sigma``, around the output's proportional position.
 - ``mixed``: the nearest inputs to the proportional position, and one normally distributed.
 
-The last four are those of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022),
+The last four are from F. Cubélier, "Sparse hypernetworks for multitasking" (Liège, 2022),
 with two deviations. Positions wrap around at the ends, because clipping them would pile up
 connections on the first and last inputs. The sources of one output are distinct, so that the
 fan-in is as requested; the thesis merges sources that are drawn twice.

@@ -289,7 +289,7 @@ def _kaiming_uniform(like: Tensor, shape: Sequence[int], rng: torch.Generator) -
 
 
 def _copy_with_layers(module: nn.Module, layers: Layers) -> tuple[nn.Module, dict[str, Any]]:
-    """A copy of ``module``, and those of its layers that ``layers`` match, by name."""
+    """A copy of ``module``, and its layers that ``layers`` match, by name."""
     _check_module(module)
     found = {
         name: layer

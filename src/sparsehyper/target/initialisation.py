@@ -1,7 +1,7 @@
 """Initial mean and standard deviation of each generated tensor.
 
 A generated tensor starts with these moments, so that a generated model starts where an ordinary
-copy of the target would. The rules are those of PyTorch's own layers, by fan-in:
+copy of the target would. The rules are PyTorch's own, by fan-in:
 
     tensor                                    mean   standard deviation
     Linear, Conv*, Bilinear: weight, bias     0      1 / √(3 · fan_in)

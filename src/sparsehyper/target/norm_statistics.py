@@ -32,7 +32,7 @@ class NormStatistics:
     Args:
         module: the module.
         generated: names of its generated parameters.
-        norms: whether batch-norm statistics belong to a task.
+        norms: whether batch-norm statistics are kept for each task.
 
     Attributes:
         names: Names of the buffers. A buffer that several modules share has its first name.

@@ -102,7 +102,7 @@ def substitute_in_place(container: Any, replacements: Mapping[int, Any]) -> None
 
 
 def _held_by(value: Any) -> list[Any]:
-    """What a value directly holds."""
+    """The objects that a value refers to directly."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset | deque):

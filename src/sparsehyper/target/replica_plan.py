@@ -42,7 +42,7 @@ class ReplicaPlan:
         parameters: places of the parameters, in the given order.
         buffers: places of the buffers, in the given order.
         links: parent, attribute and child of every edge between two nodes.
-        own: for each node, which of its three dictionaries of contents a copy needs for itself.
+        own: for each node, the dictionaries, of its three, that a copy needs for itself.
         rebound: nodes and attributes whose value refers to nodes, and must refer to their copies.
         containers: nodes and attributes with containers, which a run may put modules into.
         names: for each node, the attributes that are compared before and after a call: all but

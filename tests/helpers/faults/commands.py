@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class State(ctypes.Structure):
-    """What faults.c calls ``struct state``."""
+    """``struct state`` of faults.c."""
 
     _fields_ = (
         ("calls", ctypes.c_int64),
@@ -54,7 +54,7 @@ class Commands:
     """Runs commands, each in a process of its own that starts at once: all imports are done.
 
     Args:
-        folder: for files of its own; no command writes below it.
+        folder: Folder for its own files; no command writes below it.
         library: the compiled faults.c.
     """
 

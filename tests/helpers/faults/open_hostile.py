@@ -344,7 +344,7 @@ def main(runs: Path, work: Path, stride: int) -> None:
     """Try attacks, and print what was found as JSON.
 
     Args:
-        runs: What `make_runs` made.
+        runs: The runs of `make_runs`.
         work: A folder to work in, which is on the path of imports.
         stride: Distance between the attacks that are tried; 1 for all of them.
     """

@@ -86,7 +86,7 @@ def test_a_page_names_the_machine_and_holds_every_table():
 
 @pytest.fixture
 def axes(monkeypatch):
-    """Of the figures that are saved."""
+    """Parts of the recorded figures."""
     saved = []
     save = matplotlib.figure.Figure.savefig
     monkeypatch.setattr(

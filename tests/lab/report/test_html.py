@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
 
 def run(name="run", task="0-1"):
-    """Of a baseline that was not evaluated: the least that a run can be."""
+    """Description of a baseline that was not evaluated, the smallest that a run can have."""
     return {
         "kind": "run",
         "name": name,

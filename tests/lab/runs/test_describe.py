@@ -1,4 +1,4 @@
-"""What a report says of a run, against the records and against a fresh computation."""
+"""A run's report compared with the records and with a fresh computation."""
 
 from __future__ import annotations
 

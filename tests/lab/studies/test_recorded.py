@@ -25,7 +25,7 @@ def recorded(name):
 
 
 def leaves(value, path=""):
-    """Everything in a JSON document that is no container, by its path."""
+    """The leaves of a JSON document, by path."""
     if not isinstance(value, dict | list):
         return {path: value}
     inside = value.items() if isinstance(value, dict) else enumerate(value)

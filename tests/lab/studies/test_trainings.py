@@ -1,4 +1,4 @@
-"""What is measured of a training, and when test images are looked at."""
+"""Measurements of a training, and the moment when test images are looked at."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ _TARGETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     """Measure fitting and making a model.
 
-    The rows ``fits`` are relative to fitting one task, the rows ``models`` to loading a file."""
+    The rows ``fits`` are relative to fitting one task, the rows ``models`` to loading a file.
+    """
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():

@@ -49,7 +49,8 @@ def peer_command(folder: str | PathLike[str]) -> list[str]:
 def measure_peers(command: Sequence[str], sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     """One row for every N and library, including this one.
 
-    ``over`` has its ratio to each other library, round by round. A library that cannot be used is listed in ``skipped`` with its error.
+    ``over`` has its ratio to each other library, round by round. A library that cannot be used is
+    listed in ``skipped`` with its error.
     """
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []

@@ -80,7 +80,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def times(work: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Ratio of the seconds of ``work`` to those of ``other``, round by round.
+    """Ratio of the seconds of ``work`` to the seconds of ``other``, round by round.
 
     >>> times([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])["median"]
     3.0

@@ -28,7 +28,7 @@ TrustTarget = Annotated[
 class _Setting(NamedTuple):
     """An option that sets one value of an experiment."""
 
-    panel: str  # of the help
+    panel: str  # panel of the help text
     kind: Any
     default: Any
     path: str  # in `Experiment.to_dict()`; empty for an option that is not a setting

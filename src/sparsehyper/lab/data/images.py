@@ -33,7 +33,7 @@ _ORIENTATION, _SHORT = 0x0112, 3  # the EXIF tag, and the type of its value
 
 
 class Header(NamedTuple):
-    """What a file says about its image before it is decoded."""
+    """Properties of an image that its file states before decoding."""
 
     size: tuple[int, int]  # height, width of the upright image
     grey: bool

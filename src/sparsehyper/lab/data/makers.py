@@ -54,7 +54,7 @@ class Split(TaskMaker):
 
     Args:
         classes: a number k, for tasks of k classes; or the class numbers of each task.
-        combinations: with a number k, make a task of every choice of k classes, rather than use
+        combinations: number k: make a task of every choice of k classes, rather than use
             each class once: 45 tasks for pairs out of 10 classes.
 
     Raises:

@@ -122,7 +122,7 @@ def crop_and_flip(
             0.
         right: number of columns to move each window, int64 ``[batch]``, below W in magnitude; None
             for 0.
-        flip: which windows to mirror left to right, bool ``[batch]``; None for none.
+        flip: whether to mirror each window left to right, bool ``[batch]``; None for none.
 
     >>> x = torch.tensor([1, 2, 3]).view(1, 1, 1, 3)
     >>> crop_and_flip(x, right=torch.tensor([1])).flatten()

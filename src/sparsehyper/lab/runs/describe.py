@@ -41,7 +41,7 @@ from sparsehyper.training.run import read_config
 
 _COMPARED = 200  # most tasks in the table of distances
 _CHOSEN = 6  # most tasks whose filters are shown, and between all pairs of which is interpolated
-_POINTS = 11  # on a line between two tasks
+_POINTS = 11  # points on a line between two tasks
 _CURVES = {"train": ("step", "loss"), "validation": ("step", "loss", "accuracy", "worst_accuracy")}
 _WORK = 10**11  # multiply-adds to spend on confusion matrices, and as many on interpolation
 

@@ -199,7 +199,7 @@ class ResNet(nn.Module):
         super().__init__()
         check_integer("width", width, minimum=1, maximum=WIDEST)
         check_integer("stages", stages, minimum=1, maximum=8)
-        layers = 2 * stages  # of one block in each stage
+        layers = 2 * stages  # one block in each stage
         check_integer("depth", depth, minimum=layers + 2, maximum=10_000)
         check_choice("norm", norm, _TARGET_NORMS)
         if depth % layers != 2 % layers:

@@ -91,7 +91,7 @@ def run_cells(
     """Compute the cells that have no result yet.
 
     Args:
-        cells: all cells that are wanted.
+        cells: the cells to compute.
         work: called as ``work(settings, *arguments)``, importable by name; returns a JSON-ready
             result.
         directory: study directory; the caller holds its lock.

@@ -147,7 +147,7 @@ class Comparison(Study):
         seeds: number of seeds.
         patience: evaluations, of 300 in a training, without improvement before training stops; None
             evaluates at the end only.
-        device: where training takes place.
+        device: training device.
     """
 
     sets: dict[str, ComparedTasks]

@@ -82,7 +82,7 @@ class Interpolation(Study):
         test_images: images per task, at most.
         trials: number of trials of each search.
         seeds: number of seeds.
-        device: where training takes place.
+        device: training device.
     """
 
     data: DataConfig

@@ -1,4 +1,4 @@
-"""What a study may claim: paired differences and effects, with their 95% intervals."""
+"""Claims of studies: paired differences and effects, with their 95% intervals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def claim_of(
     """The claim that a difference, paired over seeds, is above zero.
 
     Args:
-        family: where it is claimed: the set of tasks.
+        family: set of tasks for which it is claimed.
         claim: the difference in words.
         ours, theirs: the values whose difference it is, for each seed.
         more: further entries.
@@ -78,7 +78,7 @@ def main_effects(
     outcomes: Sequence[float],
     defaults: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """What each level of each factor adds to an outcome, compared with the factor's default level.
+    """Effect of each level of each factor on an outcome, compared with the factor's default level.
 
     Fitted by least squares on indicators of all levels but the defaults, without interactions, with
     95% intervals by Student's t from the residuals.

@@ -40,7 +40,7 @@ class Learner:
 
     Attributes:
         updates: number of updates by Adam to learn a task.
-        model: what has been pretrained.
+        model: the pretrained model.
     """
 
     updates: int

@@ -162,7 +162,7 @@ class NewTasks(Study):
         updates: number of Adam updates of what a baseline trains, for each of ``shots``; the other
             settings are in `LEARNING`.
         test_images: images of each held-out task, at most.
-        device: where pretraining takes place; new tasks are learned on the CPU.
+        device: pretraining device; new tasks are learned on the CPU.
     """
 
     families: dict[str, Family]

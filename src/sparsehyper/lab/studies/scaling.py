@@ -59,12 +59,12 @@ class Scaling(Study):
         source: source of the images; tasks are permutations.
         widths: widths of the target's two hidden layers, at ``tasks`` tasks.
         counts: numbers of tasks, at a target of ``width``.
-        width, tasks: those at which learning rates are searched.
+        width, tasks: width and number of tasks at which learning rates are searched.
         steps: number of updates.
         tasks_per_batch: tasks in a batch, of 20 images each, if there are as many.
         trials: number of trials of each search.
         seeds: number of seeds.
-        device: where training takes place.
+        device: training device.
     """
 
     source: str

@@ -86,7 +86,7 @@ class TargetSparsity(Study):
             pruned experts is searched without pruning.
         trials: number of trials of each search.
         seeds: number of seeds.
-        device: where training takes place.
+        device: training device.
     """
 
     sets: dict[str, SparsifiedTasks]

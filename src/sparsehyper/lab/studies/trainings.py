@@ -82,7 +82,7 @@ def trained(
     """Train a model as an experiment says, without using test images.
 
     Args:
-        experiment: how to train.
+        experiment: experiment to train.
         tasks: tasks to train on.
         model: an untrained model; None builds the experiment's.
 
@@ -108,7 +108,7 @@ def measured(
     """Train a model and measure it.
 
     Args:
-        experiment: how to train.
+        experiment: experiment to train.
         tasks: tasks to train on.
         model: an untrained model; None builds the experiment's.
 

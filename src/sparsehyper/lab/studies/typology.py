@@ -64,7 +64,7 @@ class Typology(Study):
         budgets: trainable parameters ÷ N at which sparse and chunked generators are compared.
         inits: initialisations to compare, or ``"residual"``, which is a base.
         seeds: number of seeds.
-        device: where training takes place.
+        device: training device.
     """
 
     data: DataConfig

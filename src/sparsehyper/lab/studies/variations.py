@@ -116,7 +116,7 @@ class Variations(Study):
         tasks_per_batch: tasks in a batch, of 25 images each.
         runs: number of runs. Each has a seed of its own, and the levels of a factor differ by at
             most one in how many runs have them.
-        device: where training takes place.
+        device: training device.
     """
 
     data: DataConfig
