@@ -181,12 +181,12 @@ class TestTooMany:
     def test_combinations(self):
         images = Images(torch.zeros(100, 1, 2, 2).byte(), torch.arange(100))
         source = Source("many", tuple(map(str, range(100))), images, images)
-        with pytest.raises(ValueError, match=r"at most 1,000,000 tasks .* 10 of 100 classes would be 17,310,"):
+        with pytest.raises(ValueError, match=r"10 of 100 classes would be 17,310,"):
             Split(10, combinations=True).tasks(source)
 
     def test_variants_of_tasks(self, digits):
         maker = Permuted(100_000, of=Split(2, combinations=True))
-        with pytest.raises(ValueError, match=r"45 tasks in 100,000 variants are 4,500,000"):
+        with pytest.raises(ValueError, match=r"45 tasks in 100,000 variants would be 4,500,000"):
             maker.tasks(digits)
 
     def test_orders_of_many_pixels(self):
