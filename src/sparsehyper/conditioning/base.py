@@ -69,9 +69,10 @@ class Conditioner(nn.Module, ABC):
         if not (isinstance(task, Tensor) and task.is_floating_point()):
             return None
         if task.shape != (self.dim,) or task.layout is not torch.strided:
+            layout = "" if task.layout is torch.strided else f", {task.layout}"
             raise ValueError(
                 f"a floating-point `task` is an embedding of shape [{self.dim}], "
-                f"got shape {list(task.shape)}, {task.layout}; task numbers must be integers"
+                f"got shape {list(task.shape)}{layout}; task numbers must be integers"
             )
         tensors = itertools.chain(self.parameters(), self.buffers(), [task])
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)

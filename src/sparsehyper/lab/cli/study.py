@@ -19,7 +19,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Directory of the study.")],
     scale: Annotated[
         str,
-        typer.Option(help="smoke (seconds), cpu (up to an hour on two cores) or full (a GPU)."),
+        typer.Option(help="smoke (under a minute), cpu (half an hour to eight hours of one core) or full (a GPU)."),
     ] = "cpu",
     data_dir: Annotated[
         str | None,
