@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptation.conftest import layer_normed, normed, plain, samples
-from sparsehyper import fit_embedding, fit_embeddings
+from helpers.small_tasks import layer_normed, normed, plain, samples
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding, fit_embedding, fit_embeddings
 from sparsehyper.adaptation.samples import TaskSamples
 
 MODULES = {"plain": plain, "batch norm": normed, "layer norm": layer_normed}
@@ -171,6 +171,23 @@ def test_statistics_of_a_new_task_are_those_of_its_samples(make):
     torch.testing.assert_close(model[1].running_mean, inputs.mean(0), atol=1e-4, rtol=1e-4)
     between = (model[1].running_var - inputs.var(0)) / inputs.var(0)
     assert between.abs().max() < 0.3  # the mean of pieces' variances
+
+
+def test_statistics_of_a_norm_used_twice_are_the_mean_of_both():
+    class UsedTwice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(1), nn.Linear(1, 2)
+
+        def forward(self, x):
+            self.norm(x)
+            return self.last(self.norm(x + 10))
+
+    hnet = HyperNetwork(UsedTwice(), Sparse(), TaskEmbedding(["a", "b"], 8))
+    x = torch.randn(60, 1)
+    fit_embedding(hnet, "c", (x, (x[:, 0] > 0).long()), steps=2)
+    mean = hnet.materialize("c").norm.running_mean
+    torch.testing.assert_close(mean, x.mean(0) + 5, atol=1e-3, rtol=0)
 
 
 def test_fewer_classes_than_outputs_are_masked(make):

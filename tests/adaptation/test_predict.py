@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptation.conftest import normed, samples
+from helpers.small_tasks import normed, samples
 from sparsehyper import (
     HyperNetwork,
     InputEncoder,

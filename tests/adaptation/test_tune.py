@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptation.conftest import layer_normed, normed, plain, samples
+from helpers.small_tasks import layer_normed, normed, plain, samples
 from sparsehyper import fine_tune
 
 CHANGED = {
@@ -44,6 +44,41 @@ def test_batch_norms_of_a_model_that_never_saw_the_task_are_renewed():
     assert model[1].momentum == 0.1
     with pytest.raises(ValueError, match=r"`norm_stats` must be one of .*got 'new'"):
         fine_tune(model, (x, y), norm_stats="new")
+
+
+class UsedTwice(nn.Module):
+    """Its batch norm sees the inputs, and the inputs plus 10."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(1, affine=False), nn.Linear(1, 2)
+
+    def forward(self, x):
+        self.norm(x)
+        return self.last(self.norm(x + 10))
+
+
+@pytest.mark.parametrize("count", [40, 1000])  # one piece, and several
+def test_renewed_statistics_are_the_mean_over_all_uses_of_a_norm(count):
+    model, x = UsedTwice().eval(), torch.randn(count, 1)
+    fine_tune(model, (x, (x[:, 0] > 0).long()), steps=1, norm_stats="renewed")
+    torch.testing.assert_close(model.norm.running_mean, x.mean(0) + 5, atol=0.1, rtol=0)
+    assert model.norm.momentum == 0.1
+
+
+def test_only_batch_norms_leave_evaluation_mode_while_statistics_are_renewed():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_level", torch.zeros(()))
+
+        def forward(self, x):
+            assert not self.training
+            return x
+
+    model = nn.Sequential(nn.BatchNorm1d(3), Other(), nn.Linear(3, 2)).eval()
+    x = torch.randn(20, 3)
+    fine_tune(model, (x, (x[:, 0] > 0).long()), steps=1, norm_stats="renewed")
 
 
 def test_refuses_what_a_model_lacks():

@@ -344,6 +344,7 @@ class _Fitter:
             task, held = self._tasks[i], self._held[i]
             own = [table[i, j][None] for table in statistics]
             raw = self._hnet.raw_theta(z[i, j][None])
+            norms.start_mean(own)
             with norms.from_batches(target.module):
                 seen = pieces(task, _PIECE) if norms.names else []
                 for k, some in enumerate(seen):

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import evaluation_mode, mask_classes
@@ -21,7 +22,7 @@ from sparsehyper.adaptation.samples import (
 )
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.initialisation import NORMS
-from sparsehyper.target.norm_statistics import NormStatistics
+from sparsehyper.target.norm_statistics import average, batch_statistics
 
 TUNINGS = ("norm", "last", "all")
 TUNED_NORM_STATS = ("kept", "renewed")
@@ -77,8 +78,8 @@ def fine_tune(
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     parameters = tuned_parameters(model, tune, task.x)
     try:
-        statistics = NormStatistics(model, (), norms=norm_stats == "renewed")
-        with evaluation_mode(model), statistics.from_batches(model):
+        norms = _batch_norms(model) if norm_stats == "renewed" else []
+        with evaluation_mode(model), batch_statistics(norms):
             optimizer = torch.optim.Adam(parameters, lr)
             batches = SampleBatches(task, batch_size, seed)
             for step in range(steps):
@@ -99,7 +100,7 @@ def fine_tune(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-            _renew(model, statistics, task)
+            _renew(model, norms, task)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -141,10 +142,16 @@ def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
     return used
 
 
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms with running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
 @torch.no_grad()
-def _renew(model: nn.Module, statistics: NormStatistics, task: TaskSamples) -> None:
+def _renew(model: nn.Module, norms: list[_BatchNorm], task: TaskSamples) -> None:
     """Estimate statistics from all samples, as the mean over pieces."""
-    statistics.reset(model)
-    for i, (x, _) in enumerate(pieces(task, _PIECE) if statistics.names else ()):
-        statistics.average(model, i)
+    for norm in norms:
+        norm.reset_running_stats()
+    for i, (x, _) in enumerate(pieces(task, _PIECE) if norms else ()):
+        average(norms, i)
         model(x)

@@ -9,7 +9,7 @@ rows, and the changed copies are written back to the tables.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -190,29 +190,18 @@ class NormStatistics:
 
         All other parts of the module stay in their mode.
         """
-        owners = {owner: None for owner, _ in self.owners(module)}
-        kept = [(owner, owner.training, getattr(owner, "momentum", None)) for owner in owners]
-        try:
-            for owner in owners:
-                owner.training = True
+        with batch_statistics(owner for owner, _ in self.owners(module)):
             yield
-        finally:
-            for owner, training, momentum in kept:
-                owner.training = training
-                if hasattr(owner, "momentum"):
-                    owner.momentum = momentum  # type: ignore[assignment]
 
-    def reset(self, module: nn.Module) -> None:
-        """Make PyTorch's own norms forget their statistics."""
-        for owner, _ in self.owners(module):
-            if isinstance(owner, nn.modules.batchnorm._NormBase):
-                owner.reset_running_stats()
+    def start_mean(self, buffers: Sequence[Tensor]) -> None:
+        """Set the counts of batches to 0, before `average`, in one task's buffers."""
+        for name, buffer in zip(self.names, buffers, strict=True):
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
 
     def average(self, module: nn.Module, batches: int) -> None:
         """In `from_batches`, let the next batch join the mean over ``batches`` earlier ones."""
-        for owner, _ in self.owners(module):
-            if hasattr(owner, "momentum"):
-                owner.momentum = 1 / (batches + 1)  # type: ignore[assignment]
+        average((owner for owner, _ in self.owners(module)), batches)
 
     @torch.no_grad()
     def synchronise(self, module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -259,6 +248,38 @@ class NormStatistics:
             else:
                 table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
         self._synchronised = tables[self._counting].clone()
+
+
+@contextmanager
+def batch_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
+    """Context in which norms use and collect the statistics of their batch, as in training.
+
+    Their mode and momentum are restored in the end; other modules stay in their mode.
+    """
+    kept = [(norm, norm.training, vars(norm).get("momentum")) for norm in dict.fromkeys(norms)]
+    try:
+        for norm, *_ in kept:
+            norm.training = True
+        yield
+    finally:
+        for norm, training, momentum in kept:
+            norm.training = training
+            if "momentum" in vars(norm):
+                vars(norm)["momentum"] = momentum
+
+
+def average(norms: Iterable[nn.Module], batches: int) -> None:
+    """In `batch_statistics`, let the next batch join the mean over ``batches`` earlier ones.
+
+    A norm that counts its batches, from 0, weighs each of its uses alike, also those within one
+    forward pass.
+    """
+    for norm in norms:
+        counts = isinstance(norm, nn.modules.batchnorm._NormBase)
+        if counts and norm.num_batches_tracked is not None:
+            vars(norm)["momentum"] = None
+        elif isinstance(vars(norm).get("momentum"), float):
+            vars(norm)["momentum"] = 1 / (batches + 1)
 
 
 def is_statistic(attribute: str) -> bool:

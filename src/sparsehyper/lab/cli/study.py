@@ -19,7 +19,9 @@ def study(
     out: Annotated[Path, typer.Option(help="Directory of the study.")],
     scale: Annotated[
         str,
-        typer.Option(help="smoke (under a minute), cpu (half an hour to eight hours of one core) or full (a GPU)."),
+        typer.Option(
+            help="smoke (under a minute), cpu (up to eight hours of one core) or full (a GPU)."
+        ),
     ] = "cpu",
     data_dir: Annotated[
         str | None,
