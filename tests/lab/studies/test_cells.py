@@ -64,6 +64,7 @@ def test_damage_is_noticed(tmp_path):
         gzip.compress(line)
         for line in (b"{", b"[]", b'{"name": "cell-0"}', b'{"name": 3, "settings": {}}', b"\xff")
     ]
+    damaged.append(whole + whole)  # every cell twice
     for content in damaged:
         (tmp_path / CELLS).write_bytes(content)
         with pytest.raises(CheckpointError, match=r"jsonl\.gz is damaged: .*; restore it, or remo"):

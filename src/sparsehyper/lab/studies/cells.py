@@ -175,10 +175,12 @@ def read_cells(directory: Path) -> dict[str, dict[str, Any]]:
         if not (
             isinstance(cell, dict)
             and isinstance(cell.get("name"), str)
+            and cell["name"] not in cells
             and isinstance(cell.get("settings"), dict)
         ):
             raise CheckpointError(
-                f"{path} is damaged: line {number} is not a cell with a name and settings; {remedy}"
+                f"{path} is damaged: line {number} is not a cell with settings and a name of its "
+                f"own; {remedy}"
             )
         cells[cell.pop("name")] = cell
     return cells
