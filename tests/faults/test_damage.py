@@ -23,7 +23,7 @@ from sparsehyper.lab.runs import (
     load_run,
     read_experiment,
 )
-from sparsehyper.lab.runs.run import finished_result
+from sparsehyper.lab.runs.loading import finished_result
 from sparsehyper.training import CheckpointError, Evaluation, Run, TrainConfig
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.optim import build_optimizer

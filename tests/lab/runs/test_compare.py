@@ -7,7 +7,7 @@ import pytest
 
 from sparsehyper.lab.runs import COMPARED, compare
 from sparsehyper.training import RunInUseError
-from sparsehyper.training.run import lock
+from sparsehyper.training.directory import lock
 
 
 @pytest.fixture(scope="module")

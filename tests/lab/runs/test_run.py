@@ -25,8 +25,9 @@ from sparsehyper.lab.runs import (
     run_experiment,
     shares_weights,
 )
-from sparsehyper.lab.runs.adapted import TaskEntry, sharing_weights, write_tasks
-from sparsehyper.lab.runs.run import check_run, finished_result
+from sparsehyper.lab.runs.adapted import sharing_weights
+from sparsehyper.lab.runs.loading import check_run, finished_result
+from sparsehyper.lab.runs.task_list import TaskEntry, write_tasks
 from sparsehyper.lab.runs.targets import UntrustedTargetError
 from sparsehyper.training import CheckpointError, NonFiniteError
 

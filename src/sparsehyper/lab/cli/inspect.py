@@ -28,7 +28,7 @@ from sparsehyper.lab.runs import (
     build_model,
     load_run,
 )
-from sparsehyper.lab.runs.run import nearest_tasks
+from sparsehyper.lab.runs.adapted import nearest_tasks
 from sparsehyper.training import TrainConfig
 
 

@@ -24,16 +24,13 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_integer
+from sparsehyper._util.files import read_json, write_json
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method
-from sparsehyper.lab.runs.run import (
-    check_run,
-    finished_result,
-    read_json,
-    run_experiment,
-)
+from sparsehyper.lab.runs.loading import check_run, finished_result
+from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
     build_model,
     load_tasks,
@@ -44,7 +41,7 @@ from sparsehyper.generators import Chunked, Sparse
 from sparsehyper.generators.base import BudgetError
 from sparsehyper.training import Interrupted
 from sparsehyper.training.isolation import ChildError, call_in_process, scratch
-from sparsehyper.training.run import check_same, json_ready, lock, write_json
+from sparsehyper.training.directory import check_same, json_ready, lock
 
 _FORMAT = 1
 

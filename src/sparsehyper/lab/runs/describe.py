@@ -25,10 +25,10 @@ from sparsehyper.analysis import (
     task_embeddings,
 )
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
-from sparsehyper.lab.runs.adapted import is_adapted
+from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.internals import filters, wiring
-from sparsehyper.lab.runs.run import (
+from sparsehyper.lab.runs.loading import (
     LoadedRun,
     check_fingerprint,
     finished_result,
@@ -37,7 +37,7 @@ from sparsehyper.lab.runs.run import (
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training import Run, evaluate
-from sparsehyper.training.run import read_config
+from sparsehyper.training.directory import read_config
 
 _COMPARED = 200  # most tasks in the table of distances
 _CHOSEN = 6  # most tasks whose filters are shown, and between all pairs of which is interpolated

@@ -26,8 +26,8 @@ from sparsehyper.lab.data import SharedTasks, Source
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
+from sparsehyper.training.directory import check_same, json_ready
 from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
-from sparsehyper.training.run import check_same, json_ready
 
 CELLS = "cells.jsonl.gz"
 
