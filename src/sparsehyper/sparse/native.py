@@ -1,4 +1,4 @@
-"""The products of ``functional`` by the C kernels, on the CPU in float32.
+"""The products of ``wirings`` by the C kernels, on the CPU in float32.
 
 One layer is a PyTorch operator. Several layers are a function of tensors that must be
 ``at_address``. Every call checks what it gives the kernels: shapes, dtypes and addresses here,

@@ -13,7 +13,6 @@ from sparsehyper._util.files import read_sealed, sealed
 from sparsehyper.lab.runs import (
     METHODS,
     adapt_run,
-    adapted,
     change_tasks,
     describe_run,
     describe_tasks,
@@ -27,8 +26,8 @@ from sparsehyper.lab.runs import (
 )
 from sparsehyper.lab.runs.adapted import sharing_weights
 from sparsehyper.lab.runs.loading import check_run, finished_result
-from sparsehyper.lab.runs.task_list import TaskEntry, write_tasks
 from sparsehyper.lab.runs.targets import UntrustedTargetError
+from sparsehyper.lab.runs.task_list import TaskEntry, write_tasks
 from sparsehyper.training import CheckpointError, NonFiniteError
 
 

@@ -161,7 +161,9 @@ def nearest_tasks(model: HyperNetwork) -> list[tuple[str, float]] | list[tuple[N
     if len(names) == 1:
         return [(None, None)]
     indices, cosines = nearest_vectors(task_embeddings(model))
-    return [(names[i], cosine) for i, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)]
+    return [
+        (names[i], cosine) for i, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)
+    ]
 
 
 def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:

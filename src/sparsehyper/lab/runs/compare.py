@@ -21,10 +21,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.files import read_json, write_json
+from sparsehyper.generators import Chunked, Sparse
+from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
@@ -37,11 +37,9 @@ from sparsehyper.lab.runs.setup import (
     make_batches,
     resolve,
 )
-from sparsehyper.generators import Chunked, Sparse
-from sparsehyper.generators.base import BudgetError
 from sparsehyper.training import Interrupted
-from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 from sparsehyper.training.directory import check_same, json_ready, lock
+from sparsehyper.training.isolation import ChildError, call_in_process, scratch
 
 _FORMAT = 1
 

@@ -24,8 +24,8 @@ from sparsehyper.analysis import (
     summarize,
     task_embeddings,
 )
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
-from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.internals import filters, wiring
 from sparsehyper.lab.runs.loading import (
@@ -35,7 +35,7 @@ from sparsehyper.lab.runs.loading import (
     load_run,
 )
 from sparsehyper.lab.runs.setup import load_tasks
-from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate
 from sparsehyper.training.directory import read_config
 

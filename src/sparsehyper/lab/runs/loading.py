@@ -1,4 +1,4 @@
-"""A run as it is read from its directory: its experiment, its tasks, its best model and its result."""
+"""A run, read from its directory: its experiment, its tasks, its best model and its result."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.generators import Generator
+from sparsehyper.generators.base import BudgetError
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
     Batches,
@@ -32,9 +35,6 @@ from sparsehyper.lab.data import (
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
-from sparsehyper.generators import Generator
-from sparsehyper.generators.base import BudgetError
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
 
@@ -222,8 +222,7 @@ def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -
 
 
 def target_numel(model: nn.Module) -> int:
-    """N, the number of parameters of one target of a model; an ordinary module is its own target.
-    """
+    """N, the number of parameters of one target of a model, or of an ordinary module."""
     if isinstance(model, HyperNetwork):
         return model.target.numel
     if isinstance(model, (Experts, SharedTrunk)):
