@@ -30,17 +30,17 @@ class Shifts:
 
     def __init__(self, n_in: int, shifts: Sequence[int]) -> None:
         self.n_in = n_in
-        self._packed = array("q", shifts)
+        self._shifts = array("q", shifts)
 
-    def at_address(self, k: int, m: int) -> tuple[bool, int]:
-        """True, for circulant, and the address of the shifts, for weights ``[k, m]``."""
+    def packed(self, k: int, m: int) -> tuple[bool, int]:
+        """(whether it is circulant, address of its shifts), checked against weights ``[k, m]``."""
         expected = -(-m // self.n_in) * k if self.n_in else 0
-        if len(self._packed) != expected:
+        if len(self._shifts) != expected:
             raise ValueError(
                 f"`shifts` must hold {expected} numbers for {self.n_in} inputs and a weight of "
-                f"shape {[k, m]}, got {len(self._packed)}"
+                f"shape {[k, m]}, got {len(self._shifts)}"
             )
-        return True, self._packed.buffer_info()[0]
+        return True, self._shifts.buffer_info()[0]
 
 
 class Sources:
@@ -56,8 +56,8 @@ class Sources:
         self._sources = sources
         self._seen = (-1, -1, -1, -1)
 
-    def at_address(self, k: int, m: int) -> tuple[bool, int]:
-        """False, for not circulant, and the address of the sources, for weights ``[k, m]``."""
+    def packed(self, k: int, m: int) -> tuple[bool, int]:
+        """(whether it is circulant, address of its sources), checked against weights ``[k, m]``."""
         sources = self._sources
         address = sources.data_ptr()
         if (k, m, address, sources.nbytes) != self._seen:
@@ -186,7 +186,7 @@ def _packed_layers(
             )
         k, width = shape
         weight = weight.contiguous()
-        packed.extend((n, width, k, *wiring.at_address(k, width), weight.data_ptr()))
+        packed.extend((n, width, k, *wiring.packed(k, width), weight.data_ptr()))
         alive.append(weight)
     return packed.tobytes(), width, alive
 

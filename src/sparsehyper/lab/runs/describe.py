@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.classifiers import accuracy
+from sparsehyper._util.classifiers import accuracy, mask_classes
 from sparsehyper.analysis import (
     count_multiply_adds,
     distances,
@@ -197,7 +197,7 @@ def _confusion(
 ) -> list[list[int]]:
     x, y = images_of(split, task, most)
     logits = torch.cat([model(some, task=task) for some in x.split(500)])
-    cells = y * n_classes + logits[:, :n_classes].argmax(1)
+    cells = y * n_classes + mask_classes(logits, n_classes).argmax(1)
     counts = torch.bincount(cells, minlength=n_classes**2)
     return counts.view(n_classes, n_classes).tolist()
 

@@ -35,7 +35,7 @@ from sparsehyper.lab.studies.pages import (
 )
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, Space, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import run_trainings, training
+from sparsehyper.lab.studies.trainings import CNN, run_trainings, training
 
 # Method → its description, and the search space beside the learning rate, defaults first.
 _BASE = {"base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
@@ -84,8 +84,7 @@ class ComparedTasks:
     methods: tuple[str, ...] = tuple(COMPARED_METHODS)
 
 
-_CNN = "cnn:16-32-64,norm=batch"
-_FEWER = tuple(
+_CNN_METHODS = tuple(
     method for method in COMPARED_METHODS if method not in ("chunks of tensors", "butterfly")
 )
 
@@ -102,7 +101,7 @@ def _mlp_tasks(
 def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> ComparedTasks:
     data = DataConfig(source, tasks)
     images = 60 // tasks_per_batch
-    return ComparedTasks(data, "CIFAR-10 5×2", _CNN, 350, tasks_per_batch, images, _FEWER)
+    return ComparedTasks(data, "CIFAR-10 5×2", CNN, 350, tasks_per_batch, images, _CNN_METHODS)
 
 
 _SPLIT, _PAIRS = "Fashion-MNIST 5×2", "Fashion-MNIST, 45 pairs"

@@ -31,7 +31,7 @@ from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.analysis import line, plane
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
-from sparsehyper.lab.plots import GREY
+from sparsehyper.lab.plots import BLUE, GREEN, GREY, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
@@ -53,7 +53,7 @@ INTERPOLATED_METHODS: dict[str, tuple[str, float | None, str, float]] = {
 _REFERENCE = "sparse"
 
 # Colours of the lines of accuracy, and table headings of a row's keys.
-_COLOURS = {"start": "#D55E00", "end": "#0072B2", "half-way": "#009E73"}
+_COLOURS = {"start": VERMILION, "end": BLUE, "half-way": GREEN}
 _COLUMNS = {
     "trained tasks, %": "accuracy",
     "task half-way: embedding half-way, %": "half-way",

@@ -217,8 +217,8 @@ class Scaling(Study):
                 axes.set_xticks([], minor=True)
                 low, high = axes.get_ylim()
                 digits = "123456789" if high < 3 * low else "12346"  # as many as there is room for
-                axes.yaxis.set_major_formatter(_plain(digits))
-                axes.yaxis.set_minor_formatter(_plain(digits))
+                axes.yaxis.set_major_formatter(_label_leading(digits))
+                axes.yaxis.set_minor_formatter(_label_leading(digits))
                 axes.set_xlabel(label, color=GREY)
                 axes.set_ylabel("error, %" if measure == "error" else "step, ms", color=GREY)
 
@@ -290,6 +290,6 @@ def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return claims
 
 
-def _plain(digits: str) -> Callable[[float, int], str]:
+def _label_leading(digits: str) -> Callable[[float, int], str]:
     """A formatter for log axes: labels numbers that start with one of these digits, in full."""
     return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""

@@ -18,6 +18,7 @@ from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
+CNN = "cnn:16-32-64,norm=batch"  # target of the studies on colour images
 _TIMED_MODELS = 9  # their median time counts
 _HIDDEN_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 

@@ -28,7 +28,7 @@ from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.generators import Sparse
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
-from sparsehyper.lab.plots import GREY
+from sparsehyper.lab.plots import BLUE, GREY, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.studies.cells import Cell, Workspace
@@ -85,7 +85,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
 }
 DEFAULTS = {factor: next(iter(levels)) for factor, levels in FACTORS.items()}
 # Outcome → colour in the picture.
-OUTCOMES = {"trained tasks": "#D55E00", "new tasks": "#0072B2"}
+OUTCOMES = {"trained tasks": VERMILION, "new tasks": BLUE}
 _TESTS = len(FACTORS) * len(OUTCOMES)
 
 
