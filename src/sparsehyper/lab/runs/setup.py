@@ -212,13 +212,10 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
 
 
-def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
-    """N, the number of parameters of one target, for plans made before there is a model.
-
-    `target_numel` reads it from a model.
-    """
+def target_layout(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Layout:
+    """The layout of the target of an experiment, for plans made before there is a model."""
     with _seeded(0):
-        return count_numbers(plan_layout(_build_target(experiment, tasks)))
+        return plan_layout(_build_target(experiment, tasks))
 
 
 def target_numel(model: nn.Module) -> int:

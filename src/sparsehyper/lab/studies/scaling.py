@@ -17,7 +17,7 @@ from typing import Any
 from sparsehyper.generators import Generator
 from sparsehyper.lab.plots import GREY, STYLES
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_layout
 from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, paired
 from sparsehyper.lab.studies.pages import (
@@ -31,6 +31,7 @@ from sparsehyper.lab.studies.pages import (
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import chunked_within, run_trainings, training
+from sparsehyper.layout import count_numbers
 
 # Method → its description.
 SCALED_METHODS = {
@@ -115,7 +116,7 @@ class Scaling(Study):
         }
         known = workspace.files[_data(self, self.tasks)].load()
         numels = {
-            width: count_target_parameters(_experiment(self, "experts", width, 2), known)
+            width: count_numbers(target_layout(_experiment(self, "experts", width, 2), known))
             for width in {self.width, *self.widths}
         }
 
