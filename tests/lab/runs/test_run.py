@@ -279,7 +279,7 @@ def test_tensors_of_an_adapted_run_that_do_not_fit(finished, tmp_path, change, m
         ({"row": None}, "a row or a key"),
         ({"row": -1}, "`row` must be at least 0"),
         ({"row": 5}, "`row` must be below 5, got 5"),
-        ({"row": 1}, "each once"),
+        ({"row": 1}, "none twice"),
         ({"row": None, "key": "../x"}, r"`key` must be a number in a string, got '\.\./x'"),
         ({"extra": 1}, "unexpected keyword"),
     ],
@@ -301,7 +301,7 @@ def test_tasks_of_a_run_without_a_hypernetwork(with_method, tasks, finished, tmp
     run_experiment(with_method("experts"), tmp_path / "run", tasks=tasks, quiet=True)
     loaded = load_run(tmp_path / "run")
     write_tasks(tmp_path / "run", loaded.task_list, loaded.digests)
-    with pytest.raises(CheckpointError, match=r"tasks\.json .* the run holds no hypernetwork"):
+    with pytest.raises(CheckpointError, match=r"tasks\.json .* the run's model is not a hypernetwork"):
         load_run(tmp_path / "run")
 
 

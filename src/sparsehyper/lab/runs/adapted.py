@@ -73,8 +73,8 @@ def adapt_run(
 
     Raises:
         FileExistsError: ``out`` exists.
-        FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`, or ``data`` is no
-            folder.
+        FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`, or ``data`` is
+            not a folder.
         ValueError: the run is of a baseline, a name is already taken, or images or settings do not
             fit.
     """

@@ -108,7 +108,7 @@ class TaskList:
             keys = [entry.key for entry in entries if entry.key is not None]
             names = [entry.name for entry in entries]
             if not names or any(len(set(all_)) < len(all_) for all_ in (rows, keys, names)):
-                raise ValueError("`tasks` must be at least one task, each once")
+                raise ValueError("`tasks` must list at least one task, and none twice")
             if max(rows, default=0) >= len(trained.names):
                 raise ValueError(f"`row` must be below {len(trained.names)}, got {max(rows)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -137,10 +137,10 @@ class TaskList:
             run: the run directory, for errors.
 
         Raises:
-            CheckpointError: the model is no hypernetwork, or the tensors do not fit it.
+            CheckpointError: the model is not a hypernetwork, or the tensors do not fit it.
         """
         if not isinstance(model, HyperNetwork):
-            raise CheckpointError(f"{run / _TASKS} is damaged: the run holds no hypernetwork")
+            raise CheckpointError(f"{run / _TASKS} is damaged: the run's model is not a hypernetwork")
         self._check_tensors(model, run / _TENSORS)
         trained = model.task_names
         for row, name in enumerate(trained):  # a new task may have the old name of another
