@@ -18,14 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.files import (
-    CheckpointError,
-    digest,
-    read_file,
-    read_sealed,
-    sealed,
-    whole,
-)
+from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, sealed, whole
 from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 

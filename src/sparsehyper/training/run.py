@@ -11,8 +11,8 @@
 
 A checkpoint is written after every evaluation, and when training is interrupted. It is never
 modified, only replaced: a new ``checkpoints`` is written next to the old one and takes its place
-by renaming. So a crash at any point leaves one complete pair, and ``last`` and ``best`` always belong together. The
-best checkpoint is carried over by hard links.
+by renaming. So a crash at any point leaves one complete pair, and ``last`` and ``best`` always
+belong together. The best checkpoint is carried over by hard links.
 
 Damage is detected: ``config.json`` and ``result.json`` end with their own digests, and a checkpoint
 holds the digests of its files and of ``metrics.jsonl`` at that time. All of them contain the run's
@@ -193,7 +193,7 @@ class Run:
         record.check(self._metrics_path, data)
         lines = [parse_json(line, self._metrics_path) for line in data.split(b"\n")[:-1]]
         if not all(isinstance(line, dict) for line in lines):
-            raise CheckpointError(f"{self._metrics_path} is damaged: a line of it is not a JSON object")
+            raise CheckpointError(f"{self._metrics_path} is damaged: a line is not a JSON object")
         return lines
 
     def write_result(self, result: Mapping[str, Any]) -> None:

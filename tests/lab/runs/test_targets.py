@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from sparsehyper.lab.runs import build_target
-from sparsehyper.lab.runs.targets import (
-    UntrustedTargetError,
-    check_trusted,
-    function_of,
-)
+from sparsehyper.lab.runs.targets import UntrustedTargetError, check_trusted, function_of
 
 
 def count(module):

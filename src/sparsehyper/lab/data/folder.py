@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer
 from sparsehyper.lab.data.image_files import (
     FORMATS_READ,
+    decode_files,
+    header_of,
     is_image,
     is_other_format,
     load_images,
-    readable,
     visible,
     warn_ignored,
 )
-from sparsehyper.lab.data.images import channels_first, decode, in_threads, read_header
 from sparsehyper.lab.data.source import Images, Source, Task
 from sparsehyper.lab.data.splits import digests, hold_out
 
@@ -266,7 +264,7 @@ def _read(
         for path in paths
     ]
     paths = [path for _, path, _ in files]
-    headers = [readable(read_header, path) for path in paths]
+    headers = [header_of(path) for path in paths]
     sizes = Counter(header.size for header in headers)
     if size is None and len(sizes) > 1:
         seen = ", ".join(f"{h}×{w} ({n})" for (h, w), n in sizes.most_common(5))
@@ -274,9 +272,7 @@ def _read(
             f"images must be of one size (height × width), got {len(sizes)}: {seen}"
             f"{', …' if len(sizes) > 5 else ''}; give an `image_size` to resize them to"
         )
-    grey = all(header.grey for header in headers)
-    arrays = in_threads(lambda path: readable(partial(decode, grey=grey, size=size), path), paths)
-    pixels = torch.from_numpy(channels_first(np.stack(arrays)))
+    pixels = decode_files(paths, grey=all(header.grey for header in headers), size=size)
     part = torch.tensor([part for part, _, _ in files])
     labels = torch.tensor([label for _, _, label in files])
     return [Images(pixels[part == i], labels[part == i]) for i in range(len(trees))]

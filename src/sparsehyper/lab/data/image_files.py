@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsehyper.lab.data.images import channels_first, decode, in_threads, read_header
+from sparsehyper.lab.data.images import Header, channels_first, decode, in_threads, read_header
 
 FORMATS_READ = "PNG, JPEG and WebP are read"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -50,7 +50,7 @@ def load_images(
     if channels not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, the model takes {channels}")
     for path in paths:
-        header = readable(read_header, path)
+        header = header_of(path)
         if channels == 1 and not header.grey:
             raise ValueError(
                 f"image {path} is in colour, the model takes grey images; convert it to grey"
@@ -60,9 +60,23 @@ def load_images(
                 f"image {path} is {header.size[0]} × {header.size[1]} (height × width), the model "
                 f"takes {size[0]} × {size[1]}; use `resize`"
             )
-    read = partial(decode, grey=channels == 1, size=(size[0], size[1]))
-    arrays = in_threads(lambda path: readable(read, path), paths)
+    return decode_files(paths, grey=channels == 1, size=(size[0], size[1]))
+
+
+def decode_files(paths: Sequence[Path], *, grey: bool, size: tuple[int, int] | None) -> Tensor:
+    """Decode image files of one size, or resized to ``size``, to uint8 ``[n, C, H, W]``.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    read = partial(decode, grey=grey, size=size)
+    arrays = in_threads(lambda path: _readable(read, path), paths)
     return torch.from_numpy(channels_first(np.stack(arrays)))
+
+
+def header_of(path: Path) -> Header:
+    """The size and colour of an image; raises ``ValueError`` if it cannot be read."""
+    return _readable(read_header, path)
 
 
 def find_images(place: str | os.PathLike[str]) -> list[Path]:
@@ -94,7 +108,7 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def readable(read: Callable[[Path], _T], path: Path) -> _T:
+def _readable(read: Callable[[Path], _T], path: Path) -> _T:
     try:
         return read(path)
     except OSError as error:

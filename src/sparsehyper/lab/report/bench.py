@@ -6,24 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from sparsehyper.lab.plots import (
-    BLUE,
-    DARK,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    new_figure,
-    save_figure,
-)
+from sparsehyper.lab import plots
 from sparsehyper.lab.studies.pages import Table, as_markdown
 
 # Colour and marker of each line.
 _STYLES = (
-    *((VERMILION, "o"), (ORANGE, "P"), (PURPLE, "v"), (BLUE, "s"), (GREEN, "^"), (DARK, "D")),
-    (SKY, "X"),
+    *(
+        (plots.VERMILION, "o"),
+        (plots.ORANGE, "P"),
+        (plots.PURPLE, "v"),
+        (plots.BLUE, "s"),
+        (plots.GREEN, "^"),
+        (plots.DARK, "D"),
+    ),
+    (plots.SKY, "X"),
 )
 
 
@@ -292,16 +288,16 @@ def _draw(
     label: str,
     path: str | PathLike[str],
 ) -> None:
-    figure = new_figure((7, 4.2), dpi=200)
+    figure = plots.new_figure((7, 4.2), dpi=200)
     axes = figure.add_subplot(xscale="log", yscale="log")
     for (name, points), (colour, marker) in zip(lines.items(), _STYLES, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
     name, points = reference
     axes.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1, label=name)
-    axes.set_xlabel("N, generated parameters", color=GREY)
-    axes.set_ylabel(label, color=GREY)
+    axes.set_xlabel("N, generated parameters", color=plots.GREY)
+    axes.set_ylabel(label, color=plots.GREY)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="both", colors=GREY)
+    axes.tick_params(which="both", colors=plots.GREY)
     axes.legend(frameon=False)
-    save_figure(figure, path)
+    plots.save_figure(figure, path)

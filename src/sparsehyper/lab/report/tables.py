@@ -27,7 +27,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
         results: what `sparsehyper.lab.runs.compare` returns. The standard deviation over seeds is
             left out where there is a single seed.
     """
-    return [_cells(row) for row in results["rows"]]
+    return list(map(_cells, results["rows"]))
 
 
 def rich_table(results: Mapping[str, Any]) -> Any:

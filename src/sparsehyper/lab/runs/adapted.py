@@ -33,7 +33,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.lab.runs.setup import TaskInfo
-from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, write_tasks
+from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, fitted_tensors, write_tasks
 from sparsehyper.training import processes
 from sparsehyper.training.checkpoint import (
     CHECKPOINTS,
@@ -260,10 +260,7 @@ def fit_tasks(
     for one in labelled:
         started = time.perf_counter()
         module, number = model.materialize(one.name), model.tasks.index(one.name)
-        tensors = {"embedding": fits[one.name].embedding}
-        norms = model.target.statistics
-        statistics = norms.row(model.target.module, number)
-        tensors |= {f"statistics/{n}": row for n, row in zip(norms.names, statistics, strict=True)}
+        tensors = fitted_tensors(model, number)
         if tune is not None:
             before = {name: p.detach().clone() for name, p in module.named_parameters()}
             fine_tune(

@@ -28,12 +28,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.internals import filters, wiring
-from sparsehyper.lab.runs.loading import (
-    LoadedRun,
-    check_fingerprint,
-    finished_result,
-    load_run,
-)
+from sparsehyper.lab.runs.loading import LoadedRun, check_fingerprint, finished_result, load_run
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate

@@ -140,7 +140,9 @@ class TaskList:
             CheckpointError: the model is not a hypernetwork, or the tensors do not fit it.
         """
         if not isinstance(model, HyperNetwork):
-            raise CheckpointError(f"{run / _TASKS} is damaged: the run's model is not a hypernetwork")
+            raise CheckpointError(
+                f"{run / _TASKS} is damaged: the run's model is not a hypernetwork"
+            )
         self._check_tensors(model, run / _TENSORS)
         trained = model.task_names
         for row, name in enumerate(trained):  # a new task may have the old name of another
@@ -159,12 +161,7 @@ class TaskList:
                 model.remove_task(f"\0{row}")
 
     def _check_tensors(self, model: HyperNetwork, path: Path) -> None:
-        norms = model.target.statistics
-        statistics = norms.row(model.target.module, 0)
-        own = {
-            "embedding": model.task_embedding.weight[0].detach(),
-            **{f"statistics/{n}": row for n, row in zip(norms.names, statistics, strict=True)},
-        }
+        own = fitted_tensors(model, 0)
         module = model.materialize(0)
         tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
         for entry in self.entries:
@@ -232,6 +229,14 @@ class TaskList:
 def is_adapted(run: Path) -> bool:
     """Whether a run directory was written by `adapt_run` or `change_tasks`."""
     return (run / _TASKS).exists()
+
+
+def fitted_tensors(model: HyperNetwork, task: int) -> dict[str, Tensor]:
+    """The embedding and the batch-norm statistics of a task, by the names they have in a file."""
+    norms = model.target.statistics
+    rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
+    embedding = model.task_embedding.weight[task].detach()
+    return {"embedding": embedding, **{f"statistics/{name}": row for name, row in rows}}
 
 
 def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:

@@ -24,31 +24,13 @@ import torch
 
 from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded, spawn_seeds
+from sparsehyper.lab import plots
 from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
-from sparsehyper.lab.plots import (
-    BLACK,
-    BLUE,
-    BROWN,
-    DARK,
-    GREEN,
-    GREY,
-    INDIGO,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    WINE,
-)
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
-from sparsehyper.lab.studies.learners import (
-    LEARNERS,
-    LEARNING,
-    Embeddings,
-    shots_of,
-)
+from sparsehyper.lab.studies.learners import LEARNERS, LEARNING, Embeddings, shots_of
 from sparsehyper.lab.studies.pages import (
     Table,
     by_method,
@@ -95,19 +77,19 @@ _CLAIMS = (
 
 # Lines of the picture, in the order of its legend: colour, marker and style.
 _LINES = {
-    "sparse linear": (VERMILION, "o", "-"),
-    "sparse linear, growth 8": (ORANGE, "P", "-"),
-    "sparse linear, base and 256": (WINE, "h", "-"),
-    "sparse PReLU": (PURPLE, "v", "-"),
-    "chunked": (BLUE, "s", "-"),
-    "chunked, base": (INDIGO, "p", "-"),
-    "dense linear": (GREEN, "^", "-"),
-    "sparse linear, then all": (VERMILION, "o", ":"),
-    "mean model, tuned": (PURPLE, "d", ":"),
-    "linear probe": (SKY, "X", "--"),
-    "scratch": (DARK, "D", "--"),
-    "reptile": (BROWN, "<", "--"),
-    "nearest mean": (BLACK, "*", "--"),
+    "sparse linear": (plots.VERMILION, "o", "-"),
+    "sparse linear, growth 8": (plots.ORANGE, "P", "-"),
+    "sparse linear, base and 256": (plots.WINE, "h", "-"),
+    "sparse PReLU": (plots.PURPLE, "v", "-"),
+    "chunked": (plots.BLUE, "s", "-"),
+    "chunked, base": (plots.INDIGO, "p", "-"),
+    "dense linear": (plots.GREEN, "^", "-"),
+    "sparse linear, then all": (plots.VERMILION, "o", ":"),
+    "mean model, tuned": (plots.PURPLE, "d", ":"),
+    "linear probe": (plots.SKY, "X", "--"),
+    "scratch": (plots.DARK, "D", "--"),
+    "reptile": (plots.BROWN, "<", "--"),
+    "nearest mean": (plots.BLACK, "*", "--"),
 }
 
 
@@ -315,9 +297,9 @@ class NewTasks(Study):
                         points(axes, places, values, method, **look)
                 axes.set_xticks(list(places), [shots_text(s) for s in shots])
             for axes in drawn[::2]:
-                axes.set_ylabel("accuracy on new tasks, %", color=GREY)
+                axes.set_ylabel("accuracy on new tasks, %", color=plots.GREY)
             for axes in drawn[-2:]:
-                axes.set_xlabel("images per class", color=GREY)
+                axes.set_xlabel("images per class", color=plots.GREY)
 
     @staticmethod
     def by_shots(results: Results) -> dict[str, Any]:
@@ -381,7 +363,6 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
     """Pretrain one method, and learn the held-out tasks."""
     family, method = Family(**settings["family"]), settings["method"]
     experiment = Experiment.from_dict(settings["experiment"])
-    began = time.perf_counter()
     tasks = files[_data(family)].load()
     held = _held_out(family, tasks, experiment.seed)
     known = tasks.select([name for name in tasks.names if name not in held])
@@ -411,7 +392,7 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
             way = "mean model, tuned" if stage == "mean model" else way
             result["accuracies"].setdefault(way, []).append(found)
             result["fit_seconds"].setdefault(way, []).append(seconds)
-    return {**result, "seconds": time.perf_counter() - began}
+    return result
 
 
 def _then(family: Family, method: str) -> list[str]:

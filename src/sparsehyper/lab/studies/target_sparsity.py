@@ -11,7 +11,6 @@ neural networks" (NeurIPS 2015).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -28,14 +27,7 @@ from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import target_layout
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
-from sparsehyper.lab.studies.pages import (
-    Table,
-    by_method,
-    panels,
-    percent,
-    points,
-    searches_table,
-)
+from sparsehyper.lab.studies.pages import Table, by_method, panels, percent, points, searches_table
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import CNN, chunked_within, measured, trained, training
@@ -272,7 +264,6 @@ def _experiment(
 
 def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Train one method at one sparsity."""
-    began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     tasks = files[experiment.data].load()
     if settings["pruned"]:
@@ -281,11 +272,7 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
         model, values = measured(experiment, tasks)
         accuracy = values["accuracy"]
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "accuracy": accuracy,
-        "trainable": trainable,
-        "seconds": time.perf_counter() - began,
-    }
+    return {"accuracy": accuracy, "trainable": trainable}
 
 
 def _pruned(experiment: Experiment, tasks: TaskSet, sparsity: float) -> tuple[float, int]:
