@@ -18,15 +18,7 @@ from sparsehyper.conditioning import (
     TaskEmbedding,
     TaskFeatures,
 )
-from sparsehyper.generators import (
-    Butterfly,
-    Chunked,
-    Composed,
-    Dense,
-    Generator,
-    LowRank,
-    Sparse,
-)
+from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear

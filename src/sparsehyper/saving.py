@@ -18,21 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.files import (
-    CheckpointError,
-    digest,
-    read_file,
-    read_sealed,
-    sealed,
-    whole,
-)
+from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, sealed, whole
 from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
-_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
+_SAVED_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
 
 Saved = TypeVar("Saved", bound=nn.Module)
 
@@ -126,7 +119,7 @@ def load(
         saved = {name: tuple(shape) for name, shape in config["layout"]}
         described = config["conditioner"]
         generator = generator_from_config(config["generator"])
-        settings = {name: config[name] for name in _SETTINGS}
+        settings = {name: config[name] for name in _SAVED_SETTINGS}
         frozen = set(config["frozen"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, error) from error

@@ -59,7 +59,7 @@ from sparsehyper.lab.data import (
 )
 from sparsehyper.lab.data.images import decode, read_header
 from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model
-from sparsehyper.lab.runs.adapted import TaskEntry
+from sparsehyper.lab.runs.task_list import TaskEntry
 from sparsehyper.training import TrainConfig
 
 PROMISE = "bad input ends in an error line"

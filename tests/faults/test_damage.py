@@ -17,13 +17,8 @@ from safetensors.torch import load_file, save_file
 from helpers.faults.runs import make_runs, make_target
 from helpers.toy import Model, same
 from sparsehyper import HyperNetwork
-from sparsehyper.lab.runs import (
-    build_target,
-    change_tasks,
-    load_run,
-    read_experiment,
-)
-from sparsehyper.lab.runs.run import finished_result
+from sparsehyper.lab.runs import build_target, change_tasks, load_run, read_experiment
+from sparsehyper.lab.runs.loading import finished_result
 from sparsehyper.training import CheckpointError, Evaluation, Run, TrainConfig
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.optim import build_optimizer

@@ -13,8 +13,9 @@ from torch.library import opcheck
 
 from sparsehyper._util import kernels
 from sparsehyper.sparse import SparseLinear
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
+from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import circulant_sources
+from sparsehyper.sparse.wirings import Circulant, Indexed
 
 # n_in, n_out, fan_in: odd, cut short, one copy, many copies, several blocks of the kernels, wide
 # fan-in, fewer outputs than inputs.

@@ -13,7 +13,7 @@ from helpers.toy import Model, same
 from sparsehyper._util.files import sealed
 from sparsehyper.training import CheckpointError, Run, RunInUseError
 from sparsehyper.training.checkpoint import TrainingState, open_checkpoint
-from sparsehyper.training.run import lock, read_id
+from sparsehyper.training.directory import lock, read_id
 
 CONFIG = {"training": {"steps": 10, "lr": 0.1}, "data": "digits", "seed": 0}
 

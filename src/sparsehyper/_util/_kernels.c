@@ -1,5 +1,5 @@
 /* Kernels on the CPU, in float32: products with sparse layers, and copies between one flat vector
-   and many tensors. sparse/functional.py and target/unpacking.py have the equations.
+   and many tensors. sparse/wirings.py and target/unpacking.py have the equations.
 
    All arrays are contiguous and are given by their addresses. The callers, sparse/native.py and
    _util/kernels.py, check dtypes, strides and shapes. Sizes and shifts are checked here at the

@@ -162,6 +162,20 @@ def parse_json(data: bytes, path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises ``CheckpointError`` if the file is damaged."""
+    value = parse_json(read_file(path), path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file's contents by a JSON document, complete or not at all."""
+    with replaced(path) as file:
+        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
 def sealed(value: Mapping[str, Any]) -> str:
     """A JSON document whose last entry, ``sha256``, is the digest of everything before it.
 
@@ -193,6 +207,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     value = parse_json(data, path)
     del value["sha256"]
     return value
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file's contents by a document of `sealed`, complete or not at all."""
+    with replaced(path) as file:
+        file.write(sealed(value).encode())
 
 
 def _seal(body: bytes) -> bytes:

@@ -11,22 +11,28 @@ from typing import Any
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import replaced
 
-# Method → colour and marker. Okabe and Ito's colours are told apart with any colour vision.
+# Okabe and Ito's colours, which are told apart with any colour vision, and some dark ones.
+VERMILION, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
+ORANGE, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
+BROWN, VIOLET, WINE, INDIGO = "#8B6F00", "#7A5195", "#882255", "#332288"
+DARK, BLACK = "#555555", "#000000"
+GREY = "#444444"  # of texts
+
+# Method → colour and marker.
 STYLES = {
-    "sparse": ("#D55E00", "o"),
-    "chunked": ("#0072B2", "s"),
-    "dense": ("#009E73", "^"),
-    "experts": ("#555555", "D"),
-    "shared trunk": ("#CC79A7", "v"),
-    "sparse, affine": ("#E69F00", "P"),
-    "sparse, MLP": ("#8B6F00", "X"),
-    "chunks of tensors": ("#56B4E9", "p"),
-    "butterfly": ("#7A5195", "<"),
-    "experts, masked": ("#555555", "D"),
-    "experts, pruned": ("#000000", "*"),
+    "sparse": (VERMILION, "o"),
+    "chunked": (BLUE, "s"),
+    "dense": (GREEN, "^"),
+    "experts": (DARK, "D"),
+    "shared trunk": (PURPLE, "v"),
+    "sparse, affine": (ORANGE, "P"),
+    "sparse, MLP": (BROWN, "X"),
+    "chunks of tensors": (SKY, "p"),
+    "butterfly": (VIOLET, "<"),
+    "experts, masked": (DARK, "D"),
+    "experts, pruned": (BLACK, "*"),
 }
-_OTHERS = (("#E69F00", "P"), ("#56B4E9", "X"), ("#000000", "*"), ("#8B6F00", "<"), ("#7A5195", ">"))
-GREY = "#444444"
+_OTHERS = ((ORANGE, "P"), (SKY, "X"), (BLACK, "*"), (BROWN, "<"), (VIOLET, ">"))
 _PALETTE = 128  # colours of a picture
 
 # Places of a label beside its point: offset in points and alignment, the preferred one first.
@@ -104,7 +110,7 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     taken = [box_type(axes.transData.transform(bar)).padded(7) for bar in bars]
     for text, point, colour in sorted(labels, key=lambda label: -label[1][1]):
         taken.append(_label(axes, text, point, colour, taken))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def new_figure(size: tuple[float, float], dpi: int) -> Any:
@@ -118,7 +124,7 @@ def new_figure(size: tuple[float, float], dpi: int) -> Any:
     )
 
 
-def save(figure: Any, path: str | PathLike[str]) -> None:
+def save_figure(figure: Any, path: str | PathLike[str]) -> None:
     """Write a figure as a PNG with a palette, about a third of the size of one in full colour."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
@@ -157,7 +163,7 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The colour of each method, and matplotlib's name of its marker."""
     others = iter(_OTHERS)
     return {
-        method: STYLES.get(method.replace("_", " ")) or next(others, ("#000000", "."))
+        method: STYLES.get(method.replace("_", " ")) or next(others, (BLACK, "."))
         for method in dict.fromkeys(methods)
     }
 

@@ -1,17 +1,7 @@
-"""Products with a sparse layer, their transposes and their gradients.
+"""Sparse products as differentiable functions: autograd to any order, forward mode and vmap.
 
-A wiring (``Circulant`` or ``Indexed``) fixes ``source(t, j)``. The product with it is
-
-    apply:    y[b, j]  = Σ_t w[t, j] · x[b, source(t, j)]
-
-and its adjoint, for a gradient g of y, is
-
-    adjoint:  gx[b, i] = Σ_{t, j : source(t, j) = i} w[t, j] · g[b, j]
-              gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
-
-Both are multilinear, and the derivatives of each are these two products again, so autograd to any
-order needs nothing else. On the CPU in float32 they run in C kernels (``native``). Elsewhere, and
-if the package was installed without a compiler, they run in plain PyTorch (``portable``).
+The product of a wiring and its adjoint (``wirings``) are multilinear, and the derivatives of each
+are these two products again. So autograd to any order needs nothing else.
 """
 
 from __future__ import annotations
@@ -25,122 +15,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparsehyper._util import kernels
-from sparsehyper.sparse import native, portable
+from sparsehyper.sparse import native
+from sparsehyper.sparse.wirings import Wiring
 
 
-class Circulant:
-    """The wiring ``source(t, c·n + i) = (i + shifts[c][t]) mod n``.
-
-    Output positions c·n to (c + 1)·n are *copy* c of the input; the last copy may be cut short.
-
-    Args:
-        n_in: n.
-        shifts: a row of ``fan_in`` numbers for each copy.
-
-    Raises:
-        ValueError: rows of different lengths, or a shift outside ``[0, n)``.
-    """
-
-    def __init__(self, n_in: int, shifts: Sequence[Sequence[int]]) -> None:
-        self.n_in = n_in
-        self.fan_in = len(shifts[0])
-        self.shifts = tuple(map(tuple, shifts))
-        self._flat = [shift for row in shifts for shift in row]
-        if any(len(row) != self.fan_in for row in shifts):
-            raise ValueError(f"`shifts` must have rows of {self.fan_in} numbers, as the first has")
-        if self._flat and not 0 <= min(self._flat) <= max(self._flat) < n_in:
-            raise ValueError(
-                f"`shifts` must lie in [0, {n_in}), got {min(self._flat)} to {max(self._flat)}"
-            )
-        self.native = native.Shifts(n_in, self._flat)
-
-    @property
-    def version(self) -> int:
-        """Always 0, since the shifts cannot change."""
-        return 0
-
-    def check(self, w: Tensor) -> None:
-        """Raise ``ValueError`` if the weights have another number of outputs than the wiring."""
-        copies = -(-w.shape[1] // self.n_in) if self.n_in else 0
-        if copies != len(self.shifts):
-            raise ValueError(
-                f"`shifts` must have {copies} rows for {self.n_in} inputs and a weight of shape "
-                f"{list(w.shape)}, got {len(self.shifts)}"
-            )
-
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
-        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        _check(self, x, w)
-        if kernels.takes(x, w):
-            return torch.ops.sparsehyper.circulant(x, w, self._flat)
-        return portable.circulant(x, w, self.shifts)
-
-    def adjoint(
-        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        _check(self, x, w, g)
-        if kernels.takes(g, x, w):
-            return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
-        return portable.circulant_adjoint(g, x, w, self.shifts, needs)
-
-
-class Indexed:
-    """A wiring given by an index for every connection.
-
-    Args:
-        n_in: number of inputs.
-        sources: int32 ``[fan_in, n_out]``.
-    """
-
-    def __init__(self, n_in: int, sources: Tensor) -> None:
-        self.n_in = n_in
-        self.fan_in = len(sources)
-        self.sources = sources
-        self.native = native.Sources(n_in, sources)
-        self._transposed: tuple[Tensor, Tensor] | None = None
-        self._transposed_version = 0  # version of the sources when the list was made
-
-    @property
-    def version(self) -> int:
-        """Number of writes to the sources; tensors made in inference mode do not count them."""
-        return 0 if self.sources.is_inference() else self.sources._version
-
-    def check(self, w: Tensor) -> None:
-        """Raise ``ValueError`` if the weights have another shape or device than the sources."""
-        sources = self.sources
-        if (sources.shape, sources.dtype, sources.device) != (w.shape, torch.int32, w.device):
-            raise ValueError(
-                f"`sources` must be int32 on {w.device} and of the shape of `weight`, "
-                f"{list(w.shape)}, got {sources.dtype} on {sources.device} of shape "
-                f"{list(sources.shape)}"
-            )
-
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
-        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        _check(self, x, w)
-        if kernels.takes(x, w):
-            return torch.ops.sparsehyper.indexed(x, w, self.sources)
-        return portable.indexed(x, w, self.sources)
-
-    def adjoint(
-        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        _check(self, x, w, g)
-        if kernels.takes(g, x, w):
-            return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
-        return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
-
-    def _by_input(self) -> tuple[Tensor, Tensor]:
-        version = 0 if torch.compiler.is_compiling() else self.version
-        if self._transposed is None or self._transposed_version < version:
-            self._transposed = portable.transposed(self.sources, self.n_in)
-            self._transposed_version = version
-        return self._transposed
-
-
-def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Tensor:
+def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
     """``y[b, j] = Σ_t weight[t, j] · x[b, source(t, j)]``, differentiable to any order.
 
     Args:
@@ -156,10 +35,11 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Circulant | Indexed) -> Ten
             has been written to since the forward pass.
         TypeError: x and weights of different dtypes.
     """
-    return _apply(x, weight, wiring)
+    function = _Apply if torch.compiler.is_compiling() else _DualApply
+    return function.apply(x, weight, wiring)
 
 
-def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Indexed]) -> Tensor:
+def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Wiring]) -> Tensor:
     """`sparse_linear` for several layers in sequence.
 
     If the kernels can run all layers, this is one node of the autograd graph, with one call of the
@@ -178,14 +58,12 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Circulant | Ind
     return _Chain.apply(x, wirings, *weights)[0]
 
 
-def _one_by_one(x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]) -> Tensor:
+def _one_by_one(x: Tensor, wirings: list[Wiring], weights: Sequence[Tensor]) -> Tensor:
     *_, y = _outputs(x, wirings, weights)
     return y
 
 
-def _outputs(
-    x: Tensor, wirings: list[Circulant | Indexed], weights: Sequence[Tensor]
-) -> Iterator[Tensor]:
+def _outputs(x: Tensor, wirings: list[Wiring], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     """The input of each layer, and the output of the last."""
     yield x
     for wiring, weight in zip(wirings, weights, strict=True):
@@ -195,7 +73,7 @@ def _outputs(
 
 class _Apply(Function):
     @staticmethod
-    def forward(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
+    def forward(x: Tensor, w: Tensor, wiring: Wiring) -> Tensor:
         return wiring.apply(x, w)
 
     @staticmethod
@@ -216,20 +94,20 @@ class _Apply(Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, wiring: Circulant | Indexed
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, wiring: Wiring
     ) -> tuple[Tensor, int]:
         if in_dims[1] is None:  # the mapped dimension becomes part of the batch
             size = info.batch_size
-            y = _apply(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
+            y = sparse_linear(x.movedim(in_dims[0], 0).flatten(0, 1), w, wiring)
             return y.unflatten(0, (size, len(y) // size)), 0
         pairs = _samples(info.batch_size, in_dims, x, w)
-        return torch.stack([_apply(x, w, wiring) for x, w in pairs]), 0
+        return torch.stack([sparse_linear(x, w, wiring) for x, w in pairs]), 0
 
 
 class _Adjoint(Function):
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs: tuple[bool, bool]
+        g: Tensor, x: Tensor, w: Tensor, wiring: Wiring, needs: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         gx, gw = wiring.adjoint(g, x, w, needs)
         return gx, gw
@@ -269,7 +147,7 @@ class _Adjoint(Function):
         g: Tensor,
         x: Tensor,
         w: Tensor,
-        wiring: Circulant | Indexed,
+        wiring: Wiring,
         needs: tuple[bool, bool],
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         triples = _samples(info.batch_size, in_dims, g, x, w)
@@ -317,9 +195,7 @@ class _DualAdjoint(_Adjoint):
 
 class _Chain(Function):
     @staticmethod
-    def forward(
-        x: Tensor, wirings: list[Circulant | Indexed], *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, wirings: list[Wiring], *weights: Tensor) -> tuple[Tensor, Tensor]:
         if all(kernels.at_address(tensor) for tensor in (x, *weights)):
             return native.chain(x, weights, [wiring.native for wiring in wirings])
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass, without memory
@@ -372,7 +248,7 @@ class _Chain(Function):
         info: Any,  # noqa: ARG004
         in_dims: tuple[Any, ...],
         x: Tensor,
-        wirings: list[Circulant | Indexed],
+        wirings: list[Wiring],
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
         dims = (in_dims[0], *in_dims[2:])
@@ -382,31 +258,13 @@ class _Chain(Function):
         return (y, y.new_empty(0)), (0, None)
 
 
-def _check(wiring: Circulant | Indexed, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
-    """Raise if tensors do not fit the wiring or one another."""
-    if x.ndim != 2 or x.shape[1] != wiring.n_in:
-        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
-    if w.ndim != 2 or len(w) != wiring.fan_in:
-        raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
-    wiring.check(w)
-    if w.dtype != x.dtype:
-        raise TypeError(f"`weight` must be {x.dtype}, as `x` is, got {w.dtype}")
-    if g is None:
-        return
-    if g.shape != (len(x), w.shape[1]) or g.dtype != x.dtype:
-        raise ValueError(
-            f"`g` must be {x.dtype} of shape {[len(x), w.shape[1]]}, as the output is, got "
-            f"{g.dtype} of shape {list(g.shape)}"
-        )
-
-
-def _save_versions(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
+def _save_versions(ctx: Any, wirings: Sequence[Wiring]) -> None:
     """Save how often each wiring has been written to, for `_check_unchanged`."""
     if not torch.compiler.is_compiling():
         ctx.versions = [wiring.version for wiring in wirings]
 
 
-def _check_unchanged(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
+def _check_unchanged(ctx: Any, wirings: Sequence[Wiring]) -> None:
     if torch.compiler.is_compiling():
         return
     if any(wiring.version != seen for wiring, seen in zip(wirings, ctx.versions, strict=True)):
@@ -416,24 +274,20 @@ def _check_unchanged(ctx: Any, wirings: Sequence[Circulant | Indexed]) -> None:
         )
 
 
-def _apply(x: Tensor, w: Tensor, wiring: Circulant | Indexed) -> Tensor:
-    return (_Apply if torch.compiler.is_compiling() else _DualApply).apply(x, w, wiring)
-
-
 def _adjoint_of(
-    g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs: tuple[bool, bool]
+    g: Tensor, x: Tensor, w: Tensor, wiring: Wiring, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     function = _Adjoint if torch.compiler.is_compiling() else _DualAdjoint
     return function.apply(g, x, w, wiring, needs)
 
 
 def _tangent(
-    x: Tensor, w: Tensor, wiring: Circulant | Indexed, u: Tensor | None, v: Tensor | None
+    x: Tensor, w: Tensor, wiring: Wiring, u: Tensor | None, v: Tensor | None
 ) -> Tensor | None:
     """The output's tangent for the tangents u of x and v of w; None stands for zero."""
     return _sum(
-        None if u is None else _apply(u, w, wiring),
-        None if v is None else _apply(x, v, wiring),
+        None if u is None else sparse_linear(u, w, wiring),
+        None if v is None else sparse_linear(x, v, wiring),
     )
 
 
@@ -442,7 +296,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _adjoint(
-    g: Tensor, x: Tensor, w: Tensor, wiring: Circulant | Indexed, needs_x: bool, needs_w: bool
+    g: Tensor, x: Tensor, w: Tensor, wiring: Wiring, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     if not (needs_x or needs_w):
         return None, None

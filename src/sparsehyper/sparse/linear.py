@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
+from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
+from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring
 
 # Circulant layers with fewer inputs use an index: their slices are too short to be fast.
 _MIN_CIRCULANT_INPUTS = 4096
@@ -64,7 +65,7 @@ class SparseLinear(nn.Module):
     shifts: Tensor
     sources: Tensor
     _sources: Tensor
-    _planned: Circulant | Indexed
+    _planned: Wiring
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class SparseLinear(nn.Module):
             self._planned = Indexed(self.in_features, self._sources)
         self._planned_for = wiring, version
 
-    def _wiring(self) -> Circulant | Indexed:
+    def _wiring(self) -> Wiring:
         if not torch.compiler.is_compiling():
             wiring = self.shifts if self.topology == "circulant" else self.sources
             planned, version = self._planned_for

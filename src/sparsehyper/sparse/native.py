@@ -1,4 +1,4 @@
-"""The products of ``functional`` by the C kernels, on the CPU in float32.
+"""The products of ``wirings`` by the C kernels, on the CPU in float32.
 
 One layer is a PyTorch operator. Several layers are a function of tensors that must be
 ``at_address``. Every call checks what it gives the kernels: shapes, dtypes and addresses here,
@@ -30,17 +30,17 @@ class Shifts:
 
     def __init__(self, n_in: int, shifts: Sequence[int]) -> None:
         self.n_in = n_in
-        self._packed = array("q", shifts)
+        self._shifts = array("q", shifts)
 
     def packed(self, k: int, m: int) -> tuple[bool, int]:
         """(whether it is circulant, address of its shifts), checked against weights ``[k, m]``."""
         expected = -(-m // self.n_in) * k if self.n_in else 0
-        if len(self._packed) != expected:
+        if len(self._shifts) != expected:
             raise ValueError(
                 f"`shifts` must hold {expected} numbers for {self.n_in} inputs and a weight of "
-                f"shape {[k, m]}, got {len(self._packed)}"
+                f"shape {[k, m]}, got {len(self._shifts)}"
             )
-        return True, self._packed.buffer_info()[0]
+        return True, self._shifts.buffer_info()[0]
 
 
 class Sources:

@@ -1,4 +1,4 @@
-"""The products of ``functional`` in plain PyTorch, on any device and in any dtype.
+"""The products of ``wirings`` in plain PyTorch, on any device and in any dtype.
 
 No product scatters: those of a circulant wiring read and write contiguous slices, and those of an
 indexed wiring use the transposed list.

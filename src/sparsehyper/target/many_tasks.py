@@ -79,7 +79,7 @@ def run_tasks(
         sizes += [n * count // len(runs)] * len(runs)
         changed.append((before, after))
         first, start = first + n, end
-    out = _join(outputs, order.argsort(), sizes)
+    out = _join_outputs(outputs, order.argsort(), sizes)
     if all(after is None for _, after in changed):
         return out, None
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
@@ -97,7 +97,7 @@ def _reordered(leaf: Any, order: Tensor) -> Any:
     return leaf[order]
 
 
-def _join(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
+def _join_outputs(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
     """Outputs of consecutive runs as one batch, in the order of the samples."""
 
     def join(*leaves: Any) -> Any:

@@ -6,11 +6,12 @@ called as ``model(x, task=task)``.
 
 from sparsehyper.training.checkpoint import CheckpointError
 from sparsehyper.training.config import TrainConfig
+from sparsehyper.training.directory import RunInUseError
 from sparsehyper.training.evaluate import Evaluation, evaluate
 from sparsehyper.training.interrupt import Interrupted
 from sparsehyper.training.loop import NonFiniteError, TrainResult, train
 from sparsehyper.training.processes import Processes, processes
-from sparsehyper.training.run import Run, RunInUseError
+from sparsehyper.training.run import Run
 
 __all__ = [
     "CheckpointError",

@@ -1,8 +1,4 @@
-"""Loss and accuracy of every task.
-
-A target has as many outputs as its largest task has classes. Outputs beyond a task's own classes
-are set to -inf, both in the loss and in predictions.
-"""
+"""Loss and accuracy of every task, each among its own classes (`mask_classes`)."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 
-Batch = tuple[Tensor, Tensor, Tensor]
+LabelledBatch = tuple[Tensor, Tensor, Tensor]
 """Images ``[batch, channels, height, width]``, classes ``[batch]``, tasks ``[batch]``."""
 
 
@@ -30,7 +26,7 @@ class EvaluationData(Protocol):
     def counts(self) -> Sequence[int]:
         """Number of images of each task."""
 
-    def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, task: int, batch_size: int) -> Iterator[LabelledBatch]:
         """All images of a task once, in order."""
 
 

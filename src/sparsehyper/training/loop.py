@@ -28,9 +28,9 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.evaluate import (
-    Batch,
     Evaluation,
     EvaluationData,
+    LabelledBatch,
     autocast,
     check_tasks,
     evaluate,
@@ -50,7 +50,7 @@ class BatchSource(Protocol):
     def steps_per_epoch(self) -> int:
         """Number of batches in one pass over the data."""
 
-    def batch(self, epoch: int, step: int) -> Batch:
+    def batch(self, epoch: int, step: int) -> LabelledBatch:
         """One batch, the same on every call; `step` is in [0, steps_per_epoch)."""
 
 

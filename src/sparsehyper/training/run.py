@@ -10,9 +10,9 @@
 ====================  ==========================================================================
 
 A checkpoint is written after every evaluation, and when training is interrupted. It is never
-changed: a new ``checkpoints`` is written next to the old one and takes its place by renaming. So a
-crash at any point leaves one complete pair, and ``last`` and ``best`` always belong together. The
-best checkpoint is carried over by hard links.
+modified, only replaced: a new ``checkpoints`` is written next to the old one and takes its place
+by renaming. So a crash at any point leaves one complete pair, and ``last`` and ``best`` always
+belong together. The best checkpoint is carried over by hard links.
 
 Damage is detected: ``config.json`` and ``result.json`` end with their own digests, and a checkpoint
 holds the digests of its files and of ``metrics.jsonl`` at that time. All of them contain the run's
@@ -27,9 +27,8 @@ import os
 import platform
 import secrets
 import shutil
-import stat
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -39,15 +38,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from sparsehyper._util.extras import require
 from sparsehyper._util.files import (
     CheckpointError,
     parse_json,
     read_file,
     read_sealed,
-    replaced,
-    sealed,
     sync,
+    write_sealed,
 )
 from sparsehyper.training.checkpoint import (
     CHECKPOINTS,
@@ -58,21 +55,11 @@ from sparsehyper.training.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
+from sparsehyper.training.directory import check_same, json_ready, lock, read_config, read_id
 from sparsehyper.training.processes import is_main_process
 
 if TYPE_CHECKING:
     from filelock import FileLock
-
-
-# Names that a run writes to. None of them may be a link or a special file.
-_WRITTEN = (
-    *(".lock", "config.json", "config.json.new", "result.json", "result.json.new"),
-    *("metrics.jsonl", "tensorboard", CHECKPOINTS, OLD_CHECKPOINTS, "checkpoints.new"),
-)
-
-
-class RunInUseError(ValueError):
-    """Another process is writing to the run directory."""
 
 
 class Run:
@@ -206,7 +193,7 @@ class Run:
         record.check(self._metrics_path, data)
         lines = [parse_json(line, self._metrics_path) for line in data.split(b"\n")[:-1]]
         if not all(isinstance(line, dict) for line in lines):
-            raise CheckpointError(f"{self._metrics_path} is damaged: a line of it is not an object")
+            raise CheckpointError(f"{self._metrics_path} is damaged: a line is not a JSON object")
         return lines
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -390,90 +377,6 @@ class Run:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def lock(directory: Path) -> FileLock:
-    """Acquire the lock of a directory; the caller must release it.
-
-    Raises:
-        RunInUseError: another process holds it.
-        CheckpointError: the lock, or another file that a run writes to, is a link or a pipe.
-    """
-    for name in _WRITTEN:
-        with suppress(FileNotFoundError):
-            mode = (directory / name).lstat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise CheckpointError(
-                    f"{directory / name} is a link or a special file, which nothing is written "
-                    "through; remove it"
-                )
-    filelock = require("filelock", "train")
-    held = filelock.FileLock(directory / ".lock", timeout=0)
-    try:
-        held.acquire()
-    except filelock.Timeout as error:
-        raise RunInUseError(
-            f"the run directory {directory} is in use by another process; "
-            "wait for it, stop it, or choose another path"
-        ) from error
-    return held
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a run: its id as ``run``, ``config`` and ``versions``.
-
-    Raises:
-        FileNotFoundError: there is no run in `directory`.
-        CheckpointError: the file is damaged, or was edited.
-    """
-    path = directory / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"`directory` {directory} holds no run: it has no config.json")
-    recorded = read_sealed(path)
-    if not (isinstance(recorded.get("run"), str) and isinstance(recorded.get("config"), dict)):
-        raise CheckpointError(f"{path} is damaged: it is not the configuration of a run")
-    return recorded
-
-
-def read_id(directory: Path) -> str:
-    """Read the id of a run, which its checkpoints and its result contain too."""
-    return read_config(directory)["run"]
-
-
-def check_same(
-    what: str, recorded: Mapping[str, Any], given: Mapping[str, Any], may_differ: Collection[str]
-) -> None:
-    """Check that two JSON-ready configurations agree.
-
-    Args:
-        what: owner of the recorded configuration, for the error.
-        recorded, given: the two configurations.
-        may_differ: dotted keys that may differ.
-
-    Raises:
-        ValueError: they differ; the message names the first setting that does.
-    """
-    before, now = dict(_flatten(recorded)), dict(_flatten(given))
-    for key in before | now:
-        was, value = before.get(key, "nothing"), now.get(key, "nothing")
-        if was != value and key not in may_differ:
-            raise ValueError(
-                f"{what} has other settings: its `{key}` is {was!r}, got {value!r}; give its own "
-                "settings or another directory"
-            )
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a configuration to what a JSON file would return: tuples become lists."""
-    return json.loads(json.dumps(dict(config), allow_nan=False))
-
-
 def _versions() -> dict[str, str]:
     packages = ("torch", "numpy", "safetensors", "accelerate", "sparsehyper")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
@@ -484,17 +387,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file's contents by a JSON document, whole or not at all."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    with replaced(path) as file:
-        file.write(text.encode())
-
-
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file's contents by a JSON document that ends with its own digest."""
-    text = sealed(value)
-    with replaced(path) as file:
-        file.write(text.encode())

@@ -7,8 +7,9 @@ import sys
 
 import torch
 
-from sparsehyper.sparse.functional import Circulant, Indexed, sparse_chain, sparse_linear
+from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import circulant_sources
+from sparsehyper.sparse.wirings import Circulant, Indexed
 
 SIZES = (0, 1, 2, 3, 7, 40)
 NUMBERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 6, 7, 39, 40, 2**31 - 1, 2**31, 2**63 - 1)

@@ -12,7 +12,7 @@ from sparsehyper.training.isolation import DiedError
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 5_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 5_000_000)
     monkeypatch.setattr(memory, "can_measure", lambda: True)
     for module in (generators, scale):
         monkeypatch.setattr(module, "call_in_process", lambda *args: 77)

@@ -26,4 +26,4 @@ def test_a_process_has_the_threads_of_this_one_and_its_errors_come_back():
 
 
 def test_something_is_available():
-    assert SIZE < memory.available() < 1 << 50
+    assert SIZE < memory.available_memory() < 1 << 50

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from helpers.command_line import QUICK
 from helpers.pictures import write_task
 from sparsehyper.lab.runs import build_target, load_run
-from sparsehyper.lab.runs.adapted import TaskEntry, TaskList
+from sparsehyper.lab.runs.task_list import TaskEntry, TaskList
 
 
 @pytest.fixture(scope="module")

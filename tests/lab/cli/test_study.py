@@ -19,7 +19,7 @@ def test_a_study_is_run_and_shown(finished_study, name):
     assert page.startswith(f"# {study.title}\n")
     assert study.question in page
     assert f"`sparsehyper study {name} --out FOLDER --scale smoke`" in page
-    for title, columns, rows in study.tables(results):
+    for title, columns, rows, _ in study.tables(results):
         assert f"**{title}**" in page
         assert rows
         assert all(len(row) == len(columns) for row in rows)

@@ -1,16 +1,7 @@
 import pytest
 import torch
 
-from sparsehyper.lab.data import (
-    Hue,
-    Images,
-    Permuted,
-    Rotated,
-    Source,
-    Split,
-    Task,
-    load_source,
-)
+from sparsehyper.lab.data import Hue, Images, Permuted, Rotated, Source, Split, Task, load_source
 
 
 @pytest.fixture(scope="module")

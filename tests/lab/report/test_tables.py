@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from sparsehyper.lab.report.tables import COLUMNS, markdown_table, rich_table, table_rows
+from sparsehyper.lab.report.tables import rich_table, table_rows
 
 ROW = {
     "method": "sparse",
@@ -35,19 +35,11 @@ def test_cells():
     assert second[6] == "–"
 
 
-def test_markdown():
-    lines = markdown_table(RESULTS).splitlines()
-    assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
-    assert lines[2].startswith("| sparse | 4 | 98.77 ± 0.12 |")
-
-
 def test_names_of_tasks_are_no_markup():
     row = {**ROW, "worst_task": {"name": "[red] a|b :smile:", "accuracy": 0.9}}
     out = io.StringIO()
     Console(file=out, width=120).print(rich_table({"rows": [row]}))
     assert "90.00 ([red] a|b :smile:)" in out.getvalue()
-    assert r"| 90.00 ([red] a\|b :smile:) |" in markdown_table({"rows": [row]})
 
 
 def test_rich():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsehyper.saving import load_state, read
 from sparsehyper.lab.runs import Experts, SharedTrunk
+from sparsehyper.saving import load_state, read
 
 TASKS = ["shoes", "bags", "hats"]
 

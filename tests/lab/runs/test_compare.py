@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from sparsehyper.lab.runs import COMPARED, compare
+from sparsehyper.lab.runs import COMPARED, compare, run_experiment
 from sparsehyper.training import RunInUseError
-from sparsehyper.training.run import lock
+from sparsehyper.training.directory import lock
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,26 @@ def test_errors_before_anything_runs(small, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         compare(small, tmp_path / "out", quiet=True, **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_process_builds_its_target_once(small, tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(
+        "import os\n"
+        "from sparsehyper.lab.runs import build_target\n"
+        "def net(image_shape, n_classes):\n"
+        f"    with open({str(tmp_path / 'builds')!r}, 'a') as file:\n"
+        "        print(os.getpid(), file=file)\n"
+        "    return build_target('mlp:64', image_shape, n_classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    counted = replace(small, target="counting:net")
+    run_experiment(counted, tmp_path / "run", quiet=True)
+    assert len((tmp_path / "builds").read_text().split()) == 1
+    (tmp_path / "builds").unlink()
+    methods = ["sparse", "chunked", "dense", "shared_trunk"]
+    compare(counted, tmp_path / "out", methods=methods, seeds=[0], quiet=True)
+    builds = (tmp_path / "builds").read_text().split()
+    assert len(builds) == len(set(builds)) == 1 + len(methods)
 
 
 def test_batches_that_do_not_fit_are_found_before_anything_runs(small, tmp_path):

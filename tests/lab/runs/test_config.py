@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sparsehyper.lab.runs import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.generators import Composed, Dense, Sparse
+from sparsehyper.lab.runs import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.training import TrainConfig
 
 

@@ -13,7 +13,6 @@ from sparsehyper._util.files import read_sealed, sealed
 from sparsehyper.lab.runs import (
     METHODS,
     adapt_run,
-    adapted,
     change_tasks,
     describe_run,
     describe_tasks,
@@ -25,9 +24,10 @@ from sparsehyper.lab.runs import (
     run_experiment,
     shares_weights,
 )
-from sparsehyper.lab.runs.adapted import TaskEntry, sharing_weights, write_tasks
-from sparsehyper.lab.runs.run import check_run, finished_result
+from sparsehyper.lab.runs.adapted import sharing_weights
+from sparsehyper.lab.runs.loading import check_run, finished_result
 from sparsehyper.lab.runs.targets import UntrustedTargetError
+from sparsehyper.lab.runs.task_list import TaskEntry, write_tasks
 from sparsehyper.training import CheckpointError, NonFiniteError
 
 
@@ -301,7 +301,7 @@ def test_tasks_of_a_run_without_a_hypernetwork(with_method, tasks, finished, tmp
     run_experiment(with_method("experts"), tmp_path / "run", tasks=tasks, quiet=True)
     loaded = load_run(tmp_path / "run")
     write_tasks(tmp_path / "run", loaded.task_list, loaded.digests)
-    with pytest.raises(CheckpointError, match=r"tasks\.json .* the run holds no hypernetwork"):
+    with pytest.raises(CheckpointError, match=r"model is not a hypernetwork"):
         load_run(tmp_path / "run")
 
 

@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from sparsehyper.lab.runs import build_target
-from sparsehyper.lab.runs.targets import (
-    UntrustedTargetError,
-    check_trusted,
-    function_of,
-)
+from sparsehyper.lab.runs.targets import UntrustedTargetError, check_trusted, function_of
 
 
 def count(module):
@@ -99,9 +95,7 @@ def test_your_own_factory(monkeypatch, tmp_path):
         build_target("mine:shape", (1, 8, 1), 4)
     with pytest.raises(TypeError, match="'mine:number' must be a function, got 3"):
         build_target("mine:number", (1, 8, 1), 4)
-    with pytest.raises(
-        TypeError, match="`target` 'mine:zzz' was not found: mine has no 'zzz'"
-    ):
+    with pytest.raises(TypeError, match="`target` 'mine:zzz' was not found: mine has no 'zzz'"):
         build_target("mine:zzz", (1, 8, 1), 4)
     for name in ("none", "inside"):
         message = rf"`target` 'mine:{name}' is called as {name}\(image_shape, n_classes\).*failed: "

@@ -15,7 +15,7 @@ from sparsehyper.lab.runs import Experiment
 from sparsehyper.lab.runs.setup import tasks_of
 from sparsehyper.lab.studies import STUDIES, cells, run_study, study
 from sparsehyper.lab.studies.cells import CELLS, read_cells
-from sparsehyper.training.run import json_ready
+from sparsehyper.training.directory import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"
 

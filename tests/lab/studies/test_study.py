@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from sparsehyper.lab.studies import SCALES, STUDIES, run_study
-from sparsehyper.training.run import RunInUseError, json_ready, lock
+from sparsehyper.training.directory import RunInUseError, json_ready, lock
 
 
 def test_a_finished_study_is_not_repeated(run, tmp_path):

@@ -35,7 +35,7 @@ def reset_peak() -> None:
     (_SELF / "clear_refs").write_text("5")
 
 
-def available() -> int:
+def available_memory() -> int:
     """Bytes available without swapping; a huge number where the system does not say."""
     meminfo = Path("/proc/meminfo")
     return _kilobytes(meminfo, "MemAvailable") if meminfo.exists() else 1 << 62
@@ -47,7 +47,7 @@ def shortage(need: int) -> str:
     >>> shortage(10**18)
     'would need 1000000000.0 GB of ... GB'
     """
-    free = available()
+    free = available_memory()
     return f"would need {need / 1e9:.1f} GB of {free / 1e9:.1f} GB" if need > free else ""
 
 

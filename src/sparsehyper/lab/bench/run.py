@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
+from sparsehyper._util.files import write_json
 from sparsehyper.lab.bench.adaptation import measure_adaptation
 from sparsehyper.lab.bench.generators import measure_generators
 from sparsehyper.lab.bench.layers import measure_layers
@@ -31,7 +32,6 @@ from sparsehyper.lab.bench.scale import measure_scale
 from sparsehyper.lab.bench.sizes import FULL, Sizes
 from sparsehyper.lab.bench.steps import measure_steps
 from sparsehyper.lab.machine import machine
-from sparsehyper.training.run import write_json
 
 _FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")

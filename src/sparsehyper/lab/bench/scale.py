@@ -51,7 +51,7 @@ def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     rounds = min(rounds, _MOST_ROUNDS)
     for target in sizes.scale:
         for optimizer in _OPTIMIZERS:
-            plain = call_in_process(_plain, target, optimizer, rounds, seed)
+            plain = call_in_process(_plain_target, target, optimizer, rounds, seed)
             for name, generator in _GENERATORS.items():
                 case = {"target": target, "optimizer": optimizer, "method": name}
                 need = _BYTES_PER_WEIGHT * generator.count_parameters(
@@ -70,7 +70,7 @@ def measure_scale(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     return {"rows": rows, "skipped": skipped}
 
 
-def _plain(target: str, optimizer: str, rounds: int, seed: int) -> dict[str, Any]:
+def _plain_target(target: str, optimizer: str, rounds: int, seed: int) -> dict[str, Any]:
     x, y, before = _begin(target, seed)
     module = LARGE_TARGETS[target].make()
     return _step(module, lambda: module(x), y, optimizer, rounds, before)

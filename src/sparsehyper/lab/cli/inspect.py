@@ -10,25 +10,14 @@ import torch
 import typer
 
 from sparsehyper._util.checks import LARGEST_SIDE, MOST_TASKS, WIDEST, check_integer
-from sparsehyper.analysis import (
-    count_operations,
-    effective_rank,
-    layer_statistics,
-    summarize,
-)
+from sparsehyper.analysis import count_operations, effective_rank, layer_statistics, summarize
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.cli.options import TrustTarget, given
 from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
-from sparsehyper.lab.runs import (
-    DataConfig,
-    Experiment,
-    TaskInfo,
-    build_model,
-    load_run,
-)
-from sparsehyper.lab.runs.run import nearest_tasks
+from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model, load_run
+from sparsehyper.lab.runs.adapted import nearest_tasks
 from sparsehyper.training import TrainConfig
 
 

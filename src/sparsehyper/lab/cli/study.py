@@ -51,7 +51,7 @@ def study(
     if json:
         print_json(results)
         return
-    for title, columns, rows in chosen.all_tables(results):
+    for title, columns, rows, _ in chosen.all_tables(results):
         print_table(title, columns, rows)
     for file in ("results.json", "results.md", chosen.picture):
         echo(out / file)

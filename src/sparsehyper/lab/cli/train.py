@@ -17,12 +17,7 @@ from sparsehyper.lab.cli.options import (
     takes_experiment,
 )
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
-from sparsehyper.lab.runs import (
-    Experiment,
-    parse_method,
-    read_experiment,
-    run_experiment,
-)
+from sparsehyper.lab.runs import Experiment, parse_method, read_experiment, run_experiment
 from sparsehyper.lab.runs.targets import function_of
 
 

@@ -111,7 +111,7 @@ def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> So
         tables = _hub_tables(name, published.hub, folder)
     classes = published.classes or _class_names(*tables["train"][0], published.n_classes)
     train, test = (
-        _join([_read(table, origin, published) for table, origin in tables[part]])
+        _join_files([_read(table, origin, published) for table, origin in tables[part]])
         for part in ("train", "test")
     )
     return Source(name, classes, train, test)
@@ -190,7 +190,7 @@ def _read(table: Any, origin: str, published: _Published) -> Images:
     )
 
 
-def _join(files: list[Images]) -> Images:
+def _join_files(files: list[Images]) -> Images:
     shapes = {images.pixels.shape[1:] for images in files}
     if len(shapes) > 1:
         raise ValueError(f"images must be of one size, got files of {sorted(map(list, shapes))}")

@@ -3,46 +3,38 @@
     root/<task>/<class>/*.png                  a fifth of every class becomes the test set
     root/{train,test}/<task>/<class>/*.png     training and test set are given
 
-Reads PNG, JPEG and WebP. Hidden files and files that are not images are ignored; a warning reports
-images in other formats. Needs Pillow, from the ``data`` extra.
+The images are read as `image_files` describes.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer
-from sparsehyper.lab.data.images import channels_first, decode, in_threads, read_header
+from sparsehyper.lab.data.image_files import (
+    FORMATS_READ,
+    decode_files,
+    header_of,
+    is_image,
+    is_other_format,
+    load_images,
+    visible,
+    warn_ignored,
+)
 from sparsehyper.lab.data.source import Images, Source, Task
 from sparsehyper.lab.data.splits import digests, hold_out
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# Suffixes of image formats that are not read; a warning reports such files.
-_OTHER_SUFFIXES = (
-    *(".apng", ".avif", ".bmp", ".cr2", ".dcm", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico"),
-    *(".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".nef", ".pbm", ".pcx", ".pgm", ".pnm"),
-    *(".ppm", ".psd", ".raw", ".svg", ".tga", ".tif", ".tiff"),
-)
 TEST_FRACTION = 0.2
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
 _TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
 _TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
 _ONE_TASK_LAYOUT = "<class>/*.png, with or without train/ and test/ above"
-FORMATS_READ = "PNG, JPEG and WebP are read"
 
-T = TypeVar("T")
 # task → class → image files
 _Tree = dict[str, dict[str, list[Path]]]
 
@@ -159,97 +151,9 @@ def load_new_tasks(
     return found
 
 
-def load_images(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
-) -> Tensor:
-    """Read images for a trained model, uint8 ``[n, *image_shape]``.
-
-    Args:
-        paths: image files.
-        image_shape: channels, height, width that the model takes.
-        resize: resize images to that height and width; otherwise they must have it.
-
-    Raises:
-        ValueError: an image cannot be read, is in colour for a grey model, or has another size.
-    """
-    channels, *size = image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"images have 1 or 3 channels, the model takes {channels}")
-    for path in paths:
-        header = _readable(read_header, path)
-        if channels == 1 and not header.grey:
-            raise ValueError(
-                f"image {path} is in colour, the model takes grey images; convert it to grey"
-            )
-        if not resize and list(header.size) != size:
-            raise ValueError(
-                f"image {path} is {header.size[0]} × {header.size[1]} (height × width), the model "
-                f"takes {size[0]} × {size[1]}; use `resize`"
-            )
-    read = partial(decode, grey=channels == 1, size=(size[0], size[1]))
-    arrays = in_threads(lambda path: _readable(read, path), paths)
-    return torch.from_numpy(channels_first(np.stack(arrays)))
-
-
-def find_images(place: str | os.PathLike[str]) -> list[Path]:
-    """Find the images that a file, a folder or a glob names.
-
-    Folders are searched recursively, without hidden files. Each folder is visited once, since links
-    may form a cycle. A file named directly is taken whatever its suffix.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    place = os.fspath(place)
-    matches = [Path(place)] if os.path.lexists(place) else sorted(_matches(place))
-    found: list[Path] = []
-    others: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for match in matches:
-        if match.is_dir():
-            files = [path for path in _walk(match, seen) if not path.is_dir()]
-            found += filter(_is_image, files)
-            others += filter(_is_other_format, files)
-        else:
-            found.append(match)
-    _warn_ignored(others)
-    if not found:
-        raise FileNotFoundError(
-            f"no image at {place!r}; give files, folders or globs; {FORMATS_READ}"
-        )
-    return found
-
-
-def _matches(pattern: str) -> Iterator[Path]:
-    """Paths that match a glob, each once; ``**`` is any folder below."""
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        yield from map(Path, glob.glob(pattern))
-        return
-    at = parts.index("**")
-    for start in _matches(str(Path(*parts[:at]))) if at else [Path()]:
-        for folder in _walk(start, set()):
-            if folder.is_dir():
-                yield from _matches(str(Path(glob.escape(str(folder)), *parts[at + 1 :])))
-
-
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """A folder and everything visible below it, in order, except folders in ``seen``."""
-    waiting = [folder]
-    while waiting:
-        path = waiting.pop()
-        if path.is_dir():
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            waiting += reversed(_visible(path))
-        yield path
-
-
 def _parts(root: Path) -> list[Path]:
     """``[root]``, or its ``train/`` and ``test/``."""
-    given = {path.name: path for path in _visible(root) if path.is_dir()}
+    given = {path.name: path for path in visible(root) if path.is_dir()}
     if not {"train", "test"} & given.keys():
         if sorted(name.casefold() for name in given) == ["test", "train"]:
             raise ValueError(
@@ -273,60 +177,34 @@ def _scan(part: Path, layout: str, task: str | None = None) -> _Tree:
     else:
         folders = _folders(part, layout, others)
         tree = {folder.name: _classes(folder, layout, others) for folder in folders}
-    _warn_ignored(others)
+    warn_ignored(others)
     return tree
 
 
 def _classes(task: Path, layout: str, others: list[Path]) -> dict[str, list[Path]]:
     classes = {}
     for folder in _folders(task, layout, others):
-        files = _visible(folder)
+        files = visible(folder)
         for path in files:
             if path.is_dir():
                 raise ValueError(f"folder {path} is one level too deep; expected {layout}")
-        classes[folder.name] = [path for path in files if _is_image(path)]
-        others += filter(_is_other_format, files)
+        classes[folder.name] = [path for path in files if is_image(path)]
+        others += filter(is_other_format, files)
     return classes
 
 
 def _folders(parent: Path, layout: str, others: list[Path]) -> list[Path]:
     """The subfolders of a folder; images of other formats beside them are added to ``others``."""
     folders = []
-    for path in _visible(parent):
+    for path in visible(parent):
         if path.is_dir():
             _check_name(path)
             folders.append(path)
-        elif _is_image(path):
+        elif is_image(path):
             raise ValueError(f"image {path} is not in a class folder; expected {layout}")
-        elif _is_other_format(path):
+        elif is_other_format(path):
             others.append(path)
     return folders
-
-
-def _visible(parent: Path) -> list[Path]:
-    return sorted((p for p in parent.iterdir() if not p.name.startswith(".")), key=_natural)
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    pieces = re.split(r"([0-9]+)", path.name)
-    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], path.name
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
-def _is_other_format(path: Path) -> bool:
-    return path.suffix.lower() in _OTHER_SUFFIXES
-
-
-def _warn_ignored(others: list[Path]) -> None:
-    if others:
-        warnings.warn(
-            f"images in other formats are ignored: {others[0]}"
-            f"{f' and {len(others) - 1:,} more' if others[1:] else ''}; {FORMATS_READ}",
-            stacklevel=2,
-        )
 
 
 def _check_name(folder: Path) -> None:
@@ -386,7 +264,7 @@ def _read(
         for path in paths
     ]
     paths = [path for _, path, _ in files]
-    headers = [_readable(read_header, path) for path in paths]
+    headers = [header_of(path) for path in paths]
     sizes = Counter(header.size for header in headers)
     if size is None and len(sizes) > 1:
         seen = ", ".join(f"{h}×{w} ({n})" for (h, w), n in sizes.most_common(5))
@@ -394,19 +272,10 @@ def _read(
             f"images must be of one size (height × width), got {len(sizes)}: {seen}"
             f"{', …' if len(sizes) > 5 else ''}; give an `image_size` to resize them to"
         )
-    grey = all(header.grey for header in headers)
-    arrays = in_threads(lambda path: _readable(partial(decode, grey=grey, size=size), path), paths)
-    pixels = torch.from_numpy(channels_first(np.stack(arrays)))
+    pixels = decode_files(paths, grey=all(header.grey for header in headers), size=size)
     part = torch.tensor([part for part, _, _ in files])
     labels = torch.tensor([label for _, _, label in files])
     return [Images(pixels[part == i], labels[part == i]) for i in range(len(trees))]
-
-
-def _readable(read: Callable[[Path], T], path: Path) -> T:
-    try:
-        return read(path)
-    except OSError as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
 
 
 def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

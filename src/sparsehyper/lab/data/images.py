@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import CheckpointError, open_file
 
-T = TypeVar("T")
-R = TypeVar("R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 # No other decoder is ever started, whatever the file holds.
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -80,7 +80,7 @@ def decode(
         return np.asarray(picture)
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def in_threads(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     """``[function(item) for item in items]`` in a few threads.
 
     This pays for photographs, which Pillow decodes outside the interpreter's lock. For images of

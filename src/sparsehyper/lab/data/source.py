@@ -113,8 +113,8 @@ def join_sources(sources: Sequence[Source]) -> Source:
     return Source(
         "+".join(names),
         tuple(chain(*classes)),
-        _join([source.train for source in sources], shape, starts),
-        _join([source.test for source in sources], shape, starts),
+        _merge([source.train for source in sources], shape, starts),
+        _merge([source.test for source in sources], shape, starts),
         tuple(
             Task(name, tuple(range(start, start + len(of_source))), of_source)
             for name, start, of_source in zip(names, starts, classes, strict=False)
@@ -122,7 +122,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
     )
 
 
-def _join(parts: Sequence[Images], shape: tuple[int, int, int], starts: Sequence[int]) -> Images:
+def _merge(parts: Sequence[Images], shape: tuple[int, int, int], starts: Sequence[int]) -> Images:
     pixels = torch.zeros(sum(len(p.labels) for p in parts), *shape, dtype=torch.uint8)
     first = 0
     for part in parts:

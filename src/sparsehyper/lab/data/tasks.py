@@ -66,12 +66,13 @@ class TaskSet:
         """Select some of the tasks, in the order given; the images are not copied.
 
         Raises:
-            ValueError: no task, or an unknown one.
+            KeyError: an unknown task.
+            ValueError: no task.
         """
         rows = {name: row for row, name in enumerate(self.names)}
         for name in names:
             if name not in rows:
-                raise ValueError(f"`names` must be one of {listed(self.names)}; got {name!r}")
+                raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names)}")
         if not names:
             raise ValueError("`names` must name at least one task, got none")
         chosen = [rows[name] for name in names]

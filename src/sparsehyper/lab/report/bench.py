@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
-from sparsehyper.lab.plots import GREY, new_figure, save
+from sparsehyper.lab import plots
+from sparsehyper.lab.studies.pages import Table, as_markdown
 
-# Okabe and Ito's colours, which are told apart with any colour vision.
-_COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#555555", "#56B4E9")
-_MARKERS = "oPvs^DX"
-
-
-class Table(NamedTuple):
-    """A table with notes below it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+# Colour and marker of each line.
+_STYLES = (
+    *(
+        (plots.VERMILION, "o"),
+        (plots.ORANGE, "P"),
+        (plots.PURPLE, "v"),
+        (plots.BLUE, "s"),
+        (plots.GREEN, "^"),
+        (plots.DARK, "D"),
+    ),
+    (plots.SKY, "X"),
+)
 
 
 def tables(group: str, results: Mapping[str, Any]) -> list[Table]:
@@ -36,23 +37,17 @@ def markdown(results: Mapping[str, Any]) -> str:
     """All measurements as a page of Markdown without a heading."""
     machine, settings = results["machine"], results["settings"]
     n_in, n_out, fan_in = settings["sizes"]["layer"]
-    lines = [
+    head = (
         f"{results['date']}; {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
         f"{_gigabytes(machine['memory'])} GB; "
         f"Python {machine['python']}, PyTorch {machine['torch']}; "
         f"{settings['rounds']} rounds, seed {settings['seed']}"
         + "".join(f"; {name}={value}" for name, value in machine["environment"].items())
-        + f". The sparse layer has {n_in:,} inputs, {n_out:,} outputs and fan-in {fan_in}.",
-    ]
-    for group in results["groups"]:
-        for table in tables(group, results):
-            rule = ["---", *["---:"] * (len(table.columns) - 1)]
-            cells = [table.columns, rule, *table.rows]
-            lines += ["", f"**{table.title}**", ""]
-            lines += [f"| {' | '.join(row)} |" for row in cells]
-            lines += [line for note in table.notes for line in ("", note)]
-    return "\n".join(lines) + "\n"
+        + f". The sparse layer has {n_in:,} inputs, {n_out:,} outputs and fan-in {fan_in}.\n"
+    )
+    found = [as_markdown(table) for group in results["groups"] for table in tables(group, results)]
+    return "\n".join([head, *found])
 
 
 def draw_time(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -139,7 +134,6 @@ def _adaptation(found: Mapping[str, Any]) -> list[Table]:
             "Fitting the embeddings of new tasks",
             ["target", "N", "tasks", "images of each", "ms", "÷ one task"],
             fits,
-            [],
         ),
         Table(
             "A model of a task",
@@ -165,15 +159,13 @@ def _steps(found: Mapping[str, Any]) -> list[Table]:
             "Training step of a ResNet, one task",
             ["method", "N", "images", "ms", "÷ plain target"],
             single,
-            [],
         ),
         Table(
             "Training step of a mixed batch",
             ["target", "method", "tasks × images", "ms", "÷ loop"],
             mixed,
-            [],
         ),
-        Table("A new process", ["part", "ms"], start, []),
+        Table("A new process", ["part", "ms"], start),
     ]
 
 
@@ -296,16 +288,16 @@ def _draw(
     label: str,
     path: str | PathLike[str],
 ) -> None:
-    figure = new_figure((7, 4.2), dpi=200)
+    figure = plots.new_figure((7, 4.2), dpi=200)
     axes = figure.add_subplot(xscale="log", yscale="log")
-    for (name, points), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
+    for (name, points), (colour, marker) in zip(lines.items(), _STYLES, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
     name, points = reference
     axes.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1, label=name)
-    axes.set_xlabel("N, generated parameters", color=GREY)
-    axes.set_ylabel(label, color=GREY)
+    axes.set_xlabel("N, generated parameters", color=plots.GREY)
+    axes.set_ylabel(label, color=plots.GREY)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="both", colors=GREY)
+    axes.tick_params(which="both", colors=plots.GREY)
     axes.legend(frameon=False)
-    save(figure, path)
+    plots.save_figure(figure, path)

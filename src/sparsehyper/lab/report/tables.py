@@ -1,4 +1,4 @@
-"""The table of a comparison, for the terminal and as Markdown."""
+"""The table of a comparison, as cells and for the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
         results: what `sparsehyper.lab.runs.compare` returns. The standard deviation over seeds is
             left out where there is a single seed.
     """
-    return [_cells(row) for row in results["rows"]]
+    return list(map(_cells, results["rows"]))
 
 
 def rich_table(results: Mapping[str, Any]) -> Any:
@@ -44,21 +44,6 @@ def rich_table(results: Mapping[str, Any]) -> Any:
     for row in table_rows(results):
         table.add_row(*(text(printable(cell)) for cell in row))
     return table
-
-
-def markdown_table(results: Mapping[str, Any]) -> str:
-    r"""The rows as a table in Markdown.
-
-    >>> row = {"method": "dense", "budget": None, "accuracy": {"mean": 0.98, "sd": None},
-    ...        "worst_task": {"name": "0-1", "accuracy": 0.9}, "trainable_parameters": 1280,
-    ...        "parameters_per_target_parameter": 64.0, "step_ms": 1.5, "peak_memory_mb": 300.0}
-    >>> print(markdown_table({"rows": [row]}).splitlines()[2])
-    | dense | – | 98.00 | 90.00 (0-1) | 1,280 | 64.00 | 1.5 | 300 |
-    """
-    rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
-    rows = [[cell.replace("|", r"\|") for cell in row] for row in table_rows(results)]
-    lines = [COLUMNS, rule, *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

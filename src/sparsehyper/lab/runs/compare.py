@@ -16,35 +16,32 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsehyper._util.checks import check_integer
+from sparsehyper._util.files import read_json, write_json
+from sparsehyper.generators import Chunked, Generator, Sparse
+from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method
-from sparsehyper.lab.runs.run import (
-    check_run,
-    finished_result,
-    read_json,
-    run_experiment,
-)
+from sparsehyper.lab.runs.loading import check_run, finished_result
+from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
-    build_model,
+    TaskInfo,
+    fit_generator,
     load_tasks,
     make_batches,
-    resolve,
+    target_layout,
 )
-from sparsehyper.generators import Chunked, Sparse
-from sparsehyper.generators.base import BudgetError
+from sparsehyper.layout import count_numbers
 from sparsehyper.training import Interrupted
+from sparsehyper.training.directory import check_same, json_ready, lock, read_config
 from sparsehyper.training.isolation import ChildError, call_in_process, scratch
-from sparsehyper.training.run import check_same, json_ready, lock, write_json
 
 _FORMAT = 1
 
@@ -54,6 +51,7 @@ COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # default methods
 _SCALABLE = (Sparse, Chunked)
 
 _MAY_DIFFER = ("training.device", "data.source")
+_TRAINABLE = "resolved.trainable_parameters"  # known once a run has built its model
 _CHOICES = ("methods", "budgets", "seeds", "training.seed")
 
 
@@ -135,7 +133,7 @@ def compare(
     jobs = [(entry, seed, out / "runs" / entry.name(seed)) for seed in seeds for entry in entries]
     for entry, seed, path in jobs:
         if (path / "config.json").exists():
-            check_run(path, entry.config(seed), may_differ=_MAY_DIFFER)
+            check_run(path, entry.config(seed), may_differ=(*_MAY_DIFFER, _TRAINABLE))
 
     shared = {k: v for k, v in experiment.to_dict().items() if k not in ("method", "budget")}
     choices = {"methods": list(methods), "budgets": list(budgets), "seeds": list(seeds)}
@@ -169,7 +167,7 @@ def compare(
             except Interrupted:
                 again = f"stopped; the same comparison in {out} goes on where it was"
                 raise Interrupted(again, 0) from None
-            results["rows"] = [_row(entry, runs) for entry, runs in finished.items() if runs]
+            results["rows"] = [_row(entry, runs, out) for entry, runs in finished.items() if runs]
             write_json(out / "results.json", results)
     return results
 
@@ -181,6 +179,8 @@ def _plan(
     budgets: Sequence[float],
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
     """The rows of the table, and the methods that cannot meet a budget."""
+    layout = target_layout(experiment, tasks)
+    resolved = {"tasks": asdict(TaskInfo.of(tasks)), "numel": count_numbers(layout)}
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:
@@ -188,12 +188,14 @@ def _plan(
         at: list[float | None] = [*budgets] if isinstance(method, _SCALABLE) else []
         for budget in at or [None]:
             chosen = replace(experiment, method=method, budget=budget)
+            generator = None
             try:
-                model = build_model(chosen, tasks)
+                if isinstance(method, Generator):
+                    generator = fit_generator(chosen, layout).to_config()
             except BudgetError as error:
                 skipped.append({"method": text, "budget": budget, "reason": str(error)})
             else:
-                entries.append(_Entry(text, chosen, resolve(tasks, model)))
+                entries.append(_Entry(text, chosen, {**resolved, "generator": generator}))
     return entries, skipped
 
 
@@ -220,7 +222,9 @@ def _run(
     return run_experiment(experiment, directory, tasks=tasks, resume=resume, quiet=quiet)
 
 
-def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _row(entry: _Entry, runs: dict[int, dict[str, Any]], out: Path) -> dict[str, Any]:
+    config = read_config(out / "runs" / entry.name(next(iter(runs))))["config"]
+    trainable = config["resolved"]["trainable_parameters"]
     tests = [run["test"] for run in runs.values()]
     trainings = [run["training"] for run in runs.values()]
     accuracies = [test["accuracy"] for test in tests]
@@ -230,7 +234,6 @@ def _row(entry: _Entry, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
     worst = min(by_task, key=lambda name: by_task[name])
     timed = [t["step_ms"] for t in trainings if t["step_ms"] is not None]
-    trainable = entry.resolved["trainable_parameters"]
     return {
         "method": entry.method,
         "budget": entry.experiment.budget,

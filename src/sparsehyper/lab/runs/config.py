@@ -19,8 +19,6 @@ from sparsehyper._util.checks import (
     check_settings,
     check_type,
 )
-from sparsehyper.lab.data import is_source, parse_tasks
-from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.generators import (
     GENERATORS,
     Composed,
@@ -29,6 +27,8 @@ from sparsehyper.generators import (
     generator_from_config,
     parse_generator,
 )
+from sparsehyper.lab.data import is_source, parse_tasks
+from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.target.initialisation import INIT_RULES
 from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig

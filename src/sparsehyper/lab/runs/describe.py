@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.classifiers import accuracy
+from sparsehyper._util.classifiers import accuracy, mask_classes
 from sparsehyper.analysis import (
     count_multiply_adds,
     distances,
@@ -24,20 +24,15 @@ from sparsehyper.analysis import (
     summarize,
     task_embeddings,
 )
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
-from sparsehyper.lab.runs.adapted import is_adapted
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.internals import filters, wiring
-from sparsehyper.lab.runs.run import (
-    LoadedRun,
-    check_fingerprint,
-    finished_result,
-    load_run,
-)
+from sparsehyper.lab.runs.loading import LoadedRun, check_fingerprint, finished_result, load_run
 from sparsehyper.lab.runs.setup import load_tasks
-from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate
-from sparsehyper.training.run import read_config
+from sparsehyper.training.directory import read_config
 
 _COMPARED = 200  # most tasks in the table of distances
 _CHOSEN = 6  # most tasks whose filters are shown, and between all pairs of which is interpolated
@@ -197,7 +192,7 @@ def _confusion(
 ) -> list[list[int]]:
     x, y = images_of(split, task, most)
     logits = torch.cat([model(some, task=task) for some in x.split(500)])
-    cells = y * n_classes + logits[:, :n_classes].argmax(1)
+    cells = y * n_classes + mask_classes(logits, n_classes).argmax(1)
     counts = torch.bincount(cells, minlength=n_classes**2)
     return counts.view(n_classes, n_classes).tolist()
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import check_absent, whole
+from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.saving import write_tensors
-from sparsehyper.lab.runs.run import load_run
 
 _NAME = "sparsehyper"
 

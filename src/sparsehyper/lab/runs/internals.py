@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper.analysis import trace
-from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.sparse import SparseLinear
 
 _FILTERS, _SIDE = 12, 32  # filters per task, and the most pixels of a side

@@ -12,7 +12,7 @@ import torch
 from sparsehyper._util.checks import check_integer
 from sparsehyper.adaptation import identify_task
 from sparsehyper.lab.data import find_images, load_images
-from sparsehyper.lab.runs.run import LoadedRun, load_run
+from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.training import processes
 
 

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.generators import Generator
+from sparsehyper.generators.base import BudgetError
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
     Batches,
@@ -32,9 +35,6 @@ from sparsehyper.lab.data import (
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
-from sparsehyper.generators import Generator
-from sparsehyper.generators.base import BudgetError
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
 
@@ -212,17 +212,14 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
 
 
-def count_target_parameters(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
-    """N, the number of parameters of one target, for plans made before there is a model.
-
-    `target_numel` reads it from a model.
-    """
+def target_layout(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Layout:
+    """The layout of the target of an experiment, for plans made before there is a model."""
     with _seeded(0):
-        return count_numbers(plan_layout(_build_target(experiment, tasks)))
+        return plan_layout(_build_target(experiment, tasks))
 
 
 def target_numel(model: nn.Module) -> int:
-    """N, the number of parameters of a model's target; an ordinary module is its own."""
+    """N, the number of parameters of one target of a model, or of an ordinary module."""
     if isinstance(model, HyperNetwork):
         return model.target.numel
     if isinstance(model, (Experts, SharedTrunk)):

@@ -26,8 +26,8 @@ from sparsehyper.lab.data import SharedTasks, Source
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
+from sparsehyper.training.directory import check_same, json_ready
 from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
-from sparsehyper.training.run import check_same, json_ready
 
 CELLS = "cells.jsonl.gz"
 
@@ -73,9 +73,9 @@ class Workspace:
         self, cells: Sequence[Cell], work: Callable[..., dict[str, Any]], *arguments: Any
     ) -> dict[str, dict[str, Any]]:
         """`run_cells` in this directory; ``work`` is called with the settings, the files of the
-        tasks and the ``arguments``, and its result has ``seconds``.
+        tasks and the ``arguments``. Its result gets the ``seconds`` it took, unless it has them.
         """
-        done = run_cells(cells, work, self.directory, self.files, *arguments, **self._how)
+        done = run_cells(cells, _timed, self.directory, work, self.files, *arguments, **self._how)
         self.seconds += sum(cell["seconds"] for cell in done.values())
         return done
 
@@ -221,6 +221,14 @@ def slug(text: str) -> str:
     'chunked__4_N'
     """
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+
+
+def _timed(
+    settings: dict[str, Any], work: Callable[..., dict[str, Any]], *arguments: Any
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    result = work(settings, *arguments)
+    return {**result, "seconds": result.get("seconds", time.perf_counter() - started)}
 
 
 def _write_cells(directory: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from sparsehyper._util.checks import check_choice
 from sparsehyper.lab.data import SharedTasks
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters, fit_generator
+from sparsehyper.lab.runs.setup import fit_generator, target_layout
 from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.pages import (
@@ -35,7 +35,8 @@ from sparsehyper.lab.studies.pages import (
 )
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, Space, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import run_trainings, training
+from sparsehyper.lab.studies.trainings import CNN, run_trainings, training
+from sparsehyper.layout import count_numbers
 
 # Method → its description, and the search space beside the learning rate, defaults first.
 _BASE = {"base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
@@ -84,8 +85,7 @@ class ComparedTasks:
     methods: tuple[str, ...] = tuple(COMPARED_METHODS)
 
 
-_CNN = "cnn:16-32-64,norm=batch"
-_FEWER = tuple(
+_CNN_METHODS = tuple(
     method for method in COMPARED_METHODS if method not in ("chunks of tensors", "butterfly")
 )
 
@@ -102,7 +102,7 @@ def _mlp_tasks(
 def _cnn_tasks(source: str, tasks: str, tasks_per_batch: int) -> ComparedTasks:
     data = DataConfig(source, tasks)
     images = 60 // tasks_per_batch
-    return ComparedTasks(data, "CIFAR-10 5×2", _CNN, 350, tasks_per_batch, images, _FEWER)
+    return ComparedTasks(data, "CIFAR-10 5×2", CNN, 350, tasks_per_batch, images, _CNN_METHODS)
 
 
 _SPLIT, _PAIRS = "Fashion-MNIST 5×2", "Fashion-MNIST, 45 pairs"
@@ -342,7 +342,7 @@ def _entries(study: Comparison, files: Mapping[DataConfig, SharedTasks]) -> Iter
     """Every method at every budget, with the search space in which the budget can be met."""
     for family, tasks in study.sets.items():
         known = files[tasks.data].load()
-        numel = count_target_parameters(_experiment(study, tasks, "experts", None, 0), known)
+        numel = count_numbers(target_layout(_experiment(study, tasks, "experts", None, 0), known))
         for method in tasks.methods:
             budgets: list[float | None] = [None]
             if method in _AT_EVERY_BUDGET:

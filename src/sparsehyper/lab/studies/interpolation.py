@@ -16,7 +16,6 @@ hypernetworks for multitasking" (Liège, 2022).
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -31,7 +30,7 @@ from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.analysis import line, plane
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
-from sparsehyper.lab.plots import GREY
+from sparsehyper.lab.plots import BLUE, GREEN, GREY, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
@@ -53,7 +52,7 @@ INTERPOLATED_METHODS: dict[str, tuple[str, float | None, str, float]] = {
 _REFERENCE = "sparse"
 
 # Colours of the lines of accuracy, and table headings of a row's keys.
-_COLOURS = {"start": "#D55E00", "end": "#0072B2", "half-way": "#009E73"}
+_COLOURS = {"start": VERMILION, "end": BLUE, "half-way": GREEN}
 _COLUMNS = {
     "trained tasks, %": "accuracy",
     "task half-way: embedding half-way, %": "half-way",
@@ -244,19 +243,13 @@ def _experiment(study: Interpolation, method: str, seed: int) -> Experiment:
 
 def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Train one method, and measure what lies between its tasks."""
-    began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     tasks = files[experiment.data].load()
     known, between = tasks.select(tasks.names[::2]), tasks.select(tasks.names[1::2])
     model, values = measured(experiment, known)
     assert isinstance(model, HyperNetwork)
     found = _between(model.cpu(), known, between, settings, experiment.seed)
-    return {
-        "accuracy": values["accuracy"],
-        "parameters": values["parameters"],
-        **found,
-        "seconds": time.perf_counter() - began,
-    }
+    return {"accuracy": values["accuracy"], "parameters": values["parameters"], **found}
 
 
 def _between(

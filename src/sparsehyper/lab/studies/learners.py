@@ -20,9 +20,9 @@ from sparsehyper.lab.runs.config import Experiment
 from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.studies.trainings import measured
 
-Samples = tuple[Tensor, Tensor]
+Shots = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Tensor]
-Learn = Callable[[Sequence[str], list[Samples]], Iterable[Model]]
+Learn = Callable[[Sequence[str], list[Shots]], Iterable[Model]]
 
 # How a task is learned, apart from the number of updates, which the study sets. This is part of the
 # settings of every cell.
@@ -88,11 +88,11 @@ class Learner:
         assert not names
         return {"": self.learn}
 
-    def learn(self, names: Sequence[str], samples: list[Samples]) -> Iterable[Model]:
+    def learn(self, names: Sequence[str], samples: list[Shots]) -> Iterable[Model]:
         """Make a model for each task."""
         raise NotImplementedError
 
-    def tuned(self, module: nn.Module, samples: Samples, **settings: Any) -> nn.Module:
+    def tuned(self, module: nn.Module, samples: Shots, **settings: Any) -> nn.Module:
         """A copy of a module, trained further on samples."""
         module = copy.deepcopy(module)
         fine_tune(
@@ -114,7 +114,7 @@ class Embeddings(Learner):
     def ways(self, names: Sequence[str]) -> dict[str, Learn]:
         return {"": self.learn, **{name: self._way(name) for name in names}}
 
-    def learn(self, names: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+    def learn(self, names: Sequence[str], samples: list[Shots]) -> list[nn.Module]:
         assert isinstance(self.model, HyperNetwork)
         # a copy, as every number of images starts from the pretrained hypernetwork
         hnet = copy.deepcopy(self.model)
@@ -132,13 +132,13 @@ class Embeddings(Learner):
         if name == "mean model":
             return self._mean_model
 
-        def learn(_: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+        def learn(_: Sequence[str], samples: list[Shots]) -> list[nn.Module]:
             pairs = zip(self._fitted, samples, strict=True)
             return [self.tuned(m, some, tune=name, **LEARNING["then"]) for m, some in pairs]
 
         return learn
 
-    def _mean_model(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+    def _mean_model(self, _: Sequence[str], samples: list[Shots]) -> list[nn.Module]:
         assert isinstance(self.model, HyperNetwork)
         module = self.model.materialize(self.model.task_embedding.weight.detach().mean(0))
         return [self.tuned(module, some, **LEARNING["model"]) for some in samples]
@@ -154,7 +154,7 @@ class _Scratch(Learner):
         self.model = self.build()
         return None
 
-    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[nn.Module]:
+    def learn(self, _: Sequence[str], samples: list[Shots]) -> list[nn.Module]:
         return [self.tuned(self.model, some, **LEARNING["model"]) for some in samples]
 
 
@@ -207,7 +207,7 @@ class _Trunk(Learner):
 
 
 class _Probe(_Trunk):
-    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[Model]:
+    def learn(self, _: Sequence[str], samples: list[Shots]) -> list[Model]:
         return [self._probe(x, y) for x, y in samples]
 
     def _probe(self, x: Tensor, y: Tensor) -> Model:
@@ -220,7 +220,7 @@ class _Probe(_Trunk):
 
 
 class _NearestMean(_Trunk):
-    def learn(self, _: Sequence[str], samples: list[Samples]) -> list[Model]:
+    def learn(self, _: Sequence[str], samples: list[Shots]) -> list[Model]:
         return [self._nearest(x, y) for x, y in samples]
 
     def _nearest(self, x: Tensor, y: Tensor) -> Model:
@@ -238,7 +238,7 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
-def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Samples:
+def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Shots:
     """The first ``shots`` images of each class of a task, in an order drawn from the seed.
 
     ``shots`` is None for all images.

@@ -8,23 +8,34 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any, NamedTuple
 
-from sparsehyper.lab.plots import GREY, STYLES, new_figure, save
+from sparsehyper.lab.plots import GREY, STYLES, new_figure, save_figure
 
 
 class Table(NamedTuple):
-    """A table of a study's page."""
+    """A table with notes below it."""
 
     title: str
     columns: list[str]
     rows: list[list[Any]]
+    notes: Sequence[str] = ()
 
 
 def as_markdown(table: Table) -> str:
-    """A table with its title, as Markdown."""
-    lines = [f"**{table.title}**\n", f"| {' | '.join(table.columns)} |"]
-    lines.append("| --- " + "| ---: " * (len(table.columns) - 1) + "|")
-    lines += [f"| {' | '.join(map(str, row))} |" for row in table.rows]
-    return "\n".join(lines) + "\n"
+    r"""A table as Markdown, with its title above it.
+
+    >>> print(as_markdown(Table("Tasks", ["name", "images"], [["a|b", 7]])))
+    **Tasks**
+    <BLANKLINE>
+    | name | images |
+    | --- | ---: |
+    | a\|b | 7 |
+    <BLANKLINE>
+    """
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    rows = [[str(cell).replace("|", r"\|") for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |\n" for row in (table.columns, rule, *rows)]
+    notes = [f"\n{note}\n" for note in table.notes]
+    return "".join([f"**{table.title}**\n\n", *lines, *notes])
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
@@ -139,7 +150,7 @@ def panels(
     if handles:
         place = {"loc": "outside lower center", "ncols": legend, "frameon": False}
         figure.legend(handles.values(), handles.keys(), **place)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def points(

@@ -17,7 +17,7 @@ from typing import Any
 from sparsehyper.generators import Generator
 from sparsehyper.lab.plots import GREY, STYLES
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_layout
 from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, paired
 from sparsehyper.lab.studies.pages import (
@@ -31,6 +31,7 @@ from sparsehyper.lab.studies.pages import (
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import chunked_within, run_trainings, training
+from sparsehyper.layout import count_numbers
 
 # Method → its description.
 SCALED_METHODS = {
@@ -115,7 +116,7 @@ class Scaling(Study):
         }
         known = workspace.files[_data(self, self.tasks)].load()
         numels = {
-            width: count_target_parameters(_experiment(self, "experts", width, 2), known)
+            width: count_numbers(target_layout(_experiment(self, "experts", width, 2), known))
             for width in {self.width, *self.widths}
         }
 
@@ -217,8 +218,8 @@ class Scaling(Study):
                 axes.set_xticks([], minor=True)
                 low, high = axes.get_ylim()
                 digits = "123456789" if high < 3 * low else "12346"  # as many as there is room for
-                axes.yaxis.set_major_formatter(_plain(digits))
-                axes.yaxis.set_minor_formatter(_plain(digits))
+                axes.yaxis.set_major_formatter(_label_leading(digits))
+                axes.yaxis.set_minor_formatter(_label_leading(digits))
                 axes.set_xlabel(label, color=GREY)
                 axes.set_ylabel("error, %" if measure == "error" else "step, ms", color=GREY)
 
@@ -290,6 +291,6 @@ def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return claims
 
 
-def _plain(digits: str) -> Callable[[float, int], str]:
+def _label_leading(digits: str) -> Callable[[float, int], str]:
     """A formatter for log axes: labels numbers that start with one of these digits, in full."""
     return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""

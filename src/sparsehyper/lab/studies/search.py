@@ -24,7 +24,7 @@ from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.lab.studies.trainings import trained
 from sparsehyper.training import CheckpointError, NonFiniteError
-from sparsehyper.training.run import check_same, json_ready
+from sparsehyper.training.directory import check_same, json_ready
 
 # Path of a setting in an experiment → its choices, the default first. A learning rate has its lower
 # and upper bound instead, and is drawn on a log scale.

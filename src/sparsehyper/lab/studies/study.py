@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
-from sparsehyper._util.files import replaced
+from sparsehyper._util.files import read_json, replaced, write_json
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import DataConfig
-from sparsehyper.lab.runs.run import read_json
 from sparsehyper.lab.studies.cells import Workspace, shared_tasks
 from sparsehyper.lab.studies.pages import Table, as_markdown, claims_table
-from sparsehyper.training.run import check_same, lock, write_json
+from sparsehyper.training.directory import check_same, lock
 
 SCALES = ("smoke", "cpu", "full")
 

@@ -11,7 +11,6 @@ neural networks" (NeurIPS 2015).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -25,20 +24,14 @@ from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.baselines import Experts
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_layout
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
-from sparsehyper.lab.studies.pages import (
-    Table,
-    by_method,
-    panels,
-    percent,
-    points,
-    searches_table,
-)
+from sparsehyper.lab.studies.pages import Table, by_method, panels, percent, points, searches_table
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import chunked_within, measured, trained, training
+from sparsehyper.lab.studies.trainings import CNN, chunked_within, measured, trained, training
+from sparsehyper.layout import count_numbers
 
 # Method → its description, and its budget ÷ the parameters that are not masked.
 SPARSIFIED_METHODS: dict[str, tuple[str, float | None]] = {
@@ -118,13 +111,12 @@ class TargetSparsity(Study):
 
     @classmethod
     def cpu(cls) -> TargetSparsity:
-        cnn = "cnn:16-32-64,norm=batch"
         return cls(
             {
                 "Fashion-MNIST, 10 permutations": SparsifiedTasks(
                     DataConfig("fashion_mnist", "permuted:10"), "mlp:100-100", 600, 5, 20
                 ),
-                "CIFAR-10 5×2": SparsifiedTasks(DataConfig("cifar10", "split:2"), cnn, 400, 5, 12),
+                "CIFAR-10 5×2": SparsifiedTasks(DataConfig("cifar10", "split:2"), CNN, 400, 5, 12),
             }
         )
 
@@ -145,9 +137,13 @@ class TargetSparsity(Study):
         return [tasks.data for tasks in self.sets.values()]
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
-        loaded = {name: workspace.files[tasks.data].load() for name, tasks in self.sets.items()}
-        numels = {name: _count(self, name, 0.0, tasks) for name, tasks in loaded.items()}
-        places = list(_places(self, loaded))
+        counts = {}  # parameters of a target that are not masked
+        for name, tasks in self.sets.items():
+            loaded = workspace.files[tasks.data].load()
+            for sparsity in {0.0, *self.sparsities}:
+                experiment = _experiment(self, tasks, "experts", sparsity)
+                counts[name, sparsity] = count_numbers(target_layout(experiment, loaded))
+        places = list(_places(self, counts))
         searched = {
             _search(family, method): (experiment.with_seed(SEARCH_SEED), {LR: LRS})
             for family, method, sparsity, experiment in places
@@ -179,7 +175,7 @@ class TargetSparsity(Study):
                     "method": method,
                     "sparsity": sparsity,
                     "accuracy": [run["accuracy"] for run in found],
-                    "parameters": found[0]["trainable"] / numels[family],
+                    "parameters": found[0]["trainable"] / counts[family, 0.0],
                 }
             )
         return {"searches": searches, "rows": rows, "claims": _claims(rows)}
@@ -227,27 +223,20 @@ class TargetSparsity(Study):
 
 
 def _places(
-    study: TargetSparsity, loaded: dict[str, TaskSet]
+    study: TargetSparsity, counts: dict[tuple[str, float], int]
 ) -> Iterator[tuple[str, str, float, Experiment]]:
     """Set of tasks, method, sparsity and experiment, wherever the method can meet its budget."""
     for family, tasks in study.sets.items():
         for sparsity in study.sparsities:
-            left = _count(study, family, sparsity, loaded[family])
             for method, (described, budget) in SPARSIFIED_METHODS.items():
                 chosen: str | None = described
                 if method == "chunked" and budget is not None:
-                    chosen = chunked_within(budget, left, _LATENT)
+                    chosen = chunked_within(budget, counts[family, sparsity], _LATENT)
                 # without zeros nothing is pruned, and both kinds of experts are the same
                 if chosen is not None and (sparsity or method != _PRUNED):
                     whole = method == _PRUNED
                     experiment = _experiment(study, tasks, chosen, 0.0 if whole else sparsity)
                     yield family, method, sparsity, replace(experiment, budget=budget)
-
-
-def _count(study: TargetSparsity, family: str, sparsity: float, tasks: TaskSet) -> int:
-    """Number of a target's parameters that are not masked."""
-    experiment = _experiment(study, study.sets[family], "experts", sparsity)
-    return count_target_parameters(experiment, tasks)
 
 
 def _search(family: str, method: str) -> str:
@@ -275,7 +264,6 @@ def _experiment(
 
 def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Train one method at one sparsity."""
-    began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
     tasks = files[experiment.data].load()
     if settings["pruned"]:
@@ -284,11 +272,7 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
         model, values = measured(experiment, tasks)
         accuracy = values["accuracy"]
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "accuracy": accuracy,
-        "trainable": trainable,
-        "seconds": time.perf_counter() - began,
-    }
+    return {"accuracy": accuracy, "trainable": trainable}
 
 
 def _pruned(experiment: Experiment, tasks: TaskSet, sparsity: float) -> tuple[float, int]:

@@ -18,6 +18,7 @@ from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
+CNN = "cnn:16-32-64,norm=batch"  # target of the studies on colour images
 _TIMED_MODELS = 9  # their median time counts
 _HIDDEN_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 
@@ -96,7 +97,7 @@ def trained(
         tasks.val,
         experiment.training,
         names=tasks.names,
-        n_classes=[len(names) for names in tasks.classes],
+        n_classes=tasks.n_classes,
         quiet=True,
     )
     return model, result
@@ -126,15 +127,12 @@ def measured(
     try:
         _, result = trained(experiment, tasks, model)
         validation, step_ms, peak = result.best.accuracy, result.step_ms, result.peak_memory / 1e6
-        found = evaluate(
-            model, tasks.test, names=tasks.names, n_classes=[len(c) for c in tasks.classes]
-        )
+        found = evaluate(model, tasks.test, names=tasks.names, n_classes=tasks.n_classes)
         accuracies = dict(zip(found.tasks, found.accuracies, strict=True))
     except NonFiniteError as error:
         diverged = True
         validation, step_ms, peak = 0.0, 1e3 * (time.perf_counter() - began) / error.step, 0.0
-        classes = zip(tasks.names, tasks.classes, strict=True)
-        accuracies = {name: 1 / len(names) for name, names in classes}
+        accuracies = {n: 1 / count for n, count in zip(tasks.names, tasks.n_classes, strict=True)}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model, {
         "validation": validation,
@@ -161,7 +159,5 @@ def _model_ms(model: nn.Module) -> float | None:
 
 
 def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
-    began = time.perf_counter()
     experiment = Experiment.from_dict(settings["experiment"])
-    _, values = measured(experiment, files[experiment.data].load())
-    return {**values, "seconds": time.perf_counter() - began}
+    return measured(experiment, files[experiment.data].load())[1]

@@ -15,11 +15,12 @@ from typing import Any
 
 from sparsehyper.lab.plots import draw_budgets
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
-from sparsehyper.lab.runs.setup import count_target_parameters
+from sparsehyper.lab.runs.setup import target_layout
 from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.pages import Table, deviation, percent
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import chunked_within, run_trainings, training
+from sparsehyper.layout import count_numbers
 
 # Name → generator, with its defaults except where the thesis or the size of the target differs.
 KINDS = {
@@ -108,7 +109,7 @@ class Typology(Study):
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
         example = _experiment(self, 0, method="sparse")
-        numel = count_target_parameters(example, workspace.files[self.data].load())
+        numel = count_numbers(target_layout(example, workspace.files[self.data].load()))
         parts = {"kinds": _kinds(self), "budgets": _budgets(self, numel), "inits": _inits(self)}
         names = {
             (part, label): [f"{part}--{slug(label)}--{seed}" for seed in range(self.seeds)]

@@ -1,0 +1,262 @@
+"""The tasks of a run, and the files of a run that has more tasks than it was trained on.
+
+=====================  =========================================================================
+``tasks.json``         the tasks, in order: their classes, and where each embedding is stored
+``tasks.safetensors``  the fitted values: embeddings, batch-norm statistics, tuned parameters
+=====================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from sparsehyper._util.checks import check_integer
+from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, write_sealed
+from sparsehyper._util.text import listed
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.runs.setup import TaskInfo
+from sparsehyper.saving import check_like, read_tensors, write_tensors
+
+_FORMAT = 1
+_TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task of an adapted run.
+
+    Attributes:
+        name: task name.
+        classes: class names.
+        row: number of the task in the original run; None for an added task.
+        key: prefix of its tensors' names; None for a trained task.
+        tune: the part of the model that was tuned after the embedding was fitted, if any.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    row: int | None = None
+    key: str | None = None
+    tune: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """``"trained"``, ``"embedding"``, or ``"embedding + "`` and what was tuned."""
+        if self.key is None:
+            return "trained"
+        return "embedding" if self.tune is None else f"embedding + {self.tune}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values do not describe a task.
+        """
+        entry = cls(**{**values, "classes": tuple(values["classes"])})
+        if not all(isinstance(text, str) for text in (entry.name, *entry.classes)):
+            raise TypeError(f"names of a task and its classes must be strings, got {entry}")
+        if not entry.classes or (entry.row is None) == (entry.key is None):
+            raise ValueError(f"a task must have classes, and a row or a key, got {entry}")
+        if entry.row is not None:
+            check_integer("row", entry.row, minimum=0)
+        elif not (isinstance(entry.key, str) and entry.key.isdecimal()):
+            raise ValueError(f"`key` must be a number in a string, got {entry.key!r}")
+        return entry
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """The tasks of a run, and the tensors of those that were added."""
+
+    entries: tuple[TaskEntry, ...]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, run: Path, trained: TaskInfo, digests: str) -> Self:
+        """Read the tasks of a run directory, adapted or not.
+
+        Args:
+            run: the run directory.
+            trained: the tasks of the original run.
+            digests: ``SHA256SUMS`` of the run's best checkpoint.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or does not belong to the checkpoint.
+        """
+        if not is_adapted(run):
+            columns = zip(trained.names, trained.classes, strict=True)
+            return cls(tuple(TaskEntry(n, c, row=i) for i, (n, c) in enumerate(columns)), {})
+        path = run / _TASKS
+        record = read_sealed(path)
+        if record.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
+            )
+        if record.get("checkpoint") != _checkpoint_hash(digests):
+            raise CheckpointError(f"{path} does not belong to the checkpoint of {run}")
+        try:
+            entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
+            rows = [entry.row for entry in entries if entry.row is not None]
+            keys = [entry.key for entry in entries if entry.key is not None]
+            names = [entry.name for entry in entries]
+            if not names or any(len(set(all_)) < len(all_) for all_ in (rows, keys, names)):
+                raise ValueError("`tasks` must list at least one task, and none twice")
+            if max(rows, default=0) >= len(trained.names):
+                raise ValueError(f"`row` must be below {len(trained.names)}, got {max(rows)}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}") from error
+        if not (run / _TENSORS).exists():
+            raise CheckpointError(f"{run / _TENSORS} is missing from the run")
+        data = read_file(run / _TENSORS)
+        if hashlib.sha256(data).hexdigest() != record.get("tensors"):
+            raise CheckpointError(f"{run / _TENSORS} is damaged: it is not what was written")
+        return cls(entries, read_tensors(data, run / _TENSORS))
+
+    def names(self) -> tuple[str, ...]:
+        """Task names, in order."""
+        return tuple(entry.name for entry in self.entries)
+
+    def info(self, trained: TaskInfo) -> TaskInfo:
+        """What a model needs to know about these tasks."""
+        classes = tuple(entry.classes for entry in self.entries)
+        return replace(trained, names=self.names(), classes=classes)
+
+    def apply(self, model: nn.Module, run: Path) -> None:
+        """Replace the trained tasks of a model by these tasks.
+
+        Args:
+            model: the model of the run, with the tasks it was trained on.
+            run: the run directory, for errors.
+
+        Raises:
+            CheckpointError: the model is not a hypernetwork, or the tensors do not fit it.
+        """
+        if not isinstance(model, HyperNetwork):
+            raise CheckpointError(
+                f"{run / _TASKS} is damaged: the run's model is not a hypernetwork"
+            )
+        self._check_tensors(model, run / _TENSORS)
+        trained = model.task_names
+        for row, name in enumerate(trained):  # a new task may have the old name of another
+            model.rename_task(name, f"\0{row}")
+        for entry in self.entries:
+            if entry.key is not None:
+                number = model.add_task(entry.name, self.tensors[f"{entry.key}/embedding"])
+                norms, module = model.target.statistics, model.target.module
+                rows = [self.tensors[f"{entry.key}/statistics/{name}"] for name in norms.names]
+                norms.set_rows(module, [number], [row[None] for row in rows])
+        kept = {entry.row: entry.name for entry in self.entries if entry.row is not None}
+        for row in range(len(trained)):
+            if row in kept:
+                model.rename_task(f"\0{row}", kept[row])
+            else:
+                model.remove_task(f"\0{row}")
+
+    def _check_tensors(self, model: HyperNetwork, path: Path) -> None:
+        own = fitted_tensors(model, 0)
+        module = model.materialize(0)
+        tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
+        for entry in self.entries:
+            needed = {f"{entry.key}/{name}" for name in own} if entry.key is not None else set()
+            if missing := sorted(needed - self.tensors.keys()):
+                raise CheckpointError(f"{path} is damaged: it lacks the tensor {missing[0]!r}")
+        for name, tensor in self.tensors.items():
+            like = {**own, **tuned}.get(name.partition("/")[2])
+            if like is None:
+                raise CheckpointError(f"{path} is damaged: unexpected tensor {name!r}")
+            check_like(name, tensor, like, path)
+
+    def tuned(self) -> dict[str, dict[str, Tensor]]:
+        """Parameters that were tuned after the embedding was fitted, by task."""
+        return {
+            entry.name: {
+                name.removeprefix(prefix): tensor
+                for name, tensor in self.tensors.items()
+                if name.startswith(prefix)
+            }
+            for entry in self.entries
+            if entry.tune is not None
+            for prefix in [f"{entry.key}/tuned/"]
+        }
+
+    def add(self, entry: TaskEntry, tensors: Mapping[str, Tensor]) -> TaskList:
+        """A copy with one more task at the end."""
+        used = [int(e.key) for e in self.entries if e.key is not None]
+        key = str(max(used, default=-1) + 1)
+        named = {f"{key}/{name}": tensor for name, tensor in tensors.items()}
+        return TaskList((*self.entries, replace(entry, key=key)), {**self.tensors, **named})
+
+    def rename(self, name: str, new_name: str) -> TaskList:
+        """A copy with one task renamed."""
+        self.check_known(name)
+        self.check_new(new_name)
+        entries = [replace(e, name=new_name) if e.name == name else e for e in self.entries]
+        return replace(self, entries=tuple(entries))
+
+    def remove(self, name: str) -> TaskList:
+        """A copy with one task removed."""
+        self.check_known(name)
+        if len(self.entries) == 1:
+            raise ValueError(f"`task` {name!r} is the only task, so it cannot be removed")
+        (gone,) = (e for e in self.entries if e.name == name)
+        tensors = {n: t for n, t in self.tensors.items() if n.partition("/")[0] != gone.key}
+        return TaskList(tuple(e for e in self.entries if e is not gone), tensors)
+
+    def check_known(self, name: str) -> None:
+        """Raise ``KeyError`` unless there is a task of this name."""
+        if name not in self.names():
+            raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
+
+    def check_new(self, name: str) -> None:
+        """Raise ``ValueError`` if the name is blank or already taken."""
+        if not name.strip():
+            raise ValueError(f"a new task needs a name, got {name!r}")
+        if name in self.names():
+            raise ValueError(
+                f"a new task needs a name that no task has, got {name!r}; taken are: "
+                f"{listed(self.names())}"
+            )
+
+
+def is_adapted(run: Path) -> bool:
+    """Whether a run directory was written by `adapt_run` or `change_tasks`."""
+    return (run / _TASKS).exists()
+
+
+def fitted_tensors(model: HyperNetwork, task: int) -> dict[str, Tensor]:
+    """The embedding and the batch-norm statistics of a task, by the names they have in a file."""
+    norms = model.target.statistics
+    rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
+    embedding = model.task_embedding.weight[task].detach()
+    return {"embedding": embedding, **{f"statistics/{name}": row for name, row in rows}}
+
+
+def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:
+    """Write the tasks of an adapted run into its directory.
+
+    Args:
+        directory: the run directory.
+        tasks: the tasks.
+        digests: ``SHA256SUMS`` of the checkpoint that the tasks were fitted to.
+    """
+    write_tensors(directory / _TENSORS, tasks.tensors)
+    record = {
+        "format": _FORMAT,
+        "checkpoint": _checkpoint_hash(digests),
+        "tensors": digest(directory / _TENSORS),
+        "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
+    }
+    write_sealed(directory / _TASKS, record)
+
+
+def _checkpoint_hash(digests: str) -> str:
+    """A hash that identifies a checkpoint."""
+    return hashlib.sha256(digests.encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""Wirings of a sparse layer, with the product and its adjoint.
+
+A wiring (`Circulant` or `Indexed`) fixes ``source(t, j)``. The product with it is
+
+    apply:    y[b, j]  = Σ_t w[t, j] · x[b, source(t, j)]
+
+and its adjoint, for a gradient g of y, is
+
+    adjoint:  gx[b, i] = Σ_{t, j : source(t, j) = i} w[t, j] · g[b, j]
+              gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
+
+On the CPU in float32 they run in C kernels (``native``). Elsewhere, and if the package was
+installed without a compiler, they run in plain PyTorch (``portable``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util import kernels
+from sparsehyper.sparse import native, portable
+
+
+class Circulant:
+    """The wiring ``source(t, c·n + i) = (i + shifts[c][t]) mod n``.
+
+    Output positions c·n to (c + 1)·n are *copy* c of the input; the last copy may be cut short.
+
+    Args:
+        n_in: n.
+        shifts: a row of ``fan_in`` numbers for each copy.
+
+    Raises:
+        ValueError: rows of different lengths, or a shift outside ``[0, n)``.
+    """
+
+    def __init__(self, n_in: int, shifts: Sequence[Sequence[int]]) -> None:
+        self.n_in = n_in
+        self.fan_in = len(shifts[0])
+        self.shifts = tuple(map(tuple, shifts))
+        self._flat = [shift for row in shifts for shift in row]
+        if any(len(row) != self.fan_in for row in shifts):
+            raise ValueError(f"`shifts` must have rows of {self.fan_in} numbers, as the first has")
+        if self._flat and not 0 <= min(self._flat) <= max(self._flat) < n_in:
+            raise ValueError(
+                f"`shifts` must lie in [0, {n_in}), got {min(self._flat)} to {max(self._flat)}"
+            )
+        self.native = native.Shifts(n_in, self._flat)
+
+    @property
+    def version(self) -> int:
+        """Always 0, since the shifts cannot change."""
+        return 0
+
+    def check(self, w: Tensor) -> None:
+        """Raise ``ValueError`` if the weights have another number of outputs than the wiring."""
+        copies = -(-w.shape[1] // self.n_in) if self.n_in else 0
+        if copies != len(self.shifts):
+            raise ValueError(
+                f"`shifts` must have {copies} rows for {self.n_in} inputs and a weight of shape "
+                f"{list(w.shape)}, got {len(self.shifts)}"
+            )
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        _check(self, x, w)
+        if kernels.takes(x, w):
+            return torch.ops.sparsehyper.circulant(x, w, self._flat)
+        return portable.circulant(x, w, self.shifts)
+
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        _check(self, x, w, g)
+        if kernels.takes(g, x, w):
+            return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
+        return portable.circulant_adjoint(g, x, w, self.shifts, needs)
+
+
+class Indexed:
+    """A wiring given by an index for every connection.
+
+    Args:
+        n_in: number of inputs.
+        sources: int32 ``[fan_in, n_out]``.
+    """
+
+    def __init__(self, n_in: int, sources: Tensor) -> None:
+        self.n_in = n_in
+        self.fan_in = len(sources)
+        self.sources = sources
+        self.native = native.Sources(n_in, sources)
+        self._transposed: tuple[Tensor, Tensor] | None = None
+        self._transposed_version = 0  # version of the sources when the list was made
+
+    @property
+    def version(self) -> int:
+        """Number of writes to the sources; tensors made in inference mode do not count them."""
+        return 0 if self.sources.is_inference() else self.sources._version
+
+    def check(self, w: Tensor) -> None:
+        """Raise ``ValueError`` if the weights have another shape or device than the sources."""
+        sources = self.sources
+        if (sources.shape, sources.dtype, sources.device) != (w.shape, torch.int32, w.device):
+            raise ValueError(
+                f"`sources` must be int32 on {w.device} and of the shape of `weight`, "
+                f"{list(w.shape)}, got {sources.dtype} on {sources.device} of shape "
+                f"{list(sources.shape)}"
+            )
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
+        _check(self, x, w)
+        if kernels.takes(x, w):
+            return torch.ops.sparsehyper.indexed(x, w, self.sources)
+        return portable.indexed(x, w, self.sources)
+
+    def adjoint(
+        self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients gx and gw; one that ``needs`` does not name is empty."""
+        _check(self, x, w, g)
+        if kernels.takes(g, x, w):
+            return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
+        return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
+
+    def _by_input(self) -> tuple[Tensor, Tensor]:
+        version = 0 if torch.compiler.is_compiling() else self.version
+        if self._transposed is None or self._transposed_version < version:
+            self._transposed = portable.transposed(self.sources, self.n_in)
+            self._transposed_version = version
+        return self._transposed
+
+
+Wiring = Circulant | Indexed
+
+
+def _check(wiring: Wiring, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
+    """Raise if tensors do not fit the wiring or one another."""
+    if x.ndim != 2 or x.shape[1] != wiring.n_in:
+        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
+    if w.ndim != 2 or len(w) != wiring.fan_in:
+        raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
+    wiring.check(w)
+    if w.dtype != x.dtype:
+        raise TypeError(f"`weight` must be {x.dtype}, as `x` is, got {w.dtype}")
+    if g is None:
+        return
+    if g.shape != (len(x), w.shape[1]) or g.dtype != x.dtype:
+        raise ValueError(
+            f"`g` must be {x.dtype} of shape {[len(x), w.shape[1]]}, as the output is, got "
+            f"{g.dtype} of shape {list(g.shape)}"
+        )
