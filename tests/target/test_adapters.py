@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from helpers.small_targets import Tied
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper.adapters import film, lora, masked, merge
 from sparsehyper.layout import owner_of
@@ -270,18 +271,6 @@ def test_the_gradient_of_scores_goes_straight_through_the_mask():
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_layers_of_several_names_tied_layers_and_the_module_itself(adapter):
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(7, 4)
-            self.block = nn.Linear(4, 4)
-            self.again = self.block
-            self.output = nn.Linear(4, 7, bias=False)
-            self.output.weight = self.embedding.weight
-
-        def forward(self, x):
-            return self.output(self.again(self.block(self.embedding(x))))
-
     module, x = Tied(), torch.arange(7)
     copied = moved(ADAPTERS[adapter](module, ["again", "output"]))
     if adapter in ("lora", "film"):
