@@ -281,9 +281,9 @@ def test_sequence_models_can_be_targets(target):
         (
             torch.tensor([0.0, 1.0, 2.0]),
             ValueError,
-            r"shape \[8\], got shape \[3\], .*; task numbers",
+            r"shape \[8\], got shape \[3\]; task numbers",
         ),
-        (torch.tensor(1.0), ValueError, r"shape \[8\], got shape \[\], .*; task numbers"),
+        (torch.tensor(1.0), ValueError, r"shape \[8\], got shape \[\]; task numbers"),
         (torch.tensor([0, 1]), ValueError, r"names 2 samples.* shape \[3, 4\]"),
         (torch.tensor([1, 1]), ValueError, r"names 2 samples.* shape \[3, 4\]"),
         (torch.tensor([], dtype=torch.long), ValueError, r"names 0 samples.* shape \[3, 4\]"),

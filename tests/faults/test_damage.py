@@ -455,10 +455,12 @@ def test_metrics_that_are_gone_are_said_and_begun_anew(run):
     assert run.read_metrics() == [{"step": 6}]
 
 
-def test_a_line_that_is_no_object(tmp_path):
+def test_a_line_that_is_not_an_object(tmp_path):
     with Run.create(tmp_path / "run", {}) as run:
         run.path.joinpath("metrics.jsonl").write_text("3\n")
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: a line of it is no"):
+        with pytest.raises(
+            CheckpointError, match=r"metrics\.jsonl is damaged: a line is not a JSON"
+        ):
             run.read_metrics()
 
 
