@@ -10,14 +10,19 @@ from pathlib import Path
 def main(file: Path) -> None:
     """Print one row for each line of the file, sorted by promise."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    print("| promise | of | tried | wrong | besides |\n|---|---|---:|---:|---|")
+    print("| promise | of | tried | wrong | also |\n|---|---|---:|---:|---|")
     for row in sorted(rows, key=lambda row: (row["promise"], str(row))):
-        named = {key: row.pop(key, None) for key in ("promise", "tried", "wrong")}
+        promise, _, part = row.pop("promise").partition(": ")
+        tried, wrong = row.pop("tried"), row.pop("wrong", 0)  # most tests fail at the first wrong
         of = row.pop("command", row.pop("what", row.pop("model", "")))
-        besides = ", ".join(f"{key} {value}" for key, value in row.items())
-        # Tests without this figure fail at the first wrong result.
-        wrong = 0 if named["wrong"] is None else named["wrong"]
-        print(f"| {named['promise']} | {of} | {named['tried']:,} | {wrong} | {besides} |")
+        also = ", ".join(
+            f"{key.replace('_', ' ')} {value:.3g}"
+            if isinstance(value, float)
+            else f"{key} {value:,}"
+            for key, value in row.items()
+        )
+        of = ", ".join(filter(None, (part, of)))
+        print(f"| {promise} | {of} | {tried:,} | {wrong} | {also} |")
 
 
 if __name__ == "__main__":
