@@ -92,7 +92,7 @@ def test_flipped_bits(whole, tmp_path, kind, trials, record_figures):
         damaged(file, content)
     read_all(path)
     record_figures(
-        f"damage is noticed: flipped bits, {kind}", tried=number, wrong=0, slowest_s=slowest
+        f"damage is noticed: flipped bits, {kind}", tried=number, wrong=0, slowest_seconds=slowest
     )
 
 
