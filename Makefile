@@ -38,7 +38,7 @@ sanitize: $(READY)  ## run the tests of the kernels under AddressSanitizer and U
 		-o $(SANITIZED)/sparsehyper/_util/_kernels.abi3.so
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 $(BIN)/pytest -q -s -p no:cacheprovider \
-		tests/sparse tests/target/test_unpacking.py
+		tests/sparse tests/target/test_unpacking.py tests/_util/test_memory.py
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests
