@@ -15,7 +15,7 @@ from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
-from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring
+from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring, writes
 
 # Circulant layers with fewer inputs use an index: their slices are too short to be fast.
 _MIN_CIRCULANT_INPUTS = 4096
@@ -188,7 +188,7 @@ class SparseLinear(nn.Module):
         """Prepare the wiring for the products."""
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
         wiring = getattr(self, self._wiring_name)
-        version = _version(wiring)
+        version = writes(wiring)
         self._check_wiring(wiring)
         if self.topology != "circulant":
             self._planned = Indexed(self.in_features, wiring.to(torch.int32))
@@ -203,7 +203,7 @@ class SparseLinear(nn.Module):
         if not torch.compiler.is_compiling():
             wiring = self.shifts if self.topology == "circulant" else self.sources
             planned, version = self._planned_for
-            if wiring is not planned or _version(wiring) != version:
+            if wiring is not planned or writes(wiring) != version:
                 self._plan()  # moved to another device, replaced, or written to
         elif isinstance(self._planned, Indexed):  # the compiler traces stand-ins of the buffers
             sources = self._sources if self.topology == "circulant" else self.sources
@@ -235,11 +235,6 @@ def shared_columns(in_features: int, out_features: int, share: float) -> int:
     (1000, 400, 16)
     """
     return math.ceil(out_features / min(share, in_features))
-
-
-def _version(tensor: Tensor) -> int:
-    """Number of writes to a tensor; tensors made in inference mode do not count them."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:

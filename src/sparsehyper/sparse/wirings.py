@@ -99,8 +99,8 @@ class Indexed:
 
     @property
     def version(self) -> int:
-        """Number of writes to the sources; tensors made in inference mode do not count them."""
-        return 0 if self.sources.is_inference() else self.sources._version
+        """Number of writes to the sources."""
+        return writes(self.sources)
 
     def check(self, w: Tensor) -> None:
         """Raise ``ValueError`` if the weights have another shape or device than the sources."""
@@ -137,6 +137,11 @@ class Indexed:
 
 
 Wiring = Circulant | Indexed
+
+
+def writes(tensor: Tensor) -> int:
+    """Number of writes to a tensor; 0 for one made in inference mode, which does not count them."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _check(wiring: Wiring, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
