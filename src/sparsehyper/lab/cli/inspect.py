@@ -14,7 +14,7 @@ from sparsehyper.analysis import count_operations, effective_rank, layer_statist
 from sparsehyper.conditioning import TaskConditioner
 from sparsehyper.generators import parse_generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.cli.options import TrustTarget, given
+from sparsehyper.lab.cli.options import Budget, TrustTarget, given
 from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
 from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model, load_run
 from sparsehyper.lab.runs.adapted import nearest_tasks
@@ -30,13 +30,7 @@ def inspect(
     generator: Annotated[
         str, typer.Option(help="sparse, chunked, dense, butterfly or low_rank, with settings.")
     ] = "sparse",
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest number of trainable parameters, of the generator and a trained base, "
-            "per target parameter."
-        ),
-    ] = None,
+    budget: Budget = None,
     base: Annotated[str, typer.Option(help="As for train.")] = "learned",
     target: Annotated[str, typer.Option(help="As for train.")] = "mlp:128-64",
     image: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of the input.")] = "1x28x28",

@@ -23,6 +23,13 @@ TrustTarget = Annotated[
         show_default=False,
     ),
 ]
+Budget = Annotated[
+    float | None,
+    Option(
+        help="Largest number of trainable parameters, of the generator and a trained base, "
+        "per target parameter."
+    ),
+]
 
 
 class _Setting(NamedTuple):

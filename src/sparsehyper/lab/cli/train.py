@@ -10,6 +10,7 @@ import typer
 
 from sparsehyper.generators import Generator
 from sparsehyper.lab.cli.options import (
+    Budget,
     TrustTarget,
     apply_options,
     experiment_from,
@@ -34,13 +35,7 @@ def train(
             "in sparse:growth=8,topology=local."
         ),
     ] = "sparse",
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest number of trainable parameters, of the generator and a trained base, "
-            "per target parameter."
-        ),
-    ] = None,
+    budget: Budget = None,
     resume: Annotated[
         bool,
         typer.Option(
