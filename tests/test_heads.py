@@ -122,7 +122,7 @@ def test_training_by_left_out_samples_learns_features_for_new_tasks(head: Head) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert accuracy_on_a_new_task() > max(before + 0.05, 0.8)
+    assert accuracy_on_a_new_task() > max(before + 0.1, 0.7)
 
 
 @pytest.mark.parametrize("head", KINDS)
@@ -225,7 +225,7 @@ def test_what_cannot_have_a_head_is_an_error() -> None:
     headed = made(Ridge())
     with pytest.raises(ValueError, match="must hold at least one"):
         headed.solve_head("a", (x[:0], y[:0]))
-    with pytest.raises(KeyError, match="unknown task 'z'"):
+    with pytest.raises(KeyError, match="unknown `task` .*z"):
         headed.solve_head("z", (x, y))
 
 
