@@ -13,6 +13,7 @@ from typer import Option
 from sparsehyper._util.checks import check_integer
 from sparsehyper.lab.data import SOURCES
 from sparsehyper.lab.runs import Experiment
+from sparsehyper.lab.runs.config import GENERATED
 from sparsehyper.lab.runs.targets import function_of
 
 TrustTarget = Annotated[
@@ -90,11 +91,17 @@ _SETTINGS = {
         "Initial cosine between two tasks' embeddings, in [0, 1): 0 for unrelated tasks, 0.9 for "
         "variations of one another.",
     ),
+    "head": _Setting(
+        *("Model", str | None, None, "head"),
+        "The target's last layer: generated, or solved from each task's images by ridge or "
+        "prototypes. By default ridge if tasks have classes of their own, and generated if all "
+        "have the same.",
+    ),
     "base": _Setting(
-        *("Model", str, "learned", "base"),
+        *("Model", str | None, None, "base"),
         "What the generated parameters are added to: learned (one trained number per parameter, "
         "shared by all tasks), zeros, pretrained (the target's own values) or residual (these, "
-        "trained).",
+        "trained). By default learned, and residual with a head that is solved.",
     ),
     "init": _Setting(
         *("Model", str, "torch", "init"),
@@ -197,7 +204,8 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     """Make the experiment that the options describe.
 
     Args:
-        options: options, as ``takes_experiment`` passes them.
+        options: options, as ``takes_experiment`` passes them. Without ``head`` it is generated;
+            without ``base`` it is learned, or residual with a head that is solved.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
 
@@ -211,6 +219,9 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         settings["data"]["tasks"] = "split:2"
     if settings["training"]["warmup"] is None:
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
+    settings["head"] = settings["head"] or GENERATED
+    if settings["base"] is None:
+        settings["base"] = "learned" if settings["head"] == GENERATED else "residual"
     if settings["base"] == "pretrained" and function_of(settings["target"]) is None:
         raise ValueError(
             f"`base` 'pretrained' keeps the target's own values, which `target` "

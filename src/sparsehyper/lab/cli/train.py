@@ -19,6 +19,7 @@ from sparsehyper.lab.cli.options import (
 )
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
 from sparsehyper.lab.runs import Experiment, parse_method, read_experiment, run_experiment
+from sparsehyper.lab.runs.setup import load_tasks, usual_head
 from sparsehyper.lab.runs.targets import function_of
 
 
@@ -59,12 +60,17 @@ def train(
 
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
+    data_dir, tasks = options["data_dir"], None
     if resume:
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
+        if options["head"] is None and isinstance(experiment.method, Generator):
+            tasks = load_tasks(experiment.data, data_dir)
+            options["head"] = usual_head(tasks.classes)
+            experiment = experiment_from(options, _config(method), budget=budget)
     result = run_experiment(
-        experiment, out, data_dir=options["data_dir"], resume=resume, quiet=quiet
+        experiment, out, tasks=tasks, data_dir=data_dir, resume=resume, quiet=quiet
     )
     if json:
         print_json(result)

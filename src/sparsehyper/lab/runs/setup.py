@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
 from sparsehyper.generators.base import BudgetError
-from sparsehyper.heads import HEADS
+from sparsehyper.heads import HEADS, Ridge
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
@@ -187,6 +187,15 @@ def build_model(
         head=None if experiment.head == GENERATED else HEADS[experiment.head](),
         seed=seeds["generator"],
     )
+
+
+def usual_head(classes: Sequence[Sequence[str]]) -> str:
+    """The head to choose for tasks with these class names, as `Experiment` takes it.
+
+    >>> usual_head([("shirt", "coat"), ("sandal", "boot")]), usual_head([("ok", "bad")] * 3)
+    ('ridge', 'generated')
+    """
+    return Ridge.kind if len(set(map(tuple, classes))) > 1 else GENERATED
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
