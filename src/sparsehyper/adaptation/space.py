@@ -11,8 +11,8 @@ With n samples of a class, whose mean is m, its next sample is normal with
     mean  centre + g (m - centre),   g = n between / (n between + 1)
     variance  1 + between / (n between + 1)
 
-A class of which nothing is known has n = 0. Directions in which classes are alike count for
-nothing, so that the number of components hardly matters.
+A class of which nothing is known has n = 0. Directions in which classes are alike count for little,
+so that the number of components hardly matters.
 
 Source: probabilistic linear discriminant analysis, S. Ioffe (ECCV 2006).
 """
@@ -224,14 +224,16 @@ def _principal(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     mean = x.mean(0)
     chosen = torch.linspace(0, len(x) - 1, min(len(x), _MOST_SAMPLES), dtype=torch.float64).long()
-    rows = x[chosen.to(x.device)] - mean
+    rows = x[chosen.to(x.device)]
+    least = 1e-6 * rows.norm()  # beyond rounding
+    rows = rows - mean
     count = min(most, *rows.shape)
     probe = torch.randn(rows.shape[1], min(count + 10, *rows.shape), generator=seeded(0))
     found = rows @ probe.to(rows)
     for _ in range(4):
         found = torch.linalg.qr(rows @ (rows.T @ found))[0]
     _, sizes, directions = torch.linalg.svd(found.T @ rows, full_matrices=False)
-    kept = sizes[:count] > 1e-5 * sizes[:1]
+    kept = sizes[:count] > torch.maximum(least, 1e-5 * sizes[:1])
     return mean, directions[:count][kept].T.contiguous()
 
 
@@ -256,6 +258,9 @@ def _discriminant(z: Tensor, owners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spread = (means - centre).T @ (means - centre) / max(1, len(means) - 1)
     spread = spread - (1 / counts).mean() * torch.eye(dim).to(wide)
     between, rotation = torch.linalg.eigh(spread)
-    found = whitener @ rotation, centre @ rotation, between.clamp(min=0)
+    between = between.clamp(min=0)
+    # New classes may differ where the known ones happen to be alike.
+    between = ((len(means) - 1) * between + between.mean()) / len(means)
+    found = whitener @ rotation, centre @ rotation, between
     whitener, centre, between = (part.to(z.dtype) for part in found)
     return whitener, centre, between

@@ -33,7 +33,7 @@ from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.loading import load_run
-from sparsehyper.lab.runs.profiles import find_profiles, write_profiles
+from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
 from sparsehyper.lab.runs.setup import TaskInfo
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, fitted_tensors, write_tasks
 from sparsehyper.training import processes
@@ -128,7 +128,7 @@ def change_tasks(
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
     loaded.hypernetwork()
-    tasks, profiles = loaded.task_list, find_profiles(loaded)
+    tasks, profiles = loaded.task_list, read_profiles(loaded)
     if rename is not None:
         tasks = tasks.rename(*rename)
         profiles = profiles and profiles.rename(*rename)

@@ -177,7 +177,7 @@ def _identify(
     if len(several) > 1:
         alike = f"if they are of several tasks, about {', '.join(several)}: predict each alone"
     raise ValueError(
-        f"`images` are not like those of any one task of {loaded.directory} (p = "
+        f"the images are not like those of any one task of {loaded.directory} (p = "
         f"{found.p_value:.2g}); {alike}; name the task by `task`, or learn a new one by `adapt`"
     )
 
