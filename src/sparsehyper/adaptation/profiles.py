@@ -34,6 +34,7 @@ from sparsehyper.adaptation.samples import Samples, TaskSamples
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
 from sparsehyper.hypernetwork import HyperNetwork
 
+_FEWEST = 10  # validation samples that are of use
 _PSEUDO = 5.0  # samples' weight of a task's mean in those of its classes
 _LEVELS = 256  # quantiles that are kept
 _TEMPERATURES = torch.logspace(-3, 0.5, 71)
@@ -218,9 +219,9 @@ def task_profiles(
     Args:
         hnet: hypernetwork with named tasks; used in evaluation mode.
         tasks: samples of each task, by name: ``(x, y)``, or batches of both.
-        validation: samples of some or all tasks that nothing was trained on, to calibrate by. The
-            samples of other tasks are held out one at a time, which flatters a hypernetwork that
-            was trained on few.
+        validation: samples of some or all tasks that nothing was trained on, to calibrate by. Of a
+            task with fewer than 10, its own samples are held out one at a time instead, which is
+            optimistic if the hypernetwork was trained on them and they are few.
 
     Raises:
         TypeError: the hypernetwork knows no tasks by name, or ``tasks`` is not a mapping.
@@ -241,6 +242,7 @@ def task_profiles(
     held = {
         name: Located(space.locate(hnet, x), y)
         for name, (x, y) in _gathered(hnet, {} if validation is None else validation).items()
+        if len(x) >= _FEWEST
     }
     profiles, own = {}, {}
     for name, train in zip(samples, located, strict=True):
