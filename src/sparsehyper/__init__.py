@@ -3,11 +3,13 @@
 from sparsehyper.adaptation import (
     Fit,
     Identified,
+    TaskProfiles,
     average_predictions,
     fine_tune,
     fit_embedding,
     fit_embeddings,
     identify_task,
+    task_profiles,
 )
 from sparsehyper.conditioning import (
     Conditioner,
@@ -45,10 +47,12 @@ __all__ = [
     "SupportSet",
     "TaskEmbedding",
     "TaskFeatures",
+    "TaskProfiles",
     "average_predictions",
     "fine_tune",
     "fit_embedding",
     "fit_embeddings",
     "identify_task",
+    "task_profiles",
     "unroll",
 ]

@@ -40,6 +40,7 @@ from sparsehyper import (
     average_predictions,
     fit_embedding,
     identify_task,
+    task_profiles,
 )
 from sparsehyper.generators import parse_generator
 from sparsehyper.lab.cli.app import app, run
@@ -483,8 +484,14 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (lambda **given: _hypernetwork().materialize(**given), {"task": "a"}),
     (lambda **given: _hypernetwork()(X, **given), {"task": torch.tensor([0, 1, 1, 0, 1, 0])}),
     (
-        lambda **given: identify_task(_hypernetwork(), X, **given),
-        {"y": Y, "n_classes": 3, "batch_size": 4},
+        lambda **given: identify_task(
+            _hypernetwork(), task_profiles(_hypernetwork(), {"a": (X, Y), "b": (X, Y)}), X, **given
+        ),
+        {"y": Y, "significance": 0.05},
+    ),
+    (
+        lambda y, **given: task_profiles(_hypernetwork(), {"a": (X, y)}, **given),
+        {"y": Y, "validation": {"b": (X, Y)}},
     ),
     (
         lambda y, **given: fit_embedding(_hypernetwork(), samples=(X, y), **given),

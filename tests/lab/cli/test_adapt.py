@@ -135,14 +135,51 @@ def test_predict(command, trained, adapted, format):
     assert float(rows[0]["probability"]) == pytest.approx(logits.softmax(0).max().item(), abs=1e-4)
 
 
-def test_predict_tells_the_task(command, trained):
-    done = command("predict", trained / "run", trained / "data" / "shoes", "--format", "json")
+def test_predict_tells_the_task(command, adapted, tmp_path):
+    folder = tmp_path / "fresh"
+    write_task(folder, {"old": 90, "new": 160}, count=10, seed=9)
+    done = command("predict", adapted, folder, "--format", "json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert found["task"] == min(found["task_scores"], key=found["task_scores"].get)
+    assert found["task"] == "hats"
+    probabilities = found["task_probabilities"]
+    assert list(probabilities) == ["bags", "shoes", "hats"]
+    assert probabilities["hats"] == max(probabilities.values())
+    assert found["p_value"] > 0.01
     assert len(found["images"]) == 20
-    shown = command("predict", trained / "run", trained / "data" / "shoes")
-    assert f"20 images, task {found['task']!r} identified from the images" in shown.err
+    shown = command("predict", adapted, folder).err
+    assert (
+        f"20 images, task 'hats' told from the images (probability {probabilities['hats']:.1%}"
+        in shown
+    )
+    assert "%; next '" in shown
+    given = json.loads(
+        command("predict", adapted, folder, "--task", "bags", "--format", "json").out
+    )
+    assert given["task_probabilities"] is given["p_value"] is None
+
+
+def test_predict_says_that_images_are_of_no_known_task(command, trained, adapted, tmp_path):
+    write_task(tmp_path / "caps", {"a": 125, "b": 215}, count=10)
+    done = command("predict", adapted, tmp_path / "caps")
+    assert done.code == 2
+    assert f"the images are not like those of any one task of {adapted} (p = " in done.err
+    assert "name the task by `--task`, or learn a new one by `adapt`" in done.err
+    assert command("predict", adapted, tmp_path / "caps", "--task", "hats").code == 0
+    done = command("predict", adapted, trained / "hats", trained / "data" / "bags")
+    assert done.code == 2
+    assert "if they are of several tasks, about " in done.err
+    assert "% 'hats'" in done.err
+    assert "% 'bags'" in done.err
+
+
+def test_tasks_are_told_after_others_were_renamed_and_removed(command, trained, adapted, tmp_path):
+    out, fewer = tmp_path / "renamed", tmp_path / "fewer"
+    assert command("tasks", adapted, "--rename", "hats", "caps", "--out", out).code == 0
+    assert command("tasks", out, "--remove", "shoes", "--out", fewer).code == 0
+    found = json.loads(command("predict", fewer, trained / "hats", "--format", "json").out)
+    assert found["task"] == "caps"
+    assert list(found["task_probabilities"]) == ["bags", "caps"]
 
 
 def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
@@ -369,9 +406,9 @@ def test_tasks_of_altered_images_are_not_told_from_image_files(
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["task"] == "hats"
-    assert list(found["task_scores"]) == ["hats"]
+    assert list(found["task_probabilities"]) == ["hats"]
     one = command("predict", out, images / "new" / "3.png")
-    assert one.err.startswith("1 image, task 'hats' identified from the images (entropy ")
+    assert one.err.startswith("1 image, task 'hats' told from the images (probability 100.0%), ")
 
 
 def test_baselines_know_no_new_tasks(command, trained, tmp_path):

@@ -22,8 +22,8 @@ def predict(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task whose model to use. Without it the images must all be of one task: the one "
-            "with the most certain predictions."
+            help="Task whose model to use. Without it, it is told from the images, which must all "
+            "be of one task."
         ),
     ] = None,
     format: Annotated[
@@ -69,10 +69,10 @@ def predict(
     else:
         print_table(f"Task {found.task}", ["file", "label", "probability"], rows)
     chosen = "as given"
-    if found.task_scores:
-        scores = sorted((score, name) for name, score in found.task_scores.items())
-        chosen = f"identified from the images (entropy {scores[0][0]:.3f}"
-        chosen += f"; next {scores[1][1]!r}, {scores[1][0]:.3f})" if scores[1:] else ")"
+    if found.identified:
+        ranked = sorted(((p, name) for name, p in found.identified.probabilities.items()))[::-1]
+        chosen = f"told from the images (probability {ranked[0][0]:.1%}"
+        chosen += f"; next {ranked[1][1]!r}, {ranked[1][0]:.1%})" if ranked[1:] else ")"
     # On stderr, as stdout may hold a CSV file.
     images_seen = "1 image" if len(rows) == 1 else f"{len(rows)} images"
     echo(f"{images_seen}, task {found.task!r} {chosen}, {seconds:.1f} s", err=True)

@@ -8,6 +8,7 @@ run, which is left as it is:
 ``checkpoints/best``    hard links to the original's (copies if the file system has no links)
 ``tasks.json``,         the tasks and their fitted values, described in `task_list`
 ``tasks.safetensors``
+``profiles.…``          what the images of each task look like, described in `profiles`
 ======================  =========================================================================
 """
 
@@ -32,6 +33,7 @@ from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.loading import load_run
+from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
 from sparsehyper.lab.runs.setup import TaskInfo
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, fitted_tensors, write_tasks
 from sparsehyper.training import processes
@@ -50,6 +52,7 @@ def adapt_run(
     out: str | PathLike[str],
     data: str | PathLike[str],
     *,
+    task: str | None = None,
     resize: bool = False,
     device: str = "auto",
     trust: Collection[str] = (),
@@ -62,6 +65,7 @@ def adapt_run(
         out: directory of the new run, which shares the weights of the old one.
         data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
             or without ``train/`` and ``test/`` above. Images in ``test/`` are only tested on.
+        task: name of the one task that the folder holds.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -80,13 +84,22 @@ def adapt_run(
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
+    profiles = find_profiles(loaded)
     model = loaded.hypernetwork().to(processes(device).device)
     resize = resize or loaded.experiment.data.image_size is not None
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
         tasks, rows = fit_tasks(
-            model, loaded.tasks, loaded.task_list, data, resize=resize, **settings
+            model, loaded.tasks, loaded.task_list, data, task=task, resize=resize, **settings
         )
         write_tasks(partial, tasks, loaded.digests)
+        if profiles is not None:
+            labelled = load_new_tasks(data, loaded.tasks.image_shape, task=task, resize=resize)
+            images = {
+                one.name: (loaded.tasks.normalise(one.train.pixels), one.train.labels)
+                for one in labelled
+            }
+            profiles = profiles.to(model.target.moments.device).add(model, images)
+            write_profiles(partial, profiles, loaded.digests)
     return rows
 
 
@@ -115,13 +128,17 @@ def change_tasks(
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
     loaded.hypernetwork()
-    tasks = loaded.task_list
+    tasks, profiles = loaded.task_list, read_profiles(loaded)
     if rename is not None:
         tasks = tasks.rename(*rename)
+        profiles = profiles and profiles.rename(*rename)
     for name in remove:
         tasks = tasks.remove(name)
+        profiles = profiles and profiles.remove(name)
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
         write_tasks(partial, tasks, loaded.digests)
+        if profiles is not None:
+            write_profiles(partial, profiles, loaded.digests)
 
 
 def describe_tasks(

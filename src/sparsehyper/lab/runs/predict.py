@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_integer
-from sparsehyper.adaptation import identify_task
+from sparsehyper._util.text import listed
+from sparsehyper.adaptation import Identified, TaskProfiles, identify_task
 from sparsehyper.lab.data import find_images, load_images
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
+from sparsehyper.lab.runs.profiles import find_profiles
 from sparsehyper.training import processes
+
+_LARGE_SHARE = 0.1  # of the images, which is worth telling
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Prediction:
 
     Attributes:
         task: the task whose model was used.
-        task_scores: score of every task, lower is likelier; None if the task was given.
+        identified: how the task was told from the images; None if it was given.
         classes: class names of the task.
         files: image files.
         labels: likeliest class of each image.
@@ -32,7 +36,7 @@ class Prediction:
     """
 
     task: str
-    task_scores: dict[str, float] | None
+    identified: Identified | None
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[str, ...]
@@ -52,7 +56,8 @@ class Prediction:
         ]
         return {
             "task": self.task,
-            "task_scores": self.task_scores,
+            "task_probabilities": self.identified and self.identified.probabilities,
+            "p_value": self.identified and self.identified.p_value,
             "accuracy": self.accuracy,
             "images": images,
         }
@@ -74,9 +79,9 @@ def predict_run(
     Args:
         directory: directory of the run, adapted or not.
         images: files, folders (searched recursively) and globs.
-        task: the task whose model to use. None identifies the task from the images, which must all
-            be of one task: the task with the most certain predictions. Tasks that were trained on
-            altered images are left out.
+        task: the task whose model to use. None tells it from the images, which must all be of one
+            task, by what those of each task look like. Tasks that were trained on altered images
+            are left out.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -86,24 +91,18 @@ def predict_run(
     Raises:
         FileNotFoundError: no image, or as `load_run`.
         KeyError: an unknown task.
-        ValueError: the run is of a baseline, its tasks were trained on altered images, or an image
-            has another size or cannot be read.
+        ValueError: the run is of a baseline, its tasks were trained on altered images, an image
+            has another size or cannot be read, or images are not like those of any one task.
     """
     check_integer("batch_size", batch_size, minimum=1)
     loaded = load_run(directory, trust=trust)
-    model, info = loaded.hypernetwork(), loaded.tasks
+    info, profiles = loaded.tasks, None
+    loaded.hypernetwork()
     if task is not None:
         loaded.task_list.check_known(task)
         loaded.check_plain(task)
     else:
-        for altered in filter(loaded.altered_by, info.names):
-            if len(model.task_names) == 1:
-                raise ValueError(
-                    f"`directory` {directory} knows only tasks trained on images altered by "
-                    f"{loaded.altered_by(altered)!r}, which image files are not; export a model, "
-                    "and alter its input in the same way"
-                )
-            model.remove_task(altered)
+        profiles = _profiles(loaded)
     paths = [path for pattern in images for path in find_images(pattern)]
     paths = list(dict.fromkeys(paths))
     if not paths:
@@ -116,13 +115,11 @@ def predict_run(
         ]
     )
     here = processes(device).device
-    scores = None
-    if task is None:
-        model.to(here)
-        classes_of = dict(zip(info.names, info.classes, strict=True))
-        n_classes = [len(classes_of[name]) for name in model.task_names]
-        found = identify_task(model, x.to(here), n_classes=n_classes, batch_size=batch_size)
-        task, scores = found.name, found.scores
+    identified = None
+    if profiles is not None:
+        identified = _identify(loaded, profiles, x, here)
+        task = identified.likeliest
+    assert task is not None
     classes = info.classes[info.names.index(task)]
     probabilities = _probabilities(loaded, task, x, len(classes), here, batch_size)
     labels = [classes[int(i)] for i in probabilities.argmax(1)]
@@ -130,12 +127,58 @@ def predict_run(
     right = [label == folder for label, folder in zip(labels, folders, strict=True)]
     return Prediction(
         task,
-        scores,
+        identified,
         classes,
         tuple(map(str, paths)),
         tuple(labels),
         tuple(map(tuple, probabilities.tolist())),
         sum(right) / len(right) if set(folders) <= set(classes) else None,
+    )
+
+
+def _profiles(loaded: LoadedRun) -> TaskProfiles:
+    """The profiles of the tasks whose images were not altered."""
+    if made := _only_altered(loaded):
+        raise ValueError(
+            f"`directory` {loaded.directory} knows only tasks trained on images altered by "
+            f"{made!r}, which image files are not; export a model, and alter its input in the same "
+            "way"
+        )
+    profiles = find_profiles(loaded)
+    names = loaded.tasks.names
+    missing = [name for name in names if profiles is None or name not in profiles.tasks]
+    if profiles is None or missing:
+        raise ValueError(
+            f"`task` is needed: what the images of {listed(missing)} look like is not stored in "
+            f"{loaded.directory}, and the images that it was trained on are not at hand"
+        )
+    for name in filter(loaded.altered_by, names):
+        profiles = profiles.remove(name)
+    return profiles
+
+
+def _only_altered(loaded: LoadedRun) -> str | None:
+    """How the images of all tasks were altered; None if those of some were not."""
+    made = [loaded.altered_by(name) for name in loaded.tasks.names]
+    return made[0] if all(made) else None
+
+
+def _identify(
+    loaded: LoadedRun, profiles: TaskProfiles, x: torch.Tensor, device: torch.device
+) -> Identified:
+    """Tell the task of images; raise ``ValueError`` if they are not like those of one."""
+    model = loaded.hypernetwork().to(device)
+    found = identify_task(model, profiles.to(device), x.to(device))
+    if found.name is not None:
+        return found
+    shares = sorted(((share, name) for name, share in found.shares.items()), reverse=True)
+    several = [f"{share:.0%} {name!r}" for share, name in shares if share >= _LARGE_SHARE]
+    alike = f"the task most like them is {found.likeliest!r}"
+    if len(several) > 1:
+        alike = f"if they are of several tasks, about {', '.join(several)}: predict each alone"
+    raise ValueError(
+        f"the images are not like those of any one task of {loaded.directory} (p = "
+        f"{found.p_value:.2g}); {alike}; name the task by `task`, or learn a new one by `adapt`"
     )
 
 

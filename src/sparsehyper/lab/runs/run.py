@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import Experiment
 from sparsehyper.lab.runs.loading import (
@@ -25,6 +26,7 @@ from sparsehyper.lab.runs.loading import (
     finished_result,
     load_run,
 )
+from sparsehyper.lab.runs.profiles import make_profiles, write_profiles
 from sparsehyper.lab.runs.setup import build_model, load_tasks, make_batches, resolve
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
@@ -94,6 +96,9 @@ def run_experiment(
             quiet=quiet,
         )
         test = _evaluate(experiment, model, tasks, "test", here)
+        if here.is_main and isinstance(model, HyperNetwork):
+            with open_checkpoint(path, "best", read_config(path)["run"]) as best:
+                write_profiles(path, make_profiles(model, tasks), best.digests)
         result = {
             "experiment": experiment.to_dict(),
             "training": training.to_dict(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.random import seeded
-from sparsehyper.adaptation import fine_tune, fit_embeddings, identify_task
+from sparsehyper.adaptation import fine_tune, fit_embeddings, identify_task, task_profiles
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.baselines import SharedTrunk
@@ -69,10 +69,18 @@ class Learner:
         """Share of the known tasks that are identified from 20 unlabelled test images."""
         if not isinstance(self.model, HyperNetwork):
             return None
-        names, test = self.known.names, self.known.test
+        names = self.known.names
+        train, held, test = (
+            {name: images_of(split, i, most) for i, name in enumerate(names)}
+            for split, most in (
+                (self.known.train, 1000),
+                (self.known.val, 1000),
+                (self.known.test, 20),
+            )
+        )
+        profiles = task_profiles(self.model, train, validation=held)
         right = [
-            identify_task(self.model, images_of(test, i, 20)[0]).name == name
-            for i, name in enumerate(names)
+            identify_task(self.model, profiles, test[name][0]).likeliest == name for name in names
         ]
         return sum(right) / len(names)
 

@@ -1,0 +1,140 @@
+"""Which known task samples belong to, how sure that is, and whether they belong to none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util.checks import check_number, class_numbers
+from sparsehyper.adaptation.profiles import TaskProfiles
+from sparsehyper.hypernetwork import HyperNetwork
+
+_DRIFT = 0.01  # variance of a set's mean score that is no sign of another task; 1 is a sample's
+_STEPS = 100  # of expectation maximisation
+
+
+@dataclass(frozen=True)
+class Identified:
+    """Result of `identify_task`.
+
+    Attributes:
+        name: name of the task; None for none of the known ones.
+        probabilities: probability of each task, if it is a known one.
+        p_value: share of sets of samples of the likeliest task that are as untypical of it as this
+            one.
+        shares: share of the samples that belongs to each task, if every sample may belong to
+            another.
+    """
+
+    name: str | None
+    probabilities: dict[str, float]
+    p_value: float
+    shares: dict[str, float]
+
+    @property
+    def likeliest(self) -> str:
+        """Name of the likeliest task, whether the samples are typical of it or not."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+@torch.no_grad()
+def identify_task(
+    hnet: HyperNetwork,
+    profiles: TaskProfiles,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    significance: float = 0.01,
+) -> Identified:
+    """Tell the known task that samples belong to, or that they belong to none.
+
+    All samples must be of one task. They are of none if they are less typical of the likeliest task
+    than nearly all sets of its own samples; those of several tasks are too, and ``shares`` says
+    which. One sample is seldom enough to tell.
+
+    Args:
+        hnet: the hypernetwork that the profiles were made with.
+        profiles: what the samples of known tasks look like, by `task_profiles`.
+        x: inputs ``[n, …]``.
+        y: class numbers ``[n]``, if known.
+        significance: ``name`` is None if ``p_value`` is lower: how often a known task may be taken
+            for none.
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or ``profiles`` are not profiles.
+        ValueError: no samples, inputs of another shape, or labels that no task has.
+    """
+    if not isinstance(profiles, TaskProfiles):
+        raise TypeError(
+            f"`profiles` must be what `task_profiles` returned, got a {type(profiles).__name__}"
+        )
+    check_number("significance", significance, minimum=0, maximum=1)
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`x` must be a tensor of inputs, got a {type(x).__name__}; give x and y apart, as in "
+            "identify_task(hnet, profiles, x, y)"
+        )
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError("`x` must hold at least one sample, got none")
+    if y is not None:
+        y = class_numbers("`y`", y, len(x)).to(x.device)
+    space, tasks = profiles.space, list(profiles.tasks.values())
+    z = space.locate(hnet, x)
+    tables = [profile.log_densities(space, z) for profile in tasks]
+    if y is not None:
+        tables = [_in_own_classes(table, y) for table in tables]
+    each = torch.stack([p.mixed(table) for p, table in zip(tasks, tables, strict=True)], 1)
+    total = each.mean(0)
+    if y is not None and total.max() == -torch.inf:
+        raise ValueError(f"`y` must be labels that some task has, got {y.unique().tolist()}")
+    probabilities = (profiles.calibration.factor(len(x)) * total).softmax(0)
+    best = int(probabilities.argmax())
+    p_value = _p_value(
+        tasks[best].standardised(space, z, tables[best]),
+        profiles.calibration.quantiles,
+        float(tasks[best].held),
+    )
+    name = list(profiles.tasks)[best] if p_value >= significance else None
+    shares = _shares(profiles.calibration.temperature * each)
+    return Identified(
+        name,
+        dict(zip(profiles.tasks, probabilities.tolist(), strict=True)),
+        p_value,
+        dict(zip(profiles.tasks, shares.tolist(), strict=True)),
+    )
+
+
+def _in_own_classes(log_densities: Tensor, y: Tensor) -> Tensor:
+    """Log-densities ``[n, classes]``, which are -inf in all classes but that of the label."""
+    other = torch.arange(log_densities.shape[1], device=y.device) != y[:, None]
+    return log_densities.masked_fill(other, -torch.inf)
+
+
+def _p_value(scores: Tensor, quantiles: Tensor, held: float) -> float:
+    """Share of sets of typical samples that have scores as far off.
+
+    The first score is too low in other tasks, the second too low or too high. Ranks among typical
+    samples become normal numbers, so that a few odd samples do not decide.
+
+    Args:
+        scores: standardised scores ``[2, n]``.
+        quantiles: quantiles ``[2, levels]`` of typical ones.
+        held: number of samples that the scores are standardised by.
+    """
+    ranks = torch.searchsorted(quantiles, scores.contiguous())
+    normal = torch.special.ndtri((ranks + 0.5) / (quantiles.shape[1] + 1))
+    variance = 1 / scores.shape[1] + 1 / held + _DRIFT
+    ratio, unknown = torch.special.ndtr(normal.mean(1) / variance**0.5).tolist()
+    return min(1.0, 2 * min(ratio, 2 * min(unknown, 1 - unknown)))
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """Shares ``[tasks]`` that make samples likeliest; ``logits`` ``[n, tasks]`` of each."""
+    logits = logits - logits.max(1, keepdim=True)[0].clamp(min=-1e30)
+    shares = torch.full_like(logits[0], 1 / logits.shape[1])
+    for _ in range(_STEPS):
+        joint = logits.exp() * shares
+        shares = (joint / joint.sum(1, keepdim=True)).mean(0)
+    return shares

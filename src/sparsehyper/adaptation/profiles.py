@@ -1,0 +1,335 @@
+"""What the samples of known tasks look like, and how sure one can be of a task.
+
+A hypernetwork has a model for each task, but does not know which inputs belong to it. A profile
+does: it has the mean of every class of the task, in a space that all tasks share (`space`).
+
+    score of task t:  log p(x | t) = log mean_c N(x; class c of t)
+    of n samples:     temperature · m · mean_i log p(x_i | t),   m = n / (1 + (n - 1) / most)
+
+What is wrong with a profile is wrong for all samples alike, so that further samples tell less and
+less. Both numbers are those under which held-out samples' own tasks are likeliest.
+
+Whether samples are typical of a task is tested by two numbers: how much likelier each sample is in
+the task than in a class of which nothing is known, and how likely it is in that. Both are compared
+with those of held-out samples that are likeliest in the same class.
+
+Source: the ratio of likelihoods to that of an unknown class, as in speaker verification: S. Prince
+and J. Elder, "Probabilistic linear discriminant analysis for inferences about identity" (ICCV
+2007); temperature as in C. Guo et al., "On calibration of modern neural networks" (ICML 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsehyper._util.checks import check_type, is_whole
+from sparsehyper._util.text import listed
+from sparsehyper.adaptation.samples import Samples, TaskSamples
+from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
+from sparsehyper.hypernetwork import HyperNetwork
+
+_FEWEST = 10  # validation samples that are of use
+_PSEUDO = 5.0  # samples' weight of a task's mean in those of its classes
+_LEVELS = 256  # quantiles that are kept
+_TEMPERATURES = torch.logspace(-3, 0.5, 71)
+_SETS = (5, 20, 100)  # samples in the sets that `most` is chosen by
+_MOST = torch.tensor([300.0, 100.0, 30.0, 10.0, 3.0])
+
+Part = TypeVar("Part", Space, "Calibration", "Profile")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration:
+    """What makes the scores of all tasks comparable.
+
+    Attributes:
+        temperature: factor of log-densities, ``[]``.
+        most: number of samples that ever more samples count as, ``[]``.
+        quantiles: quantiles ``[2, levels]`` of the standardised scores of held-out samples.
+    """
+
+    temperature: Tensor
+    most: Tensor
+    quantiles: Tensor
+
+    def factor(self, count: int) -> Tensor:
+        """Factor of the mean log-density of some samples."""
+        return _factor(self.temperature, count, self.most)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Profile:
+    """The samples of one task.
+
+    Attributes:
+        counts: number of samples of each class, ``[classes]``.
+        means: mean of each class, ``[classes, D]``.
+        score_means: mean scores of held-out samples by the class that they are likeliest in,
+            ``[2, classes]``.
+        score_stds: standard deviations of both scores, ``[2]``.
+        held: number of held-out samples, ``[]``.
+    """
+
+    counts: Tensor
+    means: Tensor
+    score_means: Tensor
+    score_stds: Tensor
+    held: Tensor
+
+    def log_densities(self, space: Space, z: Tensor) -> Tensor:
+        """Log-densities ``[n, classes]`` of samples in classes; -inf in one without samples."""
+        found = space.log_density(z, self.counts, self.means)
+        return found.masked_fill(self.counts == 0, -torch.inf)
+
+    def mixed(self, log_densities: Tensor) -> Tensor:
+        """Log-density ``[n]`` of samples in the task; its classes are equally frequent."""
+        return log_densities.logsumexp(1) - (self.counts > 0).sum().log()
+
+    def standardised(self, space: Space, z: Tensor, log_densities: Tensor) -> Tensor:
+        """The two scores ``[2, n]`` of samples, in standard deviations from typical ones."""
+        likeliest = log_densities.argmax(1)
+        scores = self._scores(space, z, log_densities)
+        return (scores - self.score_means[:, likeliest]) / self.score_stds[:, None]
+
+    def _scores(self, space: Space, z: Tensor, log_densities: Tensor) -> Tensor:
+        unknown = space.log_density_unknown(z)
+        return torch.stack([self.mixed(log_densities) - unknown, unknown])
+
+    def scored(self, space: Space, z: Tensor, log_densities: Tensor) -> Self:
+        """A copy with the scores of held-out samples."""
+        scores, likeliest = self._scores(space, z, log_densities), log_densities.argmax(1)
+        number = torch.bincount(likeliest, minlength=len(self.counts)).to(scores)
+        sums = torch.zeros_like(self.score_means).index_add_(1, likeliest, scores)
+        means = (sums + _PSEUDO * scores.mean(1, keepdim=True)) / (number + _PSEUDO)
+        stds = (scores - means[:, likeliest]).square().mean(1).sqrt().clamp(min=1e-3)
+        return replace(self, score_means=means, score_stds=stds, held=number.sum())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskProfiles:
+    """What the samples of known tasks look like; made by `task_profiles`.
+
+    Attributes:
+        space: the common space.
+        calibration: what makes the scores of all tasks comparable.
+        tasks: profile of each task, by name; some kilobytes each.
+    """
+
+    space: Space
+    calibration: Calibration
+    tasks: dict[str, Profile]
+
+    @torch.no_grad()
+    def add(self, hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> Self:
+        """A copy with more tasks; one that has the name of another replaces it.
+
+        Args:
+            hnet: the hypernetwork that the profiles were made with; its tasks may be others now.
+            tasks: samples of each task, by name.
+        """
+        added = {}
+        for name, (x, y) in _gathered(hnet, tasks).items():
+            train = Located(self.space.locate(hnet, x), y)
+            added[name], _ = _profile(self.space, train, None)
+        return replace(self, tasks={**self.tasks, **added})
+
+    def remove(self, name: str) -> Self:
+        """A copy without a task."""
+        self.check_known(name)
+        return replace(self, tasks={n: p for n, p in self.tasks.items() if n != name})
+
+    def rename(self, name: str, new_name: str) -> Self:
+        """A copy with another name for a task."""
+        self.check_known(name)
+        tasks = {new_name if n == name else n: p for n, p in self.tasks.items()}
+        return replace(self, tasks=tasks)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self.to_tensors().items()}
+        return self.from_tensors(self.tasks, moved)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All numbers by name, for a file. Tasks are numbered, in their order."""
+        parts: dict[str, Any] = {"space": self.space, "calibration": self.calibration}
+        parts |= {f"tasks/{i}": profile for i, profile in enumerate(self.tasks.values())}
+        tensors: dict[str, Tensor] = {}
+        for prefix, part in parts.items():
+            for field in fields(part):
+                value = getattr(part, field.name)
+                several = value if isinstance(value, tuple) else (value,)
+                names = [f"{prefix}/{field.name}"]
+                if isinstance(value, tuple):
+                    names = [f"{names[0]}/{i}" for i in range(len(value))]
+                tensors |= dict(zip(names, several, strict=True))
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, names: Iterable[str], tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `to_tensors`.
+
+        Args:
+            names: names of the tasks, in order.
+            tensors: what `to_tensors` returned.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+
+        def read(kind: type[Part], prefix: str, **others: Any) -> Part:
+            for field in fields(kind):
+                if field.name not in others:
+                    others[field.name] = tensors[f"{prefix}/{field.name}"]
+            return kind(**others)
+
+        count = sum(name.startswith("space/statistics/") for name in tensors)
+        statistics = tuple(tensors[f"space/statistics/{i}"] for i in range(count))
+        return cls(
+            read(Space, "space", statistics=statistics),
+            read(Calibration, "calibration"),
+            {name: read(Profile, f"tasks/{i}") for i, name in enumerate(names)},
+        )
+
+    def check_known(self, name: str) -> None:
+        """Raise ``KeyError`` unless there is a profile of this task."""
+        if name not in self.tasks:
+            raise KeyError(
+                f"no profile of a task {name!r}; there are those of {listed(self.tasks)}"
+            )
+
+
+@torch.no_grad()
+def task_profiles(
+    hnet: HyperNetwork,
+    tasks: Mapping[str, Samples],
+    *,
+    validation: Mapping[str, Samples] | None = None,
+) -> TaskProfiles:
+    """Describe what the samples of known tasks look like, for `identify_task`.
+
+    Labels that are class numbers divide the samples of a task into classes; other labels are
+    ignored. A thousand samples of a task are plenty.
+
+    Args:
+        hnet: hypernetwork with named tasks; used in evaluation mode.
+        tasks: samples of each task, by name: ``(x, y)``, or batches of both.
+        validation: samples of some or all tasks that nothing was trained on, to calibrate by. Of a
+            task with fewer than 10, its own samples are held out one at a time instead, which is
+            optimistic if the hypernetwork was trained on them and they are few.
+
+    Raises:
+        TypeError: the hypernetwork knows no tasks by name, or ``tasks`` is not a mapping.
+        KeyError: an unknown task.
+        ValueError: a task without samples, or nothing that differs within classes.
+
+    >>> from sparsehyper import Sparse, TaskEmbedding, identify_task
+    >>> hnet = HyperNetwork(torch.nn.Linear(5, 2), Sparse(), TaskEmbedding(["low", "high"], dim=8))
+    >>> x, y = torch.randn(40, 5), torch.arange(40) % 2
+    >>> profiles = task_profiles(hnet, {"low": (x - 4, y), "high": (x + 4, y)})
+    >>> identify_task(hnet, profiles, x[:3] + 4).name
+    'high'
+    """
+    samples = _gathered(hnet, tasks)
+    if not samples:
+        raise ValueError("`tasks` must name at least one task, got none")
+    space, located = fit_space(hnet, list(samples.values()))
+    held = {
+        name: Located(space.locate(hnet, x), y)
+        for name, (x, y) in _gathered(hnet, {} if validation is None else validation).items()
+        if len(x) >= _FEWEST
+    }
+    profiles, own = {}, {}
+    for name, train in zip(samples, located, strict=True):
+        profiles[name], own[name] = _profile(space, train, held.setdefault(name, train))
+    return TaskProfiles(space, _calibrate(space, profiles, held, own), profiles)
+
+
+def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs and class numbers of each task, shuffled."""
+    check_type("tasks", tasks, Mapping, 'samples by name, as in {"hats": (x, y)}')
+    device, gathered = hnet.target.moments.device, {}
+    for name, samples in tasks.items():
+        hnet.tasks.index(name)
+        found = TaskSamples.of(name, samples, None, False, device)
+        classes = is_whole(found.y) and found.y.ndim == 1 and bool((found.y >= 0).all())
+        y = found.y.long() if classes else torch.zeros(len(found.x), dtype=torch.long).to(device)
+        gathered[name] = found.x, y
+    return gathered
+
+
+def _profile(space: Space, train: Located, held: Located | None) -> tuple[Profile, Tensor]:
+    """The profile of a task, and log-densities ``[n, classes]`` of held-out samples in its classes.
+
+    Args:
+        space: the space.
+        train: samples of the task.
+        held: held-out samples; None or ``train`` itself to hold out one at a time.
+    """
+    counts, means = class_means(*train)
+    nothing = means.new_zeros(2, len(counts))
+    profile = Profile(counts, means, nothing, nothing[:, 0], nothing[0, 0])
+    if held is None or held is train:
+        held = train
+        alone = space.log_density_alone(train, counts, means)
+        own = profile.log_densities(space, train.z).scatter(1, train.y[:, None], alone[:, None])
+    else:
+        own = profile.log_densities(space, held.z)
+    return profile.scored(space, held.z, own), own
+
+
+def _calibrate(
+    space: Space,
+    profiles: Mapping[str, Profile],
+    held: Mapping[str, Located],
+    own: Mapping[str, Tensor],
+) -> Calibration:
+    """The calibration that fits held-out samples.
+
+    Args:
+        space: the space.
+        profiles: the profiles.
+        held: held-out samples of each task.
+        own: their log-densities in the classes of their own task.
+    """
+    scores, tables = [], []
+    for task in profiles:
+        z = held[task].z
+        scores.append(profiles[task].standardised(space, z, own[task]))
+        table = {name: p.mixed(p.log_densities(space, z)) for name, p in profiles.items()}
+        table[task] = profiles[task].mixed(own[task])
+        tables.append(torch.stack(list(table.values()), 1))
+    together = torch.cat(scores, 1).sort(1)[0]
+    levels = torch.linspace(0, together.shape[1] - 1, _LEVELS, dtype=torch.float64).long()
+    sizes = [size for size in _SETS if size <= max(map(len, tables))]
+    temperature = min(_TEMPERATURES.to(together), key=lambda t: _loss(tables, 1, t))
+    most = min(
+        _MOST.to(together),
+        key=lambda m: sum(_loss(tables, size, _factor(temperature, size, m)) for size in sizes),
+    )
+    return Calibration(temperature, most, together[:, levels.to(together.device)])
+
+
+def _factor(temperature: Tensor, count: int, most: Tensor) -> Tensor:
+    return temperature * count / (1 + (count - 1) / most)
+
+
+def _loss(tables: list[Tensor], size: int, factor: Tensor) -> float:
+    """Mean cross entropy of the tasks of sets of samples.
+
+    Args:
+        tables: log-densities ``[n, tasks]`` of samples of each task in all tasks.
+        size: number of samples of a set.
+        factor: factor of a set's mean log-densities.
+    """
+    logits, owners = [], []
+    for task, table in enumerate(tables):
+        sets = table[: len(table) // size * size].unflatten(0, (-1, size)).mean(1)
+        logits.append(factor * sets)
+        owners += [task] * len(sets)
+    return float(F.cross_entropy(torch.cat(logits), torch.tensor(owners, device=factor.device)))

@@ -1,0 +1,180 @@
+"""The profiles of a run's tasks, by which `predict` tells the task of images.
+
+========================  =========================================================================
+``profiles.json``         names of the tasks, in order; digests of the numbers and of the checkpoint
+``profiles.safetensors``  the numbers, as `TaskProfiles.to_tensors` names them
+========================  =========================================================================
+
+Training writes them last. Runs without them get them from their images, if these are at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sparsehyper._util.files import (
+    CheckpointError,
+    digest,
+    read_file,
+    read_sealed,
+    replaced,
+    write_sealed,
+)
+from sparsehyper.adaptation import TaskProfiles, task_profiles
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
+from sparsehyper.lab.runs.loading import LoadedRun
+from sparsehyper.lab.runs.setup import load_tasks
+from sparsehyper.saving import read_tensors
+
+_FORMAT = 1
+_ABOUT, _TENSORS = "profiles.json", "profiles.safetensors"
+_MOST_IMAGES = 1000  # of a task, in each split
+
+
+def make_profiles(model: HyperNetwork, tasks: TaskSet) -> TaskProfiles:
+    """Profiles of the tasks that a model was trained on, calibrated on their validation images."""
+    return task_profiles(model, _images(tasks, tasks.train), validation=_images(tasks, tasks.val))
+
+
+def write_profiles(directory: Path, profiles: TaskProfiles, digests: str) -> None:
+    """Write profiles into a run directory, in place of older ones.
+
+    Args:
+        directory: the run directory.
+        profiles: the profiles.
+        digests: ``SHA256SUMS`` of the checkpoint that they were made with.
+    """
+    tensors = {name: t.cpu().contiguous() for name, t in profiles.to_tensors().items()}
+    with replaced(directory / _TENSORS) as file:
+        file.write(safetensors.torch.save(tensors))
+    record = {
+        "format": _FORMAT,
+        "checkpoint": _hash(digests),
+        "tensors": digest(directory / _TENSORS),
+        "tasks": list(profiles.tasks),
+    }
+    write_sealed(directory / _ABOUT, record)
+
+
+def find_profiles(loaded: LoadedRun) -> TaskProfiles | None:
+    """The profiles of a run's tasks: those in its directory, else from its images.
+
+    Returns:
+        The profiles; None if there are none and the images that the run was trained on are not
+        where they were, or have changed.
+
+    Raises:
+        CheckpointError: the files are damaged.
+    """
+    return read_profiles(loaded) or _from_images(loaded)
+
+
+def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
+    """The profiles in a run's directory; None without any, or if the model is another now.
+
+    Raises:
+        CheckpointError: the files are damaged.
+    """
+    path = loaded.directory / _ABOUT
+    if not path.exists():
+        return None
+    record = read_sealed(path)
+    if record.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
+        )
+    if record.get("checkpoint") != _hash(loaded.digests):
+        return None  # training went on
+    file = loaded.directory / _TENSORS
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing from the run")
+    data = read_file(file)
+    if hashlib.sha256(data).hexdigest() != record.get("tensors"):
+        raise CheckpointError(f"{file} is damaged: it is not what was written")
+    names, tensors = record.get("tasks"), read_tensors(data, file)
+    known = loaded.tasks.names
+    if not isinstance(names, list) or not names or not all(name in known for name in names):
+        raise CheckpointError(f"{path} is damaged: its tasks are not those of the run")
+    try:
+        profiles = TaskProfiles.from_tensors(names, tensors)
+        _check(profiles, tensors, loaded.hypernetwork())
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    return profiles
+
+
+def _from_images(loaded: LoadedRun) -> TaskProfiles | None:
+    trained = {e.row: e.name for e in loaded.task_list.entries if e.row is not None}
+    if len(trained) < len(loaded.task_list.entries):
+        return None  # the images of tasks that were added are not part of the run
+    try:
+        tasks = load_tasks(loaded.experiment.data)
+    except (OSError, ValueError):
+        return None
+    if tasks.fingerprint != loaded.tasks.fingerprint:
+        return None
+    kept = tasks.select([tasks.names[row] for row in trained])
+    images = {
+        name: dict(zip(trained.values(), _images(kept, split).values(), strict=True))
+        for name, split in (("train", kept.train), ("val", kept.val))
+    }
+    return task_profiles(loaded.hypernetwork(), images["train"], validation=images["val"])
+
+
+def _images(tasks: TaskSet, split: TaskSplit) -> dict[str, tuple[Tensor, Tensor]]:
+    return {
+        name: images_of(split, task, _MOST_IMAGES)
+        for task, name in enumerate(tasks.names)
+        if split.counts[task]
+    }
+
+
+def _check(profiles: TaskProfiles, tensors: Mapping[str, Tensor], model: HyperNetwork) -> None:
+    """Raise ``ValueError`` unless the numbers are finite and fit each other and the model."""
+    space, dim = profiles.space, len(profiles.space.centre)
+    target = model.target
+    rows = target.statistics.row(target.module, None)
+    inputs, features = len(space.input_mean), len(space.feature_mean)
+    shapes: dict[str, list[int]] = {
+        "space/embedding": [model.conditioner.dim],
+        "space/input_mean": [inputs],
+        "space/input_basis": [inputs, space.input_basis.shape[-1]],
+        "space/feature_mean": [features],
+        "space/feature_basis": [features, dim - space.input_basis.shape[-1]],
+        "space/whitener": [dim, dim],
+        "space/centre": [dim],
+        "space/between": [dim],
+        "calibration/temperature": [],
+        "calibration/most": [],
+        "calibration/quantiles": [2, profiles.calibration.quantiles.shape[-1]],
+    }
+    shapes |= {f"space/statistics/{i}": list(row.shape) for i, row in enumerate(rows)}
+    for i, profile in enumerate(profiles.tasks.values()):
+        classes = profile.counts.numel()
+        shapes |= {
+            f"tasks/{i}/counts": [classes],
+            f"tasks/{i}/means": [classes, dim],
+            f"tasks/{i}/score_means": [2, classes],
+            f"tasks/{i}/score_stds": [2],
+            f"tasks/{i}/held": [],
+        }
+    if tensors.keys() != shapes.keys():
+        raise ValueError(f"unexpected tensors {sorted(tensors.keys() ^ shapes.keys())}")
+    for name, shape in shapes.items():
+        found = tensors[name]
+        statistic = name.removeprefix("space/statistics/")
+        dtype = rows[int(statistic)].dtype if statistic != name else torch.float32
+        if list(found.shape) != shape or found.dtype != dtype or not found.isfinite().all():
+            raise ValueError(f"tensor {name!r} does not fit")
+
+
+def _hash(digests: str) -> str:
+    """A hash that identifies a checkpoint."""
+    return hashlib.sha256(digests.encode()).hexdigest()
