@@ -414,7 +414,7 @@ class HyperNetwork(NamedTasks):
         statistics = self.target.statistics.rows(self.target.module, rows)
         out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
         if changed is not None:
-            self.target.statistics.set_rows(self.target.module, rows, changed)
+            self.target.statistics.collect(self.target.module, rows, changed)
         return out
 
     def _is_overwritten(self, around: DistributedDataParallel) -> bool:

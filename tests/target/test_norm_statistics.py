@@ -73,6 +73,41 @@ def test_norms_that_share_their_statistics_go_on_sharing_them():
     assert model.a.num_batches_tracked is not model.b.num_batches_tracked
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_first_batches_of_a_task_count_alike_and_then_the_momentum_holds(mixed):
+    hnet = make(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25)))
+    batches = torch.randn(9, 16, 4) + torch.arange(9)[:, None, None]
+    mean = var = 0.0
+    for count, x in enumerate(batches, 1):
+        inputs = hnet.materialize(2)[0](x).detach()
+        weight = max(0.25, 1 / count)
+        mean, var = mean + weight * (inputs.mean(0) - mean), var + weight * (inputs.var(0) - var)
+        if mixed:
+            hnet(x.repeat(2, 1), task=torch.tensor([2, 4]).repeat_interleave(16))
+        else:
+            hnet(x, task=2)
+        norm = hnet.materialize(2)[1]
+        torch.testing.assert_close(norm.running_mean, mean)
+        torch.testing.assert_close(norm.running_var, var)
+        assert norm.num_batches_tracked == count
+    assert hnet.materialize(0)[1].running_var.tolist() == [1, 1, 1]
+    # Another task's row takes the place of a removed one.
+    hnet.remove_task(hnet.task_names[2])
+    hnet(batches[0], task=2)
+    inputs = hnet.materialize(2)[0](batches[0]).detach()
+    torch.testing.assert_close(hnet.materialize(2)[1].running_mean, inputs.mean(0))
+
+
+def test_a_norm_that_counts_many_batches_goes_on_as_it_was():
+    norm = nn.BatchNorm1d(3)
+    norm.num_batches_tracked += 40
+    hnet = make(nn.Sequential(nn.Linear(4, 3), norm))
+    x = torch.randn(16, 4)
+    inputs = hnet.materialize(1)[0](x).detach()
+    hnet(x, task=1)
+    torch.testing.assert_close(hnet.materialize(1)[1].running_mean, 0.1 * inputs.mean(0))
+
+
 def test_statistics_keep_their_type():
     norm = nn.BatchNorm1d(3)
     norm.running_mean = norm.running_mean.half()

@@ -4,6 +4,10 @@ Statistics are the buffers, of any module, named ``running_…`` or ``num_batche
 that follow a generated weight are, for example, the vectors of a spectral norm's power iteration.
 Each of these buffers is replaced by a table ``[tasks, *shape]``. A call gets copies of its task's
 rows, and the changed copies are written back to the tables.
+
+A batch norm's running averages start at mean 0 and variance 1, and of many tasks each is seen
+rarely. So the first 1 / momentum batches of a task count alike, as in a plain mean, and the start
+counts for nothing; from then on the averages are PyTorch's own (`NormStatistics.collect`).
 """
 
 from __future__ import annotations
@@ -69,6 +73,17 @@ class NormStatistics:
             (i for i, name in enumerate(self.names) if name.endswith("num_batches_tracked")), None
         )
         self._synchronised: Tensor | None = None
+        # Of each batch norm whose statistics are its own alone: its name, the index of its count
+        # of batches, and those of its averages. Then the tasks that have seen enough batches.
+        index = {of[0]: i for i, of in enumerate(self.places) if len(of) == 1}
+        self._running = [
+            (owner, index[owner, "num_batches_tracked"], averages)
+            for owner in dict.fromkeys(owner for owner, _ in index)
+            for averages in [[index.get((owner, f"running_{name}")) for name in ("mean", "var")]]
+            if isinstance(module.get_submodule(owner), nn.modules.batchnorm._NormBase)
+            if (owner, "num_batches_tracked") in index and None not in averages
+        ]
+        self._settled: set[int] = set()
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         """Modules and buffer names of all places, buffer by buffer."""
@@ -107,6 +122,7 @@ class NormStatistics:
         """Replace each buffer by a table in which every task's row equals the buffer."""
         buffers = [buffer.detach() for buffer in self.tables(module)]
         self.set_tables(module, [b.expand(tasks, *b.shape).clone() for b in buffers])
+        self._settled.clear()
         if self._counting is not None:
             self._synchronised = self.tables(module)[self._counting].clone()
 
@@ -147,6 +163,44 @@ class NormStatistics:
         for table, value in zip(self.tables(module), values, strict=True):
             table[list(tasks)] = value.to(table.dtype)
 
+    @torch.no_grad()
+    def collect(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+        """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``, one batch later.
+
+        A batch weighs 1 / (number of the task's batches) if that is more than the momentum.
+        """
+        if torch.compiler.is_compiling() or not self._settled.issuperset(tasks):
+            values = self._unbiased(module, tasks, values)
+        if len(tasks) == 1:
+            self.set_row(module, tasks[0], [value[0] for value in values])
+        else:
+            self.set_rows(module, tasks, values)
+
+    def _unbiased(
+        self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]
+    ) -> list[Tensor]:
+        if len(tasks) == 1:  # a list as an index would be compiled anew for each task
+            before = [table.select(0, tasks[0])[None] for table in self.tables(module)]
+        else:
+            before = self.rows(module, tasks)
+        after = list(values)
+        enough = torch.ones(len(tasks), dtype=torch.bool)
+        for owner, count, averages in self._running:
+            momentum = module.get_submodule(owner).momentum
+            if not momentum:  # None is a plain mean already
+                continue
+            seen = after[count]
+            new = seen - before[count]  # more than 1 if one call uses the norm several times
+            weight = 1 - (1 - momentum) ** new
+            factor = (new / seen / weight).nan_to_num(1).clamp(min=1)
+            for i in averages:
+                factors = factor.view(-1, *[1] * (after[i].ndim - 1)).to(after[i].dtype)
+                after[i] = torch.lerp(before[i], after[i], factors)
+            enough = enough.to(seen.device) & (seen * momentum >= 1)
+        if not torch.compiler.is_compiling():
+            self._settled.update(t for t, done in zip(tasks, enough.tolist(), strict=True) if done)
+        return after
+
     def add_row(self, module: nn.Module) -> None:
         """Add rows for one more task, as `row` gives them for None."""
         new = self.row(module, None)
@@ -157,6 +211,7 @@ class NormStatistics:
 
     def remove_row(self, module: nn.Module, task: int) -> None:
         """Remove a task's rows."""
+        self._settled.clear()
         self.set_tables(
             module, [torch.cat([table[:task], table[task + 1 :]]) for table in self.tables(module)]
         )

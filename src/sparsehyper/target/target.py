@@ -171,7 +171,7 @@ class Target(nn.Module):
         statistics = self.statistics.row(self.module, task)
         out, changed = self.run(tuple(tensors), statistics, args, kwargs)
         if changed is not None and task is not None:
-            self.statistics.set_row(self.module, task, changed)
+            self.statistics.collect(self.module, [task], [value[None] for value in changed])
         return out
 
     def run(

@@ -54,6 +54,10 @@ class Evaluation:
         """Mean loss over tasks; all tasks have equal weight."""
         return sum(self.losses) / len(self.losses)
 
+    def is_better_than(self, other: Evaluation) -> bool:
+        """Whether the accuracy is higher or, if both are equal, the loss lower."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
     @property
     def worst_accuracy(self) -> float:
         """Accuracy of `worst_task`."""

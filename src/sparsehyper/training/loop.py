@@ -114,8 +114,8 @@ def train(
             int when the batch is of one task; returns logits ``[batch, outputs]``. It is moved to
             the device; its mode is restored afterwards.
         batches: the training stream; with several processes, this process's share of every batch.
-        validation: images that decide on the best evaluation, early stopping and the plateau
-            schedule.
+        validation: images that decide on the best evaluation (the highest mean accuracy, and of
+            several the one with the lowest loss), early stopping and the plateau schedule.
         config: the settings.
         names: task names, for metrics and errors.
         n_classes: number of classes of each task; outputs beyond it are ignored.
@@ -255,7 +255,7 @@ def train(
                     processes=here,
                 )
                 _check_finite(evaluation, state, run)
-                improved = state.best is None or evaluation.accuracy > state.best.accuracy
+                improved = state.best is None or evaluation.is_better_than(state.best)
                 state.accuracies.append(evaluation.accuracy)
                 if improved:
                     state.best, state.best_step = evaluation, state.step

@@ -28,7 +28,7 @@ import platform
 import secrets
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -128,6 +128,7 @@ class Run:
         config: Mapping[str, Any] | None = None,
         *,
         may_differ: Collection[str] = ("training.steps",),
+        update: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> Self:
         """Open a run to continue it.
 
@@ -135,6 +136,7 @@ class Run:
             path: path of the directory.
             config: if given, it must equal the run's own configuration.
             may_differ: dotted keys that may differ; `record_config` records the new values.
+            update: applied to the run's own configuration first, for one of an earlier version.
 
         Raises:
             FileNotFoundError: there is no run at `path`.
@@ -148,7 +150,7 @@ class Run:
         if run._writes:
             run._lock = lock(run.path)
         try:
-            run._resume(config, may_differ)
+            run._resume(config, may_differ, update)
         except BaseException:
             run.close()
             raise
@@ -356,8 +358,13 @@ class Run:
         about = {"run": run, "config": self.config, "versions": _versions()}
         write_sealed(self._config_path, about)
 
-    def _resume(self, config: Mapping[str, Any] | None, may_differ: Collection[str]) -> None:
-        self.config = read_config(self.path)["config"]
+    def _resume(
+        self,
+        config: Mapping[str, Any] | None,
+        may_differ: Collection[str],
+        update: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.config = update(read_config(self.path)["config"])
         if config is not None:
             given = json_ready(config)
             check_same(f"the run in {self.path}", self.config, given, may_differ)

@@ -161,6 +161,25 @@ def rewritten(finished, tmp_path, change):
     return path
 
 
+def test_a_run_that_left_settings_of_its_target_out_keeps_its_network(with_method, tasks, tmp_path):
+    own, path = with_method("sparse", target="cnn:4,norm=none,pool=stride"), tmp_path / "run"
+    run_experiment(own, path, tasks=tasks, quiet=True)
+    weights = load_run(path).materialize("0-1").state_dict()
+    about = read_sealed(path / "config.json")
+    about["config"]["target"] = "cnn:4"  # as it was written once
+    (path / "config.json").write_text(sealed(about))
+    loaded = load_run(path)
+    assert loaded.experiment.target == own.target
+    for name, tensor in loaded.materialize("0-1").state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    longer = with_steps(loaded.experiment, 6)
+    assert run_experiment(longer, path, tasks=tasks, resume=True, quiet=True)["training"]["steps"]
+    assert read_sealed(path / "config.json")["config"]["target"] == own.target
+    other = replace(longer, target="cnn:4")
+    with pytest.raises(ValueError, match="its `target` is 'cnn:4,norm=none,pool=stride', got"):
+        run_experiment(other, path, tasks=tasks, resume=True, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

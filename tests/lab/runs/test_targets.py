@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from sparsehyper.lab.runs import build_target
-from sparsehyper.lab.runs.targets import UntrustedTargetError, check_trusted, function_of
+from sparsehyper.lab.runs.targets import (
+    UntrustedTargetError,
+    check_trusted,
+    function_of,
+    recorded_target,
+    spelled_out,
+)
 
 
 def count(module):
@@ -19,12 +25,14 @@ def count(module):
         "mlp:32-16",
         "cnn",
         "cnn:8-12",
-        "cnn:8,norm=batch",
+        "cnn:8,norm=none",
+        "cnn:8-12,norm=none,pool=stride",
+        "cnn:4-4-4-4-4-4",
         "resnet",
-        "resnet:depth=14,width=4,norm=batch",
+        "resnet:depth=14,width=4,norm=none",
     ],
 )
-@pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 9)])
+@pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 1, 9)])
 def test_logits_of_any_image_shape(text, image_shape):
     target = build_target(text, image_shape, n_classes=30)
     logits = target(torch.randn(6, *image_shape))
@@ -33,9 +41,54 @@ def test_logits_of_any_image_shape(text, image_shape):
 
 
 def test_a_small_convolutional_networks_parameters():
-    # 3 · 9 · 8 + 8 · 9 · 12, biases or norms, and the head's 12 · 10 + 10.
-    assert count(build_target("cnn:8-12", (3, 32, 32), 10)) == 216 + 864 + 20 + 130
-    assert count(build_target("cnn:8-12,norm=batch", (3, 32, 32), 10)) == 216 + 864 + 2 * 20 + 130
+    # 3 · 9 · 8 + 8 · 9 · 12, biases or norms, and the head's 12 · 4 · 4 · 10 + 10.
+    plain = build_target("cnn:8-12,norm=none", (3, 32, 32), 10)
+    assert count(plain) == 216 + 864 + 20 + 1930
+    assert count(build_target("cnn:8-12", (3, 32, 32), 10)) == 216 + 864 + 2 * 20 + 1930
+    strided = build_target("cnn:8-12,pool=stride,norm=none", (3, 32, 32), 10)
+    assert count(strided) == 216 + 864 + 20 + 130
+
+
+def test_a_convolutional_network_tells_places_apart():
+    """Its last layer sees where something is, unlike one average over the whole image."""
+    image = torch.zeros(2, 1, 32, 32)
+    image[0, 0, 8:10, 8:10] = image[1, 0, 20:22, 20:22] = 1
+    pooled = build_target("cnn:4-8", (1, 32, 32), 3).eval()(image)
+    strided = build_target("cnn:4-8,pool=stride", (1, 32, 32), 3).eval()(image)
+    assert not torch.allclose(pooled[0], pooled[1], atol=1e-4)
+    torch.testing.assert_close(strided[0], strided[1])
+
+
+def test_convolutions_keep_the_size_and_pooling_halves_it():
+    shapes = []
+    target = build_target("cnn:4-5-6", (1, 105, 28), 2)
+    for module in target:
+        module.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[1:])))
+    target(torch.randn(2, 1, 105, 28))
+    halved = [(4, 105, 28), (4, 52, 14), (5, 52, 14), (5, 26, 7), (6, 26, 7), (6, 13, 3)]
+    assert list(dict.fromkeys(shapes)) == [*halved, (6, 4, 3), (72,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "before"),
+    [
+        ("mlp", "mlp:128-64", "mlp:128-64"),
+        ("cnn", "cnn:16-32-64,norm=batch,pool=max", "cnn:16-32-64,norm=none,pool=stride"),
+        ("cnn:8,norm=batch", "cnn:8,norm=batch,pool=max", "cnn:8,norm=batch,pool=stride"),
+        ("cnn:8,pool=max,norm=none", *["cnn:8,norm=none,pool=max"] * 2),
+        (
+            "resnet18/masked:0.9",
+            "resnet:depth=18,width=64,stages=4,norm=batch/masked:0.9",
+            "resnet:depth=18,width=64,stages=4,norm=none/masked:0.9",
+        ),
+        ("mine:net", "mine:net", "mine:net"),
+        ("what", "what", "what"),
+    ],
+)
+def test_every_setting_is_spelled_out_by_the_defaults_of_its_time(text, now, before):
+    assert (spelled_out(text), recorded_target(text)) == (now, before)
+    assert {spelled_out(t) for t in (now, before)} == {now, before}
+    assert recorded_target(now) == now
 
 
 def test_an_mlps_parameters():
@@ -46,7 +99,7 @@ def test_an_mlps_parameters():
 
 
 def test_resnet18_is_that_of_section_41_on_the_stem_for_small_images():
-    plain = build_target("resnet18", (3, 32, 32), 100)
+    plain = build_target("resnet:depth=18,width=64,stages=4,norm=none", (3, 32, 32), 100)
     # The usual one, without norms (9,600), projections (172,032), and with biases (4,800 − 100).
     stem_7x7 = 64 * 3 * (49 - 9)
     projections, norms, head = 172_032, 9_600, 512 * 1000 + 1000
@@ -54,11 +107,14 @@ def test_resnet18_is_that_of_section_41_on_the_stem_for_small_images():
     biases = 64 * 5 + 128 * 4 + 256 * 4 + 512 * 4
     assert count(plain) == usual + biases + 512 * 100 + 100
     assert plain(torch.zeros(1, 3, 32, 32)).shape == (1, 100)
+    shortened = build_target("resnet18", (3, 32, 32), 100)
+    assert count(shortened) == count(plain) - biases + norms - 2 * (128 + 256 + 512)
 
 
 def test_resnet32_is_hes_with_biases_for_norms():
-    assert count(build_target("resnet32", (3, 32, 32), 10)) == 463_018
-    batch_normed = build_target("resnet:depth=32,width=16,norm=batch", (3, 32, 32), 10)
+    plain = build_target("resnet:depth=32,norm=none", (3, 32, 32), 10)
+    assert count(plain) == 463_018
+    batch_normed = build_target("resnet32", (3, 32, 32), 10)
     assert count(batch_normed) == 464_154  # 0.46M in the paper's table 6
     assert not any("conv" in name for name, _ in batch_normed.named_parameters())
     layers = [m for m in batch_normed.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -66,7 +122,7 @@ def test_resnet32_is_hes_with_biases_for_norms():
 
 
 def test_a_shortcut_passes_every_second_pixel_and_pads_channels():
-    block = build_target("resnet:width=4", (1, 8, 8), 2).blocks[1]
+    block = build_target("resnet:width=4,norm=none", (1, 8, 8), 2).blocks[1]
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
     x = torch.rand(2, 4, 8, 8)
@@ -110,7 +166,9 @@ def test_your_own_factory(monkeypatch, tmp_path):
         ("mlp:", ValueError, "'mlp:' must name the widths of its hidden layers"),
         ("mlp:32-0", ValueError, "`target` must be at least 1, got 0 in 'mlp:32-0'"),
         ("cnn:8-x", ValueError, "'cnn:8-x' must name the widths .* or cnn:16-32-64"),
-        ("cnn:8,norm=layer", ValueError, "`norm` must be one of 'none', 'batch'.*got 'layer'"),
+        ("cnn:8,norm=layer", ValueError, "`norm` must be one of 'batch', 'none'.*got 'layer'"),
+        ("cnn:8,pool=mean", ValueError, "`pool` must be one of 'max', 'stride'.*got 'mean'"),
+        ("cnn:8,9", ValueError, "'cnn:8,9' has no setting '9'; a cnn has: norm, pool"),
         ("mlp:32,16", ValueError, "'mlp:32,16' must name the widths"),
         (
             "resnet:layers=8",
@@ -121,7 +179,7 @@ def test_your_own_factory(monkeypatch, tmp_path):
         ("resnet:depth=9", ValueError, r"`depth` must be 6n \+ 2, such as 8.*, got 9"),
         ("resnet:depth=2", ValueError, "`depth` must be at least 8, got 2"),
         ("resnet:width=0", ValueError, "`width` must be at least 1, got 0"),
-        ("resnet:norm=layer", ValueError, "`norm` must be one of 'none', 'batch'; got 'layer'"),
+        ("resnet:norm=layer", ValueError, "`norm` must be one of 'batch', 'none'; got 'layer'"),
         ("no_such_module:net", ImportError, "'no_such_module' cannot be imported"),
     ],
 )

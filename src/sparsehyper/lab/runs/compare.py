@@ -28,7 +28,7 @@ from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
-from sparsehyper.lab.runs.config import Experiment, parse_method
+from sparsehyper.lab.runs.config import Experiment, parse_method, up_to_date
 from sparsehyper.lab.runs.loading import check_run, finished_result
 from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
@@ -203,7 +203,10 @@ def _check_results(path: Path, results: dict[str, Any]) -> None:
     """Raise ``ValueError`` if the results of other data or settings would be overwritten."""
     if path.exists():
         recorded, given = (
-            {**r.get("config", {}), "fingerprint": r.get("tasks", {}).get("fingerprint")}
+            {
+                **up_to_date(r.get("config", {})),
+                "fingerprint": r.get("tasks", {}).get("fingerprint"),
+            }
             for r in (read_json(path), results)
         )
         check_same(

@@ -30,6 +30,7 @@ from sparsehyper.generators import (
 from sparsehyper.heads import HEADS
 from sparsehyper.lab.data import is_source, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
+from sparsehyper.lab.runs.targets import recorded_target, spelled_out
 from sparsehyper.target.initialisation import INIT_RULES
 from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig
@@ -93,7 +94,7 @@ class Experiment:
         data: images and tasks.
         training: settings of the training loop; its ``seed`` is the seed of the whole run.
         method: a generator, or a baseline: ``"experts"`` or ``"shared_trunk"``.
-        target: as `build_target` takes it.
+        target: as `build_target` takes it; kept with every setting spelled out.
         outputs: number of logits of the target, at least the number of classes of the largest
             task, which is the default. More leave room for new tasks with more classes.
         budget: largest number of trainable parameters, of the generator and a trained base, per
@@ -111,8 +112,8 @@ class Experiment:
         augment: any of `sparsehyper.lab.data.AUGMENTATIONS`.
 
     Raises:
-        TypeError, ValueError: an unknown method, or a ``budget`` that is out of range or for a
-            baseline.
+        TypeError, ValueError: an unknown method or setting of the target, or a ``budget`` that is
+            out of range or for a baseline.
 
     >>> experiment = Experiment(DataConfig(tasks="split:2"), TrainConfig(steps=100), budget=4)
     >>> Experiment.from_dict(experiment.to_dict()) == experiment
@@ -137,6 +138,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_type("target", self.target, str, "a string such as 'mlp:128-64'")
+        object.__setattr__(self, "target", spelled_out(self.target))
         check_integer("latent_dim", self.latent_dim, minimum=2, maximum=WIDEST)
         check_number("similarity", self.similarity, minimum=0)
         if self.similarity >= 1:
@@ -204,6 +206,23 @@ class Experiment:
             check_type("augment", values["augment"], (list, tuple), "a list of names")
             values["augment"] = tuple(values["augment"])
         return cls(**values)
+
+
+def up_to_date(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version may have written, as this one writes them.
+
+    All that is read from a file goes through here, so that it keeps its meaning.
+
+    >>> up_to_date({"experiment": {"target": "cnn:8"}, "seed": 0})
+    {'experiment': {'target': 'cnn:8,norm=none,pool=stride'}, 'seed': 0}
+    """
+
+    def updated(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return up_to_date(value)
+        return recorded_target(value) if key == "target" and isinstance(value, str) else value
+
+    return {key: updated(key, value) for key, value in recorded.items()}
 
 
 def parse_method(text: str) -> Generator | str:

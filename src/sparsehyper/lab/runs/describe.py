@@ -28,7 +28,13 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.internals import filters, wiring
-from sparsehyper.lab.runs.loading import LoadedRun, check_fingerprint, finished_result, load_run
+from sparsehyper.lab.runs.loading import (
+    LoadedRun,
+    check_fingerprint,
+    finished_result,
+    load_run,
+    read_run_config,
+)
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate
@@ -86,7 +92,7 @@ def describe_run(
     path = Path(directory)
     loaded = load_run(path, trust=trust)
     experiment, info, model = loaded.experiment, loaded.tasks, loaded.model
-    recorded = read_config(path)
+    versions = read_config(path).get("versions", {})
     result = None if is_adapted(path) else finished_result(path, experiment)
     split = "test" if result else "val"
     tasks, missing = _load_run_tasks(path, loaded, data_dir)
@@ -111,8 +117,8 @@ def describe_run(
     described: dict[str, Any] = {
         "kind": "run",
         "name": path.resolve().name,
-        "config": _without_tasks(recorded["config"]),
-        "versions": recorded.get("versions", {}),
+        "config": _without_tasks(read_run_config(path)),
+        "versions": versions,
         "missing": missing,
         "split": split,
         "evaluation": _without(evaluation, "accuracies", "losses"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import Split, parse_tasks
-from sparsehyper.lab.runs.config import Experiment
+from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.setup import TaskInfo, build_model
 from sparsehyper.lab.runs.targets import check_trusted
 from sparsehyper.lab.runs.task_list import TaskList, is_adapted
@@ -85,7 +85,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
     path = Path(directory)
     experiment = read_experiment(path, trust=trust)
     try:
-        info = TaskInfo.from_dict(_read_config(path)["resolved"]["tasks"])
+        info = TaskInfo.from_dict(read_run_config(path)["resolved"]["tasks"])
     except _MALFORMED as error:
         raise _damaged(path, error) from error
     try:
@@ -125,7 +125,7 @@ def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = 
         UntrustedTargetError: its target is a function that ``trust`` does not contain.
     """
     path = Path(directory)
-    config = _read_config(path)
+    config = read_run_config(path)
     try:
         settings = {name: value for name, value in config.items() if name != "resolved"}
         experiment = Experiment.from_dict(settings)
@@ -172,7 +172,7 @@ def check_run(
         ValueError: it has another experiment or other data; the message names the setting.
     """
     path = Path(directory)
-    recorded = _read_config(path)
+    recorded = read_run_config(path)
     try:
         found = recorded["resolved"]["tasks"]["fingerprint"]
     except _MALFORMED as error:
@@ -190,13 +190,21 @@ def check_fingerprint(directory: Path, recorded: str, found: str) -> None:
         )
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_run_config(directory: Path) -> dict[str, Any]:
+    """The configuration of a run, `up_to_date`.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_experiment`.
+    """
     config = read_config(directory)["config"]
     if "resolved" not in config:
         raise CheckpointError(
             f"{directory / 'config.json'} is damaged: it has no resolved configuration"
         )
-    return config
+    try:
+        return up_to_date(config)
+    except _MALFORMED as error:
+        raise _damaged(directory, error) from error
 
 
 def _damaged(directory: Path, error: Exception) -> CheckpointError:

@@ -18,7 +18,7 @@ from torch import nn
 from sparsehyper._util.checks import check_choice
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs.config import Experiment
+from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
     check_fingerprint,
@@ -80,7 +80,7 @@ def run_experiment(
         if finished is not None:
             with open_checkpoint(path, "best", read_config(path)["run"]):
                 return finished  # its checkpoint is intact
-        run = Run.open(path, config, may_differ=MAY_DIFFER)
+        run = Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date)
     else:
         run = Run.create(path, config)
     with run:

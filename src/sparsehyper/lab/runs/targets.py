@@ -2,16 +2,23 @@
 
 ==============================  ===================================================================
 ``mlp:128-64``                  flattened image, hidden layers of these widths with ReLU between
-``cnn:16-32-64``                3×3 convolutions of stride 2 with these channels, ReLU after each;
-                                ``,norm=none`` (default) or ``,norm=batch``
-``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=none`` (default) or ``batch``
-``resnet32``                    short for ``resnet:depth=32,width=16,norm=none``
-``resnet18``                    short for ``resnet:depth=18,width=64,stages=4,norm=none``
+``cnn:16-32-64``                blocks of these channels: a 3×3 convolution, norm, ReLU and 2×2
+                                max-pooling; then at most 4×4 averages of each channel, flattened,
+                                and a linear layer. ``,norm=batch`` (default) or ``,norm=none``;
+                                ``,pool=max`` (default) or ``,pool=stride``: convolutions of stride
+                                2 and one average of each channel, cheaper and much less accurate
+``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=batch`` (default) or ``none``
+``resnet32``                    short for ``resnet:depth=32,width=16``
+``resnet18``                    short for ``resnet:depth=18,width=64,stages=4``
 ``package.module:function``     the user's own, called as ``function(image_shape, n_classes)``
 ``…/masked:0.9``                any of them with this share of its weights fixed at zero, at random
                                 positions that all tasks share and that follow from the seed
                                 (`sparsehyper.adapters`)
 ==============================  ===================================================================
+
+An experiment writes every setting of a built-in target (`spelled_out`), so that no later default
+changes what was trained. Runs and studies older than that left settings out; `recorded_target`
+gives these the defaults of their time, when a ``cnn`` had stride 2 and no norm.
 
 A function of the user's has the signature
 
@@ -21,7 +28,7 @@ where ``image_shape`` is (channels, height, width) and ``n_classes`` the number 
 module must be importable, for example from a directory on ``PYTHONPATH``. It is code, so it is
 imported and called only if the user names it, never because a file does (`check_trusted`).
 
-All targets take float32 images ``[batch, channels, height, width]`` and return logits
+All targets take float32 images ``[batch, channels, height, width]`` of any size and return logits
 ``[batch, n_classes]``.
 
 Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
@@ -36,7 +43,7 @@ import importlib
 import math
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -47,15 +54,29 @@ from torch.nn import functional as F
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_type
 from sparsehyper.target.adapters import masked
 
-_DEFAULT_MLP, _DEFAULT_CNN = "128-64", "16-32-64"
-_TARGET_NORMS = ("none", "batch")
+_TARGET_NORMS, _POOLS = ("batch", "none"), ("max", "stride")
+_MOST_AVERAGES = 4  # along each side of the image, for the last layer of a cnn
 _ABBREVIATIONS = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
 _FORMS = (
-    "mlp:128-64  cnn:16-32-64,norm=none|batch  resnet:depth=8,width=16,norm=none|batch  resnet32  "
-    "resnet18  package.module:function; any with /masked:0.9"
+    "mlp:128-64  cnn:16-32-64,norm=batch|none,pool=max|stride  "
+    "resnet:depth=8,width=16,norm=batch|none  resnet32  resnet18  package.module:function; any "
+    "with /masked:0.9"
 )
-_RESNET_SETTINGS = ("depth", "width", "stages", "norm")
-_BUILT_IN = ("mlp", "cnn", "resnet")
+
+_Settings = dict[str, str | int]
+
+# The settings of built-in targets, in the order in which they are spelled out.
+_DEFAULTS: dict[str, _Settings] = {
+    "mlp": {"widths": "128-64"},
+    "cnn": {"widths": "16-32-64", "norm": "batch", "pool": "max"},
+    "resnet": {"depth": 8, "width": 16, "stages": 3, "norm": "batch"},
+}
+# What they were when files did not spell them out.
+_FORMER_DEFAULTS: dict[str, _Settings] = {
+    "mlp": _DEFAULTS["mlp"],
+    "cnn": {"widths": "16-32-64", "norm": "none", "pool": "stride"},
+    "resnet": {"depth": 8, "width": 16, "stages": 3, "norm": "none"},
+}
 
 
 class UntrustedTargetError(ValueError):
@@ -95,21 +116,33 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
         seed = torch.initial_seed() % 2**63
         whole = build_target(text, image_shape, n_classes)
         return masked(whole, _sparsity(mask, text), seed=seed)
-    kind, colon, rest = _ABBREVIATIONS.get(text, text).partition(":")
-    if kind == "mlp":
-        return _mlp(_widths(rest if colon else _DEFAULT_MLP, text), image_shape, n_classes)
-    if kind == "cnn":
-        widths, comma, setting = (rest if colon else _DEFAULT_CNN).partition(",")
-        name, _, norm = setting.partition("=") if comma else ("norm", "=", "none")
-        if name != "norm":
-            raise ValueError(f"`target` {text!r} has no setting {name!r}; a cnn has: norm")
-        check_choice("norm", norm, _TARGET_NORMS)
-        return _cnn(_widths(widths, text), image_shape, n_classes, norm)
-    if kind == "resnet":
-        return ResNet(image_shape, n_classes, **_resnet_settings(rest, text))
+    if (found := _parsed(text, _DEFAULTS)) is not None:
+        kind, settings = found
+        return _BUILDERS[kind](image_shape, n_classes, **settings)
     if function_of(text) is not None:
-        return _from_factory(kind, rest, image_shape, n_classes)
+        return _from_factory(text, image_shape, n_classes)
     raise ValueError(f"`target` {text!r} is unknown; forms: {_FORMS}")
+
+
+def spelled_out(text: str) -> str:
+    """A target with every setting written; a function of the user's stays as it is.
+
+    Raises:
+        ValueError: an unknown setting of a built-in target.
+
+    >>> spelled_out("cnn:8-16/masked:0.5"), spelled_out("resnet32")
+    ('cnn:8-16,norm=batch,pool=max/masked:0.5', 'resnet:depth=32,width=16,stages=3,norm=batch')
+    """
+    return _spelled_out(text, _DEFAULTS)
+
+
+def recorded_target(text: str) -> str:
+    """A target from a file, with every setting; those left out had other defaults at the time.
+
+    >>> recorded_target("cnn:8-16"), recorded_target("cnn:8-16,norm=batch,pool=max")
+    ('cnn:8-16,norm=none,pool=stride', 'cnn:8-16,norm=batch,pool=max')
+    """
+    return _spelled_out(text, _FORMER_DEFAULTS)
 
 
 def function_of(text: str) -> str | None:
@@ -120,7 +153,7 @@ def function_of(text: str) -> str | None:
     """
     text = text.partition("/")[0]
     kind = _ABBREVIATIONS.get(text, text).partition(":")[0]
-    return text if kind not in _BUILT_IN and re.fullmatch(r"\w+(\.\w+)*:\w+", text) else None
+    return text if kind not in _DEFAULTS and re.fullmatch(r"\w+(\.\w+)*:\w+", text) else None
 
 
 def check_trusted(text: str, trust: Collection[str], source: object) -> None:
@@ -146,25 +179,34 @@ def check_trusted(text: str, trust: Collection[str], source: object) -> None:
         )
 
 
-def _mlp(hidden: list[int], image_shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+def _mlp(image_shape: tuple[int, int, int], n_classes: int, *, widths: str) -> nn.Sequential:
     """A multilayer perceptron with ReLU after every layer but the last."""
-    widths = [math.prod(image_shape), *hidden]
+    sizes = [math.prod(image_shape), *_numbers(widths)]
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in pairwise(widths):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
 
 
 def _cnn(
-    channels: list[int], image_shape: tuple[int, int, int], n_classes: int, norm: str
+    image_shape: tuple[int, int, int], n_classes: int, *, widths: str, norm: str, pool: str
 ) -> nn.Sequential:
-    """Convolutions that halve the image's sides, global average pooling and a linear layer."""
-    widths = [image_shape[0], *channels]
+    """Convolutions that each halve the image's sides, averages over places, and a linear layer."""
+    check_choice("norm", norm, _TARGET_NORMS)
+    check_choice("pool", pool, _POOLS)
+    channels, height, width = image_shape
     layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(widths):
-        layers += [_convolution(n_in, n_out, 2, norm), nn.ReLU()]
-    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pooled, nn.Linear(widths[-1], n_classes))
+    for n_out in _numbers(widths):
+        layers += [_convolution(channels, n_out, 2 if pool == "stride" else 1, norm), nn.ReLU()]
+        channels = n_out
+        if pool == "max" and max(height, width) > 1:
+            window = min(2, height), min(2, width)
+            layers.append(nn.MaxPool2d(window))
+            height, width = height // window[0], width // window[1]
+    most = 1 if pool == "stride" else _MOST_AVERAGES
+    averages = min(height, most), min(width, most)
+    pooled = [nn.AdaptiveAvgPool2d(averages), nn.Flatten()]
+    return nn.Sequential(*layers, *pooled, nn.Linear(channels * math.prod(averages), n_classes))
 
 
 class ResNet(nn.Module):
@@ -176,14 +218,14 @@ class ResNet(nn.Module):
         depth: number of layers with weights, 2 · stages · n + 2 for n blocks per stage.
         width: channels of the first stage; each further stage has twice as many.
         stages: number of stages; each after the first halves the sides of the images.
-        norm: ``"none"`` or ``"batch"`` after every convolution.
+        norm: ``"batch"`` or ``"none"`` after every convolution.
 
     Raises:
         ValueError: a depth that is not 2 · stages · n + 2, a width or number of stages below 1, or
             an unknown norm.
 
     >>> sum(p.numel() for p in ResNet((3, 32, 32), 10, depth=32).parameters())
-    463018
+    464154
     """
 
     def __init__(
@@ -194,7 +236,7 @@ class ResNet(nn.Module):
         depth: int = 8,
         width: int = 16,
         stages: int = 3,
-        norm: str = "none",
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         check_integer("width", width, minimum=1, maximum=WIDEST)
@@ -255,44 +297,65 @@ def _sparsity(text: str, target: str) -> float:
     )
 
 
-def _widths(text: str, whole: str) -> list[int]:
+def _numbers(widths: str) -> list[int]:
+    return [int(width) for width in widths.split("-")]
+
+
+def _parsed(text: str, defaults: Mapping[str, _Settings]) -> tuple[str, dict[str, Any]] | None:
+    """Kind and settings of a built-in target, without a mask; None for any other."""
+    kind, colon, rest = _ABBREVIATIONS.get(text, text).partition(":")
+    if kind not in defaults:
+        return None
+    settings = dict(defaults[kind])
+    items = rest.split(",") if rest else []
+    named = [name for name in settings if name != "widths"]
+    if colon and "widths" in settings:
+        settings["widths"] = items.pop(0) if named and items else rest
+        items = items if named else []
+        _check_widths(str(settings["widths"]), text)
+    for item in filter(None, items):
+        name, _, value = item.partition("=")
+        if name not in named:
+            raise ValueError(
+                f"`target` {text!r} has no setting {name!r}; a {kind} has: {', '.join(named)}"
+            )
+        settings[name] = value if isinstance(settings[name], str) else _integer(name, value, text)
+    return kind, settings
+
+
+def _spelled_out(text: str, defaults: Mapping[str, _Settings]) -> str:
+    text, slash, mask = text.partition("/")
+    if (found := _parsed(text, defaults)) is not None:
+        kind, settings = found
+        written = [v if k == "widths" else f"{k}={v}" for k, v in settings.items()]
+        text = f"{kind}:{','.join(written)}"
+    return text + slash + mask
+
+
+def _check_widths(widths: str, whole: str) -> None:
     try:
-        widths = [int(width) for width in text.split("-")]
+        numbers = _numbers(widths)
     except ValueError:
-        widths = []
-    for width in widths:
-        check_integer("target", width, minimum=1, maximum=WIDEST, context=f" in {whole!r}")
-    if not widths:
+        examples = " or ".join(f"{k}:{v['widths']}" for k, v in _DEFAULTS.items() if "widths" in v)
         raise ValueError(
             f"`target` {whole!r} must name the widths of its hidden layers, each at least 1, "
-            f"such as mlp:{_DEFAULT_MLP} or cnn:{_DEFAULT_CNN}"
-        )
-    return widths
+            f"such as {examples}"
+        ) from None
+    for width in numbers:
+        check_integer("target", width, minimum=1, maximum=WIDEST, context=f" in {whole!r}")
 
 
-def _resnet_settings(text: str, whole: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        name, _, value = item.partition("=")
-        if name not in _RESNET_SETTINGS:
-            valid = ", ".join(_RESNET_SETTINGS)
-            raise ValueError(f"`target` {whole!r} has no setting {name!r}; a resnet has: {valid}")
-        if name == "norm":
-            settings[name] = value
-            continue
-        try:
-            settings[name] = int(value)
-        except ValueError:
-            raise ValueError(
-                f"`{name}` of `target` {whole!r} must be an integer, got {value!r}"
-            ) from None
-    return settings
+def _integer(name: str, value: str, whole: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"`{name}` of `target` {whole!r} must be an integer, got {value!r}"
+        ) from None
 
 
-def _from_factory(
-    module: str, function: str, image_shape: tuple[int, int, int], n_classes: int
-) -> nn.Module:
-    text = f"{module}:{function}"
+def _from_factory(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+    module, _, function = text.partition(":")
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
@@ -315,3 +378,6 @@ def _from_factory(
     if not isinstance(target, nn.Module):
         raise TypeError(f"`target` {text!r} must return an nn.Module, got {target!r}")
     return target
+
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet": ResNet}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from sparsehyper._util.checks import MOST_WORKERS, check_integer
 from sparsehyper._util.files import parse_json, read_file, replaced
 from sparsehyper.lab.data import SharedTasks, Source
-from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.runs.config import DataConfig, Experiment, up_to_date
 from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
 from sparsehyper.training.directory import check_same, json_ready
@@ -113,7 +113,7 @@ def run_cells(
     recorded = read_cells(directory)
     for cell in cells:
         if cell.name in recorded:
-            settings = _with_defaults(recorded[cell.name]["settings"])
+            settings = _with_defaults(up_to_date(recorded[cell.name]["settings"]))
             what = f"cell {cell.name!r} of {directory / CELLS}"
             check_same(what, settings, json_ready(cell.settings), ())
     todo = [cell for cell in cells if cell.name not in recorded]
@@ -145,7 +145,11 @@ def run_cells(
         raise RuntimeError(
             f"{len(failed)} of {len(todo)} cells failed; the others are kept. {name}: {error}"
         )
-    return {cell.name: recorded[cell.name] for cell in cells}
+    return {
+        cell.name: {**result, "settings": up_to_date(result["settings"])}
+        for cell in cells
+        for result in [recorded[cell.name]]
+    }
 
 
 def read_cells(directory: Path) -> dict[str, dict[str, Any]]:

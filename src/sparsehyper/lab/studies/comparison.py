@@ -35,7 +35,7 @@ from sparsehyper.lab.studies.pages import (
 )
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, Space, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import CNN, run_trainings, training
+from sparsehyper.lab.studies.trainings import CNN, RESNETS, run_trainings, training
 from sparsehyper.layout import count_numbers
 
 # Method → its description, and the search space beside the learning rate, defaults first.
@@ -195,7 +195,7 @@ class Comparison(Study):
         full = {
             name: replace(
                 tasks,
-                target="mlp:400-400-400" if tasks.target.startswith("mlp") else "resnet32",
+                target="mlp:400-400-400" if tasks.target.startswith("mlp") else RESNETS["resnet32"],
                 steps=_EPOCHS * _EPOCH_IMAGES[name] // _BATCH,
                 images=_BATCH // tasks.tasks_per_batch,
                 methods=tuple(COMPARED_METHODS),
@@ -208,9 +208,9 @@ class Comparison(Study):
             ("CIFAR-10 5×2", "cifar10", "split:2"),
             ("CIFAR-100 10×10", "cifar100", "split:10"),
         ):
-            for target in ("resnet32", "resnet18"):
+            for network, target in RESNETS.items():
                 one = replace(ten_by_two, data=DataConfig(source, maker), target=target)
-                full[f"{name}, {target}"] = replace(one, searched_on="CIFAR-10 5×2, resnet32")
+                full[f"{name}, {network}"] = replace(one, searched_on="CIFAR-10 5×2, resnet32")
         return cls(full, patience=10, device="auto")
 
     def task_sets(self) -> list[DataConfig]:

@@ -42,7 +42,7 @@ from sparsehyper.lab.studies.pages import (
 )
 from sparsehyper.lab.studies.search import with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import CNN, training
+from sparsehyper.lab.studies.trainings import CNN, RESNETS, training
 
 # Method → description of its generator.
 NEW_TASK_GENERATORS = {
@@ -184,7 +184,7 @@ class NewTasks(Study):
     @classmethod
     def smoke(cls) -> NewTasks:
         methods = (_REFERENCE, *_RIVALS, *LEARNERS, _RECOMMENDED)
-        cnn = "cnn:32-48,norm=batch"
+        cnn = "cnn:32-48,norm=batch,pool=stride"
         pairs = Family("digits", "split:2,all", 3, methods, ("norm", *_THEN), cnn, steps=20)
         some = Family("digits", "split:0-1,2-3,0-2", (2,), _MAIN, (), "mlp:400", 20, 2)
         return cls({"pairs": pairs, "re-paired": some}, 2, (1, 5, None), (5, 5, 5))
@@ -195,7 +195,7 @@ class NewTasks(Study):
 
     @classmethod
     def full(cls) -> NewTasks:
-        targets = {Family.target: ("mlp:400-400-400", 30_000), CNN: ("resnet32", 60_000)}
+        targets = {Family.target: ("mlp:400-400-400", 30_000), CNN: (RESNETS["resnet32"], 60_000)}
         full = {}
         for name, family in _CPU.items():
             target, steps = targets[family.target]

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import parse_json, read_file
 from sparsehyper.lab.data import SharedTasks, TaskSet
-from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.runs.config import DataConfig, Experiment, up_to_date
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.lab.studies.trainings import trained
 from sparsehyper.training import CheckpointError, NonFiniteError
@@ -182,7 +182,7 @@ def _recorded_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any
         if not isinstance(recorded, dict):
             raise _damaged(f"{path} is damaged: its first line is not an object")
         try:
-            check_same(f"the search in {path}", recorded, json_ready(settings), ())
+            check_same(f"the search in {path}", up_to_date(recorded), json_ready(settings), ())
         except RecursionError as error:
             raise _damaged(f"{path} is damaged: {error}") from error
     if len(whole) < len(content):

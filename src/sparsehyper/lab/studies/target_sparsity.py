@@ -30,7 +30,14 @@ from sparsehyper.lab.studies.intervals import claim_of
 from sparsehyper.lab.studies.pages import Table, by_method, panels, percent, points, searches_table
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import CNN, chunked_within, measured, trained, training
+from sparsehyper.lab.studies.trainings import (
+    CNN,
+    RESNETS,
+    chunked_within,
+    measured,
+    trained,
+    training,
+)
 from sparsehyper.layout import count_numbers
 
 # Method → its description, and its budget ÷ the parameters that are not masked.
@@ -122,7 +129,7 @@ class TargetSparsity(Study):
 
     @classmethod
     def full(cls) -> TargetSparsity:
-        larger = (("mlp:400-400-400", 30_000), ("resnet32", 60_000))
+        larger = (("mlp:400-400-400", 30_000), (RESNETS["resnet32"], 60_000))
         return cls(
             {
                 name: replace(tasks, target=target, steps=steps, images=30)

@@ -18,7 +18,12 @@ from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.training import NonFiniteError, TrainConfig, TrainResult, evaluate, train
 
-CNN = "cnn:16-32-64,norm=batch"  # target of the studies on colour images
+# Targets of the studies on colour images.
+CNN = "cnn:16-32-64,norm=batch,pool=stride"
+RESNETS = {
+    "resnet32": "resnet:depth=32,norm=none",
+    "resnet18": "resnet:depth=18,width=64,stages=4,norm=none",
+}
 _TIMED_MODELS = 9  # their median time counts
 _HIDDEN_WIDTHS = (128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 
