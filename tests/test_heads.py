@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from helpers.small_tasks import samples
 from sparsehyper import HyperNetwork, Prototypes, Ridge, Sparse, TaskEmbedding
-from sparsehyper.heads import Head, SolvedHead, head_from_config
+from sparsehyper.heads import Head, SolvedHead, ends_in_linear, head_from_config
 
 NAMES = ["a", "b", "c"]
 KINDS = [Ridge(), Prototypes()]
@@ -208,7 +208,7 @@ def test_what_cannot_have_a_head_is_an_error() -> None:
     hnet = HyperNetwork(cut, Sparse(), TaskEmbedding(NAMES, 8), head=Ridge())
     with pytest.raises(ValueError, match=r"5 features, \[n, 5\], got \[4, 2\]"):
         hnet(torch.randn(4, 6), task=0)
-    with pytest.raises(ValueError, match="'nothing'.*'fc', 'body'"):
+    with pytest.raises(ValueError, match=r"'nothing'.*'fc', 'body'"):
         HyperNetwork(LastDeclaredFirst(), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge("nothing"))
     with pytest.raises(ValueError, match="no layer inside it"):
         HyperNetwork(nn.Linear(3, 2), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge())
@@ -220,15 +220,31 @@ def test_what_cannot_have_a_head_is_an_error() -> None:
         plain(x, task=0, solve_for=y)
     with pytest.raises(ValueError, match="needs a hypernetwork with a `head`"):
         plain.solve_head("a", (x, y))
-    with pytest.raises(ValueError, match="`targets` must be one of .*; got 'words'"):
+    with pytest.raises(ValueError, match=r"`targets` must be one of .*; got 'words'"):
         Ridge(targets="words")
     headed = made(Ridge())
     with pytest.raises(ValueError, match="must hold at least one"):
         headed.solve_head("a", (x[:0], y[:0]))
-    with pytest.raises(KeyError, match="unknown `task` .*z"):
+    with pytest.raises(KeyError, match=r"unknown `task` .*z"):
         headed.solve_head("z", (x, y))
 
 
 def test_heads_that_are_not_solved_yet_guess() -> None:
     head = SolvedHead(Ridge(), nn.Linear(4, 3), 2)
     assert not head(torch.randn(5, 4), 1).any()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), True),
+        (LastDeclaredFirst(), False),
+        (nn.Linear(6, 3), False),
+        (nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), False),
+        (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3), nn.Softmax(1)), False),
+        (nn.Sequential(nn.Conv1d(1, 3, 6), nn.Flatten()), False),
+    ],
+)
+def test_a_target_ends_in_a_linear_layer_or_not(module: nn.Module, expected: bool) -> None:
+    x = torch.randn(4, 1, 6) if "Conv1d" in repr(module) else torch.randn(4, 6)
+    assert ends_in_linear(module, x) is expected

@@ -292,6 +292,34 @@ class SolvedHead(nn.Module):
         return targets, targets.sum(0) > 0
 
 
+@torch.no_grad()
+def ends_in_linear(target: nn.Module, *args: Any) -> bool:
+    """Whether the linear layer that a target declares last follows others and is its output.
+
+    Args:
+        target: the target, in evaluation mode.
+        *args: its arguments.
+    """
+    try:
+        name, layer = Head().find(target)
+    except ValueError:
+        return False
+    outputs: list[Any] = []
+    hook = layer.register_forward_hook(lambda _, __, out: outputs.append(out))
+    try:
+        found = target(*args)
+    finally:
+        hook.remove()
+    trained = [n for n, p in target.named_parameters() if p.requires_grad]
+    return (
+        any(not n.startswith(f"{name}.") for n in trained)
+        and len(outputs) == 1
+        and isinstance(found, Tensor)
+        and found.shape == outputs[0].shape
+        and torch.equal(found, outputs[0])
+    )
+
+
 def without_layer(target: nn.Module, name: str) -> nn.Module:
     """Replace a layer by one that passes its input on, in place; returns the module."""
     owner, attribute = owner_of(target, name)

@@ -186,7 +186,7 @@ class NormStatistics:
         after = list(values)
         enough = torch.ones(len(tasks), dtype=torch.bool)
         for owner, count, averages in self._running:
-            momentum = module.get_submodule(owner).momentum
+            momentum = vars(module.get_submodule(owner)).get("momentum")
             if not momentum:  # None is a plain mean already
                 continue
             seen = after[count]

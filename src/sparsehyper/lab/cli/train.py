@@ -67,7 +67,7 @@ def train(
         experiment = experiment_from(options, _config(method), budget=budget)
         if options["head"] is None and isinstance(experiment.method, Generator):
             tasks = load_tasks(experiment.data, data_dir)
-            options["head"] = usual_head(tasks.classes)
+            options["head"] = usual_head(experiment, tasks)
             experiment = experiment_from(options, _config(method), budget=budget)
     result = run_experiment(
         experiment, out, tasks=tasks, data_dir=data_dir, resume=resume, quiet=quiet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
 from sparsehyper.generators.base import BudgetError
-from sparsehyper.heads import HEADS, Ridge
+from sparsehyper.heads import HEADS, Ridge, ends_in_linear
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
@@ -189,13 +189,17 @@ def build_model(
     )
 
 
-def usual_head(classes: Sequence[Sequence[str]]) -> str:
-    """The head to choose for tasks with these class names, as `Experiment` takes it.
+def usual_head(experiment: Experiment, tasks: TaskSet) -> str:
+    """The head to choose for an experiment's tasks and target, as `Experiment` takes it.
 
-    >>> usual_head([("shirt", "coat"), ("sandal", "boot")]), usual_head([("ok", "bad")] * 3)
-    ('ridge', 'generated')
+    It is ``"ridge"`` where tasks have classes of their own and the target ends in a linear layer
+    after other layers.
     """
-    return Ridge.kind if len(set(map(tuple, classes))) > 1 else GENERATED
+    if len(set(tasks.classes)) == 1:
+        return GENERATED
+    with _seeded(0):
+        target = _build_target(experiment, tasks).eval()
+    return Ridge.kind if ends_in_linear(target, torch.zeros(2, *tasks.image_shape)) else GENERATED
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
