@@ -101,7 +101,11 @@ def test_damaged_profiles_are_told(copied):
     rewrite(copied, tensors, format=9)
     with pytest.raises(CheckpointError, match="has format 9, this version reads format 1"):
         read_profiles(loaded)
-    rewrite(copied, tensors, format=1, tasks=["bags", "shoes"])
+    rewrite(copied, tensors, format=1, run="another")
+    with pytest.raises(CheckpointError, match=r"profiles.json belongs to another run"):
+        read_profiles(loaded)
+    own = json.loads((copied / "config.json").read_text())["run"]
+    rewrite(copied, tensors, run=own, tasks=["bags", "shoes"])
     file = copied / "profiles.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(CheckpointError, match="it is not what was written"):
