@@ -36,13 +36,13 @@ def copied(original, tmp_path) -> Path:
     return Path(shutil.copytree(original / "run", tmp_path / "run"))
 
 
-def rewrite(run: Path, tensors: dict[str, torch.Tensor], **changes: object) -> None:
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor], **changes: object) -> None:
     """Write other profiles, as a stranger might, with digests that fit."""
     data = safetensors.torch.save(tensors)
-    (run / "profiles.safetensors").write_bytes(data)
-    record = read_sealed(run / "profiles.json")
+    (folder / "profiles.safetensors").write_bytes(data)
+    record = read_sealed(folder / "profiles.json")
     record["tensors"] = hashlib.sha256(data).hexdigest()
-    write_sealed(run / "profiles.json", {**record, **changes})
+    write_sealed(folder / "profiles.json", {**record, **changes})
 
 
 def test_training_writes_what_the_images_of_each_task_look_like(original):
