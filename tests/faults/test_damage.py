@@ -19,6 +19,7 @@ from helpers.toy import Model, same
 from sparsehyper import HyperNetwork
 from sparsehyper.lab.runs import build_target, change_tasks, load_run, read_experiment
 from sparsehyper.lab.runs.loading import finished_result
+from sparsehyper.lab.runs.profiles import read_profiles
 from sparsehyper.training import CheckpointError, Evaluation, Run, TrainConfig
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.optim import build_optimizer
@@ -39,7 +40,7 @@ def read_all(path):
     if (path / "config.json").exists() and not (path / "checkpoints").exists():
         HyperNetwork.load(path, make_target())
         return
-    load_run(path)
+    read_profiles(load_run(path))
     finished_result(path, read_experiment(path))
     if not (path / "tasks.json").exists():
         Run(path).read_metrics()
@@ -109,7 +110,8 @@ def test_files_cut_short_or_gone(whole, tmp_path, kind, trials, record_figures):
         ends |= set(random.Random(1).sample(range(len(content)), min(more, len(content))))
         for end in (None, *sorted(ends)):
             damaged(file, None if end is None else content[:end])
-            if name.name not in ("result.json", "tasks.json") or end is not None:
+            optional = ("result.json", "tasks.json", "profiles.json")
+            if name.name not in optional or end is not None:
                 notice(path, file)
                 tried += 1
             damaged(file, content)

@@ -36,13 +36,13 @@ def copied(original, tmp_path) -> Path:
     return Path(shutil.copytree(original / "run", tmp_path / "run"))
 
 
-def rewrite(run: Path, tensors: dict[str, torch.Tensor], **changes: object) -> None:
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor], **changes: object) -> None:
     """Write other profiles, as a stranger might, with digests that fit."""
     data = safetensors.torch.save(tensors)
-    (run / "profiles.safetensors").write_bytes(data)
-    record = read_sealed(run / "profiles.json")
+    (folder / "profiles.safetensors").write_bytes(data)
+    record = read_sealed(folder / "profiles.json")
     record["tensors"] = hashlib.sha256(data).hexdigest()
-    write_sealed(run / "profiles.json", {**record, **changes})
+    write_sealed(folder / "profiles.json", {**record, **changes})
 
 
 def test_training_writes_what_the_images_of_each_task_look_like(original):
@@ -101,7 +101,11 @@ def test_damaged_profiles_are_told(copied):
     rewrite(copied, tensors, format=9)
     with pytest.raises(CheckpointError, match="has format 9, this version reads format 1"):
         read_profiles(loaded)
-    rewrite(copied, tensors, format=1, tasks=["bags", "shoes"])
+    rewrite(copied, tensors, format=1, run="another")
+    with pytest.raises(CheckpointError, match=r"profiles.json belongs to another run"):
+        read_profiles(loaded)
+    own = json.loads((copied / "config.json").read_text())["run"]
+    rewrite(copied, tensors, run=own, tasks=["bags", "shoes"])
     file = copied / "profiles.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(CheckpointError, match="it is not what was written"):

@@ -1,7 +1,8 @@
 """The profiles of a run's tasks, by which `predict` tells the task of images.
 
 ========================  =========================================================================
-``profiles.json``         names of the tasks, in order; digests of the numbers and of the checkpoint
+``profiles.json``         names of the tasks, in order; id of the run, digests of the numbers and of
+                          the checkpoint
 ``profiles.safetensors``  the numbers, as `TaskProfiles.to_tensors` names them
 ========================  =========================================================================
 
@@ -32,10 +33,11 @@ from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.loading import LoadedRun
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.saving import read_tensors
+from sparsehyper.training.directory import read_id
 
 _FORMAT = 1
 _ABOUT, _TENSORS = "profiles.json", "profiles.safetensors"
-_MOST_IMAGES = 1000  # of a task, in each split
+_MOST_IMAGES = 500  # of a task, in each split
 
 
 def make_profiles(model: HyperNetwork, tasks: TaskSet) -> TaskProfiles:
@@ -56,6 +58,7 @@ def write_profiles(directory: Path, profiles: TaskProfiles, digests: str) -> Non
         file.write(safetensors.torch.save(tensors))
     record = {
         "format": _FORMAT,
+        "run": read_id(directory),
         "checkpoint": _hash(digests),
         "tensors": digest(directory / _TENSORS),
         "tasks": list(profiles.tasks),
@@ -90,6 +93,8 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
         raise CheckpointError(
             f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
         )
+    if record.get("run") != read_id(loaded.directory):
+        raise CheckpointError(f"{path} belongs to another run")
     if record.get("checkpoint") != _hash(loaded.digests):
         return None  # training went on
     file = loaded.directory / _TENSORS
