@@ -23,7 +23,7 @@ OPTIONS = {
         "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
-        "--split", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",
+        "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",
     },
     "inspect": {
         "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",
