@@ -242,6 +242,7 @@ class TaskList:
                 continue
             needed = own
             if entry.model is not None:
+                self._check_outputs(entry, path)  # before anything of their size is built
                 built = (build_ordinary(experiment, info, n) for n in entry.model.outputs)
                 needed = tensors_of(list(built))
             for name in needed:
@@ -254,6 +255,16 @@ class TaskList:
             if name not in expected:
                 raise CheckpointError(f"{path} is damaged: unexpected tensor {name!r}")
             check_like(name, tensor, expected[name], path)
+
+    def _check_outputs(self, entry: TaskEntry, path: Path) -> None:
+        assert entry.model is not None
+        for i, outputs in enumerate(entry.model.outputs):
+            prefix = f"{entry.key}/model/{i}/"
+            own = [t for name, t in self.tensors.items() if name.startswith(prefix)]
+            if not any(tensor.shape[:1] == (outputs,) for tensor in own):
+                raise CheckpointError(
+                    f"{path} is damaged: it has no tensor {prefix}… of {outputs} outputs"
+                )
 
     def tuned(self) -> dict[str, dict[str, Tensor]]:
         """Parameters that were tuned after the embedding was fitted, by task."""
