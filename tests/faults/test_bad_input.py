@@ -346,7 +346,16 @@ def _configurations() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "std": [0.25],
         "fingerprint": "0123456789abcdef",
     }
-    entry = {"name": "hats", "classes": ["a", "b"], "row": None, "key": "0", "tune": None}
+    entry = {
+        "name": "hats",
+        "classes": ["a", "b"],
+        "row": None,
+        "key": "0",
+        "tune": None,
+        "method": "average",
+        "model": {"outputs": [2, 3], "weights": [0.25, 0.75], "temperature": 1.5},
+        "measured": {"images": 9, "accuracy": 0.5, "test_images": 0, "test_accuracy": None},
+    }
     return experiment.to_dict(), info, entry
 
 

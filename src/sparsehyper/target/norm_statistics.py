@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,13 +77,13 @@ class NormStatistics:
         # Of each batch norm whose statistics are its own alone: its name, the index of its count
         # of batches, and those of its averages. Then the tasks that have seen enough batches.
         index = {of[0]: i for i, of in enumerate(self.places) if len(of) == 1}
-        self._running = [
-            (owner, index[owner, "num_batches_tracked"], averages)
-            for owner in dict.fromkeys(owner for owner, _ in index)
-            for averages in [[index.get((owner, f"running_{name}")) for name in ("mean", "var")]]
-            if isinstance(module.get_submodule(owner), nn.modules.batchnorm._NormBase)
-            if (owner, "num_batches_tracked") in index and None not in averages
-        ]
+        kinds = ("num_batches_tracked", "running_mean", "running_var")
+        self._running: list[tuple[str, int, list[int]]] = []
+        for owner in dict.fromkeys(owner for owner, _ in index):
+            counted = all((owner, kind) in index for kind in kinds)
+            if counted and isinstance(module.get_submodule(owner), nn.modules.batchnorm._NormBase):
+                count, *averages = (index[owner, kind] for kind in kinds)
+                self._running.append((owner, count, averages))
         self._settled: set[int] = set()
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -186,7 +187,11 @@ class NormStatistics:
         after = list(values)
         enough = torch.ones(len(tasks), dtype=torch.bool)
         for owner, count, averages in self._running:
+<<<<<<< HEAD
             momentum = vars(module.get_submodule(owner)).get("momentum")
+=======
+            momentum: Any = module.get_submodule(owner).momentum
+>>>>>>> lab17
             if not momentum:  # None is a plain mean already
                 continue
             seen = after[count]

@@ -190,8 +190,9 @@ def test_exported_models_equal_the_hypernetwork(command, adapted, tmp_path):
         files[format] = tmp_path / f"hats.{format}"
         done = command(*("export", adapted, "--task", "hats", "--out", files[format]))
         assert done.code == 0, done.err
-        assert "3 logits (new, old)" in done.out
-    plain = build_target("mlp:16", (1, 8, 8), 3)
+        assert "2 logits (new, old)" in done.out
+    expected = expected[:, :2]
+    plain = build_target("mlp:16", (1, 8, 8), 2)
     plain.load_state_dict(load_file(files["safetensors"]))
     torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=0)
     extra = {"sparsehyper": ""}
@@ -235,12 +236,47 @@ def test_tasks_are_renamed_and_removed_in_new_runs(command, trained, adapted, tm
     assert load_run(back).tasks.names == ("shoes", "hats")
 
 
-def test_an_adapted_run_is_neither_trained_nor_evaluated(command, trained, adapted):
-    for words in (["evaluate", adapted], ["train", "--resume", "--out", adapted]):
-        done = command(*words)
-        assert done.code == 2
-        assert "has other tasks than it was trained on" in done.err
+def test_an_adapted_run_is_not_trained(command, adapted):
+    done = command("train", "--resume", "--out", adapted)
+    assert done.code == 2
+    assert "has other tasks than it was trained on" in done.err
     assert command("inspect", adapted).code == 0
+
+
+@pytest.mark.filterwarnings("always")
+def test_an_adapted_run_is_evaluated_on_its_own_images_and_on_those_of_new_tasks(
+    command, trained, adapted, tmp_path
+):
+    before = json.loads(command("evaluate", trained / "run", "--json").out)["accuracies"]
+    done = command("evaluate", adapted, "--json")
+    assert json.loads(done.out)["accuracies"] == before
+    assert "warning: tasks that were added are not evaluated: 'hats'" in done.err
+    write_task(tmp_path / "more" / "hats", {"old": 90, "new": 160}, count=6, seed=5)
+    done = command("evaluate", adapted, "--added", tmp_path / "more", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert list(found["accuracies"]) == ["hats"]
+    assert found["accuracy"] > 0.8
+    assert done.err == ""
+    write_task(tmp_path / "other" / "hats", {"old": 90, "worn": 160}, count=2)
+    done = command("evaluate", adapted, "--added", tmp_path / "other")
+    assert "task 'hats' of" in done.err
+    assert "has the class 'worn'; the run knows its classes 'new', 'old'" in done.err
+    done = command("evaluate", trained / "run", "--added", tmp_path / "more")
+    assert "unknown task 'hats'" in done.err
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_task_that_was_hardly_learned_is_told_of(command, trained, tmp_path):
+    write_task(tmp_path / "same" / "hats", {"old": 120, "new": 120}, count=40)
+    options = ["--task", "noise", "--steps", "2"]
+    done = command(
+        *("adapt", trained / "run", "--data", tmp_path / "same" / "hats"),
+        *(*options, "--out", tmp_path / "new"),
+    )
+    assert done.code == 0
+    assert "warning: the new task 'noise' was hardly learned: " in done.err
+    assert "of its own 80 images are right, and 50% are of one class" in done.err
 
 
 def paint(path: Path, size=(8, 8), mode="L") -> None:
@@ -411,25 +447,102 @@ def test_tasks_of_altered_images_are_not_told_from_image_files(
     assert one.err.startswith("1 image, task 'hats' told from the images (probability 100.0%), ")
 
 
-def test_baselines_know_no_new_tasks(command, trained, tmp_path):
-    data = ["--data", trained / "data", "--out", tmp_path / "run"]
-    options = [*QUICK, "--batch-size", "8"]
-    assert command("train", *data, *options, "--method", "shared_trunk").code == 0
-    for words in (
-        [
-            "adapt",
-            tmp_path / "run",
-            "--data",
-            trained / "hats",
-            "--task",
-            "h",
-            "--out",
-            tmp_path / "o",
-        ],
-        ["export", tmp_path / "run", "--task", "bags", "--out", tmp_path / "o.pt2"],
-        ["tasks", tmp_path / "run"],
-        ["inspect", tmp_path / "run"],
-    ):
-        done = command(*words)
-        assert done.code == 2
-        assert f"`RUN` {tmp_path / 'run'} holds the baseline SharedTrunk" in (done.err)
+@pytest.fixture(scope="module")
+def baselines(trained):
+    """Runs of the baselines on the tasks of `trained`, by name."""
+    from sparsehyper.lab.cli.app import run
+
+    found = {}
+    for method in ("shared_trunk", "experts"):
+        found[method] = trained / method
+        options = [*QUICK, "--steps", "60", "--tasks-per-batch", "2", "--batch-size", "8"]
+        data = ["--data", str(trained / "data"), "--out", str(found[method])]
+        assert run(["train", *data, *options, "--method", method]) == 0
+    return found
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("method", ["shared_trunk", "experts"])
+@pytest.mark.parametrize("tune", [None, "all"])
+def test_baselines_learn_new_tasks_of_any_number_of_classes(
+    command, trained, baselines, tmp_path, method, tune
+):
+    shades = {"new": 50, "old": 100, "torn": 150, "wet": 200}
+    write_task(tmp_path / "hats" / "train", shades, count=10)
+    write_task(tmp_path / "hats" / "test", shades, count=5, seed=1)
+    run, out = baselines[method], tmp_path / "out"
+    done = command(
+        *("adapt", run, "--data", tmp_path / "hats", "--task", "hats", "--out", out, "--json"),
+        *([] if tune is None else ["--tune", tune]),
+    )
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["tasks"]
+    where = {"shared_trunk": "the shared trunk", "experts": "the nearest expert"}[method]
+    learned = f"last layer on {where}" + (" + all" if tune else "")
+    assert row["method"] == learned
+    assert min(row["accuracy"], row["test_accuracy"]) > 0.8
+    # Every command knows the task, and how it was learned.
+    listed = json.loads(command("tasks", out, "--json").out)["tasks"]
+    assert [entry["origin"] for entry in listed] == ["trained", "trained", learned]
+    assert listed[2]["measured"]["test_accuracy"] == row["test_accuracy"]
+    assert learned in command("tasks", out).out
+    done = command("predict", out, tmp_path / "hats" / "test", "--task", "hats")
+    assert f"{row['test_accuracy']:.2%} are in the folder of their class" in done.err
+    file = tmp_path / "hats.safetensors"
+    assert command("export", out, "--task", "hats", "--out", file).code == 0
+    plain = build_target("mlp:16", (1, 8, 8), 4)
+    plain.load_state_dict(load_file(file))
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(plain(x), load_run(out).materialize("hats")(x))
+    assert command("report", out, "--out", tmp_path / "report.html").code == 0
+    assert learned in (tmp_path / "report.html").read_text()
+    # The trained tasks are what they were, under new names too.
+    renamed = tmp_path / "renamed"
+    assert command("tasks", out, "--rename", "bags", "sacks", "--out", renamed).code == 0
+    trained_model = load_run(run).model
+    expected = trained_model(x, task=trained_model.task_names.index("bags"))
+    torch.testing.assert_close(load_run(renamed).materialize("sacks")(x), expected)
+    before = json.loads(command("evaluate", run, "--json").out)["accuracies"]
+    after = json.loads(command("evaluate", renamed, "--json").out)["accuracies"]
+    assert after == {"sacks": before["bags"], "shoes": before["shoes"]}
+
+
+def test_what_baselines_cannot_do(command, trained, baselines, tmp_path):
+    run = baselines["shared_trunk"]
+    done = command("predict", run, trained / "hats")
+    assert done.code == 2
+    assert "`--task` must be given, as the run in" in done.err
+    done = command(
+        *("adapt", run, "--data", trained / "hats", "--task", "h", "--out", tmp_path / "o"),
+        *("--restarts", 3),
+    )
+    assert done.code == 2
+    assert "`--restarts` is for embeddings, which a run of SharedTrunk has not; got 3" in done.err
+    done = command("inspect", run)
+    assert done.code == 2
+    assert f"`RUN` {run} holds the baseline SharedTrunk" in done.err
+
+
+@pytest.mark.filterwarnings("always")
+def test_images_of_several_tasks_are_not_taken_for_one(command, trained):
+    done = command("predict", trained / "run", trained / "data")
+    assert done.code == 2
+    assert "must all be of one task, got the folders of 'bags', 'shoes'" in done.err
+    done = command("predict", trained / "run", trained / "data", "--task", "bags")
+    assert done.code == 0
+    assert "warning: `task` is 'bags', but images are in the folders of" in done.err
+
+
+def test_an_exported_file_states_how_images_become_inputs(command, trained, adapted, tmp_path):
+    file = tmp_path / "hats.safetensors"
+    assert command("export", adapted, "--task", "hats", "--out", file).code == 0
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["sparsehyper"])
+    mean, std = load_run(adapted).tasks.mean, load_run(adapted).tasks.std
+    assert about["preprocessing"] == [
+        "decode as 8-bit grey, upright by its EXIF orientation, transparency over white",
+        "files have 8 × 8 pixels (height × width); none was resized",
+        f"(image / 255 - mean) / std with mean {list(mean)} and std {list(std)}",
+        "float32 [batch, 1, 8, 8]",
+    ]
+    assert (about["origin"], about["outputs"]) == ("embedding", 2)

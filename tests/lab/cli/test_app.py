@@ -23,7 +23,8 @@ OPTIONS = {
         "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
-        "--split", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",
+        "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
+        "--help",
     },
     "inspect": {
         "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",
@@ -108,7 +109,7 @@ def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error,
         raise error
 
     monkeypatch.setattr("sparsehyper.lab.cli.train.run_experiment", fail)
-    failed = command("train", "--out", tmp_path / "run")
+    failed = command("train", "--out", tmp_path / "run", "--quiet")
     assert failed.code == code
     assert failed.err.startswith(line)
     assert len(failed.err.splitlines()) == 1

@@ -56,6 +56,7 @@ def check_shown(text: str) -> None:
     assert not hidden
 
 
+@pytest.mark.filterwarnings("always")  # the images are of two tasks
 def test_names_reach_the_terminal_as_text(command, hostile, trained, tmp_path):
     images, unknown = hostile / TASKS[1], "\x1b[2J"
     for words in (

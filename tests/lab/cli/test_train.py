@@ -213,3 +213,14 @@ def test_a_target_of_one_s_own_may_be_pretrained(command, tmp_path, monkeypatch)
     options = ["--target", "own:net", "--base", "pretrained"]
     done = command("train", "--out", tmp_path / "run", *QUICK, *options)
     assert done.code == 0, done.err
+
+
+def test_training_says_what_it_found(command, folder, tmp_path):
+    loud = [option for option in QUICK if option != "--quiet"]
+    done = command("train", "--data", folder, "--out", tmp_path / "run", *loud, "--batch-size", 8)
+    assert done.code == 0, done.err
+    first = done.err.splitlines()[0]
+    assert first.startswith("2 tasks ('bags', 'shoes') of 2 classes; ")
+    found = re.search(r"; (\d+) images to train on, (\d+) to validate, (\d+) to test; ", first)
+    assert sum(map(int, found.groups())) == 40
+    assert "1 × 8 × 8" in first

@@ -26,8 +26,9 @@ from sparsehyper.lab.runs import (
 )
 from sparsehyper.lab.runs.adapted import sharing_weights
 from sparsehyper.lab.runs.loading import check_run, finished_result
-from sparsehyper.lab.runs.targets import UntrustedTargetError
-from sparsehyper.lab.runs.task_list import TaskEntry, write_tasks
+from sparsehyper.lab.runs.ordinary import ModelForm, tensors_of
+from sparsehyper.lab.runs.targets import UntrustedTargetError, build_target
+from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, write_tasks
 from sparsehyper.training import CheckpointError, NonFiniteError
 
 
@@ -301,6 +302,12 @@ def test_tensors_of_an_adapted_run_that_do_not_fit(finished, tmp_path, change, m
         ({"row": 1}, "none twice"),
         ({"row": None, "key": "../x"}, r"`key` must be a number in a string, got '\.\./x'"),
         ({"extra": 1}, "unexpected keyword"),
+        ({"method": 3}, "`method` must be a string, got 3"),
+        ({"measured": {"images": 3, "accuracy": 7}}, "`accuracy` must be at most 1, got 7"),
+        ({"model": {"outputs": [], "weights": [], "temperature": 1}}, "one entry for each"),
+        ({"model": {"outputs": [2], "weights": [0.5], "temperature": 1}}, "must sum to 1"),
+        ({"model": {"outputs": [1], "weights": [1], "temperature": 1}}, "must be at least 2"),
+        ({"model": {"outputs": [2], "weights": [1], "temperature": 0}}, "`temperature` must be"),
     ],
 )
 def test_entries_of_an_adapted_run_that_are_none(finished, tmp_path, entry, message):
@@ -316,10 +323,42 @@ def test_entries_of_an_adapted_run_that_are_none(finished, tmp_path, entry, mess
         load_run(tmp_path / "out")
 
 
+def test_a_task_may_have_an_average_of_ordinary_models(finished, tmp_path):
+    loaded, out, x = load_run(finished[0]), tmp_path / "adapted", torch.randn(4, 1, 8, 8)
+    members = [loaded.materialize("0-1"), build_target("mlp:16", (1, 8, 8), 3)]
+    form = ModelForm((2, 3), (0.25, 0.75), temperature=2.0)
+    entry = TaskEntry("new", ("a", "b"), method="average", model=form)
+    tasks = loaded.task_list.add(entry, tensors_of(members))
+    with sharing_weights(finished[0], out, loaded.digests) as partial:
+        write_tasks(partial, tasks, loaded.digests)
+    again = load_run(out)
+    assert again.model.task_names == loaded.model.task_names
+    parts = [member(x)[:, :2].softmax(1) for member in members]
+    expected = ((0.25 * parts[0] + 0.75 * parts[1]).log() / 2).softmax(1)
+    torch.testing.assert_close(again.materialize("new")(x).softmax(1), expected)
+    about = export_run(out, "new", tmp_path / "new.pt2")
+    assert (about["outputs"], about["origin"]) == (2, "average")
+    program = torch.export.load(tmp_path / "new.pt2").module()
+    torch.testing.assert_close(program(x).softmax(1), expected)
+    described = {task["name"]: task for task in describe_run(out)["tasks"]}
+    assert (described["new"]["origin"], described["new"]["nearest"]) == ("average", None)
+    assert [row["nearest"] for row in describe_tasks(out)].count(None) == 1
+    for change, message in (
+        (lambda t: t.pop("0/model/1/1.bias"), "lacks the tensor '0/model/1/1.bias'"),
+        (lambda t: t.update({"0/embedding": torch.zeros(8)}), "unexpected tensor '0/embedding'"),
+    ):
+        damaged = TaskList(tasks.entries, dict(tasks.tensors))
+        change(damaged.tensors)
+        write_tasks(out, damaged, loaded.digests)
+        with pytest.raises(CheckpointError, match=message):
+            load_run(out)
+
+
 def test_tasks_of_a_run_without_a_hypernetwork(with_method, tasks, finished, tmp_path):
     run_experiment(with_method("experts"), tmp_path / "run", tasks=tasks, quiet=True)
     loaded = load_run(tmp_path / "run")
-    write_tasks(tmp_path / "run", loaded.task_list, loaded.digests)
+    tasks = loaded.task_list.add(TaskEntry("new", ("a", "b")), {})
+    write_tasks(tmp_path / "run", tasks, loaded.digests)
     with pytest.raises(CheckpointError, match=r"model is not a hypernetwork"):
         load_run(tmp_path / "run")
 

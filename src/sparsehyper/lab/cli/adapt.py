@@ -63,6 +63,9 @@ def adapt(
 ) -> None:
     r"""Learn new tasks from a few images each, by fitting only their embeddings.
 
+    A run of shared_trunk or experts has no embeddings; it learns a last layer for each new task, on
+    its trunk or on the expert that suits the task best.
+
     Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
     the folder hats holds CLASS/\*.png.
     """
@@ -91,11 +94,12 @@ def adapt(
         return
     print_table(
         "New tasks",
-        ["task", "classes", "images", "accuracy on them", "test images", "test accuracy"],
+        ["task", "classes", "method", "images", "accuracy on them", "test images", "test accuracy"],
         [
             [
                 row["task"],
                 ", ".join(row["classes"]),
+                row["method"],
                 row["images"],
                 f"{row['accuracy']:.2%}",
                 row["test_images"] or "–",

@@ -18,6 +18,13 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="The run's folder of images, if it has moved.")
     ] = None,
+    added: Annotated[
+        Path | None,
+        typer.Option(
+            help=r"Evaluate the tasks of this folder alone, such as tasks that were added: "
+            r"[train|test]/TASK/CLASS/\*.png."
+        ),
+    ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
@@ -29,11 +36,14 @@ def evaluate(
     """Evaluate a run's best model on every task.
 
     Example: **sparsehyper evaluate runs/digits --split test --json**
+
+    Tasks that were added: **sparsehyper evaluate runs/shop-hats --added NEW**
     """
     evaluation = evaluate_run(
         run,
         split=split,
         source=data,
+        added=added,
         data_dir=data_dir,
         device=device,
         trust=trust_target or (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,12 +45,22 @@ def tasks(
         return
     print_table(
         f"Tasks of {out or run}",
-        ["task", "classes", "origin", "nearest", "cosine"],
+        [
+            "task",
+            "classes",
+            "origin",
+            "images",
+            "accuracy on them",
+            "test accuracy",
+            "nearest",
+            "cosine",
+        ],
         [
             [
                 row["task"],
                 ", ".join(row["classes"]),
                 row["origin"],
+                *_measured(row["measured"]),
                 row["nearest"] or "–",
                 "–" if row["cosine"] is None else f"{row['cosine']:.3f}",
             ]
@@ -61,3 +71,11 @@ def tasks(
         weights = "shares" if shares_weights(run, out) else "has a copy of"
         echo(f"{out} has these tasks; it {weights} the weights of {run}, which is unchanged.")
     echo(f"{time.perf_counter() - started:.1f} s")
+
+
+def _measured(values: dict[str, Any] | None) -> list[str]:
+    """Images, accuracy on them and test accuracy of an added task."""
+    if values is None:
+        return ["–"] * 3
+    shares = [values["accuracy"], values["test_accuracy"]]
+    return [str(values["images"]), *("–" if p is None else f"{p:.2%}" for p in shares)]

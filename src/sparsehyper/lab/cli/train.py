@@ -18,9 +18,21 @@ from sparsehyper.lab.cli.options import (
     takes_experiment,
 )
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
+<<<<<<< HEAD
 from sparsehyper.lab.runs import Experiment, parse_method, read_experiment, run_experiment
 from sparsehyper.lab.runs.setup import load_tasks, usual_head
+=======
+from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.runs import (
+    Experiment,
+    load_tasks,
+    parse_method,
+    read_experiment,
+    run_experiment,
+)
+>>>>>>> lab17
 from sparsehyper.lab.runs.targets import function_of
+from sparsehyper.training.processes import is_main_process
 
 
 @takes_experiment()
@@ -65,6 +77,7 @@ def train(
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
+<<<<<<< HEAD
         if options["head"] is None and isinstance(experiment.method, Generator):
             tasks = load_tasks(experiment.data, data_dir)
             options["head"] = usual_head(experiment, tasks)
@@ -72,12 +85,32 @@ def train(
     result = run_experiment(
         experiment, out, tasks=tasks, data_dir=data_dir, resume=resume, quiet=quiet
     )
+=======
+    tasks = load_tasks(experiment.data, options["data_dir"])
+    if not quiet and is_main_process():
+        echo(_found(tasks), err=True)
+    result = run_experiment(experiment, out, tasks=tasks, resume=resume, quiet=quiet)
+>>>>>>> lab17
     if json:
         print_json(result)
         return
     print_tasks("Test", result["test"])
     training = result["training"]
     echo(f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is in {out}")
+
+
+def _found(tasks: TaskSet) -> str:
+    """The tasks, classes and images, in words."""
+    some, counts = ", ".join(map(repr, tasks.names[:3])), sorted(set(tasks.n_classes))
+    classes = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    images = (sum(split.counts) for split in (tasks.train, tasks.val, tasks.test))
+    least = min(tasks.train.counts)
+    return (
+        f"{len(tasks.names)} tasks ({some}{', …' if tasks.names[3:] else ''}) of {classes} "
+        "classes; "
+        "{:,} images to train on, {:,} to validate, {:,} to test".format(*images)
+        + f"; at least {least:,} a task to train on; {' × '.join(map(str, tasks.image_shape))}"
+    )
 
 
 def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experiment:

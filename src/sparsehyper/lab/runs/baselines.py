@@ -6,6 +6,7 @@ sharing, as in R. Caruana, "Multitask learning" (Machine Learning 28, 1997).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from os import PathLike
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from sparsehyper import saving
 from sparsehyper.layout import count_numbers, plan_layout
+from sparsehyper.target.adapters import merge
 
 
 class _Baseline(nn.Module):
@@ -24,6 +26,15 @@ class _Baseline(nn.Module):
     def save(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory."""
         saving.save(directory, {"kind": self.kind, "tasks": list(self.task_names)}, self)
+
+    def materialize(self, task: int | str) -> nn.Module:
+        """An ordinary module for one task, given by number or name; it shares no memory."""
+        number = self.task_names.index(task) if isinstance(task, str) else task
+        _check_tasks(number, len(self.task_names))
+        return merge(self._model(number))
+
+    def _model(self, task: int) -> nn.Module:
+        raise NotImplementedError
 
 
 class Experts(_Baseline):
@@ -70,6 +81,9 @@ class Experts(_Baseline):
         outputs = [self.experts[t](part) for t, part in zip(tasks.tolist(), parts, strict=True)]
         return torch.cat(outputs)[order.argsort()]
 
+    def _model(self, task: int) -> nn.Module:
+        return copy.deepcopy(self.experts[task])
+
 
 class SharedTrunk(_Baseline):
     """One target for all tasks, with a separate last linear layer for each task.
@@ -96,11 +110,7 @@ class SharedTrunk(_Baseline):
         super().__init__()
         self.task_names = tuple(tasks)
         self.target_numel = count_numbers(plan_layout(target))
-        linear = [name for name, m in target.named_modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError(f"`target` must end in an nn.Linear, got {target!r}")
-        last = target.get_submodule(linear[-1])
-        assert isinstance(last, nn.Linear)
+        self._head, last = last_linear(target)
         n_in, n_out = last.in_features, last.out_features
         heads = [nn.Linear(n_in, n_out) for _ in self.task_names]
         self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
@@ -108,7 +118,7 @@ class SharedTrunk(_Baseline):
         if last is target:
             target = nn.Identity()
         else:
-            target.set_submodule(linear[-1], nn.Identity())
+            target.set_submodule(self._head, nn.Identity())
         self.trunk = target
 
     def forward(self, x: Tensor, *, task: int | Tensor) -> Tensor:
@@ -125,8 +135,28 @@ class SharedTrunk(_Baseline):
             return F.linear(features, self.weight[task], self.bias[task])
         return torch.einsum("bi,boi->bo", features, self.weight[task]) + self.bias[task]
 
+    @torch.no_grad()
+    def _model(self, task: int) -> nn.Module:
+        weight, bias = self.weight[task], self.bias[task]
+        head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        if not self._head:
+            return head
+        module = copy.deepcopy(self.trunk)
+        module.set_submodule(self._head, head)
+        return module
+
 
 BASELINES = (Experts.kind, SharedTrunk.kind)
+
+
+def last_linear(module: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the last linear layer; raises ``ValueError`` if there is none."""
+    found = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    if not found:
+        raise ValueError(f"`target` must end in an nn.Linear, got {module!r}")
+    return found[-1]
 
 
 def _check_tasks(task: int | Tensor, count: int) -> None:

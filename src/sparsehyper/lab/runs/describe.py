@@ -5,6 +5,7 @@ All work is bounded, so that runs with hundreds of tasks or large targets take s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -71,7 +72,8 @@ def describe_run(
         - ``training``: the same file's ``training``, without its best evaluation;
         - ``curves``: ``train`` and ``validation``, the lines of ``metrics.jsonl`` by column;
         - ``tasks``: for each ``name``, ``classes``, ``origin``, ``images``, ``accuracy``, ``loss``,
-          ``nearest`` (number of the task with the nearest embedding) and its ``distance``;
+          what was ``measured`` when an added task was learned (as `Measured`), ``nearest`` (number
+          of the task with the nearest embedding) and its ``distance``; first those with one;
         - ``confusion``: ``images`` (at most, per task) and ``matrices`` (one per task, with a row
           of counts for each true class);
         - ``map``: ``points`` in the plane of the largest variance, and the share ``explained``;
@@ -109,11 +111,14 @@ def describe_run(
             "images": images.counts[i] if images is not None else None,
             "accuracy": evaluation["accuracies"][entry.name] if evaluation else None,
             "loss": evaluation["losses"][entry.name] if evaluation else None,
+            "measured": entry.measured and dataclasses.asdict(entry.measured),
             "nearest": None,
             "distance": None,
         }
         for i, entry in enumerate(loaded.task_list.entries)
     ]
+    own = {entry.name for entry in loaded.task_list.entries if entry.model is not None}
+    rows.sort(key=lambda row: row["name"] in own)
     described: dict[str, Any] = {
         "kind": "run",
         "name": path.resolve().name,
@@ -127,6 +132,7 @@ def describe_run(
         "tasks": rows,
         "confusion": None,
         **dict.fromkeys(("map", "distances", "interpolation", "layers", "summary", "wiring")),
+        "filters": None,
     }
     if images is not None:
         most = _affordable(model, images, len(rows), 50, 1000)
@@ -134,14 +140,16 @@ def describe_run(
             "images": most,
             "matrices": [_confusion(model, images, i, n, most) for i, n in enumerate(n_classes)],
         }
-    chosen = list(range(len(rows)))[:_CHOSEN]
+    generated = rows[: len(rows) - len(own)]
+    chosen = list(range(len(generated)))[:_CHOSEN]
     if isinstance(model, HyperNetwork):
         between = distances(task_embeddings(model))
-        chosen = _choose(between, [row["accuracy"] for row in rows])
-        described |= _describe_embeddings(model, between, rows)
+        chosen = _choose(between, [row["accuracy"] for row in generated])
+        described |= _describe_embeddings(model, between, generated)
         if images is not None and len(rows) > 1:
             described["interpolation"] = _interpolate(model, images, chosen, n_classes)
-    described["filters"] = filters(model, info.image_shape, chosen)
+    if not (is_adapted(path) and isinstance(model, Experts)):  # its rows are other tasks
+        described["filters"] = filters(model, info.image_shape, chosen)
     return described
 
 
@@ -150,7 +158,10 @@ def _load_run_tasks(
 ) -> tuple[TaskSet | None, str | None]:
     """The images of the tasks, or the reason why there are none."""
     if is_adapted(path):
-        return None, "This run has other tasks than it was trained on, and no images of them."
+        return None, (
+            "This run has other tasks than it was trained on, and no images of them; what was "
+            "measured when they were learned is in the table of tasks."
+        )
     try:
         tasks = load_tasks(loaded.experiment.data, data_dir)
     except FileNotFoundError as error:

@@ -7,16 +7,19 @@
 ===============  ==================================================================================
 
 All take float32 images ``[batch, C, H, W]``, normalised as ``(image / 255 - mean) / std``, in any
-batch size. The file also holds a JSON description (classes, mean, std, shape, target): as metadata
+batch size, and return one logit for each of the task's classes. The file also holds a JSON
+description (classes, target, and how an image file becomes an input, step by step): as metadata
 ``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of programs.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import check_absent, whole
-from sparsehyper.lab.runs.loading import load_run
+from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.saving import write_tensors
 
 _NAME = "sparsehyper"
@@ -53,14 +56,16 @@ def export_run(
     Returns:
         The description of the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
         ``std``, ``images_altered_by`` (how the task's images were altered, such as
-        ``permuted:10``; None if they were not), ``target`` and ``outputs`` (the number of logits;
-        those beyond the classes are meaningless).
+        ``permuted:10``; None if they were not), ``preprocessing`` (what to do with an image file,
+        in order), ``target``, ``origin`` (how the task was learned) and ``outputs`` (the number of
+        logits: that of the classes, unless the format is ``"safetensors"`` and the target's last
+        layer is not its output; those beyond the classes are then meaningless).
 
     Raises:
         FileExistsError: ``file`` exists.
         KeyError: an unknown task.
         ImportError: the packages for ``"onnx"`` are not installed.
-        ValueError: an unknown format or suffix, or a run of a baseline.
+        ValueError: an unknown format or suffix.
     """
     path = Path(file)
     suffix = path.suffix.removeprefix(".")
@@ -77,27 +82,80 @@ def export_run(
         for package in ("onnx", "onnxscript"):
             require(package, "onnx")
     loaded = load_run(directory, trust=trust)
-    loaded.hypernetwork()
     loaded.task_list.check_known(task)
+    (entry,) = (e for e in loaded.task_list.entries if e.name == task)
     info = loaded.tasks
-    module = loaded.materialize(task)
     example = torch.zeros(2, *info.image_shape)
+    module = _trimmed(loaded.materialize(task), example, len(entry.classes), format)
     with torch.no_grad():
         outputs = module(example).shape[1]
     about = {
         "task": task,
         "format": format,
-        "classes": list(info.classes[info.names.index(task)]),
+        "classes": list(entry.classes),
         "image_shape": list(info.image_shape),
         "mean": list(info.mean),
         "std": list(info.std),
         "images_altered_by": loaded.altered_by(task),
+        "preprocessing": _preprocessing(loaded, task),
         "target": loaded.experiment.target,
+        "origin": entry.origin,
         "outputs": outputs,
     }
     with whole("file", path) as partial:
         FORMATS[format](module, example, partial, json.dumps(about))
     return about
+
+
+class _First(nn.Module):
+    """The first logits of a module."""
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        super().__init__()
+        self.module, self.count = module, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)[:, : self.count]
+
+
+@torch.no_grad()
+def _trimmed(module: nn.Module, example: Tensor, count: int, format: str) -> nn.Module:
+    """The module with the first ``count`` logits alone, by a smaller last layer if that does it."""
+    x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    logits = module(x)
+    if logits.shape[1] == count:
+        return module
+    linear = [name for name, part in module.named_modules() if type(part) is nn.Linear]
+    if linear and linear[-1]:
+        smaller = copy.deepcopy(module)
+        layer: Any = smaller.get_submodule(linear[-1])
+        layer.out_features, layer.weight = count, nn.Parameter(layer.weight[:count].clone())
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias[:count].clone())
+        with suppress(RuntimeError):  # the layer's output goes through more layers
+            if torch.allclose(smaller(x), logits[:, :count], rtol=1e-4, atol=1e-5):
+                return smaller
+    return module if format == "safetensors" else _First(module, count)
+
+
+def _preprocessing(loaded: LoadedRun, task: str) -> list[str]:
+    info, side = loaded.tasks, loaded.experiment.data.image_size
+    channels, height, width = info.image_shape
+    colour = "grey" if channels == 1 else f"{channels} channels"
+    resized = (
+        f"resize to {height} × {width} (height × width), bilinear with antialiasing, as PIL's "
+        "Resampling.BILINEAR; files had any size"
+        if side is not None
+        else f"files have {height} × {width} pixels (height × width); none was resized"
+    )
+    altered = loaded.altered_by(task)
+    return [
+        f"decode as 8-bit {colour}, upright by its EXIF orientation, transparency over white",
+        resized,
+        *([f"alter as the task's own images were: {altered}"] if altered else []),
+        f"(image / 255 - mean) / std with mean {list(info.mean)} and std {list(info.std)}",
+        f"float32 [batch, {channels}, {height}, {width}]",
+    ]
 
 
 def _safetensors(module: nn.Module, _: Tensor, path: Path, about: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import Split, parse_tasks
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.setup import TaskInfo, build_model
 from sparsehyper.lab.runs.targets import check_trusted
@@ -63,11 +64,21 @@ class LoadedRun(NamedTuple):
             )
 
     def materialize(self, task: str) -> nn.Module:
-        """The ordinary module of a task, with its tuned parameters, in evaluation mode."""
-        module = self.hypernetwork().materialize(task)
-        tuned = self.task_list.tuned().get(task, {})
-        module.load_state_dict(tuned, strict=False)
-        return module.eval()
+        """The ordinary module of a task, with its tuned parameters, in evaluation mode.
+
+        Its logits beyond the task's classes mean nothing.
+        """
+        own = self.task_list.own_model(task, self.experiment, self.tasks)
+        if own is not None:
+            return own
+        if isinstance(self.model, HyperNetwork):
+            module = self.model.materialize(task)
+            module.load_state_dict(self.task_list.tuned().get(task, {}), strict=False)
+            return module.eval()
+        (entry,) = (e for e in self.task_list.entries if e.name == task)
+        assert isinstance(self.model, (Experts, SharedTrunk))
+        assert entry.row is not None
+        return self.model.materialize(entry.row).eval()
 
 
 def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> LoadedRun:
@@ -105,7 +116,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
         best.read_weights(model)
     tasks = TaskList.read(path, info, best.digests)
     if is_adapted(path):
-        tasks.apply(model, path)
+        tasks.apply(model, experiment, info, path)
         info = tasks.info(info)
     return LoadedRun(experiment, info, model.eval(), tasks, best.digests, path)
 

@@ -7,20 +7,30 @@ describes the other files.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice
+<<<<<<< HEAD
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
+=======
+from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.text import listed
+from sparsehyper.lab.data import TaskSet, load_new_tasks
+>>>>>>> lab17
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
+    LoadedRun,
     check_fingerprint,
     check_run,
     finished_result,
@@ -34,6 +44,7 @@ from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
 
 SPLITS = ("train", "val", "test")
+_BATCH = 500  # images at a time
 
 
 def run_experiment(
@@ -113,32 +124,53 @@ def evaluate_run(
     *,
     split: str = "test",
     source: str | None = None,
+    added: str | PathLike[str] | None = None,
     data_dir: str | PathLike[str] | None = None,
     device: str = "auto",
     trust: Collection[str] = (),
 ) -> Evaluation:
-    """Evaluate the best model of a run.
+    """Evaluate the best model of a run: on its own images, or on a folder with those of tasks.
 
     Args:
-        directory: directory of the run, finished or not.
+        directory: directory of the run, finished or not, adapted or not.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        source: the run's folder of images, if it has moved.
+        source: the run's folder of images, if it has moved. Tasks that were added to a run have no
+            images in it; a warning names them.
+        added: a folder ``<task>/<class>/*.png`` with images of some of the tasks, such as those
+            that were added, with or without ``train/`` and ``test/`` above; these alone are
+            evaluated. Without those two folders, all images are its test images.
         data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
 
     Raises:
-        ValueError: an unknown split, or other data than the run was trained on.
+        KeyError, ValueError: an unknown split, other data than the run was trained on, or a
+            folder with tasks, classes or images that are not the run's, or none of the split.
         FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`.
     """
     check_choice("split", split, SPLITS)
-    _check_trained(Path(directory))
-    experiment, info, model, *_ = load_run(directory, trust=trust)
+    loaded, here = load_run(directory, trust=trust), processes(device)
+    if added is not None:
+        return _evaluate_folder(loaded, Path(added), split, here)
+    experiment = loaded.experiment
     data = experiment.data if source is None else replace(experiment.data, source=source)
     tasks = load_tasks(data, data_dir)
-    check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
-    here = processes(device)
-    return _evaluate(experiment, model.to(here.device), tasks, split, here)
+    check_fingerprint(Path(directory), loaded.tasks.fingerprint, tasks.fingerprint)
+    if not is_adapted(loaded.directory):
+        return _evaluate(experiment, loaded.model.to(here.device), tasks, split, here)
+    entries = loaded.task_list.entries
+    if new := [entry.name for entry in entries if entry.row is None]:
+        warnings.warn(
+            f"tasks that were added are not evaluated: {listed(new)}; give a folder with their "
+            "images as `added`",
+            stacklevel=2,
+        )
+    batches = {
+        entry.name: list(getattr(tasks, split).batches(entry.row, _BATCH))
+        for entry in entries
+        if entry.row is not None
+    }
+    return _evaluate_tasks(loaded, {n: [(x, y) for x, y, _ in b] for n, b in batches.items()}, here)
 
 
 def _evaluate(
@@ -155,9 +187,49 @@ def _evaluate(
     )
 
 
+def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processes) -> Evaluation:
+    if split == "val":
+        raise ValueError("`split` must be 'train' or 'test' for a folder of images, got 'val'")
+    info, resize = loaded.tasks, loaded.experiment.data.image_size is not None
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for one in load_new_tasks(folder, info.image_shape, resize=resize):
+        loaded.task_list.check_known(one.name)
+        loaded.check_plain(one.name)
+        known = info.classes[info.names.index(one.name)]
+        if unknown := set(one.classes) - set(known):
+            raise ValueError(
+                f"task {one.name!r} of {folder} has the class {min(unknown)!r}; the run knows its "
+                f"classes {listed(known)}"
+            )
+        images = one.train if split == "train" or one.test is None else one.test
+        order = torch.tensor([known.index(name) for name in one.classes])
+        x, y = info.normalise(images.pixels), order[images.labels]
+        found[one.name] = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
+    return _evaluate_tasks(loaded, found, here)
+
+
+@torch.no_grad()
+def _evaluate_tasks(
+    loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
+) -> Evaluation:
+    """Accuracy and loss of the ordinary models of some tasks."""
+    results = []
+    for name, own in batches.items():
+        module = loaded.materialize(name).to(here.device)
+        n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
+        right, loss, count = 0, 0.0, 0
+        for x, y in own:
+            logits = mask_classes(module(x.to(here.device)), n_classes).cpu()
+            right += int((logits.argmax(1) == y).sum())
+            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            count += len(y)
+        results.append((name, right / count, loss / count))
+    return Evaluation(*zip(*results, strict=True))
+
+
 def _check_trained(directory: Path) -> None:
     if is_adapted(directory):
         raise ValueError(
-            f"the run in {directory} has other tasks than it was trained on; train and evaluate "
-            "the run that it came from, and use `predict` here"
+            f"the run in {directory} has other tasks than it was trained on; train the run that "
+            "it came from"
         )

@@ -282,6 +282,15 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def build_ordinary(experiment: Experiment, info: TaskInfo, outputs: int) -> nn.Module:
+    """The target of an experiment, without a mask, as an ordinary module of some number of outputs.
+
+    Its values do not matter. Every model that `materialize` returns has the names of its tensors.
+    """
+    with _seeded(0):
+        return build_target(experiment.target.partition("/")[0], info.image_shape, outputs)
+
+
 def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes

@@ -4,6 +4,9 @@
 ``tasks.json``         the tasks, in order: their classes, and where each embedding is stored
 ``tasks.safetensors``  the fitted values: embeddings, batch-norm statistics, tuned parameters
 =====================  =========================================================================
+
+An added task has either an embedding, and possibly parameters that were tuned after it, or a model
+of its own (`ordinary`), which any route may have found. Runs of every method can have the latter.
 """
 
 from __future__ import annotations
@@ -12,20 +15,51 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from sparsehyper._util.checks import check_integer
+from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, write_sealed
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.runs.setup import TaskInfo
+from sparsehyper.lab.runs.config import Experiment
+from sparsehyper.lab.runs.ordinary import ModelForm, tensors_of
+from sparsehyper.lab.runs.setup import TaskInfo, build_ordinary
 from sparsehyper.saving import check_like, read_tensors, write_tensors
 
 _FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured when a task was learned.
+
+    Attributes:
+        images: number of images that it was learned from.
+        accuracy: accuracy on them.
+        test_images: number of images of its own that were only tested on.
+        test_accuracy: accuracy on these; None if there were none.
+    """
+
+    images: int
+    accuracy: float
+    test_images: int = 0
+    test_accuracy: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``; raises as `TaskEntry.from_dict`."""
+        found = cls(**values)
+        for name in ("images", "test_images"):
+            check_integer(name, getattr(found, name), minimum=0)
+        for name in ("accuracy", "test_accuracy"):
+            if (value := getattr(found, name)) is not None or name == "accuracy":
+                check_number(name, value, minimum=0, maximum=1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -37,7 +71,11 @@ class TaskEntry:
         classes: class names.
         row: number of the task in the original run; None for an added task.
         key: prefix of its tensors' names; None for a trained task.
-        tune: the part of the model that was tuned after the embedding was fitted, if any.
+        tune: the part of the model that was tuned afterwards, if any.
+        method: how it was learned, in words; None for a trained task, or an embedding.
+        model: the form of a model of its own; None if an embedding generates it.
+        measured: what was measured when it was learned; None for a trained task, and for tasks
+            that were learned before this was kept.
     """
 
     name: str
@@ -45,13 +83,17 @@ class TaskEntry:
     row: int | None = None
     key: str | None = None
     tune: str | None = None
+    method: str | None = None
+    model: ModelForm | None = None
+    measured: Measured | None = None
 
     @property
     def origin(self) -> str:
-        """``"trained"``, ``"embedding"``, or ``"embedding + "`` and what was tuned."""
+        """``"trained"``, or the method, by default ``"embedding"``, ``" + "`` what was tuned."""
         if self.key is None:
             return "trained"
-        return "embedding" if self.tune is None else f"embedding + {self.tune}"
+        method = self.method or "embedding"
+        return method if self.tune is None else f"{method} + {self.tune}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -60,7 +102,17 @@ class TaskEntry:
         Raises:
             KeyError, TypeError, ValueError: the values do not describe a task.
         """
-        entry = cls(**{**values, "classes": tuple(values["classes"])})
+        model, measured = values.get("model"), values.get("measured")
+        entry = cls(
+            **{
+                **values,
+                "classes": tuple(values["classes"]),
+                "model": None if model is None else ModelForm.from_dict(model),
+                "measured": None if measured is None else Measured.from_dict(measured),
+            }
+        )
+        for text in (entry.method, entry.tune):
+            check_type("method", text, (str, type(None)), "a string")
         if not all(isinstance(text, str) for text in (entry.name, *entry.classes)):
             raise TypeError(f"names of a task and its classes must be strings, got {entry}")
         if not entry.classes or (entry.row is None) == (entry.key is None):
@@ -69,7 +121,18 @@ class TaskEntry:
             check_integer("row", entry.row, minimum=0)
         elif not (isinstance(entry.key, str) and entry.key.isdecimal()):
             raise ValueError(f"`key` must be a number in a string, got {entry.key!r}")
+        if entry.model is not None and min(entry.model.outputs) < len(entry.classes):
+            raise ValueError(f"`outputs` must be at least {len(entry.classes)}, got {entry.model}")
         return entry
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, without what is None and was not always kept."""
+        values = dataclasses.asdict(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in ("method", "model", "measured")
+        }
 
 
 @dataclass(frozen=True)
@@ -129,26 +192,30 @@ class TaskList:
         classes = tuple(entry.classes for entry in self.entries)
         return replace(trained, names=self.names(), classes=classes)
 
-    def apply(self, model: nn.Module, run: Path) -> None:
-        """Replace the trained tasks of a model by these tasks.
+    def apply(self, model: nn.Module, experiment: Experiment, info: TaskInfo, run: Path) -> None:
+        """Replace the trained tasks of a model by those of these tasks that it generates.
 
         Args:
-            model: the model of the run, with the tasks it was trained on.
+            model: the model of the run, with the tasks it was trained on; a baseline keeps them.
+            experiment, info: those of the run.
             run: the run directory, for errors.
 
         Raises:
-            CheckpointError: the model is not a hypernetwork, or the tensors do not fit it.
+            CheckpointError: the tensors do not fit the model, or a task has an embedding and the
+                model is not a hypernetwork.
         """
+        self._check_tensors(model, experiment, info, run / _TENSORS)
         if not isinstance(model, HyperNetwork):
-            raise CheckpointError(
-                f"{run / _TASKS} is damaged: the run's model is not a hypernetwork"
-            )
-        self._check_tensors(model, run / _TENSORS)
+            if any(entry.key is not None and entry.model is None for entry in self.entries):
+                raise CheckpointError(
+                    f"{run / _TASKS} is damaged: the run's model is not a hypernetwork"
+                )
+            return
         trained = model.task_names
         for row, name in enumerate(trained):  # a new task may have the old name of another
             model.rename_task(name, f"\0{row}")
         for entry in self.entries:
-            if entry.key is not None:
+            if entry.key is not None and entry.model is None:
                 number = model.add_task(entry.name, self.tensors[f"{entry.key}/embedding"])
                 norms, module = model.target.statistics, model.target.module
                 rows = [self.tensors[f"{entry.key}/statistics/{name}"] for name in norms.names]
@@ -160,19 +227,44 @@ class TaskList:
             else:
                 model.remove_task(f"\0{row}")
 
-    def _check_tensors(self, model: HyperNetwork, path: Path) -> None:
-        own = fitted_tensors(model, 0)
-        module = model.materialize(0)
-        tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
+    def _check_tensors(
+        self, model: nn.Module, experiment: Experiment, info: TaskInfo, path: Path
+    ) -> None:
+        own: dict[str, Tensor] = {}
+        tuned: dict[str, Tensor] = {}
+        if isinstance(model, HyperNetwork):
+            own = fitted_tensors(model, 0)
+            module = model.materialize(0)
+            tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
+        expected: dict[str, Tensor] = {}
         for entry in self.entries:
-            needed = {f"{entry.key}/{name}" for name in own} if entry.key is not None else set()
-            if missing := sorted(needed - self.tensors.keys()):
-                raise CheckpointError(f"{path} is damaged: it lacks the tensor {missing[0]!r}")
+            if entry.key is None:
+                continue
+            needed = own
+            if entry.model is not None:
+                self._check_outputs(entry, path)  # before anything of their size is built
+                built = (build_ordinary(experiment, info, n) for n in entry.model.outputs)
+                needed = tensors_of(list(built))
+            for name in needed:
+                if f"{entry.key}/{name}" not in self.tensors:
+                    missing = f"{entry.key}/{name}"
+                    raise CheckpointError(f"{path} is damaged: it lacks the tensor {missing!r}")
+            also = {} if entry.model is not None else tuned
+            expected |= {f"{entry.key}/{name}": t for name, t in {**needed, **also}.items()}
         for name, tensor in self.tensors.items():
-            like = {**own, **tuned}.get(name.partition("/")[2])
-            if like is None:
+            if name not in expected:
                 raise CheckpointError(f"{path} is damaged: unexpected tensor {name!r}")
-            check_like(name, tensor, like, path)
+            check_like(name, tensor, expected[name], path)
+
+    def _check_outputs(self, entry: TaskEntry, path: Path) -> None:
+        assert entry.model is not None
+        for i, outputs in enumerate(entry.model.outputs):
+            prefix = f"{entry.key}/model/{i}/"
+            own = [t for name, t in self.tensors.items() if name.startswith(prefix)]
+            if not any(tensor.shape[:1] == (outputs,) for tensor in own):
+                raise CheckpointError(
+                    f"{path} is damaged: it has no tensor {prefix}… of {outputs} outputs"
+                )
 
     def tuned(self) -> dict[str, dict[str, Tensor]]:
         """Parameters that were tuned after the embedding was fitted, by task."""
@@ -183,9 +275,21 @@ class TaskList:
                 if name.startswith(prefix)
             }
             for entry in self.entries
-            if entry.tune is not None
+            if entry.tune is not None and entry.model is None
             for prefix in [f"{entry.key}/tuned/"]
         }
+
+    def own_model(self, name: str, experiment: Experiment, info: TaskInfo) -> nn.Module | None:
+        """The model of a task that has one of its own, in evaluation mode; else None."""
+        (entry,) = (e for e in self.entries if e.name == name)
+        if entry.model is None:
+            return None
+        prefix = f"{entry.key}/"
+        tensors = {
+            n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)
+        }
+        target = partial(build_ordinary, experiment, info)
+        return entry.model.build(target, len(entry.classes), tensors)
 
     def add(self, entry: TaskEntry, tensors: Mapping[str, Tensor]) -> TaskList:
         """A copy with one more task at the end."""
@@ -252,7 +356,7 @@ def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:
         "format": _FORMAT,
         "checkpoint": _checkpoint_hash(digests),
         "tensors": digest(directory / _TENSORS),
-        "tasks": [dataclasses.asdict(entry) for entry in tasks.entries],
+        "tasks": [entry.to_dict() for entry in tasks.entries],
     }
     write_sealed(directory / _TASKS, record)
 

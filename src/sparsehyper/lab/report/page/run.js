@@ -60,8 +60,16 @@ function taskChoice(run) {
 
 const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${percent(task.accuracy)}`);
 
+/* What was measured when a task was added to a run. */
+const measure = (title, key, show) => ({ title,
+  text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key]) : "–"),
+  value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -1) });
+const learned = [measure("learned from images", "images", (n) => count(n)), measure("accuracy on them", "accuracy", (p) => percent(p)),
+  measure("test images", "test_images", (n) => count(n)), measure("test accuracy", "test_accuracy", (p) => percent(p))];
+
 function perTask(run, where) {
   const { tasks } = run, evaluated = run.evaluation !== null;
+  const nearest = (task) => (task.nearest === null ? "–" : tasks[task.nearest].name);
   const columns = [
     { title: "task", text: (task, i) => link(run, i), value: (task, i) => i },
     evaluated && { title: "accuracy", text: (task) => percent(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
@@ -69,7 +77,8 @@ function perTask(run, where) {
     evaluated && run.confusion && { title: `${where} images`, text: (task) => count(task.images), value: (task) => task.images },
     { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
     !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },
-    tasks[0].nearest !== null && { title: "nearest task", text: (task) => tasks[task.nearest].name, value: (task) => tasks[task.nearest].name, left: true },
+    ...(tasks.some((task) => task.measured) ? learned : []),
+    tasks[0].nearest !== null && { title: "nearest task", text: nearest, value: nearest, left: true },
   ].filter(Boolean);
   const lines = [];
   const list = table({ label: "Tasks", columns, rows: tasks, sorted: evaluated ? 1 : 0,

@@ -1,0 +1,75 @@
+"""New tasks for runs without a generator: a fresh last layer, on features that are known.
+
+A shared trunk gives the features, or the expert whose features suit the task best. The last layer
+is solved by ridge regression on class numbers as one-hot vectors, for many penalties and scales.
+Those are kept under which the leave-one-out predictions have the lowest cross entropy, so that
+nothing is held out, and the logits are calibrated.
+
+Source: a linear classifier on frozen features, as in G. Alain and Y. Bengio, "Understanding
+intermediate layers using linear classifier probes" (2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._util.ridge import leave_one_out, solve_ridge
+from sparsehyper.lab.runs.baselines import last_linear
+
+_PENALTIES = [10.0**i for i in range(-6, 3)]
+_SCALES = [2.0**i for i in range(8)]
+
+
+@torch.no_grad()
+def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float:
+    """Replace a classifier's last linear layer by one that fits a task, in place.
+
+    Args:
+        module: the classifier, in evaluation mode; its other layers stay as they are.
+        x: images ``[n, channels, height, width]``.
+        y: class numbers ``[n]``.
+        n_classes: number of classes.
+
+    Returns:
+        The mean leave-one-out cross entropy.
+
+    Raises:
+        ValueError: the module's last linear layer is not what its output comes from.
+    """
+    features = torch.cat([_features(module, some) for some in x.split(500)])
+    targets = F.one_hot(y, n_classes).to(features)
+    found: list[tuple[float, float, float]] = []
+    for penalty in _PENALTIES:
+        predicted = leave_one_out(features, targets, penalty)
+        found += [(float(F.cross_entropy(s * predicted, y)), penalty, s) for s in _SCALES]
+    loss, penalty, scale = min(entry for entry in found if entry[0] == entry[0])
+    weight, bias = solve_ridge(features, targets, penalty)
+    layer = nn.Linear(features.shape[1], n_classes).to(features)
+    layer.weight.copy_(scale * weight)
+    layer.bias.copy_(scale * bias)
+    module.set_submodule(last_linear(module)[0], layer)
+    return loss
+
+
+def best_of(modules: Iterable[nn.Module], x: Tensor, y: Tensor, n_classes: int) -> nn.Module:
+    """The module that `fit_last_layer` fits best; arguments as there."""
+    fitted = ((fit_last_layer(module, x, y, n_classes), module) for module in modules)
+    return min(fitted, key=lambda pair: pair[0])[1]
+
+
+def _features(module: nn.Module, x: Tensor) -> Tensor:
+    """What the last linear layer is given, ``[n, features]``."""
+    given: list[Tensor] = []
+    name, layer = last_linear(module)
+    with layer.register_forward_pre_hook(lambda _, args: given.append(args[0])):
+        logits = module(x)
+    if len(given) != 1 or given[0].ndim != 2 or logits.shape != (len(x), layer.out_features):
+        raise ValueError(
+            f"`target` must end in its nn.Linear {name!r}, which a new task replaces; it returns "
+            f"shape {list(logits.shape)}"
+        )
+    return given[0]
