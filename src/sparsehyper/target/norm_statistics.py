@@ -187,11 +187,7 @@ class NormStatistics:
         after = list(values)
         enough = torch.ones(len(tasks), dtype=torch.bool)
         for owner, count, averages in self._running:
-<<<<<<< HEAD
-            momentum = vars(module.get_submodule(owner)).get("momentum")
-=======
             momentum: Any = module.get_submodule(owner).momentum
->>>>>>> lab17
             if not momentum:  # None is a plain mean already
                 continue
             seen = after[count]

@@ -18,10 +18,6 @@ from sparsehyper.lab.cli.options import (
     takes_experiment,
 )
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
-<<<<<<< HEAD
-from sparsehyper.lab.runs import Experiment, parse_method, read_experiment, run_experiment
-from sparsehyper.lab.runs.setup import load_tasks, usual_head
-=======
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs import (
     Experiment,
@@ -30,7 +26,7 @@ from sparsehyper.lab.runs import (
     read_experiment,
     run_experiment,
 )
->>>>>>> lab17
+from sparsehyper.lab.runs.setup import usual_head
 from sparsehyper.lab.runs.targets import function_of
 from sparsehyper.training.processes import is_main_process
 
@@ -72,25 +68,17 @@ def train(
 
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
-    data_dir, tasks = options["data_dir"], None
     if resume:
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
-<<<<<<< HEAD
-        if options["head"] is None and isinstance(experiment.method, Generator):
-            tasks = load_tasks(experiment.data, data_dir)
-            options["head"] = usual_head(experiment, tasks)
-            experiment = experiment_from(options, _config(method), budget=budget)
-    result = run_experiment(
-        experiment, out, tasks=tasks, data_dir=data_dir, resume=resume, quiet=quiet
-    )
-=======
     tasks = load_tasks(experiment.data, options["data_dir"])
+    if not resume and options["head"] is None and isinstance(experiment.method, Generator):
+        options["head"] = usual_head(experiment, tasks)
+        experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
         echo(_found(tasks), err=True)
     result = run_experiment(experiment, out, tasks=tasks, resume=resume, quiet=quiet)
->>>>>>> lab17
     if json:
         print_json(result)
         return

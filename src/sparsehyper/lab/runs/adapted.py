@@ -36,18 +36,12 @@ from sparsehyper.adaptation import fine_tune, fit_embeddings
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
-<<<<<<< HEAD
-from sparsehyper.lab.data import load_new_tasks
-from sparsehyper.lab.runs.loading import load_run
-from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
-from sparsehyper.lab.runs.setup import TaskInfo
-from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, fitted_tensors, write_tasks
-=======
 from sparsehyper.lab.data import LabelledTask, load_new_tasks
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.lab.runs.ordinary import ModelForm, tensors_of
 from sparsehyper.lab.runs.probes import best_of
+from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
 from sparsehyper.lab.runs.task_list import (
     Measured,
     TaskEntry,
@@ -55,7 +49,6 @@ from sparsehyper.lab.runs.task_list import (
     fitted_tensors,
     write_tasks,
 )
->>>>>>> lab17
 from sparsehyper.training import processes
 from sparsehyper.training.checkpoint import (
     CHECKPOINTS,
@@ -106,22 +99,13 @@ def adapt_run(
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
-<<<<<<< HEAD
-    profiles = find_profiles(loaded)
-    model = loaded.hypernetwork().to(processes(device).device)
+    model = loaded.model.to(processes(device).device)
+    profiles = find_profiles(loaded) if isinstance(model, HyperNetwork) else None
     resize = resize or loaded.experiment.data.image_size is not None
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
-        tasks, rows = fit_tasks(
-            model, loaded.tasks, loaded.task_list, data, task=task, resize=resize, **settings
-        )
-=======
-    loaded.model.to(processes(device).device)
-    resize = resize or loaded.experiment.data.image_size is not None
-    with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
-        tasks, rows = fit_tasks(loaded, data, resize=resize, **settings)
->>>>>>> lab17
+        tasks, rows = fit_tasks(loaded, data, task=task, resize=resize, **settings)
         write_tasks(partial, tasks, loaded.digests)
-        if profiles is not None:
+        if profiles is not None and isinstance(model, HyperNetwork):
             labelled = load_new_tasks(data, loaded.tasks.image_shape, task=task, resize=resize)
             images = {
                 one.name: (loaded.tasks.normalise(one.train.pixels), one.train.labels)
@@ -156,12 +140,7 @@ def change_tasks(
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
-<<<<<<< HEAD
-    loaded.hypernetwork()
     tasks, profiles = loaded.task_list, read_profiles(loaded)
-=======
-    tasks = loaded.task_list
->>>>>>> lab17
     if rename is not None:
         tasks = tasks.rename(*rename)
         profiles = profiles and profiles.rename(*rename)

@@ -13,18 +13,12 @@ import torch
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.text import listed
-<<<<<<< HEAD
 from sparsehyper.adaptation import Identified, TaskProfiles, identify_task
-from sparsehyper.lab.data import find_images, load_images
-from sparsehyper.lab.runs.loading import LoadedRun, load_run
-from sparsehyper.lab.runs.profiles import find_profiles
-=======
-from sparsehyper.adaptation import identify_task
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import find_images, load_images
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
+from sparsehyper.lab.runs.profiles import find_profiles
 from sparsehyper.lab.runs.setup import TaskInfo
->>>>>>> lab17
 from sparsehyper.training import processes
 
 _LARGE_SHARE = 0.1  # of the images, which is worth telling
@@ -101,40 +95,18 @@ def predict_run(
     Raises:
         FileNotFoundError: no image, or as `load_run`.
         KeyError: an unknown task.
-<<<<<<< HEAD
-        ValueError: the run is of a baseline, its tasks were trained on altered images, an image
-            has another size or cannot be read, or images are not like those of any one task.
+        ValueError: no task is given and the run is of a baseline, which identifies none; images are
+            in folders of several tasks, or not like those of any one; tasks were trained on altered
+            images; or an image has another size or cannot be read.
     """
     check_integer("batch_size", batch_size, minimum=1)
     loaded = load_run(directory, trust=trust)
     info, profiles = loaded.tasks, None
-    loaded.hypernetwork()
-=======
-        ValueError: no task is given and the run is of a baseline, which identifies none, or the
-            images are in folders of several tasks; tasks were trained on altered images; or an
-            image has another size or cannot be read.
-    """
-    check_integer("batch_size", batch_size, minimum=1)
-    loaded = load_run(directory, trust=trust)
-    info = loaded.tasks
->>>>>>> lab17
     if task is not None:
         loaded.task_list.check_known(task)
         loaded.check_plain(task)
     else:
-<<<<<<< HEAD
         profiles = _profiles(loaded)
-=======
-        model = _identifying(loaded)
-        for altered in filter(loaded.altered_by, model.task_names):
-            if len(model.task_names) == 1:
-                raise ValueError(
-                    f"`directory` {directory} knows only tasks trained on images altered by "
-                    f"{loaded.altered_by(altered)!r}, which image files are not; export a model, "
-                    "and alter its input in the same way"
-                )
-            model.remove_task(altered)
->>>>>>> lab17
     paths = [path for pattern in images for path in find_images(pattern)]
     paths = list(dict.fromkeys(paths))
     if not paths:
@@ -169,9 +141,13 @@ def predict_run(
     )
 
 
-<<<<<<< HEAD
 def _profiles(loaded: LoadedRun) -> TaskProfiles:
     """The profiles of the tasks whose images were not altered."""
+    if not isinstance(loaded.model, HyperNetwork):
+        raise ValueError(
+            f"`task` must be given, as the run in {loaded.directory} has no hypernetwork to "
+            f"tell it by; the tasks are: {listed(loaded.tasks.names)}"
+        )
     if made := _only_altered(loaded):
         raise ValueError(
             f"`directory` {loaded.directory} knows only tasks trained on images altered by "
@@ -214,20 +190,6 @@ def _identify(
         f"the images are not like those of any one task of {loaded.directory} (p = "
         f"{found.p_value:.2g}); {alike}; name the task by `task`, or learn a new one by `adapt`"
     )
-=======
-def _identifying(loaded: LoadedRun) -> HyperNetwork:
-    """The model that identifies tasks; a warning names those that it does not know."""
-    if not isinstance(loaded.model, HyperNetwork):
-        raise ValueError(
-            f"`task` must be given, as the run in {loaded.directory} has no hypernetwork to "
-            f"identify it; the tasks are: {listed(loaded.tasks.names)}"
-        )
-    if own := [e.name for e in loaded.task_list.entries if e.model is not None]:
-        warnings.warn(
-            f"tasks with models of their own are not identified, give one as `task`: {listed(own)}",
-            stacklevel=3,
-        )
-    return loaded.model
 
 
 def _check_one_task(paths: Sequence[Path], info: TaskInfo, task: str | None) -> None:
@@ -248,7 +210,6 @@ def _check_one_task(paths: Sequence[Path], info: TaskInfo, task: str | None) -> 
         warnings.warn(
             f"`task` is {task!r}, but images are in the folders of {listed(others)}", stacklevel=3
         )
->>>>>>> lab17
 
 
 def _probabilities(

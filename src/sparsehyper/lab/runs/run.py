@@ -19,14 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice
-<<<<<<< HEAD
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet
-=======
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.text import listed
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, load_new_tasks
->>>>>>> lab17
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
