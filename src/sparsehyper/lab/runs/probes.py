@@ -3,7 +3,9 @@
 A shared trunk gives the features, or the expert whose features suit the task best. The last layer
 is solved by ridge regression on class numbers as one-hot vectors, for many penalties and scales.
 Those are kept under which the leave-one-out predictions have the lowest cross entropy, so that
-nothing is held out, and the logits are calibrated.
+nothing is held out, and the logits are calibrated. A class of one image has none left when that is
+left out, so such images do not count there; if there are no others, both numbers are those that
+suited trunks of hand-written characters from one image a class.
 
 Source: a linear classifier on frozen features, as in G. Alain and Y. Bengio, "Understanding
 intermediate layers using linear classifier probes" (2016).
@@ -11,6 +13,7 @@ intermediate layers using linear classifier probes" (2016).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -22,6 +25,7 @@ from sparsehyper.lab.runs.baselines import last_linear
 
 _PENALTIES = [10.0**i for i in range(-6, 3)]
 _SCALES = [2.0**i for i in range(8)]
+_FROM_ONE_IMAGE = (1.0, 16.0)  # penalty and scale
 
 
 @torch.no_grad()
@@ -35,18 +39,20 @@ def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> f
         n_classes: number of classes.
 
     Returns:
-        The mean leave-one-out cross entropy.
+        The mean leave-one-out cross entropy, of images whose class has others; infinity if there
+        are none.
 
     Raises:
         ValueError: the module's last linear layer is not what its output comes from.
     """
     features = torch.cat([_features(module, some) for some in x.split(500)])
     targets = F.one_hot(y, n_classes).to(features)
-    found: list[tuple[float, float, float]] = []
-    for penalty in _PENALTIES:
-        predicted = leave_one_out(features, targets, penalty)
-        found += [(float(F.cross_entropy(s * predicted, y)), penalty, s) for s in _SCALES]
-    loss, penalty, scale = min(entry for entry in found if entry[0] == entry[0])
+    counted = y.bincount(minlength=n_classes)[y] > 1
+    found = [(math.inf, *_FROM_ONE_IMAGE)]
+    for penalty in _PENALTIES if counted.any() else ():
+        predicted = leave_one_out(features, targets, penalty)[counted]
+        found += [(float(F.cross_entropy(s * predicted, y[counted])), penalty, s) for s in _SCALES]
+    loss, penalty, scale = min(entry for entry in found if not math.isnan(entry[0]))
     weight, bias = solve_ridge(features, targets, penalty)
     layer = nn.Linear(features.shape[1], n_classes).to(features)
     layer.weight.copy_(scale * weight)
