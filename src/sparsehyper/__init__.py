@@ -1,8 +1,10 @@
 """One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
 from sparsehyper.adaptation import (
+    Adapted,
     Fit,
     Identified,
+    adapt_task,
     average_predictions,
     fine_tune,
     fit_embedding,
@@ -24,6 +26,7 @@ from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear
 
 __all__ = [
+    "Adapted",
     "Butterfly",
     "Chunked",
     "Composed",
@@ -42,6 +45,7 @@ __all__ = [
     "SupportSet",
     "TaskEmbedding",
     "TaskFeatures",
+    "adapt_task",
     "average_predictions",
     "fine_tune",
     "fit_embedding",
