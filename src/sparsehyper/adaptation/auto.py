@@ -9,6 +9,7 @@ such a way counts as much as it was worth on known tasks, or on tasks of many ki
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -19,7 +20,7 @@ from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, with_gradients
-from sparsehyper.adaptation.usual import USUAL
+from sparsehyper.adaptation.usual import USUAL, Usual, usual_on
 from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -79,6 +80,7 @@ def adapt_task(
     name: str,
     samples: Samples,
     *,
+    known: Mapping[str, Samples] | None = None,
     method: str = "auto",
     n_classes: int | None = None,
     loss: Loss | None = None,
@@ -94,6 +96,8 @@ def adapt_task(
         hnet: hypernetwork that was trained on other tasks.
         name: name of the new task.
         samples: its examples.
+        known: samples of known tasks, by name. Where the new task has one example of a class, some
+            of them are learned anew, to see what each way is worth.
         method: ``"auto"``, or the only way to use.
         n_classes: number of classes; by default the largest label plus one. It may exceed the
             number of the target's outputs.
@@ -126,10 +130,14 @@ def adapt_task(
     start = Start(hnet, tuple(range(len(hnet.task_names))), task.n_classes or None, loss)
     names = tuple(WAYS) if method == "auto" else (method,)
     deadline = began + seconds
+    usual, fewest = USUAL, _fewest(task)
+    if known and fewest == 1:
+        half = began + seconds / 2
+        usual = usual_on(start, known, fewest, names, seed, half)
     held = hold_out(start, task, names, seed, deadline)
     if not held.outputs:
         raise ValueError(f"`method` {method!r} does not apply: {held.unsuitable[method]}")
-    choice = choose(held, task, loss, USUAL)
+    choice = choose(held, task, loss, usual)
     models = held.models if held.once else _fit(start, task, choice, seed, deadline)
     model = Mixture(
         [models[way] for way in choice.weights],
@@ -137,7 +145,7 @@ def adapt_task(
         [choice.temperatures[way] for way in choice.weights],
         start.outputs,
     ).eval()
-    accuracy, interval, more = _expected(choice, held, task)
+    accuracy, interval, more = _expected(choice, held, task, usual)
     ways = {
         way: Judged(
             choice.weights.get(way, 0.0), value, choice.temperatures[way], held.seconds[way]
@@ -166,6 +174,11 @@ def adapt_task(
     )
 
 
+def _fewest(task: TaskSamples) -> int:
+    """The number of samples of the rarest class; 0 without classes."""
+    return int(task.y.unique(return_counts=True)[1].min()) if task.n_classes else 0
+
+
 def _fit(
     start: Start, task: TaskSamples, choice: Choice, seed: int, deadline: float
 ) -> dict[str, nn.Module]:
@@ -179,13 +192,13 @@ def _fit(
 
 
 def _expected(
-    choice: Choice, held: HeldOut, task: TaskSamples
+    choice: Choice, held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]
 ) -> tuple[float | None, tuple[float, float] | None, dict[int, float]]:
     """Accuracy to expect, its interval, and the accuracy of 2 and 4 times as many samples."""
     if not task.n_classes:
         return None, None, {}
     guess = 1 / task.n_classes
-    skill = sum(weight * USUAL[way].skill for way, weight in choice.weights.items())
+    skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
     right = float(choice.right.sum()) + _PRIOR_COUNT * (guess + (1 - guess) * skill)
     count = len(choice.right) + _PRIOR_COUNT
     # A model of all samples errs less than those of folds.
@@ -217,7 +230,7 @@ def _warnings(
     held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
     found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
-    if interval is not None and interval[0] <= 1 / task.n_classes:
+    if interval is not None and interval[0] <= _guessing(task):
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "
             "a class, and see that inputs and labels are right"
@@ -226,3 +239,8 @@ def _warnings(
     if done < wanted:
         found.append(f"`seconds` sufficed for {done} of {wanted} parts to hold out; give more")
     return tuple(found)
+
+
+def _guessing(task: TaskSamples) -> float:
+    """The accuracy of always naming the most frequent class."""
+    return float(task.y.bincount().max()) / len(task.y)

@@ -280,7 +280,7 @@ class Fitter:
         elif init == "mean":
             z[:, 0] = known.mean(0)
         elif init in ("nearest", "mixture"):
-            losses = self._losses_of_known()
+            losses = self.losses_of_known()
             weights = (-losses).softmax(1)
             if init == "mixture":
                 z[:, 0] = weights @ known
@@ -394,7 +394,7 @@ class Fitter:
         return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
 
     @torch.no_grad()
-    def _losses_of_known(self) -> Tensor:
+    def losses_of_known(self) -> Tensor:
         """Mean loss of every known task's model on each new task, ``[new, known]``."""
         losses = self._known.new_empty(len(self._tasks), len(self._rows))
         for row, task in zip(losses, self._tasks, strict=True):

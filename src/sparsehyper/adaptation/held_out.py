@@ -68,7 +68,8 @@ def hold_out(
         began = time.perf_counter()
         out = numbers == fold
         for i, name in enumerate(names):
-            if name in found.unsuitable:
+            # One fold shows whether a way applies at all.
+            if name in found.unsuitable or (fold and not _judges(start, name, task.y, out).any()):
                 continue
             now = time.perf_counter()
             fits = (len(names) - i) * (1 if found.once else 2 if fold == 0 else 1)
@@ -97,10 +98,14 @@ def _keep(
         found.outputs[name] = outputs.new_zeros(len(out), *outputs.shape[1:])
         found.judged[name] = torch.zeros_like(out)
     found.outputs[name][out] = outputs
-    judged = out
-    if start.outputs and name not in KEEP_CLASSES:
-        seen = torch.zeros(start.outputs, dtype=torch.bool, device=out.device)
-        seen[task.y[~out]] = True
-        judged = out & seen[task.y]
-    found.judged[name] |= judged
+    found.judged[name] |= _judges(start, name, task.y, out)
     found.models[name] = model
+
+
+def _judges(start: Start, name: str, y: Tensor, out: Tensor) -> Tensor:
+    """Whether samples held out can judge a way: whether it knows their class, ``[n]``."""
+    if not start.outputs or name in KEEP_CLASSES:
+        return out
+    seen = torch.zeros(start.outputs, dtype=torch.bool, device=out.device)
+    seen[y[~out]] = True
+    return out & seen[y]

@@ -10,7 +10,6 @@ parameters are the mean over the models of all known tasks.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,18 +89,25 @@ class Start:
         return model
 
     def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
-        """The model; if it has too few outputs, its last layer is replaced by a fresh one."""
+        """The model; if it has too few outputs, its last layer is replaced by zeros."""
         with torch.no_grad():
             found = model(x[:2])
-        if self.outputs is None or found.shape[1] >= self.outputs:
-            return model
-        name, last = self.last_layer(model, x)
-        fresh = nn.Linear(last.in_features, self.outputs).to(last.weight)
-        nn.init.zeros_(fresh.weight)
-        nn.init.zeros_(fresh.bias)
-        owner, attribute = owner_of(model, name)
-        setattr(owner, attribute, fresh)
+        if self.outputs is not None and found.shape[1] < self.outputs:
+            layer = new_last_layer(model, x, self.outputs)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         return model
+
+    def nearest(self, x: Tensor, y: Tensor, count: int) -> list[int]:
+        """Numbers of the known tasks whose models do best on the samples, best first."""
+        task = self.task(x, y)
+        try:
+            self.check_outputs(x)
+        except Unsuitable:
+            return list(self.rows[:: -(-len(self.rows) // count)])
+        with frozen(self.hnet):
+            losses = Fitter(self.hnet, [task], [task], 1, self.loss, self.rows).losses_of_known()
+        return [self.rows[i] for i in losses[0].argsort()[:count].tolist()]
 
     def check_outputs(self, x: Tensor) -> None:
         """Raise `Unsuitable` if the target has too few outputs."""
@@ -109,22 +115,6 @@ class Start:
             outputs = self.hnet(x[:2], task=0)
         if self.outputs is not None and outputs.shape[1] < self.outputs:
             raise Unsuitable(f"the target has {outputs.shape[1]} outputs only")
-
-    @staticmethod
-    def last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:
-        """Name and module of the linear layer whose outputs are the model's."""
-        used = linear_layers_used(model, x)
-        if used:
-            last = used[-1]
-            assert isinstance(last, nn.Linear)
-            seen: list[Tensor] = []
-            hook = last.register_forward_hook(lambda _, __, out: seen.append(out))
-            with torch.no_grad():
-                out = model(x[:2])
-            hook.remove()
-            if isinstance(out, Tensor) and out.shape == seen[-1].shape and out.equal(seen[-1]):
-                return next(n for n, m in model.named_modules() if m is last), last
-        raise Unsuitable("the target does not end in a linear layer")
 
 
 Way = Callable[[Start, Tensor, Tensor, int, float], nn.Module]
@@ -148,21 +138,20 @@ def all_(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.M
 
 
 def head(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
-    """A fresh last layer on the features of the average model."""
-    model = start.average_model(x, y)
-    _, last = start.last_layer(model, x)
-    features: list[Tensor] = []
-    hook = last.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
-    with torch.no_grad():
-        for some in x[:_MOST_FEATURES].split(_PIECE):
-            model(some)
-    hook.remove()
-    weight, bias = _solved(start, torch.cat(features), y[:_MOST_FEATURES], last.out_features)
-    with torch.no_grad():
-        last.weight.copy_(weight)
-        if last.bias is not None:
-            last.bias.copy_(bias)
-    return model
+    """A fresh last layer on the features of the models of the nearest known tasks together."""
+    rows = start.nearest(x, y, _STARTS)
+    models = [start.hnet.materialize(row).eval() for row in rows]
+    some = x[:_MOST_FEATURES]
+    features = [_features(model, some) for model in models]
+    outputs = start.outputs or models[0](x[:2]).shape[1]
+    weight, bias = _solved(start, torch.cat(features, 1), y[:_MOST_FEATURES], outputs)
+    widths = [own.shape[1] for own in features]
+    for model, part in zip(models, weight.split(widths, 1), strict=True):
+        layer = new_last_layer(model, x, outputs)
+        with torch.no_grad():
+            layer.weight.copy_(len(models) * part)  # the mixture takes the mean
+            layer.bias.copy_(bias)
+    return Mixture(models)
 
 
 def linear(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
@@ -182,7 +171,7 @@ def scratch(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> n
     """The target from scratch."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = start.widened(copy.deepcopy(start.average_model(x, y)), x)
+        model = start.average_model(x, y)
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -233,6 +222,51 @@ def fit_near(
             target.statistics.set_tables(model, [table[i].clone() for table in statistics])
             models.append(merge(model).eval())
     return z, statistics, models
+
+
+def new_last_layer(model: nn.Module, x: Tensor, outputs: int) -> nn.Linear:
+    """Replace the last layer of a model.
+
+    Args:
+        model: the model, changed in place.
+        x: inputs to run the model on, to find the layer.
+        outputs: number of outputs of the new layer.
+    """
+    name, last = _last_layer(model, x)
+    layer = nn.Linear(last.in_features, outputs).to(last.weight)
+    if not name:
+        raise Unsuitable("the target is a linear layer itself")
+    owner, attribute = owner_of(model, name)
+    setattr(owner, attribute, layer)
+    return layer
+
+
+def _last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer whose outputs are the model's."""
+    used = linear_layers_used(model, x)
+    if used:
+        last = used[-1]
+        assert isinstance(last, nn.Linear)
+        seen: list[Tensor] = []
+        hook = last.register_forward_hook(lambda _, __, out: seen.append(out))
+        with torch.no_grad():
+            out = model(x[:2])
+        hook.remove()
+        if isinstance(out, Tensor) and out.shape == seen[-1].shape and out.equal(seen[-1]):
+            return next(n for n, m in model.named_modules() if m is last), last
+    raise Unsuitable("the target does not end in a linear layer")
+
+
+@torch.no_grad()
+def _features(model: nn.Module, x: Tensor) -> Tensor:
+    """The inputs ``[n, F]`` of a model's last layer."""
+    _, last = _last_layer(model, x)
+    features: list[Tensor] = []
+    hook = last.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    for some in x.split(_PIECE):
+        model(some)
+    hook.remove()
+    return torch.cat(features)
 
 
 def _tuned(
