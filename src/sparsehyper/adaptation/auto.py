@@ -8,6 +8,7 @@ such a way counts as much as it was worth on known tasks, or on tasks of many ki
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper.adaptation.choice import Choice, choose
+from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
@@ -26,7 +27,9 @@ from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
 _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
-_RATE = 0.25  # usual exponent at which errors fall with the number of samples
+# Usual exponent at which errors fall with the number of samples, and its standard deviation.
+_RATE, _RATE_SPREAD = 0.25, 0.15
+_FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,11 @@ def adapt_task(
         [choice.temperatures[way] for way in choice.weights],
         start.outputs,
     ).eval()
-    accuracy, interval, more = _expected(choice, held, task, usual)
+    accuracy, interval = _expected(choice, held, task, usual)
+    more: dict[int, float] = {}
+    if accuracy is not None:
+        rate = _rate(start, task, choice, held, seed, deadline)
+        more = {times: 1 - (1 - accuracy) * times**-rate for times in (2, 4)}
     ways = {
         way: Judged(
             choice.weights.get(way, 0.0), value, choice.temperatures[way], held.seconds[way]
@@ -193,19 +200,39 @@ def _fit(
 
 def _expected(
     choice: Choice, held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]
-) -> tuple[float | None, tuple[float, float] | None, dict[int, float]]:
-    """Accuracy to expect, its interval, and the accuracy of 2 and 4 times as many samples."""
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Accuracy to expect, and its interval."""
     if not task.n_classes:
-        return None, None, {}
+        return None, None
     guess = 1 / task.n_classes
     skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
     right = float(choice.right.sum()) + _PRIOR_COUNT * (guess + (1 - guess) * skill)
     count = len(choice.right) + _PRIOR_COUNT
     # A model of all samples errs less than those of folds.
     errors = (1 - right / count) * (1 if held.once else held.share**_RATE)
-    low, high = wilson((1 - errors) * count, count)
-    more = {times: 1 - errors * times**-_RATE for times in (2, 4)}
-    return 1 - errors, (low, high), more
+    return 1 - errors, wilson((1 - errors) * count, count)
+
+
+def _rate(
+    start: Start, task: TaskSamples, choice: Choice, held: HeldOut, seed: int, deadline: float
+) -> float:
+    """The exponent at which errors fall with the number of samples.
+
+    It is that between models of half the samples and those of folds, as far as the numbers of
+    errors tell it, and the usual one otherwise.
+    """
+    count = sum(held.seconds[way] for way in choice.weights) / held.folds[0]
+    if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
+        return _RATE
+    halves = hold_out(start, task, tuple(choice.weights), seed, deadline, folds=2)
+    right = right_of(halves, task, choice.weights, choice.temperatures)
+    errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
+    shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]
+    apart = math.log(held.share / halves.share)
+    found = math.log(shares[0] / shares[1]) / apart
+    certainty = apart**2 / (1 / errors[0] + 1 / errors[1])
+    usual = 1 / _RATE_SPREAD**2
+    return max(0.0, (certainty * found + usual * _RATE) / (certainty + usual))
 
 
 def _why(choice: Choice, held: HeldOut) -> str:

@@ -44,7 +44,7 @@ def choose(
     if loss is not None:
         return _best(held, task, loss)
     names, guess, y = list(held.outputs), math.log(task.n_classes), task.y
-    temperatures, losses, scores, predictions = {}, {}, [], []
+    temperatures, losses, scores = {}, {}, []
     for name in names:
         judged, expected = held.judged[name], usual[name]
         logits = held.outputs[name]
@@ -54,7 +54,6 @@ def choose(
         score = torch.where(judged, score, -expected.loss * guess)
         temperatures[name], losses[name] = temperature, -float(score[held.out].mean())
         scores.append(score[held.out])
-        predictions.append(predicted)
     prior = torch.tensor([usual[name].weight for name in names]).to(scores[0])
     prior *= _PRIOR_COUNT / prior.sum()
     matrix = torch.stack(scores)
@@ -64,16 +63,29 @@ def choose(
     mixed = (matrix[kept] + weights.log()[:, None]).logsumexp(0)
     order = weights.argsort(descending=True)
     chosen, weights = kept[order].tolist(), weights[order]
-    judged = torch.stack([held.judged[names[i]] for i in chosen]).all(0)
-    logs = torch.stack([predictions[i] for i in chosen]) + weights.log()[:, None, None]
-    right = logs.logsumexp(0).argmax(1) == y
+    chosen_weights = {names[i]: float(w) for i, w in zip(chosen, weights, strict=True)}
     return Choice(
-        {names[i]: float(w) for i, w in zip(chosen, weights, strict=True)},
+        chosen_weights,
         temperatures,
         losses,
         -float(mixed.mean()),
-        right[judged],
+        right_of(held, task, chosen_weights, temperatures),
     )
+
+
+def right_of(
+    held: HeldOut,
+    task: TaskSamples,
+    weights: Mapping[str, float],
+    temperatures: Mapping[str, float],
+) -> Tensor:
+    """Whether the weighted average classifies samples held out correctly, ``[judged]``."""
+    judged = torch.stack([held.judged[name] for name in weights]).all(0)
+    logs = [
+        (held.outputs[name][judged] / temperatures[name]).log_softmax(1) + math.log(weight)
+        for name, weight in weights.items()
+    ]
+    return torch.stack(logs).logsumexp(0).argmax(1) == task.y[judged]
 
 
 def _best(held: HeldOut, task: TaskSamples, loss: Loss) -> Choice:

@@ -47,17 +47,31 @@ class HeldOut:
 
 
 def hold_out(
-    start: Start, task: TaskSamples, names: Sequence[str], seed: int, deadline: float
+    start: Start,
+    task: TaskSamples,
+    names: Sequence[str],
+    seed: int,
+    deadline: float,
+    folds: int | None = None,
 ) -> HeldOut:
     """Fit ways to folds of the samples while there is time, and keep their outputs on the rest.
 
     At least one fold is done, and time is left to fit all ways once more.
+
+    Args:
+        start: what ways start from.
+        task: the samples.
+        names: the ways.
+        seed: seed of the fits.
+        deadline: value of ``time.perf_counter()`` to end at.
+        folds: number of folds; None for as many as the number of samples calls for.
     """
     count = len(task.x)
     found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.x.device))
     y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.x.device)
-    found.once = count >= _MANY
-    folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
+    found.once = folds is None and count >= _MANY
+    if folds is None:
+        folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
     found.share = 1 - 1 / folds
     numbers = fold_numbers(y, folds)
     wanted, spent = 1 if found.once else folds, 0.0

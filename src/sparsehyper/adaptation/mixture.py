@@ -33,9 +33,11 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
-        some = torch.tensor(weights or [1.0] * len(models))
+        device = next(self.models.parameters()).device
+        ones = [1.0] * len(models)
+        some = torch.tensor(weights or ones, device=device)
         self.register_buffer("weights", some / some.sum())
-        self.register_buffer("temperatures", torch.tensor(temperatures or [1.0] * len(models)))
+        self.register_buffer("temperatures", torch.tensor(temperatures or ones, device=device))
         self.n_classes = n_classes
 
     def forward(self, x: Tensor) -> Tensor:

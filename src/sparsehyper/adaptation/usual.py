@@ -23,7 +23,7 @@ from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable
 
 _TASKS = 4  # known tasks to learn anew, at most
 _MOST_JUDGING = 200  # samples of each
-_PRIOR_COUNT = 50.0  # samples that `USUAL` is worth
+_PRIOR_COUNT = 10.0  # samples that `USUAL` is worth
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _summary(logits: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Usu
         scores.append(torch.cat(each))
     if not found:
         return found
-    prior = torch.tensor([USUAL[name].weight for name in found])
+    prior = torch.tensor([USUAL[name].weight for name in found], device=scores[0].device)
     weights = stacking_weights(torch.stack(scores), _PRIOR_COUNT * prior / prior.sum())
     return {
         name: replace(usual, weight=float(weight))
