@@ -21,6 +21,7 @@ from sparsehyper.conditioning import (
     TaskFeatures,
 )
 from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
+from sparsehyper.heads import Prototypes, Ridge
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear
@@ -40,6 +41,8 @@ __all__ = [
     "InputEncoder",
     "LowRank",
     "Noise",
+    "Prototypes",
+    "Ridge",
     "Sparse",
     "SparseLinear",
     "SupportSet",
