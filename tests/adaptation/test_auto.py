@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from helpers.small_tasks import normed, plain, samples
+from sparsehyper import Ridge
 from sparsehyper import adapt_task as adapt_task_within
 from sparsehyper.adaptation import METHODS
 
@@ -123,3 +124,15 @@ def test_bad_settings_are_refused(make, settings, message):
     with pytest.raises(ValueError, match="'known 0'"):
         adapt_task(hnet, "known 0", samples(99))
     assert len(hnet.task_names) == 4
+
+
+def test_a_head_in_closed_form_takes_any_number_of_classes(make):
+    hnet = make(head=Ridge())
+    x, y = samples(99, 160, classes=5)
+    adapted = adapt_task(hnet, "new", (x[:100], y[:100]))
+    assert accuracy(adapted.model, x[100:], y[100:]) > 0.6
+    assert adapted.warnings == ()
+    assert hnet(x, task="new").shape == (160, 5)
+    one = torch.stack([x[y == c][0] for c in range(5)])
+    adapted = adapt_task(hnet, "from one", (one, torch.arange(5)))
+    assert "One example a class cannot tell what" in adapted.why

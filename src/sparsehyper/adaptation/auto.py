@@ -168,6 +168,8 @@ def adapt_task(
     else:
         number = hnet.add_task(name, z[0])
         hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
+        if hnet.head is not None:
+            hnet.solve_head(name, (task.x, task.y))
     return Adapted(
         name,
         model,

@@ -2,6 +2,7 @@
 
     z* = argmin_z  mean loss of target(x; base + scale ⊙ G(normalise(z))) over the task's samples
 
+With a head in closed form, the loss of each sample is that by the head of all other samples.
 Everything but z stays bit-identical. All tasks and all restarts are fitted at once by L-BFGS: a
 step generates many models in one batch, and runs models with equally many samples together.
 
@@ -227,12 +228,15 @@ def fit_embeddings(
             rows = tuple([table[i] for table in statistics])
             fits[task.name] = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
     seconds = time.perf_counter() - started
+    given = {task.name: (task.x, task.y) for task in wanted}
     for name in names:
         fit = fits[name]
         best = fit.losses.index(fit.loss)
         number = hnet.add_task(name, fit.embedding)
         kept = [table[best : best + 1] for table in fit.statistics]
         hnet.target.statistics.set_rows(hnet.target.module, [number], kept)
+        if hnet.head is not None:
+            hnet.solve_head(name, given[name])
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
@@ -386,11 +390,13 @@ class Fitter:
             for table, values in zip(statistics, changed, strict=True):
                 table.copy_(values)
         repeats = torch.tensor(counts, device=x.device)
+        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
+        if self._hnet.head is not None:
+            outputs = self._hnet.head.leave_one_out(outputs, y, owner)
         if self._loss is None:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
         limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
         each = losses_of(outputs, y, limits.repeat_interleave(repeats), self._loss)
-        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
         return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
 
     @torch.no_grad()

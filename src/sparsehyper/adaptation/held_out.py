@@ -118,7 +118,7 @@ def _keep(
 
 def _judges(start: Start, name: str, y: Tensor, out: Tensor) -> Tensor:
     """Whether samples held out can judge a way: whether it knows their class, ``[n]``."""
-    if not start.outputs or name in KEEP_CLASSES:
+    if not start.outputs or (name in KEEP_CLASSES and start.keeps_classes):
         return out
     seen = torch.zeros(start.outputs, dtype=torch.bool, device=out.device)
     seen[y[~out]] = True

@@ -31,6 +31,7 @@ from sparsehyper.adaptation.tune import (
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters import merge
+from sparsehyper.target.norm_statistics import batch_statistics
 
 _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
 _MOST_SAMPLES = 1024  # to fit an embedding to
@@ -69,6 +70,11 @@ class Start:
         """Embeddings of the known tasks ``[known, dim]``."""
         return self.hnet.task_embedding.weight.detach()[list(self.rows)]
 
+    @property
+    def keeps_classes(self) -> bool:
+        """Whether generated models know classes of which they were given no example."""
+        return self.hnet.head is None
+
     def task(self, x: Tensor, y: Tensor) -> TaskSamples:
         """Samples as adaptation takes them."""
         return TaskSamples("new", x, y, self.outputs or 0)
@@ -82,10 +88,22 @@ class Start:
     def average_model(self, x: Tensor, y: Tensor) -> nn.Module:
         """The average model, with as many outputs as the task needs."""
         model = merge(self.hnet.target.materialize(self._average, None)).eval()
-        model = self.widened(model, x)
         if len(x) >= _ENOUGH_FOR_STATISTICS:
-            with evaluation_mode(model):
-                renew_statistics(model, batch_norms(model), self.task(x, y))
+            with batch_statistics(norms := batch_norms(model)):
+                renew_statistics(model, norms, self.task(x, y))
+        return self.widened(self.with_head(model, x, y), x)
+
+    @torch.no_grad()
+    def with_head(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
+        """The model; if the hypernetwork has a head in closed form, with that of the samples."""
+        if self.hnet.head is not None:
+            features = torch.cat([model(some) for some in x.split(_PIECE)])
+            weight, bias = self.hnet.head.solve(features, y)
+            layer = nn.Linear(weight.shape[1], len(weight)).to(weight)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+            owner, attribute = owner_of(model, self.hnet.head_layer)
+            setattr(owner, attribute, layer)
         return model
 
     def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
@@ -111,6 +129,8 @@ class Start:
 
     def check_outputs(self, x: Tensor) -> None:
         """Raise `Unsuitable` if the target has too few outputs."""
+        if self.hnet.head is not None:
+            return
         with torch.no_grad(), evaluation_mode(self.hnet):
             outputs = self.hnet(x[:2], task=0)
         if self.outputs is not None and outputs.shape[1] < self.outputs:
@@ -187,7 +207,7 @@ WAYS: dict[str, Way] = {
     "scratch": scratch,
 }
 
-# Ways whose models know classes of which they were given no example.
+# Ways that change generated models too little to forget classes of which there is no example.
 KEEP_CLASSES = {"embedding"}
 
 
@@ -220,7 +240,7 @@ def fit_near(
                 tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
             model = target.materialize(tensors, None)
             target.statistics.set_tables(model, [table[i].clone() for table in statistics])
-            models.append(merge(model).eval())
+            models.append(start.with_head(merge(model).eval(), x, y))
     return z, statistics, models
 
 
