@@ -1,9 +1,11 @@
 """One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
 from sparsehyper.adaptation import (
+    Adapted,
     Fit,
     Identified,
     TaskProfiles,
+    adapt_task,
     average_predictions,
     fine_tune,
     fit_embedding,
@@ -27,6 +29,7 @@ from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear
 
 __all__ = [
+    "Adapted",
     "Butterfly",
     "Chunked",
     "Composed",
@@ -48,6 +51,7 @@ __all__ = [
     "TaskEmbedding",
     "TaskFeatures",
     "TaskProfiles",
+    "adapt_task",
     "average_predictions",
     "fine_tune",
     "fit_embedding",

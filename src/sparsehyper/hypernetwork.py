@@ -116,11 +116,12 @@ class HyperNetwork(NamedTasks):
         check_type("conditioner", conditioner, Conditioner, "a Conditioner")
         self.conditioner = conditioner
         self.head: SolvedHead | None = None
+        self.head_layer = ""  # name of the layer that the head replaces
         if head is not None:
             check_type("head", head, Head, "a head such as Ridge()")
-            self._head_layer, layer = head.find(target)
+            self.head_layer, layer = head.find(target)
             self.head = SolvedHead(head, layer, len(self.tasks.names))
-            target = without_layer(copy_module(target), self._head_layer)
+            target = without_layer(copy_module(target), self.head_layer)
         self.target = Target(
             target,
             generate=generate,
@@ -316,7 +317,7 @@ class HyperNetwork(NamedTasks):
         z, row = self._embed_one(task)
         module = merge(self.target.materialize(self._tensors(z), row))
         if self.head is not None and row is not None:
-            owner, attribute = owner_of(module, self._head_layer)
+            owner, attribute = owner_of(module, self.head_layer)
             setattr(owner, attribute, self.head.linear(row))
         return module
 

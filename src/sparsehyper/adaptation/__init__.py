@@ -1,5 +1,6 @@
-"""New tasks for a trained hypernetwork: fit embeddings, identify tasks, fine-tune models."""
+"""New tasks for a trained hypernetwork: adapt by the best means, fit, tune, identify."""
 
+from sparsehyper.adaptation.auto import METHODS, Adapted, Judged, adapt_task
 from sparsehyper.adaptation.fit import EMBEDDING_INITS, SPACES, Fit, fit_embedding, fit_embeddings
 from sparsehyper.adaptation.identify import Identified, identify_task
 from sparsehyper.adaptation.predict import average_predictions
@@ -8,11 +9,15 @@ from sparsehyper.adaptation.tune import TUNINGS, fine_tune
 
 __all__ = [
     "EMBEDDING_INITS",
+    "METHODS",
     "SPACES",
     "TUNINGS",
+    "Adapted",
     "Fit",
     "Identified",
+    "Judged",
     "TaskProfiles",
+    "adapt_task",
     "average_predictions",
     "fine_tune",
     "fit_embedding",

@@ -2,6 +2,7 @@
 
     z* = argmin_z  mean loss of target(x; base + scale ⊙ G(normalise(z))) over the task's samples
 
+With a head in closed form, the loss of each sample is that by the head of all other samples.
 Everything but z stays bit-identical. All tasks and all restarts are fitted at once by L-BFGS: a
 step generates many models in one batch, and runs models with equally many samples together.
 
@@ -20,10 +21,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer, check_vector
-from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
@@ -31,6 +31,7 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     check_outputs,
+    losses_of,
     pieces,
     with_gradients,
 )
@@ -147,7 +148,8 @@ def fit_embeddings(
         init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on the
             samples), the ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of
             their negative losses), ``"random"``, or a vector ``[latent_dim]``.
-        restarts: number of embeddings to fit for each task; all but the first start at random.
+        restarts: number of embeddings to fit for each task. With ``"nearest"`` they start from as
+            many of the nearest known tasks as there are; all others but the first start at random.
         space: ``"free"``, any vector; or ``"mixture"``, a softmax mixture of the known embeddings,
             whose logits are fitted. The logits start at 0 (the mean), whatever ``init`` is.
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
@@ -211,7 +213,7 @@ def fit_embeddings(
     started = time.perf_counter()
     fits: dict[str, Fit] = {}
     with frozen(hnet):
-        fitter = _Fitter(hnet, wanted, held, restarts, loss)
+        fitter = Fitter(hnet, wanted, held, restarts, loss)
         start = fitter.mixtures(seed) if space == "mixture" else fitter.starts(init, seed)
         z, statistics = fitter.fit(start, space, steps, batch_size)
         losses, statistics = fitter.assess(z, statistics)
@@ -226,12 +228,15 @@ def fit_embeddings(
             rows = tuple([table[i] for table in statistics])
             fits[task.name] = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
     seconds = time.perf_counter() - started
+    given = {task.name: (task.x, task.y) for task in wanted}
     for name in names:
         fit = fits[name]
         best = fit.losses.index(fit.loss)
         number = hnet.add_task(name, fit.embedding)
         kept = [table[best : best + 1] for table in fit.statistics]
         hnet.target.statistics.set_rows(hnet.target.module, [number], kept)
+        if hnet.head is not None:
+            hnet.solve_head(name, given[name])
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
@@ -248,7 +253,7 @@ def frozen(hnet: HyperNetwork) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-class _Fitter:
+class Fitter:
     """Fits the embeddings ``[tasks, restarts, dim]`` of some new tasks together."""
 
     def __init__(
@@ -258,13 +263,15 @@ class _Fitter:
         held: list[TaskSamples],
         restarts: int,
         loss: Loss | None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._hnet = hnet
         self._tasks = tasks
         self._held = held
         self._restarts = restarts
         self._loss = loss
-        self._known = hnet.task_embedding.weight.detach()
+        self._rows = range(len(hnet.task_names)) if rows is None else rows
+        self._known = hnet.task_embedding.weight.detach()[list(self._rows)]
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
         """Initial embeddings, with unit second moment."""
@@ -277,9 +284,13 @@ class _Fitter:
         elif init == "mean":
             z[:, 0] = known.mean(0)
         elif init in ("nearest", "mixture"):
-            losses = self._losses_of_known()
+            losses = self.losses_of_known()
             weights = (-losses).softmax(1)
-            z[:, 0] = known[losses.argmin(1)] if init == "nearest" else weights @ known
+            if init == "mixture":
+                z[:, 0] = weights @ known
+            else:
+                near = losses.argsort(1)[:, : shape[1]]
+                z[:, : near.shape[1]] = known[near]
         return self._hnet.normalise(z)
 
     def mixtures(self, seed: int) -> Tensor:
@@ -379,33 +390,24 @@ class _Fitter:
             for table, values in zip(statistics, changed, strict=True):
                 table.copy_(values)
         repeats = torch.tensor(counts, device=x.device)
+        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
+        if self._hnet.head is not None:
+            outputs = self._hnet.head.leave_one_out(outputs, y, owner)
         if self._loss is None:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
-            limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
-            limits = limits.repeat_interleave(repeats)
-            each = F.cross_entropy(mask_classes(outputs, limits), y, reduction="none")
-        else:
-            each = self._loss(outputs, y)
-            if each.shape != x.shape[:1]:
-                # Write n, as the caller does not know how many samples run together.
-                found = ", ".join("n" if size == len(x) else str(size) for size in each.shape)
-                raise ValueError(
-                    f"`loss` must return the losses [n] of n samples, got shape [{found}]; "
-                    "PyTorch's own do with reduction='none'"
-                )
-        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
+        limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
+        each = losses_of(outputs, y, limits.repeat_interleave(repeats), self._loss)
         return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
 
     @torch.no_grad()
-    def _losses_of_known(self) -> Tensor:
+    def losses_of_known(self) -> Tensor:
         """Mean loss of every known task's model on each new task, ``[new, known]``."""
-        known = list(range(len(self._known)))
-        losses = self._known.new_empty(len(self._tasks), len(known))
+        losses = self._known.new_empty(len(self._tasks), len(self._rows))
         for row, task in zip(losses, self._tasks, strict=True):
             some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
-            for own in self._groups([len(some[0])] * len(known)):
+            for own in self._groups([len(some[0])] * len(self._rows)):
                 raw = self._hnet.raw_theta(self._known[own])
                 count = len(raw)
-                rows = self._hnet.target.statistics.rows(self._hnet.target.module, known[own])
+                rows = self._hnet.target.statistics.rows(self._hnet.target.module, self._rows[own])
                 row[own] = self._losses(raw, rows, [some] * count, [task] * count)
         return losses

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, class_numbers
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.random import seeded
 
 Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -138,6 +140,28 @@ def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remed
                 f"task {task.name!r} has {task.n_classes} classes, the {module} has "
                 f"{outputs.shape[1]} outputs; {remedy}"
             )
+
+
+def losses_of(outputs: Any, y: Tensor, n_classes: int | Tensor, loss: Loss | None) -> Tensor:
+    """The loss of each sample, ``[n]``.
+
+    Args:
+        outputs: outputs of a model.
+        y: labels.
+        n_classes: as `mask_classes` takes it, for the default loss.
+        loss: a loss of the caller's own; None for cross entropy.
+    """
+    if loss is None:
+        return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
+    each = loss(outputs, y)
+    if each.shape != y.shape[:1]:
+        # Write n, as the caller does not know how many samples run together.
+        found = ", ".join("n" if size == len(y) else str(size) for size in each.shape)
+        raise ValueError(
+            f"`loss` must return the losses [n] of n samples, got shape [{found}]; "
+            "PyTorch's own do with reduction='none'"
+        )
+    return each
 
 
 @contextmanager

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper.adaptation.samples import (
     Loss,
     SampleBatches,
     Samples,
     TaskSamples,
     check_outputs,
+    losses_of,
     pieces,
     with_gradients,
 )
@@ -77,30 +78,59 @@ def fine_tune(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
     parameters = tuned_parameters(model, tune, task.x)
+    if loss is None:
+        with evaluation_mode(model), torch.no_grad():
+            check_outputs(
+                model(task.x[:2]), [task], "model", "give its last layer more outputs first"
+            )
+    renewed = norm_stats == "renewed"
+    descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed=renewed)
+
+
+def descend(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    task: TaskSamples,
+    loss: Loss | None,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    *,
+    renewed: bool,
+    deadline: float = math.inf,
+) -> None:
+    """The updates of `fine_tune`; the learning rate reaches 0 early if time runs out.
+
+    Args:
+        model: the model to train in place.
+        parameters: its parameters to train.
+        task: samples.
+        loss, steps, lr, batch_size, seed: as for `fine_tune`.
+        renewed: whether batch-norm statistics are renewed.
+        deadline: value of ``time.perf_counter()`` to end at.
+    """
+    began = time.perf_counter()
     try:
-        norms = _batch_norms(model) if norm_stats == "renewed" else []
+        norms = batch_norms(model) if renewed else []
         with evaluation_mode(model), batch_statistics(norms):
             optimizer = torch.optim.Adam(parameters, lr)
             batches = SampleBatches(task, batch_size, seed)
             for step in range(steps):
-                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                spent = (time.perf_counter() - began) / max(deadline - began, 1e-9)
+                progress = max(step / steps, spent)
+                if progress >= 1:
+                    break
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
                 x, y = batches.next()
-                outputs = model(x)
-                if step == 0 and loss is None:
-                    check_outputs(
-                        outputs, [task], "model", "give its last layer more outputs first"
-                    )
-                if loss is None:
-                    mean = F.cross_entropy(mask_classes(outputs, task.n_classes), y)
-                else:
-                    mean = loss(outputs, y).mean()
+                mean = losses_of(model(x), y, task.n_classes, loss).mean()
                 if not mean.isfinite():
                     raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
                 gradients = torch.autograd.grad(mean, parameters)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-            _renew(model, norms, task)
+            renew_statistics(model, norms, task)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -120,14 +150,14 @@ def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Paramete
     elif tune == "norm":
         chosen = [module for module in model.modules() if isinstance(module, NORMS)]
     else:
-        chosen = _linear_layers_used(model, x)[-1:]
+        chosen = linear_layers_used(model, x)[-1:]
     parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)
 
 
-def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
+def linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
     """The linear layers in the order of use, which may differ from their declaration."""
     used: list[nn.Module] = []
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -142,13 +172,13 @@ def _linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
     return used
 
 
-def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The batch norms with running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 @torch.no_grad()
-def _renew(model: nn.Module, norms: list[_BatchNorm], task: TaskSamples) -> None:
+def renew_statistics(model: nn.Module, norms: list[_BatchNorm], task: TaskSamples) -> None:
     """Estimate statistics from all samples, as the mean over pieces."""
     for norm in norms:
         norm.reset_running_stats()

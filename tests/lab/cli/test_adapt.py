@@ -166,7 +166,12 @@ def test_predict_says_that_images_are_of_no_known_task(command, trained, adapted
     assert f"the images are not like those of any one task of {adapted} (p = " in done.err
     assert "name the task by `--task`, or learn a new one by `adapt`" in done.err
     assert command("predict", adapted, tmp_path / "caps", "--task", "hats").code == 0
-    done = command("predict", adapted, trained / "hats", trained / "data" / "bags")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for folder in (trained / "hats", trained / "data" / "bags"):
+        for i, path in enumerate(sorted(folder.rglob("*.png"))):
+            shutil.copy(path, mixed / f"{folder.name}{i}.png")
+    done = command("predict", adapted, mixed)
     assert done.code == 2
     assert "if they are of several tasks, about " in done.err
     assert "% 'hats'" in done.err

@@ -73,7 +73,9 @@ def test_runs_without_profiles_get_them_from_their_images(original, copied):
         assert find_profiles(loaded) is None
         with pytest.raises(ValueError, match="`task` is needed: what the images of 'bags', 'shoe"):
             predict_run(copied, [original / "elsewhere" / "shoes"])
-        assert predict_run(copied, [original / "elsewhere"], task="shoes").identified is None
+        assert (
+            predict_run(copied, [original / "elsewhere" / "shoes"], task="shoes").identified is None
+        )
     finally:
         (original / "elsewhere").rename(hidden)
 

@@ -1,0 +1,275 @@
+"""A new task by the best means that its examples allow.
+
+Every way of `ways` is fitted to parts of the examples and judged by the rest. The ways that
+explain the rest best, weighted, are fitted again to all examples, and their average is the task's
+model. An example whose class has no other cannot judge a way that must learn the class from it:
+such a way counts as much as it was worth on known tasks, or on tasks of many kinds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper.adaptation.choice import Choice, choose, right_of
+from sparsehyper.adaptation.held_out import HeldOut, hold_out
+from sparsehyper.adaptation.judge import wilson
+from sparsehyper.adaptation.mixture import Mixture
+from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, with_gradients
+from sparsehyper.adaptation.usual import USUAL, Usual, usual_on
+from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
+from sparsehyper.hypernetwork import HyperNetwork
+
+METHODS = ("auto", *WAYS)
+_PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
+# Usual exponent at which errors fall with the number of samples, and its standard deviation.
+_RATE, _RATE_SPREAD = 0.25, 0.15
+_FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a way did on examples held out.
+
+    Attributes:
+        weight: its weight in the model.
+        loss: its mean loss, by calibrated probabilities for classifiers.
+        temperature: what its logits are divided by.
+        seconds: duration of its fits to parts of the examples.
+    """
+
+    weight: float
+    loss: float
+    temperature: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Result of `adapt_task`.
+
+    Attributes:
+        name: task name.
+        model: an ordinary module: calibrated log-probabilities ``[n, classes]``, which are logits
+            too; with a loss of one's own, outputs.
+        ways: how every way did, by name, the weightiest first.
+        accuracy: accuracy to expect on new samples; None without classes.
+        interval: its 95% interval.
+        more: accuracy to expect of 2 and 4 times as many examples.
+        why: what was chosen and why, in words.
+        warnings: what to mind, in words.
+        seconds: duration.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    ways: dict[str, Judged]
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    more: dict[int, float]
+    why: str
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@with_gradients()
+def adapt_task(
+    hnet: HyperNetwork,
+    name: str,
+    samples: Samples,
+    *,
+    known: Mapping[str, Samples] | None = None,
+    method: str = "auto",
+    n_classes: int | None = None,
+    loss: Loss | None = None,
+    seconds: float = 20.0,
+    seed: int = 0,
+) -> Adapted:
+    """Learn a new task by the best means that its examples allow, and add the task.
+
+    The task's embedding is added to the hypernetwork; nothing else in it changes. The model to use
+    is the result's.
+
+    Args:
+        hnet: hypernetwork that was trained on other tasks.
+        name: name of the new task.
+        samples: its examples.
+        known: samples of known tasks, by name. Where the new task has one example of a class, some
+            of them are learned anew, to see what each way is worth.
+        method: ``"auto"``, or the only way to use.
+        n_classes: number of classes; by default the largest label plus one. It may exceed the
+            number of the target's outputs.
+        loss: function that returns the loss of each sample; by default cross entropy of logits
+            ``[n, outputs]``.
+        seconds: time to take, about.
+        seed: seed of everything random.
+
+    Raises:
+        ValueError: the name is taken, a setting is out of range, samples do not fit, or ``method``
+            does not apply. The hypernetwork is then unchanged.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`.
+        RuntimeError: called within ``torch.inference_mode()``.
+
+    >>> import torch
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
+    >>> x = torch.randn(40, 5)
+    >>> adapted = adapt_task(hnet, "hats", (x, (x[:, 0] > 0).long()))
+    >>> hnet.task_names, adapted.model(x).shape
+    (('shoes', 'bags', 'hats'), torch.Size([40, 2]))
+    """
+    began = time.perf_counter()
+    check_choice("method", method, METHODS)
+    check_number("seconds", seconds, above=0)
+    check_integer("seed", seed, minimum=0)
+    hnet.task_embedding.check_new("name", name)
+    device = hnet.task_embedding.weight.device
+    task = TaskSamples.of(name, samples, n_classes, loss is None, device, seed)
+    start = Start(hnet, tuple(range(len(hnet.task_names))), task.n_classes or None, loss)
+    names = tuple(WAYS) if method == "auto" else (method,)
+    deadline = began + seconds
+    usual, fewest = USUAL, _fewest(task)
+    if known and fewest == 1:
+        half = began + seconds / 2
+        usual = usual_on(start, known, fewest, names, seed, half)
+    held = hold_out(start, task, names, seed, deadline)
+    if not held.outputs:
+        raise ValueError(f"`method` {method!r} does not apply: {held.unsuitable[method]}")
+    choice = choose(held, task, loss, usual)
+    models = held.models if held.once else _fit(start, task, choice, seed, deadline)
+    model = Mixture(
+        [models[way] for way in choice.weights],
+        list(choice.weights.values()),
+        [choice.temperatures[way] for way in choice.weights],
+        start.outputs,
+    ).eval()
+    accuracy, interval = _expected(choice, held, task, usual)
+    more: dict[int, float] = {}
+    if accuracy is not None:
+        rate = _rate(start, task, choice, held, seed, deadline)
+        more = {times: 1 - (1 - accuracy) * times**-rate for times in (2, 4)}
+    ways = {
+        way: Judged(
+            choice.weights.get(way, 0.0), value, choice.temperatures[way], held.seconds[way]
+        )
+        for way, value in sorted(
+            choice.losses.items(), key=lambda item: (-choice.weights.get(item[0], 0.0), item[1])
+        )
+    }
+    try:
+        z, statistics, _ = fit_near(start, task.x, task.y, seed, 1)
+    except Unsuitable:
+        hnet.add_task(name)
+    else:
+        number = hnet.add_task(name, z[0])
+        hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
+        if hnet.head is not None:
+            hnet.solve_head(name, (task.x, task.y))
+    return Adapted(
+        name,
+        model,
+        ways,
+        accuracy,
+        interval,
+        more,
+        _why(choice, held),
+        _warnings(held, task, interval),
+        time.perf_counter() - began,
+    )
+
+
+def _fewest(task: TaskSamples) -> int:
+    """The number of samples of the rarest class; 0 without classes."""
+    return int(task.y.unique(return_counts=True)[1].min()) if task.n_classes else 0
+
+
+def _fit(
+    start: Start, task: TaskSamples, choice: Choice, seed: int, deadline: float
+) -> dict[str, nn.Module]:
+    """The chosen ways' models of all samples."""
+    models: dict[str, nn.Module] = {}
+    for way in choice.weights:
+        now = time.perf_counter()
+        limit = now + max(deadline - now, 0.1) / (len(choice.weights) - len(models))
+        models[way] = WAYS[way](start, task.x, task.y, seed, limit)
+    return models
+
+
+def _expected(
+    choice: Choice, held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Accuracy to expect, and its interval."""
+    if not task.n_classes:
+        return None, None
+    guess = 1 / task.n_classes
+    skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
+    right = float(choice.right.sum()) + _PRIOR_COUNT * (guess + (1 - guess) * skill)
+    count = len(choice.right) + _PRIOR_COUNT
+    # A model of all samples errs less than those of folds.
+    errors = (1 - right / count) * (1 if held.once else held.share**_RATE)
+    return 1 - errors, wilson((1 - errors) * count, count)
+
+
+def _rate(
+    start: Start, task: TaskSamples, choice: Choice, held: HeldOut, seed: int, deadline: float
+) -> float:
+    """The exponent at which errors fall with the number of samples.
+
+    It is that between models of half the samples and those of folds, as far as the numbers of
+    errors tell it, and the usual one otherwise.
+    """
+    count = sum(held.seconds[way] for way in choice.weights) / held.folds[0]
+    if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
+        return _RATE
+    halves = hold_out(start, task, tuple(choice.weights), seed, deadline, folds=2)
+    right = right_of(halves, task, choice.weights, choice.temperatures)
+    errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
+    shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]
+    apart = math.log(held.share / halves.share)
+    found = math.log(shares[0] / shares[1]) / apart
+    certainty = apart**2 / (1 / errors[0] + 1 / errors[1])
+    usual = 1 / _RATE_SPREAD**2
+    return max(0.0, (certainty * found + usual * _RATE) / (certainty + usual))
+
+
+def _why(choice: Choice, held: HeldOut) -> str:
+    parts = [f"{way} ({weight:.0%})" for way, weight in choice.weights.items()]
+    best = min(choice.losses, key=choice.losses.__getitem__)
+    count = int(held.out.sum())
+    text = (
+        f"On {count} examples held out, {' and '.join(parts)} had a mean loss of {choice.loss:.2f}"
+    )
+    if len(parts) > 1:
+        text += f" together; the best alone, {best}, {choice.losses[best]:.2f}"
+    unjudged = [way for way in choice.losses if not held.judged[way].any()]
+    if unjudged:
+        text += (
+            f". One example a class cannot tell what {', '.join(unjudged)} would be worth, which "
+            "was taken from other tasks"
+        )
+    return text + "."
+
+
+def _warnings(
+    held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
+) -> tuple[str, ...]:
+    found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
+    if interval is not None and interval[0] <= _guessing(task):
+        found.append(
+            "The accuracy on examples held out may be no better than guessing: give more examples "
+            "a class, and see that inputs and labels are right"
+        )
+    done, wanted = held.folds
+    if done < wanted:
+        found.append(f"`seconds` sufficed for {done} of {wanted} parts to hold out; give more")
+    return tuple(found)
+
+
+def _guessing(task: TaskSamples) -> float:
+    """The accuracy of always naming the most frequent class."""
+    return float(task.y.bincount().max()) / len(task.y)

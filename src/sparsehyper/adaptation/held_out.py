@@ -1,0 +1,125 @@
+"""Outputs of ways of adapting on samples that they were not fitted to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper.adaptation.judge import fold_numbers
+from sparsehyper.adaptation.samples import TaskSamples
+from sparsehyper.adaptation.ways import KEEP_CLASSES, WAYS, Start, Unsuitable
+
+_FOLDS = 5
+_FEW = 10  # samples that are left out one at a time
+_MANY, _ENOUGH = 5000, 1000  # samples of which so many are held out, once
+_PIECE = 512
+
+
+@dataclass
+class HeldOut:
+    """How ways did on samples held out.
+
+    Attributes:
+        outputs: outputs ``[n, outputs]`` of each way for the samples, where ``judged``.
+        judged: whether a way was judged by a sample, ``[n]``.
+        seconds: duration of each way's fits.
+        models: the last fold's models.
+        unsuitable: why ways do not apply.
+        out: whether a sample was held out, ``[n]``.
+        share: share of the samples that a model was fitted to.
+        folds: number of folds done, and wanted.
+        once: whether samples were held out once, as there are many.
+    """
+
+    out: Tensor
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    judged: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    unsuitable: dict[str, str] = field(default_factory=dict)
+    share: float = 1.0
+    folds: tuple[int, int] = (0, 0)
+    once: bool = False
+
+
+def hold_out(
+    start: Start,
+    task: TaskSamples,
+    names: Sequence[str],
+    seed: int,
+    deadline: float,
+    folds: int | None = None,
+) -> HeldOut:
+    """Fit ways to folds of the samples while there is time, and keep their outputs on the rest.
+
+    At least one fold is done, and time is left to fit all ways once more.
+
+    Args:
+        start: what ways start from.
+        task: the samples.
+        names: the ways.
+        seed: seed of the fits.
+        deadline: value of ``time.perf_counter()`` to end at.
+        folds: number of folds; None for as many as the number of samples calls for.
+    """
+    count = len(task.x)
+    found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.x.device))
+    y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.x.device)
+    found.once = folds is None and count >= _MANY
+    if folds is None:
+        folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
+    found.share = 1 - 1 / folds
+    numbers = fold_numbers(y, folds)
+    wanted, spent = 1 if found.once else folds, 0.0
+    for fold in range(wanted):
+        left = deadline - time.perf_counter()
+        if fold and left < 2.2 * spent / fold:  # this fold, and the fits to all samples
+            break
+        began = time.perf_counter()
+        out = numbers == fold
+        for i, name in enumerate(names):
+            # One fold shows whether a way applies at all.
+            if name in found.unsuitable or (fold and not _judges(start, name, task.y, out).any()):
+                continue
+            now = time.perf_counter()
+            fits = (len(names) - i) * (1 if found.once else 2 if fold == 0 else 1)
+            limit = now + max(deadline - now, 0.1) / fits
+            try:
+                model = WAYS[name](start, task.x[~out], task.y[~out], seed, limit)
+            except Unsuitable as error:
+                found.unsuitable[name] = str(error)
+                continue
+            _keep(found, name, model, start, task, out)
+            found.seconds[name] = found.seconds.get(name, 0) + time.perf_counter() - now
+        found.out |= out
+        found.folds = (fold + 1, wanted)
+        spent += time.perf_counter() - began
+    return found
+
+
+@torch.no_grad()
+def _keep(
+    found: HeldOut, name: str, model: nn.Module, start: Start, task: TaskSamples, out: Tensor
+) -> None:
+    outputs = torch.cat([model(x) for x in task.x[out].split(_PIECE)]).float()
+    if start.outputs:
+        outputs = outputs[:, : start.outputs]
+    if name not in found.outputs:
+        found.outputs[name] = outputs.new_zeros(len(out), *outputs.shape[1:])
+        found.judged[name] = torch.zeros_like(out)
+    found.outputs[name][out] = outputs
+    found.judged[name] |= _judges(start, name, task.y, out)
+    found.models[name] = model
+
+
+def _judges(start: Start, name: str, y: Tensor, out: Tensor) -> Tensor:
+    """Whether samples held out can judge a way: whether it knows their class, ``[n]``."""
+    if not start.outputs or (name in KEEP_CLASSES and start.keeps_classes):
+        return out
+    seen = torch.zeros(start.outputs, dtype=torch.bool, device=out.device)
+    seen[y[~out]] = True
+    return out & seen[y]

@@ -1,0 +1,138 @@
+"""The best means that the examples of a new task allow, and what is said about them."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.small_tasks import normed, plain, samples
+from sparsehyper import Ridge
+from sparsehyper import adapt_task as adapt_task_within
+from sparsehyper.adaptation import METHODS
+
+
+def adapt_task(*args, **settings):
+    """Whatever the clock says."""
+    return adapt_task_within(*args, **{"seconds": 1e6, **settings})
+
+
+def accuracy(model, x, y):
+    return float((model(x).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("module", [plain, normed])
+def test_learns_a_task_and_says_how_well(make, module):
+    hnet = make(module(), steps=30)
+    before = {name: value.clone() for name, value in hnet.state_dict().items()}
+    x, y = samples(99, 460)
+    adapted = adapt_task(hnet, "new", (x[:60], y[:60]))
+    assert hnet.task_names[4:] == ("new",)
+    for name, value in before.items():
+        assert torch.equal(hnet.state_dict()[name][: len(value)], value), name
+    found = accuracy(adapted.model, x[60:], y[60:])
+    assert found > 0.8
+    assert adapted.interval[0] <= found <= adapted.interval[1]
+    assert adapted.interval[0] < adapted.accuracy < adapted.more[2] < adapted.more[4] < 1
+    assert sum(way.weight for way in adapted.ways.values()) == pytest.approx(1)
+    first = next(iter(adapted.ways))
+    assert first in adapted.why
+    assert adapted.warnings == ()
+
+
+def test_the_model_is_an_ordinary_calibrated_one(make):
+    x, y = samples(99, 260)
+    model = adapt_task(make(), "new", (x[:60], y[:60])).model
+    logits = model(x[60:])
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(200))
+    assert nn.functional.cross_entropy(logits, y[60:]) < 0.7
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+    exported = torch.export.export(model, (x[:5],)).module()
+    torch.testing.assert_close(exported(x[:5]), model(x[:5]))
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_one_way_alone(make, method):
+    x, y = samples(99)
+    adapted = adapt_task(make(), "new", (x, y), method=method)
+    assert list(adapted.ways) == [method]
+    assert adapted.ways[method].weight == 1
+
+
+def test_one_example_a_class(make):
+    x, y = samples(99, 3)
+    adapted = adapt_task(make(steps=30), "new", (x, y))
+    assert "One example a class cannot tell" in adapted.why
+    assert adapted.interval[1] - adapted.interval[0] > 0.5
+
+
+def test_known_tasks_tell_what_ways_are_worth_from_one_example_a_class(make):
+    hnet = make(steps=30)
+    known = {f"known {i}": samples(i) for i in range(4)}
+    plain = adapt_task(make(steps=30), "new", samples(99, 3))
+    told = adapt_task(hnet, "new", samples(99, 3), known=known)
+    assert {n: w.loss for n, w in told.ways.items()} != {n: w.loss for n, w in plain.ways.items()}
+    with pytest.raises(KeyError, match="'unknown'"):
+        adapt_task(hnet, "other", samples(99, 3), known={"unknown": samples(0)})
+
+
+def test_more_classes_than_the_target_has_outputs(make):
+    x, y = samples(99, 100, classes=5)
+    hnet = make()
+    adapted = adapt_task(hnet, "new", (x, y))
+    assert adapted.model(x).shape == (100, 5)
+    assert accuracy(adapted.model, x, y) > 0.7
+    assert any("the target has 3 outputs only" in warning for warning in adapted.warnings)
+    with pytest.raises(ValueError, match="`method` 'embedding' does not apply: the target has 3"):
+        adapt_task(hnet, "other", (x, y), method="embedding")
+    assert hnet.task_names[4:] == ("new",)
+
+
+def test_says_when_it_is_no_better_than_guessing(make):
+    x, y = samples(99)
+    adapted = adapt_task(make(), "new", (x, torch.randint(3, y.shape)))
+    assert any("no better than guessing" in warning for warning in adapted.warnings)
+
+
+def test_numbers_and_a_loss_of_ones_own(make):
+    x, _ = samples(99, 200)
+    y = x @ torch.randn(6, 3)
+
+    def loss(outputs, y):
+        return (outputs - y).square().mean(1)
+
+    adapted = adapt_task(make(), "new", (x[:100], y[:100]), loss=loss)
+    assert loss(adapted.model(x[100:]), y[100:]).mean() < 0.1 * y.var()
+    assert adapted.accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "best"}, "`method` must be one of 'auto', .*; got 'best'"),
+        ({"seconds": 0}, "`seconds` must be greater than 0, got 0"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"n_classes": 2}, "must be below its 2 classes, got 2"),
+    ],
+)
+def test_bad_settings_are_refused(make, settings, message):
+    hnet = make()
+    with pytest.raises(ValueError, match=message):
+        adapt_task(hnet, "new", samples(99), **settings)
+    with pytest.raises(ValueError, match="'known 0'"):
+        adapt_task(hnet, "known 0", samples(99))
+    assert len(hnet.task_names) == 4
+
+
+def test_a_head_in_closed_form_takes_any_number_of_classes(make):
+    hnet = make(head=Ridge())
+    x, y = samples(99, 160, classes=5)
+    adapted = adapt_task(hnet, "new", (x[:100], y[:100]))
+    assert accuracy(adapted.model, x[100:], y[100:]) > 0.6
+    assert adapted.warnings == ()
+    assert hnet(x, task="new").shape == (160, 5)
+    one = torch.stack([x[y == c][0] for c in range(5)])
+    adapted = adapt_task(hnet, "from one", (one, torch.arange(5)))
+    assert "One example a class cannot tell what" in adapted.why

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from helpers.small_tasks import samples
+from sparsehyper.adaptation.choice import choose
+from sparsehyper.adaptation.held_out import HeldOut, hold_out
+from sparsehyper.adaptation.samples import TaskSamples
+from sparsehyper.adaptation.usual import USUAL, usual_on
+from sparsehyper.adaptation.ways import Start
+
+NAMES = ("linear", "embedding", "scratch")
+
+
+def held(outputs, judged=None, count=60):
+    """What `choose` needs to know of outputs on all samples."""
+    everywhere = torch.ones(count, dtype=torch.bool)
+    found = HeldOut(everywhere)
+    for name, some in outputs.items():
+        found.outputs[name] = some
+        found.judged[name] = everywhere if judged is None else judged[name]
+    return found
+
+
+def task_of(y):
+    return TaskSamples("new", torch.zeros(len(y), 1), y, 3)
+
+
+def test_the_way_that_knows_the_labels_is_chosen():
+    y = torch.randint(3, (60,))
+    good = 3 * torch.nn.functional.one_hot(y, 3).float()
+    choice = choose(held({"linear": good, "scratch": -good}), task_of(y), None, USUAL)
+    assert list(choice.weights) == ["linear"]
+    assert choice.right.all()
+    assert choice.losses["linear"] < choice.losses["scratch"]
+
+
+def test_a_way_that_no_sample_judges_is_worth_what_is_usual():
+    y = torch.randint(3, (60,))
+    judged = {"embedding": torch.ones(60) > 0, "scratch": torch.zeros(60) > 0}
+    for sign, first in ((1, "embedding"), (-1, "scratch")):
+        sure = sign * 9 * torch.nn.functional.one_hot(y, 3).float()
+        outputs = {"embedding": sure, "scratch": torch.zeros(60, 3)}
+        choice = choose(held(outputs, judged), task_of(y), None, USUAL)
+        assert next(iter(choice.weights)) == first
+        assert choice.losses["scratch"] == pytest.approx(USUAL["scratch"].loss * math.log(3))
+
+
+def test_every_sample_is_held_out_once(make):
+    x, y = samples(3, 40)
+    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
+    found = hold_out(start, task, NAMES, 0, math.inf)
+    assert found.folds == (5, 5)
+    assert found.share == pytest.approx(0.8)
+    for name in NAMES:
+        assert found.judged[name].all()
+        assert (found.outputs[name].abs().sum(1) > 0).all()
+
+
+def test_one_example_a_class_judges_the_embedding_alone(make):
+    x, y = samples(3, 3)
+    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
+    found = hold_out(start, task, NAMES, 0, math.inf)
+    assert [bool(found.judged[name].any()) for name in NAMES] == [False, True, False]
+    assert found.judged["embedding"].all()
+
+
+def test_without_time_one_fold_is_done(make):
+    x, y = samples(3, 40)
+    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
+    found = hold_out(start, task, NAMES, 0, 0.0)
+    assert found.folds == (1, 5)
+    assert int(found.out.sum()) == 8
+
+
+def test_what_is_usual_comes_from_tasks_learned_anew(make):
+    hnet = make(steps=30)
+    start = Start(hnet, (0, 1, 2, 3), 3, None)
+    known = {f"known {i}": samples(i) for i in range(4)}
+    found = usual_on(start, known, 20, NAMES, 0, math.inf)
+    assert sum(found[name].weight for name in NAMES) == pytest.approx(1)
+    # classes that a linear map separates
+    assert found["linear"].weight > found["embedding"].weight
+    assert found["linear"].loss < found["embedding"].loss < 1.2
+    assert 0.5 < found["linear"].skill < 1
