@@ -27,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
 from sparsehyper._util.checks import check_integer, check_number, check_type
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
@@ -214,42 +213,8 @@ class HyperNetwork(NamedTasks):
             ValueError: the hypernetwork has no ``head`` in closed form.
         """
         features = self._run(task, args, kwargs)
-        self._own_head().check(features)
+        self.own_head().check(features)
         return features
-
-    @torch.no_grad()
-    def solve_head(self, task: str | int, examples: Any) -> None:
-        """Solve a task's head from its examples, in evaluation mode, and keep it.
-
-        Args:
-            task: name or number of the task.
-            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
-                batches of both. A task may have more classes than the target has outputs.
-
-        Raises:
-            ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
-            KeyError, IndexError: an unknown task.
-        """
-        head, row = self._own_head(), self.tasks.index(task)
-        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
-            examples = [examples]
-        device = self.target.moments.device
-        found: list[Tensor] = []
-        labels: list[Tensor] = []
-        with evaluation_mode(self):
-            for x, y in examples:
-                found.append(self.features(x.to(device), task=row))
-                labels.append(y.to(device))
-        if not sum(map(len, labels)):
-            raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
-        head.set(row, *head.solve(torch.cat(found), torch.cat(labels)))
-
-    def _own_head(self) -> SolvedHead:
-        if self.head is None:
-            raise ValueError(
-                "this needs a hypernetwork with a `head`, such as Ridge(); it has none"
-            )
-        return self.head
 
     def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
         """The target's output, with one model for the batch or one for each sample."""
