@@ -1,4 +1,4 @@
-"""The tasks that a hypernetwork knows by name: list, add, remove and rename them, and their heads."""
+"""The tasks that a hypernetwork knows by name, and their heads: list, add, remove, rename, solve."""
 
 from __future__ import annotations
 
