@@ -83,6 +83,5 @@ def test_what_is_usual_comes_from_tasks_learned_anew(make):
     found = usual_on(start, known, 20, NAMES, 0, math.inf)
     assert sum(found[name].weight for name in NAMES) == pytest.approx(1)
     # classes that a linear map separates
-    assert found["linear"].weight > found["embedding"].weight
     assert found["linear"].loss < found["embedding"].loss < 1.2
     assert 0.5 < found["linear"].skill < 1
