@@ -182,7 +182,7 @@ def adapt_task(
         interval,
         more,
         _why(choice, held),
-        _warnings(held, task, interval),
+        _warnings(choice, held, task, interval),
         time.perf_counter() - began,
     )
 
@@ -262,10 +262,10 @@ def _why(choice: Choice, held: HeldOut) -> str:
 
 
 def _warnings(
-    held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
+    choice: Choice, held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
     found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
-    if interval is not None and interval[0] <= _guessing(task):
+    if interval is not None and len(choice.right) and interval[0] <= _guessing(task):
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "
             "a class, and see that inputs and labels are right"
