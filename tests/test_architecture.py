@@ -17,7 +17,7 @@ ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Who may import whom. Every part may use the helpers in ``_util``; only the lab may use the lab.
-PARTS = {"layout", "sparse", "generators", "conditioning", "target", "saving"}
+PARTS = {"layout", "sparse", "generators", "conditioning", "target", "heads", "saving"}
 MODEL = {*PARTS, "tasks", "hypernetwork"}
 LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "conditioning": set(),
     "target": {"layout"},
     "adapters": {"target"},
-    "saving": {"generators", "conditioning"},
-    "tasks": {"conditioning", "target"},
+    "heads": {"layout"},
+    "saving": {"generators", "conditioning", "heads"},
+    "tasks": {"conditioning", "target", "heads"},
     "hypernetwork": {*PARTS, "tasks"},
     "recurrent": MODEL,
     "adaptation": MODEL,

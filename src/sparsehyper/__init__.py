@@ -19,6 +19,7 @@ from sparsehyper.conditioning import (
     TaskFeatures,
 )
 from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
+from sparsehyper.heads import Prototypes, Ridge
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.recurrent import unroll
 from sparsehyper.sparse import SparseLinear
@@ -37,6 +38,8 @@ __all__ = [
     "InputEncoder",
     "LowRank",
     "Noise",
+    "Prototypes",
+    "Ridge",
     "Sparse",
     "SparseLinear",
     "SupportSet",

@@ -9,7 +9,9 @@ In code, for one task, a call is
     tensors = target.unpack(raw)                       θ = base + scale ⊙ raw, tensor by tensor
     y = target(tensors, row, args, kwargs)             target(x; θ)
 
-``theta`` returns θ as flat vectors, and ``generate`` returns the tensors of a task by name.
+``theta`` returns θ as flat vectors, and ``generate`` returns the tensors of a task by name. With a
+``head`` in closed form, the target lacks its last layer and y are features, to which the task's own
+head, which was solved from its examples, is applied (`heads`).
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
 from sparsehyper._util.checks import check_integer, check_number, check_type
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
-from sparsehyper.layout import Select
+from sparsehyper.heads import Head, SolvedHead, without_layer
+from sparsehyper.layout import Select, owner_of
 from sparsehyper.target.adapters import merge
+from sparsehyper.target.copying import copy_module
 from sparsehyper.target.many_tasks import group_samples, run_tasks
 from sparsehyper.target.target import Target
 from sparsehyper.tasks import NamedTasks
@@ -61,11 +66,15 @@ class HyperNetwork(NamedTasks):
             taken from the ``"batch"``, in evaluation too.
         noise: standard deviation of the normal noise on normalised embeddings in training.
         dropout: probability, in [0, 1), of setting an element of an embedding to zero in training.
+        head: ``Ridge()`` or ``Prototypes()`` to solve the target's last linear layer from a task's
+            examples, by `solve_head`; None to generate it like the others.
         seed: seed of the generator's wiring and weights.
 
     Raises:
-        ValueError: a setting outside its range, a target with nothing to generate, or a target
-            with batch norms where every sample has a model of its own.
+        ValueError: a setting outside its range, a target with nothing to generate, a target
+            with batch norms where every sample has a model of its own, or a ``head`` that the
+            target has no layer for.
+        TypeError: an argument of a wrong type, or a ``head`` without named tasks.
 
     Source: D. Ha et al., "HyperNetworks" (ICLR 2017); task embeddings as in J. von Oswald et al.,
     "Continual learning with hypernetworks" (ICLR 2020).
@@ -90,6 +99,7 @@ class HyperNetwork(NamedTasks):
         norm_stats: str = "per_task",
         noise: float = 0.0,
         dropout: float = 0.0,
+        head: Head | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,6 +115,12 @@ class HyperNetwork(NamedTasks):
         check_type("generator", generator, Generator, "a Generator")
         check_type("conditioner", conditioner, Conditioner, "a Conditioner")
         self.conditioner = conditioner
+        self.head: SolvedHead | None = None
+        if head is not None:
+            check_type("head", head, Head, "a head such as Ridge()")
+            self._head_layer, layer = head.find(target)
+            self.head = SolvedHead(head, layer, len(self.tasks.names))
+            target = without_layer(copy_module(target), self._head_layer)
         self.target = Target(
             target,
             generate=generate,
@@ -130,6 +146,7 @@ class HyperNetwork(NamedTasks):
             "norm_stats": norm_stats,
             "noise": noise,
             "dropout": dropout,
+            "head": head and head.to_config(),
             "seed": seed,
         }
         self.generator.to(self.target.moments)
@@ -138,16 +155,23 @@ class HyperNetwork(NamedTasks):
         self.training = self.target.training = target.training
         self.generator.train(target.training)
 
-    def forward(self, *args: Any, task: Condition = None, **kwargs: Any) -> Any:
+    def forward(
+        self, *args: Any, task: Condition = None, solve_for: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """The target's output under the parameters generated for ``task``.
 
         Args:
             *args, **kwargs: arguments of the target.
+            solve_for: labels of the samples, to train a hypernetwork with a ``head``: class numbers
+                ``[batch]``, or numbers ``[batch, outputs]``. The output for each sample is then
+                by the head that is solved from all other samples of its task in the batch. Without
+                it, the heads are those that `solve_head` found.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; an integer tensor ``[batch]`` of one task per sample, where the
                 first dimension of every tensor argument and output must be the batch; or an
                 embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
-                task, or none.
+                task, or none. An embedding has no head, so that with a ``head`` the output is the
+                features.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -157,14 +181,74 @@ class HyperNetwork(NamedTasks):
         """
         around = None if torch.compiler.is_compiling() else _data_parallel_around()
         if not (self.training and around is not None and self._is_overwritten(around)):
-            return self._run(task, args, kwargs)
+            return self._outputs(task, solve_for, args, kwargs)
         self._synchronising = True
         try:
-            out = self._run(task, args, kwargs)
+            out = self._outputs(task, solve_for, args, kwargs)
         finally:
             self._synchronising = False
         self.sync_statistics(around.process_group)
         return out
+
+    def _outputs(self, task: Condition, solve_for: Tensor | None, args: Any, kwargs: Any) -> Any:
+        """The target's output, or that of the tasks' heads."""
+        if self.head is None:
+            if solve_for is not None:
+                raise ValueError("`solve_for` is for a hypernetwork with a `head`, this has none")
+            return self._run(task, args, kwargs)
+        features = self._run(task, args, kwargs)
+        if is_ids(task) and task.ndim == 1:
+            rows: int | Tensor | None = task.to(features.device)
+        else:
+            rows = self.conditioner.embed(task, args, kwargs)[1]
+        if solve_for is not None:
+            own = rows if isinstance(rows, Tensor) else None
+            return self.head.leave_one_out(features, solve_for, own)
+        return features if rows is None else self.head(features, rows)
+
+    def features(self, *args: Any, task: Condition = None, **kwargs: Any) -> Tensor:
+        """The inputs of the ``head``, ``[batch, features]``; arguments as for `forward`.
+
+        Raises:
+            ValueError: the hypernetwork has no ``head`` in closed form.
+        """
+        features = self._run(task, args, kwargs)
+        self._own_head().check(features)
+        return features
+
+    @torch.no_grad()
+    def solve_head(self, task: str | int, examples: Any) -> None:
+        """Solve a task's head from its examples, in evaluation mode, and keep it.
+
+        Args:
+            task: name or number of the task.
+            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
+                batches of both. A task may have more classes than the target has outputs.
+
+        Raises:
+            ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
+            KeyError, IndexError: an unknown task.
+        """
+        head, row = self._own_head(), self.tasks.index(task)
+        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
+            examples = [examples]
+        device = self.target.moments.device
+        found: list[Tensor] = []
+        labels: list[Tensor] = []
+        with evaluation_mode(self):
+            for x, y in examples:
+                found.append(self.features(x.to(device), task=row))
+                labels.append(y.to(device))
+        if not sum(map(len, labels)):
+            raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
+        head.set(row, *head.solve(torch.cat(found), torch.cat(labels)))
+
+    def _own_head(self) -> SolvedHead:
+        if self.head is None:
+            raise ValueError(
+                "this needs a hypernetwork with a `head`, such as Ridge(); it has none"
+            )
+        return self.head
 
     def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
         """The target's output, with one model for the batch or one for each sample."""
@@ -227,10 +311,14 @@ class HyperNetwork(NamedTasks):
 
         Args:
             task: as `generate` takes it; a module for an embedding gets the mean batch-norm
-                statistics of all tasks.
+                statistics of all tasks. With a ``head``, it returns features.
         """
         z, row = self._embed_one(task)
-        return merge(self.target.materialize(self._tensors(z), row))
+        module = merge(self.target.materialize(self._tensors(z), row))
+        if self.head is not None and row is not None:
+            owner, attribute = owner_of(module, self._head_layer)
+            setattr(owner, attribute, self.head.linear(row))
+        return module
 
     def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:
         """The embedding of a task, or of an input: ``[latent_dim]`` or ``[batch, latent_dim]``.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, sealed, whole
 from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
+from sparsehyper.heads import SolvedHead, head_from_config
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -120,6 +121,7 @@ def load(
         described = config["conditioner"]
         generator = generator_from_config(config["generator"])
         settings = {name: config[name] for name in _SAVED_SETTINGS}
+        settings["head"] = head_from_config(config.get("head"))  # older files have none
         frozen = set(config["frozen"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, error) from error
@@ -135,6 +137,9 @@ def load(
         )
     _check_layout(saved, target)
     hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    head, bias = hnet.head, state.get("head.bias")
+    if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
+        head.widen(bias.shape[1])  # new tasks may have had more classes
     load_state(hnet, state, Path(directory, WEIGHTS_FILE))
     for name, parameter in hnet.named_parameters():
         parameter.requires_grad_(name not in frozen)

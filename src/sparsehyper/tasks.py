@@ -5,17 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding
+from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
 
 
 class NamedTasks(nn.Module):
     """The part of `HyperNetwork` that manages its tasks.
 
-    A task has a row in the conditioner's table and, if the target has batch norms, a row in the
-    tables of statistics. The two are added and removed together.
+    A task has a row in the conditioner's table; if the target has batch norms, a row in the tables
+    of statistics; and with a head in closed form, a row there. They are added and removed together.
     """
 
     conditioner: Conditioner
+    head: SolvedHead | None
     target: Target
 
     @property
@@ -64,10 +66,12 @@ class NamedTasks(nn.Module):
         """
         self.tasks.add(name, init)
         self.target.statistics.add_row(self.target.module)
+        if self.head is not None:
+            self.head.add_row()
         return len(self.conditioner.names) - 1
 
     def remove_task(self, name: str) -> None:
-        """Remove a task: its embedding and its statistics.
+        """Remove a task: its embedding, its statistics and its head.
 
         The numbers of later tasks fall by one, and the embedding table becomes a new parameter.
 
@@ -78,6 +82,8 @@ class NamedTasks(nn.Module):
         row = self.tasks.index(name)
         self.tasks.remove(name)
         self.target.statistics.remove_row(self.target.module, row)
+        if self.head is not None:
+            self.head.remove_row(row)
 
     def rename_task(self, name: str, new_name: str) -> None:
         """Give a task another name.

@@ -103,6 +103,7 @@ def train(
     *,
     names: Sequence[str] | None = None,
     n_classes: Sequence[int] | None = None,
+    examples: EvaluationData | None = None,
     run: Run | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -118,6 +119,8 @@ def train(
         config: the settings.
         names: task names, for metrics and errors.
         n_classes: number of classes of each task; outputs beyond it are ignored.
+        examples: the training images, which a hypernetwork with a ``head`` in closed form solves
+            the heads of its tasks from before each evaluation.
         run: directory for metrics and checkpoints; training continues from a checkpoint if it has
             one. The model must then have a method ``save(directory)``. ``None`` trains in memory.
         quiet: show no progress.
@@ -145,6 +148,9 @@ def train(
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
     limits = None if n_classes is None else torch.tensor(list(n_classes), device=here.device)
+    solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
+    if solved is not None and examples is None:
+        raise ValueError("`examples` must be the training images, as the `model` has a `head`")
     was_training = model.training
     model.to(here.device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -200,7 +206,7 @@ def train(
                 last = part == config.accumulate - 1
                 with nullcontext() if last else unsynchronised():
                     with autocast(here.device, config.precision):
-                        logits = forward(x, task=task)
+                        logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
                     masked = mask_classes(logits, None if limits is None else limits[task])
                     losses = F.cross_entropy(masked, y, reduction="none")
                     (losses.mean() / config.accumulate).backward()
@@ -237,6 +243,8 @@ def train(
                     model.sync_statistics()  # other processes have seen other tasks
                 for buffer in model.buffers():
                     here.broadcast(buffer)
+                if solved is not None and examples is not None:
+                    _solve_heads(solved, examples, config)
                 evaluation = evaluate(
                     model,
                     validation,
@@ -278,6 +286,12 @@ def train(
         step_ms=1e3 * statistics.median(step_seconds) if step_seconds else None,
         peak_memory=_peak_memory(here.device),
     )
+
+
+def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:
+    for task in range(len(examples.counts)):
+        pairs = ((x, y) for x, y, _ in examples.batches(task, config.eval_batch_size))
+        model.solve_head(task, pairs)
 
 
 class _Window:

@@ -27,6 +27,7 @@ from sparsehyper.generators import (
     generator_from_config,
     parse_generator,
 )
+from sparsehyper.heads import HEADS
 from sparsehyper.lab.data import is_source, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.targets import recorded_target, spelled_out
@@ -34,6 +35,8 @@ from sparsehyper.target.initialisation import INIT_RULES
 from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig
 
+GENERATED = "generated"
+EXPERIMENT_HEADS = (GENERATED, *HEADS)
 # Methods with a short form; a composed generator can be given in Python only.
 METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
 
@@ -97,11 +100,13 @@ class Experiment:
         budget: largest number of trainable parameters, of the generator and a trained base, per
             target parameter; `Generator.with_budget` chooses the generator's size to meet it. None
             leaves the generator as it is.
-        latent_dim: length of a task's embedding. This and the next four are for hypernetworks.
+        latent_dim: length of a task's embedding. This and the next five are for hypernetworks.
         similarity: initial similarity of tasks, as `TaskEmbedding` takes it.
         base: as `HyperNetwork` takes it.
         init: as `HyperNetwork` takes it.
         norm_stats: as `HyperNetwork` takes it.
+        head: the target's last layer is ``"generated"``, or solved from each task's images by
+            ``"ridge"`` or ``"prototypes"`` (`sparsehyper.heads`).
         batch_size: number of images per batch.
         tasks_per_batch: number of tasks per batch.
         augment: any of `sparsehyper.lab.data.AUGMENTATIONS`.
@@ -126,6 +131,7 @@ class Experiment:
     base: str = "learned"
     init: str = "torch"
     norm_stats: str = "per_task"
+    head: str = GENERATED
     batch_size: int = 100
     tasks_per_batch: int = 1
     augment: tuple[str, ...] = ()
@@ -142,6 +148,7 @@ class Experiment:
         check_choice("base", self.base, BASES)
         check_choice("init", self.init, INIT_RULES)
         check_choice("norm_stats", self.norm_stats, STATISTICS_MODES)
+        check_choice("head", self.head, EXPERIMENT_HEADS)
         if not isinstance(self.method, Generator) and self.method not in BASELINES:
             raise ValueError(
                 f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "
@@ -164,10 +171,13 @@ class Experiment:
         return replace(self, training=replace(self.training, seed=seed))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict of every setting."""
+        """A JSON-ready dict of every setting, without a head that is generated."""
         method = self.method
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.head == GENERATED:
+            del values["head"]  # records from before there were others lack it
         return {
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            **values,
             "data": dataclasses.asdict(self.data),
             "training": self.training.to_dict(),
             "method": method.to_config() if isinstance(method, Generator) else {"kind": method},

@@ -96,6 +96,7 @@ def run_experiment(
             experiment.training,
             names=tasks.names,
             n_classes=tasks.n_classes,
+            examples=tasks.train,
             run=run,
             quiet=quiet,
         )

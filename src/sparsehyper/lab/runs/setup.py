@@ -20,6 +20,7 @@ from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
 from sparsehyper.generators.base import BudgetError
+from sparsehyper.heads import HEADS
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
@@ -33,7 +34,7 @@ from sparsehyper.lab.data import (
     parse_tasks,
 )
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
-from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.runs.config import GENERATED, DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
@@ -173,7 +174,7 @@ def build_model(
         module = target()
     return kind(
         module,
-        fit_generator(experiment, plan_layout(module)),
+        fit_generator(experiment, _layout(experiment, module)),
         TaskEmbedding(
             tasks.names,
             experiment.latent_dim,
@@ -183,6 +184,7 @@ def build_model(
         base=experiment.base,
         init=experiment.init,
         norm_stats=experiment.norm_stats,
+        head=None if experiment.head == GENERATED else HEADS[experiment.head](),
         seed=seeds["generator"],
     )
 
@@ -215,7 +217,7 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
 def target_layout(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Layout:
     """The layout of the target of an experiment, for plans made before there is a model."""
     with _seeded(0):
-        return plan_layout(_build_target(experiment, tasks))
+        return _layout(experiment, _build_target(experiment, tasks))
 
 
 def target_numel(model: nn.Module) -> int:
@@ -250,6 +252,13 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
 def _seeds(experiment: Experiment) -> dict[str, int]:
     names = ("target", "generator", "embeddings", "batches")
     return dict(zip(names, spawn_seeds(experiment.seed, len(names)), strict=True))
+
+
+def _layout(experiment: Experiment, target: nn.Module) -> Layout:
+    if experiment.head == GENERATED:
+        return plan_layout(target)
+    solved, _ = HEADS[experiment.head]().find(target)
+    return plan_layout(target, lambda name, _: not name.startswith(f"{solved}."))
 
 
 @contextmanager

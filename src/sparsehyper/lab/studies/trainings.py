@@ -103,6 +103,7 @@ def trained(
         experiment.training,
         names=tasks.names,
         n_classes=tasks.n_classes,
+        examples=tasks.train,
         quiet=True,
     )
     return model, result

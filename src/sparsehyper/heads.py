@@ -1,0 +1,299 @@
+"""Heads in closed form: a task's last layer is solved from its examples instead of generated.
+
+With features φ ``[features]``, the inputs of the target's last linear layer:
+
+    Ridge        W, b = argmin Σ_i |y_i - W φ_i / √F - b|² + λ |W|²,  outputs s (W φ / √F + b)
+    Prototypes   outputs -s |φ - μ_c|² / √F up to a term that all classes share, where μ_c is the
+                 mean of φ over the examples of class c
+
+Choose one where the classes of tasks are their own, so that their numbering means nothing and an
+embedding would have to spell out the layer; or where the tasks are regressions of one kind. The
+embedding then shapes the features. A new task may have any number of classes.
+
+In training, every sample of a batch is predicted by the head that is solved from the other samples
+of its task in the batch. Those predictions are differentiable and cost no second fit, so that the
+hypernetwork is trained for what a new task will do. λ and s are trained too.
+
+Source: L. Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (ICLR 2019);
+J. Snell et al., "Prototypical networks for few-shot learning" (NIPS 2017). Deviation: each sample
+is left out in turn, in place of a division of the batch into support and query samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper._util.checks import check_choice, check_settings, check_type
+from sparsehyper._util.ridge import leave_one_out, solve_ridge
+from sparsehyper.layout import owner_of
+
+TARGETS = ("classes", "numbers")
+_ABSENT = -1e4  # logit of a class without examples
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head in closed form, as `HyperNetwork` takes it.
+
+    Args:
+        layer: name of the target's last linear layer, whose output must be the target's; None for
+            the ``nn.Linear`` that the target declares last.
+    """
+
+    layer: str | None = None
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_type("layer", self.layer, str, "the name of a layer")
+
+    @property
+    def classes(self) -> bool:
+        """Whether labels are class numbers, and outputs logits."""
+        return True
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-ready dict, which `head_from_config` reads."""
+        return {"kind": self.kind, **asdict(self)}
+
+    def find(self, target: nn.Module) -> tuple[str, nn.Linear]:
+        """The layer that the head replaces, and its name.
+
+        Raises:
+            ValueError: there is no such layer, it is not an ``nn.Linear``, or it is all of
+                ``target``.
+        """
+        linear = {name: m for name, m in target.named_modules() if isinstance(m, nn.Linear)}
+        name = next(reversed(linear), "") if self.layer is None else self.layer
+        if name not in linear or not name:
+            raise ValueError(
+                f"`head` replaces the linear layer {self.layer or 'that ends the target'!r}, got a "
+                f"target with {', '.join(map(repr, filter(None, linear))) or 'no layer inside it'}"
+            )
+        return name, linear[name]
+
+
+@dataclass(frozen=True)
+class Ridge(Head):
+    """Ridge regression on the features; of the classes as one-hot vectors, or of numbers.
+
+    Args:
+        layer: as for `Head`.
+        targets: ``"classes"``: class numbers ``[n]``, and outputs are logits; or ``"numbers"``:
+            numbers ``[n, outputs]`` or ``[n]``, and outputs are predictions of them.
+    """
+
+    targets: str = "classes"
+    kind = "ridge"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("targets", self.targets, TARGETS)
+
+    @property
+    def classes(self) -> bool:
+        return self.targets == "classes"
+
+
+@dataclass(frozen=True)
+class Prototypes(Head):
+    """The distance to the mean features of each class."""
+
+    kind = "prototypes"
+
+
+HEADS: dict[str, type[Head]] = {Ridge.kind: Ridge, Prototypes.kind: Prototypes}
+
+
+def head_from_config(config: dict[str, Any] | None) -> Head | None:
+    """The inverse of `Head.to_config`; None for None.
+
+    Raises:
+        TypeError, ValueError: not the configuration of a head.
+    """
+    if config is None:
+        return None
+    check_type("head", config, dict, "a configuration")
+    kind = str(config.get("kind"))
+    check_choice("head", kind, tuple(HEADS))
+    settings = {name: value for name, value in config.items() if name != "kind"}
+    allowed = ["layer", "targets"] if kind == Ridge.kind else ["layer"]
+    check_settings("head", settings, allowed)
+    return HEADS[kind](**settings)
+
+
+class SolvedHead(nn.Module):
+    """The heads of all tasks.
+
+    Args:
+        kind: how they are solved.
+        layer: the layer that they replace.
+        tasks: number of tasks.
+
+    Attributes:
+        weight: Weights ``[tasks, outputs, features]``; zeros until they are solved.
+        bias: Biases ``[tasks, outputs]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, kind: Head, layer: nn.Linear, tasks: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.features = layer.in_features
+        self.classes = kind.classes
+        like = layer.weight.detach()
+        self.register_buffer("weight", like.new_zeros(tasks, *like.shape))
+        self.register_buffer("bias", like.new_zeros(tasks, len(like)))
+        ridge = isinstance(kind, Ridge)
+        if ridge:
+            self.log_penalty = nn.Parameter(like.new_zeros(()))
+        if self.classes:
+            self.log_scale = nn.Parameter(like.new_tensor(math.log(10) if ridge else 0.0))
+
+    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
+        """Outputs ``[n, outputs]``.
+
+        Args:
+            features: ``[n, features]``.
+            task: number of the task, or one for each sample, ``[n]``.
+        """
+        self.check(features)
+        if isinstance(task, int):
+            return F.linear(features, self.weight[task], self.bias[task])
+        task = task.to(self.weight.device)
+        return torch.einsum("nf,ncf->nc", features, self.weight[task]) + self.bias[task]
+
+    def solve(self, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The head that follows from one task's examples.
+
+        Args:
+            features: ``[n, features]``.
+            y: class numbers ``[n]``, or numbers ``[n, outputs]``.
+
+        Returns:
+            Weight ``[outputs, features]`` and bias ``[outputs]``; at least one output for each
+            class.
+        """
+        targets, present = self._targets(y)
+        if isinstance(self.kind, Ridge):
+            weight, bias = solve_ridge(features, targets, self.log_penalty.exp())
+        else:
+            means = targets.T @ features / targets.sum(0).clamp(min=1)[:, None]
+            root = features.shape[1] ** 0.5
+            weight, bias = 2 * means / root, -means.square().sum(1) / root
+        if not self.classes:
+            return weight, bias
+        scale = self.log_scale.exp()
+        return scale * weight, (scale * bias).masked_fill(~present, _ABSENT)
+
+    def leave_one_out(self, features: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Outputs ``[n, outputs]`` for each sample by the head of all other samples of its task.
+
+        Samples whose class has no other sample cannot be predicted: their outputs are zeros.
+
+        Args:
+            features, y: as for `solve`.
+            task: task of each sample, ``[n]``; None if all are of one.
+        """
+        self.check(features)
+        if task is None:
+            return self._leave_one_out(features, y)
+        order = task.argsort(stable=True)
+        counts = task[order].unique_consecutive(return_counts=True)[1]
+        groups = order.split(counts.tolist())
+        outputs = [self._leave_one_out(features[own], y[own]) for own in groups]
+        return torch.cat(outputs)[order.argsort()]
+
+    def _leave_one_out(self, features: Tensor, y: Tensor) -> Tensor:
+        targets, present = self._targets(y)
+        if len(features) < 2:
+            return features.new_zeros(targets.shape) + 0 * features.sum()
+        if isinstance(self.kind, Ridge):
+            out = leave_one_out(features, targets, self.log_penalty.exp())
+        else:
+            counts = targets.sum(0)
+            sums = targets.T @ features
+            means = sums / counts.clamp(min=1)[:, None]
+            out = 2 * features @ means.T - means.square().sum(1)
+            own = (sums[y] - features) / (counts[y] - 1).clamp(min=1)[:, None]
+            own_out = (2 * features * own - own.square()).sum(1, keepdim=True)
+            out = out.scatter(1, y[:, None], own_out) / features.shape[1] ** 0.5
+        if not self.classes:
+            return out
+        single = targets.sum(0)[y] < 2
+        logits = (self.log_scale.exp() * out).masked_fill(~present, _ABSENT)
+        return logits.masked_fill(single[:, None], 0)
+
+    @torch.no_grad()
+    def set(self, task: int, weight: Tensor, bias: Tensor) -> None:
+        """Keep a task's head; all tasks get more outputs if it has more than they."""
+        self.widen(len(bias))
+        self.weight[task] = 0
+        self.bias[task] = _ABSENT
+        self.weight[task, : len(bias)] = weight
+        self.bias[task, : len(bias)] = bias
+
+    def widen(self, outputs: int) -> None:
+        """Give all tasks at least this many outputs."""
+        more = max(0, outputs - self.bias.shape[1])
+        self.weight = F.pad(self.weight, (0, 0, 0, more))
+        self.bias = F.pad(self.bias, (0, more), value=_ABSENT)
+
+    def add_row(self) -> None:
+        """Add a head of zeros for one more task."""
+        self.weight = torch.cat([self.weight, torch.zeros_like(self.weight[:1])])
+        self.bias = torch.cat([self.bias, torch.zeros_like(self.bias[:1])])
+
+    def remove_row(self, task: int) -> None:
+        """Remove a task's head."""
+        self.weight = torch.cat([self.weight[:task], self.weight[task + 1 :]])
+        self.bias = torch.cat([self.bias[:task], self.bias[task + 1 :]])
+
+    def linear(self, task: int) -> nn.Linear:
+        """A task's head as an ordinary layer."""
+        weight = self.weight[task].detach()
+        layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+        layer.weight = nn.Parameter(weight.clone())
+        layer.bias = nn.Parameter(self.bias[task].detach().clone())
+        return layer
+
+    def check(self, features: Any) -> None:
+        """Raise ``ValueError`` unless these are the inputs of the layer."""
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            found = list(features.shape) if isinstance(features, Tensor) else type(features)
+        elif features.shape[1] != self.features:
+            found = list(features.shape)
+        else:
+            return
+        raise ValueError(
+            "`head` replaces the layer whose output is the target's; without it the target must "
+            f"return its {self.features} features, [n, {self.features}], got {found}; name the "
+            "layer by `layer`"
+        )
+
+    def _targets(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head regresses to, ``[n, outputs]``, and which outputs have examples."""
+        outputs = self.bias.shape[1]
+        if not self.classes:
+            targets = y[:, None] if y.ndim == 1 else y
+            if targets.ndim != 2 or targets.shape[1] != outputs:
+                raise ValueError(f"targets must have shape [n, {outputs}], got {list(y.shape)}")
+            return targets, torch.ones(outputs, dtype=torch.bool, device=y.device)
+        outputs = max(outputs, int(y.max()) + 1 if len(y) else 0)
+        targets = F.one_hot(y.long(), outputs).to(self.weight.dtype)
+        return targets, targets.sum(0) > 0
+
+
+def without_layer(target: nn.Module, name: str) -> nn.Module:
+    """Replace a layer by one that passes its input on, in place; returns the module."""
+    owner, attribute = owner_of(target, name)
+    setattr(owner, attribute, nn.Identity())
+    return target

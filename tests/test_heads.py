@@ -1,0 +1,234 @@
+"""Heads in closed form: what they predict, how they train, and how they are kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers.small_tasks import samples
+from sparsehyper import HyperNetwork, Prototypes, Ridge, Sparse, TaskEmbedding
+from sparsehyper.heads import Head, SolvedHead, head_from_config
+
+NAMES = ["a", "b", "c"]
+KINDS = [Ridge(), Prototypes()]
+
+
+def target(outputs: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, outputs))
+
+
+def made(head: Head, outputs: int = 3) -> HyperNetwork:
+    return HyperNetwork(
+        target(outputs), Sparse(), TaskEmbedding(NAMES, dim=8), base="residual", head=head
+    )
+
+
+def solved(head: Head) -> HyperNetwork:
+    hnet = made(head)
+    for i, name in enumerate(NAMES):
+        hnet.solve_head(name, samples(i))
+    return hnet.eval()
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_nothing_of_the_last_layer_is_generated(head: Head) -> None:
+    hnet = made(head)
+    assert {spec.name.split(".")[0] for spec in hnet.target.layout} == {"0", "1"}
+    assert "3.weight" not in hnet.generate("a")
+
+
+def test_ridge_minimises_squares_of_features_and_one_hot_classes() -> None:
+    hnet = solved(Ridge()).double()
+    x, y = samples(1)
+    hnet.solve_head("b", (x.double(), y))
+    assert hnet.head is not None
+    scale, penalty = hnet.head.log_scale.exp(), hnet.head.log_penalty.exp()
+    phi = hnet.features(x.double(), task="b").detach() / 12**0.5
+    weight = (hnet.head.weight[1] / scale * 12**0.5).detach().requires_grad_()
+    bias = (hnet.head.bias[1] / scale).detach().requires_grad_()
+    fitted = phi @ weight.T + bias
+    loss = (fitted - F.one_hot(y, 3)).square().sum() + penalty * weight.square().sum()
+    for gradient in torch.autograd.grad(loss, [weight, bias]):
+        assert gradient.abs().max() < 1e-8
+    torch.testing.assert_close(hnet(x.double(), task="b"), scale * fitted)
+
+
+def test_prototypes_choose_the_class_of_the_nearest_mean() -> None:
+    hnet = solved(Prototypes())
+    x, y = samples(1)
+    phi = hnet.features(x, task="b")
+    means = torch.stack([phi[y == c].mean(0) for c in range(3)])
+    distances = torch.cdist(phi, means).square() / 12**0.5
+    expected = (-distances).log_softmax(1)
+    torch.testing.assert_close(hnet(x, task="b").log_softmax(1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_a_sample_is_predicted_by_the_head_of_the_others_of_its_task(head: Head) -> None:
+    hnet = solved(head)
+    parts = [samples(i, 40) for i in (0, 2)]
+    x, y = (torch.cat(column) for column in zip(*parts, strict=True))
+    task = torch.tensor([0, 2]).repeat_interleave(40)
+    mixed = torch.randperm(80)
+    found = hnet(x[mixed], task=task[mixed], solve_for=y[mixed])[mixed.argsort()]
+    for start, name in ((0, "a"), (40, "c")):
+        own = slice(start, start + 40)
+        one = hnet(x[own], task=name, solve_for=y[own])
+        torch.testing.assert_close(found[own], one)
+        for i in (0, 7):
+            others = torch.arange(40) != i
+            hnet.solve_head(name, (x[own][others], y[own][others]))
+            expected = hnet(x[own][i : i + 1], task=name)[0]
+            torch.testing.assert_close(one[i].softmax(0), expected.softmax(0))
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_a_sample_without_another_of_its_class_has_zeros_and_no_gradient(head: Head) -> None:
+    hnet = made(head).eval()
+    x, y = samples(0, 12)
+    y = torch.tensor([2] + [0, 1] * 5 + [0])
+    out = hnet(x, task="a", solve_for=y)
+    assert (out[0] == 0).all()
+    assert (out[1:].isfinite()).all()
+    (gradient,) = torch.autograd.grad(out[0].sum(), hnet.task_embedding.weight)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_training_by_left_out_samples_learns_features_for_new_tasks(head: Head) -> None:
+    torch.manual_seed(0)
+    hnet = made(head, outputs=2)
+    direction = torch.randn(6)
+
+    def task_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Near a plane or not, which is not linear; the order of the classes changes."""
+        x = torch.randn(80, 6, generator=torch.Generator().manual_seed(seed))
+        return x, ((x @ direction).abs() > 1.5).long() ^ (seed % 2)
+
+    def accuracy_on_a_new_task() -> float:
+        x, y = task_of(1001)
+        hnet.solve_head("c", (x[:40], y[:40]))
+        with torch.no_grad():
+            return (hnet.eval()(x[40:], task="c").argmax(1) == y[40:]).float().mean().item()
+
+    before = accuracy_on_a_new_task()
+    optimizer = torch.optim.Adam(hnet.train().parameters(), 1e-2)
+    for step in range(200):
+        x, y = task_of(step)
+        loss = F.cross_entropy(hnet(x, task=step % 3, solve_for=y), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert accuracy_on_a_new_task() > max(before + 0.1, 0.7)
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_an_ordinary_model_has_the_head(head: Head) -> None:
+    hnet = solved(head)
+    x, _ = samples(5)
+    model = hnet.materialize("c")
+    assert isinstance(model[3], nn.Linear)
+    torch.testing.assert_close(model(x), hnet(x, task="c"))
+    assert not [key for key in model.state_dict() if "head" in key]
+
+
+def test_an_embedding_gives_features() -> None:
+    hnet = solved(Ridge())
+    x, _ = samples(0)
+    z = hnet.embedding("b")
+    torch.testing.assert_close(hnet(x, task=z), hnet.features(x, task=z))
+    torch.testing.assert_close(hnet.materialize(z)(x), hnet.features(x, task=z))
+
+
+def test_a_new_task_may_have_more_classes_than_the_target_has_outputs(tmp_path) -> None:
+    hnet = solved(Ridge())
+    x, _ = samples(0)
+    before = hnet(x, task="a")
+    hnet.add_task("many")
+    hnet.solve_head("many", samples(4, classes=5))
+    x5, y5 = samples(4, classes=5)
+    assert (hnet(x5, task="many").argmax(1) == y5).float().mean() > 0.6
+    torch.testing.assert_close(hnet(x, task="a")[:, :3], before)
+    assert (hnet(x, task="a").argmax(1) < 3).all()
+    hnet.save(tmp_path / "saved")
+    loaded = HyperNetwork.load(tmp_path / "saved", target()).eval()
+    torch.testing.assert_close(loaded(x5, task="many"), hnet(x5, task="many"))
+
+
+def test_heads_follow_their_tasks() -> None:
+    hnet = solved(Ridge())
+    x, _ = samples(0)
+    expected = hnet(x, task="c")
+    hnet.remove_task("b")
+    torch.testing.assert_close(hnet(x, task="c"), expected)
+    hnet.rename_task("c", "d")
+    ids = torch.tensor([1, 0]).repeat(30)
+    torch.testing.assert_close(hnet(x, task=ids)[::2], expected[::2])
+
+
+def test_numbers_are_predicted_by_ridge() -> None:
+    hnet = made(Ridge(targets="numbers"), outputs=2).eval()
+    x, _ = samples(0, 200)
+    y = torch.stack([x[:, 0], x[:, 1] - x[:, 2]], 1)
+    hnet.solve_head("a", (x[:100], y[:100]))
+    error = (hnet(x[100:], task="a") - y[100:]).square().mean()
+    assert error < 0.5 * y[100:].var()
+    left_out = hnet(x[:100], task="a", solve_for=y[:100])
+    assert left_out.shape == (100, 2)
+    with pytest.raises(ValueError, match=r"shape \[n, 2\], got \[100\]"):
+        hnet(x[:100], task="a", solve_for=y[:100, 0])
+
+
+@pytest.mark.parametrize("head", [Ridge(), Ridge("fc", "numbers"), Prototypes("fc")])
+def test_a_head_is_described_by_its_configuration(head: Head) -> None:
+    assert head_from_config(head.to_config()) == head
+
+
+class LastDeclaredFirst(nn.Module):
+    """The last layer is declared first, and the output is not its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.body = nn.Linear(5, 3), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(x).relu())
+
+
+def test_the_layer_can_be_named() -> None:
+    hnet = HyperNetwork(LastDeclaredFirst(), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge("fc"))
+    assert hnet.features(torch.randn(4, 6), task=0).shape == (4, 5)
+
+
+def test_what_cannot_have_a_head_is_an_error() -> None:
+    cut = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.AvgPool1d(2))
+    hnet = HyperNetwork(cut, Sparse(), TaskEmbedding(NAMES, 8), head=Ridge())
+    with pytest.raises(ValueError, match=r"5 features, \[n, 5\], got \[4, 2\]"):
+        hnet(torch.randn(4, 6), task=0)
+    with pytest.raises(ValueError, match="'nothing'.*'fc', 'body'"):
+        HyperNetwork(LastDeclaredFirst(), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge("nothing"))
+    with pytest.raises(ValueError, match="no layer inside it"):
+        HyperNetwork(nn.Linear(3, 2), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge())
+    with pytest.raises(TypeError, match="`head` must be a head such as Ridge"):
+        HyperNetwork(target(), Sparse(), TaskEmbedding(NAMES, 8), head="ridge")  # type: ignore[arg-type]
+    plain = HyperNetwork(target(), Sparse(), TaskEmbedding(NAMES, 8))
+    x, y = samples(0)
+    with pytest.raises(ValueError, match="`solve_for` is for a hypernetwork with a `head`"):
+        plain(x, task=0, solve_for=y)
+    with pytest.raises(ValueError, match="needs a hypernetwork with a `head`"):
+        plain.solve_head("a", (x, y))
+    with pytest.raises(ValueError, match="`targets` must be one of .*; got 'words'"):
+        Ridge(targets="words")
+    headed = made(Ridge())
+    with pytest.raises(ValueError, match="must hold at least one"):
+        headed.solve_head("a", (x[:0], y[:0]))
+    with pytest.raises(KeyError, match="unknown `task` .*z"):
+        headed.solve_head("z", (x, y))
+
+
+def test_heads_that_are_not_solved_yet_guess() -> None:
+    head = SolvedHead(Ridge(), nn.Linear(4, 3), 2)
+    assert not head(torch.randn(5, 4), 1).any()
