@@ -353,8 +353,31 @@ def _configurations() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "key": "0",
         "tune": None,
         "method": "average",
-        "model": {"outputs": [2, 3], "weights": [0.25, 0.75], "temperature": 1.5},
-        "measured": {"images": 9, "accuracy": 0.5, "test_images": 0, "test_accuracy": None},
+        "model": {
+            "members": [
+                {"kind": "linear", "outputs": 3},
+                {
+                    "members": [{"kind": "target", "outputs": 2}],
+                    "weights": [1.0],
+                    "temperatures": [2.0],
+                    "n_classes": None,
+                },
+            ],
+            "weights": [0.25, 0.75],
+            "temperatures": [1.5, 1.0],
+            "n_classes": 2,
+        },
+        "measured": {
+            "images": 9,
+            "accuracy": 0.5,
+            "test_images": 0,
+            "test_accuracy": None,
+            "expected": 0.4,
+            "interval": [0.1, 0.6],
+            "more": [0.5, 0.6],
+            "why": "so",
+            "warnings": ["few"],
+        },
     }
     return experiment.to_dict(), info, entry
 
@@ -586,7 +609,7 @@ def places(tmp_path) -> dict[str, Path]:
     runs = {name: tmp_path / f"run-{name}" for name in ("digits", "hostile", "adapted")}
     for name, data in (("digits", "digits"), ("hostile", str(images["hostile"]))):
         assert run(["train", "--out", str(runs[name]), "--data", data, *_TRAIN]) == 0
-    adapt = ["--data", str(images["folder"]), "--out", str(runs["adapted"]), "--steps", "2"]
+    adapt = ["--data", str(images["folder"]), "--out", str(runs["adapted"]), "--seconds", "1"]
     assert run(["adapt", str(runs["digits"]), *adapt, "--device", "cpu"]) == 0
     damaged = tmp_path / "run-damaged"
     shutil.copytree(runs["digits"], damaged)
@@ -641,8 +664,9 @@ class Commands:
         folder = str(places[rng.choice(["folder", "hostile"])])
         return {
             "train": ["train", "--out", out, *_TRAIN, "--data", rng.choice(["digits", folder])],
-            "adapt": ["adapt", described, "--data", folder, "--out", out, "--steps", "2",
-                      "--device", "cpu"],
+            "adapt": ["adapt", described, "--data", folder, "--out", out, "--device", "cpu",
+                      *rng.choice([["--seconds", "1"],
+                                   ["--method", "embedding", "--steps", "2"]])],
             "predict": ["predict", described, rng.choice([folder, f"{folder}/**/*.png"]),
                         "--device", "cpu", *rng.choice([[], ["--task", task]])],
             "evaluate": ["evaluate", described, "--device", "cpu"],

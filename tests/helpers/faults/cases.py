@@ -69,7 +69,8 @@ def all_cases(base: Path, images: Path) -> dict[str, Case]:
         base: A run.
         images: A folder of new tasks.
     """
-    adapted = ["adapt", base, "--data", images, "--steps", "3", "--device", "cpu"]
+    adapted = ["adapt", base, "--data", images, "--device", "cpu"]
+    adapted += ["--method", "embedding", "--steps", "3"]
     return {
         "train": Case(["train", *QUICK], check_run, end_of_run, again=("--resume",)),
         "adapt": Case(adapted, check_adapted, end_of_adapted),

@@ -23,6 +23,8 @@ from helpers.pictures import write_task
 from sparsehyper.lab.runs import build_target, load_run
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList
 
+EMBEDDING = ("--method", "embedding")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
@@ -47,7 +49,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def adapted(command, trained, tmp_path) -> Path:
     out = tmp_path / "adapted"
     done = command(
-        "adapt", trained / "run", "--data", trained / "hats", "--task", "hats", "--out", out
+        "adapt",
+        trained / "run",
+        "--data",
+        trained / "hats",
+        "--task",
+        "hats",
+        "--out",
+        out,
+        *EMBEDDING,
     )
     assert done.code == 0, done.err
     return out
@@ -57,7 +67,7 @@ def test_adapt_shares_the_weights_and_changes_nothing(command, trained, tmp_path
     before, out = contents(trained / "run"), tmp_path / "new"
     done = command(
         *("adapt", trained / "run", "--data", trained / "hats", "--task", "hats"),
-        *("--out", out, "--json"),
+        *("--out", out, "--json", *EMBEDDING),
     )
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)["tasks"]
@@ -82,7 +92,7 @@ def test_adapted_runs_can_be_adapted_and_all_tasks_of_a_folder_at_once(
     out = tmp_path / "again"
     done = command(
         *("adapt", adapted, "--data", tmp_path / "more", "--out", out, "--tune", "last"),
-        *("--tune-lr", "0.01"),
+        *("--tune-lr", "0.01", *EMBEDDING),
     )
     assert done.code == 0, done.err
     assert "caps" in done.out
@@ -104,7 +114,7 @@ def test_test_images_are_only_measured(command, trained, tmp_path):
     write_task(tmp_path / "parts" / "test", {"new": 90, "worn": 160}, count=7, seed=1)
     done = command(
         *("adapt", trained / "run", "--data", tmp_path / "parts", "--task", "hats"),
-        *("--out", tmp_path / "new", "--json"),
+        *("--out", tmp_path / "new", "--json", *EMBEDDING),
     )
     (row,) = json.loads(done.out)["tasks"]
     assert (row["images"], row["test_images"]) == (10, 14)
@@ -277,7 +287,7 @@ def test_a_task_that_was_hardly_learned_is_told_of(command, trained, tmp_path):
     options = ["--task", "noise", "--steps", "2"]
     done = command(
         *("adapt", trained / "run", "--data", tmp_path / "same" / "hats"),
-        *(*options, "--out", tmp_path / "new"),
+        *(*options, "--out", tmp_path / "new", *EMBEDDING),
     )
     assert done.code == 0
     assert "warning: the new task 'noise' was hardly learned: " in done.err
@@ -321,7 +331,7 @@ def test_more_classes_than_outputs(command, trained, tmp_path):
         paint(tmp_path / "hats" / name / "0.png")
     done = command(
         *("adapt", trained / "run", "--data", tmp_path / "hats", "--task", "hats"),
-        *("--out", tmp_path / "new"),
+        *("--out", tmp_path / "new", *EMBEDDING),
     )
     assert done.code == 2
     assert "has 4 classes, the target has 3 outputs" in done.err
@@ -358,11 +368,11 @@ def test_other_bad_input(command, trained, adapted, tmp_path, monkeypatch):
     )
     assert "`--tune-lr` must be greater than 0" in refused(
         *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
-        *("--tune", "last", "--tune-lr", "-1"),
+        *("--tune", "last", "--tune-lr", "-1", *EMBEDDING),
     )
     assert "no parameters that `--tune` 'norm' names" in refused(
         *("adapt", adapted, "--data", trained / "hats", "--task", "x", "--out", tmp_path / "o"),
-        *("--tune", "norm"),
+        *("--tune", "norm", *EMBEDDING),
     )
     assert "no task has, got 'bags'; taken are: 'bags', 'shoes', 'hats'" in refused(
         *("tasks", adapted, "--rename", "hats", "bags", "--out", file)
@@ -405,7 +415,15 @@ def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_pa
     monkeypatch.setattr(os, "link", elsewhere)
     out, renamed = tmp_path / "new", tmp_path / "renamed"
     done = command(
-        "adapt", trained / "run", "--data", trained / "hats", "--task", "hats", "--out", out
+        "adapt",
+        trained / "run",
+        "--data",
+        trained / "hats",
+        "--task",
+        "hats",
+        "--out",
+        out,
+        *EMBEDDING,
     )
     assert "has a copy of its weights" in done.out
     weights = "checkpoints/best/model.safetensors"
@@ -442,7 +460,8 @@ def test_tasks_of_altered_images_are_not_told_from_image_files(
     assert "`--task` 'permutation-0' was trained on images altered by 'permuted:2'" in done.err
     assert "export its model" in done.err
     out = tmp_path / "new"
-    assert command("adapt", permuted, "--data", images, "--task", "hats", "--out", out).code == 0
+    adapt = ("adapt", permuted, "--data", images, "--task", "hats", "--out", out, *EMBEDDING)
+    assert command(*adapt).code == 0
     done = command("predict", out, images / "new" / "3.png", "--format", "json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -522,7 +541,10 @@ def test_what_baselines_cannot_do(command, trained, baselines, tmp_path):
         *("--restarts", 3),
     )
     assert done.code == 2
-    assert "`--restarts` is for embeddings, which a run of SharedTrunk has not; got 3" in done.err
+    assert (
+        "`--restarts` is for hypernetworks; a run of SharedTrunk learns a last layer; got 3"
+        in done.err
+    )
     done = command("inspect", run)
     assert done.code == 2
     assert f"`RUN` {run} holds the baseline SharedTrunk" in done.err

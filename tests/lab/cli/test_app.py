@@ -31,9 +31,9 @@ OPTIONS = {
         "--tasks", "--json", "--trust-target", "--help",
     },
     "adapt": {
-        "--data", "--out", "--task", "--init", "--restarts", "--space", "--tune", "--steps",
-        "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed", "--device", "--json",
-        "--trust-target", "--help",
+        "--data", "--out", "--task", "--method", "--seconds", "--init", "--restarts", "--space",
+        "--tune", "--steps", "--batch-size", "--tune-steps", "--tune-lr", "--resize", "--seed",
+        "--device", "--json", "--trust-target", "--help",
     },
     "predict": {
         "--task", "--format", "--resize", "--batch-size", "--device", "--trust-target", "--help",

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from sparsehyper._util.files import read_sealed, sealed
+from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.lab.runs import (
     METHODS,
     adapt_run,
@@ -26,7 +28,7 @@ from sparsehyper.lab.runs import (
 )
 from sparsehyper.lab.runs.adapted import sharing_weights
 from sparsehyper.lab.runs.loading import check_run, finished_result
-from sparsehyper.lab.runs.ordinary import ModelForm, tensors_of
+from sparsehyper.lab.runs.ordinary import form_of, tensors_of
 from sparsehyper.lab.runs.targets import UntrustedTargetError, build_target
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, write_tasks
 from sparsehyper.training import CheckpointError, NonFiniteError
@@ -291,6 +293,22 @@ def test_tensors_of_an_adapted_run_that_do_not_fit(finished, tmp_path, change, m
         load_run(out)
 
 
+LEAF = {"kind": "target", "outputs": 2}
+
+
+def mixture(members, **changes):
+    """The form of a mixture of equal weights, as a file has it."""
+    count = len(members)
+    weights, temperatures = [1 / max(count, 1)] * count, [1.0] * count
+    form = {"members": members, "weights": weights, "temperatures": temperatures, "n_classes": None}
+    return {**form, **changes}
+
+
+def nested(depth):
+    """The form of mixtures of one member within one another."""
+    return mixture([nested(depth - 1)]) if depth else LEAF
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -304,10 +322,18 @@ def test_tensors_of_an_adapted_run_that_do_not_fit(finished, tmp_path, change, m
         ({"extra": 1}, "unexpected keyword"),
         ({"method": 3}, "`method` must be a string, got 3"),
         ({"measured": {"images": 3, "accuracy": 7}}, "`accuracy` must be at most 1, got 7"),
-        ({"model": {"outputs": [], "weights": [], "temperature": 1}}, "one entry for each"),
-        ({"model": {"outputs": [2], "weights": [0.5], "temperature": 1}}, "must sum to 1"),
-        ({"model": {"outputs": [1], "weights": [1], "temperature": 1}}, "must be at least 2"),
-        ({"model": {"outputs": [2], "weights": [1], "temperature": 0}}, "`temperature` must be"),
+        ({"measured": {"images": 3, "accuracy": 1, "interval": [0]}}, "must be two numbers"),
+        ({"measured": {"images": 3, "accuracy": 1, "warnings": [3]}}, "`warnings` must be a str"),
+        ({"model": {"kind": "python", "outputs": 2}}, "`kind` must be one of"),
+        ({"model": {"kind": "target", "outputs": 2**40}}, "`outputs` must be at most"),
+        ({"model": {"kind": "target", "outputs": 1}}, "`outputs` must be at least 2, got 1"),
+        ({"model": mixture([])}, "one entry for each"),
+        ({"model": mixture([LEAF], weights=[0.5])}, "must sum to 1"),
+        ({"model": mixture([LEAF], temperatures=[0])}, "`temperatures` must be greater than 0"),
+        ({"model": mixture([LEAF], n_classes=3)}, "`n_classes` must be at most 2"),
+        ({"model": mixture([LEAF, {**LEAF, "outputs": 3}])}, r"as many outputs, got \[2, 3\]"),
+        ({"model": nested(5)}, "at most 4 mixtures deep"),
+        ({"model": mixture([LEAF] * 1001)}, "at most 1000 models"),
     ],
 )
 def test_entries_of_an_adapted_run_that_are_none(finished, tmp_path, entry, message):
@@ -325,16 +351,22 @@ def test_entries_of_an_adapted_run_that_are_none(finished, tmp_path, entry, mess
 
 def test_a_task_may_have_an_average_of_ordinary_models(finished, tmp_path):
     loaded, out, x = load_run(finished[0]), tmp_path / "adapted", torch.randn(4, 1, 8, 8)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     members = [loaded.materialize("0-1"), build_target("mlp:16", (1, 8, 8), 3)]
-    form = ModelForm((2, 3), (0.25, 0.75), temperature=2.0)
+    inner = Mixture([members[0], linear])
+    model = Mixture([inner, members[1]], [0.25, 0.75], [2.0, 0.5], n_classes=2)
+    form, leaves = form_of(model, (1, 8, 8))
     entry = TaskEntry("new", ("a", "b"), method="average", model=form)
-    tasks = loaded.task_list.add(entry, tensors_of(members))
+    tasks = loaded.task_list.add(entry, tensors_of(leaves))
     with sharing_weights(finished[0], out, loaded.digests) as partial:
         write_tasks(partial, tasks, loaded.digests)
     again = load_run(out)
     assert again.model.task_names == loaded.model.task_names
-    parts = [member(x)[:, :2].softmax(1) for member in members]
-    expected = ((0.25 * parts[0] + 0.75 * parts[1]).log() / 2).softmax(1)
+    parts = [
+        ((members[0](x) + linear(x)) / 2 / 2.0).softmax(1),
+        (members[1](x)[:, :2] / 0.5).softmax(1),
+    ]
+    expected = 0.25 * parts[0] + 0.75 * parts[1]
     torch.testing.assert_close(again.materialize("new")(x).softmax(1), expected)
     about = export_run(out, "new", tmp_path / "new.pt2")
     assert (about["outputs"], about["origin"]) == (2, "average")
@@ -344,8 +376,9 @@ def test_a_task_may_have_an_average_of_ordinary_models(finished, tmp_path):
     assert (described["new"]["origin"], described["new"]["nearest"]) == ("average", None)
     assert [row["nearest"] for row in describe_tasks(out)].count(None) == 1
     for change, message in (
-        (lambda t: t.pop("0/model/1/1.bias"), "lacks the tensor '0/model/1/1.bias'"),
-        (lambda t: t.update({"0/embedding": torch.zeros(8)}), "unexpected tensor '0/embedding'"),
+        (lambda t: t.pop("0/model/1/1.weight"), "lacks the tensor '0/model/1/1.weight'"),
+        (lambda t: t.update({"0/x": torch.zeros(8)}), "unexpected tensor '0/x'"),
+        (lambda t: t.update({"0/model/3/x": torch.zeros(8)}), "unexpected tensor '0/model/3/x'"),
     ):
         damaged = TaskList(tasks.entries, dict(tasks.tensors))
         change(damaged.tensors)

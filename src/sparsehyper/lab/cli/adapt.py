@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
+from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
 from sparsehyper.lab.runs import adapt_run, shares_weights
 
 
@@ -26,8 +26,21 @@ def adapt(
     task: Annotated[
         str | None, typer.Option(help="Name of the one new task that the folder holds.")
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto: the best of all of these, or several together, as images held out tell; or "
+            "one alone: linear (of the pixels), head (a last layer), embedding, all (the whole "
+            "model) or scratch."
+        ),
+    ] = "auto",
+    seconds: Annotated[float, typer.Option(help="Time to take for each task, about.")] = 20.0,
     init: Annotated[
-        str, typer.Option(help="Initial embedding: nearest, mean, mixture or random.")
+        str,
+        typer.Option(
+            help="Initial embedding: nearest, mean, mixture or random. This and all options down "
+            "to --tune-lr are for --method embedding."
+        ),
     ] = "nearest",
     restarts: Annotated[
         int, typer.Option(help="Number of embeddings to fit, of which the best is kept.")
@@ -54,17 +67,15 @@ def adapt(
     resize: Annotated[
         bool, typer.Option("--resize", help="Resize images to the size that the model takes.")
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Seed of random starts, and of the batches for --tune.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
     json: Json = False,
 ) -> None:
-    r"""Learn new tasks from a few images each, by fitting only their embeddings.
+    r"""Learn new tasks from a few images each, by the best means that they allow.
 
-    A run of shared_trunk or experts has no embeddings; it learns a last layer for each new task, on
-    its trunk or on the expert that suits the task best.
+    A run of shared_trunk or experts learns a last layer for each new task, on its trunk or on the
+    expert that suits the task best; of the options for embeddings it takes --tune.
 
     Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
     the folder hats holds CLASS/\*.png.
@@ -75,6 +86,8 @@ def adapt(
         out,
         data,
         task=task,
+        method=method,
+        seconds=seconds,
         init=init,
         restarts=restarts,
         space=space,
@@ -88,29 +101,42 @@ def adapt(
         device=device,
         trust=trust_target or (),
     )
-    seconds = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     if json:
-        print_json({"out": str(out), "tasks": rows, "seconds": seconds})
+        print_json({"out": str(out), "tasks": rows, "seconds": elapsed})
         return
     print_table(
         "New tasks",
-        ["task", "classes", "method", "images", "accuracy on them", "test images", "test accuracy"],
+        ["task", "classes", "images", "accuracy on them", "expected", "test images", "test"],
         [
             [
                 row["task"],
                 ", ".join(row["classes"]),
-                row["method"],
                 row["images"],
-                f"{row['accuracy']:.2%}",
+                share(row["accuracy"]),
+                expectation(row),
                 row["test_images"] or "–",
-                "–" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2%}",
+                share(row["test_accuracy"]),
             ]
             for row in rows
         ],
     )
+    for row in rows:
+        echo(_in_words(row))
     weights = "shares" if shares_weights(run, out) else "has a copy of"
     fitted = sum(row["seconds"] for row in rows)
     echo(
-        f"Fitted in {fitted:.1f} s, {seconds:.1f} s in all; {out} has them and the tasks of {run}, "
+        f"Fitted in {fitted:.1f} s, {elapsed:.1f} s in all; {out} has them and the tasks of {run}, "
         f"and {weights} its weights."
     )
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """What was chosen for a task, what to expect of it, and what to mind."""
+    text = f"{row['task']}: {row['method']}"
+    if row["expected"] is not None:
+        text += f"; expect {expectation(row)} of new images right"
+    if row["more"] is not None:
+        twice, four = (share(value, 0) for value in row["more"])
+        text += f", about {twice} with twice as many images and {four} with four times"
+    return ". ".join([text, *row["warnings"]]) + "."

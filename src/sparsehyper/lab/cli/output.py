@@ -76,6 +76,19 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     Console().print(table)
 
 
+def share(value: float | None, digits: int = 2) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def expectation(measured: dict[str, Any]) -> str:
+    """The accuracy to expect of a task and its interval, as `Measured` has them."""
+    if measured["expected"] is None:
+        return "–"
+    low, high = (f"{100 * limit:.0f}" for limit in measured["interval"] or (0, 1))
+    return f"{measured['expected']:.0%} ({low} to {high})"
+
+
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
     """Print the accuracy and loss of every task."""
     losses = evaluation["losses"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
+from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
 from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
 
 
@@ -51,6 +51,7 @@ def tasks(
             "origin",
             "images",
             "accuracy on them",
+            "expected",
             "test accuracy",
             "nearest",
             "cosine",
@@ -74,8 +75,8 @@ def tasks(
 
 
 def _measured(values: dict[str, Any] | None) -> list[str]:
-    """Images, accuracy on them and test accuracy of an added task."""
+    """Images, accuracy on them, expected and test accuracy of an added task."""
     if values is None:
-        return ["–"] * 3
-    shares = [values["accuracy"], values["test_accuracy"]]
-    return [str(values["images"]), *("–" if p is None else f"{p:.2%}" for p in shares)]
+        return ["–"] * 4
+    own, tested = share(values["accuracy"]), share(values["test_accuracy"])
+    return [str(values["images"]), own, expectation(values), tested]

@@ -118,6 +118,8 @@ def describe_run(
         for i, entry in enumerate(loaded.task_list.entries)
     ]
     own = {entry.name for entry in loaded.task_list.entries if entry.model is not None}
+    if isinstance(model, HyperNetwork):
+        own -= set(model.task_names)  # they have an embedding too
     rows.sort(key=lambda row: row["name"] in own)
     described: dict[str, Any] = {
         "kind": "run",

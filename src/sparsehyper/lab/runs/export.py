@@ -15,6 +15,7 @@ description (classes, target, and how an image file becomes an input, step by st
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import warnings
@@ -57,7 +58,8 @@ def export_run(
         The description of the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
         ``std``, ``images_altered_by`` (how the task's images were altered, such as
         ``permuted:10``; None if they were not), ``preprocessing`` (what to do with an image file,
-        in order), ``target``, ``origin`` (how the task was learned) and ``outputs`` (the number of
+        in order), ``target``, ``origin`` (how the task was learned), ``model`` (the form of a model
+        of the task's own, as `ordinary` has it, or None) and ``outputs`` (the number of
         logits: that of the classes, unless the format is ``"safetensors"`` and the target's last
         layer is not its output; those beyond the classes are then meaningless).
 
@@ -100,6 +102,7 @@ def export_run(
         "preprocessing": _preprocessing(loaded, task),
         "target": loaded.experiment.target,
         "origin": entry.origin,
+        "model": entry.model and dataclasses.asdict(entry.model),
         "outputs": outputs,
     }
     with whole("file", path) as partial:

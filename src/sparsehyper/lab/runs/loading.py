@@ -13,6 +13,7 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import Split, parse_tasks
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.config import Experiment, up_to_date
+from sparsehyper.lab.runs.fitted import trimmed_head
 from sparsehyper.lab.runs.setup import TaskInfo, build_model
 from sparsehyper.lab.runs.targets import check_trusted
 from sparsehyper.lab.runs.task_list import TaskList, is_adapted
@@ -68,14 +69,14 @@ class LoadedRun(NamedTuple):
 
         Its logits beyond the task's classes mean nothing.
         """
+        (entry,) = (e for e in self.task_list.entries if e.name == task)
         own = self.task_list.own_model(task, self.experiment, self.tasks)
         if own is not None:
             return own
         if isinstance(self.model, HyperNetwork):
-            module = self.model.materialize(task)
+            module = trimmed_head(self.model, self.model.materialize(task), len(entry.classes))
             module.load_state_dict(self.task_list.tuned().get(task, {}), strict=False)
             return module.eval()
-        (entry,) = (e for e in self.task_list.entries if e.name == task)
         assert isinstance(self.model, (Experts, SharedTrunk))
         assert entry.row is not None
         return self.model.materialize(entry.row).eval()

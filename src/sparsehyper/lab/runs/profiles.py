@@ -39,6 +39,9 @@ _FORMAT = 1
 _ABOUT, _TENSORS = "profiles.json", "profiles.safetensors"
 _MOST_IMAGES = 500  # of a task, in each split
 
+Images = dict[str, tuple[Tensor, Tensor]]
+"""Normalised images and their classes, by task."""
+
 
 def make_profiles(model: HyperNetwork, tasks: TaskSet) -> TaskProfiles:
     """Profiles of the tasks that a model was trained on, calibrated on their validation images."""
@@ -115,27 +118,44 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
     return profiles
 
 
-def _from_images(loaded: LoadedRun) -> TaskProfiles | None:
+def own_images(loaded: LoadedRun, most: int = _MOST_IMAGES) -> dict[str, Images] | None:
+    """Images that a run was trained on, normalised, if they are at hand.
+
+    Args:
+        loaded: the run.
+        most: largest number of images of a task.
+
+    Returns:
+        Images of each trained task, by name, in ``"train"`` and ``"val"``; None if they are not
+        where they were, or have changed.
+    """
     trained = {e.row: e.name for e in loaded.task_list.entries if e.row is not None}
-    if len(trained) < len(loaded.task_list.entries):
-        return None  # the images of tasks that were added are not part of the run
     try:
         tasks = load_tasks(loaded.experiment.data)
     except (OSError, ValueError):
         return None
-    if tasks.fingerprint != loaded.tasks.fingerprint:
+    if tasks.fingerprint != loaded.tasks.fingerprint or not trained:
         return None
     kept = tasks.select([tasks.names[row] for row in trained])
-    images = {
-        name: dict(zip(trained.values(), _images(kept, split).values(), strict=True))
-        for name, split in (("train", kept.train), ("val", kept.val))
+    names = dict(zip(kept.names, trained.values(), strict=True))
+    return {
+        part: {names[name]: own for name, own in _images(kept, split, most).items()}
+        for part, split in (("train", kept.train), ("val", kept.val))
     }
+
+
+def _from_images(loaded: LoadedRun) -> TaskProfiles | None:
+    if any(entry.row is None for entry in loaded.task_list.entries):
+        return None  # the images of tasks that were added are not part of the run
+    images = own_images(loaded)
+    if images is None:
+        return None
     return task_profiles(loaded.hypernetwork(), images["train"], validation=images["val"])
 
 
-def _images(tasks: TaskSet, split: TaskSplit) -> dict[str, tuple[Tensor, Tensor]]:
+def _images(tasks: TaskSet, split: TaskSplit, most: int = _MOST_IMAGES) -> Images:
     return {
-        name: images_of(split, task, _MOST_IMAGES)
+        name: images_of(split, task, most)
         for task, name in enumerate(tasks.names)
         if split.counts[task]
     }

@@ -1,12 +1,14 @@
 """The tasks of a run, and the files of a run that has more tasks than it was trained on.
 
 =====================  =========================================================================
-``tasks.json``         the tasks, in order: their classes, and where each embedding is stored
-``tasks.safetensors``  the fitted values: embeddings, batch-norm statistics, tuned parameters
+``tasks.json``         the tasks, in order: their classes, what their models are, what was measured
+``tasks.safetensors``  the fitted values: embeddings, batch-norm statistics, heads in closed form,
+                       tuned parameters, models of tasks' own
 =====================  =========================================================================
 
-An added task has either an embedding, and possibly parameters that were tuned after it, or a model
-of its own (`ordinary`), which any route may have found. Runs of every method can have the latter.
+An added task has an embedding, and possibly parameters that were tuned after it; or a model of its
+own (`ordinary`), which any route may have found; or both, where the model is that of the task, and
+the embedding tells which tasks are like it. Runs of every method can have models of tasks' own.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from sparsehyper._util.files import CheckpointError, digest, read_file, read_sea
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.runs.config import Experiment
-from sparsehyper.lab.runs.ordinary import ModelForm, tensors_of
+from sparsehyper.lab.runs.fitted import add_fitted, fitted_like, tuned_like
+from sparsehyper.lab.runs.ordinary import Form, Leaf, build_leaf, form_from_dict, tensors_of_leaf
 from sparsehyper.lab.runs.setup import TaskInfo, build_ordinary
 from sparsehyper.saving import check_like, read_tensors, write_tensors
 
@@ -43,22 +46,44 @@ class Measured:
         accuracy: accuracy on them.
         test_images: number of images of its own that were only tested on.
         test_accuracy: accuracy on these; None if there were none.
+        expected: accuracy to expect on new images; None where nothing was held out.
+        interval: its 95% interval.
+        more: accuracies to expect of 2 and of 4 times as many images.
+        why: what was chosen and why, in words.
+        warnings: what to mind, in words.
     """
 
     images: int
     accuracy: float
     test_images: int = 0
     test_accuracy: float | None = None
+    expected: float | None = None
+    interval: tuple[float, float] | None = None
+    more: tuple[float, float] | None = None
+    why: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``dataclasses.asdict``; raises as `TaskEntry.from_dict`."""
-        found = cls(**values)
+        lists = {name: values.get(name) for name in ("interval", "more", "warnings")}
+        found = cls(**{**values, **{name: tuple(v) for name, v in lists.items() if v is not None}})
         for name in ("images", "test_images"):
             check_integer(name, getattr(found, name), minimum=0)
-        for name in ("accuracy", "test_accuracy"):
+        for name in ("accuracy", "test_accuracy", "expected"):
             if (value := getattr(found, name)) is not None or name == "accuracy":
                 check_number(name, value, minimum=0, maximum=1)
+        for name in ("interval", "more"):
+            if (pair := getattr(found, name)) is None:
+                continue
+            if len(pair) != 2:
+                raise ValueError(f"`{name}` must be two numbers, got {pair}")
+            for value in pair:
+                check_number(name, value, minimum=0, maximum=1)
+        check_type("why", found.why, (str, type(None)), "a string")
+        check_type("warnings", found.warnings, tuple, "a list of strings")
+        for text in found.warnings:
+            check_type("warnings", text, str, "a string")
         return found
 
 
@@ -73,7 +98,7 @@ class TaskEntry:
         key: prefix of its tensors' names; None for a trained task.
         tune: the part of the model that was tuned afterwards, if any.
         method: how it was learned, in words; None for a trained task, or an embedding.
-        model: the form of a model of its own; None if an embedding generates it.
+        model: the form of a model of its own; None if its embedding generates it.
         measured: what was measured when it was learned; None for a trained task, and for tasks
             that were learned before this was kept.
     """
@@ -84,7 +109,7 @@ class TaskEntry:
     key: str | None = None
     tune: str | None = None
     method: str | None = None
-    model: ModelForm | None = None
+    model: Form | None = None
     measured: Measured | None = None
 
     @property
@@ -107,7 +132,7 @@ class TaskEntry:
             **{
                 **values,
                 "classes": tuple(values["classes"]),
-                "model": None if model is None else ModelForm.from_dict(model),
+                "model": None if model is None else form_from_dict(model),
                 "measured": None if measured is None else Measured.from_dict(measured),
             }
         )
@@ -121,8 +146,10 @@ class TaskEntry:
             check_integer("row", entry.row, minimum=0)
         elif not (isinstance(entry.key, str) and entry.key.isdecimal()):
             raise ValueError(f"`key` must be a number in a string, got {entry.key!r}")
-        if entry.model is not None and min(entry.model.outputs) < len(entry.classes):
-            raise ValueError(f"`outputs` must be at least {len(entry.classes)}, got {entry.model}")
+        if entry.model is not None and entry.model.outputs < len(entry.classes):
+            raise ValueError(
+                f"`outputs` must be at least {len(entry.classes)}, got {entry.model.outputs}"
+            )
         return entry
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,11 +242,8 @@ class TaskList:
         for row, name in enumerate(trained):  # a new task may have the old name of another
             model.rename_task(name, f"\0{row}")
         for entry in self.entries:
-            if entry.key is not None and entry.model is None:
-                number = model.add_task(entry.name, self.tensors[f"{entry.key}/embedding"])
-                norms, module = model.target.statistics, model.target.module
-                rows = [self.tensors[f"{entry.key}/statistics/{name}"] for name in norms.names]
-                norms.set_rows(module, [number], [row[None] for row in rows])
+            if f"{entry.key}/embedding" in self.tensors:
+                add_fitted(model, entry.name, self._of(entry))
         kept = {entry.row: entry.name for entry in self.entries if entry.row is not None}
         for row in range(len(trained)):
             if row in kept:
@@ -227,44 +251,42 @@ class TaskList:
             else:
                 model.remove_task(f"\0{row}")
 
+    def _of(self, entry: TaskEntry) -> dict[str, Tensor]:
+        """The tensors of an added task, by the names that it gave them."""
+        prefix = f"{entry.key}/"
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
     def _check_tensors(
         self, model: nn.Module, experiment: Experiment, info: TaskInfo, path: Path
     ) -> None:
-        own: dict[str, Tensor] = {}
-        tuned: dict[str, Tensor] = {}
-        if isinstance(model, HyperNetwork):
-            own = fitted_tensors(model, 0)
-            module = model.materialize(0)
-            tuned = {f"tuned/{name}": tensor for name, tensor in module.state_dict().items()}
-        expected: dict[str, Tensor] = {}
+        known: set[str] = set()
         for entry in self.entries:
             if entry.key is None:
                 continue
-            needed = own
-            if entry.model is not None:
-                self._check_outputs(entry, path)  # before anything of their size is built
-                built = (build_ordinary(experiment, info, n) for n in entry.model.outputs)
-                needed = tensors_of(list(built))
-            for name in needed:
-                if f"{entry.key}/{name}" not in self.tensors:
-                    missing = f"{entry.key}/{name}"
-                    raise CheckpointError(f"{path} is damaged: it lacks the tensor {missing!r}")
-            also = {} if entry.model is not None else tuned
-            expected |= {f"{entry.key}/{name}": t for name, t in {**needed, **also}.items()}
-        for name, tensor in self.tensors.items():
-            if name not in expected:
-                raise CheckpointError(f"{path} is damaged: unexpected tensor {name!r}")
-            check_like(name, tensor, expected[name], path)
-
-    def _check_outputs(self, entry: TaskEntry, path: Path) -> None:
-        assert entry.model is not None
-        for i, outputs in enumerate(entry.model.outputs):
-            prefix = f"{entry.key}/model/{i}/"
-            own = [t for name, t in self.tensors.items() if name.startswith(prefix)]
-            if not any(tensor.shape[:1] == (outputs,) for tensor in own):
-                raise CheckpointError(
-                    f"{path} is damaged: it has no tensor {prefix}… of {outputs} outputs"
-                )
+            tensors = self._of(entry)
+            needed: dict[str, Tensor] = {}
+            allowed: dict[str, Tensor] = {}
+            if isinstance(model, HyperNetwork) and (entry.model is None or "embedding" in tensors):
+                needed = fitted_like(model, len(entry.classes))
+                if entry.model is None:
+                    allowed = tuned_like(model, len(entry.classes))
+            _check_like(f"{entry.key}/", tensors, needed, allowed, path)
+            known |= {f"{entry.key}/{name}" for name in (*needed, *allowed)}
+            built: dict[tuple[Leaf, frozenset[str]], dict[str, Tensor]] = {}
+            for i, leaf in enumerate(entry.model.leaves if entry.model is not None else ()):
+                own, prefix = tensors_of_leaf(tensors, i), f"{entry.key}/model/{i}/"
+                # Before anything of its size is built.
+                if not any(tensor.shape[:1] == (leaf.outputs,) for tensor in own.values()):
+                    raise CheckpointError(
+                        f"{path} is damaged: it has no tensor {prefix}… of {leaf.outputs} outputs"
+                    )
+                kind = (leaf, frozenset(own))
+                if kind not in built:
+                    built[kind] = _build(leaf, experiment, info, own).state_dict()
+                _check_like(prefix, own, built[kind], {}, path)
+                known |= {prefix + name for name in built[kind]}
+        if unknown := self.tensors.keys() - known:
+            raise CheckpointError(f"{path} is damaged: unexpected tensor {min(unknown)!r}")
 
     def tuned(self) -> dict[str, dict[str, Tensor]]:
         """Parameters that were tuned after the embedding was fitted, by task."""
@@ -284,12 +306,13 @@ class TaskList:
         (entry,) = (e for e in self.entries if e.name == name)
         if entry.model is None:
             return None
-        prefix = f"{entry.key}/"
-        tensors = {
-            n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)
-        }
-        target = partial(build_ordinary, experiment, info)
-        return entry.model.build(target, len(entry.classes), tensors)
+        tensors, leaves = self._of(entry), []
+        for i, leaf in enumerate(entry.model.leaves):
+            own = tensors_of_leaf(tensors, i)
+            module = _build(leaf, experiment, info, own)
+            module.load_state_dict(own)
+            leaves.append(module)
+        return entry.model.build(iter(leaves)).eval()
 
     def add(self, entry: TaskEntry, tensors: Mapping[str, Tensor]) -> TaskList:
         """A copy with one more task at the end."""
@@ -335,12 +358,28 @@ def is_adapted(run: Path) -> bool:
     return (run / _TASKS).exists()
 
 
-def fitted_tensors(model: HyperNetwork, task: int) -> dict[str, Tensor]:
-    """The embedding and the batch-norm statistics of a task, by the names they have in a file."""
-    norms = model.target.statistics
-    rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
-    embedding = model.task_embedding.weight[task].detach()
-    return {"embedding": embedding, **{f"statistics/{name}": row for name, row in rows}}
+def _check_like(
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
+    allowed: Mapping[str, Tensor],
+    path: Path,
+) -> None:
+    """Raise ``CheckpointError`` unless the needed tensors are there, and all fit."""
+    for name in needed:
+        if name not in tensors:
+            raise CheckpointError(f"{path} is damaged: it lacks the tensor {prefix + name!r}")
+    for name, like in {**needed, **allowed}.items():
+        if name in tensors:
+            check_like(prefix + name, tensors[name], like, path)
+
+
+def _build(
+    leaf: Leaf, experiment: Experiment, info: TaskInfo, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """The module of a leaf, before it gets its tensors."""
+    target = partial(build_ordinary, experiment, info)
+    return build_leaf(leaf, target, info.image_shape, list(tensors))
 
 
 def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:

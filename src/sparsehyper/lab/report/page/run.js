@@ -64,7 +64,10 @@ const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${p
 const measure = (title, key, show) => ({ title,
   text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key]) : "–"),
   value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -1) });
-const learned = [measure("learned from images", "images", (n) => count(n)), measure("accuracy on them", "accuracy", (p) => percent(p)),
+const expected = { ...measure("expected accuracy", "expected"), text: ({ measured }) => (measured && measured.expected !== null
+  ? `${percent(measured.expected)} (${measured.interval.map((p) => percent(p)).join(" to ")})` : "–") };
+const reasons = ({ measured }) => (measured && measured.why ? [measured.why, ...measured.warnings].join(" ") : "–");
+const learned = [measure("learned from images", "images", (n) => count(n)), measure("accuracy on them", "accuracy", (p) => percent(p)), expected,
   measure("test images", "test_images", (n) => count(n)), measure("test accuracy", "test_accuracy", (p) => percent(p))];
 
 function perTask(run, where) {
@@ -78,6 +81,7 @@ function perTask(run, where) {
     { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
     !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },
     ...(tasks.some((task) => task.measured) ? learned : []),
+    tasks.some((task) => task.measured?.why) && { title: "why", text: reasons, left: true },
     tasks[0].nearest !== null && { title: "nearest task", text: nearest, value: nearest, left: true },
   ].filter(Boolean);
   const lines = [];

@@ -1,0 +1,68 @@
+"""What is fitted to a new task of a hypernetwork, as tensors for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsehyper.hypernetwork import HyperNetwork
+
+
+def fitted_tensors(model: HyperNetwork, task: int, n_classes: int) -> dict[str, Tensor]:
+    """What was fitted to a task, by the names that it has in a file.
+
+    It is the embedding, the batch-norm statistics, and the outputs of a head in closed form that
+    the task's classes need.
+    """
+    norms = model.target.statistics
+    rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
+    tensors = {"embedding": model.task_embedding.weight[task].detach()}
+    tensors |= {f"statistics/{name}": row for name, row in rows}
+    if model.head is not None:
+        tensors["head/weight"] = model.head.weight[task, :n_classes]
+        tensors["head/bias"] = model.head.bias[task, :n_classes]
+    return tensors
+
+
+def add_fitted(model: HyperNetwork, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Add a task to a hypernetwork; the inverse of `fitted_tensors`."""
+    number = model.add_task(name, tensors["embedding"])
+    norms, module = model.target.statistics, model.target.module
+    rows = [tensors[f"statistics/{statistic}"][None] for statistic in norms.names]
+    norms.set_rows(module, [number], rows)
+    if model.head is not None:
+        model.head.set(number, tensors["head/weight"], tensors["head/bias"])
+
+
+def trimmed_head(model: HyperNetwork, module: nn.Module, n_classes: int) -> nn.Module:
+    """A materialised module whose head in closed form, if any, has outputs for its classes alone.
+
+    The heads of all tasks are as wide as the widest of them.
+    """
+    if model.head is not None:
+        layer: Any = module.get_submodule(model.head_layer)
+        layer.out_features = n_classes
+        layer.weight = nn.Parameter(layer.weight[:n_classes].detach().clone())
+        layer.bias = nn.Parameter(layer.bias[:n_classes].detach().clone())
+    return module
+
+
+def fitted_like(model: HyperNetwork, n_classes: int) -> dict[str, Tensor]:
+    """Tensors like those of `fitted_tensors`, of a task with so many classes."""
+    like = fitted_tensors(model, 0, 1)
+    for name in ("head/weight", "head/bias"):
+        if name in like:
+            like[name] = like[name].expand(n_classes, *like[name].shape[1:])
+    return like
+
+
+def tuned_like(model: HyperNetwork, n_classes: int) -> dict[str, Tensor]:
+    """Tensors like those that may be tuned after an embedding was fitted."""
+    like = {f"tuned/{name}": t for name, t in model.materialize(0).state_dict().items()}
+    if model.head is not None:
+        for name in ("weight", "bias"):
+            tensor = like[f"tuned/{model.head_layer}.{name}"][:1]
+            like[f"tuned/{model.head_layer}.{name}"] = tensor.expand(n_classes, *tensor.shape[1:])
+    return like

@@ -1,0 +1,337 @@
+"""New tasks for a run, learned from the images of a folder.
+
+A hypernetwork learns a task by the best means that its images allow (`adapt_task`), by one of these
+means, or by its embedding alone. A baseline learns a last layer on its shared trunk, or on the best
+of its experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.classifiers import accuracy
+from sparsehyper.adaptation import Adapted, adapt_task, fine_tune, fit_embeddings
+from sparsehyper.adaptation.tune import tuned_parameters
+from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.data import LabelledTask, load_new_tasks
+from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.fitted import add_fitted, fitted_tensors, trimmed_head
+from sparsehyper.lab.runs.loading import LoadedRun
+from sparsehyper.lab.runs.ordinary import Form, form_of, tensors_of
+from sparsehyper.lab.runs.probes import best_of
+from sparsehyper.lab.runs.profiles import Images, own_images
+from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
+
+LEARNED_BY = ("auto", "linear", "head", "embedding", "all", "scratch")
+"""Ways to learn a new task; ``"embedding"`` takes settings of its own."""
+
+_MOST_KNOWN = 300  # images of each known task
+# Share of the way from the commonest class to all images right below which a task was not learned.
+_LEAST_LEARNED = 0.2
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A new task as it was learned.
+
+    Attributes:
+        module: its ordinary model, in evaluation mode.
+        tensors: what to keep of it.
+        seconds: duration.
+        tune, method, model: as `TaskEntry` has them.
+        adapted: what `adapt_task` returned, if it was asked.
+    """
+
+    module: nn.Module
+    tensors: dict[str, Tensor]
+    seconds: float
+    tune: str | None = None
+    method: str | None = None
+    model: Form | None = None
+    adapted: Adapted | None = None
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    tune: str | None
+    steps: int
+    lr: float
+    seed: int
+
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> nn.Module:
+        if self.tune is not None:
+            fine_tune(
+                *(module, (x, y)),
+                tune=self.tune,
+                n_classes=n_classes,
+                steps=self.steps,
+                lr=self.lr,
+                seed=self.seed,
+            )
+        return module.eval()
+
+
+def fit_tasks(
+    loaded: LoadedRun,
+    data: str | PathLike[str],
+    *,
+    task: str | None = None,
+    method: str = "auto",
+    seconds: float = 20.0,
+    tune: str | None = None,
+    tune_steps: int = 100,
+    tune_lr: float = 1e-3,
+    resize: bool = False,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[TaskList, list[dict[str, Any]]]:
+    """Learn all tasks of a folder.
+
+    Args:
+        loaded: the run; a hypernetwork gets the new tasks.
+        data: the folder, as `adapt_run` takes it.
+        task: name of the one task that the folder holds.
+        method: one of `LEARNED_BY`; ``"auto"`` chooses. A baseline takes no other.
+        seconds: time to take for each task, about; not for ``"embedding"`` and baselines.
+        tune: part of each new task's model to train further, as `fine_tune` takes it; for
+            ``"embedding"`` and baselines.
+        tune_steps: number of updates of this training.
+        tune_lr: its learning rate.
+        resize: resize images to the size that the model takes.
+        seed: seed of everything random.
+        **settings: settings of `fit_embeddings`, for ``"embedding"``.
+
+    Returns:
+        The tasks with the new ones added, and one row per new task: ``task``, ``classes``,
+        ``method``, what `Measured` has, and ``seconds``. A warning tells of a task that was hardly
+        learned.
+    """
+    model, info, tasks = loaded.model, loaded.tasks, loaded.task_list
+    given = {"tune": tune, "tune_steps": tune_steps, "tune_lr": tune_lr, **settings}
+    _check_settings(model, method, {"seconds": seconds, **given})
+    device = next(model.parameters()).device
+    if tune is not None:
+        some = torch.zeros(2, *info.image_shape, device=device)
+        tuned_parameters(_materialized(model, 0), tune, some)  # raises before any work is lost
+    if task is not None:
+        tasks.check_new(task)
+    labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)
+    for one in labelled:
+        tasks.check_new(one.name)
+    samples = {
+        one.name: (info.normalise(one.train.pixels).to(device), one.train.labels.to(device))
+        for one in labelled
+    }
+    tuning = _Tuning(tune, tune_steps, tune_lr, seed)
+    if not isinstance(model, HyperNetwork):
+        learned = _last_layers(loaded, labelled, samples, tuning)
+    elif method == "embedding":
+        learned = _embeddings(model, labelled, samples, tuning, settings)
+    else:
+        learned = _adapted(loaded, labelled, samples, method, seconds, seed)
+    rows = []
+    for one in labelled:
+        found = learned[one.name]
+        measured = _measured(found, one, samples[one.name], loaded)
+        entry = TaskEntry(
+            *(one.name, one.classes, None, None),
+            *(found.tune, found.method, found.model, measured),
+        )
+        tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in found.tensors.items()})
+        _warn_if_hardly_learned(one, measured, found.adapted is None)
+        rows.append(
+            {
+                "task": one.name,
+                "classes": list(one.classes),
+                "method": tasks.entries[-1].origin,
+                **dataclasses.asdict(measured),
+                "seconds": found.seconds,
+            }
+        )
+    return tasks, rows
+
+
+def _check_settings(model: nn.Module, method: str, given: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a setting out of range, or one that does not apply."""
+    check_choice("method", method, LEARNED_BY)
+    check_number("seconds", given["seconds"], above=0)
+    check_integer("tune_steps", given["tune_steps"], minimum=1)
+    check_number("tune_lr", given["tune_lr"], above=0)
+    own = inspect.signature(fit_tasks).parameters
+    fits = inspect.signature(fit_embeddings).parameters
+    tunes = {"tune", "tune_steps", "tune_lr"}
+    baseline = not isinstance(model, HyperNetwork)
+    for name, value in {"method": method, **given}.items():
+        parameter = own.get(name, fits.get(name))
+        if parameter is None:
+            raise TypeError(f"unexpected setting {name!r}")
+        if value == parameter.default:
+            continue
+        if baseline and name not in tunes:
+            raise ValueError(
+                f"`{name}` is for hypernetworks; a run of {type(model).__name__} learns a last "
+                f"layer; got {value!r}"
+            )
+        if not baseline and name == "seconds" and method == "embedding":
+            raise ValueError(f"`seconds` is not for `method` 'embedding', got {value!r}")
+        if not baseline and name not in ("method", "seconds") and method != "embedding":
+            raise ValueError(
+                f"`{name}` is for `method` 'embedding' alone, got {value!r} with `method` "
+                f"{method!r}"
+            )
+
+
+def _adapted(
+    loaded: LoadedRun,
+    labelled: Sequence[LabelledTask],
+    samples: Images,
+    method: str,
+    seconds: float,
+    seed: int,
+) -> dict[str, Learned]:
+    """Tasks by the best means, each as if it were the only new one."""
+    model, learned, known = loaded.hypernetwork(), {}, None
+    if any(int(y.bincount().min()) == 1 for _, y in samples.values()):
+        known = (own_images(loaded, _MOST_KNOWN) or {}).get("train")
+    for one in labelled:
+        x, y = samples[one.name]
+        count = len(one.classes)
+        found = adapt_task(
+            *(model, one.name, (x, y)),
+            known=known,
+            method=method,
+            n_classes=count,
+            seconds=seconds,
+            seed=seed,
+        )
+        form, leaves = form_of(found.model, loaded.tasks.image_shape)
+        tensors = tensors_of(leaves)
+        with torch.no_grad():
+            outputs = model.materialize(0).eval()(x[:2]).shape[1]
+        if model.head is not None or outputs >= count:  # else there is no embedding to speak of
+            tensors |= fitted_tensors(model, model.tasks.index(one.name), count)
+        model.remove_task(one.name)
+        shares = ", ".join(
+            f"{way} {own.weight:.0%}" for way, own in found.ways.items() if own.weight
+        )
+        learned[one.name] = Learned(
+            *(found.model, tensors, found.seconds),
+            method=f"auto: {shares}" if method == "auto" else method,
+            model=form,
+            adapted=found,
+        )
+    for name, kept in learned.items():
+        if "embedding" in kept.tensors:
+            add_fitted(model, name, kept.tensors)
+        else:
+            model.add_task(name)
+    return learned
+
+
+def _embeddings(
+    model: HyperNetwork,
+    labelled: Sequence[LabelledTask],
+    samples: Images,
+    tuning: _Tuning,
+    settings: Mapping[str, Any],
+) -> dict[str, Learned]:
+    """Tasks by their embeddings, and by training more of their models then."""
+    learned = {}
+    classes = {one.name: len(one.classes) for one in labelled}
+    fits = fit_embeddings(model, samples, n_classes=classes, seed=tuning.seed, **settings)
+    for name, count in classes.items():
+        began = time.perf_counter()
+        module = trimmed_head(model, model.materialize(name), count)
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        tuning(module, *samples[name], count)
+        tensors = fitted_tensors(model, model.tasks.index(name), count)
+        tensors |= {
+            f"tuned/{parameter}": tensor.detach()
+            for parameter, tensor in module.named_parameters()
+            if not torch.equal(tensor, before[parameter])
+        }
+        seconds = fits[name].seconds / len(classes) + time.perf_counter() - began
+        learned[name] = Learned(module, tensors, seconds, tune=tuning.tune)
+    return learned
+
+
+def _last_layers(
+    loaded: LoadedRun, labelled: Sequence[LabelledTask], samples: Images, tuning: _Tuning
+) -> dict[str, Learned]:
+    """Tasks by new last layers for a baseline."""
+    model, learned = loaded.model, {}
+    assert isinstance(model, (Experts, SharedTrunk))
+    experts = isinstance(model, Experts)
+    known = range(len(model.task_names) if experts else 1)
+    for one in labelled:
+        began = time.perf_counter()
+        x, y = samples[one.name]
+        count = len(one.classes)
+        module = best_of((model.materialize(row).eval() for row in known), x, y, count)
+        tuning(module, x, y, count)
+        form, leaves = form_of(module, loaded.tasks.image_shape)
+        learned[one.name] = Learned(
+            *(module, tensors_of(leaves), time.perf_counter() - began, tuning.tune),
+            "last layer on " + ("the nearest expert" if experts else "the shared trunk"),
+            form,
+        )
+    return learned
+
+
+def _materialized(model: nn.Module, task: int | str) -> nn.Module:
+    assert isinstance(model, (HyperNetwork, Experts, SharedTrunk))
+    return model.materialize(task)
+
+
+def _measured(
+    learned: Learned, one: LabelledTask, own: tuple[Tensor, Tensor], loaded: LoadedRun
+) -> Measured:
+    count, adapted = len(one.classes), learned.adapted
+    found = Measured(len(own[1]), accuracy(learned.module, *own, count))
+    if one.test is not None:
+        x, y = loaded.tasks.normalise(one.test.pixels).to(own[0]), one.test.labels.to(own[1])
+        tested = accuracy(learned.module, x, y, count)
+        found = replace(found, test_images=len(y), test_accuracy=tested)
+    if adapted is None:
+        return found
+    return replace(
+        found,
+        expected=adapted.accuracy,
+        interval=adapted.interval,
+        more=(adapted.more[2], adapted.more[4]) if adapted.more else None,
+        why=adapted.why,
+        warnings=adapted.warnings,
+    )
+
+
+def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, narrowly: bool) -> None:
+    """Warn of a model that knows hardly more of its own images than their commonest class.
+
+    Args:
+        one: the task.
+        measured: what was measured.
+        narrowly: whether a part of the model was all that could be learned.
+    """
+    commonest = float(one.train.labels.bincount().max()) / len(one.train.labels)
+    if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
+        remedy = (
+            "let more of its model be learned (`method` 'auto', or `tune` 'all')"
+            if narrowly
+            else "see that its images are in the folders of their classes, and give more of them"
+        )
+        warnings.warn(
+            f"the new task {one.name!r} was hardly learned: {measured.accuracy:.0%} of its own "
+            f"{measured.images} images are right, and {commonest:.0%} are of one class; {remedy}",
+            stacklevel=3,
+        )
