@@ -1,4 +1,4 @@
-"""The tasks that a hypernetwork knows by name, and their heads: list, add, remove, rename, solve."""
+"""The tasks that a hypernetwork knows by name, and their heads."""
 
 from __future__ import annotations
 
