@@ -30,7 +30,7 @@ from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is
 from sparsehyper.generators import Generator
 from sparsehyper.layout import Select
 from sparsehyper.target.adapters import merge
-from sparsehyper.target.many_tasks import group_samples, run_tasks
+from sparsehyper.target.many_tasks import Grouping, group_samples, run_tasks
 from sparsehyper.target.target import Target
 from sparsehyper.tasks import NamedTasks
 
@@ -138,16 +138,17 @@ class HyperNetwork(NamedTasks):
         self.training = self.target.training = target.training
         self.generator.train(target.training)
 
-    def forward(self, *args: Any, task: Condition = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, task: Condition | Grouping = None, **kwargs: Any) -> Any:
         """The target's output under the parameters generated for ``task``.
 
         Args:
             *args, **kwargs: arguments of the target.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; an integer tensor ``[batch]`` of one task per sample, where the
-                first dimension of every tensor argument and output must be the batch; or an
+                first dimension of every tensor argument and output must be the batch (best on the
+                CPU, since the work depends on the numbers: a GPU has to be waited for); or an
                 embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
-                task, or none.
+                task, or none. What `group` returns stands for the tasks that it was given.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -166,10 +167,54 @@ class HyperNetwork(NamedTasks):
         self.sync_statistics(around.process_group)
         return out
 
-    def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
+    def group(self, task: Condition, batch: int) -> Grouping:
+        """Work out which samples of a batch belong to which task, before the batch is run.
+
+        A call with the result reads nothing back from the device, so that a CUDA graph can capture
+        it: it may be replayed with other tasks as long as their numbers of samples are the same.
+
+        Args:
+            task: a name or number for the whole batch, or an integer tensor ``[batch]`` of one
+                task per sample.
+            batch: number of samples.
+
+        Raises:
+            KeyError, IndexError: an unknown task.
+            TypeError: ``task`` is none of these, or the conditioner knows no tasks by name.
+            ValueError: ``task`` does not have one entry per sample.
+        """
+        if not isinstance(self.conditioner, TaskConditioner):
+            raise TypeError(
+                "`group` is for a conditioner with named tasks, got a "
+                f"{type(self.conditioner).__name__}"
+            )
+        if not is_ids(task) or task.ndim == 0:
+            row = torch.tensor([self.conditioner.row(task)])
+            return Grouping(row, (batch,), None).to(self.target.moments.device)
+        if task.shape != (batch,):
+            raise ValueError(
+                f"`task` must have one entry for each of the {batch} samples, got shape "
+                f"{list(task.shape)}"
+            )
+        return self._group(self.conditioner, task)
+
+    def _group(self, conditioner: TaskConditioner, task: Tensor) -> Grouping:
+        grouping = group_samples(task.cpu())
+        for number in grouping.tasks.tolist():
+            conditioner.index(number)
+        return grouping.to(self.target.moments.device)
+
+    def _run(self, task: Condition | Grouping, args: Any, kwargs: Any) -> Any:
         """The target's output, with one model for the batch or one for each sample."""
+        if isinstance(task, Grouping):
+            return self._run_grouped(task, args, kwargs)
         if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
-            return self._run_task_per_sample(self.conditioner, task, args, kwargs)
+            if task.is_meta:
+                raise ValueError(
+                    "`task` is on the meta device and has no values, so the task of each sample is "
+                    "unknown; give one task for the whole batch"
+                )
+            return self._run_grouped(self._group(self.conditioner, task), args, kwargs)
         z, row = self.conditioner.embed(task, args, kwargs)
         z = self._noisy(z)
         if z.ndim == 1:
@@ -181,7 +226,7 @@ class HyperNetwork(NamedTasks):
 
     def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
         """θ(z) as tensors, for one embedding ``[latent_dim]``."""
-        return self.target.unpack(self.raw_theta(z[None])[0])
+        return self.target.unpack(self.raw_theta(z[None]).squeeze(0))
 
     def raw_theta(self, z: Tensor) -> Tensor:
         """G(normalise(z)) ``[batch, numel]``: θ before scale and base.
@@ -311,22 +356,14 @@ class HyperNetwork(NamedTasks):
         normalised = self.normalise(z)
         return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
 
-    def _run_task_per_sample(
-        self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
-    ) -> Any:
-        """The target's output for one task id per sample; every task is generated once."""
-        if task.is_meta:
-            raise ValueError(
-                "`task` is on the meta device and has no values, so the task of each sample is "
-                "unknown; give one task for the whole batch"
-            )
-        distinct, counts, order = group_samples(task)
-        rows = [conditioner.index(row) for row in distinct.tolist()]
-        raw = self.raw_theta(self._noisy(conditioner(distinct)))
-        statistics = self.target.statistics.rows(self.target.module, rows)
+    def _run_grouped(self, grouping: Grouping, args: Any, kwargs: Any) -> Any:
+        """The target's output for a batch of many tasks; every task is generated once."""
+        tasks, counts, order = grouping
+        raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        statistics = self.target.statistics.rows(self.target.module, tasks)
         out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
         if changed is not None:
-            self.target.statistics.set_rows(self.target.module, rows, changed)
+            self.target.statistics.set_rows(self.target.module, tasks, changed)
         return out
 
     def _is_overwritten(self, around: DistributedDataParallel) -> bool:

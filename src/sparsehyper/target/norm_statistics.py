@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sparsehyper._util.devices import copies, copy_all
 from sparsehyper.layout import slots
 
 _SETTLING_STEPS = 30  # steps of a power iteration; PyTorch's own modules start with 15
@@ -117,7 +119,7 @@ class NormStatistics:
         buffers that follow weights.
         """
         if task is not None:
-            return [table.select(0, task).clone() for table in self.tables(module)]
+            return copies([table.select(0, task) for table in self.tables(module)])
         return [
             table[0].clone()
             if not averaged
@@ -127,25 +129,27 @@ class NormStatistics:
             for table, averaged in zip(self.tables(module), self._averaged, strict=True)
         ]
 
-    def rows(self, module: nn.Module, tasks: Sequence[int]) -> list[Tensor]:
+    def rows(self, module: nn.Module, tasks: Sequence[int] | Tensor) -> list[Tensor]:
         """Copies of several tasks' rows, ``[len(tasks), *shape]`` each."""
         if not self.names:
             return []
-        return [table[list(tasks)] for table in self.tables(module)]
+        return [table[_index(tasks)] for table in self.tables(module)]
 
     @torch.no_grad()
     def set_row(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
         """Replace one task's rows."""
         rows = [table.select(0, task) for table in self.tables(module)]
-        torch._foreach_copy_(rows, list(values))
+        copy_all(rows, values)
 
     @torch.no_grad()
-    def set_rows(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+    def set_rows(
+        self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
+    ) -> None:
         """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``."""
         if not self.names:
             return
         for table, value in zip(self.tables(module), values, strict=True):
-            table[list(tasks)] = value.to(table.dtype)
+            table[_index(tasks)] = value.to(table.dtype)
 
     def add_row(self, module: nn.Module) -> None:
         """Add rows for one more task, as `row` gives them for None."""
@@ -248,6 +252,11 @@ class NormStatistics:
             else:
                 table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
         self._synchronised = tables[self._counting].clone()
+
+
+def _index(tasks: Sequence[int] | Tensor) -> Any:
+    """Rows as an index; a tensor is one on any device, without waiting for it."""
+    return tasks if isinstance(tasks, Tensor) else list(tasks)
 
 
 @contextmanager
