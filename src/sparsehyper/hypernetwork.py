@@ -325,6 +325,7 @@ class HyperNetwork(NamedTasks):
         directory: str | PathLike[str],
         target: nn.Module,
         conditioner: Conditioner | None = None,
+        device: torch.device | str | None = None,
     ) -> Self:
         """Load what ``save`` wrote; parameters that were frozen are frozen again.
 
@@ -334,12 +335,13 @@ class HyperNetwork(NamedTasks):
                 matter.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
+            device: device to put it on; None for that of ``target``.
 
         Raises:
             FileNotFoundError: no such directory, or it lacks a file.
             ValueError: a damaged file, a target with other parameters, or another conditioner.
         """
-        return saving.load(cls, directory, target, conditioner)
+        return saving.load(cls, directory, target, conditioner, device)
 
     def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
         """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""

@@ -112,6 +112,7 @@ def load(
     directory: str | os.PathLike[str],
     target: nn.Module,
     conditioner: Conditioner | None,
+    device: torch.device | str | None = None,
 ) -> Saved:
     """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
     config, state = read(directory)
@@ -135,6 +136,8 @@ def load(
         )
     _check_layout(saved, target)
     hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    if device is not None:
+        hnet = hnet.to(device)
     load_state(hnet, state, Path(directory, WEIGHTS_FILE))
     for name, parameter in hnet.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -25,7 +25,9 @@ def way(request, monkeypatch):
     """Run a test on the CPU too by the operations that are meant for a GPU."""
     if request.param != "cpu":
         monkeypatch.setattr(
-            unpacking, "_on_gpu", lambda *some: all(t is None or kernels.has_address(t) for t in some)
+            unpacking,
+            "_on_gpu",
+            lambda *some: all(t is None or kernels.has_address(t) for t in some),
         )
     return request.param
 

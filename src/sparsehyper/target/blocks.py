@@ -89,14 +89,15 @@ class Blocks:
         return aligned, _kept(index, self._device)
 
     def _scale(self, raw: Tensor, added: Tensor | None, out: Tensor) -> None:
-        if self._stds is None and added is None:
-            out.copy_(raw)
-        elif self._stds is None:
+        stds = self._stds
+        if stds is not None and added is not None:
+            torch.addcmul(added, raw, stds, out=out)
+        elif stds is not None:
+            torch.mul(raw, stds, out=out)
+        elif added is not None:
             torch.add(raw, added, out=out)
-        elif added is None:
-            torch.mul(raw, self._stds, out=out)
         else:
-            torch.addcmul(added, raw, self._stds, out=out)
+            out.copy_(raw)
 
 
 def _repeated(values: Sequence[float], sizes: Sequence[int], like: Tensor) -> Tensor:

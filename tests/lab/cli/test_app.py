@@ -20,7 +20,7 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--cuda-graphs", "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
         "--split", "--data", "--data-dir", "--device", "--json", "--trust-target", "--help",

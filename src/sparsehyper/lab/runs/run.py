@@ -69,6 +69,7 @@ def run_experiment(
     tasks = tasks or load_tasks(experiment.data, data_dir)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
+    tasks = tasks.to(here.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}
     if resume:
@@ -132,7 +133,7 @@ def evaluate_run(
     tasks = load_tasks(data, data_dir)
     check_fingerprint(Path(directory), info.fingerprint, tasks.fingerprint)
     here = processes(device)
-    return _evaluate(experiment, model.to(here.device), tasks, split, here)
+    return _evaluate(experiment, model.to(here.device), tasks.to(here.device), split, here)
 
 
 def _evaluate(
