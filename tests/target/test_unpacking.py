@@ -228,3 +228,43 @@ def test_a_plan_s_copies_carry_no_vectors(way):
     for copied in (copy.deepcopy(PLAN), pickle.loads(pickle.dumps(PLAN))):
         assert copied == PLAN
         assert not {"_blocks", "packed"} & set(vars(copied))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shapes", [[(4, 5), (8,)] * 40, [(3, 5), (7,)] * 40])
+@pytest.mark.parametrize("based", [False, True])
+def test_on_a_gpu_few_launches_compute_what_the_cpu_computes(shapes, based):
+    shapes = [torch.Size(shape) for shape in shapes]
+    sizes = [shape.numel() for shape in shapes]
+    stds = [0.5 + i for i in range(len(sizes))]
+    plan = UnpackPlan(sizes, shapes, stds, [1.0] * len(sizes))
+    inputs = [torch.randn(sum(sizes)) for _ in range(1 + based)]
+
+    def run(device):
+        leaves = [each.to(device).requires_grad_() for each in inputs]
+        tensors = unpack(leaves[0], plan, *leaves[1:])
+        torch.autograd.backward(tensors, [tensor.detach().cos() for tensor in tensors])
+        return [*tensors, *(leaf.grad for leaf in leaves)]
+
+    for here, there in zip(run("cpu"), run("cuda"), strict=True):
+        torch.testing.assert_close(there.cpu(), here)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run("cuda")
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.events() if "cos" not in event.name]
+    assert len(kernels) < 12 + len(inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_derivatives_of_both_orders_on_a_gpu(lead):
+    inputs = [
+        vector(*lead).detach().cuda().requires_grad_(),
+        vector().detach().cuda().requires_grad_(),
+    ]
+
+    def tensors(generated, base):
+        return unpack(generated, PLAN, base)
+
+    assert torch.autograd.gradcheck(tensors, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(tensors, inputs, check_fwd_over_rev=True)

@@ -115,3 +115,29 @@ def test_a_model_that_is_no_hypernetwork():
     here = graphs.Processes(torch.device("cuda"))
     with pytest.raises(ValueError, match=r"`cuda_graphs` needs a `HyperNetwork`.* got a Model"):
         graphs.StepGraphs(Model(), [], here)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tasks_per_batch", [1, 3])
+def test_recorded_steps_on_a_gpu(tasks_per_batch):
+    plain, recorded = make(), make()
+    for model, cuda_graphs in ((plain, False), (recorded, True)):
+        config = TrainConfig(20, lr=0.02, eval_every=10, device="cuda", cuda_graphs=cuda_graphs)
+        source = Source(tasks_per_batch=tasks_per_batch)
+        train(model, source, Source(), config, names=NAMES, n_classes=N_CLASSES, quiet=True)
+    for name, one in plain.state_dict().items():
+        torch.testing.assert_close(recorded.state_dict()[name], one, rtol=1e-3, atol=1e-4)
+
+
+class Waiting(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x.flatten(1))
+        return y if y.sum().item() else -y
+
+
+@pytest.mark.gpu
+def test_a_target_that_waits_for_the_gpu_cannot_be_recorded():
+    model = HyperNetwork(Waiting(4, 3), Sparse(), TaskEmbedding(NAMES, dim=8))
+    config = TrainConfig(5, device="cuda", cuda_graphs=True)
+    with pytest.raises(ValueError, match="`cuda_graphs` cannot record a step of this model"):
+        train(model, Source(), Source(), config, names=NAMES, n_classes=N_CLASSES, quiet=True)

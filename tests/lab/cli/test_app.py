@@ -43,7 +43,10 @@ OPTIONS = {
         "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
     },
     "report": {"--out", "--data-dir", "--trust-target", "--help"},
-    "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
+    "bench": {
+        "--out", "--only", "--peers", "--device", "--rounds", "--seed", "--quick", "--json",
+        "--help",
+    },
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed", "--trust-target"} | {"--seeds"}
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sparsehyper.lab.data import (
+    Batches,
     Hue,
     Images,
     Permuted,
@@ -166,3 +167,19 @@ def test_images_that_would_fill_a_gpu_stay_on_the_cpu(noise, monkeypatch, free, 
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self.new_empty(0, device="meta"))
     tasks = make_tasks(noise(), Split(2))
     assert tasks.to(Gpu()).train.pixels.device.type == where
+
+
+@pytest.mark.gpu
+def test_batches_made_on_a_gpu_are_those_of_the_cpu(noise):
+    for maker in (Permuted(3), Rotated([0, 30]), Hue([0, 0.3], of=Split(2))):
+        tasks = make_tasks(noise(shape=(3, 6, 6)), maker)
+        there = tasks.to(torch.device("cuda"))
+        for augment in ([], ["crop", "flip"]):
+            one, two = (
+                Batches(some.train, 12, tasks_per_batch=2, augment=augment).batch(1, 0)
+                for some in (tasks, there)
+            )
+            assert two.x.is_cuda
+            torch.testing.assert_close(two.x.cpu(), one.x, rtol=1e-4, atol=1e-4)
+            assert torch.equal(two.y.cpu(), one.y)
+            assert torch.equal(two.task, one.task)

@@ -38,7 +38,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     machine, settings = results["machine"], results["settings"]
     n_in, n_out, fan_in = settings["sizes"]["layer"]
     head = (
-        f"{results['date']}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{results['date']}; "
+        + (f"{machine['accelerator']}; " if machine["accelerator"] else "")
+        + f"{machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
         f"{_gigabytes(machine['memory'])} GB; "
         f"Python {machine['python']}, PyTorch {machine['torch']}; "
@@ -220,6 +222,68 @@ def _peers(found: Mapping[str, Any]) -> list[Table]:
     return [Table("Other libraries, forward + backward", columns, rows, _skipped(found))]
 
 
+def _gpu(found: Mapping[str, Any]) -> list[Table]:
+    wrong = [row for row in found["checks"] if not row["right"]]
+    copy = found["copy"]["bytes_per_second"]["median"] / 1e12
+    checked = [
+        f"{len(found['checks']) - len(wrong)} of {len(found['checks'])} results are the CPU's.",
+        *(f"Wrong: {row['check']}: {row.get('reason', 'error too large')}." for row in wrong),
+        f"A copy reads and writes {copy:.2f} TB/s.",
+    ]
+    left = [
+        f"Left out: {', '.join(str(v) for k, v in row.items() if k != 'reason')}: {row['reason']}."
+        for row in found["skipped"]
+    ]
+    right = [row for row in found["checks"] if row["right"]]
+    worst = sorted(right, key=lambda row: row["error"] / row["limit"])[-3:]
+    cells = [
+        [
+            row["check"],
+            "–" if row["error"] is None else f"{row['error']:.1e}",
+            f"{row['limit']:g}",
+        ]
+        for row in wrong + worst
+    ]
+    titles = {
+        "layers": "A sparse layer on a GPU, forward + backward",
+        "generators": "Generators on a GPU, forward + backward",
+        "steps": "Training steps on a GPU, one task",
+        "mixed": "Training steps on a GPU, several tasks",
+        "compiled": "Compiled training steps on a GPU",
+    }
+    parts = [_gpu_table(title, found[part]) for part, title in titles.items() if found.get(part)]
+    return [
+        Table("Checks on a GPU", ["check", "relative error", "at most"], cells, [*checked, *left]),
+        *parts,
+    ]
+
+
+def _gpu_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    others = list(dict.fromkeys(other for row in rows for other in row["over"]))
+    more = [
+        name for name in ("peak", "build_seconds", "graphs", "compile_seconds") if name in rows[0]
+    ]
+    cells = [
+        [
+            row["work"],
+            str(row["batch"]),
+            row["method"],
+            _spread(row["ms"]),
+            *(f"{row['over'][o]['median']:.2f}" if o in row["over"] else "–" for o in others),
+            *(
+                "–" if row[name] is None else _short(row[name] / _UNITS.get(name, 1))
+                for name in more
+            ),
+        ]
+        for row in rows
+    ]
+    names = {"peak": "peak GB", "build_seconds": "build s", "compile_seconds": "compile s"}
+    columns = ["work", "batch", "method", "ms", *(f"÷ {other}" for other in others)]
+    return Table(title, columns + [names.get(name, name) for name in more], cells, [])
+
+
+_UNITS = {"peak": 1e9}
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "layers": _layers,
     "generators": _generators,
@@ -227,6 +291,7 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "adaptation": _adaptation,
     "scale": _scale,
     "peers": _peers,
+    "gpu": _gpu,
 }
 
 
