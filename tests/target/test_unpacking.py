@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from sparsehyper._util import kernels
 from sparsehyper._util.memory import MIN_POOLED_BYTES, shared_memory
 from sparsehyper.target import unpacking
 from sparsehyper.target.unpacking import UnpackPlan, unpack
@@ -24,11 +23,7 @@ NUMEL = sum(PLAN.sizes)
 def way(request, monkeypatch):
     """Run a test on the CPU too by the operations that are meant for a GPU."""
     if request.param != "cpu":
-        monkeypatch.setattr(
-            unpacking,
-            "_on_gpu",
-            lambda *some: all(t is None or kernels.has_address(t) for t in some),
-        )
+        monkeypatch.setattr(unpacking, "_on_gpu", lambda _: True)
     return request.param
 
 

@@ -57,22 +57,22 @@ class Blocks:
         starts, index = self._places
         if index is not None:
             block, width = theta.index_select(-1, index), starts[-1]
-        steps = [step * width for step in strides_of(lead)]
-        return tuple(
-            # `data` makes it a tensor that counts its own writes
-            block.as_strided([*lead, *shape], [*steps, *strides], start).data
-            for shape, strides, start in zip(self._shapes, self._strides, starts, strict=False)
-        )
+        parts = list(zip(self._shapes, self._strides, starts, strict=False))
+        if lead:
+            steps = [step * width for step in strides_of(lead)]
+            parts = [(lead + shape, steps + strides, start) for shape, strides, start in parts]
+        # `data` makes each a tensor that counts its own writes.
+        return tuple([block.as_strided(*part).data for part in parts])
 
     def join(self, tensors: Sequence[Tensor], lead: torch.Size) -> Tensor:
-        """The inverse of `divide` without factors: ``[*lead, numel]``."""
+        """The inverse of `divide` without factors, differentiable: ``[*lead, numel]``."""
         if not lead and len(tensors) > 1:  # the same, with half the work on the host
             return torch._utils._flatten_dense_tensors(tensors)
         flat = [t.reshape(*lead, size) for t, size in zip(tensors, self._sizes, strict=True)]
         return torch.cat(flat, -1)
 
     def scaled(self, flat: Tensor) -> Tensor:
-        """The vectors ``[…, numel]`` times the factors."""
+        """The vectors ``[…, numel]`` times the factors, differentiable."""
         return flat if self._stds is None else flat * self._stds
 
     @cached_property

@@ -123,7 +123,7 @@ class _Unpack(torch.autograd.Function):
         fitting = raw.shape[-1:] == (sum(plan.sizes),) and (
             base is None or base.shape == raw.shape[-1:]
         )
-        if fitting and _on_gpu(raw, base):
+        if fitting and _on_gpu(raw) and kernels.has_address(raw):
             return plan.blocks(raw).divide(raw, base)
         if not (fitting and all(t is None or kernels.at_address(t) for t in (raw, base))):
             return _unpack(raw, base, plan)
@@ -147,9 +147,10 @@ class _Unpack(torch.autograd.Function):
         plan = ctx.plan
         # The gradient of an embedding may be sparse.
         grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
-        if _on_gpu(*grads):
-            flat = _Pack.apply(plan.unscaled, ctx.lead, *grads)
-            of_raw = plan.blocks(flat).scaled(flat) if needs_raw else None
+        if _on_gpu(grads[0]):
+            blocks = plan.blocks(grads[0])
+            flat = blocks.join(grads, ctx.lead)
+            of_raw = blocks.scaled(flat) if needs_raw else None
             return of_raw, flat.sum_to_size(ctx.base_shape) if needs_base else None, None
         of_raw = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_raw else None
         of_base = None
@@ -187,9 +188,6 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: UnpackPlan, lead: torch.Size, *tensors: Tensor) -> Tensor:
-        if _on_gpu(*tensors):
-            blocks = plan.blocks(tensors[0])
-            return blocks.scaled(blocks.join(tensors, lead))
         flat = empty_as(tensors[0], [*lead, sum(plan.sizes)])
         ready = [kernels.at_address(tensor) and tensor.is_contiguous() for tensor in tensors]
         if any(ready):
@@ -229,9 +227,8 @@ def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _on_gpu(*tensors: Tensor | None) -> bool:
-    """Whether all tensors are on a GPU, and each is what its memory holds."""
-    return all(t is None or (t.is_cuda and kernels.has_address(t)) for t in tensors)
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

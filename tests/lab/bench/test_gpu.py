@@ -10,40 +10,44 @@ from sparsehyper.lab.report import bench as report
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     """The benchmarks of a GPU, on the CPU: what they measure, without graphs and peaks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "_RUN_SECONDS", 0.0)
-        return gpu.measure_gpu(QUICK, 1, 0, "cpu")
+        groups = {group: gpu.measure_gpu(group, QUICK, 1, 0, "cpu") for group in gpu.GPU_GROUPS}
+    return {"settings": {"device": "cuda"}, "groups": groups}
 
 
 @pytest.mark.slow
-def test_nothing_is_left_out_or_wrong(found):
-    assert found["skipped"] == []
-    assert all(row["right"] for row in found["checks"])
-    assert len(found["checks"]) > 30
-    json.dumps(found, allow_nan=False)
+def test_nothing_is_left_out_or_wrong(results):
+    groups = results["groups"]
+    assert [row for found in groups.values() for row in found["skipped"]] == []
+    assert all(row["right"] for row in groups["checks"]["rows"])
+    assert len(groups["checks"]["rows"]) > 30
+    json.dumps(results, allow_nan=False)
 
 
 @pytest.mark.slow
-def test_the_rows_are_those_of_the_goals(found):
-    layers = {(row["work"].split(",")[0], row["batch"]) for row in found["layers"]}
+def test_the_rows_are_those_of_the_goals(results):
+    rows = {group: found["rows"] for group, found in results["groups"].items()}
+    layers = {(row["work"].split(",")[0], row["batch"]) for row in rows["layers"]}
     assert {("circulant", 1), ("circulant", 2), ("circulant", 64), ("local", 2)} < layers
-    for part, other in (("steps", "plain"), ("mixed", "plain"), ("generators", "chunked")):
-        ours = [row for row in found[part] if row["method"] == "sparse"]
+    for group, other in (("steps", "plain"), ("mixed", "plain"), ("generators", "chunked")):
+        ours = [row for row in rows[group] if row["method"] == "sparse"]
         assert ours
         assert all(row["over"][other]["median"] > 0 for row in ours)
-    assert all("floor" in row["over"] for row in found["layers"] + found["generators"])
+    assert all("floor" in row["over"] for row in rows["layers"] + rows["generators"])
 
 
 @pytest.mark.slow
-def test_the_page_shows_them(found):
-    tables = {table.title: table for table in report.tables("gpu", {"groups": {"gpu": found}})}
-    assert len(tables) == 5
-    notes = " ".join(tables["Checks on a GPU"].notes)
-    assert f"{len(found['checks'])} of {len(found['checks'])} results are the CPU's" in notes
-    steps = tables["Training steps on a GPU, one task"]
-    assert all(len(row) == len(steps.columns) for row in steps.rows)
+def test_the_page_shows_them(results):
+    for group, found in results["groups"].items():
+        (table,) = report.tables(group, results)
+        assert len(table.rows) == len(found["rows"])
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    (checks,) = report.tables("checks", results)
+    count = len(checks.rows)
+    assert checks.notes[0] == f"{count} of {count} results are the CPU's."
 
 
 def test_a_wrong_result_is_told(monkeypatch):
@@ -80,22 +84,21 @@ def test_what_fails_is_left_out_with_its_reason():
     ("settings", "message"),
     [
         ({"device": "tpu"}, "`device` must be one of 'cpu', 'cuda'; got 'tpu'"),
-        ({"groups": ["gpu"]}, "`only` names 'gpu', which is not measured on `device` 'cpu'"),
+        ({"device": "cuda"}, "`device` 'cuda' is not available on this machine; use 'cpu'"),
+        ({"groups": ["mixed"]}, "`only` must be one of 'layers', .*; got 'mixed'"),
     ],
 )
-def test_groups_of_the_other_device(tmp_path, settings, message):
+def test_devices_and_groups_that_are_not_there(tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         bench(tmp_path / "new", **settings)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_device_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="`device` 'cuda' is not available on this machine"):
-        bench(tmp_path / "new", device="cuda")
+def test_a_gpu_has_groups_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="`only` names 'layers', which is not measured on"):
-        bench(tmp_path / "new", device="cuda", groups=["layers"])
+    with pytest.raises(ValueError, match=r"`only` must be one of 'checks', .*; got 'scale'"):
+        bench(tmp_path / "new", device="cuda", groups=["scale"])
 
 
 @pytest.mark.gpu
@@ -105,10 +108,12 @@ def test_a_gpu_computes_what_the_cpu_computes():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler's
 def test_bench_on_a_gpu(tmp_path):
-    ((_, results),) = bench(tmp_path / "new", sizes=QUICK, rounds=1, device="cuda")
-    found = results["groups"]["gpu"]
-    assert found["skipped"] == []
-    assert {row["method"] for row in found["steps"]} > {"sparse, graph", "plain, graph"}
-    assert all(row["peak"] > 0 for row in found["steps"] if "graph" not in row["method"])
-    assert report.markdown(results)
+    for _, results in bench(tmp_path / "new", sizes=QUICK, rounds=1, device="cuda"):
+        assert report.markdown(results)
+    groups = results["groups"]
+    assert [row for found in groups.values() for row in found["skipped"]] == []
+    steps = groups["steps"]["rows"]
+    assert {row["method"] for row in steps} > {"sparse, graph", "plain, graph"}
+    assert all(row["peak"] > 0 for row in steps if "graph" not in row["method"])

@@ -30,6 +30,7 @@ from sparsehyper.lab.bench.targets import ResNet18, mlp, resnet426k
 from sparsehyper.lab.bench.timing import TimedRun, alternate, floor, spread, times
 from sparsehyper.sparse import SparseLinear
 
+GPU_GROUPS = ("checks", "layers", "generators", "steps", "mixed", "compiled")
 TASKS = 10
 _LARGEST_CHUNKED = 20_000_000
 _LARGEST_THESIS = 8  # embeddings: its scheme needs memory for each connection and embedding
@@ -39,39 +40,37 @@ _MOST_CALLS = 50
 Work = Callable[[], Any]
 
 
-def measure_gpu(sizes: Sizes, rounds: int, seed: int, device: str = "cuda") -> dict[str, Any]:
-    """Checks, and one row for every kind of work and method.
+def measure_gpu(
+    group: str, sizes: Sizes, rounds: int, seed: int, device: str = "cuda"
+) -> dict[str, Any]:
+    """Measure one of `GPU_GROUPS`: rows, what was left out, and the speed of a copy.
 
+    ``checks`` are described in `check_gpu`. Any other row is a kind of work and a method. Its
     ``over`` is the time relative to moving every byte once at the speed of a copy (``floor``), to
     the thesis's scheme (``thesis``), to the plain target's step (``plain``) or to the chunked
     generator of the same budget (``chunked``). ``peak`` is in bytes, of the device's allocator.
     """
     bench = _Bench(torch.device(device), sizes, rounds, seed)
-    found: dict[str, Any] = {"checks": check_gpu(bench.device, seed)}
-    found["copy"] = bench.copy_speed()
-    parts = [bench.layers, bench.generators, bench.steps, bench.mixed, bench.compiled]
-    for part in parts if sizes.compile else parts[:-1]:
-        found[part.__name__] = []
-        with bench.leaving_out({"work": part.__name__}):
-            found[part.__name__] = part()
-        bench.free()
-    found["skipped"] = bench.skipped
-    return found
+    rows: list[dict[str, Any]] = []
+    with bench.leaving_out({"work": group}):
+        rows = getattr(bench, group)()
+    bench.free()
+    return {"copy": bench.copy, "rows": rows, "skipped": bench.skipped}
 
 
 class _Bench:
     def __init__(self, device: torch.device, sizes: Sizes, rounds: int, seed: int) -> None:
         self.device, self.sizes, self.rounds, self.seed = device, sizes, rounds, seed
         self.skipped: list[dict[str, Any]] = []
-        self._byte_seconds: list[float] = []
-
-    def copy_speed(self) -> dict[str, Any]:
-        """Bytes per second that a copy reads and writes."""
-        source = torch.ones(self.sizes.copy, device=self.device)  # 4 bytes each
+        source = torch.ones(sizes.copy, device=device)  # 4 bytes each
         place = torch.empty_like(source)
-        taken = alternate({"copy": self.timed(lambda: place.copy_(source))}, self.rounds)["copy"]
+        taken = alternate({"copy": self.timed(lambda: place.copy_(source))}, rounds)["copy"]
         self._byte_seconds = [seconds / (2 * source.nbytes) for seconds in taken]
-        return {"bytes_per_second": spread([1 / s for s in self._byte_seconds])}
+        self.copy = {"bytes_per_second": spread([1 / s for s in self._byte_seconds])}
+
+    def checks(self) -> list[dict[str, Any]]:
+        """Comparisons with the CPU."""
+        return check_gpu(self.device, self.seed)
 
     def layers(self) -> list[dict[str, Any]]:
         """Forward and backward passes of one sparse layer."""
@@ -164,6 +163,8 @@ class _Bench:
 
     def compiled(self) -> list[dict[str, Any]]:
         """Steps of compiled models, of two tasks in turn."""
+        if not self.sizes.compile:
+            return []
         name, make, x, y = self.targets()[0]
         plain, hnet = make(), self.hypernetwork(make(), Sparse())
         works, graphs, seconds = {}, {}, {}

@@ -4,7 +4,7 @@
 
 =============  ====================================================================================
 ``machine``    what `sparsehyper.lab.machine` describes
-``settings``   sizes, rounds, seed
+``settings``   device, sizes, rounds, seed
 ``groups``     the result of each ``measure_…`` function, by name of the group
 =============  ====================================================================================
 
@@ -28,7 +28,7 @@ from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper._util.files import write_json
 from sparsehyper.lab.bench.adaptation import measure_adaptation
 from sparsehyper.lab.bench.generators import measure_generators
-from sparsehyper.lab.bench.gpu import measure_gpu
+from sparsehyper.lab.bench.gpu import GPU_GROUPS, measure_gpu
 from sparsehyper.lab.bench.layers import measure_layers
 from sparsehyper.lab.bench.peers import measure_peers, peer_command
 from sparsehyper.lab.bench.scale import measure_scale
@@ -37,7 +37,7 @@ from sparsehyper.lab.bench.steps import measure_steps
 from sparsehyper.lab.machine import machine
 
 _FORMAT = 1
-GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers", "gpu")
+GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
 DEVICES = ("cpu", "cuda")
 RESULTS = "results.json"
 Measure = Callable[[Sizes, int, int], dict[str, Any]]
@@ -57,19 +57,19 @@ def bench(
 
     Args:
         directory: directory for ``results.json``; made if it does not exist.
-        groups: names from `GROUPS`; by default all that the device has, ``"peers"`` only if its
-            folder is given.
+        groups: names from `GROUPS`, or on a GPU from `GPU_GROUPS`; all by default, ``"peers"`` only
+            if its folder is given.
         peers: folder with the worker of other libraries and their environment.
         sizes: sizes of the benchmarks.
         rounds: number of times that everything is timed, at least 1.
         seed: seed of wirings, weights and inputs.
-        device: ``"cpu"``, for all groups but ``"gpu"``; or ``"cuda"``, for that one.
+        device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         FileExistsError: the directory already has results.
         FileNotFoundError: the folder ``peers`` is incomplete.
-        ValueError: an unknown group, one that is for the other device, or ``"peers"`` without
-            their folder; a device that is not there; ``rounds`` below 1 or a negative seed.
+        ValueError: an unknown group, or ``"peers"`` without their folder; a device that is not
+            there; ``rounds`` below 1 or a negative seed.
     """
     check_integer("rounds", rounds, minimum=1, maximum=MOST_REPEATS)
     check_integer("seed", seed, minimum=0)
@@ -84,16 +84,11 @@ def bench(
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("`device` 'cuda' is not available on this machine; use 'cpu'")
-        measures = {"gpu": measure_gpu}
+        measures = {group: partial(measure_gpu, group) for group in GPU_GROUPS}
     elif peers is not None:
         measures["peers"] = partial(measure_peers, peer_command(peers))
     for group in groups or ():
-        check_choice("only", group, GROUPS)
-        if group not in measures and (device == "cuda" or group == "gpu"):
-            raise ValueError(
-                f"`only` names {group!r}, which is not measured on `device` {device!r}; there are: "
-                f"{', '.join(map(repr, measures))}"
-            )
+        check_choice("only", group, GPU_GROUPS if device == "cuda" else GROUPS)
         if group not in measures:
             raise ValueError(
                 "`only` names peers, so `peers` must be their folder: benchmarks/peers"
@@ -108,7 +103,12 @@ def bench(
         "format": _FORMAT,
         "date": date.today().isoformat(),
         "machine": machine(),
-        "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},
+        "settings": {
+            "device": device,
+            "sizes": dataclasses.asdict(sizes),
+            "rounds": rounds,
+            "seed": seed,
+        },
         "groups": {},
     }
     return _run({group: measures[group] for group in groups or measures}, results, path)
