@@ -31,13 +31,16 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def copy_all(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    """Copy each tensor to its place, in one launch for all of a dtype.
+    """Copy each tensor to its place; on a GPU in one launch for all of a dtype.
 
     >>> places = [torch.zeros(2), torch.zeros((), dtype=torch.int64)]
     >>> copy_all(places, [torch.ones(2), torch.tensor(5)])
     >>> places
     [tensor([1., 1.]), tensor(5)]
     """
+    if not places or not places[0].is_cuda:
+        torch._foreach_copy_(list(places), list(tensors))
+        return
     pairs = list(zip(places, tensors, strict=True))
     for kinds in {(place.dtype, tensor.dtype): None for place, tensor in pairs}:
         some = [(place, t) for place, t in pairs if (place.dtype, t.dtype) == kinds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ def check_gpu(device: torch.device, seed: int) -> list[dict[str, Any]]:
     for name, limit, measure in _checks(device, seed):
         row: dict[str, Any] = {"check": name, "error": None, "limit": limit, "right": False}
         try:
-            with torch.backends.cudnn.flags(allow_tf32=False):
+            with _float32_convolutions():
                 error = measure()
             row["error"] = error if math.isfinite(error) else None
             row["right"] = error <= limit
@@ -42,6 +43,17 @@ def check_gpu(device: torch.device, seed: int) -> list[dict[str, Any]]:
             row["reason"] = f"{type(raised).__name__}: {raised}"[:500]
         rows.append(row)
     return rows
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Context in which convolutions do not round their inputs to 10 bits."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 Check = tuple[str, float, Callable[[], float]]
