@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparsehyper._util import kernels
-from sparsehyper.sparse import native
-from sparsehyper.sparse.wirings import Wiring
+from sparsehyper.sparse import native, on_gpu
+from sparsehyper.sparse.wirings import Wiring, check
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
@@ -53,7 +53,9 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Wiring]) -> Ten
         Output of the last layer, ``[batch, n_out]``.
     """
     # The compiler joins the nodes itself.
-    if torch.compiler.is_compiling() or not kernels.takes(x, *weights):
+    if torch.compiler.is_compiling() or not (
+        kernels.takes(x, *weights) or on_gpu.takes(x, *weights)
+    ):
         return _one_by_one(x, wirings, weights)
     return _Chain.apply(x, wirings, *weights)[0]
 
@@ -198,6 +200,8 @@ class _Chain(Function):
     def forward(x: Tensor, wirings: list[Wiring], *weights: Tensor) -> tuple[Tensor, Tensor]:
         if all(kernels.at_address(tensor) for tensor in (x, *weights)):
             return native.chain(x, weights, [wiring.native for wiring in wirings])
+        if on_gpu.takes(x, *weights):
+            return on_gpu.chain(x, weights, _layers(x, weights, wirings))
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass, without memory
 
     @staticmethod
@@ -207,7 +211,8 @@ class _Chain(Function):
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
         _save_versions(ctx, ctx.wirings)
-        ctx.native = output[1].numel() or len(weights) == 1  # the kernels' backward can be used
+        # The kernels' backward can be used.
+        ctx.in_one_call = output[1].numel() or len(weights) == 1
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -217,14 +222,18 @@ class _Chain(Function):
         if g is None:
             return (None,) * (2 + len(weights))
         _check_unchanged(ctx, wirings)
-        if (
-            ctx.native
-            and not torch.is_grad_enabled()
-            and all(map(kernels.at_address, (g, x, between, *weights)))
-        ):
-            native_wirings = [wiring.native for wiring in wirings]
-            gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)
-            return gx, None, *grads
+        if ctx.in_one_call and not torch.is_grad_enabled():
+            tensors = (g, x, between, *weights)
+            if all(map(kernels.at_address, tensors)):
+                native_wirings = [wiring.native for wiring in wirings]
+                gx, grads = native.chain_adjoint(
+                    g, x, between, weights, native_wirings, needs_x, needs
+                )
+                return gx, None, *grads
+            if on_gpu.takes(*tensors):
+                layers = [wiring.layer(x.device) for wiring in wirings]
+                gx, grads = on_gpu.chain_adjoint(g, x, between, weights, layers, needs_x, needs)
+                return gx, None, *grads
         # Higher derivatives and transforms go layer by layer.
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
         gx, grads = g, [None] * len(weights)
@@ -256,6 +265,17 @@ class _Chain(Function):
         y = run(x, *weights)
         # The kernels' backward would need the outputs in between; transforms go layer by layer.
         return (y, y.new_empty(0)), (0, None)
+
+
+def _layers(
+    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]
+) -> list[on_gpu.Layer]:
+    """The wirings in a GPU's memory, checked against one another and against the weights."""
+    shape = x.shape
+    for wiring, weight in zip(wirings, weights, strict=True):
+        check(wiring, shape, x.dtype, weight)
+        shape = (len(x), weight.shape[1])
+    return [wiring.layer(x.device) for wiring in wirings]
 
 
 def _save_versions(ctx: Any, wirings: Sequence[Wiring]) -> None:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
+from sparsehyper.sparse import on_gpu
 from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring, writes
 
-# Circulant layers with fewer inputs use an index: their slices are too short to be fast.
+# Circulant layers with fewer inputs use an index: their slices are too short to be fast. (A GPU's
+# kernels need no slices.)
 _MIN_CIRCULANT_INPUTS = 4096
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -192,8 +194,9 @@ class SparseLinear(nn.Module):
         self._check_wiring(wiring)
         if self.topology != "circulant":
             self._planned = Indexed(self.in_features, wiring.to(torch.int32))
-        elif self.in_features >= _MIN_CIRCULANT_INPUTS:
+        elif self.in_features >= _MIN_CIRCULANT_INPUTS or on_gpu.serves(wiring.device):
             self._planned = Circulant(self.in_features, wiring.tolist())
+            self._buffers.pop("_sources", None)  # of the plan for another device
         else:
             self.register_buffer("_sources", self.connections(), persistent=False)
             self._planned = Indexed(self.in_features, self._sources)
