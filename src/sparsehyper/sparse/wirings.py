@@ -10,7 +10,7 @@ and its adjoint, for a gradient g of y, is
               gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
 
 On the CPU in float32 they run in C kernels (``native``), and on a GPU in float32 and bfloat16 in
-Triton kernels (``on_gpu``). Elsewhere, without a compiler or without Triton, they run in plain
+Triton kernels (``gpu``). Elsewhere, without a compiler or without Triton, they run in plain
 PyTorch (``portable``).
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util import kernels
-from sparsehyper.sparse import native, on_gpu, portable
+from sparsehyper.sparse import gpu, native, portable
 
 
 class Circulant:
@@ -50,7 +50,7 @@ class Circulant:
                 f"`shifts` must lie in [0, {n_in}), got {min(self._flat)} to {max(self._flat)}"
             )
         self.native = native.Shifts(n_in, self._flat)
-        self._on_gpu: on_gpu.Layer | None = None
+        self.prepared: gpu.Layer | None = None  # for a GPU
 
     @property
     def version(self) -> int:
@@ -71,8 +71,8 @@ class Circulant:
         check(self, x.shape, x.dtype, w)
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
-        if on_gpu.takes(x, w):
-            return on_gpu.chain(x, [w], [self.layer(x.device)])[0]
+        if gpu.takes(x, w):
+            return gpu.chain(x, [w], [self.layer(x.device)])[0]
         return portable.circulant(x, w, self.shifts)
 
     def adjoint(
@@ -83,17 +83,17 @@ class Circulant:
         _check_gradient(g, x, w)
         if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
-        if on_gpu.takes(g, x, w):
-            return on_gpu.adjoint(g, x, w, self.layer(x.device), needs)
+        if gpu.takes(g, x, w):
+            return gpu.adjoint(g, x, w, self.layer(x.device), needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
 
-    def layer(self, device: torch.device) -> on_gpu.Layer:
+    def layer(self, device: torch.device) -> gpu.Layer:
         """The wiring in the memory of a GPU."""
-        layer = self._on_gpu
+        layer = self.prepared
         if layer is None or layer.sources.device != device:
             numbers = [self.n_in, self.fan_in, *self._flat]
             table = torch.tensor(numbers, dtype=torch.int32, device=device)
-            layer = self._on_gpu = on_gpu.Layer(True, self.n_in, table, table, table)
+            layer = self.prepared = gpu.Layer(True, self.n_in, table)
         return layer
 
 
@@ -110,6 +110,7 @@ class Indexed:
         self.fan_in = len(sources)
         self.sources = sources
         self.native = native.Sources(n_in, sources)
+        self.prepared: gpu.Layer | None = None  # for a GPU
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._transposed_version = 0  # version of the sources when the list was made
 
@@ -133,8 +134,8 @@ class Indexed:
         check(self, x.shape, x.dtype, w)
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
-        if on_gpu.takes(x, w):
-            return on_gpu.chain(x, [w], [self.layer(x.device)])[0]
+        if gpu.takes(x, w):
+            return gpu.chain(x, [w], [self.layer(x.device)])[0]
         return portable.indexed(x, w, self.sources)
 
     def adjoint(
@@ -145,13 +146,17 @@ class Indexed:
         _check_gradient(g, x, w)
         if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
-        if on_gpu.takes(g, x, w):
-            return on_gpu.adjoint(g, x, w, self.layer(x.device), needs)
+        if gpu.takes(g, x, w):
+            return gpu.adjoint(g, x, w, self.layer(x.device), needs)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
 
-    def layer(self, device: torch.device) -> on_gpu.Layer:  # noqa: ARG002
+    def layer(self, device: torch.device) -> gpu.Layer:  # noqa: ARG002
         """The wiring in the memory of the GPU that holds the sources."""
-        return on_gpu.Layer(False, self.n_in, self.sources.contiguous(), *self._by_input())
+        layer, by_input = self.prepared, self._by_input()
+        if layer is None or layer.by_input is not by_input:
+            layer = gpu.Layer(False, self.n_in, self.sources.contiguous(), by_input)
+            self.prepared = layer
+        return layer
 
     def _by_input(self) -> tuple[Tensor, Tensor]:
         version = 0 if torch.compiler.is_compiling() else self.version

@@ -30,22 +30,36 @@ _GATHERED = {
 }
 
 
+@triton.jit
+def _enter(EARLY: tl.constexpr):
+    """Wait for the launch before this one, and let the next one start; both may overlap a little.
+
+    So nothing may be read or written before. EARLY is whether the device can do this.
+    """
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
 @triton.jit(**_SHIFTED)
 def circulant(
     x, w, y, table, rows, n, m, k,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``y[b, c·n + i] = Σ_t w[t, c·n + i] · x[b, (i + shifts[c, t]) mod n]``.
 
     A program computes BLOCK outputs of one copy for ROWS rows, TAPS taps at a time. Few rows at a
     time leave x in the cache, where each tap finds it again.
     """
-    per_copy = tl.cdiv(n, BLOCK)
-    per_group = per_copy * tl.cdiv(m, n)
+    _enter(EARLY)
+    ONCE: tl.constexpr = "evict_first" if ROWS > 1 else ""
+    OFTEN: tl.constexpr = "evict_last" if ROWS > 1 else ""
+    copies = tl.cdiv(m, n)
+    per_group = tl.cdiv(n, BLOCK) * copies
     first = tl.program_id(0) // per_group * ROWS
     block = tl.program_id(0) % per_group
-    copy = block // per_copy
-    i = block % per_copy * BLOCK + tl.arange(0, BLOCK)
+    copy = block % copies
+    i = block // copies * BLOCK + tl.arange(0, BLOCK)
     j = copy * n + i
     inside = (i < n) & (j < m)
     x += first.to(tl.int64) * n
@@ -60,24 +74,26 @@ def circulant(
             shift = tl.load(table + 2 + copy * k + tap + u, mask=tap + u < k, other=0)
             source = i + shift
             source = tl.where(source >= n, source - n, source)
-            weight = tl.load(w + (tap + u).to(tl.int64) * m + j, mask=here, other=0.0)
-            weight = weight.to(tl.float32)
+            at = w + (tap + u).to(tl.int64) * m + j
+            weight = tl.load(at, mask=here, other=0.0, eviction_policy=ONCE).to(tl.float32)
             more = ()
             for r in tl.static_range(ROWS):
                 at = x + r * n.to(tl.int64) + source
-                value = tl.load(at, mask=here & (first + r < rows), other=0.0)
+                there = here & (first + r < rows)
+                value = tl.load(at, mask=there, other=0.0, eviction_policy=OFTEN)
                 more = more + (sums[r] + weight * value.to(tl.float32),)
             sums = more
         tap += TAPS
     for r in tl.static_range(ROWS):
-        tl.store(y + r * m.to(tl.int64) + j, sums[r], mask=inside & (first + r < rows))
+        at = y + r * m.to(tl.int64) + j
+        tl.store(at, sums[r], mask=inside & (first + r < rows), cache_modifier=".cs" if ROWS > 1 else "")
 
 
 @triton.jit(**_SHIFTED)
 def circulant_adjoint(
     g, x, w, gx, gw, table, rows, n, m, k, copies,
     NEED_X: tl.constexpr, NEED_W: tl.constexpr,
-    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w, in one pass.
 
@@ -85,6 +101,7 @@ def circulant_adjoint(
     p = (i - shifts[c, t]) mod n. So a program that owns BLOCK inputs owns their weights too. It
     holds PAIRS pairs at a time in registers, while it goes through the rows.
     """
+    _enter(EARLY)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
     pair = 0
@@ -136,7 +153,7 @@ def circulant_adjoint(
 @triton.jit(**_SHIFTED)
 def narrow(
     x, weights, tables, between, y, rows, n, width,
-    TAPS: tl.constexpr, BLOCK: tl.constexpr,
+    TAPS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Several narrow circulant layers in sequence; a program computes one row of all of them.
 
@@ -147,6 +164,7 @@ def narrow(
         between: outputs of the other layers ``[rows, n_out]``, one after another.
         rows, n, width: number of rows, inputs of the first layer and outputs of the last.
     """
+    _enter(EARLY)
     row = tl.program_id(0).to(tl.int64)
     source = x + row * n
     for layer in tl.static_range(len(weights)):
@@ -186,7 +204,7 @@ def narrow(
 @triton.jit(**_SHIFTED)
 def narrow_adjoint_x(
     g, weights, tables, slopes, gx, rows, n, width,
-    NEED_X: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    NEED_X: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the inputs of narrow layers, last to first; a program computes one row.
 
@@ -196,6 +214,7 @@ def narrow_adjoint_x(
         slopes: gradients of what `narrow` writes to ``between``, in the same places.
         gx: gradient of the first layer's input.
     """
+    _enter(EARLY)
     row = tl.program_id(0).to(tl.int64)
     for layer in tl.static_range(len(weights) - 1):
         slopes += rows.to(tl.int64) * tl.load(tables[layer + 1])
@@ -239,7 +258,7 @@ def narrow_adjoint_x(
 @triton.jit(**_SHIFTED)
 def narrow_adjoint_w(
     g, x, between, slopes, grads, tables, rows, n, width,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the weights of narrow layers; a program computes BLOCK of one layer.
 
@@ -247,6 +266,7 @@ def narrow_adjoint_w(
         g, x, between, slopes, tables, rows, n, width: as for `narrow` and `narrow_adjoint_x`.
         grads: the gradients, one pointer for each layer.
     """
+    _enter(EARLY)
     block = tl.program_id(0)
     source, length = x, n.to(tl.int64)
     for layer in tl.static_range(len(grads)):
@@ -287,11 +307,14 @@ def narrow_adjoint_w(
 
 
 @triton.jit(**_GATHERED)
-def columns(x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def columns(
+    x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """``out[b, i, r] = x[b · ROWS + r, i]``, or 0 where x has no such row.
 
     What an index points to is then one run of ROWS numbers.
     """
+    _enter(EARLY)
     blocks = tl.cdiv(n, BLOCK)
     i = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -308,12 +331,13 @@ def columns(x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit(**_GATHERED)
 def indexed(
     x, w, y, sources, rows, n, m, k,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``y[b, j] = Σ_t w[t, j] · x[b, sources[t, j]]``; x is in `columns`.
 
     A source that is not an input, in a tensor that was written to in secret, gives NaN.
     """
+    _enter(EARLY)
     blocks = tl.cdiv(m, BLOCK)
     j = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -340,7 +364,7 @@ def indexed(
 @triton.jit(**_GATHERED)
 def indexed_adjoint(
     g, x, w, gx, gw, sources, starts, order, rows, n, m, k, blocks,
-    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w; g and x are in `columns`.
 
@@ -349,6 +373,7 @@ def indexed_adjoint(
         starts, order: the connections of input i are ``order[starts[i] : starts[i + 1]]``.
         blocks: number of programs for the gradient of x; the others are for that of w.
     """
+    _enter(EARLY)
     program = tl.program_id(0)
     if program < blocks:
         per_group = tl.cdiv(n, BLOCK)
