@@ -31,6 +31,12 @@ _GATHERED = {
 
 
 @triton.jit
+def _parts(size, most):
+    """Number of parts of at most ``most``. (Triton's own needs its interpreter from the start.)"""
+    return (size + most - 1) // most
+
+
+@triton.jit
 def _enter(EARLY: tl.constexpr):
     """Wait for the launch before this one, and let the next one start; both may overlap a little.
 
@@ -54,8 +60,8 @@ def circulant(
     _enter(EARLY)
     ONCE: tl.constexpr = "evict_first" if ROWS > 1 else ""
     OFTEN: tl.constexpr = "evict_last" if ROWS > 1 else ""
-    copies = tl.cdiv(m, n)
-    per_group = tl.cdiv(n, BLOCK) * copies
+    copies = _parts(m, n)
+    per_group = _parts(n, BLOCK) * copies
     first = tl.program_id(0) // per_group * ROWS
     block = tl.program_id(0) % per_group
     copy = block % copies
@@ -66,7 +72,7 @@ def circulant(
     y += first.to(tl.int64) * m
     sums = ()
     for _ in tl.static_range(ROWS):
-        sums = sums + (tl.zeros([BLOCK], tl.float32),)
+        sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
     tap = 0
     while tap < k:
         for u in tl.static_range(TAPS):
@@ -118,7 +124,7 @@ def circulant_adjoint(
             weight = tl.load(w + place, mask=j >= 0, other=0.0) if NEED_X else 0.0
             outputs = outputs + (j,)
             weights = weights + (weight.to(tl.float32) if NEED_X else weight,)
-            sums = sums + (tl.zeros([BLOCK], tl.float32),)
+            sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
         row = 0
         while row < rows:
             for r in tl.static_range(ROWS):
@@ -182,7 +188,7 @@ def narrow(
             inside = j < n_out
             copy = j // n_in
             i = j - copy * n_in
-            total = tl.zeros([BLOCK], tl.float32)
+            total = tl.full([BLOCK], 0.0, tl.float32)
             tap = 0
             while tap < k:
                 for u in tl.static_range(TAPS):
@@ -224,7 +230,7 @@ def narrow_adjoint_x(
         n_in = tl.load(tables[layer])
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
-        pairs = tl.cdiv(n_out, n_in) * k
+        pairs = _parts(n_out, n_in) * k
         if layer == 0:
             of_x = gx + row * n
         else:
@@ -235,7 +241,7 @@ def narrow_adjoint_x(
             while start < n_in:
                 i = start + tl.arange(0, BLOCK)
                 inside = i < n_in
-                total = tl.zeros([BLOCK], tl.float32)
+                total = tl.full([BLOCK], 0.0, tl.float32)
                 pair = 0
                 while pair < pairs:
                     for u in tl.static_range(PAIRS):
@@ -273,7 +279,7 @@ def narrow_adjoint_w(
         n_in = tl.load(tables[layer])
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
-        blocks = tl.cdiv(k * n_out, BLOCK)
+        blocks = _parts(k * n_out, BLOCK)
         if layer == len(grads) - 1:
             of_y = g
         else:
@@ -287,7 +293,7 @@ def narrow_adjoint_w(
             shift = tl.load(tables[layer] + 2 + copy * k + tap, mask=inside, other=0)
             i = j - copy * n_in + shift
             i = tl.where(i >= n_in, i - n_in, i)
-            total = tl.zeros([BLOCK], tl.float32)
+            total = tl.full([BLOCK], 0.0, tl.float32)
             row = 0
             while row < rows:
                 for r in tl.static_range(ROWS):
@@ -315,7 +321,7 @@ def columns(
     What an index points to is then one run of ROWS numbers.
     """
     _enter(EARLY)
-    blocks = tl.cdiv(n, BLOCK)
+    blocks = _parts(n, BLOCK)
     i = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
     row = group * ROWS + tl.arange(0, ROWS)
@@ -338,11 +344,11 @@ def indexed(
     A source that is not an input, in a tensor that was written to in secret, gives NaN.
     """
     _enter(EARLY)
-    blocks = tl.cdiv(m, BLOCK)
+    blocks = _parts(m, BLOCK)
     j = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
     x += group * n * ROWS
-    total = tl.zeros([BLOCK, ROWS], tl.float32)
+    total = tl.full([BLOCK, ROWS], 0.0, tl.float32)
     tap = 0
     while tap < k:
         for u in tl.static_range(TAPS):
@@ -376,7 +382,7 @@ def indexed_adjoint(
     _enter(EARLY)
     program = tl.program_id(0)
     if program < blocks:
-        per_group = tl.cdiv(n, BLOCK)
+        per_group = _parts(n, BLOCK)
         group = program // per_group
         block = program % per_group
         _indexed_adjoint_x(g, w, gx, starts, order, rows, n, m, group, block, PAIRS, ROWS, BLOCK)
@@ -393,7 +399,7 @@ def _indexed_adjoint_x(
     start = tl.load(starts + i, mask=i < n, other=0)
     stop = tl.load(starts + i + 1, mask=i < n, other=0)
     most = tl.max(stop - start, axis=0)
-    total = tl.zeros([BLOCK, ROWS], tl.float32)
+    total = tl.full([BLOCK, ROWS], 0.0, tl.float32)
     g += group.to(tl.int64) * m * ROWS
     pair = 0
     while pair < most:
@@ -419,7 +425,7 @@ def _indexed_adjoint_w(
     i = tl.load(sources + place, mask=inside, other=0)
     valid = inside & (i >= 0) & (i < n)
     j = place % m
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.full([BLOCK], 0.0, tl.float32)
     row = 0
     while row < rows:
         of_y = j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
