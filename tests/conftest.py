@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -21,6 +22,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+# Triton's interpreter runs the kernels for a GPU where there is none. Triton reads this when it is
+# first imported, which PyTorch may do in any test.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Fixtures that take seconds in every test, or minutes in the first.
 SLOW_FIXTURES = {"commands", "described", "finished_study"}
