@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -217,7 +218,7 @@ def _restore(module: nn.Module, *before: dict[str, Any]) -> bool:
     """Give a module its attributes and buffers back; return whether they had changed."""
     different = False
     for was, now in zip(before, (vars(module), module._buffers), strict=True):
-        if now.keys() != was.keys() or any(now[name] is not was[name] for name in now):
+        if now.keys() != was.keys() or not all(map(is_, map(now.get, was), was.values())):
             now.clear()
             now.update(was)
             different = True
