@@ -13,12 +13,17 @@ from sparsehyper.lab.studies.pages import as_markdown
 
 if not torch.cuda.is_available():
     sys.exit("this machine has no CUDA device that PyTorch can use")
-folder = Path(sys.argv[1])
+folder, *names = sys.argv[1:]
+groups = [name for name in names if name != "--quick"] or None
 right = True
-for group, results in bench(folder, sizes=QUICK if "--quick" in sys.argv else FULL, device="cuda"):
-    (folder / "results.md").write_text(markdown(results), encoding="utf-8")
+for group, results in bench(
+    folder, groups=groups, sizes=QUICK if "--quick" in names else FULL, device="cuda"
+):
+    Path(folder, "results.md").write_text(markdown(results), encoding="utf-8")
     for table in tables(group, results):
         print(as_markdown(table))
-    right &= all(row.get("right", True) for row in results["groups"][group]["rows"])
+    found = results["groups"][group]
+    print(f"{group}: {found['seconds']:.0f} s", flush=True)
+    right &= all(row.get("right", True) for row in found["rows"])
 if not right:
     sys.exit("some of the GPU's results are not the CPU's; see the first table")

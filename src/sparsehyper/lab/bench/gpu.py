@@ -43,19 +43,21 @@ Work = Callable[[], Any]
 def measure_gpu(
     group: str, sizes: Sizes, rounds: int, seed: int, device: str = "cuda"
 ) -> dict[str, Any]:
-    """Measure one of `GPU_GROUPS`: rows, what was left out, and the speed of a copy.
+    """Measure one of `GPU_GROUPS`: rows, what was left out, the speed of a copy, and the duration.
 
     ``checks`` are described in `check_gpu`. Any other row is a kind of work and a method. Its
     ``over`` is the time relative to moving every byte once at the speed of a copy (``floor``), to
     the thesis's scheme (``thesis``), to the plain target's step (``plain``) or to the chunked
     generator of the same budget (``chunked``). ``peak`` is in bytes, of the device's allocator.
     """
+    start = time.perf_counter()
     bench = _Bench(torch.device(device), sizes, rounds, seed)
     rows: list[dict[str, Any]] = []
     with bench.leaving_out({"work": group}):
         rows = getattr(bench, group)()
     bench.free()
-    return {"copy": bench.copy, "rows": rows, "skipped": bench.skipped}
+    seconds = time.perf_counter() - start
+    return {"copy": bench.copy, "rows": rows, "skipped": bench.skipped, "seconds": seconds}
 
 
 class _Bench:
