@@ -148,9 +148,7 @@ SIZES = (5, 11, 30, 70, 160, 400)
 
 
 def make_chain(kinds, device):
-    shapes = [
-        (*pair, k) for pair, k in zip(itertools.pairwise(SIZES), (4, 3, 2, 2, 1), strict=True)
-    ]
+    shapes = [(*pair, k) for pair, k in zip(itertools.pairwise(SIZES), (4, 3, 2, 2, 1), strict=True)]
     made = [make_wiring(kind, *shape, device) for kind, shape in zip(kinds, shapes, strict=False)]
     return [wiring for wiring, _ in made], [sources for _, sources in made]
 

@@ -92,9 +92,7 @@ def circulant(
         tap += TAPS
     for r in tl.static_range(ROWS):
         at = y + r * m.to(tl.int64) + j
-        tl.store(
-            at, sums[r], mask=inside & (first + r < rows), cache_modifier=".cs" if ROWS > 1 else ""
-        )
+        tl.store(at, sums[r], mask=inside & (first + r < rows), cache_modifier=".cs" if ROWS > 1 else "")
 
 
 @triton.jit(**_SHIFTED)
@@ -249,9 +247,7 @@ def narrow_adjoint_x(
                     for u in tl.static_range(PAIRS):
                         copy = (pair + u) // k
                         tap = pair + u - copy * k
-                        shift = tl.load(
-                            tables[layer] + 2 + pair + u, mask=pair + u < pairs, other=0
-                        )
+                        shift = tl.load(tables[layer] + 2 + pair + u, mask=pair + u < pairs, other=0)
                         j = i - shift
                         j = copy * n_in + tl.where(j < 0, j + n_in, j)
                         here = inside & (j < n_out) & (pair + u < pairs)
@@ -317,7 +313,9 @@ def narrow_adjoint_w(
 
 
 @triton.jit(**_GATHERED)
-def columns(x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def columns(
+    x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """``out[b, i, r] = x[b · ROWS + r, i]``, or 0 where x has no such row.
 
     What an index points to is then one run of ROWS numbers.

@@ -130,7 +130,9 @@ def chain_adjoint(
     with _current(x.device):
         plan = _plan(x, weights, layers)
         gx = x.new_empty(x.shape if needs_x else [0])
-        gw = [torch.empty_like(w) if need else None for w, need in zip(weights, needs, strict=True)]
+        gw = [
+            torch.empty_like(w) if need else None for w, need in zip(weights, needs, strict=True)
+        ]
         of_between = torch.empty_like(between)
         of_y = pointer(g)
         values = plan.pointers(pointer(x), between, of_y)
