@@ -29,6 +29,25 @@ AddGradients = Callable[[Tensor, Tensor, Grouping, int | Tensor | None], Tensor]
 """Adds a batch's gradients to those of the parameters and returns its losses ``[batch]``."""
 
 
+def check_recordable(model: nn.Module, here: Processes) -> HyperNetwork:
+    """The model, if its steps can be recorded.
+
+    Raises:
+        ValueError: there is no GPU, or several, or the model is not a `HyperNetwork`.
+    """
+    if here.device.type != "cuda" or here.count > 1:
+        raise ValueError(
+            "`cuda_graphs` needs one process on a CUDA device, got "
+            f"{here.count} on {here.device.type!r}"
+        )
+    if not isinstance(model, HyperNetwork):
+        raise ValueError(
+            "`cuda_graphs` needs a `HyperNetwork`, whose steps are alike for all tasks, got a "
+            f"{type(model).__name__}"
+        )
+    return model
+
+
 class _Recorded(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -49,23 +68,13 @@ class StepGraphs:
         here: the device.
 
     Raises:
-        ValueError: there is no GPU, or several, or the model is not a `HyperNetwork`.
+        ValueError: as `check_recordable`.
     """
 
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], here: Processes
     ) -> None:
-        if here.device.type != "cuda" or here.count > 1:
-            raise ValueError(
-                "`cuda_graphs` needs one process on a CUDA device, got "
-                f"{here.count} on {here.device.type!r}"
-            )
-        if not isinstance(model, HyperNetwork):
-            raise ValueError(
-                "`cuda_graphs` needs a `HyperNetwork`, whose steps are alike for all tasks, got a "
-                f"{type(model).__name__}"
-            )
-        self._model = model
+        self._model = check_recordable(model, here)
         self._parameters = parameters
         self._recorded: dict[Hashable, _Recorded | None] = {}
         self._stream = torch.cuda.Stream(here.device)

@@ -108,6 +108,8 @@ def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command
         (["--val-fraction", "0"], ["`--val-fraction`", "got 0"]),
         (["--tasks-per-batch", "7"], ["`--tasks-per-batch`", "7"]),
         (["--norm-stats", "none"], ["`--norm-stats`", "'none'", "'per_task'"]),
+        (["--cuda-graphs", "--device", "cpu"], ["`--cuda-graphs`", "CUDA device", "'cpu'"]),
+        (["--cuda-graphs", "--accumulate", "2"], ["`--cuda-graphs`", "`--accumulate` 2"]),
     ],
 )
 def test_bad_input_exits_2_says_what_is_wrong_and_leaves_nothing(
@@ -213,3 +215,16 @@ def test_a_target_of_one_s_own_may_be_pretrained(command, tmp_path, monkeypatch)
     options = ["--target", "own:net", "--base", "pretrained"]
     done = command("train", "--out", tmp_path / "run", *QUICK, *options)
     assert done.code == 0, done.err
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu_with_and_without_recorded_steps(command, tmp_path):
+    accuracies = []
+    for name, more in (("plain", []), ("recorded", ["--cuda-graphs"])):
+        out = tmp_path / name
+        options = [*QUICK, "--device", "cuda", "--augment", "crop", "--tasks-per-batch", 2, *more]
+        assert command("train", "--out", out, *options).code == 0
+        result = json.loads((out / "result.json").read_text())
+        accuracies.append(result["test"]["accuracy"])
+        assert command("evaluate", out, "--device", "cuda").code == 0
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)

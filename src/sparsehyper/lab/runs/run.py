@@ -30,6 +30,7 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
 
@@ -69,6 +70,8 @@ def run_experiment(
     tasks = tasks or load_tasks(experiment.data, data_dir)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
+    if experiment.training.cuda_graphs:
+        check_recordable(model, here)  # before there is a run
     tasks = tasks.to(here.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}
