@@ -48,8 +48,9 @@ class TrainConfig:
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: run the model through `torch.compile`.
         cuda_graphs: record the work up to the gradients as CUDA graphs, one for each combination
-            of the tasks' numbers of samples, and replay them. This is for hypernetworks on one GPU,
-            whose target may not wait for the device; not with `compile` or `accumulate`.
+            of the tasks' numbers of samples, and replay them. This is for hypernetworks on one GPU
+            whose target does not wait for it and needs no Python code in later steps; not with
+            `compile` or `accumulate`.
         device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"``.
         seed: seed of the model's random numbers in training (dropout, noise).
         log_every: updates between lines of metrics.

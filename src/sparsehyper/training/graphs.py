@@ -6,7 +6,7 @@ same memory every time, and nothing in it depends on values. So inputs are copie
 before a replay, the task is one of the inputs, and there is one graph for each kind of batch.
 
 Graphs hold the work up to the gradients. The update comes after a look at the loss, which must be
-finite.
+finite. The target's Python code runs twice for each kind of batch, and never again.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 losses = work(*held)
         except RuntimeError as error:
+            reason = str(error.__context__ or error).partition("\n")[0]
             raise ValueError(
                 "`cuda_graphs` cannot record a step of this model, which must not wait for the "
-                f"device: {error}; train without"
+                f"device ({reason}); train without"
             ) from error
         return _Recorded(graph, held, losses, [p.grad for p in self._parameters])
