@@ -93,7 +93,7 @@ class Circulant:
         if layer is None or layer.sources.device != device:
             numbers = [self.n_in, self.fan_in, *self._flat]
             table = torch.tensor(numbers, dtype=torch.int32, device=device)
-            layer = self.prepared = gpu.Layer(True, self.n_in, table)
+            layer = self.prepared = gpu.Layer(self.n_in, table, shifts=self._flat)
         return layer
 
 
@@ -154,7 +154,7 @@ class Indexed:
         """The wiring in the memory of the GPU that holds the sources."""
         layer, by_input = self.prepared, self._by_input()
         if layer is None or layer.by_input is not by_input:
-            layer = gpu.Layer(False, self.n_in, self.sources.contiguous(), by_input)
+            layer = gpu.Layer(self.n_in, self.sources.contiguous(), by_input=by_input)
             self.prepared = layer
         return layer
 

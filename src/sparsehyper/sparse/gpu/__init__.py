@@ -15,4 +15,13 @@ from sparsehyper.sparse.gpu.products import (
     takes,
 )
 
-__all__ = ["Layer", "adjoint", "chain", "chain_adjoint", "compiled_chain", "serves", "suits", "takes"]
+__all__ = [
+    "Layer",
+    "adjoint",
+    "chain",
+    "chain_adjoint",
+    "compiled_chain",
+    "serves",
+    "suits",
+    "takes",
+]

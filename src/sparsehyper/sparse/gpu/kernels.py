@@ -1,13 +1,12 @@
 """Kernels in Triton for the products of ``wirings`` and their gradients, on a GPU.
 
 Every sum has one owner and a fixed order: there are no atomics, and no result depends on timing.
-Sums are in float32, whatever the tensors' dtype. Each function is one launch; ``on_gpu`` allocates,
-checks and launches.
+Sums are in float32, whatever the tensors' dtype. Each function is one launch; ``steps`` says when,
+and how large its blocks are.
 
 A loop whose length is not a compile-time constant is a ``while``, which Triton's interpreter takes
 too. A tuple of blocks grows by ``a = a + (b,)``, the only way that Triton knows.
 """
-# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ import triton
 import triton.language as tl
 
 # No value of these sizes is worth a compilation of its own.
-_SIZES = ("rows", "n", "m", "k", "copies", "width", "blocks")
+_SIZES = ("rows", "n", "m", "k", "copy", "tap", "pairs", "pair", "width", "blocks")
 # Nor is an alignment: a shift may be any number, so wide loads are no use.
-_UNALIGNED = ("w", "y", "gx", "gw", "table", "weights", "tables", "between", "slopes", "grads")
+_UNALIGNED = ("w", "y", "gx", "gw", "weights", "tables", "between", "slopes", "grads")
 _INDICES = ("sources", "starts", "order")
 _SHIFTED = {
     "do_not_specialize": _SIZES,
@@ -49,111 +48,110 @@ def _enter(EARLY: tl.constexpr):
 
 @triton.jit(**_SHIFTED)
 def circulant(
-    x, w, y, table, rows, n, m, k,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    x, w, y, shifts, rows, n, m, k, copy, tap,
+    ADD: tl.constexpr, COPIES: tl.constexpr, TAPS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``y[b, c·n + i] = Σ_t w[t, c·n + i] · x[b, (i + shifts[c, t]) mod n]``.
 
-    A program computes BLOCK outputs of one copy for ROWS rows, TAPS taps at a time. Few rows at a
-    time leave x in the cache, where each tap finds it again.
+    A launch is for COPIES copies from ``copy`` on and TAPS taps from ``tap`` on; with ADD it adds
+    to y. The shifts come as arguments, because loading them would cost as much as loading x again.
+    A program computes BLOCK outputs for ROWS rows: few rows at a time leave x in the cache, where
+    every tap finds it again.
     """
     _enter(EARLY)
     ONCE: tl.constexpr = "evict_first" if ROWS > 1 else ""
     OFTEN: tl.constexpr = "evict_last" if ROWS > 1 else ""
-    copies = _parts(m, n)
-    per_group = _parts(n, BLOCK) * copies
+    per_group = _parts(n, BLOCK) * COPIES
     first = tl.program_id(0) // per_group * ROWS
     block = tl.program_id(0) % per_group
-    copy = block % copies
-    i = block // copies * BLOCK + tl.arange(0, BLOCK)
-    j = copy * n + i
+    which = block % COPIES
+    i = block // COPIES * BLOCK + tl.arange(0, BLOCK)
+    j = (copy + which).to(tl.int64) * n + i
     inside = (i < n) & (j < m)
     x += first.to(tl.int64) * n
     y += first.to(tl.int64) * m
     sums = ()
-    for _ in tl.static_range(ROWS):
-        sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
-    tap = 0
-    while tap < k:
-        for u in tl.static_range(TAPS):
-            here = inside & (tap + u < k)
-            shift = tl.load(table + 2 + copy * k + tap + u, mask=tap + u < k, other=0)
-            source = i + shift
-            source = tl.where(source >= n, source - n, source)
-            at = w + (tap + u).to(tl.int64) * m + j
-            weight = tl.load(at, mask=here, other=0.0, eviction_policy=ONCE).to(tl.float32)
-            more = ()
-            for r in tl.static_range(ROWS):
-                at = x + r * n.to(tl.int64) + source
-                there = here & (first + r < rows)
-                value = tl.load(at, mask=there, other=0.0, eviction_policy=OFTEN)
-                more = more + (sums[r] + weight * value.to(tl.float32),)
-            sums = more
-        tap += TAPS
+    for r in tl.static_range(ROWS):
+        there = inside & (first + r < rows)
+        at = y + r * m.to(tl.int64) + j
+        start = tl.load(at, mask=there, other=0.0) if ADD else tl.full([BLOCK], 0.0, tl.float32)
+        sums = sums + (start.to(tl.float32),)
+    for u in tl.static_range(TAPS):
+        shift = shifts[u]
+        for c in tl.static_range(1, COPIES):
+            shift = tl.where(which == c, shifts[c * TAPS + u], shift)
+        source = i + shift
+        source = tl.where(source >= n, source - n, source)
+        here = inside & (tap + u < k)
+        at = w + (tap + u).to(tl.int64) * m + j
+        weight = tl.load(at, mask=here, other=0.0, eviction_policy=ONCE).to(tl.float32)
+        more = ()
+        for r in tl.static_range(ROWS):
+            at = x + r * n.to(tl.int64) + source
+            there = here & (first + r < rows)
+            value = tl.load(at, mask=there, other=0.0, eviction_policy=OFTEN)
+            more = more + (sums[r] + weight * value.to(tl.float32),)
+        sums = more
     for r in tl.static_range(ROWS):
         at = y + r * m.to(tl.int64) + j
-        tl.store(at, sums[r], mask=inside & (first + r < rows), cache_modifier=".cs" if ROWS > 1 else "")
+        there = inside & (first + r < rows)
+        tl.store(at, sums[r], mask=there, cache_modifier=".cs" if ROWS > 1 else "")
 
 
 @triton.jit(**_SHIFTED)
 def circulant_adjoint(
-    g, x, w, gx, gw, table, rows, n, m, k, copies,
-    NEED_X: tl.constexpr, NEED_W: tl.constexpr,
-    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    g, x, w, gx, gw, shifts, rows, n, m, k, pairs, pair,
+    NEED_X: tl.constexpr, NEED_W: tl.constexpr, ADD: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w, in one pass.
 
     Input i has one connection for each pair of a copy c and a tap t: to output c·n + p, where
     p = (i - shifts[c, t]) mod n. So a program that owns BLOCK inputs owns their weights too. It
-    holds PAIRS pairs at a time in registers, while it goes through the rows.
+    holds these in registers while it goes through the rows. A launch is for PAIRS of the ``pairs``
+    pairs, from ``pair`` on; with ADD it adds to the gradient of x.
     """
     _enter(EARLY)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    pair = 0
-    while pair < copies * k:
-        outputs, weights, sums = (), (), ()
-        for u in tl.static_range(PAIRS):
-            exists = pair + u < copies * k
-            copy = (pair + u) // k
-            shift = tl.load(table + 2 + pair + u, mask=exists, other=0)
-            position = i - shift
-            j = copy * n + tl.where(position < 0, position + n, position)
-            j = tl.where(inside & (j < m) & exists, j, -1)  # the last copy may be cut short
+    outputs, weights, sums = (), (), ()
+    for u in tl.static_range(PAIRS):
+        position = i - shifts[u]
+        position = tl.where(position < 0, position + n, position)
+        j = (pair + u) // k * n + position
+        j = tl.where(inside & (j < m) & (pair + u < pairs), j, -1)  # a copy may be cut short
+        outputs = outputs + (j,)
+        sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
+        if NEED_X:
             place = ((pair + u) % k).to(tl.int64) * m + j
-            weight = tl.load(w + place, mask=j >= 0, other=0.0) if NEED_X else 0.0
-            outputs = outputs + (j,)
-            weights = weights + (weight.to(tl.float32) if NEED_X else weight,)
-            sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
-        row = 0
-        while row < rows:
-            for r in tl.static_range(ROWS):
-                there = row + r < rows
-                at = (row + r).to(tl.int64) * n + i
-                if NEED_W:
-                    value = tl.load(x + at, mask=inside & there, other=0.0).to(tl.float32)
-                if NEED_X:  # of the pairs before these
-                    sum_x = tl.load(gx + at, mask=inside & there & (pair > 0), other=0.0)
-                    sum_x = sum_x.to(tl.float32)
-                more = ()
-                for u in tl.static_range(PAIRS):
-                    of_y = g + (row + r).to(tl.int64) * m + outputs[u]
-                    slope = tl.load(of_y, mask=(outputs[u] >= 0) & there, other=0.0)
-                    slope = slope.to(tl.float32)
-                    if NEED_X:
-                        sum_x += weights[u] * slope
-                    if NEED_W:
-                        more = more + (sums[u] + slope * value,)
-                if NEED_W:
-                    sums = more
-                if NEED_X:
-                    tl.store(gx + at, sum_x, mask=inside & there)
-            row += ROWS
+            weights = weights + (tl.load(w + place, mask=j >= 0, other=0.0).to(tl.float32),)
+    row = 0
+    while row < rows:
         if NEED_W:
-            for u in tl.static_range(PAIRS):
-                place = ((pair + u) % k).to(tl.int64) * m + outputs[u]
-                tl.store(gw + place, sums[u], mask=outputs[u] >= 0)
-        pair += PAIRS
+            value = tl.load(x + i, mask=inside, other=0.0).to(tl.float32)
+        if NEED_X:
+            start = tl.load(gx + i, mask=inside, other=0.0) if ADD else 0.0 * i
+            sum_x = start.to(tl.float32)
+        more = ()
+        for u in tl.static_range(PAIRS):
+            slope = tl.load(g + outputs[u], mask=outputs[u] >= 0, other=0.0).to(tl.float32)
+            if NEED_X:
+                sum_x += weights[u] * slope
+            if NEED_W:
+                more = more + (sums[u] + slope * value,)
+        if NEED_W:
+            sums = more
+        if NEED_X:
+            tl.store(gx + i, sum_x, mask=inside)
+        row += 1
+        x += n
+        gx += n
+        g += m
+    if NEED_W:
+        for u in tl.static_range(PAIRS):
+            place = ((pair + u) % k).to(tl.int64) * m + outputs[u]
+            tl.store(gw + place, sums[u], mask=outputs[u] >= 0)
 
 
 @triton.jit(**_SHIFTED)
@@ -178,10 +176,7 @@ def narrow(
         n_in = tl.load(tables[layer])
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
-        if layer == len(weights) - 1:
-            target = y + row * width
-        else:
-            target = between + row * n_out
+        target = y + row * width if layer == len(weights) - 1 else between + row * n_out
         start = 0
         while start < n_out:
             j = start + tl.arange(0, BLOCK)
@@ -231,11 +226,9 @@ def narrow_adjoint_x(
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
         pairs = _parts(n_out, n_in) * k
-        if layer == 0:
-            of_x = gx + row * n
-        else:
+        if layer > 0:
             slopes -= rows.to(tl.int64) * n_in
-            of_x = slopes + row * n_in
+        of_x = slopes + row * n_in if layer > 0 else gx + row * n
         if layer > 0 or NEED_X:
             start = 0
             while start < n_in:
@@ -247,7 +240,9 @@ def narrow_adjoint_x(
                     for u in tl.static_range(PAIRS):
                         copy = (pair + u) // k
                         tap = pair + u - copy * k
-                        shift = tl.load(tables[layer] + 2 + pair + u, mask=pair + u < pairs, other=0)
+                        shift = tl.load(
+                            tables[layer] + 2 + pair + u, mask=pair + u < pairs, other=0
+                        )
                         j = i - shift
                         j = copy * n_in + tl.where(j < 0, j + n_in, j)
                         here = inside & (j < n_out) & (pair + u < pairs)
@@ -274,16 +269,13 @@ def narrow_adjoint_w(
     """
     _enter(EARLY)
     block = tl.program_id(0)
-    source, length = x, n.to(tl.int64)
+    source = x
     for layer in tl.static_range(len(grads)):
         n_in = tl.load(tables[layer])
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
         blocks = _parts(k * n_out, BLOCK)
-        if layer == len(grads) - 1:
-            of_y = g
-        else:
-            of_y = slopes
+        of_y = g if layer == len(grads) - 1 else slopes
         if (block >= 0) & (block < blocks):
             place = block * BLOCK + tl.arange(0, BLOCK)
             inside = place < k * n_out
@@ -305,17 +297,12 @@ def narrow_adjoint_w(
                 row += ROWS
             tl.store(grads[layer] + place, total, mask=inside)
         block -= blocks
-        if layer == 0:
-            source = between
-        else:
-            source += rows.to(tl.int64) * n_in
+        source = between if layer == 0 else source + rows.to(tl.int64) * n_in
         slopes += rows.to(tl.int64) * n_out
 
 
 @triton.jit(**_GATHERED)
-def columns(
-    x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
-):
+def columns(x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """``out[b, i, r] = x[b · ROWS + r, i]``, or 0 where x has no such row.
 
     What an index points to is then one run of ROWS numbers.

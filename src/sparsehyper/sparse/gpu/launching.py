@@ -6,6 +6,7 @@ compiled kernel and its numbers; only the addresses are new in each call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 # Parameters of the kernels; the others are pointers to numbers of x's dtype.
-_SIZES = {"rows", "n", "m", "k", "copies", "width", "blocks"}
-_INTEGERS = {"table", "tables", "sources", "starts", "order"}  # pointers to int32
+_SIZES = {"rows", "n", "m", "k", "copy", "tap", "pairs", "pair", "width", "blocks"}
+_INTEGERS = {"tables", "sources", "starts", "order"}  # pointers to int32
 _MANY = {"weights", "tables", "grads"}  # one pointer for each layer
 
 AVAILABLE = find_spec("triton") is not None
@@ -23,11 +24,17 @@ AVAILABLE = find_spec("triton") is not None
 Pointer = int | Tensor | None
 
 
-def pointer(tensor: Tensor, place: int = 0) -> Pointer:
-    """What a kernel takes for a contiguous tensor from a place on."""
-    if tensor.is_cuda:
-        return tensor.data_ptr() + place * tensor.itemsize
-    return tensor.view(-1)[place:]  # Triton's interpreter takes tensors only
+def pointer(tensor: Tensor) -> Pointer:
+    """What a kernel takes for a contiguous tensor: its address."""
+    return tensor.data_ptr() if tensor.is_cuda else tensor  # Triton's interpreter takes tensors
+
+
+def pointers_into(flat: Tensor, places: Sequence[int]) -> list[Pointer]:
+    """The same from each of several places on."""
+    if not flat.is_cuda:
+        return [flat[place:] for place in places]
+    address, size = flat.data_ptr(), flat.itemsize
+    return [address + size * place for place in places]
 
 
 class Launch:
@@ -36,9 +43,10 @@ class Launch:
     Args:
         name: the kernel.
         programs: number of programs.
-        sizes: the integers among its arguments, each below 2³¹.
+        sizes: the integers among its arguments, each below 2³¹; a kernel that takes shifts gets
+            a tuple of them first.
         dtype: dtype of x.
-        layers: number of layers, for a kernel of several.
+        layers: number of layers or of shifts, for a kernel of several.
         warps: number of warps of a program.
         constants: its compile-time constants.
     """
@@ -47,7 +55,7 @@ class Launch:
         self,
         name: str,
         programs: int,
-        sizes: tuple[int, ...],
+        sizes: tuple[int | tuple[int, ...], ...],
         dtype: torch.dtype,
         *,
         layers: int = 1,
@@ -78,12 +86,14 @@ def _compiled(
     from sparsehyper.sparse.gpu import kernels  # where Triton is not, nothing needs them
 
     kernel = getattr(kernels, name)
-    early = device is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+    early = device is not None and _overlaps(device)
     values = {**dict(constants), "EARLY": early}
     types: dict[str, Any] = {}
     for parameter in kernel.arg_names:
         if parameter in _SIZES:
             types[parameter] = 2  # any number that no kernel would be specialised to
+        elif parameter == "shifts":
+            types[parameter] = (2,) * layers
         elif parameter not in values:
             one = torch.int32 if parameter in _INTEGERS else dtype
             types[parameter] = (_mock(one),) * layers if parameter in _MANY else _mock(one)
@@ -91,6 +101,11 @@ def _compiled(
     # Triton's interpreter compiles nothing, and runs the kernel itself.
     compiled = kernel.warmup(*types.values(), **values, **options, grid=(1,)) or kernel
     return compiled, tuple(values[name] for name in kernel.arg_names if name in values)
+
+
+def _overlaps(device: int) -> bool:
+    """Whether a launch may begin while the one before it ends: from Hopper on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _mock(dtype: torch.dtype) -> Any:

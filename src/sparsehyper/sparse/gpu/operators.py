@@ -7,6 +7,7 @@ the number of layers. Eager calls do without the operators, which cost the host 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from sparsehyper.sparse.gpu import products
 from sparsehyper.sparse.gpu.products import Layer
 
 _library = torch.library.Library("sparsehyper", "FRAGMENT")
-_WIRING = "Tensor[] sources, Tensor[] order, Tensor[] starts, int[] n_ins, bool[] circulant"
+_WIRING = (
+    "Tensor[] sources, Tensor[] order, Tensor[] starts, int[] n_ins, bool[] circulant, int[] shifts"
+)
 
 
 def compiled_chain(x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
@@ -30,12 +33,13 @@ def compiled_chain(x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer]
         [starts for _, starts in lists],
         [layer.n_in for layer in layers],
         [layer.circulant for layer in layers],
+        [shift for layer in layers for shift in layer.shifts],
     )
     return y
 
 
 def _chain(x: Tensor, weights: list[Tensor], *wiring: Any) -> tuple[Tensor, Tensor]:
-    return products.chain(x, weights, _layers(*wiring))
+    return products.chain(x, weights, _layers(weights, *wiring))
 
 
 def _chain_adjoint(
@@ -47,24 +51,28 @@ def _chain_adjoint(
     *wiring: Any,
 ) -> list[Tensor]:
     needs_x, *needs_w = needs
-    gx, gw = products.chain_adjoint(g, x, between, weights, _layers(*wiring), needs_x, needs_w)
+    layers = _layers(weights, *wiring)
+    gx, gw = products.chain_adjoint(g, x, between, weights, layers, needs_x, needs_w)
     return [x.new_empty(0) if grad is None else grad for grad in (gx, *gw)]
 
 
 def _layers(
+    weights: list[Tensor],
     sources: list[Tensor],
     order: list[Tensor],
     starts: list[Tensor],
     n_ins: list[int],
     circulant: list[bool],
+    shifts: list[int],
 ) -> list[Layer]:
     """The layers that these tensors are of, with their plans; or new ones."""
-    layers = []
-    for tensor, *by_input, n_in, shifted in zip(
-        sources, order, starts, n_ins, circulant, strict=True
+    layers, left = [], iter(shifts)
+    for w, tensor, *by_input, n, shifted in zip(
+        weights, sources, order, starts, n_ins, circulant, strict=True
     ):
+        own = list(islice(left, -(-w.shape[1] // n) * len(w))) if shifted else None
         layer = products.known_layer(tensor)
-        layers.append(layer or Layer(shifted, n_in, tensor, () if shifted else tuple(by_input)))
+        layers.append(layer or Layer(n, tensor, shifts=own, by_input=tuple(by_input)))
     return layers
 
 
@@ -81,7 +89,8 @@ def _like_chain_adjoint(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weights, *lists, ctx.n_ins, ctx.circulant = inputs
+    x, weights, *lists, n_ins, circulant, shifts = inputs
+    ctx.numbers = n_ins, circulant, shifts
     ctx.save_for_backward(x, output[1], *weights, *[t for tensors in lists for t in tensors])
     ctx.count = len(weights)
 
@@ -91,11 +100,13 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     weights, *lists = (tensors[i : i + ctx.count] for i in range(0, len(tensors), ctx.count))
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     gx, *gw = torch.ops.sparsehyper.gpu_chain_adjoint(
-        g, x, between, weights, needs, *lists, ctx.n_ins, ctx.circulant
+        g, x, between, weights, needs, *lists, *ctx.numbers
     )
     some = [grad if need else None for grad, need in zip((gx, *gw), needs, strict=True)]
     none = [None] * ctx.count
-    return some[0], some[1:], none, none, none, None, None
+    *_, shifts = ctx.numbers
+    # PyTorch takes an empty list for one of tensors.
+    return some[0], some[1:], none, none, none, None, None, None if shifts else []
 
 
 for _name, _function, _fake, _arguments, _result in (

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from sparsehyper.sparse.gpu.launching import AVAILABLE, Pointer, pointer
+from sparsehyper.sparse.gpu.launching import AVAILABLE, Pointer, pointer, pointers_into
 from sparsehyper.sparse.gpu.steps import make_steps
 
 DEVICE = "cuda"
@@ -24,17 +24,23 @@ class Layer:
     """A wiring in the memory of a GPU.
 
     Args:
-        circulant: its kind.
         n_in: number of inputs.
         sources: int32 ``[fan_in, n_out]``; of a circulant layer the number of inputs, the fan-in
-            and the shifts, one copy after another.
+            and the shifts.
+        shifts: of a circulant layer, one copy after another.
         by_input: of an indexed layer, the connections of each input (`portable.transposed`).
     """
 
     def __init__(
-        self, circulant: bool, n_in: int, sources: Tensor, by_input: tuple[Tensor, ...] = ()
+        self,
+        n_in: int,
+        sources: Tensor,
+        *,
+        shifts: Sequence[int] | None = None,
+        by_input: tuple[Tensor, ...] = (),
     ) -> None:
-        self.circulant = circulant
+        self.circulant = shifts is not None
+        self.shifts = () if shifts is None else tuple(shifts)
         self.n_in = n_in
         self.sources = sources
         self.by_input = by_input
@@ -101,7 +107,7 @@ def chain(
     x, weights = x.contiguous(), [w.contiguous() for w in weights]
     with _current(x.device):
         plan = _plan(x, weights, layers, check)
-        y, between = x.new_empty(x.shape[0], plan.width), x.new_empty(plan.places[-1])
+        y, between = x.new_empty(x.shape[0], plan.width), x.new_empty(plan.between)
         values = plan.pointers(pointer(x), between, pointer(y))
         of_weights = [*map(pointer, weights)]
         for step in plan.steps:
@@ -130,9 +136,7 @@ def chain_adjoint(
     with _current(x.device):
         plan = _plan(x, weights, layers)
         gx = x.new_empty(x.shape if needs_x else [0])
-        gw = [
-            torch.empty_like(w) if need else None for w, need in zip(weights, needs, strict=True)
-        ]
+        gw = [torch.empty_like(w) if need else None for w, need in zip(weights, needs, strict=True)]
         of_between = torch.empty_like(between)
         of_y = pointer(g)
         values = plan.pointers(pointer(x), between, of_y)
@@ -163,7 +167,7 @@ class _Plan:
         self.sources = [layer.sources for layer in layers]
         self.width = shapes[-1][1]
         # Where in ``between`` the output of each layer begins.
-        self.places = [*accumulate([rows * m for _, m in shapes[:-1]], initial=0)]
+        *self.places, self.between = accumulate([rows * m for _, m in shapes[:-1]], initial=0)
         self.steps = make_steps(rows, dtype, shapes, layers)
 
     def fits(self, shapes: list[torch.Size], layers: Sequence[Layer]) -> bool:
@@ -174,7 +178,7 @@ class _Plan:
 
     def pointers(self, first: Pointer, between: Tensor, last: Pointer) -> list[Pointer]:
         """Pointers to the input of each layer, and to the output of the last."""
-        return [first, *[pointer(between, place) for place in self.places[:-1]], last]
+        return [first, *pointers_into(between, self.places), last]
 
 
 def _plan(

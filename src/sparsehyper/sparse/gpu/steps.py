@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from sparsehyper.sparse.gpu.products import Layer
 
 # These numbers, and those of the launches, affect speed only. They were measured on an H200.
-NARROW = 4096  # most outputs of a layer that shares a step
+NARROW = 1024  # most outputs of a layer that shares a step
 SHARING = 8  # most layers of a step; each number of layers is compiled once
-TAPS, TAPS_OF_BATCH = 8, 4  # most taps in one pass over the rows
-PAIRS, PAIRS_OF_BATCH = 16, 8  # most pairs of a copy and a tap in one pass over the rows
+SHIFTS = 32  # most shifts of a launch forward
+PAIRS, PAIRS_OF_BATCH = 16, 8  # and backward
 COLUMNS = 8  # most rows that lie side by side for an indexed layer
 
 
@@ -79,7 +79,7 @@ class Narrow:
 
         @cache
         def of_x(lower: bool) -> Launch:
-            return launch("narrow_adjoint_x", rows, 16, NEED_X=lower, PAIRS=4, BLOCK=2048)
+            return launch("narrow_adjoint_x", rows, 8, NEED_X=lower, PAIRS=8, BLOCK=1024)
 
         @cache
         def of_w() -> Launch:
@@ -88,7 +88,7 @@ class Narrow:
             return launch("narrow_adjoint_w", programs, 4, ROWS=_rows(rows, 4), BLOCK=block)
 
         self._tables, self._of_x, self._of_w = tables, of_x, of_w
-        self._forward = launch("narrow", rows, 16, TAPS=4, BLOCK=2048)
+        self._forward = launch("narrow", rows, 8, TAPS=8, BLOCK=1024)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
         """Write the outputs."""
@@ -111,16 +111,12 @@ class Narrow:
         of_y, between, own = slopes[stop], slopes[i + 1], tuple(weights[i:stop])
         self._of_x(lower)(of_y, own, self._tables, between, slopes[i])
         if here:
-            unused = [
-                x.new_empty(shape if grad is None else [0])
+            grads = [  # those that are not needed, too
+                x.new_empty(shape) if grad is None else grad
                 for grad, shape in zip(gw[i:stop], self._shapes, strict=True)
             ]
-            grads = [
-                pointer(other if grad is None else grad)
-                for grad, other in zip(gw[i:stop], unused, strict=True)
-            ]
-            tables = self._tables
-            self._of_w()(of_y, values[i], values[i + 1], between, tuple(grads), tables)
+            pointers = tuple(map(pointer, grads))
+            self._of_w()(of_y, values[i], values[i + 1], between, pointers, self._tables)
 
 
 class Circulant:
@@ -130,40 +126,65 @@ class Circulant:
         self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, layer: Layer
     ) -> None:
         self.start, self.stop = start, start + 1
-        (k, m), n = shape, layer.n_in
+        (k, m), n, shifts = shape, layer.n_in, layer.shifts
         copies = -(-m // n)
 
-        @cache
-        def adjoint(lower: bool, here: bool) -> Launch:
+        def forward(copy: int, tap: int) -> Launch:
+            own = tuple(
+                shifts[(copy + c) * k + tap + t] if copy + c < copies and tap + t < k else 0
+                for c in range(some_copies)
+                for t in range(taps)
+            )
             return Launch(
-                "circulant_adjoint",
-                -(-n // 128),
-                (rows, n, m, k, copies),
+                "circulant",
+                -(-n // block) * some_copies * -(-rows // at_once),
+                (own, rows, n, m, k, copy, tap),
                 dtype,
-                NEED_X=lower,
-                NEED_W=here,
-                PAIRS=_part(copies * k, PAIRS if rows <= 1 else PAIRS_OF_BATCH),
-                ROWS=_rows(rows, 2),
-                BLOCK=128,
+                layers=len(own),
+                ADD=tap > 0,
+                COPIES=some_copies,
+                TAPS=taps,
+                ROWS=at_once,
+                BLOCK=block,
             )
 
+        @cache
+        def adjoint(lower: bool, here: bool) -> list[Launch]:
+            pairs = copies * k
+            some = _part(pairs, PAIRS if rows <= 1 else PAIRS_OF_BATCH)
+            block = 512 if some <= 2 else 256 if some <= 4 else 128
+            padded = *shifts, *[0] * some
+            return [
+                Launch(
+                    "circulant_adjoint",
+                    -(-n // block),
+                    (padded[pair : pair + some], rows, n, m, k, pairs, pair),
+                    dtype,
+                    layers=some,
+                    NEED_X=lower,
+                    NEED_W=here,
+                    ADD=pair > 0,
+                    PAIRS=some,
+                    BLOCK=block,
+                )
+                for pair in range(0, pairs, some)
+            ]
+
         at_once, block = _rows(rows, 4), 512
-        self._forward = Launch(
-            "circulant",
-            -(-n // block) * copies * -(-rows // at_once),
-            (rows, n, m, k),
-            dtype,
-            TAPS=_part(k, TAPS if rows <= 1 else TAPS_OF_BATCH),
-            ROWS=at_once,
-            BLOCK=block,
-        )
+        taps = _part(k, SHIFTS // 2)
+        some_copies = _part(copies, max(1, SHIFTS // taps))
+        self._forward = [
+            forward(copy, tap)
+            for copy in range(0, copies, some_copies)
+            for tap in range(0, k, taps)
+        ]
         self._adjoint = adjoint
-        self._table = pointer(layer.sources)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
         """Write the output."""
         i = self.start
-        self._forward(values[i], weights[i], values[i + 1], self._table)
+        for launch in self._forward:
+            launch(values[i], weights[i], values[i + 1])
 
     def adjoint(
         self,
@@ -176,11 +197,10 @@ class Circulant:
         x: Tensor,  # noqa: ARG002
     ) -> None:
         """Write the gradients."""
-        i = self.start
-        grad = gw[i]
+        i, grad = self.start, gw[self.start]
         of_w = None if grad is None else pointer(grad)
-        launch = self._adjoint(lower, here)
-        launch(slopes[i + 1], values[i], weights[i], slopes[i], of_w, self._table)
+        for launch in self._adjoint(lower, here):
+            launch(slopes[i + 1], values[i], weights[i], slopes[i], of_w)
 
 
 class Indexed:
