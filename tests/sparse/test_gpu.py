@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -15,9 +17,9 @@ from sparsehyper.sparse.gpu import launching, products, steps
 from sparsehyper.sparse.topology import circulant_sources
 from sparsehyper.sparse.wirings import Circulant, Indexed
 
-# n_in, n_out, fan_in: smallest, a copy cut short, fan-in above the inputs, fewer outputs than
-# inputs, several programs of a kernel.
-SHAPES = [(1, 1, 1), (3, 10, 2), (3, 10, 5), (30, 7, 3), (600, 1301, 3)]
+# n_in, n_out, fan_in: smallest, a copy cut short, fan-in above the inputs and more shifts than a
+# launch takes, fewer outputs than inputs, several programs of a kernel.
+SHAPES = [(1, 1, 1), (3, 10, 2), (7, 40, 18), (30, 7, 3), (600, 1301, 3)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
 
@@ -231,6 +233,28 @@ def test_a_wiring_may_be_written_to(device):
     wiring.sources.fill_(7)
     with pytest.raises(ValueError, match=r"`sources` must lie in \[0, 7\), got 7 to 7"):
         sparse_chain(x, [w], [wiring])
+
+
+def test_a_wiring_amid_others_may_be_written_to(device):
+    wirings, sources = make_chain(["circulant", "indexed", "circulant"], device)
+    x, g = torch.randn(1, 5), torch.randn(1, SIZES[3])
+    weights = [torch.randn(s.shape) for s in sources]
+    run(x, weights, g, wirings, device)
+    sources[1] = sources[1].flip(0, 1)
+    wirings[1].sources.copy_(sources[1])
+    check(run(x, weights, g, wirings, device), x, weights, g, sources)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_of_a_layer_in_use(device, copied):
+    layer = SparseLinear(8, 20, 2).to(device)
+    x = torch.randn(1, 8, device=device)
+    expected = layer(x)
+    other = copied(layer)
+    with torch.no_grad():
+        layer.weight.zero_()
+    del layer
+    torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
 
 
 def test_a_source_that_was_written_in_secret_gives_nan_and_reads_nothing(device):

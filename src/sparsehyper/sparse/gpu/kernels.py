@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 # No value of these sizes is worth a compilation of its own.
-_SIZES = ("rows", "n", "m", "k", "copy", "tap", "pairs", "pair", "width", "blocks")
+_SIZES = ("rows", "n", "m", "k", "copy", "tap", "pair", "width", "blocks")
 # Nor is an alignment: a shift may be any number, so wide loads are no use.
 _UNALIGNED = ("w", "y", "gx", "gw", "weights", "tables", "between", "slopes", "grads")
 _INDICES = ("sources", "starts", "order")
@@ -101,7 +101,7 @@ def circulant(
 
 @triton.jit(**_SHIFTED)
 def circulant_adjoint(
-    g, x, w, gx, gw, shifts, rows, n, m, k, pairs, pair,
+    g, x, w, gx, gw, shifts, rows, n, m, k, pair,
     NEED_X: tl.constexpr, NEED_W: tl.constexpr, ADD: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -109,8 +109,8 @@ def circulant_adjoint(
 
     Input i has one connection for each pair of a copy c and a tap t: to output c·n + p, where
     p = (i - shifts[c, t]) mod n. So a program that owns BLOCK inputs owns their weights too. It
-    holds these in registers while it goes through the rows. A launch is for PAIRS of the ``pairs``
-    pairs, from ``pair`` on; with ADD it adds to the gradient of x.
+    holds these in registers while it goes through the rows. A launch is for PAIRS pairs from
+    ``pair`` on; with ADD it adds to the gradient of x.
     """
     _enter(EARLY)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -120,7 +120,7 @@ def circulant_adjoint(
         position = i - shifts[u]
         position = tl.where(position < 0, position + n, position)
         j = (pair + u) // k * n + position
-        j = tl.where(inside & (j < m) & (pair + u < pairs), j, -1)  # a copy may be cut short
+        j = tl.where(inside & (j < m), j, -1)  # cut short, or beyond the last copy
         outputs = outputs + (j,)
         sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
         if NEED_X:

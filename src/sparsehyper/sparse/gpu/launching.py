@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Parameters of the kernels; the others are pointers to numbers of x's dtype.
-_SIZES = {"rows", "n", "m", "k", "copy", "tap", "pairs", "pair", "width", "blocks"}
+_SIZES = {"rows", "n", "m", "k", "copy", "tap", "pair", "width", "blocks"}
 _INTEGERS = {"tables", "sources", "starts", "order"}  # pointers to int32
 _MANY = {"weights", "tables", "grads"}  # one pointer for each layer
 

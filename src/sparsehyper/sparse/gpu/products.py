@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
+from operator import is_
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -46,6 +47,9 @@ class Layer:
         self.by_input = by_input
         self.plans: dict[Any, _Plan] = {}  # of the chains that end here
         _known[id(sources)] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "plans": {}}  # plans hold addresses, which a copy does not share
 
 
 _known: WeakValueDictionary[int, Layer] = WeakValueDictionary()
@@ -164,17 +168,15 @@ class _Plan:
         self, rows: int, dtype: torch.dtype, shapes: list[torch.Size], layers: Sequence[Layer]
     ) -> None:
         self.shapes = shapes
-        self.sources = [layer.sources for layer in layers]
+        self.before = list(layers[:-1])  # a plan is kept by the last one
         self.width = shapes[-1][1]
         # Where in ``between`` the output of each layer begins.
         *self.places, self.between = accumulate([rows * m for _, m in shapes[:-1]], initial=0)
         self.steps = make_steps(rows, dtype, shapes, layers)
 
     def fits(self, shapes: list[torch.Size], layers: Sequence[Layer]) -> bool:
-        """Whether the plan is for weights of these shapes and these very wirings."""
-        return shapes == self.shapes and all(
-            layer.sources is sources for layer, sources in zip(layers, self.sources, strict=True)
-        )
+        """Whether the plan is for weights of these shapes and these very layers."""
+        return shapes == self.shapes and all(map(is_, layers, self.before))
 
     def pointers(self, first: Pointer, between: Tensor, last: Pointer) -> list[Pointer]:
         """Pointers to the input of each layer, and to the output of the last."""

@@ -158,7 +158,7 @@ class Circulant:
                 Launch(
                     "circulant_adjoint",
                     -(-n // block),
-                    (padded[pair : pair + some], rows, n, m, k, pairs, pair),
+                    (padded[pair : pair + some], rows, n, m, k, pair),
                     dtype,
                     layers=some,
                     NEED_X=lower,
