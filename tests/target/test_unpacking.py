@@ -236,7 +236,7 @@ def test_on_a_gpu_few_launches_compute_what_the_cpu_computes(shapes, based):
     inputs = [torch.randn(sum(sizes)) for _ in range(1 + based)]
 
     def run(device):
-        leaves = [each.to(device).requires_grad_() for each in inputs]
+        leaves = [each.clone().to(device).requires_grad_() for each in inputs]
         tensors = unpack(leaves[0], plan, *leaves[1:])
         torch.autograd.backward(tensors, [tensor.detach().cos() for tensor in tensors])
         return [*tensors, *(leaf.grad for leaf in leaves)]
