@@ -24,7 +24,7 @@ from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, with_gradients
-from sparsehyper.adaptation.usual import USUAL, Usual, usual_on
+from sparsehyper.adaptation.usual import Usual, usual_of, usual_on
 from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -137,7 +137,7 @@ def adapt_task(
     start = Start(hnet, tuple(range(len(hnet.task_names))), task.n_classes or None, loss)
     names = tuple(WAYS) if method == "auto" else (method,)
     deadline = began + seconds
-    usual, fewest = USUAL, _fewest(task)
+    usual, fewest = usual_of(start), _fewest(task)
     if known and 0 < fewest <= _FEW:
         half = began + seconds / 2
         usual = usual_on(start, known, fewest, names, seed, half)

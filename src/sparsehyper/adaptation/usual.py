@@ -54,6 +54,21 @@ USUAL = {
     "scratch": Usual(0.05, 0.75, 2.5, 0.35),
 }
 
+# The same for hypernetworks that were trained with a head in closed form.
+USUAL_WITH_HEAD = {
+    "linear": Usual(0.05, 0.75, 1.0, 0.35),
+    "head": Usual(0.6, 0.45, 1.0, 0.65),
+    "embedding": Usual(0.15, 0.5, 1.0, 0.6),
+    "embedding, all": Usual(0.05, 0.55, 1.3, 0.55),
+    "all": Usual(0.1, 0.5, 1.3, 0.6),
+    "scratch": Usual(0.05, 0.8, 2.5, 0.3),
+}
+
+
+def usual_of(start: Start) -> dict[str, Usual]:
+    """What ways are usually worth for a hypernetwork of this kind."""
+    return USUAL if start.hnet.head is None else USUAL_WITH_HEAD
+
 
 def usual_on(
     start: Start,
@@ -99,15 +114,19 @@ def usual_on(
                 continue
             with torch.no_grad():
                 logits[name].append((model(x)[:, : samples.n_classes].float(), y))
-    return {**USUAL, **_summary({name: found for name, found in logits.items() if found})}
+    usual = usual_of(start)
+    found = {name: of_tasks for name, of_tasks in logits.items() if of_tasks}
+    return {**usual, **_summary(found, usual)}
 
 
-def _summary(logits: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Usual]:
+def _summary(
+    logits: Mapping[str, list[tuple[Tensor, Tensor]]], usual: Mapping[str, Usual]
+) -> dict[str, Usual]:
     """What ways are worth, given logits and labels of each task."""
     found: dict[str, Usual] = {}
     scores = []
     for name, tasks in logits.items():
-        tried = [fitted_temperature(own, y, USUAL[name].temperature) for own, y in tasks]
+        tried = [fitted_temperature(own, y, usual[name].temperature) for own, y in tasks]
         temperature = math.exp(sum(map(math.log, tried)) / len(tried))
         each = [(own / temperature).log_softmax(1).gather(1, y[:, None])[:, 0] for own, y in tasks]
         guesses = [math.log(own.shape[1]) for own, _ in tasks]
@@ -118,11 +137,11 @@ def _summary(logits: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Usu
         scores.append(torch.cat(each))
     if not found:
         return found
-    prior = torch.tensor([USUAL[name].weight for name in found], device=scores[0].device)
+    prior = torch.tensor([usual[name].weight for name in found], device=scores[0].device)
     weights = stacking_weights(torch.stack(scores), _PRIOR_COUNT * prior / prior.sum())
     return {
-        name: _between(USUAL[name], replace(usual, weight=float(weight)))
-        for (name, usual), weight in zip(found.items(), weights, strict=True)
+        name: _between(usual[name], replace(measured, weight=float(weight)))
+        for (name, measured), weight in zip(found.items(), weights, strict=True)
     }
 
 

@@ -154,7 +154,13 @@ def all_(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.M
 
 
 def head(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
-    """A fresh last layer on the features of the models of the nearest known tasks together."""
+    """A fresh last layer on the features of the models of the nearest known tasks together.
+
+    With a head in closed form, that head on the features of the mean embedding, as in training.
+    """
+    if start.hnet.head is not None:
+        model = start.hnet.materialize(start.hnet.normalise(start.known).mean(0)).eval()
+        return start.with_head(model, x, y)
     rows = start.nearest(x, y, _STARTS)
     models = [start.hnet.materialize(row).eval() for row in rows]
     some = x[:_MOST_FEATURES]

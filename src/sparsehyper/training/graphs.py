@@ -48,8 +48,8 @@ def check_recordable(model: nn.Module, here: Processes) -> HyperNetwork:
         )
     if model.head is not None:
         raise ValueError(
-            "`cuda_graphs` cannot record a `head` in closed form, whose size follows from the labels "
-            "of each batch; generate the head, or leave `cuda_graphs` out"
+            "`cuda_graphs` cannot record a `head` in closed form, whose size follows from the "
+            "labels of each batch; generate the head, or leave `cuda_graphs` out"
         )
     return model
 
