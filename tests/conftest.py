@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -22,6 +23,11 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+# Triton's interpreter runs the kernels for a GPU where there is none. Triton reads this when it is
+# first imported, which PyTorch may do in any test.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Fixtures that take seconds in every test, or minutes in the first.
 SLOW_FIXTURES = {"commands", "described", "finished_study"}
 
@@ -42,6 +48,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         if config.getoption("--full-faults"):

@@ -182,6 +182,44 @@ def test_numbers_are_predicted_by_ridge() -> None:
         hnet(x[:100], task="a", solve_for=y[:100, 0])
 
 
+def test_a_prior_of_heads_helps_a_new_task_with_few_rows(tmp_path) -> None:
+    torch.manual_seed(0)
+    names = [f"site{i}" for i in range(12)]
+    head = Ridge(targets="numbers")
+    hnet = HyperNetwork(target(1), Sparse(), TaskEmbedding(names, 8), base="residual", head=head)
+    hnet.eval()
+    common = torch.randn(6)
+
+    def site(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(rows, 6)
+        own = common + 0.2 * torch.randn(6)
+        return x, torch.sin(x @ own)[:, None] + 3
+
+    hnet.add_task("new")
+    x, y = site(204)
+
+    def error() -> float:
+        hnet.solve_head("new", (x[:4], y[:4]))
+        with torch.no_grad():
+            return float((hnet(x[4:], task="new") - y[4:]).square().mean())
+
+    before = error()
+    hnet.fit_head_prior({name: site(60) for name in names})
+    assert error() < 0.8 * before
+    hnet.save(tmp_path / "saved")
+    loaded = HyperNetwork.load(tmp_path / "saved", target(1)).eval()
+    loaded.solve_head("new", (x[:4], y[:4]))
+    torch.testing.assert_close(loaded(x, task="new"), hnet(x, task="new"))
+
+
+def test_a_prior_is_of_numbers_and_of_several_tasks() -> None:
+    with pytest.raises(ValueError, match="needs `Ridge"):
+        made(Ridge()).fit_head_prior({"a": samples(0), "b": samples(1)})
+    one = made(Ridge(targets="numbers"))
+    with pytest.raises(ValueError, match=r"at least 2 tasks, got .* and 1"):
+        one.fit_head_prior({"a": (samples(0)[0], torch.randn(60, 3))})
+
+
 @pytest.mark.parametrize("head", [Ridge(), Ridge("fc", "numbers"), Prototypes("fc")])
 def test_a_head_is_described_by_its_configuration(head: Head) -> None:
     assert head_from_config(head.to_config()) == head

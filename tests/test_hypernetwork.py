@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import Chunked, Dense, HyperNetwork, InputEncoder, Sparse, TaskEmbedding
 
 TASKS = ["shoes", "bags", "hats"]
 GENERATORS = [
@@ -399,6 +399,49 @@ def test_a_refused_task_changes_nothing():
         hnet.add_task("coats", init=torch.zeros(3))
     assert hnet.task_names == tuple(TASKS)
     assert len(hnet.conditioner.weight) == len(hnet.target.module[1].running_mean) == 3
+
+
+# --- tasks worked out beforehand ------------------------------------------------------------
+
+
+def test_a_grouping_stands_for_its_tasks():
+    hnet, x, ids = make(), torch.randn(6, 4), torch.tensor([2, 0, 2, 0, 0, 1])
+    torch.testing.assert_close(hnet(x, task=hnet.group(ids, 6)), hnet(x, task=ids))
+    for task in ("hats", 2, torch.tensor(2)):
+        assert torch.equal(hnet(x, task=hnet.group(task, 6)), hnet(x, task="hats"))
+    hnet(x, task=hnet.group("hats", 6)).sum().backward()
+    assert hnet.conditioner.weight.grad[2].any()
+
+
+def test_a_grouping_serves_other_tasks_with_as_many_samples():
+    hnet, x = make(), torch.randn(6, 4)
+    grouping = hnet.group(torch.tensor([0, 1, 0, 1, 0, 1]), 6)
+    grouping.tasks.copy_(torch.tensor([2, 0]))
+    expected = hnet(x, task=torch.tensor([2, 0, 2, 0, 2, 0]))
+    torch.testing.assert_close(hnet(x, task=grouping), expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("socks", KeyError, "unknown `task` 'socks'; the tasks are"),
+        (3, IndexError, r"`task` must be in \[0, 3\), got 3"),
+        (torch.tensor([0, 0, -1]), IndexError, r"`task` must be in \[0, 3\), got -1"),
+        (torch.tensor([0, 1]), ValueError, r"for each of the 3 samples, got shape \[2\]"),
+        (torch.zeros(8), ValueError, "`task` must be one name, number or embedding here"),
+        (None, TypeError, "`task` is missing"),
+    ],
+)
+def test_tasks_that_cannot_be_grouped(task, error, message):
+    with pytest.raises(error, match=message):
+        make().group(task, 3)
+
+
+def test_grouping_needs_named_tasks():
+    encoder = InputEncoder(nn.Linear(4, 8), dim=8)
+    hnet = HyperNetwork(nn.Linear(4, 2), Sparse(), encoder)
+    with pytest.raises(TypeError, match="a conditioner with named tasks, got a InputEncoder"):
+        hnet.group(0, 3)
 
 
 # --- precision, copies, the compiler --------------------------------------------------------

@@ -56,6 +56,24 @@ def test_what_is_saved_comes_back(tmp_path, generator, base):
     assert files[0] == files[1]
 
 
+def test_it_is_loaded_to_a_device(tmp_path, monkeypatch):
+    hnet, moved = make(), []
+    hnet.save(tmp_path / "model")
+    monkeypatch.setattr(HyperNetwork, "to", lambda self, device: moved.append(device) or self)
+    assert_equal(hnet, HyperNetwork.load(tmp_path / "model", make_target(), device="cuda:1"))
+    HyperNetwork.load(tmp_path / "model", make_target())
+    assert moved == ["cuda:1"]
+
+
+@pytest.mark.gpu
+def test_what_is_loaded_to_a_gpu_is_what_was_saved(tmp_path):
+    hnet = make()
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", make_target(), device="cuda")
+    assert {t.device.type for t in (*again.parameters(), *again.buffers())} == {"cuda"}
+    assert_equal(hnet, again.cpu())
+
+
 @pytest.mark.parametrize("norm_stats", ["per_task", "shared", "batch"])
 @pytest.mark.parametrize("others", ["shared", "frozen"])
 def test_what_is_not_generated_comes_back_too(tmp_path, others, norm_stats):

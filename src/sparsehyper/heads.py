@@ -8,7 +8,9 @@ With features φ ``[features]``, the inputs of the target's last linear layer:
 
 Choose one where the classes of tasks are their own, so that their numbering means nothing and an
 embedding would have to spell out the layer; or where the tasks are regressions of one kind. The
-embedding then shapes the features. A new task may have any number of classes.
+embedding then shapes the features. A new task may have any number of classes. For regressions,
+`HyperNetwork.fit_head_prior` finds a normal prior of the heads from the known tasks, which a new
+task with few rows then starts from.
 
 In training, every sample of a batch is predicted by the head that is solved from the other samples
 of its task in the batch. Those predictions are differentiable and cost no second fit, so that the
@@ -22,6 +24,7 @@ is left out in turn, in place of a division of the batch into support and query 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -30,7 +33,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_settings, check_type
-from sparsehyper._util.ridge import leave_one_out, solve_ridge
+from sparsehyper._util.ridge import (
+    LayerPrior,
+    fit_prior,
+    leave_one_out,
+    solve_ridge,
+    solve_under_prior,
+)
 from sparsehyper.layout import owner_of
 
 TARGETS = ("classes", "numbers")
@@ -139,10 +148,15 @@ class SolvedHead(nn.Module):
     Attributes:
         weight: Weights ``[tasks, outputs, features]``; zeros until they are solved.
         bias: Biases ``[tasks, outputs]``.
+        prior_mean, prior_covariance, prior_noise: Of heads of numbers, as `LayerPrior` has them;
+            the noise is 0 while there is no prior.
     """
 
     weight: Tensor
     bias: Tensor
+    prior_mean: Tensor
+    prior_covariance: Tensor
+    prior_noise: Tensor
 
     def __init__(self, kind: Head, layer: nn.Linear, tasks: int) -> None:
         super().__init__()
@@ -155,7 +169,12 @@ class SolvedHead(nn.Module):
         ridge = isinstance(kind, Ridge)
         if ridge:
             self.log_penalty = nn.Parameter(like.new_zeros(()))
-        if self.classes:
+        if not self.classes:
+            width = self.features + 1
+            self.register_buffer("prior_mean", like.new_zeros(len(like), width))
+            self.register_buffer("prior_covariance", like.new_zeros(len(like), width, width))
+            self.register_buffer("prior_noise", like.new_zeros(len(like)))
+        else:
             self.log_scale = nn.Parameter(like.new_tensor(math.log(10) if ridge else 0.0))
 
     def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
@@ -183,6 +202,9 @@ class SolvedHead(nn.Module):
             class.
         """
         targets, present = self._targets(y)
+        if not self.classes and self.prior_noise.all():
+            prior = LayerPrior(self.prior_mean, self.prior_covariance, self.prior_noise)
+            return solve_under_prior(features, targets, prior)
         if isinstance(self.kind, Ridge):
             weight, bias = solve_ridge(features, targets, self.log_penalty.exp())
         else:
@@ -231,6 +253,23 @@ class SolvedHead(nn.Module):
         single = targets.sum(0)[y] < 2
         logits = (self.log_scale.exp() * out).masked_fill(~present, _ABSENT)
         return logits.masked_fill(single[:, None], 0)
+
+    @torch.no_grad()
+    def fit_prior(self, tasks: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Find the prior of heads of numbers from features and labels of several tasks.
+
+        Raises:
+            ValueError: heads are of classes, or there is one task only.
+        """
+        if self.classes or len(tasks) < 2:
+            raise ValueError(
+                "a prior of heads needs `Ridge(targets='numbers')` and at least 2 tasks, got "
+                f"{self.kind} and {len(tasks)}"
+            )
+        prior = fit_prior([(features, self._targets(y)[0]) for features, y in tasks])
+        self.prior_mean.copy_(prior.mean)
+        self.prior_covariance.copy_(prior.covariance)
+        self.prior_noise.copy_(prior.noise)
 
     @torch.no_grad()
     def set(self, task: int, weight: Tensor, bias: Tensor) -> None:

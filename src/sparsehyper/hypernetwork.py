@@ -27,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
 from sparsehyper._util.checks import check_integer, check_number, check_type
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
@@ -35,7 +34,7 @@ from sparsehyper.heads import Head, SolvedHead, without_layer
 from sparsehyper.layout import Select, owner_of
 from sparsehyper.target.adapters import merge
 from sparsehyper.target.copying import copy_module
-from sparsehyper.target.many_tasks import group_samples, run_tasks
+from sparsehyper.target.many_tasks import Grouping, group_samples, run_tasks
 from sparsehyper.target.target import Target
 from sparsehyper.tasks import NamedTasks
 
@@ -157,7 +156,11 @@ class HyperNetwork(NamedTasks):
         self.generator.train(target.training)
 
     def forward(
-        self, *args: Any, task: Condition = None, solve_for: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        task: Condition | Grouping = None,
+        solve_for: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """The target's output under the parameters generated for ``task``.
 
@@ -169,10 +172,11 @@ class HyperNetwork(NamedTasks):
                 it, the heads are those that `solve_head` found.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; an integer tensor ``[batch]`` of one task per sample, where the
-                first dimension of every tensor argument and output must be the batch; or an
+                first dimension of every tensor argument and output must be the batch (best on the
+                CPU, since the work depends on the numbers: a GPU has to be waited for); or an
                 embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
-                task, or none. An embedding has no head, so that with a ``head`` the output is the
-                features.
+                task, or none. What `group` returns stands for the tasks that it was given. An
+                embedding has no head, so that with a ``head`` the output is the features.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -191,15 +195,20 @@ class HyperNetwork(NamedTasks):
         self.sync_statistics(around.process_group)
         return out
 
-    def _outputs(self, task: Condition, solve_for: Tensor | None, args: Any, kwargs: Any) -> Any:
+    def _outputs(
+        self, task: Condition | Grouping, solve_for: Tensor | None, args: Any, kwargs: Any
+    ) -> Any:
         """The target's output, or that of the tasks' heads."""
         if self.head is None:
             if solve_for is not None:
                 raise ValueError("`solve_for` is for a hypernetwork with a `head`, this has none")
             return self._run(task, args, kwargs)
         features = self._run(task, args, kwargs)
-        if is_ids(task) and task.ndim == 1:
-            rows: int | Tensor | None = task.to(features.device)
+        rows: int | Tensor | None
+        if isinstance(task, Grouping):
+            rows = task.of_samples()
+        elif is_ids(task) and task.ndim == 1:
+            rows = task.to(features.device)
         else:
             rows = self.conditioner.embed(task, args, kwargs)[1]
         if solve_for is not None:
@@ -207,54 +216,64 @@ class HyperNetwork(NamedTasks):
             return self.head.leave_one_out(features, solve_for, own)
         return features if rows is None else self.head(features, rows)
 
-    def features(self, *args: Any, task: Condition = None, **kwargs: Any) -> Tensor:
+    def features(self, *args: Any, task: Condition | Grouping = None, **kwargs: Any) -> Tensor:
         """The inputs of the ``head``, ``[batch, features]``; arguments as for `forward`.
 
         Raises:
             ValueError: the hypernetwork has no ``head`` in closed form.
         """
         features = self._run(task, args, kwargs)
-        self._own_head().check(features)
+        self.own_head().check(features)
         return features
 
-    @torch.no_grad()
-    def solve_head(self, task: str | int, examples: Any) -> None:
-        """Solve a task's head from its examples, in evaluation mode, and keep it.
+    def group(self, task: Condition, batch: int) -> Grouping:
+        """Work out which samples of a batch belong to which task, before the batch is run.
+
+        A call with the result reads nothing back from the device, so that a CUDA graph can capture
+        it: it may be replayed with other tasks as long as their numbers of samples are the same.
 
         Args:
-            task: name or number of the task.
-            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
-                batches of both. A task may have more classes than the target has outputs.
+            task: a name or number for the whole batch, or an integer tensor ``[batch]`` of one
+                task per sample.
+            batch: number of samples.
 
         Raises:
-            ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
             KeyError, IndexError: an unknown task.
+            TypeError: ``task`` is none of these, or the conditioner knows no tasks by name.
+            ValueError: ``task`` does not have one entry per sample.
         """
-        head, row = self._own_head(), self.tasks.index(task)
-        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
-            examples = [examples]
-        device = self.target.moments.device
-        found: list[Tensor] = []
-        labels: list[Tensor] = []
-        with evaluation_mode(self):
-            for x, y in examples:
-                found.append(self.features(x.to(device), task=row))
-                labels.append(y.to(device))
-        if not sum(map(len, labels)):
-            raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
-        head.set(row, *head.solve(torch.cat(found), torch.cat(labels)))
-
-    def _own_head(self) -> SolvedHead:
-        if self.head is None:
-            raise ValueError(
-                "this needs a hypernetwork with a `head`, such as Ridge(); it has none"
+        if not isinstance(self.conditioner, TaskConditioner):
+            raise TypeError(
+                "`group` is for a conditioner with named tasks, got a "
+                f"{type(self.conditioner).__name__}"
             )
-        return self.head
+        if not is_ids(task) or task.ndim == 0:
+            row = torch.tensor([self.conditioner.row(task)])
+            return Grouping(row, (batch,), None).to(self.target.moments.device)
+        if task.shape != (batch,):
+            raise ValueError(
+                f"`task` must have one entry for each of the {batch} samples, got shape "
+                f"{list(task.shape)}"
+            )
+        return self._group(self.conditioner, task)
 
-    def _run(self, task: Condition, args: Any, kwargs: Any) -> Any:
+    def _group(self, conditioner: TaskConditioner, task: Tensor) -> Grouping:
+        grouping = group_samples(task.cpu())
+        for number in grouping.tasks.tolist():
+            conditioner.index(number)
+        return grouping.to(self.target.moments.device)
+
+    def _run(self, task: Condition | Grouping, args: Any, kwargs: Any) -> Any:
         """The target's output, with one model for the batch or one for each sample."""
+        if isinstance(task, Grouping):
+            return self._run_grouped(task, args, kwargs)
         if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
-            return self._run_task_per_sample(self.conditioner, task, args, kwargs)
+            if task.is_meta:
+                raise ValueError(
+                    "`task` is on the meta device and has no values, so the task of each sample is "
+                    "unknown; give one task for the whole batch"
+                )
+            return self._run_grouped(self._group(self.conditioner, task), args, kwargs)
         z, row = self.conditioner.embed(task, args, kwargs)
         z = self._noisy(z)
         if z.ndim == 1:
@@ -266,7 +285,7 @@ class HyperNetwork(NamedTasks):
 
     def _tensors(self, z: Tensor) -> tuple[Tensor, ...]:
         """θ(z) as tensors, for one embedding ``[latent_dim]``."""
-        return self.target.unpack(self.raw_theta(z[None])[0])
+        return self.target.unpack(self.raw_theta(z[None]).squeeze(0))
 
     def raw_theta(self, z: Tensor) -> Tensor:
         """G(normalise(z)) ``[batch, numel]``: θ before scale and base.
@@ -369,6 +388,7 @@ class HyperNetwork(NamedTasks):
         directory: str | PathLike[str],
         target: nn.Module,
         conditioner: Conditioner | None = None,
+        device: torch.device | str | None = None,
     ) -> Self:
         """Load what ``save`` wrote; parameters that were frozen are frozen again.
 
@@ -378,12 +398,13 @@ class HyperNetwork(NamedTasks):
                 matter.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
+            device: device to put it on; None for that of ``target``.
 
         Raises:
             FileNotFoundError: no such directory, or it lacks a file.
             ValueError: a damaged file, a target with other parameters, or another conditioner.
         """
-        return saving.load(cls, directory, target, conditioner)
+        return saving.load(cls, directory, target, conditioner, device)
 
     def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
         """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""
@@ -400,22 +421,14 @@ class HyperNetwork(NamedTasks):
         normalised = self.normalise(z)
         return F.dropout(normalised + noise * torch.randn_like(normalised), dropout)
 
-    def _run_task_per_sample(
-        self, conditioner: TaskConditioner, task: Tensor, args: Any, kwargs: Any
-    ) -> Any:
-        """The target's output for one task id per sample; every task is generated once."""
-        if task.is_meta:
-            raise ValueError(
-                "`task` is on the meta device and has no values, so the task of each sample is "
-                "unknown; give one task for the whole batch"
-            )
-        distinct, counts, order = group_samples(task)
-        rows = [conditioner.index(row) for row in distinct.tolist()]
-        raw = self.raw_theta(self._noisy(conditioner(distinct)))
-        statistics = self.target.statistics.rows(self.target.module, rows)
+    def _run_grouped(self, grouping: Grouping, args: Any, kwargs: Any) -> Any:
+        """The target's output for a batch of many tasks; every task is generated once."""
+        tasks, counts, order = grouping
+        raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        statistics = self.target.statistics.rows(self.target.module, tasks)
         out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
         if changed is not None:
-            self.target.statistics.collect(self.target.module, rows, changed)
+            self.target.statistics.collect(self.target.module, tasks, changed)
         return out
 
     def _is_overwritten(self, around: DistributedDataParallel) -> bool:

@@ -113,6 +113,7 @@ def load(
     directory: str | os.PathLike[str],
     target: nn.Module,
     conditioner: Conditioner | None,
+    device: torch.device | str | None = None,
 ) -> Saved:
     """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
     config, state = read(directory)
@@ -140,6 +141,8 @@ def load(
     head, bias = hnet.head, state.get("head.bias")
     if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
         head.widen(bias.shape[1])  # new tasks may have had more classes
+    if device is not None:
+        hnet = hnet.to(device)
     load_state(hnet, state, Path(directory, WEIGHTS_FILE))
     for name, parameter in hnet.named_parameters():
         parameter.requires_grad_(name not in frozen)

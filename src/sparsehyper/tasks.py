@@ -1,9 +1,15 @@
-"""The tasks that a hypernetwork knows by name: list, add, remove and rename them."""
+"""The tasks that a hypernetwork knows by name, and their heads."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
@@ -19,6 +25,10 @@ class NamedTasks(nn.Module):
     conditioner: Conditioner
     head: SolvedHead | None
     target: Target
+
+    @abstractmethod
+    def features(self, *args: Any, task: Any = None, **kwargs: Any) -> Tensor:
+        """The inputs of the ``head``, ``[batch, features]``."""
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -93,3 +103,61 @@ class NamedTasks(nn.Module):
             TypeError, ValueError: ``new_name`` is not a name, or is the name of a task.
         """
         self.tasks.rename(name, new_name)
+
+    @torch.no_grad()
+    def solve_head(self, task: str | int, examples: Any) -> None:
+        """Solve a task's head from its examples, in evaluation mode, and keep it.
+
+        Args:
+            task: name or number of the task.
+            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
+                batches of both. A task may have more classes than the target has outputs.
+
+        Raises:
+            ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
+            KeyError, IndexError: an unknown task.
+        """
+        head = self.own_head()
+        head.set(self.tasks.index(task), *head.solve(*self._featured(task, examples)))
+
+    @torch.no_grad()
+    def fit_head_prior(self, tasks: Mapping[str, Any]) -> None:
+        """Find a normal prior of the heads of regressions from known tasks, and solve these anew.
+
+        Later calls of `solve_head` give the posterior mean, which matters where examples are few.
+
+        Args:
+            tasks: examples of known tasks, by name, as `solve_head` takes them; at least 2 tasks.
+
+        Raises:
+            ValueError: the ``head`` is not ``Ridge(targets="numbers")``, or as `solve_head`.
+            KeyError: an unknown task.
+        """
+        head = self.own_head()
+        found = {name: self._featured(name, examples) for name, examples in tasks.items()}
+        head.fit_prior(list(found.values()))
+        for name, (features, y) in found.items():
+            head.set(self.tasks.index(name), *head.solve(features, y))
+
+    def _featured(self, task: str | int, examples: Any) -> tuple[Tensor, Tensor]:
+        """Features ``[n, features]`` and labels of a task's examples, in evaluation mode."""
+        row, device = self.tasks.index(task), self.target.moments.device
+        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
+            examples = [examples]
+        found: list[Tensor] = []
+        labels: list[Tensor] = []
+        with evaluation_mode(self):
+            for x, y in examples:
+                found.append(self.features(x.to(device), task=row))
+                labels.append(y.to(device))
+        if not sum(map(len, labels)):
+            raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
+        return torch.cat(found), torch.cat(labels)
+
+    def own_head(self) -> SolvedHead:
+        """The ``head``; raises ``ValueError`` if the hypernetwork has none."""
+        if self.head is None:
+            raise ValueError(
+                "this needs a hypernetwork with a `head`, such as Ridge(); it has none"
+            )
+        return self.head

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsehyper._util.ridge import leave_one_out, solve_ridge
+from sparsehyper._util.ridge import (
+    LayerPrior,
+    fit_prior,
+    leave_one_out,
+    solve_ridge,
+    solve_under_prior,
+)
 
 SIZES = [(12, 30), (40, 7), (2, 5), (3, 1)]
 
@@ -44,3 +50,54 @@ def test_left_out_predictions_have_exact_gradients(n: int, width: int) -> None:
     penalty = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     features.requires_grad_()
     assert torch.autograd.gradcheck(leave_one_out, (features, targets, penalty))
+
+
+def _drawn(count: int, rows: int) -> tuple[LayerPrior, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A prior of layers of 3 features, and tasks whose layers are drawn from it."""
+    rng = torch.Generator().manual_seed(0)
+    mean = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).double()
+    root = torch.tensor([[1.0, 0, 0, 0], [0.8, 0.3, 0, 0], [0, 0, 0.2, 0], [0, 0, 0.1, 0.6]])
+    root = root.double()
+    tasks = []
+    for _ in range(count):
+        layer = mean[0] + root @ torch.randn(4, dtype=torch.float64, generator=rng)
+        features = torch.randn(rows, 3, dtype=torch.float64, generator=rng)
+        noise = 0.1 * torch.randn(rows, 1, dtype=torch.float64, generator=rng)
+        y = features / 3**0.5 @ layer[:3, None] + layer[3] + noise
+        tasks.append((features, y))
+    return LayerPrior(mean, (root @ root.T)[None], torch.tensor([0.01]).double()), tasks
+
+
+def test_a_prior_is_found_from_tasks() -> None:
+    prior, tasks = _drawn(300, 8)
+    found = fit_prior(tasks)
+    torch.testing.assert_close(found.mean, prior.mean, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.covariance, prior.covariance, atol=0.2, rtol=0)
+    torch.testing.assert_close(found.noise, prior.noise, atol=0.002, rtol=0)
+
+
+def test_the_layer_under_a_prior_is_the_posterior_mean() -> None:
+    prior, tasks = _drawn(1, 5)
+    ((features, y),) = tasks
+    weight, bias = solve_under_prior(features, y, prior)
+    layer = torch.cat([weight[0] * 3**0.5, bias]).requires_grad_()
+    phi = torch.cat([features / 3**0.5, torch.ones(5, 1).double()], 1)
+    from_mean = layer - prior.mean[0]
+    energy = (phi @ layer - y[:, 0]).square().sum() / prior.noise[0]
+    energy = energy + from_mean @ torch.linalg.solve(prior.covariance[0], from_mean)
+    (gradient,) = torch.autograd.grad(energy, layer)
+    assert gradient.abs().max() < 1e-8
+
+
+def test_a_prior_helps_where_rows_are_few() -> None:
+    _, tasks = _drawn(60, 30)
+    prior = fit_prior(tasks[:50])
+    errors = {"prior": 0.0, "ridge": 0.0}
+    for features, y in tasks[50:]:
+        few, rest = slice(0, 3), slice(3, None)
+        for name, (weight, bias) in {
+            "prior": solve_under_prior(features[few], y[few], prior),
+            "ridge": solve_ridge(features[few], y[few], 0.1),
+        }.items():
+            errors[name] += float((features[rest] @ weight.T + bias - y[rest]).square().mean())
+    assert errors["prior"] < 0.5 * errors["ridge"]

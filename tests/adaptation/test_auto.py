@@ -63,7 +63,10 @@ def test_one_way_alone(make, method):
 
 def test_one_example_a_class(make):
     x, y = samples(99, 3)
-    adapted = adapt_task(make(steps=30), "new", (x, y))
+    hnet, random = make(steps=30), torch.get_rng_state()
+    adapted = adapt_task(hnet, "new", (x, y))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert adapted.warnings == ()
     assert "One example a class cannot tell" in adapted.why
     assert adapted.interval[1] - adapted.interval[0] > 0.5
 

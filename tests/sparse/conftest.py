@@ -17,5 +17,8 @@ def poison(monkeypatch):
 
         return make
 
-    for owner, name in ((Memory, "empty"), (torch.Tensor, "new_empty"), (torch, "empty")):
+    for owner, name in (
+        *((Memory, "empty"), (torch.Tensor, "new_empty")),
+        *((torch, "empty"), (torch, "empty_like")),
+    ):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

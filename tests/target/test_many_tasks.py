@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import math
 import pickle
@@ -486,3 +487,45 @@ def test_what_a_target_keeps_elsewhere_is_every_task_s_own(where):
         kept = collected if where == "module" else hnet.target.module.closed()
         assert len(kept) == 2 * TASKS
         torch.testing.assert_close(torch.stack(kept[TASKS:]), expected)
+
+
+@pytest.fixture
+def no_waiting():
+    """Context in which anything that waits for the GPU is an error."""
+
+    @contextlib.contextmanager
+    def context():
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return context
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["mlp", "batch norm", "convolutions"])
+@pytest.mark.parametrize("tasks", [1, 2, 3, TASKS])
+def test_on_a_gpu_a_step_waits_for_nothing_and_three_tasks_share_a_run(kind, tasks, no_waiting):
+    hnet = make(Runs(TARGETS[kind][0]())).cuda()
+    ids = torch.arange(3 * TASKS) % tasks
+    x = samples(kind, len(ids)).cuda()
+    for task in (ids, 1):
+        for _ in range(2):  # the first finds out
+            hnet(x, task=task).sum().backward()
+        sizes.clear()
+        with no_waiting():
+            hnet(x, task=task).sum().backward()
+        count = tasks if task is ids else 1
+        assert sizes == [3 * TASKS // count] * (count if count < 3 else 1)
+
+
+@pytest.mark.gpu
+def test_task_numbers_on_a_gpu_and_on_the_cpu():
+    hnet, ids = make(normed()).cuda(), torch.arange(2 * TASKS) % TASKS
+    x = torch.randn(len(ids), 4, device="cuda")
+    one = hnet.eval()(x, task=ids)
+    torch.testing.assert_close(hnet(x, task=ids.cuda()), one)
+    torch.testing.assert_close(hnet(x, task=hnet.group(ids, len(x))), one)

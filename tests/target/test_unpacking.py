@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from torch.func import grad, vmap
 
 from sparsehyper._util.memory import MIN_POOLED_BYTES, shared_memory
+from sparsehyper.target import unpacking
 from sparsehyper.target.unpacking import UnpackPlan, unpack
 
 SHAPES = [torch.Size(shape) for shape in [(3, 4), (5,), (), (2, 1, 2)]]
@@ -15,6 +17,14 @@ PLAN = UnpackPlan(
     [shape.numel() for shape in SHAPES], SHAPES, [0.5, 2.0, 3.0, 1.5], [0.0, 1.0, 0.0, -2.0]
 )
 NUMEL = sum(PLAN.sizes)
+
+
+@pytest.fixture(params=["cpu", "gpu's way"])
+def way(request, monkeypatch):
+    """Run a test on the CPU too by the operations that are meant for a GPU."""
+    if request.param != "cpu":
+        monkeypatch.setattr(unpacking, "_on_gpu", lambda _: True)
+    return request.param
 
 
 def vector(*lead: int) -> torch.Tensor:
@@ -34,7 +44,7 @@ def expected(generated: torch.Tensor, base: torch.Tensor | None) -> list[torch.T
 
 @pytest.mark.parametrize("based", [False, True])
 @pytest.mark.parametrize("lead", [(), (2,), (0,)])
-def test_values_and_derivatives_of_both_orders(based, lead):
+def test_values_and_derivatives_of_both_orders(based, lead, way):
     inputs = (vector(*lead), vector()) if based else (vector(*lead),)
 
     def tensors(generated, base=None):
@@ -44,7 +54,8 @@ def test_values_and_derivatives_of_both_orders(based, lead):
         tensors(*inputs), expected(inputs[0], inputs[1] if based else None), strict=True
     ):
         torch.testing.assert_close(tensor, value)
-        assert tensor.is_contiguous()
+        assert tensor.is_contiguous() or way != "cpu"
+        assert all(each.is_contiguous() for each in (tensor if lead else [tensor]))
     for some in ([0], [1], [0, 1]) if based else ([0],):
         for i, tensor in enumerate(inputs):
             tensor.requires_grad_(i in some)
@@ -52,7 +63,7 @@ def test_values_and_derivatives_of_both_orders(based, lead):
         assert torch.autograd.gradgradcheck(tensors, inputs, check_fwd_over_rev=True)
 
 
-def test_a_tensor_without_a_gradient_counts_as_zero():
+def test_a_tensor_without_a_gradient_counts_as_zero(way):
     generated = vector()
     unpack(generated, PLAN)[1].sum().backward()
     assert generated.grad.nonzero().flatten().tolist() == [12, 13, 14, 15, 16]
@@ -60,7 +71,7 @@ def test_a_tensor_without_a_gradient_counts_as_zero():
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 1), (1, None)])
-def test_vmap_and_grad_transforms(in_dims):
+def test_vmap_and_grad_transforms(in_dims, way):
     generated, base = (
         vector() if dim is None else vector(3).movedim(0, dim).detach() for dim in in_dims
     )
@@ -107,18 +118,18 @@ def test_fake_tensors_and_views_of_a_negation():
 
 
 @pytest.mark.parametrize("size", [NUMEL - 1, NUMEL + 1])
-def test_a_vector_of_another_length_is_refused(size):
+def test_a_vector_of_another_length_is_refused(size, way):
     with pytest.raises(RuntimeError, match="split"):
         unpack(torch.zeros(size), PLAN)
 
 
-def test_a_base_of_another_dtype():
+def test_a_base_of_another_dtype(way):
     generated, base = torch.randn(NUMEL), torch.randn(NUMEL, dtype=torch.double)
     for tensor, value in zip(unpack(generated, PLAN, base), expected(generated, base), strict=True):
         torch.testing.assert_close(tensor.double(), value.double())
 
 
-def test_forward_mode_of_the_kernels_equals_reverse_mode():
+def test_forward_mode_of_the_kernels_equals_reverse_mode(way):
     generated, base = torch.randn(2, NUMEL), torch.randn(NUMEL)
 
     def loss(generated, base):
@@ -160,7 +171,7 @@ def test_each_tensor_has_a_storage_of_its_own(lead, large):
 
 
 @pytest.mark.parametrize("layer", ["Embedding", "EmbeddingBag"])
-def test_gradients_that_list_the_rows_looked_up(layer):
+def test_gradients_that_list_the_rows_looked_up(layer, way):
     shapes = [torch.Size([10, 4]), torch.Size([3])]
     plan = UnpackPlan([40, 3], shapes, [2.0, 0.5], [0.0, 0.0])
     index, gradients = torch.arange(12).view(4, 3) % 10, []
@@ -176,9 +187,83 @@ def test_gradients_that_list_the_rows_looked_up(layer):
     torch.testing.assert_close(*gradients)
 
 
-def test_a_gradient_without_memory_is_one_of_zeros():
+def test_a_gradient_without_memory_is_one_of_zeros(way):
     generated = torch.randn(NUMEL, requires_grad=True)
     tensors = unpack(generated, PLAN)
     zeros = [torch._efficientzerotensor(t.shape) for t in tensors]
     (grad,) = torch.autograd.grad(tensors, generated, zeros)
     assert grad.eq(0).all()
+
+
+@pytest.mark.parametrize("way", ["gpu's way"], indirect=True)
+@pytest.mark.parametrize("shapes", [[(64, 4), (16,), (5,)], [(3, 5), (), (0,), (70,)]])
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_on_a_gpu_all_tensors_are_aligned_parts_of_one_block(shapes, lead, way):
+    shapes = [torch.Size(shape) for shape in shapes]
+    sizes = [shape.numel() for shape in shapes]
+    plan = UnpackPlan(sizes, shapes, [2.0] * len(shapes), [1.0] * len(shapes))
+    generated = torch.randn(*lead, sum(sizes), requires_grad=True)
+    tensors = unpack(generated, plan)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    first = tensors[0].data_ptr()
+    for tensor in tensors:
+        for row in tensor if lead else [tensor]:
+            assert not row.numel() or (row.data_ptr() - first) % 64 == 0
+    before = [tensor.detach().clone() for tensor in tensors[1:]]
+    with torch.no_grad():
+        tensors[0].zero_()  # as an embedding with a largest norm does
+    for tensor, was in zip(tensors[1:], before, strict=True):
+        torch.testing.assert_close(tensor, was, rtol=0, atol=0)
+    sum(tensor.square().sum() for tensor in tensors[1:]).backward()
+    assert generated.grad[..., : sizes[0]].eq(0).all()
+
+
+def test_a_plan_s_copies_carry_no_vectors(way):
+    unpack(torch.randn(NUMEL), PLAN)
+    for copied in (copy.deepcopy(PLAN), pickle.loads(pickle.dumps(PLAN))):
+        assert copied == PLAN
+        assert not {"_blocks", "packed"} & set(vars(copied))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shapes", [[(4, 5), (8,)] * 40, [(3, 5), (7,)] * 40])
+@pytest.mark.parametrize("based", [False, True])
+def test_on_a_gpu_few_launches_compute_what_the_cpu_computes(shapes, based):
+    shapes = [torch.Size(shape) for shape in shapes]
+    sizes = [shape.numel() for shape in shapes]
+    stds = [0.5 + i for i in range(len(sizes))]
+    plan = UnpackPlan(sizes, shapes, stds, [1.0] * len(sizes))
+    inputs = [torch.randn(sum(sizes)) for _ in range(1 + based)]
+
+    def run(device):
+        leaves = [each.clone().to(device).requires_grad_() for each in inputs]
+        tensors = unpack(leaves[0], plan, *leaves[1:])
+        torch.autograd.backward(tensors, [tensor.detach().cos() for tensor in tensors])
+        return [*tensors, *(leaf.grad for leaf in leaves)]
+
+    for here, there in zip(run("cpu"), run("cuda"), strict=True):
+        torch.testing.assert_close(there.cpu(), here)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run("cuda")
+        torch.cuda.synchronize()
+    launched = [
+        event.name
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and "cos" not in event.name
+    ]
+    assert 4 <= len(launched) < 12, launched
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_derivatives_of_both_orders_on_a_gpu(lead):
+    inputs = [
+        vector(*lead).detach().cuda().requires_grad_(),
+        vector().detach().cuda().requires_grad_(),
+    ]
+
+    def tensors(generated, base):
+        return unpack(generated, PLAN, base)
+
+    assert torch.autograd.gradcheck(tensors, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(tensors, inputs, check_fwd_over_rev=True)

@@ -35,14 +35,18 @@ def takes(*tensors: Tensor) -> bool:
 
 
 def at_address(tensor: Tensor) -> bool:
-    """Whether the kernels may read a tensor at its address: no subclass, wrapper or negation."""
-    if (
-        compiled is None
-        or type(tensor) not in _PLAIN_TYPES
-        or tensor.dtype is not torch.float32
-        or not tensor.is_cpu
-        or tensor.is_neg()
-    ):
+    """Whether the kernels may read a tensor at its address."""
+    return (
+        compiled is not None
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and has_address(tensor)
+    )
+
+
+def has_address(tensor: Tensor) -> bool:
+    """Whether a tensor is what its memory holds: no subclass, wrapper or negation."""
+    if type(tensor) not in _PLAIN_TYPES or tensor.is_neg():
         return False
     try:  # tensors without memory, such as efficient zeros, have address 0
         return tensor.data_ptr() != 0 or tensor.numel() == 0

@@ -6,15 +6,42 @@ The bias is not penalised. With the matrix H that maps targets to fitted values,
 sample i from all others is (ŷ_i - H_ii y_i) / (1 - H_ii), without a second fit. Everything is
 differentiable in the features, the targets and the penalty.
 
+Where many tasks share the meaning of their targets, a layer has a prior N(mean, covariance), which
+`fit_prior` finds from the tasks themselves, and `solve_under_prior` is the posterior mean.
+
 Source: leave-one-out predictions as in G. Golub et al., "Generalized cross-validation as a method
 for choosing a good ridge parameter" (1979); a head in closed form to train features for, as in
-L. Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (ICLR 2019).
+L. Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (ICLR 2019). Priors as
+in J. Harrison et al., "Meta-learning priors for efficient online Bayesian regression" (WAFR 2018),
+found by expectation maximisation, as in N. Laird and J. Ware, "Random-effects models for
+longitudinal data" (1982). Deviation: the covariance is shrunk towards its own diagonal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+_ROUNDS = 40  # of expectation maximisation
+_PSEUDO_TASKS = 5.0  # tasks that the covariance's own diagonal counts for
+_SMALL = 1e-8
+
+
+class LayerPrior(NamedTuple):
+    """The normal prior of a linear layer, output by output, of features divided by √F and a one.
+
+    Attributes:
+        mean: ``[C, F + 1]``.
+        covariance: ``[C, F + 1, F + 1]``.
+        noise: variance of targets around their fitted values, ``[C]``.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    noise: Tensor
 
 
 def solve_ridge(
@@ -63,6 +90,59 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: Tensor | float) ->
         fitted, own = centred @ (half @ y), (centred * half.T).sum(1)
     own = (own + 1 / n)[:, None]
     return (y_mean + (fitted - own * y) / (1 - own)).to(features.dtype)
+
+
+def fit_prior(tasks: Sequence[tuple[Tensor, Tensor]]) -> LayerPrior:
+    """The prior under which the targets of all tasks are likeliest.
+
+    Args:
+        tasks: features ``[n, F]`` and targets ``[n, C]`` of each task, at least 2 tasks.
+    """
+    pairs = [(_with_one(features), y.double()) for features, y in tasks]
+    grams = torch.stack([phi.T @ phi for phi, _ in pairs])
+    moments = torch.stack([y.T @ phi for phi, y in pairs])
+    squares = torch.stack([y.square().sum(0) for _, y in pairs])
+    total, count, width = sum(len(y) for _, y in pairs), len(pairs), grams.shape[1]
+    eye = torch.eye(width).to(grams)
+    found = []
+    for output in range(moments.shape[1]):
+        moment, square = moments[:, output], squares[:, output]
+        mean, covariance = grams.new_zeros(width), eye
+        noise = (square.sum() / total).clamp(min=_SMALL)
+        for _ in range(_ROUNDS):
+            precision = torch.linalg.inv(covariance + _SMALL * eye)
+            posterior = torch.linalg.inv(precision + grams / noise)
+            weights = torch.einsum("tij,tj->ti", posterior, moment / noise + precision @ mean)
+            mean = weights.mean(0)
+            spread = posterior.sum(0) + (weights - mean).T @ (weights - mean)
+            diagonal = (spread.diagonal() / count).diag()
+            covariance = (spread + _PSEUDO_TASKS * diagonal) / (count + _PSEUDO_TASKS)
+            fitted = torch.einsum("ti,tij,tj->t", weights, grams, weights)
+            errors = square - 2 * (weights * moment).sum(1) + fitted
+            noise = ((errors.sum() + (posterior * grams).sum()) / total).clamp(min=_SMALL)
+        found.append((mean, covariance, noise))
+    return LayerPrior(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+
+def solve_under_prior(
+    features: Tensor, targets: Tensor, prior: LayerPrior
+) -> tuple[Tensor, Tensor]:
+    """The posterior mean of a layer, given its prior; arguments and result as `solve_ridge`."""
+    phi, width = _with_one(features), features.shape[1]
+    mean, eye = prior.mean.double(), torch.eye(width + 1).to(phi)
+    gain = prior.covariance.double() / prior.noise.double()[:, None, None]
+    moment = phi.T @ (targets.double() - phi @ mean.T)
+    layer = (
+        mean + torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ moment.T[..., None])[..., 0]
+    )
+    weight, bias = layer[:, :width] / width**0.5, layer[:, width]
+    return weight.to(features.dtype), bias.to(features.dtype)
+
+
+def _with_one(features: Tensor) -> Tensor:
+    """Features divided by √F, and a one, ``[n, F + 1]`` in float64."""
+    scaled = features.double() / features.shape[1] ** 0.5
+    return torch.cat([scaled, scaled.new_ones(len(scaled), 1)], 1)
 
 
 def _centred(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
 from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of
 from sparsehyper.adaptation.usual import Usual
 
-_PRIOR_COUNT = 2.0  # samples that the prior on weights is worth
+_PRIOR_COUNT = 3.0  # samples that the prior on weights is worth
 _LEAST_WEIGHT = 0.05
 
 

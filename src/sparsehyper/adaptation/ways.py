@@ -98,12 +98,8 @@ class Start:
         """The model; if the hypernetwork has a head in closed form, with that of the samples."""
         if self.hnet.head is not None:
             features = torch.cat([model(some) for some in x.split(_PIECE)])
-            weight, bias = self.hnet.head.solve(features, y)
-            layer = nn.Linear(weight.shape[1], len(weight)).to(weight)
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
             owner, attribute = owner_of(model, self.hnet.head_layer)
-            setattr(owner, attribute, layer)
+            setattr(owner, attribute, _layer(*self.hnet.head.solve(features, y)))
         return model
 
     def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
@@ -111,9 +107,9 @@ class Start:
         with torch.no_grad():
             found = model(x[:2])
         if self.outputs is not None and found.shape[1] < self.outputs:
-            layer = new_last_layer(model, x, self.outputs)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            _, last = _last_layer(model, x)
+            weight = last.weight.new_zeros(self.outputs, last.in_features)
+            _replace_last(model, x, weight, weight[:, 0])
         return model
 
     def nearest(self, x: Tensor, y: Tensor, count: int) -> list[int]:
@@ -167,10 +163,7 @@ def head(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.M
     weight, bias = _solved(start, torch.cat(features, 1), y[:_MOST_FEATURES], outputs)
     widths = [own.shape[1] for own in features]
     for model, part in zip(models, weight.split(widths, 1), strict=True):
-        layer = new_last_layer(model, x, outputs)
-        with torch.no_grad():
-            layer.weight.copy_(len(models) * part)  # the mixture takes the mean
-            layer.bias.copy_(bias)
+        _replace_last(model, x, len(models) * part, bias)  # the mixture takes the mean
     return Mixture(models)
 
 
@@ -180,11 +173,7 @@ def linear(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn
         raise Unsuitable("its inputs are not numbers")
     outputs = start.outputs or start.average_model(x, y)(x[:2]).shape[1]
     weight, bias = _solved(start, x[:_MOST_FEATURES].flatten(1), y[:_MOST_FEATURES], outputs)
-    layer = nn.Linear(weight.shape[1], outputs).to(weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return nn.Sequential(nn.Flatten(), layer)
+    return nn.Sequential(nn.Flatten(), _layer(weight, bias))
 
 
 def scratch(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
@@ -234,31 +223,30 @@ def fit_near(
         z, tables = fitter.fit(fitter.starts("nearest", seed), "free", _STEPS, _MOST_SAMPLES)
         losses, tables = fitter.assess(z, tables)
         order = losses[0].argsort()
-        z, statistics = z[0, order], [table[0, order] for table in tables]
-        for i in range(count):
-            with torch.no_grad():
-                tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
-            model = target.materialize(tensors, None)
-            target.statistics.set_tables(model, [table[i].clone() for table in statistics])
-            models.append(start.with_head(merge(model).eval(), x, y))
+    z, statistics = z[0, order], [table[0, order] for table in tables]
+    for i in range(count):
+        with torch.no_grad():
+            tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
+        model = target.materialize(tensors, None)
+        target.statistics.set_tables(model, [table[i].clone() for table in statistics])
+        models.append(start.with_head(merge(model).eval(), x, y))
     return z, statistics, models
 
 
-def new_last_layer(model: nn.Module, x: Tensor, outputs: int) -> nn.Linear:
-    """Replace the last layer of a model.
+def _layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with copies of these parameters; no random number is drawn."""
+    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return layer
 
-    Args:
-        model: the model, changed in place.
-        x: inputs to run the model on, to find the layer.
-        outputs: number of outputs of the new layer.
-    """
-    name, last = _last_layer(model, x)
-    layer = nn.Linear(last.in_features, outputs).to(last.weight)
+
+def _replace_last(model: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Replace the last layer of a model, in place; ``x`` are inputs to find it with."""
+    name, _ = _last_layer(model, x)
     if not name:
         raise Unsuitable("the target is a linear layer itself")
     owner, attribute = owner_of(model, name)
-    setattr(owner, attribute, layer)
-    return layer
+    setattr(owner, attribute, _layer(weight, bias))
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:

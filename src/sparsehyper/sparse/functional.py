@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparsehyper._util import kernels
-from sparsehyper.sparse import native
-from sparsehyper.sparse.wirings import Wiring
+from sparsehyper.sparse import gpu, native
+from sparsehyper.sparse.wirings import Wiring, check
 
 
 def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
@@ -35,6 +35,8 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
             has been written to since the forward pass.
         TypeError: x and weights of different dtypes.
     """
+    if torch.compiler.is_compiling() and (layers := _compiled_layers(x, [wiring])):
+        return gpu.compiled_chain(x, [weight], layers)
     function = _Apply if torch.compiler.is_compiling() else _DualApply
     return function.apply(x, weight, wiring)
 
@@ -52,10 +54,21 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Wiring]) -> Ten
     Returns:
         Output of the last layer, ``[batch, n_out]``.
     """
+    if torch.compiler.is_compiling() and (layers := _compiled_layers(x, wirings)):
+        return gpu.compiled_chain(x, weights, layers)
     # The compiler joins the nodes itself.
-    if torch.compiler.is_compiling() or not kernels.takes(x, *weights):
+    if torch.compiler.is_compiling() or not (kernels.takes(x, *weights) or gpu.suits(x)):
         return _one_by_one(x, wirings, weights)
     return _Chain.apply(x, wirings, *weights)[0]
+
+
+def _compiled_layers(x: Tensor, wirings: Sequence[Wiring]) -> list[gpu.Layer] | None:
+    """The wirings in a GPU's memory if a compiled chain can use its kernels, else None."""
+    if not gpu.suits(x):
+        return None
+    layers = [wiring.prepared for wiring in wirings]
+    found = [layer for layer in layers if layer is not None and layer.sources.device == x.device]
+    return found if len(found) == len(layers) else None
 
 
 def _one_by_one(x: Tensor, wirings: list[Wiring], weights: Sequence[Tensor]) -> Tensor:
@@ -198,6 +211,9 @@ class _Chain(Function):
     def forward(x: Tensor, wirings: list[Wiring], *weights: Tensor) -> tuple[Tensor, Tensor]:
         if all(kernels.at_address(tensor) for tensor in (x, *weights)):
             return native.chain(x, weights, [wiring.native for wiring in wirings])
+        if gpu.takes(x, *weights):
+            layers = [wiring.layer(x.device) for wiring in wirings]
+            return gpu.chain(x, weights, layers, lambda: _check(x, weights, wirings))
         return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass, without memory
 
     @staticmethod
@@ -207,7 +223,8 @@ class _Chain(Function):
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
         _save_versions(ctx, ctx.wirings)
-        ctx.native = output[1].numel() or len(weights) == 1  # the kernels' backward can be used
+        # The kernels' backward can be used.
+        ctx.in_one_call = output[1].numel() or len(weights) == 1
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -217,14 +234,18 @@ class _Chain(Function):
         if g is None:
             return (None,) * (2 + len(weights))
         _check_unchanged(ctx, wirings)
-        if (
-            ctx.native
-            and not torch.is_grad_enabled()
-            and all(map(kernels.at_address, (g, x, between, *weights)))
-        ):
-            native_wirings = [wiring.native for wiring in wirings]
-            gx, grads = native.chain_adjoint(g, x, between, weights, native_wirings, needs_x, needs)
-            return gx, None, *grads
+        if ctx.in_one_call and not torch.is_grad_enabled():
+            tensors = (g, x, between, *weights)
+            if all(map(kernels.at_address, tensors)):
+                native_wirings = [wiring.native for wiring in wirings]
+                gx, grads = native.chain_adjoint(
+                    g, x, between, weights, native_wirings, needs_x, needs
+                )
+                return gx, None, *grads
+            if gpu.takes(*tensors):
+                layers = [wiring.layer(x.device) for wiring in wirings]
+                gx, grads = gpu.chain_adjoint(g, x, between, weights, layers, needs_x, needs)
+                return gx, None, *grads
         # Higher derivatives and transforms go layer by layer.
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
         gx, grads = g, [None] * len(weights)
@@ -256,6 +277,14 @@ class _Chain(Function):
         y = run(x, *weights)
         # The kernels' backward would need the outputs in between; transforms go layer by layer.
         return (y, y.new_empty(0)), (0, None)
+
+
+def _check(x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> None:
+    """Raise if the layers of a chain do not fit their weights or one another."""
+    shape = x.shape
+    for wiring, weight in zip(wirings, weights, strict=True):
+        check(wiring, shape, x.dtype, weight)
+        shape = torch.Size([len(x), weight.shape[1]])
 
 
 def _save_versions(ctx: Any, wirings: Sequence[Wiring]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
+from sparsehyper.sparse import gpu
 from sparsehyper.sparse.functional import sparse_chain, sparse_linear
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring, writes
 
-# Circulant layers with fewer inputs use an index: their slices are too short to be fast.
+# Circulant layers with fewer inputs use an index: their slices are too short to be fast. (A GPU's
+# kernels need no slices.)
 _MIN_CIRCULANT_INPUTS = 4096
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -192,12 +195,15 @@ class SparseLinear(nn.Module):
         self._check_wiring(wiring)
         if self.topology != "circulant":
             self._planned = Indexed(self.in_features, wiring.to(torch.int32))
-        elif self.in_features >= _MIN_CIRCULANT_INPUTS:
+        elif self.in_features >= _MIN_CIRCULANT_INPUTS or gpu.serves(wiring.device):
             self._planned = Circulant(self.in_features, wiring.tolist())
+            self._buffers.pop("_sources", None)  # of the plan for another device
         else:
             self.register_buffer("_sources", self.connections(), persistent=False)
             self._planned = Indexed(self.in_features, self._sources)
         self._planned_for = wiring, version
+        if gpu.serves(wiring.device):
+            self._planned.layer(wiring.device)
 
     def _wiring(self) -> Wiring:
         if not torch.compiler.is_compiling():
@@ -210,6 +216,13 @@ class SparseLinear(nn.Module):
             if self._planned.sources is not sources:
                 return Indexed(self.in_features, sources)
         return self._planned
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if gpu.serves(getattr(self, self._wiring_name).device):
+            with suppress(ValueError):  # memory to be filled later, by `to_empty`
+                self._wiring()  # the compiler, which may come first, cannot plan
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

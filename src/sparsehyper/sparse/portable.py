@@ -71,10 +71,10 @@ def indexed_adjoint(
     w: Tensor,
     sources: Tensor,
     order: Tensor,
-    offsets: Tensor,
+    starts: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Like `circulant_adjoint`; ``order`` and ``offsets`` are from `transposed`."""
+    """Like `circulant_adjoint`; ``order`` and ``starts`` are from `transposed`."""
     gx, gw = g.new_empty(0), g.new_empty(0)
     table = g.T.contiguous()
     if needs[0] and len(g) == 0:
@@ -83,7 +83,12 @@ def indexed_adjoint(
         weights = w.reshape(-1).index_select(0, order)
         outputs = order % w.shape[1]
         gx = embedding_bag(
-            outputs, table, offsets, mode="sum", per_sample_weights=weights
+            outputs,
+            table,
+            starts,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
         ).T.contiguous()
     if needs[1] and w.numel() * len(x) <= _MAX_GATHERED_AT_ONCE:
         taken = x.index_select(1, sources.view(-1)).view(len(x), *w.shape)
@@ -101,7 +106,7 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         The connections ``t · n_out + j``, int32 ``[fan_in · n_out]``, sorted by their source; and
-        the start of each input's group, int32 ``[n_in]``.
+        where each input's group starts and the last one ends, int32 ``[n_in + 1]``.
 
     Raises:
         ValueError: a source that is not an input.
@@ -113,7 +118,8 @@ def transposed(sources: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
         )
     counts = torch.bincount(flat, minlength=n_in)
     order = flat.argsort(stable=True)
-    return order.to(torch.int32), (counts.cumsum(0) - counts).to(torch.int32)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return order.to(torch.int32), starts.to(torch.int32)
 
 
 def _copies(

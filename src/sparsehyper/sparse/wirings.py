@@ -9,8 +9,9 @@ and its adjoint, for a gradient g of y, is
     adjoint:  gx[b, i] = Σ_{t, j : source(t, j) = i} w[t, j] · g[b, j]
               gw[t, j] = Σ_b g[b, j] · x[b, source(t, j)]
 
-On the CPU in float32 they run in C kernels (``native``). Elsewhere, and if the package was
-installed without a compiler, they run in plain PyTorch (``portable``).
+On the CPU in float32 they run in C kernels (``native``), and on a GPU in float32 and bfloat16 in
+Triton kernels (``gpu``). Elsewhere, without a compiler or without Triton, they run in plain
+PyTorch (``portable``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util import kernels
-from sparsehyper.sparse import native, portable
+from sparsehyper.sparse import gpu, native, portable
 
 
 class Circulant:
@@ -49,6 +50,7 @@ class Circulant:
                 f"`shifts` must lie in [0, {n_in}), got {min(self._flat)} to {max(self._flat)}"
             )
         self.native = native.Shifts(n_in, self._flat)
+        self.prepared: gpu.Layer | None = None  # for a GPU
 
     @property
     def version(self) -> int:
@@ -66,19 +68,33 @@ class Circulant:
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        _check(self, x, w)
+        check(self, x.shape, x.dtype, w)
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
+        if gpu.takes(x, w):
+            return gpu.chain(x, [w], [self.layer(x.device)])[0]
         return portable.circulant(x, w, self.shifts)
 
     def adjoint(
         self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        _check(self, x, w, g)
+        check(self, x.shape, x.dtype, w)
+        _check_gradient(g, x, w)
         if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.circulant_adjoint(g, x, w, self._flat, *needs)
+        if gpu.takes(g, x, w):
+            return gpu.adjoint(g, x, w, self.layer(x.device), needs)
         return portable.circulant_adjoint(g, x, w, self.shifts, needs)
+
+    def layer(self, device: torch.device) -> gpu.Layer:
+        """The wiring in the memory of a GPU."""
+        layer = self.prepared
+        if layer is None or layer.sources.device != device:
+            numbers = [self.n_in, self.fan_in, *self._flat]
+            table = torch.tensor(numbers, dtype=torch.int32, device=device)
+            layer = self.prepared = gpu.Layer(self.n_in, table, shifts=self._flat)
+        return layer
 
 
 class Indexed:
@@ -94,6 +110,7 @@ class Indexed:
         self.fan_in = len(sources)
         self.sources = sources
         self.native = native.Sources(n_in, sources)
+        self.prepared: gpu.Layer | None = None  # for a GPU
         self._transposed: tuple[Tensor, Tensor] | None = None
         self._transposed_version = 0  # version of the sources when the list was made
 
@@ -114,19 +131,32 @@ class Indexed:
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """The output y ``[batch, n_out]`` of x ``[batch, n_in]`` and w ``[fan_in, n_out]``."""
-        _check(self, x, w)
+        check(self, x.shape, x.dtype, w)
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
+        if gpu.takes(x, w):
+            return gpu.chain(x, [w], [self.layer(x.device)])[0]
         return portable.indexed(x, w, self.sources)
 
     def adjoint(
         self, g: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         """The gradients gx and gw; one that ``needs`` does not name is empty."""
-        _check(self, x, w, g)
+        check(self, x.shape, x.dtype, w)
+        _check_gradient(g, x, w)
         if kernels.takes(g, x, w):
             return torch.ops.sparsehyper.indexed_adjoint(g, x, w, self.sources, *needs)
+        if gpu.takes(g, x, w):
+            return gpu.adjoint(g, x, w, self.layer(x.device), needs)
         return portable.indexed_adjoint(g, x, w, self.sources, *self._by_input(), needs)
+
+    def layer(self, device: torch.device) -> gpu.Layer:  # noqa: ARG002
+        """The wiring in the memory of the GPU that holds the sources."""
+        layer, by_input = self.prepared, self._by_input()
+        if layer is None or layer.by_input is not by_input:
+            layer = gpu.Layer(self.n_in, self.sources.contiguous(), by_input=by_input)
+            self.prepared = layer
+        return layer
 
     def _by_input(self) -> tuple[Tensor, Tensor]:
         version = 0 if torch.compiler.is_compiling() else self.version
@@ -144,17 +174,18 @@ def writes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _check(wiring: Wiring, x: Tensor, w: Tensor, g: Tensor | None = None) -> None:
-    """Raise if tensors do not fit the wiring or one another."""
-    if x.ndim != 2 or x.shape[1] != wiring.n_in:
-        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(x.shape)}")
+def check(wiring: Wiring, shape: Sequence[int], dtype: torch.dtype, w: Tensor) -> None:
+    """Raise if weights do not fit the wiring or an x of this shape and dtype."""
+    if len(shape) != 2 or shape[1] != wiring.n_in:
+        raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(shape)}")
     if w.ndim != 2 or len(w) != wiring.fan_in:
         raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
     wiring.check(w)
-    if w.dtype != x.dtype:
-        raise TypeError(f"`weight` must be {x.dtype}, as `x` is, got {w.dtype}")
-    if g is None:
-        return
+    if w.dtype != dtype:
+        raise TypeError(f"`weight` must be {dtype}, as `x` is, got {w.dtype}")
+
+
+def _check_gradient(g: Tensor, x: Tensor, w: Tensor) -> None:
     if g.shape != (len(x), w.shape[1]) or g.dtype != x.dtype:
         raise ValueError(
             f"`g` must be {x.dtype} of shape {[len(x), w.shape[1]]}, as the output is, got "

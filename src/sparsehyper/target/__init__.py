@@ -2,7 +2,7 @@
 
 target            the module, its layout and its base: from θ to the output
 initialisation    mean and standard deviation of each generated tensor
-unpacking         from a flat vector to tensors, and back
+unpacking, blocks from a flat vector to tensors, and back
 replica_plan      which modules a call copies, and where its tensors go
 replicas          one call on shallow copies
 references        modules that a value refers to

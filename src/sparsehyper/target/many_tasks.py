@@ -10,40 +10,74 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sparsehyper._util.devices import to_device
 from sparsehyper.target.sharing import Group, is_batched
 from sparsehyper.target.target import Target
 
 
-def group_samples(task: Tensor) -> tuple[Tensor, list[int], Tensor]:
+class Grouping(NamedTuple):
+    """Which samples of a batch belong to which task.
+
+    Attributes:
+        tasks: The distinct tasks, integers ``[tasks]``.
+        counts: Number of samples of each task; equal counts are neighbours.
+        order: The indices ``[batch]`` that sort the samples by task; None if they are sorted.
+    """
+
+    tasks: Tensor
+    counts: tuple[int, ...]
+    order: Tensor | None
+
+    def of_samples(self) -> Tensor:
+        """The task of each sample, ``[batch]``."""
+        counts = torch.tensor(self.counts, device=self.tasks.device)
+        size = sum(self.counts)
+        sorted_tasks = self.tasks.repeat_interleave(counts, output_size=size)
+        if self.order is None:
+            return sorted_tasks
+        return torch.empty_like(sorted_tasks).index_copy_(0, self.order, sorted_tasks)
+
+    def to(self, device: torch.device) -> Grouping:
+        """The same on a device, by one copy from the CPU, for which nothing waits."""
+        if device.type == self.tasks.device.type:
+            return self
+        if self.order is None:
+            return self._replace(tasks=to_device(self.tasks, device))
+        tasks, order = to_device(torch.cat([self.tasks, self.order]), device).split(
+            [len(self.tasks), len(self.order)]
+        )
+        return self._replace(tasks=tasks, order=order)
+
+
+def group_samples(task: Tensor) -> Grouping:
     """Sort the samples of a batch by task; tasks with equally many samples become neighbours.
 
     Args:
-        task: integers ``[batch]``.
+        task: integers ``[batch]``, on the CPU: how many runs there are depends on them.
 
     Returns:
-        The distinct tasks, the number of samples of each, and the indices ``[batch]`` that put the
-        samples in the order of the tasks. An empty batch has one task, 0, with no samples.
+        The grouping. An empty batch has one task, 0, with no samples.
     """
-    distinct, inverse, counts = torch.unique(task, return_inverse=True, return_counts=True)
+    distinct, inverse, counts = torch.unique(task.long(), return_inverse=True, return_counts=True)
     if len(task) == 0:
-        distinct = counts = task.new_zeros(1)
+        distinct = counts = torch.zeros(1, dtype=torch.int64)
     counts, position = counts.sort(stable=True)
     order = position.argsort()[inverse].argsort(stable=True)
-    return distinct[position], counts.tolist(), order
+    return Grouping(distinct[position], tuple(counts.tolist()), order)
 
 
 def run_tasks(
     target: Target,
     raw: Tensor,
     statistics: Sequence[Tensor],
-    counts: list[int],
-    order: Tensor,
+    counts: Sequence[int],
+    order: Tensor | None,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> tuple[Any, list[Tensor] | None]:
     """The target's output for a batch of many tasks.
@@ -54,7 +88,7 @@ def run_tasks(
         statistics: batch-norm statistics of the tasks ``[tasks, *shape]``, as
             `NormStatistics.rows` returns them.
         counts: number of samples of each task; equal counts must be neighbours.
-        order: indices ``[batch]`` that sort the samples by task.
+        order: indices ``[batch]`` that sort the samples by task; None if they are sorted.
         inputs: positional and keyword arguments of the target; the first dimension of every tensor
             is the batch.
 
@@ -65,7 +99,7 @@ def run_tasks(
         ValueError: a tensor in ``inputs`` or in the output whose first dimension is not the batch.
     """
     leaves, structure = pytree.tree_flatten(inputs)
-    leaves = [_reordered(leaf, order) for leaf in leaves]
+    leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
     groups = [(count, len(list(same))) for count, same in itertools.groupby(counts)]
     # A single group needs no split, whose gradient would be a copy.
     parts = raw.split([n for _, n in groups]) if len(groups) > 1 else [raw]
@@ -79,25 +113,25 @@ def run_tasks(
         sizes += [n * count // len(runs)] * len(runs)
         changed.append((before, after))
         first, start = first + n, end
-    out = _join_outputs(outputs, order.argsort(), sizes)
+    out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
     if all(after is None for _, after in changed):
         return out, None
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
-    return out, [torch.cat(parts) for parts in rows]
+    return out, [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in rows]
 
 
-def _reordered(leaf: Any, order: Tensor) -> Any:
+def _reordered(leaf: Any, count: int, order: Tensor | None) -> Any:
     if not is_batched(leaf):
         return leaf
-    if len(leaf) != len(order):
+    if len(leaf) != count:
         raise ValueError(
-            f"`task` names {len(order)} samples, so every tensor given to the target must "
-            f"have {len(order)} as its first size, got a tensor of shape {list(leaf.shape)}"
+            f"`task` names {count} samples, so every tensor given to the target must "
+            f"have {count} as its first size, got a tensor of shape {list(leaf.shape)}"
         )
-    return leaf[order]
+    return leaf if order is None else leaf[order]
 
 
-def _join_outputs(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
+def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) -> Any:
     """Outputs of consecutive runs as one batch, in the order of the samples."""
 
     def join(*leaves: Any) -> Any:
@@ -110,6 +144,7 @@ def _join_outputs(outputs: list[Any], order: Tensor, sizes: list[int]) -> Any:
                     "with one `task` per sample every output of the target must be a tensor with "
                     f"the batch as its first dimension, got {found} for {size} samples"
                 )
-        return torch.cat(leaves)[order]
+        joined = torch.cat(leaves) if len(leaves) > 1 else leaves[0]
+        return joined if order is None else joined[order]
 
     return pytree.tree_map(join, *outputs)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sparsehyper._util.devices import copies, copy_all
 from sparsehyper.layout import slots
 
 _SETTLING_STEPS = 30  # steps of a power iteration; PyTorch's own modules start with 15
@@ -134,7 +135,7 @@ class NormStatistics:
         buffers that follow weights.
         """
         if task is not None:
-            return [table.select(0, task).clone() for table in self.tables(module)]
+            return copies([table.select(0, task) for table in self.tables(module)])
         return [
             table[0].clone()
             if not averaged
@@ -144,43 +145,53 @@ class NormStatistics:
             for table, averaged in zip(self.tables(module), self._averaged, strict=True)
         ]
 
-    def rows(self, module: nn.Module, tasks: Sequence[int]) -> list[Tensor]:
+    def rows(self, module: nn.Module, tasks: Sequence[int] | Tensor) -> list[Tensor]:
         """Copies of several tasks' rows, ``[len(tasks), *shape]`` each."""
         if not self.names:
             return []
-        return [table[list(tasks)] for table in self.tables(module)]
+        return [table[_index(tasks)] for table in self.tables(module)]
 
     @torch.no_grad()
     def set_row(self, module: nn.Module, task: int, values: Sequence[Tensor]) -> None:
         """Replace one task's rows."""
         rows = [table.select(0, task) for table in self.tables(module)]
-        torch._foreach_copy_(rows, list(values))
+        copy_all(rows, values)
 
     @torch.no_grad()
-    def set_rows(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+    def set_rows(
+        self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
+    ) -> None:
         """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``."""
         if not self.names:
             return
         for table, value in zip(self.tables(module), values, strict=True):
-            table[list(tasks)] = value.to(table.dtype)
+            table[_index(tasks)] = value.to(table.dtype)
 
     @torch.no_grad()
-    def collect(self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]) -> None:
+    def collect(
+        self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
+    ) -> None:
         """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``, one batch later.
 
-        A batch weighs 1 / (number of the task's batches) if that is more than the momentum.
+        On the CPU a batch weighs 1 / (number of the task's batches) if that is more than the
+        momentum. On other devices it weighs the momentum, as nothing may wait for the device.
         """
-        if torch.compiler.is_compiling() or not self._settled.issuperset(tasks):
-            values = self._unbiased(module, tasks, values)
-        if len(tasks) == 1:
+        compiling = torch.compiler.is_compiling()
+        if values and values[0].device.type == "cpu":
+            if not compiling and isinstance(tasks, Tensor):
+                tasks = tasks.tolist()
+            if compiling or not self._settled.issuperset(tasks):
+                values = self._unbiased(module, tasks, values)
+        if len(tasks) == 1 and not isinstance(tasks, Tensor):
             self.set_row(module, tasks[0], [value[0] for value in values])
         else:
             self.set_rows(module, tasks, values)
 
     def _unbiased(
-        self, module: nn.Module, tasks: Sequence[int], values: Sequence[Tensor]
+        self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
     ) -> list[Tensor]:
-        if len(tasks) == 1:  # a list as an index would be compiled anew for each task
+        if len(tasks) == 1 and not isinstance(tasks, Tensor):
+            # a list as an index would be compiled anew for each task
             before = [table.select(0, tasks[0])[None] for table in self.tables(module)]
         else:
             before = self.rows(module, tasks)
@@ -198,7 +209,7 @@ class NormStatistics:
                 factors = factor.view(-1, *[1] * (after[i].ndim - 1)).to(after[i].dtype)
                 after[i] = torch.lerp(before[i], after[i], factors)
             enough = enough.to(seen.device) & (seen * momentum >= 1)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not isinstance(tasks, Tensor):
             self._settled.update(t for t, done in zip(tasks, enough.tolist(), strict=True) if done)
         return after
 
@@ -304,6 +315,11 @@ class NormStatistics:
             else:
                 table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
         self._synchronised = tables[self._counting].clone()
+
+
+def _index(tasks: Sequence[int] | Tensor) -> Any:
+    """Rows as an index; a tensor is one on any device, without waiting for it."""
+    return tasks if isinstance(tasks, Tensor) else list(tasks)
 
 
 @contextmanager

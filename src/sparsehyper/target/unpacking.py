@@ -6,6 +6,8 @@ This is one node of the autograd graph, whatever the number of tensors. The forw
 vector once and writes every tensor once. The backward pass writes the scaled gradients into one
 flat buffer. Each of the two linear maps is the other's derivative, so derivatives of any order
 cost the same.
+
+On the CPU C kernels make both passes; on a GPU `blocks` does.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from sparsehyper._util import kernels
 from sparsehyper._util.memory import empty_as
+from sparsehyper.target.blocks import Blocks, strides_of
 
 # Below this many bytes, one allocation per tensor is cheaper than one that is divided.
 _MIN_DIVIDED_BYTES = 1 << 17
@@ -64,9 +67,26 @@ class UnpackPlan:
         codes = zip("qff", (self.sizes, self.stds, self.means), strict=True)
         return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
 
+    def blocks(self, like: Tensor) -> Blocks:
+        """The plan for the device and dtype of a tensor, made at the first call and kept."""
+        key = (like.device, like.dtype)
+        if key not in self._blocks:
+            self._blocks[key] = Blocks(self.sizes, self.shapes, self.stds, self.means, like)
+        return self._blocks[key]
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[torch.device, torch.dtype], Blocks]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the plan was made of; copies and files need none of what was made since."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
 
 def unpack(raw: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Contiguous tensors ``[…, *shape]`` from a vector ``[…, numel]``.
+    """Tensors ``[…, *shape]`` from a vector ``[…, numel]``.
+
+    They are contiguous; on a GPU, those of each vector are.
 
     Args:
         raw: ``[…, numel]``, with any leading sizes.
@@ -101,9 +121,11 @@ class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(raw: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
         fitting = raw.shape[-1:] == (sum(plan.sizes),) and (
-            base is None or (base.shape == raw.shape[-1:] and kernels.at_address(base))
+            base is None or base.shape == raw.shape[-1:]
         )
-        if not (fitting and kernels.at_address(raw)):
+        if fitting and _on_gpu(raw) and kernels.has_address(raw):
+            return plan.blocks(raw).divide(raw, base)
+        if not (fitting and all(t is None or kernels.at_address(t) for t in (raw, base))):
             return _unpack(raw, base, plan)
         shapes = [raw.shape[:-1] + shape for shape in plan.shapes]
         if raw.nbytes < _MIN_DIVIDED_BYTES:
@@ -125,6 +147,11 @@ class _Unpack(torch.autograd.Function):
         plan = ctx.plan
         # The gradient of an embedding may be sparse.
         grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
+        if _on_gpu(grads[0]):
+            blocks = plan.blocks(grads[0])
+            flat = blocks.join(grads, ctx.lead)
+            of_raw = blocks.scaled(flat) if needs_raw else None
+            return of_raw, flat.sum_to_size(ctx.base_shape) if needs_base else None, None
         of_raw = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_raw else None
         of_base = None
         if needs_base:
@@ -200,6 +227,10 @@ def _lead_with_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Tensors that share one block of memory, each with a storage of its own.
 
@@ -212,17 +243,9 @@ def _side_by_side(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     for shape in shapes:
         stop = start + memory.element_size() * shape.numel()
         part = part_of(slice(start, stop))
-        out.append(memory.new_empty(0).set_(part, 0, shape, _strides(shape)))
+        out.append(memory.new_empty(0).set_(part, 0, shape, strides_of(shape)))
         start = stop
     return out
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    strides, stride = [], 1
-    for size in reversed(shape):
-        strides.append(stride)
-        stride *= size
-    return strides[::-1]
 
 
 for _function in (_Unpack, _Pack):

@@ -47,6 +47,10 @@ class TrainConfig:
             stopping.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: run the model through `torch.compile`.
+        cuda_graphs: record the work up to the gradients as CUDA graphs, one for each combination
+            of the tasks' numbers of samples, and replay them. This is for hypernetworks on one GPU
+            whose target does not wait for it and needs no Python code in later steps; not with
+            `compile` or `accumulate`.
         device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"``.
         seed: seed of the model's random numbers in training (dropout, noise).
         log_every: updates between lines of metrics.
@@ -76,6 +80,7 @@ class TrainConfig:
     patience: int | None = None
     precision: str = "fp32"
     compile: bool = False
+    cuda_graphs: bool = False
     device: str = "auto"
     seed: int = 0
     log_every: int = 50
@@ -106,6 +111,9 @@ class TrainConfig:
             raise ValueError(
                 f"`warmup` must be at most `steps`, got {self.warmup} for {self.steps} steps"
             )
+        if self.cuda_graphs and (self.compile or self.accumulate > 1):
+            other = "`compile`" if self.compile else f"`accumulate` {self.accumulate}"
+            raise ValueError(f"`cuda_graphs` cannot be combined with {other}; give one of the two")
         if not isinstance(self.device, str):
             raise TypeError(f"`device` must be a string such as 'cpu', got {self.device!r}")
 

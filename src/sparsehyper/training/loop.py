@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.devices import to_device
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -35,6 +36,7 @@ from sparsehyper.training.evaluate import (
     check_tasks,
     evaluate,
 )
+from sparsehyper.training.graphs import StepGraphs
 from sparsehyper.training.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 from sparsehyper.training.processes import Processes, processes
@@ -147,7 +149,6 @@ def train(
     """
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
-    limits = None if n_classes is None else torch.tensor(list(n_classes), device=here.device)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
     if solved is not None and examples is None:
         raise ValueError("`examples` must be the training images, as the `model` has a `head`")
@@ -176,6 +177,14 @@ def train(
         unsynchronised = distributed.no_sync
     if config.compile:
         forward = torch.compile(forward)
+    graphs = StepGraphs(model, trainable, here) if config.cuda_graphs else None
+
+    def add_gradients(x: Tensor, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
+        with autocast(here.device, config.precision):
+            logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
+        losses = F.cross_entropy(mask_classes(logits, classes), y, reduction="none")
+        (losses.mean() / config.accumulate).backward()
+        return losses.detach()
 
     started = time.perf_counter()
     first_step = state.step
@@ -183,7 +192,13 @@ def train(
     window = _Window()
     if here.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(here.device)
-    stream = _stream(batches, state.step * config.accumulate, here.device)
+    stream = _stream(
+        batches,
+        state.step * config.accumulate,
+        here.device,
+        n_classes,
+        move_tasks=not isinstance(model, HyperNetwork),  # it groups the samples on the CPU
+    )
     with (
         deferred_signals() as asked_to_stop,
         torch.random.fork_rng([here.device] if here.device.type == "cuda" else []),
@@ -202,15 +217,14 @@ def train(
             seen: list[tuple[Tensor, int | Tensor]] = []
             images = 0
             for part in range(config.accumulate):
-                x, y, task = batch
+                x, _, task, _ = batch
                 last = part == config.accumulate - 1
                 with nullcontext() if last else unsynchronised():
-                    with autocast(here.device, config.precision):
-                        logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
-                    masked = mask_classes(logits, None if limits is None else limits[task])
-                    losses = F.cross_entropy(masked, y, reduction="none")
-                    (losses.mean() / config.accumulate).backward()
-                seen.append((losses.detach(), task))
+                    if graphs is None:
+                        losses = add_gradients(*batch)
+                    else:
+                        losses = graphs(add_gradients, *batch)
+                seen.append((losses, task))
                 images += len(x)
                 batch = next(stream)  # the device is still busy with the backward pass
 
@@ -317,23 +331,27 @@ class _Window:
 
 
 def _stream(
-    batches: BatchSource, start: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, int | Tensor]]:
-    """Batches from a position in the stream on, moved to the device."""
-    position = start
+    batches: BatchSource,
+    start: int,
+    device: torch.device,
+    n_classes: Sequence[int] | None,
+    *,
+    move_tasks: bool,
+) -> Iterator[tuple[Tensor, Tensor, int | Tensor, int | Tensor | None]]:
+    """Batches from a position in the stream on, moved to the device, and their tasks' classes."""
+    position, limits = start, torch.tensor(list(n_classes or ()), dtype=torch.int64)
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
+        x, y = to_device(x, device), to_device(y, device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.
-        one_task = task.device.type == "cpu" and bool((task == task[0]).all())
-        yield _to(x, device), _to(y, device), int(task[0]) if one_task else _to(task, device)
+        if task.device.type == "cpu" and bool((task == task[0]).all()):
+            only = int(task[0])
+            yield x, y, only, None if n_classes is None else n_classes[only]
+        else:
+            each = None if n_classes is None else to_device(limits.to(task.device)[task], device)
+            yield x, y, to_device(task, device) if move_tasks else task, each
         position += 1
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _seed_step(seed: int, step: int, here: Processes) -> None:
@@ -365,7 +383,7 @@ def _non_finite(
         if isinstance(task, int):
             guilty[task] += (~losses.isfinite()).sum()
         else:
-            guilty[task[~losses.isfinite()]] = 1
+            guilty[task.to(losses.device)[~losses.isfinite()]] = 1
     present, guilty = here.sum(counts).bool().tolist()
     chosen = guilty if any(guilty) else present
     tasks = tuple(name for name, chosen_ in zip(names, chosen, strict=True) if chosen_)

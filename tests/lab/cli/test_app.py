@@ -20,7 +20,7 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--cuda-graphs", "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
         "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
@@ -44,7 +44,10 @@ OPTIONS = {
         "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
     },
     "report": {"--out", "--data-dir", "--trust-target", "--help"},
-    "bench": {"--out", "--only", "--peers", "--rounds", "--seed", "--quick", "--json", "--help"},
+    "bench": {
+        "--out", "--only", "--peers", "--device", "--rounds", "--seed", "--quick", "--json",
+        "--help",
+    },
 }  # fmt: skip
 OPTIONS["compare"] = OPTIONS["train"] - {"--resume", "--seed", "--trust-target"} | {"--seeds"}
 

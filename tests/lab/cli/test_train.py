@@ -108,6 +108,8 @@ def test_a_loss_that_is_not_finite_exits_1_and_keeps_the_last_checkpoint(command
         (["--val-fraction", "0"], ["`--val-fraction`", "got 0"]),
         (["--tasks-per-batch", "7"], ["`--tasks-per-batch`", "7"]),
         (["--norm-stats", "none"], ["`--norm-stats`", "'none'", "'per_task'"]),
+        (["--cuda-graphs", "--device", "cpu"], ["`--cuda-graphs`", "CUDA device", "'cpu'"]),
+        (["--cuda-graphs", "--accumulate", "2"], ["`--cuda-graphs`", "`--accumulate` 2"]),
     ],
 )
 def test_bad_input_exits_2_says_what_is_wrong_and_leaves_nothing(
@@ -224,3 +226,16 @@ def test_training_says_what_it_found(command, folder, tmp_path):
     found = re.search(r"; (\d+) images to train on, (\d+) to validate, (\d+) to test; ", first)
     assert sum(map(int, found.groups())) == 40
     assert "1 × 8 × 8" in first
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu_with_and_without_recorded_steps(command, tmp_path):
+    accuracies = []
+    for name, more in (("plain", []), ("recorded", ["--cuda-graphs"])):
+        out = tmp_path / name
+        options = [*QUICK, "--device", "cuda", "--augment", "crop", "--tasks-per-batch", 2, *more]
+        assert command("train", "--out", out, *options).code == 0
+        result = json.loads((out / "result.json").read_text())
+        accuracies.append(result["test"]["accuracy"])
+        assert command("evaluate", out, "--device", "cuda").code == 0
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sparsehyper.lab.data import (
+    Batches,
     Hue,
     Images,
     Permuted,
@@ -142,3 +143,43 @@ def test_task_numbers_are_integers(task, noise):
     split = make_tasks(noise(), Split(2)).train
     with pytest.raises(ValueError, match=r"`task` must be integers \[batch\], got"):
         split.batch(task, torch.zeros(2, dtype=torch.int64))
+
+
+def test_images_move_once_and_batches_are_made_where_they_are(noise):
+    tasks = make_tasks(noise(shape=(3, 5, 5)), Hue([0, 0.3], of=Split(2)))
+    moved = tasks.to(torch.device("meta"))
+    assert moved.train.pixels is moved.val.pixels
+    batch = moved.train.batch(torch.tensor([0, 1]), torch.tensor([2, 0]))
+    assert {batch.x.device.type, batch.y.device.type} == {"meta"}
+    assert batch.task.device.type == "cpu"
+    assert batch.x.shape == (2, 3, 5, 5)
+    assert moved.names == tasks.names
+    here = tasks.to(torch.device("cpu")).train.batch(torch.tensor([0, 1]), torch.tensor([2, 0]))
+    torch.testing.assert_close(here, tasks.train.batch(torch.tensor([0, 1]), torch.tensor([2, 0])))
+
+
+@pytest.mark.parametrize(("free", "where"), [(10**9, "meta"), (10**3, "cpu")])
+def test_images_that_would_fill_a_gpu_stay_on_the_cpu(noise, monkeypatch, free, where):
+    class Gpu:
+        type = "cuda"
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self.new_empty(0, device="meta"))
+    tasks = make_tasks(noise(), Split(2))
+    assert tasks.to(Gpu()).train.pixels.device.type == where
+
+
+@pytest.mark.gpu
+def test_batches_made_on_a_gpu_are_those_of_the_cpu(noise):
+    for maker in (Permuted(3), Rotated([0, 30]), Hue([0, 0.3], of=Split(2))):
+        tasks = make_tasks(noise(shape=(3, 6, 6)), maker)
+        there = tasks.to(torch.device("cuda"))
+        for augment in ([], ["crop", "flip"]):
+            one, two = (
+                Batches(some.train, 12, tasks_per_batch=2, augment=augment).batch(1, 0)
+                for some in (tasks, there)
+            )
+            assert two.x.is_cuda
+            torch.testing.assert_close(two.x.cpu(), one.x, rtol=1e-4, atol=1e-4)
+            assert torch.equal(two.y.cpu(), one.y)
+            assert torch.equal(two.task, one.task)

@@ -4,7 +4,7 @@
 
 =============  ====================================================================================
 ``machine``    what `sparsehyper.lab.machine` describes
-``settings``   sizes, rounds, seed
+``settings``   device, sizes, rounds, seed
 ``groups``     the result of each ``measure_…`` function, by name of the group
 =============  ====================================================================================
 
@@ -22,10 +22,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
 from sparsehyper._util.files import write_json
 from sparsehyper.lab.bench.adaptation import measure_adaptation
 from sparsehyper.lab.bench.generators import measure_generators
+from sparsehyper.lab.bench.gpu import GPU_GROUPS, measure_gpu
 from sparsehyper.lab.bench.layers import measure_layers
 from sparsehyper.lab.bench.peers import measure_peers, peer_command
 from sparsehyper.lab.bench.scale import measure_scale
@@ -35,6 +38,7 @@ from sparsehyper.lab.machine import machine
 
 _FORMAT = 1
 GROUPS = ("layers", "generators", "steps", "adaptation", "scale", "peers")
+DEVICES = ("cpu", "cuda")
 RESULTS = "results.json"
 Measure = Callable[[Sizes, int, int], dict[str, Any]]
 
@@ -47,22 +51,25 @@ def bench(
     sizes: Sizes = FULL,
     rounds: int = 7,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run groups of benchmarks; yields, after each, its name and all results so far.
 
     Args:
         directory: directory for ``results.json``; made if it does not exist.
-        groups: names from `GROUPS`; all by default, ``"peers"`` only if its folder is given.
+        groups: names from `GROUPS`, or on a GPU from `GPU_GROUPS`; all by default, ``"peers"`` only
+            if its folder is given.
         peers: folder with the worker of other libraries and their environment.
         sizes: sizes of the benchmarks.
         rounds: number of times that everything is timed, at least 1.
         seed: seed of wirings, weights and inputs.
+        device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         FileExistsError: the directory already has results.
         FileNotFoundError: the folder ``peers`` is incomplete.
-        ValueError: an unknown group, or ``"peers"`` without their folder; ``rounds`` below 1 or a
-            negative seed.
+        ValueError: an unknown group, or ``"peers"`` without their folder; a device that is not
+            there; ``rounds`` below 1 or a negative seed.
     """
     check_integer("rounds", rounds, minimum=1, maximum=MOST_REPEATS)
     check_integer("seed", seed, minimum=0)
@@ -73,10 +80,15 @@ def bench(
         "adaptation": measure_adaptation,
         "scale": measure_scale,
     }
-    if peers is not None:
+    check_choice("device", device, DEVICES)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("`device` 'cuda' is not available on this machine; use 'cpu'")
+        measures = {group: partial(measure_gpu, group) for group in GPU_GROUPS}
+    elif peers is not None:
         measures["peers"] = partial(measure_peers, peer_command(peers))
     for group in groups or ():
-        check_choice("only", group, GROUPS)
+        check_choice("only", group, GPU_GROUPS if device == "cuda" else GROUPS)
         if group not in measures:
             raise ValueError(
                 "`only` names peers, so `peers` must be their folder: benchmarks/peers"
@@ -91,7 +103,12 @@ def bench(
         "format": _FORMAT,
         "date": date.today().isoformat(),
         "machine": machine(),
-        "settings": {"sizes": dataclasses.asdict(sizes), "rounds": rounds, "seed": seed},
+        "settings": {
+            "device": device,
+            "sizes": dataclasses.asdict(sizes),
+            "rounds": rounds,
+            "seed": seed,
+        },
         "groups": {},
     }
     return _run({group: measures[group] for group in groups or measures}, results, path)

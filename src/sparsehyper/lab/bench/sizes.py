@@ -22,6 +22,9 @@ class Sizes:
         together: number of new tasks that are fitted together.
         scale: targets of the scale benchmark, from `sparsehyper.lab.bench.targets.LARGE_TARGETS`.
         peers: numbers of generated parameters to compare with other libraries.
+        gpu_generators: numbers of generated parameters on a GPU.
+        gpu_images: number of images in a step of the MLP, the ResNet and ResNet-18 on a GPU.
+        gpu_side: side of ResNet-18's images.
     """
 
     copy: int = 256 << 20
@@ -36,6 +39,9 @@ class Sizes:
     together: int = 100
     scale: tuple[str, ...] = ("resnet18", "vit_b16", "gpt2_small")
     peers: tuple[int, ...] = (10**6, 10**7)
+    gpu_generators: tuple[int, ...] = (426_426, 11_689_512, 124_439_808)
+    gpu_images: tuple[int, int, int] = (128, 50, 64)
+    gpu_side: int = 224
 
 
 FULL = Sizes()
@@ -52,4 +58,7 @@ QUICK = Sizes(
     together=2,
     scale=("tiny",),
     peers=(20_000,),
+    gpu_generators=(20_000,),
+    gpu_images=(10, 10, 2),
+    gpu_side=32,
 )

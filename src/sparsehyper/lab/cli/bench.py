@@ -20,8 +20,9 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Group of benchmarks: layers  generators  steps  adaptation  scale  peers; may be "
-            "given several times. By default all, and peers if --peers is given."
+            help="Group of benchmarks: layers  generators  steps  adaptation  scale  peers, or "
+            "with --device cuda: checks  layers  generators  steps  mixed  compiled; may be given "
+            "several times. By default all, and peers if --peers is given."
         ),
     ] = None,
     peers: Annotated[
@@ -31,6 +32,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda for the benchmarks of a GPU, which take minutes.")
+    ] = "cpu",
     rounds: Annotated[int, typer.Option(help="Number of times that everything is timed.")] = 7,
     seed: Annotated[int, typer.Option(help="Seed of wirings, weights and inputs.")] = 0,
     quick: Annotated[
@@ -54,10 +58,11 @@ def bench(
         sizes=benchmarks.QUICK if quick else benchmarks.FULL,
         rounds=rounds,
         seed=seed,
+        device=device,
     ):
         with replaced(out / "results.md") as page:
             page.write(report.markdown(results).encode())
-        if group == "generators":
+        if group == "generators" and device == "cpu":
             report.draw_time(results, out / "time.png")
             report.draw_memory(results, out / "memory.png")
             files += ["time.png", "memory.png"]

@@ -50,7 +50,8 @@ def train(
         typer.Option(
             "--resume",
             help="Continue the run in --out from its last checkpoint, with its recorded settings. "
-            "Only --steps, --device, and --data for a folder that has moved may be given anew; "
+            "Only --steps, --device, --cuda-graphs, and --data for a folder that has moved may be "
+            "given anew; "
             "any other setting must keep its recorded value.",
         ),
     ] = False,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer
+from sparsehyper._util.devices import to_device
 from sparsehyper._util.random import integers, seeded
 from sparsehyper.lab.data.tasks import Batch, TaskSplit
 from sparsehyper.lab.data.transforms import crop_and_flip
@@ -154,7 +155,17 @@ class Batches:
             right = _moves(width, size, rng)[self._shard]
         if "flip" in self._augment:
             flip = integers(2, size, rng)[self._shard].bool()
-        return partial(crop_and_flip, down=down, right=right, flip=flip)
+        return partial(_crop_and_flip, down, right, flip)
+
+
+def _crop_and_flip(
+    down: Tensor | None, right: Tensor | None, flip: Tensor | None, x: Tensor
+) -> Tensor:
+    """`crop_and_flip` on the images' device, with what was drawn on the CPU in one copy."""
+    drawn = [each for each in (down, right, flip) if each is not None]
+    there = iter(to_device(torch.stack([each.long() for each in drawn]), x.device))
+    down, right, flip = (None if each is None else next(there) for each in (down, right, flip))
+    return crop_and_flip(x, down, right, None if flip is None else flip.bool())
 
 
 def _rng(*key: int) -> torch.Generator:

@@ -1,6 +1,7 @@
 """Tasks over the images of one source: `TaskSet`, its splits and their batches.
 
-Images are held once, as uint8. A task is a list of rows, a label for each row, and a variant.
+Images are held once, as uint8. A task is a list of rows, a label for each row, and a variant. The
+images may be on a GPU, where batches are then made; which images a batch has is decided on the CPU.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import check_integer, is_whole
+from sparsehyper._util.devices import to_device
 from sparsehyper._util.text import listed
 from sparsehyper.lab.data.source import Images, Task
 from sparsehyper.lab.data.transforms import Transform
 
 
 class Batch(NamedTuple):
-    """Images of one or several tasks."""
+    """Images of one or several tasks; images and labels on the device of the split's images."""
 
     x: Tensor  # float32 [batch, C, H, W], normalised
     y: Tensor  # int64 [batch], class number within the task
-    task: Tensor  # int64 [batch]
+    task: Tensor  # int64 [batch], on the CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,22 @@ class TaskSet:
             test=self.test.select(chosen),
         )
 
+    def to(self, device: torch.device) -> TaskSet:
+        """The same tasks with their images on a device, where batches are then made.
+
+        Images that would take up more than half of a GPU's free memory stay where they are;
+        training moves their batches one by one.
+        """
+        parts = {part: getattr(self, part) for part in ("train", "val", "test")}
+        held = {id(split.pixels): split.pixels for split in parts.values()}
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(pixels.nbytes for pixels in held.values()) > free / 2:
+                return self
+        moved = {key: pixels.to(device) for key, pixels in held.items()}
+        splits = {part: split.with_pixels(moved[id(split.pixels)]) for part, split in parts.items()}
+        return replace(self, **splits)
+
     def describe(self) -> list[dict[str, Any]]:
         """One row per task: its name, its classes, and its number of images in each split."""
         columns = zip(
@@ -105,6 +123,7 @@ class TaskSplit:
     """The images of one split, task by task; from a `TaskSet`.
 
     Attributes:
+        pixels: all images that the source has for this split, uint8 ``[n, C, H, W]``.
         counts: number of images of each task.
         image_shape: channels, height, width.
     """
@@ -122,7 +141,7 @@ class TaskSplit:
         std: Sequence[float],
     ) -> None:
         self.image_shape = (images.pixels.shape[1], images.pixels.shape[2], images.pixels.shape[3])
-        self._pixels = images.pixels
+        self.pixels = images.pixels
         self._transform = transform
         self._mean = torch.tensor(mean).view(-1, 1, 1)
         self._std = torch.tensor(std).view(-1, 1, 1)
@@ -156,6 +175,15 @@ class TaskSplit:
         split._variant = self._variant[chosen]
         return split
 
+    def with_pixels(self, pixels: Tensor) -> TaskSplit:
+        """The same split with the same images, ``pixels``, in another place."""
+        split = copy.copy(self)
+        split.pixels = pixels
+        split._mean, split._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        if self._transform is not None:
+            split._transform = type(self._transform)(self._transform.settings.to(pixels.device))
+        return split
+
     def labels(self, task: int) -> Tensor:
         """Class numbers of all images of a task, int64 ``[count]``."""
         start = int(self._starts[task])
@@ -169,7 +197,8 @@ class TaskSplit:
         Args:
             task: task numbers ``[batch]``.
             index: image numbers ``[batch]``, each in ``0..counts[task] - 1``.
-            augment: augmentation of the uint8 images ``[batch, C, H, W]``, applied first.
+            augment: augmentation of the uint8 images ``[batch, C, H, W]``, applied first, on the
+                device of the images.
 
         Raises:
             ValueError: a task or an index is out of range.
@@ -177,14 +206,16 @@ class TaskSplit:
         task = _numbers("task", task, len(self.counts))
         index = _numbers("index", index, self._counts[task])
         place = self._starts[task] + index
-        x = self._pixels[self._rows[place]]
+        numbers = torch.stack([self._rows[place], self._labels[place], self._variant[task]])
+        rows, labels, variant = to_device(numbers, self.pixels.device)
+        x = self.pixels[rows]
         if augment is not None:
             x = augment(x)
         x = x.float().div_(255)
         if self._transform is not None:
-            x = self._transform(x, self._variant[task])
+            x = self._transform(x, variant)
         x = x.sub_(self._mean).div_(self._std)
-        return Batch(x, self._labels[place], task)
+        return Batch(x, labels, task)
 
     def batches(self, task: int, batch_size: int) -> Iterator[Batch]:
         """All images of a task once, in order; the last batch may be smaller."""

@@ -69,8 +69,8 @@ class Rotate(Transform):
         cos, sin = angle.cos().to(x.dtype)[variant], angle.sin().to(x.dtype)[variant]
         height, width = x.shape[2:]
         # Source of each output pixel, in pixels from the centre.
-        down = (torch.arange(height) - (height - 1) / 2).view(-1, 1)
-        right = torch.arange(width) - (width - 1) / 2
+        down = (torch.arange(height, device=x.device) - (height - 1) / 2).view(-1, 1)
+        right = torch.arange(width, device=x.device) - (width - 1) / 2
         source_right = (cos * right - sin * down) * (2 / width)
         source_down = (sin * right + cos * down) * (2 / height)
         grid = torch.stack([source_right, source_down], dim=-1)
@@ -129,8 +129,8 @@ def crop_and_flip(
     tensor([2, 3, 2])
     """
     height, width = x.shape[2:]
-    rows = torch.arange(height).expand(len(x), -1)
-    columns = torch.arange(width).expand(len(x), -1)
+    rows = torch.arange(height, device=x.device).expand(len(x), -1)
+    columns = torch.arange(width, device=x.device).expand(len(x), -1)
     if flip is not None:
         columns = torch.where(flip.unsqueeze(1), width - 1 - columns, columns)
     if down is not None:

@@ -30,7 +30,10 @@ def tables(group: str, results: Mapping[str, Any]) -> list[Table]:
         group: a name within ``results["groups"]``.
         results: what `sparsehyper.lab.bench.bench` returns.
     """
-    return _TABLES[group](results["groups"][group])
+    found = results["groups"][group]
+    if results["settings"].get("device") == "cuda":
+        return _gpu(group, found)
+    return _TABLES[group](found)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -38,7 +41,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     machine, settings = results["machine"], results["settings"]
     n_in, n_out, fan_in = settings["sizes"]["layer"]
     head = (
-        f"{results['date']}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{results['date']}; "
+        + (f"{machine['accelerator']}; " if settings.get("device") == "cuda" else "")
+        + f"{machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, kernels {'built' if machine['kernels'] else 'not built'}, "
         f"{_gigabytes(machine['memory'])} GB; "
         f"Python {machine['python']}, PyTorch {machine['torch']}; "
@@ -220,6 +225,56 @@ def _peers(found: Mapping[str, Any]) -> list[Table]:
     return [Table("Other libraries, forward + backward", columns, rows, _skipped(found))]
 
 
+def _gpu(group: str, found: Mapping[str, Any]) -> list[Table]:
+    """The table of a group measured on a GPU."""
+    speed = found["copy"]["bytes_per_second"]["median"] / 1e12
+    notes = [f"A copy reads and writes {speed:.2f} TB/s.", *_skipped(found)]
+    rows = found["rows"]
+    if group == "checks":
+        wrong = [row for row in rows if not row["right"]]
+        notes.insert(0, f"{len(rows) - len(wrong)} of {len(rows)} results are the CPU's.")
+        notes += [f"{row['check']}: {row['reason']}" for row in wrong if "reason" in row]
+        cells = [
+            [row["check"], _or_dash(row["error"], "{:.1e}"), f"{row['limit']:g}"]
+            for row in sorted(rows, key=lambda row: row["right"])
+        ]
+        return [Table(_GPU_TITLES[group], ["check", "relative error", "at most"], cells, notes)]
+    others = list(dict.fromkeys(other for row in rows for other in row["over"]))
+    more = {name: unit for name, unit in _GPU_COLUMNS.items() if any(name in row for row in rows)}
+    cells = [
+        [
+            row["work"],
+            str(row["batch"]),
+            row["method"],
+            _spread(row["ms"]),
+            *(_or_dash(row["over"].get(other, {}).get("median"), "{:.2f}") for other in others),
+            *(_or_dash(row.get(name), "{:.3g}", unit) for name, (_, unit) in more.items()),
+        ]
+        for row in rows
+    ]
+    columns = ["work", "batch", "method", "ms", *(f"÷ {other}" for other in others)]
+    return [
+        Table(_GPU_TITLES[group], columns + [title for title, _ in more.values()], cells, notes)
+    ]
+
+
+_GPU_TITLES = {
+    "checks": "A GPU against the CPU",
+    "layers": "A sparse layer, forward + backward",
+    "generators": "Generators, forward + backward",
+    "steps": "Training step, one task",
+    "mixed": "Training step of a mixed batch",
+    "compiled": "Compiled training step",
+}
+# Titles and units of values that only some groups have.
+_GPU_COLUMNS = {
+    "peak": ("peak GB", 1e9),
+    "build_seconds": ("build s", 1.0),
+    "graphs": ("graphs", 1.0),
+    "compile_seconds": ("compile s", 1.0),
+}
+
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], list[Table]]] = {
     "layers": _layers,
     "generators": _generators,
@@ -252,6 +307,10 @@ def _skipped(found: Mapping[str, Any]) -> list[str]:
         f"Left out: {', '.join(str(part) for part in list(case.values())[:-1])}: {case['reason']}."
         for case in found["skipped"]
     ]
+
+
+def _or_dash(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "–" if value is None else form.format(value / unit)
 
 
 def _spread(values: Mapping[str, float]) -> str:

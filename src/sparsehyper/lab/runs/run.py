@@ -38,6 +38,7 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
 _BATCH = 500  # images at a time
@@ -78,6 +79,9 @@ def run_experiment(
     tasks = tasks or load_tasks(experiment.data, data_dir)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
+    if experiment.training.cuda_graphs:
+        check_recordable(model, here)  # before there is a run
+    tasks = tasks.to(here.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}
     if resume:
@@ -153,7 +157,9 @@ def evaluate_run(
     tasks = load_tasks(data, data_dir)
     check_fingerprint(Path(directory), loaded.tasks.fingerprint, tasks.fingerprint)
     if not is_adapted(loaded.directory):
-        return _evaluate(experiment, loaded.model.to(here.device), tasks, split, here)
+        return _evaluate(
+            experiment, loaded.model.to(here.device), tasks.to(here.device), split, here
+        )
     entries = loaded.task_list.entries
     if new := [entry.name for entry in entries if entry.row is None]:
         warnings.warn(
