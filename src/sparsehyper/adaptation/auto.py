@@ -32,7 +32,7 @@ METHODS = ("auto", *WAYS)
 _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
 # Usual exponent at which errors fall with the number of samples, and its standard deviation.
 _RATE, _RATE_SPREAD = 0.25, 0.15
-_FEW = 5  # samples of a class, with which known tasks help to choose
+FEW = 5  # samples of a class, with which known tasks help to choose
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 
@@ -138,7 +138,7 @@ def adapt_task(
     names = tuple(WAYS) if method == "auto" else (method,)
     deadline = began + seconds
     usual, fewest = usual_of(start), _fewest(task)
-    if known and 0 < fewest <= _FEW:
+    if known and 0 < fewest <= FEW:
         half = began + seconds / 2
         usual = usual_on(start, known, fewest, names, seed, half)
     held = hold_out(start, task, names, seed, deadline)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import accuracy
 from sparsehyper.adaptation import Adapted, adapt_task, fine_tune, fit_embeddings
+from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import LabelledTask, load_new_tasks
@@ -202,7 +203,7 @@ def _adapted(
 ) -> dict[str, Learned]:
     """Tasks by the best means, each as if it were the only new one."""
     model, learned, known = loaded.hypernetwork(), {}, None
-    if any(int(y.bincount().min()) == 1 for _, y in samples.values()):
+    if any(int(y.unique(return_counts=True)[1].min()) <= FEW for _, y in samples.values()):
         known = (own_images(loaded, _MOST_KNOWN) or {}).get("train")
     for one in labelled:
         x, y = samples[one.name]

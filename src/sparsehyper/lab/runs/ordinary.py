@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,12 +119,6 @@ class MixtureForm:
     def depth(self) -> int:
         """Number of mixtures within one another."""
         return 1 + max(member.depth for member in self.members)
-
-    @classmethod
-    def even(cls, members: Sequence[Form], n_classes: int | None = None) -> Self:
-        """The form of a mixture of equal weights."""
-        count = len(members)
-        return cls(tuple(members), (1 / count,) * count, (1.0,) * count, n_classes)
 
     def build(self, leaves: Iterator[nn.Module]) -> nn.Module:
         """The model of some leaves."""
