@@ -355,9 +355,7 @@ def tuned(
     if int(y.bincount().min()) < 2:
         return fit(every, usual)
     losses = {
-        steps: sum(
-            _loss(fit(rows, steps), x[rest], y[rest], n_classes) for rows, rest in _folds(y)
-        )
+        steps: sum(_loss(fit(rows, steps), x[rest], y[rest], n_classes) for rows, rest in _folds(y))
         for steps in choices
     }
     return fit(every, min(losses, key=losses.__getitem__))
