@@ -29,8 +29,8 @@ Numbers of updates and penalties of baselines are chosen by cross-validation on 
 images (`LEARNING`), so that no baseline overfits for want of early stopping.
 
 **Search.** Every learner has four trials of two settings: the learning rate and the weight decay of
-pretraining; from scratch, the learning rate and the batch size; for Reptile, the inner learning rate
-and the outer rate; neighbours and distance; for regressions, four penalties. The engine of
+pretraining; from scratch, the learning rate and the batch size; for Reptile, the inner learning
+rate and the outer rate; neighbours and distance; for regressions, four penalties. The engine of
 `search` judges by known tasks, so trials are cells of this study: each pretrains on the tasks of a
 seed of its own and learns held-out ones, and is judged by their validation images. Every way of a
 baseline has the best of its own trials; the ways of the hypernetwork have the best of ``auto``.
@@ -70,10 +70,12 @@ from sparsehyper.lab.data import SharedTasks, TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.few_shot import (
+    AUTO,
     EXPERTS,
     HYPERNETWORK,
     LEARNERS,
     LEARNING,
+    SINGLE,
     TRUNK,
     Learner,
 )
@@ -92,7 +94,6 @@ from sparsehyper.lab.studies.search import SEARCH_SEED, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import CNN, RESNETS, training
 
-AUTO = "auto"
 _BEST_WAY = "best way"
 _RIVALS = ("linear probe", "scratch", "Prototypical Networks")
 _TOLERANCE, _COVERED = -0.005, 0.9  # goals
@@ -242,11 +243,21 @@ class Adaptation(Study):
 
     @classmethod
     def smoke(cls) -> Adaptation:
-        tiny = {"target": "mlp:32", "steps": 20, "shots": (1, 5, None), "trial_shots": (5,)}
-        grouped = "split:{0}-{1},{0}-{2},{3}-{4},{3}-{5},{6}-{7},{6}-{8}"
-        some = (HYPERNETWORK, TRUNK, "Prototypical Networks", "scratch", EXPERTS)
-        pairs = Family("digits", _PAIRS, 1, **tiny)
-        groups = Family("digits", grouped, None, some, **{**tiny, "shots": (1, None)})
+        pairs = Family(
+            *("digits", "split:{0}-{1},{2}-{3},{4}-{5},{6}-{7}", 1),
+            target="mlp:32",
+            steps=20,
+            tasks_per_batch=2,
+            shots=(1, 5, None),
+            trial_shots=(5,),
+        )
+        groups = replace(
+            pairs,
+            tasks="split:{0}-{1},{0}-{2},{3}-{4},{3}-{5}",
+            held_out=None,
+            learners=(HYPERNETWORK, TRUNK, "Prototypical Networks", "scratch", EXPERTS),
+            shots=(1, None),
+        )
         return cls({"pairs": pairs, "groups": groups}, 2, 2, 0.2)
 
     @classmethod
@@ -401,7 +412,7 @@ def _cell(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> 
                 found[name], said = _learn(learner, way, samples[i], test[i], new.n_classes[i])
                 seconds.append(time.perf_counter() - started)
                 if said is not None:
-                    stated[name] = {**said, "measured": found[name]}
+                    stated[name] = said
             result["accuracies"][way].append(found)
             result["fit_seconds"][way].append(statistics.fmean(seconds))
             if stated:
@@ -417,12 +428,15 @@ def _learn(
         model, adapted = learner.learn(way, samples, n_classes)
     except Unsuitable:
         return 1 / n_classes, None  # what does not apply guesses
-    said = adapted and {
+    measured = accuracy(model, *test, n_classes)
+    if adapted is None:
+        return measured, None
+    return measured, {
+        "measured": measured,
         "accuracy": adapted.accuracy,
         "interval": adapted.interval,
         "weights": {name: judged.weight for name, judged in adapted.ways.items()},
     }
-    return accuracy(model, *test, n_classes), said
 
 
 def _examples(splits: Sequence[TaskSplit], task: int, shots: int | None, seed: int) -> Shots:
@@ -512,7 +526,7 @@ def _best(rows: Sequence[Mapping[str, Any]], family: str, shots: int | None) -> 
         if (row["family"], row["shots"]) == (family, shots)
     }
     ours = own.pop(AUTO)
-    way, method = (max(some, key=own.__getitem__) for some in (WAYS, own))
+    way, method = (max(some, key=own.__getitem__) for some in (SINGLE, own))
     return {
         "family": family,
         "shots": shots,

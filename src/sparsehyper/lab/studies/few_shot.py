@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.classifiers import mask_classes
-from sparsehyper._util.extras import require
 from sparsehyper.adaptation import Adapted, adapt_task, fine_tune
 from sparsehyper.adaptation.judge import fold_numbers
 from sparsehyper.adaptation.samples import TaskSamples
-from sparsehyper.adaptation.ways import WAYS, Start
+from sparsehyper.adaptation.ways import WAYS, Start, Way
 from sparsehyper.heads import Head, Prototypes, SolvedHead, without_layer
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, images_of
@@ -43,9 +42,12 @@ LEARNING: dict[str, Any] = {
     "batch_size": 64,
     "penalties": (0.1, 1.0, 10.0, 100.0),  # of logistic regressions, to choose from
     "regression": 5000,  # images of a logistic regression, at most
+    "iterations": 100,  # of L-BFGS, for a logistic regression
     "inner": 5,  # steps of Reptile
     "known": 200,  # images of each known task for `adapt_task`, at most
 }
+AUTO = "auto"
+SINGLE = {f"only {name}": way for name, way in WAYS.items()}  # the ways of `adapt_task`, alone
 _MANY = 1000  # images of which a fold is held out, once
 
 
@@ -72,8 +74,7 @@ class Learner:
 
     Attributes:
         ways: ways to learn a new task.
-        judged: ways whose accuracy the trials of the others follow too; None if each way has the
-            best of its own trials.
+        judged: the way that judges the trials of all; None if each way judges its own.
         trials: settings to try, the default first, equally many for every learner. Those of the
             experiment have a dot in their name.
     """
@@ -130,8 +131,8 @@ class _Hypernetwork(Learner):
     The single ways have the pretraining that is best for `adapt_task`.
     """
 
-    ways = ("auto", *WAYS)
-    judged = "auto"
+    ways = (AUTO, *SINGLE)
+    judged = AUTO
 
     def __init__(self, experiment: Experiment, known: TaskSet, *rest: Any) -> None:
         head = usual_head(experiment, known)
@@ -141,8 +142,8 @@ class _Hypernetwork(Learner):
 
     def learn(self, way: str, samples: Shots, n_classes: int) -> Learnt:
         assert isinstance(self.model, HyperNetwork)
-        if way != "auto":
-            return Learnt(self._alone(self.model, way, samples, n_classes))
+        if way in SINGLE:
+            return Learnt(self._alone(self.model, SINGLE[way], samples, n_classes))
         known = {
             name: images_of(self.known.train, i, LEARNING["known"])
             for i, name in enumerate(self.known.names)
@@ -158,12 +159,12 @@ class _Hypernetwork(Learner):
         )
         return Learnt(adapted.model, adapted)
 
-    def _alone(self, hnet: HyperNetwork, way: str, samples: Shots, n_classes: int) -> nn.Module:
+    def _alone(self, hnet: HyperNetwork, way: Way, samples: Shots, n_classes: int) -> nn.Module:
         """What `adapt_task` fits to all samples, without the folds that judge it."""
         start = Start(hnet, tuple(range(len(hnet.task_names))), n_classes, None)
         task = TaskSamples.of("new", samples, n_classes, True, samples[0].device, self.seed)
         deadline = time.perf_counter() + self.seconds
-        return WAYS[way](start, task.x, task.y, self.seed, deadline)
+        return way(start, task.x, task.y, self.seed, deadline)
 
 
 class _Trunk(Learner):
@@ -184,7 +185,8 @@ class _Trunk(Learner):
         probe = logistic(features, y, n_classes, LEARNING["penalties"])
         if way == "linear probe":
             return Learnt(lambda x: probe(_features(trunk, x)))
-        return self._tuned(nn.Sequential(copy.deepcopy(trunk), probe), samples, n_classes)
+        whole = nn.Sequential(copy.deepcopy(trunk), probe).requires_grad_()
+        return self._tuned(whole, samples, n_classes)
 
 
 class _ProtoNets(Learner):
@@ -343,9 +345,16 @@ def tuned(
 
     def fit(rows: Tensor, steps: int) -> nn.Module:
         own = copy.deepcopy(module)
-        settings = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
-        some = x[rows], y[rows]
-        fine_tune(own, some, n_classes=n_classes, norm_stats="renewed", **settings)
+        fine_tune(
+            own,
+            (x[rows], y[rows]),
+            n_classes=n_classes,
+            norm_stats="renewed",
+            steps=steps,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+        )
         return own.eval()
 
     first, usual, *more = LEARNING["updates"]
@@ -375,21 +384,31 @@ def logistic(
         penalties: factors of half the squared norm of the weights, in units of the summed loss.
     """
     features, y = features[: LEARNING["regression"]], y[: LEARNING["regression"]]
-    regression = require("sklearn.linear_model", "data").LogisticRegression
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt().clamp(min=1e-6)
     standard = (features - mean) / scale
 
     def fit(rows: Tensor, penalty: float) -> nn.Linear:
-        found = regression(C=1 / penalty, max_iter=100).fit(standard[rows], y[rows])
-        weight, bias = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
-        if len(weight) == 1:  # of two classes, the second's
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         layer = nn.Linear(features.shape[1], n_classes)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.LBFGS(
+            layer.parameters(), max_iter=LEARNING["iterations"], line_search_fn="strong_wolfe"
+        )
+        x, labels = standard[rows], y[rows]
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            norm = layer.weight.square().sum() / 2
+            loss: Tensor = F.cross_entropy(layer(x), labels) + penalty / len(labels) * norm
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
         with torch.no_grad():
-            layer.weight.copy_(weight.float() / scale)
-            layer.bias.copy_(bias.float() - layer.weight @ mean)
-        return layer
+            layer.weight.div_(scale)
+            layer.bias.sub_(layer.weight @ mean)
+        return layer.requires_grad_(False)
 
     every = torch.arange(len(y))
     if len(penalties) == 1 or int(y.bincount().min()) < 2:
