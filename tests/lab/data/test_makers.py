@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from sparsehyper.lab.data import Hue, Images, Permuted, Rotated, Source, Split, Task, load_source
+from sparsehyper.lab.data import (
+    Alphabets,
+    Hue,
+    Images,
+    Permuted,
+    Rotated,
+    Source,
+    Split,
+    Task,
+    load_source,
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +195,45 @@ class TestTooMany:
         source = Source("large", ("a", "b"), images, images)
         with pytest.raises(ValueError, match=r"orders of 10000 pixels would take 10,000,000,000"):
             Permuted(1_000_000).transform(source)
+
+
+class TestAlphabets:
+    @pytest.fixture
+    def letters(self):
+        sizes = {"Early_Aramaic": 22, "Greek": 7, "Latin": 26}
+        names = tuple(f"{name}_{i}" for name, size in sizes.items() for i in range(size))
+        images = Images(torch.zeros(55, 1, 2, 2, dtype=torch.uint8), torch.arange(55))
+        return Source("letters", names, images, images)
+
+    def test_each_task_has_5_to_12_characters_of_one_alphabet_in_turn(self, letters):
+        tasks = Alphabets(60).tasks(letters)
+        turn = ["Early_Aramaic-0", "Greek-0", "Latin-0", "Early_Aramaic-1"]
+        assert [task.name for task in tasks[:4]] == turn
+        for task in tasks:
+            alphabets = {name.rpartition("_")[0] for name in task.class_names}
+            assert alphabets == {task.name.rpartition("-")[0]}
+            assert len(set(task.classes)) == len(task.classes)
+            assert task.class_names == tuple(letters.classes[c] for c in task.classes)
+        counts = {len(task.classes) for task in tasks}
+        assert counts == set(range(5, 13))
+        assert max(len(task.classes) for task in tasks[1::3]) == 7  # all of Greek
+
+    def test_a_task_depends_on_the_seed_and_its_number_alone(self, letters):
+        some, more = Alphabets(4, seed=3), Alphabets(9, seed=3)
+        assert some.tasks(letters) == more.tasks(letters)[:4]
+        assert some.tasks(letters) != Alphabets(4, seed=4).tasks(letters)
+
+    def test_the_number_of_characters_can_be_given(self, letters):
+        assert {len(task.classes) for task in Alphabets(9, ways=3).tasks(letters)} == {3}
+        with pytest.raises(ValueError, match=r"`ways` must be at most 7, .*'Greek'.*got 8"):
+            Alphabets(9, ways=8).tasks(letters)
+
+    def test_classes_must_name_their_alphabet(self, digits):
+        with pytest.raises(ValueError, match=r"named ALPHABET_CHARACTER, got '0' in .*'digits'"):
+            Alphabets(2).tasks(digits)
+
+    @pytest.mark.parametrize("settings", [{"n_tasks": 0}, {"seed": -1}, {"ways": 1}])
+    def test_settings_are_checked(self, settings):
+        ((name, value),) = settings.items()
+        with pytest.raises(ValueError, match=f"`{name}` must be .*{value}"):
+            Alphabets(**settings)

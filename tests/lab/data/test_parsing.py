@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from sparsehyper.lab.data import Hue, Permuted, Rotated, Split, maker_from_config, parse_tasks
+from sparsehyper.lab.data import (
+    Alphabets,
+    Hue,
+    Permuted,
+    Rotated,
+    Split,
+    maker_from_config,
+    parse_tasks,
+)
 
 MAKERS = {
     "split": Split(2),
@@ -17,6 +25,9 @@ MAKERS = {
     "hue:5": Hue(5),
     "hue:-0.1,0,0.1": Hue([-0.1, 0, 0.1]),
     "split:2/hue:5": Hue(5, of=Split(2)),
+    "alphabets": Alphabets(20),
+    "alphabets:6": Alphabets(6),
+    "alphabets:6,seed=2,ways=10": Alphabets(6, seed=2, ways=10),
     "split:0-1,2-3/permuted:2,seed=1": Permuted(2, seed=1, of=Split([(0, 1), (2, 3)])),
 }
 
@@ -37,7 +48,7 @@ def test_config_round_trip_through_json(text):
     [
         "split:two", "split:2,some", "split:2,all,all", "split:0-", "split:", "split:-1",
         "permuted:x", "permuted:2,sed=1", "permuted:2,1", "rotated:15.5", "hue:0.1,blue",
-        "rotated:",
+        "rotated:", "permuted:2,ways=3", "alphabets:x", "alphabets:5,seed=1,seed=2",
     ],
 )  # fmt: skip
 def test_parse_lists_the_forms(text):
@@ -46,7 +57,9 @@ def test_parse_lists_the_forms(text):
     assert repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["hue:2/split:2", "split:2/split:2", "permuted:2/rotated:2"])
+@pytest.mark.parametrize(
+    "text", ["hue:2/split:2", "split:2/split:2", "permuted:2/rotated:2", "split:2/alphabets:5"]
+)
 def test_parse_joins_a_split_and_a_variation_only(text):
     with pytest.raises(ValueError, match=rf"a split and a variation of it, got '{text}'"):
         parse_tasks(text)

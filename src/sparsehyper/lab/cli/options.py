@@ -46,13 +46,13 @@ class _Setting(NamedTuple):
 _SETTINGS = {
     "data": _Setting(
         *("Data", str, "digits", "data.source"),
-        "digits, mnist, fashion_mnist, cifar10, cifar100, several as mnist+cifar10, or a "
-        r"folder [train|test]/TASK/CLASS/\*.png.",
+        "digits, mnist, fashion_mnist, cifar10, cifar100, omniglot_small1, several as "
+        r"mnist+cifar10, or a folder [train|test]/TASK/CLASS/\*.png.",
     ),
     "tasks": _Setting(
         *("Data", str | None, None, "data.tasks"),
-        "split:2  split:2,all  split:0-1,2-3  permuted:10  rotated:8  hue:5  split:2/hue:5. By "
-        "default split:2, or a folder's own tasks.",
+        "split:2  split:2,all  split:0-1,2-3  permuted:10  rotated:8  hue:5  split:2/hue:5  "
+        "alphabets:20. By default split:2, or a folder's own tasks.",
     ),
     "data_dir": _Setting(
         *("Data", str | None, None, ""),

@@ -5,7 +5,7 @@ from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
 from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source
 from sparsehyper.lab.data.folder import LabelledTask, load_folder, load_new_tasks
 from sparsehyper.lab.data.image_files import find_images, load_images
-from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
+from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split, TaskMaker
 from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
@@ -15,6 +15,7 @@ __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
     "TASK_MAKERS",
+    "Alphabets",
     "Batch",
     "Batches",
     "Hue",

@@ -1,4 +1,4 @@
-"""Named data sets: scikit-learn's digits, four data sets in parquet files, or several joined.
+"""Named data sets: scikit-learn's digits, characters, four in parquet files, or several joined.
 
 The parquet layout is that of the public data sets on the Hugging Face hub: an image struct with
 ``bytes``, and an integer label. Files in a local directory are preferred; without them the
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.extras import require
+from sparsehyper.lab.data.characters import CHARACTERS, load_characters
 from sparsehyper.lab.data.images import channels_first, decode
 from sparsehyper.lab.data.source import Images, Source, join_sources
 from sparsehyper.lab.data.splits import digests, hold_out
@@ -54,7 +55,7 @@ _PUBLISHED = {
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("fine_label", "label")
 
-SOURCES = ("digits", *_PUBLISHED)
+SOURCES = ("digits", *_PUBLISHED, CHARACTERS)
 
 
 def is_source(name: str) -> bool:
@@ -70,14 +71,15 @@ def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> So
     """Load a source by name.
 
     ``digits`` is scikit-learn's: 1,797 images of 8×8 in 16 grey levels, scaled to 255; a fixed
-    fifth of every class is the test set. The others are read from ``train*.parquet`` and
-    ``test*.parquet`` in ``data_dir/<name>/`` or a subfolder, if ``data_dir/<name>/`` exists;
-    otherwise they are fetched from the hub. Several names joined by ``+`` make one source; see
-    `join_sources`.
+    fifth of every class is the test set. ``omniglot_small1`` is read from its zip in
+    ``data_dir/omniglot_small1/``; see `load_characters`. The others are read from
+    ``train*.parquet`` and ``test*.parquet`` in ``data_dir/<name>/`` or a subfolder, if
+    ``data_dir/<name>/`` exists; otherwise they are fetched from the hub. Several names joined by
+    ``+`` make one source; see `join_sources`.
 
     Args:
-        name: ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``cifar100``; or several,
-            such as ``mnist+cifar10``.
+        name: ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or
+            ``omniglot_small1``; or several, such as ``mnist+cifar10``.
         data_dir: directory with one folder per source; None for the environment variable
             ``SPARSEHYPER_DATA``, if it is set.
 
@@ -100,11 +102,13 @@ def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> So
         return join_sources([load_source(part, data_dir) for part in parts])
     if name == "digits":
         return _load_digits()
-    published = _PUBLISHED[name]
     data_dir = data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
     folder = None if data_dir is None else Path(data_dir) / name
     if folder is not None and not folder.parent.is_dir():
         raise FileNotFoundError(f"`data_dir` is not a directory: {folder.parent}")
+    if name == CHARACTERS:
+        return load_characters(folder)
+    published = _PUBLISHED[name]
     if folder is not None and folder.is_dir():
         tables = _local_tables(folder)
     else:

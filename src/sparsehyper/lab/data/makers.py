@@ -1,7 +1,8 @@
 """Task makers: descriptions of the tasks to make of a source's images.
 
-`Split` makes tasks of a few classes each. `Permuted`, `Rotated` and `Hue` make variants of tasks:
-of a `Split`, else of the tasks that the source itself defines, else of one task with all classes.
+`Split` makes tasks of a few classes each, `Alphabets` of characters of one alphabet each.
+`Permuted`, `Rotated` and `Hue` make variants of tasks: of a `Split`, else of the tasks that the
+source itself defines, else of one task with all classes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from sparsehyper._util.checks import MOST_TASKS, check_integer, check_number, ch
 from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.lab.data.source import Source, Task
 from sparsehyper.lab.data.transforms import Permute, Rotate, ShiftHue, Transform
+
+_FEWEST_WAYS, _MOST_WAYS = 5, 12  # characters of a task of one alphabet
 
 
 class TaskMaker(ABC):
@@ -134,6 +137,70 @@ class Split(TaskMaker):
                 f"each task's classes"
             )
         return [tuple(range(i, i + self.classes)) for i in range(0, n, self.classes)]
+
+
+@dataclass(frozen=True)
+class Alphabets(TaskMaker):
+    """Tasks that each have some characters of one alphabet, in an order of their own.
+
+    An alphabet is all classes whose names agree up to the last underscore. The alphabets take
+    turns. Tasks may share characters; an image is in the same split for all of them.
+
+    Args:
+        n_tasks: number of tasks.
+        seed: at least 0; a task depends on the seed and its number, not on ``n_tasks``.
+        ways: characters of each task; None draws 5 to 12 for each.
+
+    >>> from sparsehyper.lab.data import Images, Source
+    >>> images = Images(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), torch.arange(12))
+    >>> names = tuple(f"{a}_{i}" for a in ("Greek", "Latin") for i in range(6))
+    >>> tasks = Alphabets(3, ways=5).tasks(Source("letters", names, images, images))
+    >>> [task.name for task in tasks], tasks[0].class_names[0].split("_")[0]
+    (['Greek-0', 'Latin-0', 'Greek-1'], 'Greek')
+    """
+
+    n_tasks: int = 20
+    seed: int = 0
+    ways: int | None = None
+
+    kind = "alphabets"
+
+    def __post_init__(self) -> None:
+        check_integer("n_tasks", self.n_tasks, minimum=1, maximum=MOST_TASKS)
+        check_integer("seed", self.seed, minimum=0)
+        if self.ways is not None:
+            check_integer("ways", self.ways, minimum=2)
+
+    def tasks(self, source: Source) -> tuple[Task, ...]:
+        """The tasks, with the alphabet's name and a number."""
+        alphabets: dict[str, list[int]] = {}
+        for number, name in enumerate(source.classes):
+            alphabet, underscore, _ = name.rpartition("_")
+            if not underscore:
+                raise ValueError(
+                    "`alphabets` tasks need classes named ALPHABET_CHARACTER, got "
+                    f"{name!r} in source {source.name!r}"
+                )
+            alphabets.setdefault(alphabet, []).append(number)
+        fewest = self.ways or _FEWEST_WAYS
+        for alphabet, classes in alphabets.items():
+            if len(classes) < fewest:
+                raise ValueError(
+                    f"`ways` must be at most {len(classes)}, the number of characters of "
+                    f"{alphabet!r} in source {source.name!r}, got {fewest}"
+                )
+        turns = list(alphabets.items())
+        tasks = []
+        for i, seed in enumerate(spawn_seeds(self.seed, self.n_tasks)):
+            alphabet, classes = turns[i % len(turns)]
+            rng = seeded(seed)
+            order = torch.randperm(len(classes), generator=rng).tolist()
+            most = min(_MOST_WAYS, len(classes)) + 1
+            ways = self.ways or int(torch.randint(_FEWEST_WAYS, most, (), generator=rng))
+            chosen = tuple(classes[place] for place in order[:ways])
+            names = tuple(source.classes[c] for c in chosen)
+            tasks.append(Task(f"{alphabet}-{i // len(turns)}", chosen, names))
+        return tuple(tasks)
 
 
 @dataclass(frozen=True)

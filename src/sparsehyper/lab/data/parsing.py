@@ -7,14 +7,21 @@ from dataclasses import fields
 from typing import Any
 
 from sparsehyper._util.checks import check_choice, check_settings, check_type
-from sparsehyper.lab.data.makers import Hue, Permuted, Rotated, Split, TaskMaker
+from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split, TaskMaker
 
-TASK_MAKERS: dict[str, type[TaskMaker]] = {m.kind: m for m in (Split, Permuted, Rotated, Hue)}
+TASK_MAKERS: dict[str, type[TaskMaker]] = {
+    m.kind: m for m in (Split, Permuted, Rotated, Hue, Alphabets)
+}
 
 _FORMS = (
     "split:2  split:2,all  split:0-1,2-3  permuted:10  permuted:10,seed=1  rotated:8  "
-    "rotated:0,15,30  hue:5  hue:-0.1,0,0.1  split:2/hue:5"
+    "rotated:0,15,30  hue:5  hue:-0.1,0,0.1  split:2/hue:5  alphabets:20  "
+    "alphabets:20,ways=10,seed=1"
 )
+
+# Kinds of so many tasks, and what may follow the number.
+_OPTIONS = {"permuted": ("seed",), "alphabets": ("seed", "ways")}
+_VARIATIONS = ("permuted", "rotated", "hue")
 
 
 def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
@@ -55,7 +62,7 @@ def parse_tasks(text: str) -> TaskMaker:
     config = _parse_one(second if slash else first, text)
     if slash:
         base = _parse_one(first, text)
-        if base["kind"] != "split" or config["kind"] == "split":
+        if base["kind"] != "split" or config["kind"] not in _VARIATIONS:
             raise ValueError(
                 f"`tasks` joined by a slash must be a split and a variation of it, got {text!r}; "
                 f"forms: {_FORMS}"
@@ -78,13 +85,13 @@ def _parse_one(text: str, whole: str) -> dict[str, Any]:
             if options:
                 (option,) = options
                 config["combinations"] = {"all": True}[option.strip()]
-        elif kind == "permuted" and items:
+        elif kind in _OPTIONS and items:
             number, *options = items
             config["n_tasks"] = int(number)
-            if options:
-                (option,) = options
-                name, seed = option.split("=")
-                config[{"seed": "seed"}[name.strip()]] = int(seed)
+            for option in options:
+                name, value = option.split("=")
+                allowed = {known: known for known in _OPTIONS[kind] if known not in config}
+                config[allowed[name.strip()]] = int(value)
         elif items:
             name = "angles" if kind == "rotated" else "shifts"
             config[name] = int(rest) if len(items) == 1 else [float(item) for item in items]

@@ -1,5 +1,6 @@
 """Studies: one engine that runs them, and one file for each."""
 
+from sparsehyper.lab.studies.adaptation import Adaptation
 from sparsehyper.lab.studies.comparison import Comparison
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
@@ -10,7 +11,16 @@ from sparsehyper.lab.studies.typology import Typology
 from sparsehyper.lab.studies.variations import Variations
 
 _ALL: tuple[type[Study], ...] = (
-    *(Variations, Comparison, NewTasks, Interpolation, TargetSparsity, Scaling, Typology),
+    *(
+        Variations,
+        Comparison,
+        NewTasks,
+        Adaptation,
+        Interpolation,
+        TargetSparsity,
+        Scaling,
+        Typology,
+    ),
 )
 STUDIES = {study.name: study for study in _ALL}
 

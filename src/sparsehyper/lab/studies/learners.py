@@ -167,37 +167,18 @@ class _Scratch(Learner):
 
 
 class _Reptile(_Scratch):
-    """An initialisation from which a few steps suffice.
-
-    After k inner steps on a task, the initialisation moves part of the way to where they led.
-
-    Source: A. Nichol et al., "On first-order meta-learning algorithms" (2018).
-    """
+    """An initialisation from which a few steps suffice."""
 
     def pretrain(self) -> float | None:
         super().pretrain()
-        module, training, settings = self.model, self.experiment.training, LEARNING["reptile"]
-        # the other methods see as many images
-        images = training.steps * self.experiment.batch_size
-        outer = max(1, images // (25 * settings["inner"]))
-        rng = seeded(self.seed)
-        module.train()
-        for step in range(outer):
-            task = int(torch.randint(len(self.known.names), (), generator=rng))
-            before = [p.detach().clone() for p in module.parameters()]
-            optimizer = torch.optim.Adam(module.parameters(), settings["lr"], betas=(0.0, 0.999))
-            for _ in range(settings["inner"]):
-                count = self.known.train.counts[task]
-                index = torch.randint(count, (25,), generator=rng)
-                x, y, _ = self.known.train.batch(torch.full_like(index, task), index)
-                optimizer.zero_grad()
-                F.cross_entropy(module(x), y).backward()
-                optimizer.step()
-            rate = settings["outer_rate"] * (1 - step / outer)
-            with torch.no_grad():
-                for parameter, old in zip(module.parameters(), before, strict=True):
-                    parameter.copy_(old + rate * (parameter - old))
-        module.zero_grad()
+        reptile(
+            self.model,
+            self.known.train,
+            # the other methods see as many images
+            self.experiment.training.steps * self.experiment.batch_size,
+            seed=self.seed,
+            **LEARNING["reptile"],
+        )
         return None
 
 
@@ -244,6 +225,51 @@ LEARNERS: dict[str, type[Learner]] = {
     "linear probe": _Probe,
     "nearest mean": _NearestMean,
 }
+
+
+def reptile(
+    module: nn.Module,
+    split: TaskSplit,
+    images: int,
+    *,
+    inner: int,
+    outer_rate: float,
+    lr: float,
+    seed: int,
+) -> None:
+    """Train an initialisation from which a few steps suffice, in place.
+
+    After the inner steps on a task, the initialisation moves part of the way to where they led.
+
+    Args:
+        module: the initialisation.
+        split: images of the tasks, of which each inner step takes 25 of one task.
+        images: number of images to train on.
+        inner: number of inner steps, by Adam.
+        outer_rate: part of the way to move, falling to 0.
+        lr: learning rate of the inner steps.
+        seed: seed of the choice of tasks and images.
+
+    Source: A. Nichol et al., "On first-order meta-learning algorithms" (2018).
+    """
+    outer = max(1, images // (25 * inner))
+    rng = seeded(seed)
+    module.train()
+    for step in range(outer):
+        task = int(torch.randint(len(split.counts), (), generator=rng))
+        before = [p.detach().clone() for p in module.parameters()]
+        optimizer = torch.optim.Adam(module.parameters(), lr, betas=(0.0, 0.999))
+        for _ in range(inner):
+            index = torch.randint(split.counts[task], (25,), generator=rng)
+            x, y, _ = split.batch(torch.full_like(index, task), index)
+            optimizer.zero_grad()
+            F.cross_entropy(module(x), y).backward()
+            optimizer.step()
+        rate = outer_rate * (1 - step / outer)
+        with torch.no_grad():
+            for parameter, old in zip(module.parameters(), before, strict=True):
+                parameter.copy_(old + rate * (parameter - old))
+    module.zero_grad()
 
 
 def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Shots:

@@ -7,7 +7,7 @@ linear sparse generators are better at that than others.
 For every family of tasks, method and seed, a cell pretrains on the same training tasks and then
 learns the same held-out tasks from the same images: the first 1, 5, 20, … of each class in an order
 drawn from the seed. Accuracy is measured on the held-out tasks' test images, which are used for
-nothing else.
+nothing else. The study of `adaptation` supersedes this one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ from sparsehyper.lab.studies.learners import LEARNERS, LEARNING, Embeddings, sho
 from sparsehyper.lab.studies.pages import (
     Table,
     by_method,
-    deviation,
-    panels,
     percent,
-    points,
+    shots_lines,
+    shots_panels,
     shots_text,
 )
 from sparsehyper.lab.studies.search import with_settings
@@ -284,44 +283,11 @@ class NewTasks(Study):
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
-        families, shots = list(results["study"]["families"]), results["study"]["shots"]
-        places = range(len(shots))
-        with panels(families, path) as drawn:
-            for family, axes in zip(families, drawn, strict=True):
-                own = by_method(results["rows"], family=family)
-                for method in _LINES:
-                    if method in own:
-                        colour, marker, style = _LINES[method]
-                        values = [row["accuracy"] for row in own[method]]
-                        look = {"color": colour, "marker": marker, "linestyle": style}
-                        points(axes, places, values, method, **look)
-                axes.set_xticks(list(places), [shots_text(s) for s in shots])
-            for axes in drawn[::2]:
-                axes.set_ylabel("accuracy on new tasks, %", color=plots.GREY)
-            for axes in drawn[-2:]:
-                axes.set_xlabel("images per class", color=plots.GREY)
+        shots_panels(results, _LINES, path)
 
     @staticmethod
     def by_shots(results: Results) -> dict[str, Any]:
-        families: list[dict[str, Any]] = []
-        for family in results["study"]["families"]:
-            lines = []
-            for method, rows in by_method(results["rows"], family=family).items():
-                if method in _LINES:
-                    colour, marker, style = _LINES[method]
-                    lines.append(
-                        {
-                            "method": method,
-                            "mean": [statistics.fmean(row["accuracy"]) for row in rows],
-                            "sd": [deviation(row["accuracy"]) for row in rows],
-                            "colour": colour,
-                            "marker": marker,
-                            "dashed": style != "-",
-                        }
-                    )
-            families.append({"name": family, "lines": lines})
-        shots = [shots_text(shots) for shots in results["study"]["shots"]]
-        return {"shots": shots, "families": families}
+        return shots_lines(results, _LINES)
 
 
 def _claims(study: NewTasks, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

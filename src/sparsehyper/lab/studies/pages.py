@@ -180,3 +180,61 @@ def points(
             **style,
         },
     )
+
+
+def shots_panels(
+    results: Mapping[str, Any],
+    lines: Mapping[str, tuple[str, str, str]],
+    path: str | PathLike[str],
+) -> None:
+    """Draw accuracy against images per class, a panel for each family.
+
+    Args:
+        results: of a study with ``families`` and ``rows``.
+        lines: colour, marker and style of each method, in the order of the legend.
+        path: picture to write.
+    """
+    families, shots = list(results["study"]["families"]), _all_shots(results)
+    with panels(families, path) as drawn:
+        for family, axes in zip(families, drawn, strict=True):
+            own = by_method(results["rows"], family=family)
+            for method, (colour, marker, style) in lines.items():
+                if method in own:
+                    places = [shots.index(row["shots"]) for row in own[method]]
+                    values = [row["accuracy"] for row in own[method]]
+                    look = {"color": colour, "marker": marker, "linestyle": style}
+                    points(axes, places, values, method, **look)
+            axes.set_xticks(range(len(shots)), [shots_text(s) for s in shots])
+        for axes in drawn[::2]:
+            axes.set_ylabel("accuracy on new tasks, %", color=GREY)
+
+
+def shots_lines(
+    results: Mapping[str, Any], lines: Mapping[str, tuple[str, str, str]]
+) -> dict[str, Any]:
+    """The same as `Study.by_shots` returns it, for the families with all numbers of images."""
+    families: list[dict[str, Any]] = []
+    shots = _all_shots(results)
+    for family in results["study"]["families"]:
+        own = by_method(results["rows"], family=family)
+        found = [
+            {
+                "method": method,
+                "mean": [statistics.fmean(row["accuracy"]) for row in rows],
+                "sd": [deviation(row["accuracy"]) for row in rows],
+                "colour": lines[method][0],
+                "marker": lines[method][1],
+                "dashed": lines[method][2] != "-",
+            }
+            for method, rows in own.items()
+            if method in lines and len(rows) == len(shots)
+        ]
+        if found:
+            families.append({"name": family, "lines": found})
+    return {"shots": [shots_text(s) for s in shots], "families": families}
+
+
+def _all_shots(results: Mapping[str, Any]) -> list[int | None]:
+    """All numbers of images per class, None for all of them at last."""
+    found = {row["shots"] for row in results["rows"]}
+    return sorted(found, key=lambda shots: float("inf") if shots is None else shots)
