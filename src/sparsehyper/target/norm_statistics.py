@@ -173,15 +173,18 @@ class NormStatistics:
     ) -> None:
         """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``, one batch later.
 
-        On the CPU a batch weighs 1 / (number of the task's batches) if that is more than the
-        momentum. On other devices it weighs the momentum, as nothing may wait for the device.
+        A batch weighs 1 / (number of the task's batches) if that is more than the momentum.
         """
-        compiling = torch.compiler.is_compiling()
-        if values and values[0].device.type == "cpu":
-            if not compiling and isinstance(tasks, Tensor):
-                tasks = tasks.tolist()
-            if compiling or not self._settled.issuperset(tasks):
-                values = self._unbiased(module, tasks, values)
+        if not self.names:
+            return
+        # Reading what is settled would wait for a device, and break a graph of the compiler.
+        known = not torch.compiler.is_compiling() and values[0].is_cpu
+        if known and isinstance(tasks, Tensor):
+            tasks = tasks.tolist()
+        if not known or not self._settled.issuperset(tasks):
+            values, enough = self._unbiased(module, tasks, values)
+            if known:
+                self._settled.update(t for t, e in zip(tasks, enough.tolist(), strict=True) if e)
         if len(tasks) == 1 and not isinstance(tasks, Tensor):
             self.set_row(module, tasks[0], [value[0] for value in values])
         else:
@@ -189,29 +192,32 @@ class NormStatistics:
 
     def _unbiased(
         self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
+        """The rows with their early batches weighed alike, and which tasks are past these."""
         if len(tasks) == 1 and not isinstance(tasks, Tensor):
             # a list as an index would be compiled anew for each task
             before = [table.select(0, tasks[0])[None] for table in self.tables(module)]
         else:
             before = self.rows(module, tasks)
         after = list(values)
-        enough = torch.ones(len(tasks), dtype=torch.bool)
+        enough = torch.ones(len(tasks), dtype=torch.bool, device=after[0].device)
+        alike: dict[float, list[tuple[int, list[int]]]] = {}
         for owner, count, averages in self._running:
             momentum: Any = module.get_submodule(owner).momentum
-            if not momentum:  # None is a plain mean already
-                continue
-            seen = after[count]
-            new = seen - before[count]  # more than 1 if one call uses the norm several times
+            if momentum:  # None is a plain mean already
+                alike.setdefault(momentum, []).append((count, averages))
+        for momentum, norms in alike.items():  # all norms at once: a launch each would cost
+            seen = torch.stack([after[count] for count, _ in norms])
+            # more than 1 if one call uses a norm several times
+            new = seen - torch.stack([before[count] for count, _ in norms])
             weight = 1 - (1 - momentum) ** new
-            factor = (new / seen / weight).nan_to_num(1).clamp(min=1)
-            for i in averages:
-                factors = factor.view(-1, *[1] * (after[i].ndim - 1)).to(after[i].dtype)
-                after[i] = torch.lerp(before[i], after[i], factors)
-            enough = enough.to(seen.device) & (seen * momentum >= 1)
-        if not torch.compiler.is_compiling() and not isinstance(tasks, Tensor):
-            self._settled.update(t for t, done in zip(tasks, enough.tolist(), strict=True) if done)
-        return after
+            factors = (new / seen / weight).nan_to_num(1).clamp(min=1)
+            for factor, (_, averages) in zip(factors, norms, strict=True):
+                for i in averages:
+                    shaped = factor.view(-1, *[1] * (after[i].ndim - 1)).to(after[i].dtype)
+                    after[i] = torch.lerp(before[i], after[i], shaped)
+            enough = enough & (seen * momentum >= 1).all(0)
+        return after, enough
 
     def add_row(self, module: nn.Module) -> None:
         """Add rows for one more task, as `row` gives them for None."""
