@@ -139,4 +139,4 @@ def _in_words(row: dict[str, Any]) -> str:
     if row["more"] is not None:
         twice, four = (share(value, 0) for value in row["more"])
         text += f", about {twice} with twice as many images and {four} with four times"
-    return ". ".join([text, *row["warnings"]]) + "."
+    return ". ".join([text, *row["warnings"]]).replace("`seconds`", "`--seconds`") + "."
