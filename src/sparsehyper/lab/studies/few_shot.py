@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,8 +37,7 @@ from sparsehyper.training.optim import build_optimizer, learning_rate
 # How new tasks are learned; part of the settings of every cell.
 LEARNING: dict[str, Any] = {
     "folds": 3,  # of the cross-validation
-    "updates": (50, 150, 500, 1500),  # to choose from
-    "epochs": 100,  # no more updates than these, unless they are among the first two
+    "epochs": 100,  # no more updates than these, unless they are of the first two numbers
     "lr": 1e-3,
     "batch_size": 64,
     "penalties": (0.1, 1.0, 10.0, 100.0),  # of logistic regressions, to choose from
@@ -71,6 +71,7 @@ class Learner:
         known: the known tasks.
         settings: what is searched besides the settings of the experiment.
         seconds: time for `adapt_task`, and for each of its ways alone.
+        updates: numbers of updates to choose from where something is trained further, at least two.
 
     Attributes:
         ways: ways to learn a new task.
@@ -89,10 +90,15 @@ class Learner:
     model: nn.Module
 
     def __init__(
-        self, experiment: Experiment, known: TaskSet, settings: dict[str, Any], seconds: float
+        self,
+        experiment: Experiment,
+        known: TaskSet,
+        settings: dict[str, Any],
+        seconds: float,
+        updates: Sequence[int],
     ) -> None:
-        self.experiment, self.known = experiment, known
-        self.settings, self.seconds, self.seed = settings, seconds, experiment.seed
+        self.experiment, self.known, self.settings = experiment, known, settings
+        self.seconds, self.updates, self.seed = seconds, updates, experiment.seed
 
     def pretrain(self) -> dict[str, Any] | None:
         """Pretrain, and return what `measured` does for the known tasks, None without outputs."""
@@ -122,7 +128,8 @@ class Learner:
             return build_target(self.experiment.target, self.known.image_shape, outputs)
 
     def _tuned(self, module: nn.Module, samples: Shots, n_classes: int, **settings: Any) -> Learnt:
-        return Learnt(tuned(module, samples, n_classes, seed=self.seed, **settings))
+        model = tuned(module, samples, n_classes, self.updates, seed=self.seed, **settings)
+        return Learnt(model)
 
 
 class _Hypernetwork(Learner):
@@ -324,6 +331,7 @@ def tuned(
     module: nn.Module,
     samples: Shots,
     n_classes: int,
+    updates: Sequence[int],
     *,
     seed: int,
     lr: float = LEARNING["lr"],
@@ -338,6 +346,7 @@ def tuned(
         module: returns logits; it is not changed.
         samples: images and class numbers.
         n_classes: number of classes.
+        updates: numbers of updates to choose from, at least two.
         seed: seed of the batches.
         lr, batch_size: as `fine_tune` takes them.
     """
@@ -357,7 +366,7 @@ def tuned(
         )
         return own.eval()
 
-    first, usual, *more = LEARNING["updates"]
+    first, usual, *more = updates
     most = LEARNING["epochs"] * len(y) // batch_size
     choices = [first, usual, *(count for count in more if count <= most)]
     every = torch.arange(len(y))
