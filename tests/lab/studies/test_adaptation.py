@@ -9,7 +9,8 @@ import pytest
 
 from sparsehyper.lab.data import load_source
 from sparsehyper.lab.runs.setup import tasks_of
-from sparsehyper.lab.studies.adaptation import CHARACTERS, Adaptation, Family
+from sparsehyper.lab.studies.adaptation import Adaptation
+from sparsehyper.lab.studies.adaptation_families import CHARACTERS, Family
 from sparsehyper.lab.studies.few_shot import EXPERTS, LEARNERS, SINGLE
 from sparsehyper.lab.studies.new_tasks import NewTasks
 
