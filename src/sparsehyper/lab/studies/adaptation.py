@@ -44,7 +44,7 @@ are the pairs, as the tasks of a seed share a pretraining.
 those of the highest mean accuracy over all seeds, among the hypernetwork's ways and among
 everything but ``auto``: choices made with hindsight, which bias them upwards. A task's stated
 accuracy is right if the measured one lies within its stated 95% interval. The goals are in
-`figures`; they were set before.
+`adaptation_results`; they were set before.
 
 **Cost.** Two or three new tasks a seed, not nine, and four trials keep the scale ``cpu`` near seven
 hours of one core that has nothing else to do. `adapt_task` keeps to a time, so its results depend
@@ -55,50 +55,37 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from os import PathLike
 from typing import Any
 
 import torch
 
 from sparsehyper._util.classifiers import accuracy
-from sparsehyper._util.random import seeded, spawn_seeds
-from sparsehyper.adaptation.ways import WAYS, Unsuitable
+from sparsehyper._util.random import seeded
+from sparsehyper.adaptation.ways import Unsuitable
 from sparsehyper.lab import plots
-from sparsehyper.lab.data import SharedTasks, TaskSet, TaskSplit, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSplit, images_of
 from sparsehyper.lab.runs.config import DataConfig, Experiment
+from sparsehyper.lab.studies.adaptation_families import CPU_FAMILIES, DEFAULT_CNN, Family
+from sparsehyper.lab.studies.adaptation_results import best_trials, conclusions, tables
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.few_shot import (
     AUTO,
     EXPERTS,
     HYPERNETWORK,
     LEARNERS,
-    LEARNING,
-    SINGLE,
     TRUNK,
     Learner,
 )
-from sparsehyper.lab.studies.intervals import claim_of, mean_of
+from sparsehyper.lab.studies.few_shot_fits import LEARNING
 from sparsehyper.lab.studies.learners import Shots, shots_of
-from sparsehyper.lab.studies.pages import (
-    Table,
-    by_method,
-    interval_text,
-    percent,
-    shots_lines,
-    shots_panels,
-    shots_text,
-)
+from sparsehyper.lab.studies.pages import Table, shots_lines, shots_panels
 from sparsehyper.lab.studies.search import SEARCH_SEED, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import CNN, RESNETS, training
 
-_BEST_WAY = "best way"
-_RIVALS = ("linear probe", "scratch", "Prototypical Networks")
-_TOLERANCE, _COVERED = -0.005, 0.9  # goals
-_EVERYWHERE = "all families"
 _IMAGES_A_TASK = 25  # in a batch
 
 # Lines of the picture, in the order of its legend: colour, marker and style.
@@ -111,93 +98,6 @@ _LINES = {
     "scratch": (plots.DARK, "D", "--"),
     "nearest neighbour": (plots.ORANGE, "P", ":"),
     "logistic regression": (plots.BLACK, "*", ":"),
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """Related tasks, of which some are held out.
-
-    Args:
-        source: as in `DataConfig`.
-        tasks: all tasks, as in `DataConfig`, with ``{seed}`` for the seed and ``{0}`` to ``{9}``
-            for ten classes in an order that is drawn from it.
-        held_out: number of tasks to hold out, drawn from the seed; or the indices of some; or None
-            for all of one group, each group in turn. A task's group is its name up to the last
-            dash.
-        learners: learners to compare, of `LEARNERS`.
-        target: as `build_target` takes it.
-        steps: number of updates of pretraining.
-        tasks_per_batch: tasks in a batch, of 25 images each.
-        shots: images per class of a new task; None for all, with those for validation.
-        trial_shots: the same in trials.
-        val_fraction: as in `DataConfig`.
-        most: tasks to learn, at most; others that are held out are not used.
-    """
-
-    source: str
-    tasks: str
-    held_out: int | tuple[int, ...] | None = 2
-    learners: tuple[str, ...] = tuple(name for name in LEARNERS if name != EXPERTS)
-    target: str = "mlp:100-100"
-    steps: int = 1500
-    tasks_per_batch: int = 4
-    shots: tuple[int | None, ...] = (1, 5, 20, 100, None)
-    trial_shots: tuple[int | None, ...] = (5,)
-    val_fraction: float = 0.1
-    most: int = 3
-
-    def data(self, seed: int) -> DataConfig:
-        """The images and tasks of a seed."""
-        order = torch.randperm(10, generator=seeded(spawn_seeds(seed, 2)[1])).tolist()
-        tasks = self.tasks.format(*order, seed=seed)
-        return DataConfig(self.source, tasks, val_fraction=self.val_fraction)
-
-    def split(self, tasks: TaskSet, seed: int) -> tuple[TaskSet, TaskSet]:
-        """The known tasks of a seed, and the new ones."""
-        names = tasks.names
-        if self.held_out is None:
-            groups = {name: name.rpartition("-")[0] for name in names}
-            turns = list(dict.fromkeys(groups.values()))
-            held = {name for name in names if groups[name] == turns[seed % len(turns)]}
-        elif isinstance(self.held_out, int):
-            order = torch.randperm(len(names), generator=seeded(spawn_seeds(seed, 2)[0])).tolist()
-            held = {names[i] for i in order[: self.held_out]}
-        else:
-            held = {names[i] for i in self.held_out}
-        new = [name for name in names if name in held][: self.most]
-        return tasks.select([name for name in names if name not in held]), tasks.select(new)
-
-
-_PAIRS = "split:2,all"
-_PERMUTED = "permuted:{count},seed={{seed}}"
-_REPAIRED = "split:{0}-{1},{2}-{3},{0}-{2},{1}-{3}"
-_THREE = "mnist+fashion_mnist+cifar10"  # with classes 0 to 9, 10 to 19 and 20 to 29
-_EACH_PAIR = "split:" + ",".join(
-    f"{start + a}-{start + b}" for start in (0, 10, 20) for a, b in combinations(range(10), 2)
-)
-_DEFAULT_CNN = "cnn:16-32-64,norm=batch,pool=max"
-CHARACTERS = "characters of a new alphabet"
-_CPU = {
-    "permuted Fashion-MNIST": Family("fashion_mnist", _PERMUTED.format(count=25)),
-    "Fashion-MNIST pairs": Family("fashion_mnist", _PAIRS),
-    "CIFAR-10 pairs": Family("cifar10", _PAIRS, target=CNN),
-    "CIFAR-10 pairs in 8 hues": Family("cifar10", "split:2/hue:8", target=CNN),
-    "pairs of three data sets": Family(_THREE, _EACH_PAIR, target=CNN),
-    "MNIST pairs": Family("mnist", _PAIRS),
-    "rotated MNIST": Family("mnist", "rotated:24"),
-    "nine permutations, then the tenth": Family("fashion_mnist", _PERMUTED.format(count=10), 1),
-    "two pairs, then re-paired": Family("fashion_mnist", _REPAIRED, (2, 3), tasks_per_batch=2),
-    CHARACTERS: Family(
-        "omniglot_small1",
-        "alphabets:25,ways=10,seed={seed}",
-        None,
-        tuple(LEARNERS),
-        _DEFAULT_CNN,
-        1000,
-        shots=(1, 5, None),
-        val_fraction=0.25,
-    ),
 }
 
 
@@ -265,17 +165,17 @@ class Adaptation(Study):
 
     @classmethod
     def cpu(cls) -> Adaptation:
-        return cls(_CPU)
+        return cls(CPU_FAMILIES)
 
     @classmethod
     def full(cls) -> Adaptation:
         targets = {
             Family.target: ("mlp:400-400-400", 30_000),
             CNN: (RESNETS["resnet32"], 60_000),
-            _DEFAULT_CNN: (_DEFAULT_CNN, 10_000),
+            DEFAULT_CNN: (DEFAULT_CNN, 10_000),
         }
         full = {}
-        for name, family in _CPU.items():
+        for name, family in CPU_FAMILIES.items():
             target, steps = targets[family.target]
             held = 5 if family.held_out == 2 else family.held_out
             full[name] = replace(family, target=target, steps=steps, held_out=held, most=5)
@@ -293,34 +193,20 @@ class Adaptation(Study):
             for number in range(self.trials)
         }
         found = workspace.run(list(tried.values()), _cell)
-        trials = {key: found[cell.name] for key, cell in tried.items()}
-        cells: dict[tuple[str, str, int], list[Cell]] = {}
-        searches = []
-        for name, family in self.families.items():
-            for learner in family.learners:
-                own = [trials[name, learner, number] for number in range(self.trials)]
-                chosen = _best_trials(LEARNERS[learner], own)
-                searches += _searches(name, learner, own, chosen)
-                for seed in range(self.seeds):
-                    cells[name, learner, seed] = [
-                        self._cell(workspace, name, learner, number, seed, ways)
-                        for number, ways in chosen.items()
-                    ]
-        done = workspace.run([cell for some in cells.values() for cell in some], _cell)
-        results = {key: [done[cell.name] for cell in some] for key, some in cells.items()}
-        rows = list(_rows(self, results))
-        best = [_best(rows, name, s) for name, f in self.families.items() for s in f.shots]
-        claims = _claims(self, rows, best)
-        stated = list(_stated(self, results))
-        return {
-            "rows": rows,
-            "best": best,
-            "stated": stated,
-            "trained": list(_trained(self, results)),
-            "trials": searches,
-            "figures": _figures(claims, stated),
-            "claims": claims,
+        trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for (name, learner, _), cell in tried.items():
+            trials.setdefault((name, learner), []).append(found[cell.name])
+        cells = {
+            (name, learner, seed): [
+                self._cell(workspace, name, learner, number, seed, ways)
+                for number, ways in best_trials(LEARNERS[learner], own).items()
+            ]
+            for (name, learner), own in trials.items()
+            for seed in range(self.seeds)
         }
+        done = workspace.run([cell for some in cells.values() for cell in some], _cell)
+        final = {key: [done[cell.name] for cell in some] for key, some in cells.items()}
+        return conclusions(self.families, self.seeds, trials, final)
 
     def _cell(
         self,
@@ -366,14 +252,7 @@ class Adaptation(Study):
 
     @staticmethod
     def tables(results: Results) -> list[Table]:
-        return [
-            _figures_table(results),
-            _best_table(results),
-            *_accuracy_tables(results),
-            _stated_table(results),
-            _trained_table(results),
-            _trials_table(results),
-        ]
+        return tables(results)
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
@@ -454,269 +333,3 @@ def _examples(splits: Sequence[TaskSplit], task: int, shots: int | None, seed: i
 
 def _hashable(held_out: Any) -> int | tuple[int, ...] | None:
     return tuple(held_out) if isinstance(held_out, (list, tuple)) else held_out
-
-
-def _score(trial: Mapping[str, Any], way: str | None) -> float:
-    """Validation accuracy of a trial, by a way or, without one, on known tasks."""
-    if way is None:
-        return float(trial["validation"])
-    return statistics.fmean(a for found in trial["accuracies"][way] for a in found.values())
-
-
-def _best_trials(kind: type[Learner], trials: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """The numbers of the trials to use, and the ways whose best they are."""
-
-    def best(way: str | None) -> int:
-        return max(range(len(trials)), key=lambda number: _score(trials[number], way))
-
-    if kind.judged is not None or not kind.ways:
-        return {best(kind.judged): list(kind.ways)}
-    chosen: dict[int, list[str]] = {}
-    for way in kind.ways:
-        chosen.setdefault(best(way), []).append(way)
-    return chosen
-
-
-def _searches(
-    family: str,
-    learner: str,
-    trials: Sequence[Mapping[str, Any]],
-    chosen: Mapping[int, Sequence[str]],
-) -> list[dict[str, Any]]:
-    kind = LEARNERS[learner]
-    rows = []
-    for number, ways in chosen.items():
-        judged = [kind.judged] if kind.judged or not kind.ways else ways
-        rows += [
-            {
-                "family": family,
-                "method": way or learner,
-                "settings": kind.trials[number],
-                "validation": [_score(trial, way) for trial in trials],
-            }
-            for way in judged
-        ]
-    return rows
-
-
-_Results = Mapping[tuple[str, str, int], Sequence[Mapping[str, Any]]]
-
-
-def _rows(study: Adaptation, results: _Results) -> Iterator[dict[str, Any]]:
-    for name, family in study.families.items():
-        for learner in family.learners:
-            for way in LEARNERS[learner].ways:
-                own = [
-                    next(cell for cell in results[name, learner, seed] if way in cell["accuracies"])
-                    for seed in range(study.seeds)
-                ]
-                for i, shots in enumerate(family.shots):
-                    yield {
-                        "family": name,
-                        "method": way,
-                        "learner": learner,
-                        "shots": shots,
-                        "accuracy": [
-                            statistics.fmean(cell["accuracies"][way][i].values()) for cell in own
-                        ],
-                        "fit_seconds": [cell["fit_seconds"][way][i] for cell in own],
-                    }
-
-
-def _best(rows: Sequence[Mapping[str, Any]], family: str, shots: int | None) -> dict[str, Any]:
-    """The best way and the best method of a family and number of images, with hindsight."""
-    own = {
-        row["method"]: statistics.fmean(row["accuracy"])
-        for row in rows
-        if (row["family"], row["shots"]) == (family, shots)
-    }
-    ours = own.pop(AUTO)
-    way, method = (max(some, key=own.__getitem__) for some in (SINGLE, own))
-    return {
-        "family": family,
-        "shots": shots,
-        "auto": ours,
-        "way": way,
-        "way_accuracy": own[way],
-        "method": method,
-        "method_accuracy": own[method],
-    }
-
-
-def _claims(
-    study: Adaptation, rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Differences between `adapt_task` and others, paired over seeds; at last those of all."""
-    accuracy_of = {(r["family"], r["method"], r["shots"]): r["accuracy"] for r in rows}
-    hindsight = {(b["family"], b["shots"]): b["way"] for b in best}
-    claims, everywhere = [], []
-    for rival in (_BEST_WAY, *_RIVALS):
-        pairs = []
-        for name, family in study.families.items():
-            for shots in family.shots:
-                method = hindsight[name, shots] if rival == _BEST_WAY else rival
-                pair = accuracy_of[name, AUTO, shots], accuracy_of[name, method, shots]
-                claims.append(claim_of(name, f"{AUTO} − {rival}", *pair, shots=shots))
-                pairs.append(pair)
-        ours, theirs = (mean_of(some) for some in zip(*pairs, strict=True))
-        what = f"{AUTO} − {rival}"
-        everywhere.append(claim_of(_EVERYWHERE, what, ours, theirs, shots="mean"))
-    return [*claims, *everywhere]
-
-
-def _stated(study: Adaptation, results: _Results) -> Iterator[dict[str, Any]]:
-    """What `adapt_task` stated and chose, by family and number of images."""
-    for name, family in study.families.items():
-        cells = [cell for seed in range(study.seeds) for cell in results[name, HYPERNETWORK, seed]]
-        for i, shots in enumerate(family.shots):
-            said = [one for cell in cells for one in cell["stated"][i].values()]
-            yield {
-                "family": name,
-                "shots": shots,
-                "tasks": len(said),
-                "within": sum(
-                    one["interval"][0] <= one["measured"] <= one["interval"][1] for one in said
-                ),
-                **{
-                    key: statistics.fmean(one[key] for one in said)
-                    for key in ("accuracy", "measured")
-                },
-                "width": statistics.fmean(one["interval"][1] - one["interval"][0] for one in said),
-                "weights": {
-                    way: statistics.fmean(one["weights"].get(way, 0.0) for one in said)
-                    for way in WAYS
-                },
-            }
-
-
-def _trained(study: Adaptation, results: _Results) -> Iterator[dict[str, Any]]:
-    """Accuracy on the known tasks; with several pretrainings of a learner, of the best."""
-    for name, family in study.families.items():
-        for learner in family.learners:
-            own = [results[name, learner, seed] for seed in range(study.seeds)]
-            if own[0][0]["trained"] is not None:
-                best = [max(cells, key=lambda cell: cell["validation"]) for cells in own]
-                values = [cell["trained"] for cell in best]
-                yield {"family": name, "learner": learner, "accuracy": values}
-
-
-def _figures(
-    claims: Sequence[Mapping[str, Any]], stated: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The goals, what was found, and whether they were reached."""
-    figures = []
-    for rival in (_BEST_WAY, *_RIVALS):
-        own = [claim for claim in claims if claim["claim"] == f"{AUTO} − {rival}"]
-        *places, whole = own
-        if rival == _BEST_WAY:
-            worst = min(places, key=lambda claim: claim["mean"])
-            least = f"{100 * worst['mean']:+.2f} ({worst['family']}, {shots_text(worst['shots'])})"
-            figures += [
-                _figure(
-                    f"{AUTO} − {rival}, everywhere", "≥ −0.5", least, worst["mean"] >= _TOLERANCE
-                ),
-                _figure(f"{AUTO} − {rival}, on average", "> 0", _points(whole), whole["mean"] > 0),
-            ]
-        else:
-            ahead = [c for c in places if c["low"] is not None and c["low"] >= 0]
-            behind = [c for c in places if c["high"] is not None and c["high"] < 0]
-            text = f"{len(ahead)} of {len(places)}, {len(behind)} behind; mean {_points(whole)}"
-            reached = len(ahead) == len(places)
-            figures.append(_figure(f"{AUTO} − {rival}, at 95%", "≥ 0 everywhere", text, reached))
-    tasks, within = (sum(row[key] for row in stated) for key in ("tasks", "within"))
-    goal = f"{_COVERED:.0%} of tasks"
-    text = f"{within / tasks:.1%} of {tasks:,}"
-    reached = within >= _COVERED * tasks
-    figures.append(_figure("stated accuracy within its 95% interval", goal, text, reached))
-    return figures
-
-
-def _figure(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
-    return {"figure": figure, "goal": goal, "found": found, "reached": reached}
-
-
-def _points(claim: Mapping[str, Any]) -> str:
-    return f"{100 * claim['mean']:+.2f} ({interval_text(claim)})"
-
-
-def _figures_table(results: Results) -> Table:
-    rows = [
-        [f["figure"], f["goal"], f["found"], "yes" if f["reached"] else "no"]
-        for f in results["figures"]
-    ]
-    return Table("Figures to reach, in points", ["figure", "goal", "found", "reached"], rows)
-
-
-def _best_table(results: Results) -> Table:
-    rows = [
-        [
-            b["family"],
-            shots_text(b["shots"]),
-            f"{100 * b['auto']:.2f}",
-            f"{b['way']} {100 * b['way_accuracy']:.2f}",
-            f"{b['method']} {100 * b['method_accuracy']:.2f}",
-            f"{100 * (b['auto'] - b['way_accuracy']):+.2f}",
-            f"{100 * (b['auto'] - b['method_accuracy']):+.2f}",
-        ]
-        for b in results["best"]
-    ]
-    columns = [
-        *("family", "images per class", AUTO, _BEST_WAY, "best method"),
-        *("− best way", "− best method"),
-    ]
-    return Table("The best single methods, with hindsight; accuracies in %", columns, rows)
-
-
-def _accuracy_tables(results: Results) -> Iterator[Table]:
-    for name, family in results["study"]["families"].items():
-        rows = [
-            [method, *(percent(row["accuracy"]) for row in own), _seconds(own)]
-            for method, own in by_method(results["rows"], family=name).items()
-        ]
-        columns = ["method", *map(shots_text, family["shots"]), "seconds"]
-        title = f"{name}: accuracy on new tasks, %, by images per class; seconds to learn one"
-        yield Table(title, columns, rows)
-
-
-def _seconds(rows: Sequence[Mapping[str, Any]]) -> str:
-    return " / ".join(f"{statistics.fmean(row['fit_seconds']):.1f}" for row in rows)
-
-
-def _stated_table(results: Results) -> Table:
-    rows = [
-        [
-            row["family"],
-            shots_text(row["shots"]),
-            f"{row['within']} of {row['tasks']}",
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['measured']:.1f}",
-            f"{100 * row['width']:.1f}",
-            *(f"{100 * weight:.0f}" for weight in row["weights"].values()),
-        ]
-        for row in results["stated"]
-    ]
-    columns = [
-        *("family", "images per class", "within", "stated, %", "measured, %", "interval's width"),
-        *WAYS,
-    ]
-    title = "Stated accuracies: tasks within their 95% interval, and mean weights of the ways, %"
-    return Table(title, columns, rows)
-
-
-def _trained_table(results: Results) -> Table:
-    rows = [[row["family"], row["learner"], percent(row["accuracy"])] for row in results["trained"]]
-    return Table("Accuracy on known tasks, %", ["family", "learner", "accuracy"], rows)
-
-
-def _trials_table(results: Results) -> Table:
-    rows = [
-        [
-            row["family"],
-            row["method"],
-            ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in row["settings"].items()),
-            " / ".join(f"{100 * value:.1f}" for value in row["validation"]),
-        ]
-        for row in results["trials"]
-    ]
-    columns = ["family", "method", "settings found", "validation accuracy of each trial, %"]
-    return Table("Settings found", columns, rows)

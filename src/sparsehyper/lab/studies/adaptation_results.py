@@ -1,0 +1,340 @@
+"""What the study of adaptation concludes from its cells: rows, claims, goals and tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sparsehyper.adaptation.ways import WAYS
+from sparsehyper.lab.studies.adaptation_families import Family
+from sparsehyper.lab.studies.few_shot import AUTO, HYPERNETWORK, LEARNERS, SINGLE, Learner
+from sparsehyper.lab.studies.intervals import claim_of, mean_of
+from sparsehyper.lab.studies.pages import Table, by_method, interval_text, percent, shots_text
+from sparsehyper.lab.studies.study import Results
+
+_BEST_WAY = "best way"
+_RIVALS = ("linear probe", "scratch", "Prototypical Networks")
+_TOLERANCE, _COVERED = -0.005, 0.9  # goals
+_EVERYWHERE = "all families"
+
+CellResult = Mapping[str, Any]
+# The cells of a family, a learner and a seed; one for each of the settings that were found.
+FinalCells = Mapping[tuple[str, str, int], Sequence[CellResult]]
+
+
+def conclusions(
+    families: Mapping[str, Family],
+    seeds: int,
+    tried: Mapping[tuple[str, str], Sequence[CellResult]],
+    cells: FinalCells,
+) -> dict[str, Any]:
+    """What `Adaptation` says that its results hold.
+
+    Args:
+        families: families by name.
+        seeds: number of seeds.
+        tried: results of the trials of each family and learner.
+        cells: results of the cells that have the settings found.
+    """
+    rows = list(_rows(families, seeds, cells))
+    best = [_best(rows, name, s) for name, family in families.items() for s in family.shots]
+    claims = _claims(families, rows, best)
+    stated = list(_stated(families, seeds, cells))
+    return {
+        "rows": rows,
+        "best": best,
+        "stated": stated,
+        "trained": list(_trained(families, seeds, cells)),
+        "trials": [
+            row
+            for (name, learner), trials in tried.items()
+            for row in _searches(name, learner, trials)
+        ],
+        "figures": _figures(claims, stated),
+        "claims": claims,
+    }
+
+
+def tables(results: Results) -> list[Table]:
+    """Tables of the results, the goals first."""
+    return [
+        _figures_table(results),
+        _best_table(results),
+        *_accuracy_tables(results),
+        _stated_table(results),
+        _trained_table(results),
+        _trials_table(results),
+    ]
+
+
+def best_trials(kind: type[Learner], trials: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
+    """The numbers of the trials to use, and the ways whose best they are."""
+
+    def best(way: str | None) -> int:
+        return max(range(len(trials)), key=lambda number: _score(trials[number], way))
+
+    if kind.judged is not None or not kind.ways:
+        return {best(kind.judged): list(kind.ways)}
+    chosen: dict[int, list[str]] = {}
+    for way in kind.ways:
+        chosen.setdefault(best(way), []).append(way)
+    return chosen
+
+
+def _score(trial: Mapping[str, Any], way: str | None) -> float:
+    """Validation accuracy of a trial, by a way or, without one, on known tasks."""
+    if way is None:
+        return float(trial["validation"])
+    return statistics.fmean(a for found in trial["accuracies"][way] for a in found.values())
+
+
+def _searches(
+    family: str,
+    learner: str,
+    trials: Sequence[CellResult],
+) -> list[dict[str, Any]]:
+    """The settings found for each way that judges, and what each trial reached."""
+    kind = LEARNERS[learner]
+    chosen = best_trials(kind, trials)
+    rows = []
+    for number, ways in chosen.items():
+        judged = [kind.judged] if kind.judged or not kind.ways else ways
+        rows += [
+            {
+                "family": family,
+                "method": way or learner,
+                "settings": kind.trials[number],
+                "validation": [_score(trial, way) for trial in trials],
+            }
+            for way in judged
+        ]
+    return rows
+
+
+def _rows(
+    families: Mapping[str, Family], seeds: int, results: FinalCells
+) -> Iterator[dict[str, Any]]:
+    for name, family in families.items():
+        for learner in family.learners:
+            for way in LEARNERS[learner].ways:
+                own = [
+                    next(cell for cell in results[name, learner, seed] if way in cell["accuracies"])
+                    for seed in range(seeds)
+                ]
+                for i, shots in enumerate(family.shots):
+                    yield {
+                        "family": name,
+                        "method": way,
+                        "learner": learner,
+                        "shots": shots,
+                        "accuracy": [
+                            statistics.fmean(cell["accuracies"][way][i].values()) for cell in own
+                        ],
+                        "fit_seconds": [cell["fit_seconds"][way][i] for cell in own],
+                    }
+
+
+def _best(rows: Sequence[Mapping[str, Any]], family: str, shots: int | None) -> dict[str, Any]:
+    """The best way and the best method of a family and number of images, with hindsight."""
+    own = {
+        row["method"]: statistics.fmean(row["accuracy"])
+        for row in rows
+        if (row["family"], row["shots"]) == (family, shots)
+    }
+    ours = own.pop(AUTO)
+    way, method = (max(some, key=own.__getitem__) for some in (SINGLE, own))
+    return {
+        "family": family,
+        "shots": shots,
+        "auto": ours,
+        "way": way,
+        "way_accuracy": own[way],
+        "method": method,
+        "method_accuracy": own[method],
+    }
+
+
+def _claims(
+    families: Mapping[str, Family],
+    rows: Sequence[Mapping[str, Any]],
+    best: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Differences between `adapt_task` and others, paired over seeds; at last those of all."""
+    accuracy_of = {(r["family"], r["method"], r["shots"]): r["accuracy"] for r in rows}
+    hindsight = {(b["family"], b["shots"]): b["way"] for b in best}
+    claims, everywhere = [], []
+    for rival in (_BEST_WAY, *_RIVALS):
+        pairs = []
+        for name, family in families.items():
+            for shots in family.shots:
+                method = hindsight[name, shots] if rival == _BEST_WAY else rival
+                pair = accuracy_of[name, AUTO, shots], accuracy_of[name, method, shots]
+                claims.append(claim_of(name, f"{AUTO} − {rival}", *pair, shots=shots))
+                pairs.append(pair)
+        ours, theirs = (mean_of(some) for some in zip(*pairs, strict=True))
+        what = f"{AUTO} − {rival}"
+        everywhere.append(claim_of(_EVERYWHERE, what, ours, theirs, shots="mean"))
+    return [*claims, *everywhere]
+
+
+def _stated(
+    families: Mapping[str, Family], seeds: int, results: FinalCells
+) -> Iterator[dict[str, Any]]:
+    """What `adapt_task` stated and chose, by family and number of images."""
+    for name, family in families.items():
+        cells = [cell for seed in range(seeds) for cell in results[name, HYPERNETWORK, seed]]
+        for i, shots in enumerate(family.shots):
+            said = [one for cell in cells for one in cell["stated"][i].values()]
+            yield {
+                "family": name,
+                "shots": shots,
+                "tasks": len(said),
+                "within": sum(
+                    one["interval"][0] <= one["measured"] <= one["interval"][1] for one in said
+                ),
+                **{
+                    key: statistics.fmean(one[key] for one in said)
+                    for key in ("accuracy", "measured")
+                },
+                "width": statistics.fmean(one["interval"][1] - one["interval"][0] for one in said),
+                "weights": {
+                    way: statistics.fmean(one["weights"].get(way, 0.0) for one in said)
+                    for way in WAYS
+                },
+            }
+
+
+def _trained(
+    families: Mapping[str, Family], seeds: int, results: FinalCells
+) -> Iterator[dict[str, Any]]:
+    """Accuracy on the known tasks; with several pretrainings of a learner, of the best."""
+    for name, family in families.items():
+        for learner in family.learners:
+            own = [results[name, learner, seed] for seed in range(seeds)]
+            if own[0][0]["trained"] is not None:
+                best = [max(cells, key=lambda cell: cell["validation"]) for cells in own]
+                values = [cell["trained"] for cell in best]
+                yield {"family": name, "learner": learner, "accuracy": values}
+
+
+def _figures(
+    claims: Sequence[Mapping[str, Any]], stated: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The goals, what was found, and whether they were reached."""
+    figures = []
+    for rival in (_BEST_WAY, *_RIVALS):
+        own = [claim for claim in claims if claim["claim"] == f"{AUTO} − {rival}"]
+        *places, whole = own
+        if rival == _BEST_WAY:
+            worst = min(places, key=lambda claim: claim["mean"])
+            least = f"{100 * worst['mean']:+.2f} ({worst['family']}, {shots_text(worst['shots'])})"
+            figures += [
+                _figure(
+                    f"{AUTO} − {rival}, everywhere", "≥ −0.5", least, worst["mean"] >= _TOLERANCE
+                ),
+                _figure(f"{AUTO} − {rival}, on average", "> 0", _points(whole), whole["mean"] > 0),
+            ]
+        else:
+            ahead = [c for c in places if c["low"] is not None and c["low"] >= 0]
+            behind = [c for c in places if c["high"] is not None and c["high"] < 0]
+            text = f"{len(ahead)} of {len(places)}, {len(behind)} behind; mean {_points(whole)}"
+            reached = len(ahead) == len(places)
+            figures.append(_figure(f"{AUTO} − {rival}, at 95%", "≥ 0 everywhere", text, reached))
+    tasks, within = (sum(row[key] for row in stated) for key in ("tasks", "within"))
+    goal = f"{_COVERED:.0%} of tasks"
+    text = f"{within / tasks:.1%} of {tasks:,}"
+    reached = within >= _COVERED * tasks
+    figures.append(_figure("stated accuracy within its 95% interval", goal, text, reached))
+    return figures
+
+
+def _figure(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
+    return {"figure": figure, "goal": goal, "found": found, "reached": reached}
+
+
+def _points(claim: Mapping[str, Any]) -> str:
+    return f"{100 * claim['mean']:+.2f} ({interval_text(claim)})"
+
+
+def _figures_table(results: Results) -> Table:
+    rows = [
+        [f["figure"], f["goal"], f["found"], "yes" if f["reached"] else "no"]
+        for f in results["figures"]
+    ]
+    return Table("Figures to reach, in points", ["figure", "goal", "found", "reached"], rows)
+
+
+def _best_table(results: Results) -> Table:
+    rows = [
+        [
+            b["family"],
+            shots_text(b["shots"]),
+            f"{100 * b['auto']:.2f}",
+            f"{b['way']} {100 * b['way_accuracy']:.2f}",
+            f"{b['method']} {100 * b['method_accuracy']:.2f}",
+            f"{100 * (b['auto'] - b['way_accuracy']):+.2f}",
+            f"{100 * (b['auto'] - b['method_accuracy']):+.2f}",
+        ]
+        for b in results["best"]
+    ]
+    columns = [
+        *("family", "images per class", AUTO, _BEST_WAY, "best method"),
+        *("− best way", "− best method"),
+    ]
+    return Table("The best single methods, with hindsight; accuracies in %", columns, rows)
+
+
+def _accuracy_tables(results: Results) -> Iterator[Table]:
+    for name, family in results["study"]["families"].items():
+        rows = [
+            [method, *(percent(row["accuracy"]) for row in own), _seconds(own)]
+            for method, own in by_method(results["rows"], family=name).items()
+        ]
+        columns = ["method", *map(shots_text, family["shots"]), "seconds"]
+        title = f"{name}: accuracy on new tasks, %, by images per class; seconds to learn one"
+        yield Table(title, columns, rows)
+
+
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> str:
+    return " / ".join(f"{statistics.fmean(row['fit_seconds']):.1f}" for row in rows)
+
+
+def _stated_table(results: Results) -> Table:
+    rows = [
+        [
+            row["family"],
+            shots_text(row["shots"]),
+            f"{row['within']} of {row['tasks']}",
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * row['measured']:.1f}",
+            f"{100 * row['width']:.1f}",
+            *(f"{100 * weight:.0f}" for weight in row["weights"].values()),
+        ]
+        for row in results["stated"]
+    ]
+    columns = [
+        *("family", "images per class", "within", "stated, %", "measured, %", "interval's width"),
+        *WAYS,
+    ]
+    title = "Stated accuracies: tasks within their 95% interval, and mean weights of the ways, %"
+    return Table(title, columns, rows)
+
+
+def _trained_table(results: Results) -> Table:
+    rows = [[row["family"], row["learner"], percent(row["accuracy"])] for row in results["trained"]]
+    return Table("Accuracy on known tasks, %", ["family", "learner", "accuracy"], rows)
+
+
+def _trials_table(results: Results) -> Table:
+    rows = [
+        [
+            row["family"],
+            row["method"],
+            ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in row["settings"].items()),
+            " / ".join(f"{100 * value:.1f}" for value in row["validation"]),
+        ]
+        for row in results["trials"]
+    ]
+    columns = ["family", "method", "settings found", "validation accuracy of each trial, %"]
+    return Table("Settings found", columns, rows)
