@@ -14,7 +14,8 @@ task with few rows then starts from.
 
 In training, every sample of a batch is predicted by the head that is solved from the other samples
 of its task in the batch. Those predictions are differentiable and cost no second fit, so that the
-hypernetwork is trained for what a new task will do. λ and s are trained too.
+hypernetwork is trained for what a new task will do. λ and s are trained too. Each of several
+processes solves heads from its own part of a batch.
 
 Source: L. Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (ICLR 2019);
 J. Snell et al., "Prototypical networks for few-shot learning" (NIPS 2017). Deviation: each sample

@@ -16,8 +16,9 @@ def make_target():
 def train(path, seed):
     """Train a run that ends worse than its best, so that its two checkpoints differ."""
     training = TrainConfig(
-        steps=12, eval_every=2, log_every=1, lr=0.3, seed=seed, clip=None, device="cpu"
-    )
+        steps=12, eval_every=2, log_every=1, lr=0.3, schedule="constant", seed=seed, clip=None,
+        device="cpu",
+    )  # fmt: skip
     data = DataConfig(tasks="split:5")
     experiment = Experiment(data, training, target="mlp:4", latent_dim=4, batch_size=20)
     run_experiment(experiment, path, quiet=True)
