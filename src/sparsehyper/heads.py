@@ -299,11 +299,7 @@ class SolvedHead(nn.Module):
 
     def linear(self, task: int) -> nn.Linear:
         """A task's head as an ordinary layer."""
-        weight = self.weight[task].detach()
-        layer = nn.Linear(weight.shape[1], len(weight), device="meta")
-        layer.weight = nn.Parameter(weight.clone())
-        layer.bias = nn.Parameter(self.bias[task].detach().clone())
-        return layer
+        return linear_layer(self.weight[task], self.bias[task])
 
     def check(self, features: Any) -> None:
         """Raise ``ValueError`` unless these are the inputs of the layer."""
@@ -330,6 +326,14 @@ class SolvedHead(nn.Module):
         outputs = max(outputs, int(y.max()) + 1 if len(y) else 0)
         targets = F.one_hot(y.long(), outputs).to(self.weight.dtype)
         return targets, targets.sum(0) > 0
+
+
+def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with copies of these parameters; no random number is drawn."""
+    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 @torch.no_grad()

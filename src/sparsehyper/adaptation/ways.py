@@ -28,6 +28,7 @@ from sparsehyper.adaptation.tune import (
     linear_layers_used,
     renew_statistics,
 )
+from sparsehyper.heads import linear_layer
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters import merge
@@ -99,7 +100,7 @@ class Start:
         if self.hnet.head is not None:
             features = torch.cat([model(some) for some in x.split(_PIECE)])
             owner, attribute = owner_of(model, self.hnet.head_layer)
-            setattr(owner, attribute, _layer(*self.hnet.head.solve(features, y)))
+            setattr(owner, attribute, linear_layer(*self.hnet.head.solve(features, y)))
         return model
 
     def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
@@ -179,7 +180,7 @@ def linear(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn
         raise Unsuitable("its inputs are not numbers")
     outputs = start.outputs or start.average_model(x, y)(x[:2]).shape[1]
     weight, bias = _solved(start, x[:_MOST_FEATURES].flatten(1), y[:_MOST_FEATURES], outputs)
-    return nn.Sequential(nn.Flatten(), _layer(weight, bias))
+    return nn.Sequential(nn.Flatten(), linear_layer(weight, bias))
 
 
 def scratch(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
@@ -239,20 +240,13 @@ def fit_near(
     return z, statistics, models
 
 
-def _layer(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with copies of these parameters; no random number is drawn."""
-    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return layer
-
-
 def _replace_last(model: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Replace the last layer of a model, in place; ``x`` are inputs to find it with."""
     name, _ = _last_layer(model, x)
     if not name:
         raise Unsuitable("the target is a linear layer itself")
     owner, attribute = owner_of(model, name)
-    setattr(owner, attribute, _layer(weight, bias))
+    setattr(owner, attribute, linear_layer(weight, bias))
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:

@@ -45,20 +45,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def adapt_hats(command, trained: Path, out: Path):
+    data = ("--data", trained / "hats", "--task", "hats")
+    return command("adapt", trained / "run", *data, "--out", out, *EMBEDDING)
+
+
 @pytest.fixture
 def adapted(command, trained, tmp_path) -> Path:
     out = tmp_path / "adapted"
-    done = command(
-        "adapt",
-        trained / "run",
-        "--data",
-        trained / "hats",
-        "--task",
-        "hats",
-        "--out",
-        out,
-        *EMBEDDING,
-    )
+    done = adapt_hats(command, trained, out)
     assert done.code == 0, done.err
     return out
 
@@ -414,17 +409,7 @@ def test_weights_are_copied_where_they_cannot_be_linked(command, trained, tmp_pa
 
     monkeypatch.setattr(os, "link", elsewhere)
     out, renamed = tmp_path / "new", tmp_path / "renamed"
-    done = command(
-        "adapt",
-        trained / "run",
-        "--data",
-        trained / "hats",
-        "--task",
-        "hats",
-        "--out",
-        out,
-        *EMBEDDING,
-    )
+    done = adapt_hats(command, trained, out)
     assert "has a copy of its weights" in done.out
     weights = "checkpoints/best/model.safetensors"
     assert not os.path.samefile(out / weights, trained / "run" / weights)

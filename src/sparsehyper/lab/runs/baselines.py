@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper import saving
+from sparsehyper.heads import linear_layer
 from sparsehyper.layout import count_numbers, plan_layout
 from sparsehyper.target.adapters import merge
 
@@ -137,10 +138,7 @@ class SharedTrunk(_Baseline):
 
     @torch.no_grad()
     def _model(self, task: int) -> nn.Module:
-        weight, bias = self.weight[task], self.bias[task]
-        head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        head = linear_layer(self.weight[task], self.bias[task])
         if not self._head:
             return head
         module = copy.deepcopy(self.trunk)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.ridge import leave_one_out, solve_ridge
+from sparsehyper.heads import linear_layer
 from sparsehyper.lab.runs.baselines import last_linear
 
 _PENALTIES = [10.0**i for i in range(-6, 3)]
@@ -54,9 +55,7 @@ def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> f
         found += [(float(F.cross_entropy(s * predicted, y[counted])), penalty, s) for s in _SCALES]
     loss, penalty, scale = min(entry for entry in found if not math.isnan(entry[0]))
     weight, bias = solve_ridge(features, targets, penalty)
-    layer = nn.Linear(features.shape[1], n_classes).to(features)
-    layer.weight.copy_(scale * weight)
-    layer.bias.copy_(scale * bias)
+    layer = linear_layer(scale * weight, scale * bias)
     module.set_submodule(last_linear(module)[0], layer)
     return loss
 
