@@ -191,18 +191,19 @@ class SolvedHead(nn.Module):
         task = task.to(self.weight.device)
         return torch.einsum("nf,ncf->nc", features, self.weight[task]) + self.bias[task]
 
-    def solve(self, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(self, features: Tensor, y: Tensor, n_classes: int = 0) -> tuple[Tensor, Tensor]:
         """The head that follows from one task's examples.
 
         Args:
             features: ``[n, features]``.
             y: class numbers ``[n]``, or numbers ``[n, outputs]``.
+            n_classes: number of classes, if there may be more than there are examples of.
 
         Returns:
             Weight ``[outputs, features]`` and bias ``[outputs]``; at least one output for each
             class.
         """
-        targets, present = self._targets(y)
+        targets, present = self._targets(y, n_classes)
         if not self.classes and self.prior_noise.all():
             prior = LayerPrior(self.prior_mean, self.prior_covariance, self.prior_noise)
             return solve_under_prior(features, targets, prior)
@@ -217,26 +218,28 @@ class SolvedHead(nn.Module):
         scale = self.log_scale.exp()
         return scale * weight, (scale * bias).masked_fill(~present, _ABSENT)
 
-    def leave_one_out(self, features: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+    def leave_one_out(
+        self, features: Tensor, y: Tensor, task: Tensor | None = None, n_classes: int = 0
+    ) -> Tensor:
         """Outputs ``[n, outputs]`` for each sample by the head of all other samples of its task.
 
         Samples whose class has no other sample cannot be predicted: their outputs are zeros.
 
         Args:
-            features, y: as for `solve`.
+            features, y, n_classes: as for `solve`.
             task: task of each sample, ``[n]``; None if all are of one.
         """
         self.check(features)
         if task is None:
-            return self._leave_one_out(features, y)
+            return self._leave_one_out(features, y, n_classes)
         order = task.argsort(stable=True)
         counts = task[order].unique_consecutive(return_counts=True)[1]
         groups = order.split(counts.tolist())
-        outputs = [self._leave_one_out(features[own], y[own]) for own in groups]
+        outputs = [self._leave_one_out(features[own], y[own], n_classes) for own in groups]
         return torch.cat(outputs)[order.argsort()]
 
-    def _leave_one_out(self, features: Tensor, y: Tensor) -> Tensor:
-        targets, present = self._targets(y)
+    def _leave_one_out(self, features: Tensor, y: Tensor, n_classes: int) -> Tensor:
+        targets, present = self._targets(y, n_classes)
         if len(features) < 2:
             return features.new_zeros(targets.shape) + 0 * features.sum()
         if isinstance(self.kind, Ridge):
@@ -315,7 +318,7 @@ class SolvedHead(nn.Module):
             "layer by `layer`"
         )
 
-    def _targets(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(self, y: Tensor, n_classes: int = 0) -> tuple[Tensor, Tensor]:
         """What the head regresses to, ``[n, outputs]``, and which outputs have examples."""
         outputs = self.bias.shape[1]
         if not self.classes:
@@ -323,7 +326,7 @@ class SolvedHead(nn.Module):
             if targets.ndim != 2 or targets.shape[1] != outputs:
                 raise ValueError(f"targets must have shape [n, {outputs}], got {list(y.shape)}")
             return targets, torch.ones(outputs, dtype=torch.bool, device=y.device)
-        outputs = max(outputs, int(y.max()) + 1 if len(y) else 0)
+        outputs = max(outputs, n_classes, int(y.max()) + 1 if len(y) else 0)
         targets = F.one_hot(y.long(), outputs).to(self.weight.dtype)
         return targets, targets.sum(0) > 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers.small_tasks import normed, plain, samples
-from sparsehyper import Ridge
+from sparsehyper import Ridge, adapt_tasks
 from sparsehyper import adapt_task as adapt_task_within
 from sparsehyper.adaptation import METHODS
 
@@ -139,3 +139,31 @@ def test_a_head_in_closed_form_takes_any_number_of_classes(make):
     one = torch.stack([x[y == c][0] for c in range(5)])
     adapted = adapt_task(hnet, "from one", (one, torch.arange(5)))
     assert "One example a class cannot tell what" in adapted.why
+
+
+def test_several_tasks_are_learned_each_as_if_it_were_the_only_new_one(make):
+    given = {"a": samples(99, 12), "b": samples(98, 20, classes=5)}
+    known = {f"known {i}": samples(i) for i in range(4)}
+    hnet, alone = make(steps=30, head=Ridge()), make(steps=30, head=Ridge())
+    found = adapt_tasks(hnet, given, known=known, n_classes={"b": 6}, seconds=1e6)
+    assert hnet.task_names[4:] == tuple(found) == ("a", "b")
+    assert found["b"].model(given["b"][0]).shape == (20, 6)
+    adapted = adapt_task(alone, "b", given["b"], known=known, n_classes=6)
+    assert adapted.ways.keys() == found["b"].ways.keys()
+    for way, judged in adapted.ways.items():
+        assert judged.loss == pytest.approx(found["b"].ways[way].loss)
+    x = given["b"][0]
+    torch.testing.assert_close(adapted.model(x), found["b"].model(x))
+    torch.testing.assert_close(alone.embedding("b"), hnet.embedding("b"))
+
+
+def test_an_error_in_one_task_leaves_all_unadded(make):
+    hnet = make()
+    with pytest.raises(ValueError, match="`method` 'embedding' does not apply: the target has 3"):
+        adapt_tasks(
+            hnet,
+            {"a": samples(99), "b": samples(98, 100, classes=5)},
+            method="embedding",
+            seconds=1e6,
+        )
+    assert len(hnet.task_names) == 4

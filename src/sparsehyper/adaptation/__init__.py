@@ -1,6 +1,6 @@
 """New tasks for a trained hypernetwork: adapt by the best means, fit, tune, identify."""
 
-from sparsehyper.adaptation.auto import METHODS, Adapted, Judged, adapt_task
+from sparsehyper.adaptation.auto import METHODS, Adapted, Judged, adapt_task, adapt_tasks
 from sparsehyper.adaptation.fit import EMBEDDING_INITS, SPACES, Fit, fit_embedding, fit_embeddings
 from sparsehyper.adaptation.identify import Identified, identify_task
 from sparsehyper.adaptation.predict import average_predictions
@@ -18,6 +18,7 @@ __all__ = [
     "Judged",
     "TaskProfiles",
     "adapt_task",
+    "adapt_tasks",
     "average_predictions",
     "fine_tune",
     "fit_embedding",

@@ -14,17 +14,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
-from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, with_gradients
-from sparsehyper.adaptation.usual import Usual, usual_of, usual_on
+from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, gather, with_gradients
+from sparsehyper.adaptation.usual import Usual, usual_given, usual_of, usual_on
 from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -34,6 +35,8 @@ _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
 _RATE, _RATE_SPREAD = 0.25, 0.15
 FEW = 5  # samples of a class, with which known tasks help to choose
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
+
+_Fitted = tuple[Tensor, list[Tensor]] | None  # embedding and batch-norm statistics
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Result of `adapt_task`.
+    """Result of `adapt_task`, and of `adapt_tasks` for each task.
 
     Attributes:
         name: task name.
@@ -81,7 +84,6 @@ class Adapted:
     seconds: float
 
 
-@with_gradients()
 def adapt_task(
     hnet: HyperNetwork,
     name: str,
@@ -96,28 +98,7 @@ def adapt_task(
 ) -> Adapted:
     """Learn a new task by the best means that its examples allow, and add the task.
 
-    The task's embedding is added to the hypernetwork; nothing else in it changes. The model to use
-    is the result's.
-
-    Args:
-        hnet: hypernetwork that was trained on other tasks.
-        name: name of the new task.
-        samples: its examples.
-        known: samples of known tasks, by name. Where the new task has few examples of a class, some
-            of them are learned anew, to see what each way is worth.
-        method: ``"auto"``, or the only way to use.
-        n_classes: number of classes; by default the largest label plus one. It may exceed the
-            number of the target's outputs.
-        loss: function that returns the loss of each sample; by default cross entropy of logits
-            ``[n, outputs]``.
-        seconds: time to take, about.
-        seed: seed of everything random.
-
-    Raises:
-        ValueError: the name is taken, a setting is out of range, samples do not fit, or ``method``
-            does not apply. The hypernetwork is then unchanged.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`.
-        RuntimeError: called within ``torch.inference_mode()``.
+    The arguments are those of `adapt_tasks`, with ``n_classes`` for this task alone.
 
     >>> import torch
     >>> from sparsehyper import Sparse, TaskEmbedding
@@ -127,24 +108,107 @@ def adapt_task(
     >>> hnet.task_names, adapted.model(x).shape
     (('shoes', 'bags', 'hats'), torch.Size([40, 2]))
     """
-    began = time.perf_counter()
+    return adapt_tasks(
+        hnet,
+        {name: samples},
+        known=known,
+        method=method,
+        n_classes=n_classes,
+        loss=loss,
+        seconds=seconds,
+        seed=seed,
+    )[name]
+
+
+@with_gradients()
+def adapt_tasks(
+    hnet: HyperNetwork,
+    tasks: Mapping[str, Samples],
+    *,
+    known: Mapping[str, Samples] | None = None,
+    method: str = "auto",
+    n_classes: int | Mapping[str, int] | None = None,
+    loss: Loss | None = None,
+    seconds: float = 20.0,
+    seed: int = 0,
+) -> dict[str, Adapted]:
+    """Learn new tasks, each by the best means that its own examples allow, and add them.
+
+    No new task starts from another one. Their embeddings are added to the hypernetwork; nothing
+    else in it changes. The models to use are the results'.
+
+    Args:
+        hnet: hypernetwork that was trained on other tasks.
+        tasks: examples of each new task.
+        known: samples of known tasks, by name. Where a new task has few examples of a class, some
+            of them are learned anew, to see what each way is worth: once for all new tasks that
+            have equally many examples.
+        method: ``"auto"``, or the only way to use.
+        n_classes: number of classes of all new tasks, or of each by name; by default the largest
+            label plus one. It may exceed the number of the target's outputs.
+        loss: function that returns the loss of each sample; by default cross entropy of logits
+            ``[n, outputs]``.
+        seconds: time to take for each task, about.
+        seed: seed of everything random.
+
+    Returns:
+        One `Adapted` for each task, by name.
+
+    Raises:
+        ValueError: a name is taken, a setting is out of range, samples do not fit, or ``method``
+            does not apply. The hypernetwork is then unchanged.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, or ``tasks`` is not a
+            mapping.
+        RuntimeError: called within ``torch.inference_mode()``.
+    """
     check_choice("method", method, METHODS)
     check_number("seconds", seconds, above=0)
     check_integer("seed", seed, minimum=0)
-    hnet.task_embedding.check_new("name", name)
-    device = hnet.task_embedding.weight.device
-    task = TaskSamples.of(name, samples, n_classes, loss is None, device, seed)
-    start = Start(hnet, tuple(range(len(hnet.task_names))), task.n_classes or None, loss)
     names = tuple(WAYS) if method == "auto" else (method,)
-    deadline = began + seconds
-    usual, fewest = usual_of(start), _fewest(task)
-    if known and 0 < fewest <= FEW:
-        half = began + seconds / 2
-        usual = usual_on(start, known, fewest, names, seed, half)
+    rows = tuple(range(len(hnet.task_names)))
+    learned_anew: dict[int, dict[str, Usual]] = {}
+    found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}
+    for task in gather(hnet, tasks, n_classes, loss is None, seed):
+        began = time.perf_counter()
+        start, fewest = Start(hnet, rows, task.n_classes or None, loss), _fewest(task)
+        usual = usual_of(start)
+        if known and 0 < fewest <= FEW:
+            if fewest not in learned_anew:
+                half = began + seconds / 2
+                learned_anew[fewest] = usual_on(start, known, fewest, names, seed, half)
+            usual = learned_anew[fewest]
+        adapted, fitted = _adapt(start, task, names, usual, seed, began, began + seconds)
+        found[task.name] = task, adapted, fitted
+    for name, (task, _, fitted) in found.items():
+        if fitted is None:
+            hnet.add_task(name)
+            continue
+        z, statistics = fitted
+        number = hnet.add_task(name, z)
+        hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
+        if hnet.head is not None:
+            hnet.solve_head(name, (task.x, task.y))
+    return {name: adapted for name, (_, adapted, _) in found.items()}
+
+
+def _adapt(
+    start: Start,
+    task: TaskSamples,
+    names: tuple[str, ...],
+    usual: Mapping[str, Usual],
+    seed: int,
+    began: float,
+    deadline: float,
+) -> tuple[Adapted, _Fitted]:
+    """What `adapt_tasks` returns for one task, and its embedding."""
     held = hold_out(start, task, names, seed, deadline)
     if not held.outputs:
-        raise ValueError(f"`method` {method!r} does not apply: {held.unsuitable[method]}")
-    choice = choose(held, task, loss, usual)
+        (way,) = names
+        raise ValueError(f"`method` {way!r} does not apply: {held.unsuitable[way]}")
+    if task.n_classes and "embedding" in held.outputs:
+        judged = held.judged["embedding"]
+        usual = usual_given(usual, start, held.outputs["embedding"][judged], task.y[judged])
+    choice = choose(held, task, start.loss, usual)
     models = held.models if held.once else _fit(start, task, choice, seed, deadline)
     model = Mixture(
         [models[way] for way in choice.weights],
@@ -165,17 +229,12 @@ def adapt_task(
             choice.losses.items(), key=lambda item: (-choice.weights.get(item[0], 0.0), item[1])
         )
     }
-    try:
-        z, statistics, _ = fit_near(start, task.x, task.y, seed, 1)
-    except Unsuitable:
-        hnet.add_task(name)
-    else:
-        number = hnet.add_task(name, z[0])
-        hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
-        if hnet.head is not None:
-            hnet.solve_head(name, (task.x, task.y))
-    return Adapted(
-        name,
+    fitted: _Fitted = None
+    with suppress(Unsuitable):
+        z, statistics, _ = fit_near(start, task.x, task.y, seed, 1, deadline)
+        fitted = z[0], statistics
+    adapted = Adapted(
+        task.name,
         model,
         ways,
         accuracy,
@@ -185,6 +244,7 @@ def adapt_task(
         _warnings(choice, held, task, interval),
         time.perf_counter() - began,
     )
+    return adapted, fitted
 
 
 def _fewest(task: TaskSamples) -> int:

@@ -30,7 +30,9 @@ from sparsehyper.adaptation.samples import (
     Loss,
     Samples,
     TaskSamples,
+    check_named,
     check_outputs,
+    gather,
     losses_of,
     pieces,
     with_gradients,
@@ -179,34 +181,16 @@ def fit_embeddings(
     check_integer("seed", seed, minimum=0)
     if not isinstance(init, Tensor):
         check_choice("init", init, EMBEDDING_INITS)
-    for argument, value in (("tasks", tasks), ("validation", validation)):
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError(
-                f"`{argument}` must map each new task's name to its samples, as in "
-                f'{{"hats": (x, y)}}, got a {type(value).__name__}'
-            )
+    wanted = gather(hnet, tasks, n_classes, loss is None, seed)
     names = list(tasks)
-    if not names:
-        raise ValueError("`tasks` must name at least one new task, got none")
-    for name in names:
-        hnet.task_embedding.check_new("name", name)
-    device = hnet.task_embedding.weight.device
-    counts: Mapping[str, int | None] = (
-        n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(names, n_classes)
-    )
-    if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
-        raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
-    for name in counts:
-        if name not in tasks:
-            raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
-    wanted = [TaskSamples.of(n, tasks[n], counts.get(n), loss is None, device, seed) for n in names]
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # equal sizes run together
     held = wanted
     if validation is not None:
+        check_named("validation", validation)
         if missing := [name for name in names if name not in validation]:
             raise ValueError(f"`validation` has no samples of the new task {missing[0]!r}")
         held = [
-            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, device, seed)
+            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, t.x.device, seed)
             for t in wanted
         ]
 
@@ -300,9 +284,9 @@ class Fitter:
         return z.repeat(len(self._tasks), 1, 1)
 
     def fit(
-        self, start: Tensor, space: str, steps: int, batch_size: int
+        self, start: Tensor, space: str, steps: int, batch_size: int, deadline: float = math.inf
     ) -> tuple[Tensor, list[Tensor]]:
-        """Fit from the initial embeddings, or from logits of mixtures.
+        """Fit from the initial embeddings, or from logits of mixtures, while there is time.
 
         Returns:
             Embeddings ``[tasks, restarts, dim]``, and their batch-norm statistics.
@@ -329,7 +313,7 @@ class Fitter:
             return torch.cat(values), torch.cat(gradients)
 
         with target.statistics.from_batches(target.module):
-            points, _ = minimize(evaluate, start.flatten(0, 1), steps)
+            points, _ = minimize(evaluate, start.flatten(0, 1), steps, deadline)
         found = embeddings(points).unflatten(0, start.shape[:2])
         # The length of an embedding does not matter to the generator, but would in a mean.
         found = self._hnet.normalise(found) if space == "free" else found
@@ -392,7 +376,8 @@ class Fitter:
         repeats = torch.tensor(counts, device=x.device)
         owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
         if self._hnet.head is not None:
-            outputs = self._hnet.head.leave_one_out(outputs, y, owner)
+            most = max(task.n_classes for task in tasks)
+            outputs = self._hnet.head.leave_one_out(outputs, y, owner, most)
         if self._loss is None:
             check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
         limits = torch.tensor([task.n_classes for task in tasks], device=x.device)

@@ -14,6 +14,8 @@ often, the search restarts from the gradient.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -28,7 +30,10 @@ _LENGTHENING = 4.0  # factor on the initial Hessian after a step without positiv
 
 
 def minimize(
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, evaluations: int
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    evaluations: int,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Minimise several functions at once.
 
@@ -37,6 +42,7 @@ def minimize(
             ``[problems, dim]``; the problems are independent.
         start: initial points ``[problems, dim]``.
         evaluations: number of calls of ``evaluate``, including the first; at least 1.
+        deadline: value of ``time.perf_counter()`` after which there are no more calls.
 
     Returns:
         The best points found, ``[problems, dim]``, and their values ``[problems]``, which are never
@@ -56,6 +62,8 @@ def minimize(
     step, shortened = torch.ones_like(value), torch.zeros_like(value)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(evaluations - 1):
+        if time.perf_counter() > deadline:
+            break
         tried = x + step[:, None] * direction
         found, gradient_there = evaluate(tried)
         slope = _dot(gradient, direction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sparsehyper._util.checks import check_integer, class_numbers
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.random import seeded
+from sparsehyper.hypernetwork import HyperNetwork
 
 Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """Inputs ``[n, …]`` and labels ``[n, …]``, or batches of both; all are kept in memory."""
@@ -112,6 +113,50 @@ class SampleBatches:
         place, self._left = self._left.split([self._count, len(self._left) - self._count])
         place = place.to(x.device)
         return x[place], y[place]
+
+
+def gather(
+    hnet: HyperNetwork,
+    tasks: Mapping[str, Samples],
+    n_classes: int | Mapping[str, int] | None,
+    are_classes: bool,
+    seed: int,
+) -> list[TaskSamples]:
+    """The samples of new tasks, checked.
+
+    Args:
+        hnet: the hypernetwork that gets the tasks.
+        tasks: samples of each.
+        n_classes: number of classes of all, or of each by name; None for the largest label plus
+            one.
+        are_classes: whether labels must be class numbers.
+        seed: seed of the shuffle.
+    """
+    check_named("tasks", tasks)
+    if not tasks:
+        raise ValueError("`tasks` must name at least one new task, got none")
+    for name in tasks:
+        hnet.task_embedding.check_new("name", name)
+    if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
+        raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
+    counts = n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(tasks, n_classes)
+    for name in counts:
+        if name not in tasks:
+            raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
+    device = hnet.task_embedding.weight.device
+    return [
+        TaskSamples.of(name, samples, counts.get(name), are_classes, device, seed)
+        for name, samples in tasks.items()
+    ]
+
+
+def check_named(argument: str, tasks: Any) -> None:
+    """Raise ``TypeError`` unless samples are given by the names of tasks."""
+    if not isinstance(tasks, Mapping):
+        raise TypeError(
+            f"`{argument}` must map each new task's name to its samples, as in "
+            f'{{"hats": (x, y)}}, got a {type(tasks).__name__}'
+        )
 
 
 def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -5,6 +5,10 @@ a few more judge badly. What ways are worth is then measured on known tasks that
 each without its own embedding, from as many examples. The generator has seen these tasks, so that
 ways which start from it look better than they are; where tasks share nothing, much better. So what
 is found counts half, and what is usual on tasks of many kinds the other half.
+
+A task that is unlike the known ones is recognised by its own examples, each left out in turn: a few
+steps on the embedding then explain them worse than they explain known tasks learned anew. What is
+usual moves towards `USUAL_WHERE_UNLIKE` by as much.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
@@ -62,6 +67,16 @@ USUAL_WITH_HEAD = {
     "embedding, all": Usual(0.05, 0.55, 1.3, 0.55),
     "all": Usual(0.1, 0.5, 1.3, 0.6),
     "scratch": Usual(0.05, 0.8, 2.5, 0.3),
+}
+
+# The same for tasks that share nothing with the known ones: permutations of the pixels.
+USUAL_WHERE_UNLIKE = {
+    "linear": Usual(0.4, 0.7, 1.0, 0.4),
+    "head": Usual(0.06, 0.75, 1.0, 0.35),
+    "embedding": Usual(0.04, 0.8, 1.0, 0.3),
+    "embedding, all": Usual(0.1, 0.72, 2.0, 0.38),
+    "all": Usual(0.15, 0.72, 2.0, 0.38),
+    "scratch": Usual(0.25, 0.7, 2.5, 0.4),
 }
 
 
@@ -119,6 +134,25 @@ def usual_on(
     return {**usual, **_summary(found, usual)}
 
 
+def usual_given(
+    usual: Mapping[str, Usual], start: Start, outputs: Tensor, y: Tensor
+) -> Mapping[str, Usual]:
+    """What is usual, given how well a few steps on the embedding explain the new task.
+
+    Args:
+        usual: what is usual for tasks like the known ones.
+        start: what the new task starts from.
+        outputs: logits ``[n, classes]`` of the way ``"embedding"`` for samples held out.
+        y: their class numbers ``[n]``.
+    """
+    if start.hnet.head is not None or len(y) == 0:
+        return usual
+    expected = usual["embedding"]
+    found = float(F.cross_entropy(outputs / expected.temperature, y)) / math.log(outputs.shape[1])
+    unlike = min(max((found - expected.loss) / (1 - expected.loss), 0.0), 1.0)
+    return {n: _between(u, USUAL_WHERE_UNLIKE[n], unlike) for n, u in usual.items()}
+
+
 def _summary(
     logits: Mapping[str, list[tuple[Tensor, Tensor]]], usual: Mapping[str, Usual]
 ) -> dict[str, Usual]:
@@ -140,18 +174,18 @@ def _summary(
     prior = torch.tensor([usual[name].weight for name in found], device=scores[0].device)
     weights = stacking_weights(torch.stack(scores), _PRIOR_COUNT * prior / prior.sum())
     return {
-        name: _between(usual[name], replace(measured, weight=float(weight)))
+        name: _between(usual[name], replace(measured, weight=float(weight)), 0.5)
         for (name, measured), weight in zip(found.items(), weights, strict=True)
     }
 
 
-def _between(a: Usual, b: Usual) -> Usual:
-    """Midway between the two."""
+def _between(a: Usual, b: Usual, share: float) -> Usual:
+    """The point between the two, ``b`` for a share of 1."""
     return Usual(
-        (a.weight + b.weight) / 2,
-        (a.loss + b.loss) / 2,
-        math.sqrt(a.temperature * b.temperature),
-        (a.skill + b.skill) / 2,
+        (1 - share) * a.weight + share * b.weight,
+        (1 - share) * a.loss + share * b.loss,
+        a.temperature ** (1 - share) * b.temperature**share,
+        (1 - share) * a.skill + share * b.skill,
     )
 
 

@@ -100,7 +100,11 @@ class Start:
         if self.hnet.head is not None:
             features = torch.cat([model(some) for some in x.split(_PIECE)])
             owner, attribute = owner_of(model, self.hnet.head_layer)
-            setattr(owner, attribute, linear_layer(*self.hnet.head.solve(features, y)))
+            setattr(
+                owner,
+                attribute,
+                linear_layer(*self.hnet.head.solve(features, y, self.outputs or 0)),
+            )
         return model
 
     def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
@@ -140,12 +144,12 @@ Way = Callable[[Start, Tensor, Tensor, int, float], nn.Module]
 
 def embedding(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
     """A few steps on the embedding alone, from several near known tasks; outputs are averaged."""
-    return Mixture(fit_near(start, x, y, seed, _STARTS)[2], n_classes=start.outputs)
+    return Mixture(fit_near(start, x, y, seed, _STARTS, deadline)[2], n_classes=start.outputs)
 
 
 def embedding_all(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
     """The model of the nearest known task's embedding after a few steps, then all of it tuned."""
-    (model,) = fit_near(start, x, y, seed, 1)[2]
+    (model,) = fit_near(start, x, y, seed, 1, deadline)[2]
     return _tuned(start, model, x, y, seed, deadline)
 
 
@@ -208,7 +212,7 @@ KEEP_CLASSES = {"embedding"}
 
 
 def fit_near(
-    start: Start, x: Tensor, y: Tensor, seed: int, count: int
+    start: Start, x: Tensor, y: Tensor, seed: int, count: int, deadline: float
 ) -> tuple[Tensor, list[Tensor], list[nn.Module]]:
     """Embeddings fitted by a few steps from the nearest known tasks, best first.
 
@@ -217,6 +221,7 @@ def fit_near(
         x, y: samples.
         seed: seed.
         count: number of embeddings, at most that of known tasks.
+        deadline: value of ``time.perf_counter()`` to end at.
 
     Returns:
         Embeddings ``[count, dim]``; their batch-norm statistics ``[count, *shape]``; their models.
@@ -227,7 +232,9 @@ def fit_near(
     target, models = hnet.target, []
     with frozen(hnet):
         fitter = Fitter(hnet, [task], [task], count, start.loss, start.rows)
-        z, tables = fitter.fit(fitter.starts("nearest", seed), "free", _STEPS, _MOST_SAMPLES)
+        z, tables = fitter.fit(
+            fitter.starts("nearest", seed), "free", _STEPS, _MOST_SAMPLES, deadline
+        )
         losses, tables = fitter.assess(z, tables)
         order = losses[0].argsort()
     z, statistics = z[0, order], [table[0, order] for table in tables]

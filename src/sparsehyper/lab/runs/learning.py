@@ -1,8 +1,8 @@
 """New tasks for a run, learned from the images of a folder.
 
-A hypernetwork learns a task by the best means that its images allow (`adapt_task`), by one of these
-means, or by its embedding alone. A baseline learns a last layer on its shared trunk, or on the best
-of its experts.
+A hypernetwork learns a task by the best means that its images allow (`adapt_tasks`), by one of
+these means, or by its embedding alone. A baseline learns a last layer on its shared trunk, or on
+the best of its experts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import accuracy
-from sparsehyper.adaptation import Adapted, adapt_task, fine_tune, fit_embeddings
+from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import LabelledTask, load_new_tasks
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
-from sparsehyper.lab.runs.fitted import add_fitted, fitted_tensors, trimmed_head
+from sparsehyper.lab.runs.fitted import fitted_tensors, trimmed_head
 from sparsehyper.lab.runs.loading import LoadedRun
 from sparsehyper.lab.runs.ordinary import Form, form_of, tensors_of
 from sparsehyper.lab.runs.probes import best_of
@@ -51,7 +51,7 @@ class Learned:
         tensors: what to keep of it.
         seconds: duration.
         tune, method, model: as `TaskEntry` has them.
-        adapted: what `adapt_task` returned, if it was asked.
+        adapted: what `adapt_tasks` returned, if it was asked.
     """
 
     module: nn.Module
@@ -205,38 +205,32 @@ def _adapted(
     model, learned, known = loaded.hypernetwork(), {}, None
     if any(int(y.unique(return_counts=True)[1].min()) <= FEW for _, y in samples.values()):
         known = (own_images(loaded, _MOST_KNOWN) or {}).get("train")
-    for one in labelled:
-        x, y = samples[one.name]
-        count = len(one.classes)
-        found = adapt_task(
-            *(model, one.name, (x, y)),
-            known=known,
-            method=method,
-            n_classes=count,
-            seconds=seconds,
-            seed=seed,
-        )
-        form, leaves = form_of(found.model, loaded.tasks.image_shape)
+    classes = {one.name: len(one.classes) for one in labelled}
+    with torch.no_grad():
+        some = next(iter(samples.values()))[0][:2]
+        outputs = model.materialize(0).eval()(some).shape[1]
+    found = adapt_tasks(
+        *(model, samples),
+        known=known,
+        method=method,
+        n_classes=classes,
+        seconds=seconds,
+        seed=seed,
+    )
+    for name, adapted in found.items():
+        form, leaves = form_of(adapted.model, loaded.tasks.image_shape)
         tensors = tensors_of(leaves)
-        with torch.no_grad():
-            outputs = model.materialize(0).eval()(x[:2]).shape[1]
-        if model.head is not None or outputs >= count:  # else there is no embedding to speak of
-            tensors |= fitted_tensors(model, model.tasks.index(one.name), count)
-        model.remove_task(one.name)
+        if model.head is not None or outputs >= classes[name]:  # else the embedding says nothing
+            tensors |= fitted_tensors(model, model.tasks.index(name), classes[name])
         shares = ", ".join(
-            f"{way} {own.weight:.0%}" for way, own in found.ways.items() if own.weight
+            f"{way} {own.weight:.0%}" for way, own in adapted.ways.items() if own.weight
         )
-        learned[one.name] = Learned(
-            *(found.model, tensors, found.seconds),
+        learned[name] = Learned(
+            *(adapted.model, tensors, adapted.seconds),
             method=f"auto: {shares}" if method == "auto" else method,
             model=form,
-            adapted=found,
+            adapted=adapted,
         )
-    for name, kept in learned.items():
-        if "embedding" in kept.tensors:
-            add_fitted(model, name, kept.tensors)
-        else:
-            model.add_task(name)
     return learned
 
 
