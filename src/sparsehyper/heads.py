@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_settings, check_type
+from sparsehyper._util.last_layer import last_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
     fit_prior,
@@ -339,7 +340,6 @@ def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-@torch.no_grad()
 def ends_in_linear(target: nn.Module, *args: Any) -> bool:
     """Whether the linear layer that a target declares last follows others and is its output.
 
@@ -348,22 +348,15 @@ def ends_in_linear(target: nn.Module, *args: Any) -> bool:
         *args: its arguments.
     """
     try:
-        name, layer = Head().find(target)
+        name, _ = Head().find(target)
     except ValueError:
         return False
-    outputs: list[Any] = []
-    hook = layer.register_forward_hook(lambda _, __, out: outputs.append(out))
-    try:
-        found = target(*args)
-    finally:
-        hook.remove()
+    found = last_layer(target, *args)
     trained = [n for n, p in target.named_parameters() if p.requires_grad]
     return (
-        any(not n.startswith(f"{name}.") for n in trained)
-        and len(outputs) == 1
-        and isinstance(found, Tensor)
-        and found.shape == outputs[0].shape
-        and torch.equal(found, outputs[0])
+        found is not None
+        and found[0] == name
+        and any(not n.startswith(f"{name}.") for n in trained)
     )
 
 

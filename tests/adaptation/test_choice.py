@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from helpers.small_tasks import samples
+from sparsehyper import Ridge
 from sparsehyper.adaptation.choice import choose
 from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.samples import TaskSamples
-from sparsehyper.adaptation.usual import USUAL, usual_on
+from sparsehyper.adaptation.usual import (
+    USUAL,
+    USUAL_WHERE_UNLIKE,
+    USUAL_WITH_HEAD,
+    usual_given,
+    usual_on,
+)
 from sparsehyper.adaptation.ways import Start
 
 NAMES = ("linear", "embedding", "scratch")
@@ -86,3 +93,21 @@ def test_what_is_usual_comes_from_tasks_learned_anew(make):
     assert USUAL["linear"].skill + 0.1 < found["linear"].skill < 1
     assert found["linear"].weight > USUAL["linear"].weight
     assert found["head"] == USUAL["head"]
+
+
+def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
+    start, y = Start(make(), (0, 1, 2, 3), 3, None), torch.arange(9) % 3
+    right = 5 * torch.nn.functional.one_hot(y, 3).float()
+    assert usual_given(USUAL, start, right, y) == USUAL
+    found = usual_given(USUAL, start, -right, y)
+    assert found == USUAL_WHERE_UNLIKE
+    between = usual_given(USUAL, start, 0.2 * right, y)
+    for name in NAMES:
+        ends = sorted((USUAL[name].weight, USUAL_WHERE_UNLIKE[name].weight))
+        assert ends[0] < between[name].weight < ends[1]
+
+
+def test_a_head_in_closed_form_learns_any_task_alike(make):
+    start, y = Start(make(head=Ridge()), (0, 1, 2, 3), 3, None), torch.arange(9) % 3
+    wrong = -5 * torch.nn.functional.one_hot(y, 3).float()
+    assert usual_given(USUAL_WITH_HEAD, start, wrong, y) == USUAL_WITH_HEAD

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.last_layer import features_of, last_layer
 from sparsehyper.adaptation.fit import Fitter, frozen
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
@@ -25,7 +26,6 @@ from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of
 from sparsehyper.adaptation.tune import (
     batch_norms,
     descend,
-    linear_layers_used,
     renew_statistics,
 )
 from sparsehyper.heads import linear_layer
@@ -257,31 +257,16 @@ def _replace_last(model: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> 
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:
-    """Name and module of the linear layer whose outputs are the model's."""
-    used = linear_layers_used(model, x)
-    if used:
-        last = used[-1]
-        assert isinstance(last, nn.Linear)
-        seen: list[Tensor] = []
-        hook = last.register_forward_hook(lambda _, __, out: seen.append(out))
-        with torch.no_grad():
-            out = model(x[:2])
-        hook.remove()
-        if isinstance(out, Tensor) and out.shape == seen[-1].shape and out.equal(seen[-1]):
-            return next(n for n, m in model.named_modules() if m is last), last
-    raise Unsuitable("the target does not end in a linear layer")
+    """Name and module of the linear layer whose output is the model's."""
+    found = last_layer(model, x[:2])
+    if found is None:
+        raise Unsuitable("the target does not end in a linear layer")
+    return found
 
 
-@torch.no_grad()
 def _features(model: nn.Module, x: Tensor) -> Tensor:
     """The inputs ``[n, F]`` of a model's last layer."""
-    _, last = _last_layer(model, x)
-    features: list[Tensor] = []
-    hook = last.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
-    for some in x.split(_PIECE):
-        model(some)
-    hook.remove()
-    return torch.cat(features)
+    return features_of(model, _last_layer(model, x)[1], x)
 
 
 def _tuned(

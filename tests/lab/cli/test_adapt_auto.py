@@ -157,13 +157,13 @@ def test_embeddings_alone_take_their_heads_along(command, trained, tmp_path):
 
 def test_known_images_are_asked_where_a_class_has_few(command, trained, tmp_path, monkeypatch):
     asked = []
-    adapt_task = learning.adapt_task
+    adapt_tasks = learning.adapt_tasks
 
     def seen(*args, known, **settings):
         asked.append(known)
-        return adapt_task(*args, known=known, **settings)
+        return adapt_tasks(*args, known=known, **settings)
 
-    monkeypatch.setattr(learning, "adapt_task", seen)
+    monkeypatch.setattr(learning, "adapt_tasks", seen)
     write_task(tmp_path / "one", {"a": 60, "b": 190}, count=1)
     write_task(tmp_path / "more", {"a": 60, "b": 190}, count=6)
     adapt = ("adapt", trained / "run", "--task", "caps", *QUICKLY)

@@ -20,7 +20,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import check_absent, whole
+from sparsehyper._util.last_layer import last_layer, trim
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.saving import write_tensors
 
@@ -125,19 +125,12 @@ class _First(nn.Module):
 def _trimmed(module: nn.Module, example: Tensor, count: int, format: str) -> nn.Module:
     """The module with the first ``count`` logits alone, by a smaller last layer if that does it."""
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-    logits = module(x)
-    if logits.shape[1] == count:
+    if module(x).shape[1] == count:
         return module
-    linear = [name for name, part in module.named_modules() if type(part) is nn.Linear]
-    if linear and linear[-1]:
-        smaller = copy.deepcopy(module)
-        layer: Any = smaller.get_submodule(linear[-1])
-        layer.out_features, layer.weight = count, nn.Parameter(layer.weight[:count].clone())
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[:count].clone())
-        with suppress(RuntimeError):  # the layer's output goes through more layers
-            if torch.allclose(smaller(x), logits[:, :count], rtol=1e-4, atol=1e-5):
-                return smaller
+    smaller = copy.deepcopy(module)
+    if (found := last_layer(smaller, x)) is not None and type(found[1]) is nn.Linear:
+        trim(found[1], count)
+        return smaller
     return module if format == "safetensors" else _First(module, count)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
+from sparsehyper._util.last_layer import trim
 from sparsehyper.hypernetwork import HyperNetwork
 
 
@@ -42,10 +42,9 @@ def trimmed_head(model: HyperNetwork, module: nn.Module, n_classes: int) -> nn.M
     The heads of all tasks are as wide as the widest of them.
     """
     if model.head is not None:
-        layer: Any = module.get_submodule(model.head_layer)
-        layer.out_features = n_classes
-        layer.weight = nn.Parameter(layer.weight[:n_classes].detach().clone())
-        layer.bias = nn.Parameter(layer.bias[:n_classes].detach().clone())
+        layer = module.get_submodule(model.head_layer)
+        assert isinstance(layer, nn.Linear)
+        trim(layer, n_classes)
     return module
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsehyper._util.last_layer import features_of, last_layer
 from sparsehyper._util.ridge import leave_one_out, solve_ridge
 from sparsehyper.heads import linear_layer
-from sparsehyper.lab.runs.baselines import last_linear
 
 _PENALTIES = [10.0**i for i in range(-6, 3)]
 _SCALES = [2.0**i for i in range(8)]
@@ -46,7 +46,14 @@ def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> f
     Raises:
         ValueError: the module's last linear layer is not what its output comes from.
     """
-    features = torch.cat([_features(module, some) for some in x.split(500)])
+    ending = last_layer(module, x[:2])
+    if ending is None:
+        raise ValueError(
+            "`target` must end in an nn.Linear, which a new task replaces, got one that returns "
+            f"shape {list(module(x[:2]).shape[1:])} after its last layer"
+        )
+    name, last = ending
+    features = features_of(module, last, x)
     targets = F.one_hot(y, n_classes).to(features)
     counted = y.bincount(minlength=n_classes)[y] > 1
     found = [(math.inf, *_FROM_ONE_IMAGE)]
@@ -56,7 +63,7 @@ def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> f
     loss, penalty, scale = min(entry for entry in found if not math.isnan(entry[0]))
     weight, bias = solve_ridge(features, targets, penalty)
     layer = linear_layer(scale * weight, scale * bias)
-    module.set_submodule(last_linear(module)[0], layer)
+    module.set_submodule(name, layer)
     return loss
 
 
@@ -64,17 +71,3 @@ def best_of(modules: Iterable[nn.Module], x: Tensor, y: Tensor, n_classes: int) 
     """The module that `fit_last_layer` fits best; arguments as there."""
     fitted = ((fit_last_layer(module, x, y, n_classes), module) for module in modules)
     return min(fitted, key=lambda pair: pair[0])[1]
-
-
-def _features(module: nn.Module, x: Tensor) -> Tensor:
-    """What the last linear layer is given, ``[n, features]``."""
-    given: list[Tensor] = []
-    name, layer = last_linear(module)
-    with layer.register_forward_pre_hook(lambda _, args: given.append(args[0])):
-        logits = module(x)
-    if len(given) != 1 or given[0].ndim != 2 or logits.shape != (len(x), layer.out_features):
-        raise ValueError(
-            f"`target` must end in its nn.Linear {name!r}, which a new task replaces; it returns "
-            f"shape {list(logits.shape)}"
-        )
-    return given[0]

@@ -1,0 +1,67 @@
+"""The linear layer whose output is a module's: finding it, its inputs, and a smaller one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PIECE = 512  # samples at a time
+
+
+@torch.no_grad()
+def last_layer(module: nn.Module, *args: Any) -> tuple[str, nn.Linear] | None:
+    """Name and module of the linear layer whose output is the module's; None if there is none.
+
+    Args:
+        module: the module, in evaluation mode.
+        *args: its arguments, to run it on.
+    """
+    used: list[tuple[nn.Linear, Tensor]] = []
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, out: used.append((layer, out)))
+        for layer in layers.values()
+    ]
+    try:
+        output = module(*args)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not used or not isinstance(output, Tensor):
+        return None
+    last, found = used[-1]
+    if found.shape != output.shape or not found.equal(output):
+        return None
+    if sum(layer is last for layer, _ in used) > 1:
+        return None
+    return next(name for name, layer in layers.items() if layer is last), last
+
+
+@torch.no_grad()
+def features_of(module: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer is given for samples, ``[n, features]``.
+
+    Args:
+        module: the module, in evaluation mode.
+        layer: a layer in it that is used once.
+        x: samples ``[n, …]``; they are processed in pieces.
+    """
+    given: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    try:
+        for some in x.split(_PIECE):
+            module(some)
+    finally:
+        hook.remove()
+    return torch.cat(given)
+
+
+@torch.no_grad()
+def trim(layer: nn.Linear, outputs: int) -> None:
+    """Keep the first outputs of a linear layer, in place."""
+    layer.out_features = outputs
+    layer.weight = nn.Parameter(layer.weight[:outputs].clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[:outputs].clone())
