@@ -18,7 +18,7 @@ characters have.
 same held-out tasks from the same images, in one or several ways:
 
 - the default hypernetwork of the command line (its head follows from the tasks, its base from the
-  head): ``auto``, which is `adapt_task` with its default time; and each of the ways that it chooses
+  head): ``auto``, which is `adapt_task`; and each of the ways that it chooses
   among, alone, with all images and as much time;
 - a shared trunk: a linear probe, the nearest class mean, and all of it fine-tuned;
 - Prototypical Networks and Reptile; the same network from scratch;
@@ -28,9 +28,10 @@ same held-out tasks from the same images, in one or several ways:
 Numbers of updates and penalties of baselines are chosen by cross-validation on the new task's
 images (`LEARNING`), so that no baseline overfits for want of early stopping.
 
-**Search.** Every learner has four trials of two settings: the learning rate and the weight decay of
-pretraining; from scratch, the learning rate and the batch size; for Reptile, the inner learning
-rate and the outer rate; neighbours and distance; for regressions, four penalties. The engine of
+**Search.** Every learner has two trials: of the learning rate of pretraining; from scratch, of the
+learning rate; for Reptile, of the inner learning rate; of the number of neighbours; for
+regressions, of the penalty. At the scale ``full`` there are four, with the weight decay, the batch
+size, the outer rate, the distance and more penalties. The engine of
 `search` judges by known tasks, so trials are cells of this study: each pretrains on the tasks of a
 seed of its own and learns held-out ones, and is judged by their validation images. Every way of a
 baseline has the best of its own trials; the ways of the hypernetwork have the best of ``auto``.
@@ -46,9 +47,10 @@ everything but ``auto``: choices made with hindsight, which bias them upwards. A
 accuracy is right if the measured one lies within its stated 95% interval. The goals are in
 `adaptation_results`; they were set before.
 
-**Cost.** Two or three new tasks a seed, not nine, and four trials keep the scale ``cpu`` near seven
-hours of one core that has nothing else to do. `adapt_task` keeps to a time, so its results depend
-on the machine: run no more processes than there are cores.
+**Cost.** One or two new tasks a seed, not nine, two trials and 10 seconds for `adapt_task`, half of
+its default, keep the scale ``cpu`` near five hours of one core. Families are run one after another.
+`adapt_task` keeps to a time, so its results depend on the machine: run no more processes than there
+are cores.
 """
 
 from __future__ import annotations
@@ -123,9 +125,9 @@ class Adaptation(Study):
 
     families: dict[str, Family]
     seeds: int = 5
-    trials: int = 4
-    seconds: float = 20.0
-    updates: tuple[int, ...] = (50, 150, 500, 1500)
+    trials: int = 2
+    seconds: float = 10.0
+    updates: tuple[int, ...] = (50, 200, 800)
     test_images: int = 1000
     device: str = "cpu"
 
@@ -136,7 +138,7 @@ class Adaptation(Study):
         "better than a probe on a shared trunk, Prototypical Networks and training from scratch?"
     )
     method = (
-        "Every learner has four trials of its settings on tasks of another seed, is trained on the "
+        "Every learner has two trials of its settings on tasks of another seed, is trained on the "
         "same known tasks and learns the same new ones from 1, 5, 20, 100 and all images per "
         "class; every seed has fresh tasks. Accuracies are means over new tasks ± standard "
         "deviation over seeds; claims are differences paired over seeds, with Student's t "
@@ -179,33 +181,39 @@ class Adaptation(Study):
             target, steps = targets[family.target]
             held = 5 if family.held_out == 2 else family.held_out
             full[name] = replace(family, target=target, steps=steps, held_out=held, most=5)
-        return cls(full, seconds=60.0, device="auto")
+        return cls(full, trials=4, seconds=60.0, device="auto")
 
     def task_sets(self) -> list[DataConfig]:
         seeds = (*range(self.seeds), SEARCH_SEED)
         return [family.data(seed) for family in self.families.values() for seed in seeds]
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
-        tried = {
-            (name, learner, number): self._cell(workspace, name, learner, number, SEARCH_SEED)
-            for name, family in self.families.items()
-            for learner in family.learners
-            for number in range(self.trials)
-        }
-        found = workspace.run(list(tried.values()), _cell)
         trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for (name, learner, _), cell in tried.items():
-            trials.setdefault((name, learner), []).append(found[cell.name])
-        cells = {
-            (name, learner, seed): [
-                self._cell(workspace, name, learner, number, seed, ways)
-                for number, ways in best_trials(LEARNERS[learner], own).items()
-            ]
-            for (name, learner), own in trials.items()
-            for seed in range(self.seeds)
-        }
-        done = workspace.run([cell for some in cells.values() for cell in some], _cell)
-        final = {key: [done[cell.name] for cell in some] for key, some in cells.items()}
+        final: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+        for name, family in self.families.items():
+            tried = {
+                learner: [
+                    self._cell(workspace, name, learner, number, SEARCH_SEED)
+                    for number in range(self.trials)
+                ]
+                for learner in family.learners
+            }
+            found = workspace.run([cell for some in tried.values() for cell in some], _cell)
+            own = {
+                (name, learner): [found[cell.name] for cell in some]
+                for learner, some in tried.items()
+            }
+            cells = {
+                (name, learner, seed): [
+                    self._cell(workspace, name, learner, number, seed, ways)
+                    for number, ways in best_trials(LEARNERS[learner], results).items()
+                ]
+                for (_, learner), results in own.items()
+                for seed in range(self.seeds)
+            }
+            done = workspace.run([cell for some in cells.values() for cell in some], _cell)
+            trials |= own
+            final |= {key: [done[cell.name] for cell in some] for key, some in cells.items()}
         return conclusions(self.families, self.seeds, trials, final)
 
     def _cell(

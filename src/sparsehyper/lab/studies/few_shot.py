@@ -71,8 +71,8 @@ class Learner:
     judged: ClassVar[str | None] = None
     trials: ClassVar[tuple[dict[str, Any], ...]] = tuple(
         {"training.lr": lr, "training.weight_decay": decay}
-        for lr in (2e-3, 5e-3)
         for decay in (0.0, 1e-4)
+        for lr in (2e-3, 5e-3)
     )
     model: nn.Module
 
@@ -226,7 +226,7 @@ class _Scratch(Learner):
     """The target from scratch."""
 
     ways = ("scratch",)
-    trials = tuple({"lr": lr, "batch_size": size} for lr in (1e-3, 3e-3) for size in (64, 16))
+    trials = tuple({"lr": lr, "batch_size": size} for size in (64, 16) for lr in (1e-3, 3e-3))
 
     def pretrain(self) -> None:
         self.model = nn.Identity()
@@ -239,7 +239,7 @@ class _Reptile(Learner):
     """An initialisation from which a few steps suffice."""
 
     ways = ("Reptile",)
-    trials = tuple({"lr": lr, "outer_rate": rate} for lr in (1e-3, 3e-3) for rate in (0.5, 1.0))
+    trials = tuple({"lr": lr, "outer_rate": rate} for rate in (0.5, 1.0) for lr in (1e-3, 3e-3))
 
     def pretrain(self) -> None:
         self.model = self._untrained()
@@ -262,7 +262,7 @@ class _Nearest(_Pixels):
     """The classes of the nearest images, the nearest one among equally frequent ones."""
 
     ways = ("nearest neighbour",)
-    trials = tuple({"neighbours": k, "cosine": c} for k in (1, 3) for c in (False, True))
+    trials = tuple({"neighbours": k, "cosine": c} for c in (False, True) for k in (1, 3))
 
     def learn(self, way: str, samples: Shots, n_classes: int) -> Learnt:  # noqa: ARG002
         points, y = self._points(samples[0]), samples[1]
