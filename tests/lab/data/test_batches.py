@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sparsehyper.lab.data import Batches, Hue, Rotated, Split, make_tasks
+from sparsehyper.lab.data import Batches, Hue, Images, Rotated, Source, Split, make_tasks
 from sparsehyper.lab.data.transforms import crop_and_flip
 
 
@@ -34,7 +34,7 @@ def _equal(a, b):
 
 
 def test_a_pure_function_of_seed_epoch_and_step(train):
-    options = {"tasks_per_batch": 2, "augment": ("crop", "flip")}
+    options = {"tasks_per_batch": 2, "augment": ("crop", "flip", "affine")}
     batches = Batches(train, 8, seed=4, **options)
     straight = [*_epoch(batches, 0), *_epoch(batches, 1)]
     fresh = Batches(train, 8, seed=4, **options)
@@ -90,7 +90,7 @@ def test_epochs_and_tasks_are_shuffled_differently():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_shards_are_the_rows_of_the_whole_batch(train, processes):
-    options = {"tasks_per_batch": 2, "seed": 1, "augment": ("flip", "crop")}
+    options = {"tasks_per_batch": 2, "seed": 1, "augment": ("affine", "flip", "crop")}
     whole = Batches(train, 8, **options)
     shards = [Batches(train, 8, shard=(r, processes), **options) for r in range(processes)]
     assert {shard.steps_per_epoch for shard in shards} == {whole.steps_per_epoch}
@@ -148,6 +148,23 @@ def test_crop_moves_up_to_an_eighth(side, reach, noise):
         assert len(set().union(*found)) > 0.8 * len(windows)
 
 
+def test_affine_goes_no_further_than_it_says():
+    """The middle of a blob shifts, and its area changes, within the range; both are used."""
+    pixels = torch.zeros(400, 1, 40, 40, dtype=torch.uint8)
+    pixels[..., 16:24, 16:24] = 255
+    train, test = (Images(images, torch.arange(400) % 2) for images in (pixels, 255 - pixels))
+    split = make_tasks(Source("blobs", ("a", "b"), train, test), Split(2), val_fraction=0).train
+    plain, x = (Batches(split, 400, augment=a).batch(0, 0).x for a in ((), ("affine",)))
+    x = (x - plain.min()) / (plain.max() - plain.min())
+    area = x.sum((1, 2, 3)) / 64
+    places = torch.arange(40.0) - 19.5
+    right = (x.sum((1, 2)) @ places) / (64 * area)
+    assert area.min() == pytest.approx(0.8**2, abs=0.03)
+    assert area.max() == pytest.approx(1.2**2, abs=0.05)
+    assert right.abs().max() == pytest.approx(0.1 * 40 * 1.2, rel=0.15)
+    assert right.mean() == pytest.approx(0, abs=0.3)
+
+
 def test_augmentation_comes_before_the_variant(noise):
     """The image is cropped, then turned: the black corners of the turn are not cropped."""
     split = make_tasks(noise(shape=(1, 16, 16)), Rotated([45])).train
@@ -158,7 +175,9 @@ def test_augmentation_comes_before_the_variant(noise):
 
 def test_works_on_colours(noise):
     split = make_tasks(noise(shape=(3, 8, 8)), Hue(2)).train
-    x, y, task = Batches(split, 10, tasks_per_batch=2, augment=["crop", "flip"]).batch(0, 0)
+    x, y, task = Batches(split, 10, tasks_per_batch=2, augment=["crop", "flip", "affine"]).batch(
+        0, 0
+    )
     assert x.shape == (10, 3, 8, 8)
     assert y.shape == task.shape == (10,)
 
@@ -185,7 +204,9 @@ def test_bad_seed_shard_and_augmentation(train):
         Batches(train, 4, shard=(2, 2))
     with pytest.raises(ValueError, match=r"`shard` must be at least 0, got -1"):
         Batches(train, 4, shard=(-1, 2))
-    with pytest.raises(ValueError, match=r"`augment` must be one of 'crop', 'flip'; got 'blur'"):
+    with pytest.raises(
+        ValueError, match=r"`augment` must be one of 'crop', 'flip', 'affine'; got 'b"
+    ):
         Batches(train, 4, augment=["flip", "blur"])
     with pytest.raises(TypeError, match=r"`augment` must be a sequence of names, got 'flip'"):
         Batches(train, 4, augment="flip")

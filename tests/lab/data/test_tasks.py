@@ -174,7 +174,7 @@ def test_batches_made_on_a_gpu_are_those_of_the_cpu(noise):
     for maker in (Permuted(3), Rotated([0, 30]), Hue([0, 0.3], of=Split(2))):
         tasks = make_tasks(noise(shape=(3, 6, 6)), maker)
         there = tasks.to(torch.device("cuda"))
-        for augment in ([], ["crop", "flip"]):
+        for augment in ([], ["crop", "flip", "affine"]):
             one, two = (
                 Batches(some.train, 12, tasks_per_batch=2, augment=augment).batch(1, 0)
                 for some in (tasks, there)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparsehyper.lab.data.transforms import Permute, Rotate, ShiftHue, crop_and_flip
+from sparsehyper.lab.data.transforms import Permute, Rotate, ShiftHue, affine, crop_and_flip
 
 
 def test_permute_moves_each_image_by_its_own_variant_and_all_channels_alike():
@@ -89,3 +89,43 @@ def test_no_images():
     assert Permute(torch.arange(16)[None])(x, none).shape == x.shape
     assert ShiftHue(torch.tensor([0.1]))(x, none).shape == x.shape
     assert crop_and_flip(x, none, none).shape == x.shape
+
+
+def _affine(x, turn=0.0, size=1.0, right=0.0, down=0.0):
+    own = torch.ones(len(x))
+    return affine(x, turn * own, size * own, torch.tensor([[right, down]]).expand(len(x), -1))
+
+
+def test_affine_shifts_whole_pixels_and_continues_the_edge():
+    x = torch.randint(256, (2, 3, 4, 8), dtype=torch.uint8)
+    out = _affine(x, right=2 / 8, down=-1 / 4)
+    torch.testing.assert_close(out[:, :, :-1, 2:], x[:, :, 1:, :-2].float())
+    torch.testing.assert_close(out[:, :, :-1, :2], x[:, :, 1:, :1].expand(-1, -1, -1, 2).float())
+    torch.testing.assert_close(out[:, :, -1], out[:, :, -2])
+    torch.testing.assert_close(_affine(x), x.float())
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (24, 40)])
+def test_affine_turns_as_rotate_does(shape):
+    x = torch.rand(1, 2, *shape)
+    expected = Rotate(torch.tensor([30.0]))(x, torch.tensor([0]))
+    centre = (..., slice(shape[0] // 3, -(shape[0] // 3)), slice(shape[1] // 3, -(shape[1] // 3)))
+    torch.testing.assert_close(_affine(x, turn=30.0)[centre], expected[centre])
+
+
+def test_affine_scales_about_the_centre_after_the_shift():
+    x = torch.zeros(1, 1, 16, 16)
+    x[..., 7:9, 9:11] = 1  # its middle is 2 to the right of the centre
+    twice = torch.zeros_like(x)
+    twice[..., 6:10, 6:10] = 1
+    torch.testing.assert_close((_affine(x, size=2.0, right=-2 / 16) > 0.5).float(), twice)
+
+
+def test_each_image_has_its_own_affine_map():
+    x = torch.rand(1, 1, 4, 4).repeat(3, 1, 1, 1)
+    turn, size, shift = torch.tensor([0.0, 180.0, 0.0]), torch.ones(3), torch.zeros(3, 2)
+    shift[2] = torch.tensor([0.25, 0.0])
+    out = affine(x, turn, size, shift)
+    torch.testing.assert_close(out[0], x[0])
+    torch.testing.assert_close(out[1], x[1].flip(1, 2))
+    torch.testing.assert_close(out[2, :, :, 1:], x[2, :, :, :-1])

@@ -71,7 +71,8 @@ _SETTINGS = {
         "Seed of the split into training, validation and test images.",
     ),
     "augment": _Setting(
-        *("Data", list[str] | None, None, "augment"), "crop or flip; may be given twice."
+        *("Data", list[str] | None, None, "augment"),
+        "crop, flip or affine (shifts, turns and sizes); may be given several times.",
     ),
     "target": _Setting(
         *("Model", str, "mlp:128-64", "target"),

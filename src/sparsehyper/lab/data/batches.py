@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -11,11 +11,15 @@ from torch import Tensor
 
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer
 from sparsehyper._util.devices import to_device
-from sparsehyper._util.random import integers, seeded
+from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.lab.data.tasks import Batch, TaskSplit
-from sparsehyper.lab.data.transforms import crop_and_flip
+from sparsehyper.lab.data.transforms import affine, crop_and_flip
 
-AUGMENTATIONS = ("crop", "flip")
+AUGMENTATIONS = ("crop", "flip", "affine")
+# The furthest that "affine" goes from the image as it is.
+_TURN = 15.0  # degrees
+_SIZE = 0.2  # of the size
+_SHIFT = 0.1  # of each side
 
 
 class Batches:
@@ -33,8 +37,9 @@ class Batches:
             batch may belong to the same task.
         seed: seed of all shuffles and augmentations, at least 0.
         augment: any of ``"crop"``, a window of the same size moved by up to an eighth of each side,
-            with the image continued by reflection, and ``"flip"``, which mirrors half of the images
-            left to right.
+            with the image continued by reflection; ``"flip"``, which mirrors half of the images
+            left to right; and ``"affine"``, which shifts each image by up to a tenth of each side,
+            turns it by up to 15 degrees and scales it by 0.8 to 1.2, with its edges continued.
         shard: (rank, processes): of every batch only rows rank, rank + processes, … .
 
     Attributes:
@@ -155,7 +160,15 @@ class Batches:
             right = _moves(width, size, rng)[self._shard]
         if "flip" in self._augment:
             flip = integers(2, size, rng)[self._shard].bool()
-        return partial(_crop_and_flip, down, right, flip)
+        changes: list[Callable[[Tensor], Tensor]] = []
+        if down is not None or flip is not None:
+            changes.append(partial(_crop_and_flip, down, right, flip))
+        if "affine" in self._augment:
+            turn = _within(_TURN, size, rng)[self._shard]
+            factor = 1 + _within(_SIZE, size, rng)[self._shard]
+            shift = _within(_SHIFT, [*size, 2], rng)[self._shard]
+            changes.append(partial(affine, turn=turn, size=factor, shift=shift))
+        return lambda x: reduce(lambda images, change: change(images), changes, x)
 
 
 def _crop_and_flip(
@@ -175,3 +188,8 @@ def _rng(*key: int) -> torch.Generator:
 def _moves(side: int, size: list[int], rng: torch.Generator) -> Tensor:
     reach = min(max(1, side // 8), side - 1)
     return integers(2 * reach + 1, size, rng) - reach
+
+
+def _within(most: float, shape: list[int], rng: torch.Generator) -> Tensor:
+    """Float32, uniform in [-most, most]."""
+    return uniform(shape, most**2 / 3, rng)

@@ -198,7 +198,7 @@ class TaskSplit:
             task: task numbers ``[batch]``.
             index: image numbers ``[batch]``, each in ``0..counts[task] - 1``.
             augment: augmentation of the uint8 images ``[batch, C, H, W]``, applied first, on the
-                device of the images.
+                device of the images; it may return new float32 ones, in 0..255.
 
         Raises:
             ValueError: a task or an index is out of range.

@@ -2,8 +2,8 @@
 
 The transforms of tasks (`Permute`, `Rotate`, `ShiftHue`) hold one setting per variant, and alter
 each image by its own variant: from float32 images ``[batch, C, H, W]`` in [0, 1] and int64 variants
-``[batch]`` to images of the same shape. The augmentation `crop_and_flip` takes images of any dtype
-and only moves pixels.
+``[batch]`` to images of the same shape. The augmentations take images of any dtype:
+`crop_and_flip` only moves pixels, `affine` resamples them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsehyper._util.devices import to_device
 
 
 class Transform(ABC):
@@ -140,6 +142,35 @@ def crop_and_flip(
     source = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1)
     source = source.unsqueeze(1).expand(-1, x.shape[1], -1)
     return x.flatten(2).gather(2, source).view_as(x)
+
+
+def affine(x: Tensor, turn: Tensor, size: Tensor, shift: Tensor) -> Tensor:
+    """Shift each image, then turn and scale it about its centre; bilinear, edges go on outside.
+
+    Args:
+        x: images ``[batch, C, H, W]`` of any dtype.
+        turn: angles in degrees, anticlockwise, float ``[batch]``.
+        size: factors of the images' size, above 0, float ``[batch]``.
+        shift: shifts to the right and down, in widths and heights, float ``[batch, 2]``.
+
+    Returns:
+        float32 ``[batch, C, H, W]``, in the range of ``x``.
+
+    >>> x = torch.tensor([1, 2, 3]).view(1, 1, 1, 3)
+    >>> nothing, right = torch.zeros(1), torch.tensor([[1 / 3, 0.0]])
+    >>> affine(x, turn=nothing, size=nothing + 1, shift=right).flatten().round()
+    tensor([1., 1., 2.])
+    """
+    height, width = x.shape[2:]
+    angle = turn.double().deg2rad()
+    cos, sin = angle.cos() / size, angle.sin() / size
+    # From output to source, in half sides from the centre.
+    turned = [cos, -sin * height / width, sin * width / height, cos]
+    source = torch.cat([torch.stack(turned, 1).view(-1, 2, 2), -2 * shift.unsqueeze(2)], 2)
+    grid = F.affine_grid(to_device(source.float(), x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(
+        x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def _reflect(index: Tensor, length: int) -> Tensor:
