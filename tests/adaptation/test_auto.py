@@ -72,9 +72,9 @@ def test_one_example_a_class(make):
 
 
 def test_known_tasks_tell_what_ways_are_worth_from_one_example_a_class(make):
-    hnet = make(steps=30)
+    hnet = make(steps=30, head=Ridge())
     known = {f"known {i}": samples(i) for i in range(4)}
-    plain = adapt_task(make(steps=30), "new", samples(99, 3))
+    plain = adapt_task(make(steps=30, head=Ridge()), "new", samples(99, 3))
     told = adapt_task(hnet, "new", samples(99, 3), known=known)
     assert {n: w.loss for n, w in told.ways.items()} != {n: w.loss for n, w in plain.ways.items()}
     with pytest.raises(KeyError, match="'unknown'"):

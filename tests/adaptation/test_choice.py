@@ -58,8 +58,8 @@ def test_a_way_that_no_sample_judges_is_worth_what_is_usual():
 
 def test_every_sample_is_held_out_once(make):
     x, y = samples(3, 40)
-    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
-    found = hold_out(start, task, NAMES, 0, math.inf)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    found = hold_out(start, NAMES, 0, math.inf)
     assert found.folds == (5, 5)
     assert found.share == pytest.approx(0.8)
     for name in NAMES:
@@ -69,23 +69,23 @@ def test_every_sample_is_held_out_once(make):
 
 def test_one_example_a_class_judges_the_embedding_alone(make):
     x, y = samples(3, 3)
-    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
-    found = hold_out(start, task, NAMES, 0, math.inf)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    found = hold_out(start, NAMES, 0, math.inf)
     assert [bool(found.judged[name].any()) for name in NAMES] == [False, True, False]
     assert found.judged["embedding"].all()
 
 
 def test_without_time_one_fold_is_done(make):
     x, y = samples(3, 40)
-    start, task = Start(make(), (0, 1, 2, 3), 3, None), TaskSamples("new", x, y, 3)
-    found = hold_out(start, task, NAMES, 0, 0.0)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    found = hold_out(start, NAMES, 0, 0.0)
     assert found.folds == (1, 5)
     assert int(found.out.sum()) == 8
 
 
 def test_what_is_usual_comes_from_tasks_learned_anew(make):
     hnet = make(steps=30)
-    start = Start(hnet, (0, 1, 2, 3), 3, None)
+    start = Start(hnet, (0, 1, 2, 3), TaskSamples("new", *samples(9), 3), None)
     known = {f"known {i}": samples(i) for i in range(4)}
     found = usual_on(start, known, 20, NAMES, 0, math.inf)
     # classes that a linear map separates
@@ -96,7 +96,8 @@ def test_what_is_usual_comes_from_tasks_learned_anew(make):
 
 
 def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
-    start, y = Start(make(), (0, 1, 2, 3), 3, None), torch.arange(9) % 3
+    y = torch.arange(9) % 3
+    start = Start(make(), (0, 1, 2, 3), task_of(y), None)
     right = 5 * torch.nn.functional.one_hot(y, 3).float()
     assert usual_given(USUAL, start, right, y) == USUAL
     found = usual_given(USUAL, start, -right, y)
@@ -108,6 +109,7 @@ def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
 
 
 def test_a_head_in_closed_form_learns_any_task_alike(make):
-    start, y = Start(make(head=Ridge()), (0, 1, 2, 3), 3, None), torch.arange(9) % 3
+    y = torch.arange(9) % 3
+    start = Start(make(head=Ridge()), (0, 1, 2, 3), task_of(y), None)
     wrong = -5 * torch.nn.functional.one_hot(y, 3).float()
     assert usual_given(USUAL_WITH_HEAD, start, wrong, y) == USUAL_WITH_HEAD

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
@@ -170,14 +171,14 @@ def adapt_tasks(
     found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}
     for task in gather(hnet, tasks, n_classes, loss is None, seed):
         began = time.perf_counter()
-        start, fewest = Start(hnet, rows, task.n_classes or None, loss), _fewest(task)
+        start, fewest = Start(hnet, rows, task, loss), _fewest(task)
         usual = usual_of(start)
         if known and 0 < fewest <= FEW:
             if fewest not in learned_anew:
                 half = began + seconds / 2
                 learned_anew[fewest] = usual_on(start, known, fewest, names, seed, half)
             usual = learned_anew[fewest]
-        adapted, fitted = _adapt(start, task, names, usual, seed, began, began + seconds)
+        adapted, fitted = _adapt(start, names, usual, seed, began, began + seconds)
         found[task.name] = task, adapted, fitted
     for name, (task, _, fitted) in found.items():
         if fitted is None:
@@ -193,7 +194,6 @@ def adapt_tasks(
 
 def _adapt(
     start: Start,
-    task: TaskSamples,
     names: tuple[str, ...],
     usual: Mapping[str, Usual],
     seed: int,
@@ -201,7 +201,8 @@ def _adapt(
     deadline: float,
 ) -> tuple[Adapted, _Fitted]:
     """What `adapt_tasks` returns for one task, and its embedding."""
-    held = hold_out(start, task, names, seed, deadline)
+    task = start.task
+    held = hold_out(start, names, seed, deadline)
     if not held.outputs:
         (way,) = names
         raise ValueError(f"`method` {way!r} does not apply: {held.unsuitable[way]}")
@@ -209,7 +210,7 @@ def _adapt(
         judged = held.judged["embedding"]
         usual = usual_given(usual, start, held.outputs["embedding"][judged], task.y[judged])
     choice = choose(held, task, start.loss, usual)
-    models = held.models if held.once else _fit(start, task, choice, seed, deadline)
+    models = held.models if held.once else _fit(start, choice, seed, deadline)
     model = Mixture(
         [models[way] for way in choice.weights],
         list(choice.weights.values()),
@@ -219,7 +220,7 @@ def _adapt(
     accuracy, interval = _expected(choice, held, task, usual)
     more: dict[int, float] = {}
     if accuracy is not None:
-        rate = _rate(start, task, choice, held, seed, deadline)
+        rate = _rate(start, choice, held, seed, deadline)
         more = {times: 1 - (1 - accuracy) * times**-rate for times in (2, 4)}
     ways = {
         way: Judged(
@@ -231,7 +232,7 @@ def _adapt(
     }
     fitted: _Fitted = None
     with suppress(Unsuitable):
-        z, statistics, _ = fit_near(start, task.x, task.y, seed, 1, deadline)
+        z, statistics, _ = fit_near(start, _all(task), seed, 1, deadline)
         fitted = z[0], statistics
     adapted = Adapted(
         task.name,
@@ -247,20 +248,23 @@ def _adapt(
     return adapted, fitted
 
 
+def _all(task: TaskSamples) -> Tensor:
+    """The numbers of all samples."""
+    return torch.arange(len(task.y), device=task.y.device)
+
+
 def _fewest(task: TaskSamples) -> int:
     """The number of samples of the rarest class; 0 without classes."""
     return int(task.y.unique(return_counts=True)[1].min()) if task.n_classes else 0
 
 
-def _fit(
-    start: Start, task: TaskSamples, choice: Choice, seed: int, deadline: float
-) -> dict[str, nn.Module]:
+def _fit(start: Start, choice: Choice, seed: int, deadline: float) -> dict[str, nn.Module]:
     """The chosen ways' models of all samples."""
     models: dict[str, nn.Module] = {}
     for way in choice.weights:
         now = time.perf_counter()
         limit = now + max(deadline - now, 0.1) / (len(choice.weights) - len(models))
-        models[way] = WAYS[way](start, task.x, task.y, seed, limit)
+        models[way] = WAYS[way](start, _all(start.task), seed, limit)
     return models
 
 
@@ -281,18 +285,17 @@ def _expected(
     return 1 - errors, wilson((1 - errors) * worth, worth)
 
 
-def _rate(
-    start: Start, task: TaskSamples, choice: Choice, held: HeldOut, seed: int, deadline: float
-) -> float:
+def _rate(start: Start, choice: Choice, held: HeldOut, seed: int, deadline: float) -> float:
     """The exponent at which errors fall with the number of samples.
 
     It is that between models of half the samples and those of folds, as far as the numbers of
     errors tell it, and the usual one otherwise.
     """
     count = sum(held.seconds[way] for way in choice.weights) / held.folds[0]
+    task = start.task
     if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
         return _RATE
-    halves = hold_out(start, task, tuple(choice.weights), seed, deadline, folds=2)
+    halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
     right = right_of(halves, task, choice.weights, choice.temperatures)
     errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
     shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]

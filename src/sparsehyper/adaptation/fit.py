@@ -12,44 +12,27 @@ of the known ones, as in F. Cubélier, "Sparse hypernetworks for multitasking" (
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer, check_vector
-from sparsehyper._util.classifiers import evaluation_mode
-from sparsehyper._util.random import normal, seeded
-from sparsehyper.adaptation.lbfgs import minimize
+from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
+from sparsehyper.adaptation.fitter import Fitter, frozen
 from sparsehyper.adaptation.samples import (
     Loss,
     Samples,
     TaskSamples,
     check_named,
-    check_outputs,
     gather,
-    losses_of,
-    pieces,
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.target.many_tasks import run_tasks
 
 EMBEDDING_INITS = ("mean", "nearest", "mixture", "random")
 SPACES = ("free", "mixture")
-
-# Limits on memory; a step processes tasks beyond them in turn.
-_MOST_GENERATED = 1 << 26  # generated numbers
-_MOST_SAMPLES = 1024
-_MOST_COMPARED = 256  # samples to compare known tasks on
-_PIECE = 512  # samples at a time for losses without gradients
-
-_MORE_OUTPUTS = "train a target that has more (`sparsehyper train --outputs`)"
 
 
 @dataclass(frozen=True)
@@ -222,177 +205,3 @@ def fit_embeddings(
         if hnet.head is not None:
             hnet.solve_head(name, given[name])
     return {name: replace(fits[name], seconds=seconds) for name in names}
-
-
-@contextmanager
-def frozen(hnet: HyperNetwork) -> Iterator[None]:
-    """Context of evaluation mode without gradients for the hypernetwork's parameters."""
-    trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
-    hnet.requires_grad_(False)
-    try:
-        with evaluation_mode(hnet):
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
-
-
-class Fitter:
-    """Fits the embeddings ``[tasks, restarts, dim]`` of some new tasks together."""
-
-    def __init__(
-        self,
-        hnet: HyperNetwork,
-        tasks: list[TaskSamples],
-        held: list[TaskSamples],
-        restarts: int,
-        loss: Loss | None,
-        rows: Sequence[int] | None = None,
-    ) -> None:
-        self._hnet = hnet
-        self._tasks = tasks
-        self._held = held
-        self._restarts = restarts
-        self._loss = loss
-        self._rows = range(len(hnet.task_names)) if rows is None else rows
-        self._known = hnet.task_embedding.weight.detach()[list(self._rows)]
-
-    def starts(self, init: str | Tensor, seed: int) -> Tensor:
-        """Initial embeddings, with unit second moment."""
-        known, shape = self._known, (len(self._tasks), self._restarts, self._known.shape[1])
-        # The same random starts for every task, so that they do not depend on the other tasks.
-        z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
-        if isinstance(init, Tensor):
-            check_vector("init", init, known.shape[1])
-            z[:, 0] = init.to(known)
-        elif init == "mean":
-            z[:, 0] = known.mean(0)
-        elif init in ("nearest", "mixture"):
-            losses = self.losses_of_known()
-            weights = (-losses).softmax(1)
-            if init == "mixture":
-                z[:, 0] = weights @ known
-            else:
-                near = losses.argsort(1)[:, : shape[1]]
-                z[:, : near.shape[1]] = known[near]
-        return self._hnet.normalise(z)
-
-    def mixtures(self, seed: int) -> Tensor:
-        """Initial logits of mixtures of the known embeddings; zeros for the first restart."""
-        z = normal((self._restarts, len(self._known)), seeded(seed)).to(self._known)
-        z[0] = 0
-        return z.repeat(len(self._tasks), 1, 1)
-
-    def fit(
-        self, start: Tensor, space: str, steps: int, batch_size: int, deadline: float = math.inf
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Fit from the initial embeddings, or from logits of mixtures, while there is time.
-
-        Returns:
-            Embeddings ``[tasks, restarts, dim]``, and their batch-norm statistics.
-        """
-        owners = [task for task in self._tasks for _ in range(self._restarts)]
-        samples = [(task.x[:batch_size], task.y[:batch_size]) for task in owners]
-        target = self._hnet.target
-        mean = target.statistics.row(target.module, None)
-        statistics = [value.expand(len(owners), *value.shape).clone() for value in mean]
-
-        def embeddings(points: Tensor) -> Tensor:
-            return points if space == "free" else points.softmax(-1) @ self._known
-
-        def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
-            values: list[Tensor] = []
-            gradients: list[Tensor] = []
-            for own in self._groups([len(y) for _, y in samples]):
-                some = points[own].detach().requires_grad_()
-                raw = self._hnet.raw_theta(embeddings(some))
-                rows = [table[own] for table in statistics]
-                losses = self._losses(raw, rows, samples[own], owners[own])
-                gradients += torch.autograd.grad(losses.sum(), some)
-                values.append(losses.detach())
-            return torch.cat(values), torch.cat(gradients)
-
-        with target.statistics.from_batches(target.module):
-            points, _ = minimize(evaluate, start.flatten(0, 1), steps, deadline)
-        found = embeddings(points).unflatten(0, start.shape[:2])
-        # The length of an embedding does not matter to the generator, but would in a mean.
-        found = self._hnet.normalise(found) if space == "free" else found
-        return found, [table.unflatten(0, start.shape[:2]) for table in statistics]
-
-    def _groups(self, counts: list[int]) -> list[slice]:
-        """Divide embeddings into groups that fit into memory, by their numbers of samples."""
-        groups, first, samples = [], 0, 0
-        most = max(1, _MOST_GENERATED // self._hnet.target.numel)
-        for i, count in enumerate(counts):
-            if i > first and (samples + count > _MOST_SAMPLES or i - first == most):
-                groups.append(slice(first, i))
-                first, samples = i, 0
-            samples += count
-        return [*groups, slice(first, len(counts))]
-
-    @torch.no_grad()
-    def assess(self, z: Tensor, statistics: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``[tasks, restarts]`` on the held samples, and statistics of all samples."""
-        target, losses = self._hnet.target, z.new_zeros(z.shape[:2])
-        norms = target.statistics
-        for i, j in itertools.product(*map(range, z.shape[:2])):
-            task, held = self._tasks[i], self._held[i]
-            own = [table[i, j][None] for table in statistics]
-            raw = self._hnet.raw_theta(z[i, j][None])
-            norms.start_mean(own)
-            with norms.from_batches(target.module):
-                seen = pieces(task, _PIECE) if norms.names else []
-                for k, some in enumerate(seen):
-                    norms.average(target.module, k)
-                    self._losses(raw, own, [some], [task])
-            for some in pieces(held, _PIECE):
-                share = len(some[0]) / len(held.x)
-                losses[i, j] += share * self._losses(raw, own, [some], [held])[0]
-        return losses, statistics
-
-    def _losses(
-        self,
-        raw: Tensor,
-        statistics: Sequence[Tensor],
-        samples: list[tuple[Tensor, Tensor]],
-        tasks: list[TaskSamples],
-    ) -> Tensor:
-        """Mean losses ``[models]``, each on samples of its own.
-
-        Args:
-            raw: generator outputs for the models, ``[models, numel]``.
-            statistics: batch-norm statistics of the models, ``[models, *shape]`` each; updated.
-            samples: inputs and labels for each model.
-            tasks: task of each model.
-        """
-        x, y = map(torch.cat, zip(*samples, strict=True))
-        counts = [len(labels) for _, labels in samples]
-        order = torch.arange(len(x), device=x.device)
-        target = self._hnet.target
-        outputs, changed = run_tasks(target, raw, statistics, counts, order, ((x,), {}))
-        if changed is not None:
-            for table, values in zip(statistics, changed, strict=True):
-                table.copy_(values)
-        repeats = torch.tensor(counts, device=x.device)
-        owner = torch.arange(len(counts), device=x.device).repeat_interleave(repeats)
-        if self._hnet.head is not None:
-            most = max(task.n_classes for task in tasks)
-            outputs = self._hnet.head.leave_one_out(outputs, y, owner, most)
-        if self._loss is None:
-            check_outputs(outputs, tasks, "target", _MORE_OUTPUTS)
-        limits = torch.tensor([task.n_classes for task in tasks], device=x.device)
-        each = losses_of(outputs, y, limits.repeat_interleave(repeats), self._loss)
-        return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
-
-    @torch.no_grad()
-    def losses_of_known(self) -> Tensor:
-        """Mean loss of every known task's model on each new task, ``[new, known]``."""
-        losses = self._known.new_empty(len(self._tasks), len(self._rows))
-        for row, task in zip(losses, self._tasks, strict=True):
-            some = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
-            for own in self._groups([len(some[0])] * len(self._rows)):
-                raw = self._hnet.raw_theta(self._known[own])
-                count = len(raw)
-                rows = self._hnet.target.statistics.rows(self._hnet.target.module, self._rows[own])
-                row[own] = self._losses(raw, rows, [some] * count, [task] * count)
-        return losses

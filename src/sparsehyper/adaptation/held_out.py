@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper.adaptation.judge import fold_numbers
-from sparsehyper.adaptation.samples import TaskSamples
 from sparsehyper.adaptation.ways import KEEP_CLASSES, WAYS, Start, Unsuitable
 
 _FOLDS = 5
@@ -48,7 +47,6 @@ class HeldOut:
 
 def hold_out(
     start: Start,
-    task: TaskSamples,
     names: Sequence[str],
     seed: int,
     deadline: float,
@@ -60,12 +58,12 @@ def hold_out(
 
     Args:
         start: what ways start from.
-        task: the samples.
         names: the ways.
         seed: seed of the fits.
         deadline: value of ``time.perf_counter()`` to end at.
         folds: number of folds; None for as many as the number of samples calls for.
     """
+    task = start.task
     count = len(task.x)
     found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.x.device))
     y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.x.device)
@@ -83,17 +81,17 @@ def hold_out(
         out = numbers == fold
         for i, name in enumerate(names):
             # One fold shows whether a way applies at all.
-            if name in found.unsuitable or (fold and not _judges(start, name, task.y, out).any()):
+            if name in found.unsuitable or (fold and not _judges(start, name, out).any()):
                 continue
             now = time.perf_counter()
             fits = (len(names) - i) * (1 if found.once else 2 if fold == 0 else 1)
             limit = now + max(deadline - now, 0.1) / fits
             try:
-                model = WAYS[name](start, task.x[~out], task.y[~out], seed, limit)
+                model = WAYS[name](start, (~out).nonzero()[:, 0], seed, limit)
             except Unsuitable as error:
                 found.unsuitable[name] = str(error)
                 continue
-            _keep(found, name, model, start, task, out)
+            _keep(found, name, model, start, out)
             found.seconds[name] = found.seconds.get(name, 0) + time.perf_counter() - now
         found.out |= out
         found.folds = (fold + 1, wanted)
@@ -102,24 +100,22 @@ def hold_out(
 
 
 @torch.no_grad()
-def _keep(
-    found: HeldOut, name: str, model: nn.Module, start: Start, task: TaskSamples, out: Tensor
-) -> None:
-    outputs = torch.cat([model(x) for x in task.x[out].split(_PIECE)]).float()
+def _keep(found: HeldOut, name: str, model: nn.Module, start: Start, out: Tensor) -> None:
+    outputs = torch.cat([model(x) for x in start.task.x[out].split(_PIECE)]).float()
     if start.outputs:
         outputs = outputs[:, : start.outputs]
     if name not in found.outputs:
         found.outputs[name] = outputs.new_zeros(len(out), *outputs.shape[1:])
         found.judged[name] = torch.zeros_like(out)
     found.outputs[name][out] = outputs
-    found.judged[name] |= _judges(start, name, task.y, out)
+    found.judged[name] |= _judges(start, name, out)
     found.models[name] = model
 
 
-def _judges(start: Start, name: str, y: Tensor, out: Tensor) -> Tensor:
+def _judges(start: Start, name: str, out: Tensor) -> Tensor:
     """Whether samples held out can judge a way: whether it knows their class, ``[n]``."""
     if not start.outputs or (name in KEEP_CLASSES and start.keeps_classes):
         return out
     seen = torch.zeros(start.outputs, dtype=torch.bool, device=out.device)
-    seen[y[~out]] = True
-    return out & seen[y]
+    seen[start.task.y[~out]] = True
+    return out & seen[start.task.y]

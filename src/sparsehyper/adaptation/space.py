@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.random import seeded
-from sparsehyper.adaptation.fit import frozen
+from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
 
 _COMPONENTS = 64  # of the inputs, and of the features

@@ -113,10 +113,11 @@ def usual_on(
             break
         task = given[place]
         row = start.hnet.tasks.index(task)
-        samples = TaskSamples.of(task, known[task], None, True, start.known.device, seed)
+        samples = TaskSamples.of(task, known[task], None, True, start.embeddings.device, seed)
         chosen = _first_of_each(samples, shots)
-        others = tuple(other for other in start.rows if other != row)
-        own = replace(start, rows=others, outputs=samples.n_classes)
+        others = tuple(other for other in start.known if other != row)
+        examples = replace(samples, x=samples.x[chosen], y=samples.y[chosen])
+        own, every = replace(start, known=others, task=examples), torch.arange(int(chosen.sum()))
         x, y = samples.x[~chosen][:_MOST_JUDGING], samples.y[~chosen][:_MOST_JUDGING]
         if not others or len(x) == 0:
             continue
@@ -124,7 +125,7 @@ def usual_on(
             now = time.perf_counter()
             limit = now + max(deadline - now, 0.1) / len(names)
             try:
-                model = WAYS[name](own, samples.x[chosen], samples.y[chosen], seed, limit)
+                model = WAYS[name](own, every.to(x.device), seed, limit)
             except Unsuitable:
                 continue
             with torch.no_grad():

@@ -1,8 +1,9 @@
 """Ways to adapt to a new task: each makes an ordinary model from a few examples.
 
-A way is a function of the `Start`, some samples, a seed and a deadline (of ``time.perf_counter()``)
-that returns a module with outputs ``[n, outputs]``. Ways differ in how much of what the known tasks
-taught may change: the embedding alone, the last layer, everything, and nothing kept at all.
+A way is a function of the `Start`, the numbers of some of its samples, a seed and a deadline (of
+``time.perf_counter()``) that returns a module with outputs ``[n, outputs]``. Ways differ in how
+much of what the known tasks taught may change: the embedding alone, the last layer, everything, and
+nothing kept at all.
 
 The starting points are the models of the nearest known tasks, and the *average model*, whose
 parameters are the mean over the models of all known tasks.
@@ -10,8 +11,9 @@ parameters are the mean over the models of all known tasks.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.last_layer import features_of, last_layer
-from sparsehyper.adaptation.fit import Fitter, frozen
+from sparsehyper.adaptation.fitter import Fitter, KnownOn, frozen
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of
@@ -36,6 +38,7 @@ from sparsehyper.target.norm_statistics import batch_statistics
 
 _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
 _MOST_SAMPLES = 1024  # to fit an embedding to
+_PASSES = 3  # time of a step, in forward passes
 _PENALTY = 10.0  # on the weights of a linear layer, for features of unit variance
 _LINEAR_STEPS = 50
 _MOST_FEATURES = 20_000  # samples to solve a linear layer from
@@ -56,146 +59,155 @@ class Start:
 
     Args:
         hnet: the hypernetwork; it is not changed.
-        rows: numbers of the known tasks to start from.
-        outputs: number of outputs that the task needs, its classes; None for as many as there are.
+        known: numbers of the known tasks to start from.
+        task: samples of the new task.
         loss: loss of each sample; None for cross entropy.
     """
 
     hnet: HyperNetwork
-    rows: tuple[int, ...]
-    outputs: int | None
+    known: tuple[int, ...]
+    task: TaskSamples
     loss: Loss | None
 
     @property
-    def known(self) -> Tensor:
+    def outputs(self) -> int | None:
+        """Number of outputs that the task needs, its classes; None for as many as there are."""
+        return self.task.n_classes or None
+
+    @property
+    def embeddings(self) -> Tensor:
         """Embeddings of the known tasks ``[known, dim]``."""
-        return self.hnet.task_embedding.weight.detach()[list(self.rows)]
+        return self.hnet.task_embedding.weight.detach()[list(self.known)]
 
     @property
     def keeps_classes(self) -> bool:
         """Whether generated models know classes of which they were given no example."""
         return self.hnet.head is None
 
-    def task(self, x: Tensor, y: Tensor) -> TaskSamples:
-        """Samples as adaptation takes them."""
-        return TaskSamples("new", x, y, self.outputs or 0)
+    def some(self, rows: Tensor) -> TaskSamples:
+        """Some of the samples."""
+        return replace(self.task, x=self.task.x[rows], y=self.task.y[rows])
 
     @cached_property
     def _average(self) -> list[Tensor]:
         with torch.no_grad():
-            pieces = [self.hnet.raw_theta(z).sum(0) for z in self.known.split(16)]
-            return list(self.hnet.target.unpack(torch.stack(pieces).sum(0) / len(self.rows)))
+            pieces = [self.hnet.raw_theta(z).sum(0) for z in self.embeddings.split(16)]
+            return list(self.hnet.target.unpack(torch.stack(pieces).sum(0) / len(self.known)))
 
-    def average_model(self, x: Tensor, y: Tensor) -> nn.Module:
+    def average_model(self, rows: Tensor) -> nn.Module:
         """The average model, with as many outputs as the task needs."""
         model = merge(self.hnet.target.materialize(self._average, None)).eval()
-        if len(x) >= _ENOUGH_FOR_STATISTICS:
+        if len(rows) >= _ENOUGH_FOR_STATISTICS:
             with batch_statistics(norms := batch_norms(model)):
-                renew_statistics(model, norms, self.task(x, y))
-        return self.widened(self.with_head(model, x, y), x)
+                renew_statistics(model, norms, self.some(rows))
+        return self._widened(self.with_head(model, rows))
 
     @torch.no_grad()
-    def with_head(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-        """The model; if the hypernetwork has a head in closed form, with that of the samples."""
+    def with_head(self, model: nn.Module, rows: Tensor) -> nn.Module:
+        """The model; if the hypernetwork has a head in closed form, with that of some samples."""
         if self.hnet.head is not None:
-            features = torch.cat([model(some) for some in x.split(_PIECE)])
+            features = torch.cat([model(some) for some in self.task.x[rows].split(_PIECE)])
             owner, attribute = owner_of(model, self.hnet.head_layer)
-            setattr(
-                owner,
-                attribute,
-                linear_layer(*self.hnet.head.solve(features, y, self.outputs or 0)),
-            )
+            found = self.hnet.head.solve(features, self.task.y[rows], self.task.n_classes)
+            setattr(owner, attribute, linear_layer(*found))
         return model
 
-    def widened(self, model: nn.Module, x: Tensor) -> nn.Module:
+    def _widened(self, model: nn.Module) -> nn.Module:
         """The model; if it has too few outputs, its last layer is replaced by zeros."""
+        x = self.task.x[:2]
         with torch.no_grad():
-            found = model(x[:2])
+            found = model(x)
         if self.outputs is not None and found.shape[1] < self.outputs:
             _, last = _last_layer(model, x)
             weight = last.weight.new_zeros(self.outputs, last.in_features)
             _replace_last(model, x, weight, weight[:, 0])
         return model
 
-    def nearest(self, x: Tensor, y: Tensor, count: int) -> list[int]:
-        """Numbers of the known tasks whose models do best on the samples, best first."""
-        task = self.task(x, y)
-        try:
-            self.check_outputs(x)
-        except Unsuitable:
-            return list(self.rows[:: -(-len(self.rows) // count)])
+    @cached_property
+    def known_on(self) -> KnownOn:
+        """How the known tasks' models do on the samples; they are run once for all ways."""
         with frozen(self.hnet):
-            losses = Fitter(self.hnet, [task], [task], 1, self.loss, self.rows).losses_of_known()
-        return [self.rows[i] for i in losses[0].argsort()[:count].tolist()]
+            fitter = Fitter(self.hnet, [self.task], [self.task], 1, self.loss, self.known)
+            return fitter.known_on(self.task)
 
-    def check_outputs(self, x: Tensor) -> None:
+    def nearest(self, rows: Tensor, count: int) -> list[int]:
+        """Numbers of the known tasks whose models do best on some samples, best first."""
+        try:
+            self.check_outputs()
+        except Unsuitable:
+            return list(self.known[:: -(-len(self.known) // count)])
+        losses = self.known_on.losses(rows)
+        return [self.known[i] for i in losses.argsort()[:count].tolist()]
+
+    def check_outputs(self) -> None:
         """Raise `Unsuitable` if the target has too few outputs."""
         if self.hnet.head is not None:
             return
         with torch.no_grad(), evaluation_mode(self.hnet):
-            outputs = self.hnet(x[:2], task=0)
+            outputs = self.hnet(self.task.x[:2], task=0)
         if self.outputs is not None and outputs.shape[1] < self.outputs:
             raise Unsuitable(f"the target has {outputs.shape[1]} outputs only")
 
 
-Way = Callable[[Start, Tensor, Tensor, int, float], nn.Module]
+Way = Callable[[Start, Tensor, int, float], nn.Module]
 # ruff: noqa: ARG001 - all ways have the same arguments
 
 
-def embedding(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def embedding(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """A few steps on the embedding alone, from several near known tasks; outputs are averaged."""
-    return Mixture(fit_near(start, x, y, seed, _STARTS, deadline)[2], n_classes=start.outputs)
+    return Mixture(fit_near(start, rows, seed, _STARTS, deadline)[2], n_classes=start.outputs)
 
 
-def embedding_all(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def embedding_all(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The model of the nearest known task's embedding after a few steps, then all of it tuned."""
-    (model,) = fit_near(start, x, y, seed, 1, deadline)[2]
-    return _tuned(start, model, x, y, seed, deadline)
+    (model,) = fit_near(start, rows, seed, 1, deadline)[2]
+    return _tuned(start, model, rows, seed, deadline)
 
 
-def all_(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def all_(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The average model, all of it tuned."""
-    return _tuned(start, start.average_model(x, y), x, y, seed, deadline)
+    return _tuned(start, start.average_model(rows), rows, seed, deadline)
 
 
-def head(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """A fresh last layer on the features of the models of the nearest known tasks together.
 
     With a head in closed form, that head on the features of the mean embedding, as in training.
     """
     if start.hnet.head is not None:
-        model = start.hnet.materialize(start.hnet.normalise(start.known).mean(0)).eval()
-        return start.with_head(model, x, y)
-    rows = start.nearest(x, y, _STARTS)
-    models = [start.hnet.materialize(row).eval() for row in rows]
-    some = x[:_MOST_FEATURES]
-    features = [_features(model, some) for model in models]
+        mean = start.hnet.normalise(start.embeddings).mean(0)
+        return start.with_head(start.hnet.materialize(mean).eval(), rows)
+    models = [start.hnet.materialize(task).eval() for task in start.nearest(rows, _STARTS)]
+    rows = rows[:_MOST_FEATURES]
+    x, y = start.task.x[rows], start.task.y[rows]
+    features = [_features(model, x) for model in models]
     outputs = start.outputs or models[0](x[:2]).shape[1]
-    weight, bias = _solved(start, torch.cat(features, 1), y[:_MOST_FEATURES], outputs)
+    weight, bias = _solved(start, torch.cat(features, 1), y, outputs)
     widths = [own.shape[1] for own in features]
     for model, part in zip(models, weight.split(widths, 1), strict=True):
         _replace_last(model, x, len(models) * part, bias)  # the mixture takes the mean
     return Mixture(models)
 
 
-def linear(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def linear(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """A linear model of the inputs."""
+    x, y = start.task.x[rows[:_MOST_FEATURES]], start.task.y[rows[:_MOST_FEATURES]]
     if not x.is_floating_point():
         raise Unsuitable("its inputs are not numbers")
-    outputs = start.outputs or start.average_model(x, y)(x[:2]).shape[1]
-    weight, bias = _solved(start, x[:_MOST_FEATURES].flatten(1), y[:_MOST_FEATURES], outputs)
+    outputs = start.outputs or start.average_model(rows)(x[:2]).shape[1]
+    weight, bias = _solved(start, x.flatten(1), y, outputs)
     return nn.Sequential(nn.Flatten(), linear_layer(weight, bias))
 
 
-def scratch(start: Start, x: Tensor, y: Tensor, seed: int, deadline: float) -> nn.Module:
+def scratch(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The target from scratch."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = start.average_model(x, y)
+        model = start.average_model(rows)
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-    return _tuned(start, model, x, y, seed, deadline)
+    return _tuned(start, model, rows, seed, deadline)
 
 
 WAYS: dict[str, Way] = {
@@ -212,38 +224,39 @@ KEEP_CLASSES = {"embedding"}
 
 
 def fit_near(
-    start: Start, x: Tensor, y: Tensor, seed: int, count: int, deadline: float
+    start: Start, rows: Tensor, seed: int, count: int, deadline: float
 ) -> tuple[Tensor, list[Tensor], list[nn.Module]]:
     """Embeddings fitted by a few steps from the nearest known tasks, best first.
 
     Args:
         start: what to start from.
-        x, y: samples.
+        rows: numbers of the samples to fit to.
         seed: seed.
-        count: number of embeddings, at most that of known tasks.
+        count: number of embeddings, at most that of known tasks; fewer where time is short.
         deadline: value of ``time.perf_counter()`` to end at.
 
     Returns:
         Embeddings ``[count, dim]``; their batch-norm statistics ``[count, *shape]``; their models.
     """
-    hnet, task = start.hnet, start.task(x, y)
-    start.check_outputs(x)
-    count = min(count, len(start.rows))
+    hnet, task = start.hnet, start.some(rows)
+    start.check_outputs()
+    near = start.nearest(rows, count)
+    step = _PASSES * start.known_on.seconds * min(len(rows), _MOST_SAMPLES)
+    near = near[: max(1, int((deadline - time.perf_counter()) / (_STEPS * step)))]
     target, models = hnet.target, []
     with frozen(hnet):
-        fitter = Fitter(hnet, [task], [task], count, start.loss, start.rows)
-        z, tables = fitter.fit(
-            fitter.starts("nearest", seed), "free", _STEPS, _MOST_SAMPLES, deadline
-        )
+        fitter = Fitter(hnet, [task], [task], len(near), start.loss)
+        first = hnet.normalise(hnet.task_embedding.weight.detach()[near])[None]
+        z, tables = fitter.fit(first, "free", _STEPS, _MOST_SAMPLES, deadline)
         losses, tables = fitter.assess(z, tables)
         order = losses[0].argsort()
     z, statistics = z[0, order], [table[0, order] for table in tables]
-    for i in range(count):
+    for i in range(len(near)):
         with torch.no_grad():
             tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
         model = target.materialize(tensors, None)
         target.statistics.set_tables(model, [table[i].clone() for table in statistics])
-        models.append(start.with_head(merge(model).eval(), x, y))
+        models.append(start.with_head(merge(model).eval(), rows))
     return z, statistics, models
 
 
@@ -269,15 +282,13 @@ def _features(model: nn.Module, x: Tensor) -> Tensor:
     return features_of(model, _last_layer(model, x)[1], x)
 
 
-def _tuned(
-    start: Start, model: nn.Module, x: Tensor, y: Tensor, seed: int, deadline: float
-) -> nn.Module:
+def _tuned(start: Start, model: nn.Module, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The model, all of it trained."""
-    updates = max(_FEWEST_UPDATES, _EPOCHS * len(x) // _BATCH)
+    updates = max(_FEWEST_UPDATES, _EPOCHS * len(rows) // _BATCH)
     parameters = [p for p in model.parameters() if p.requires_grad]
     descend(
-        *(model, parameters, start.task(x, y), start.loss, updates, _LR, _BATCH, seed),
-        renewed=len(x) >= _ENOUGH_FOR_STATISTICS,
+        *(model, parameters, start.some(rows), start.loss, updates, _LR, _BATCH, seed),
+        renewed=len(rows) >= _ENOUGH_FOR_STATISTICS,
         deadline=deadline,
     )
     return model.eval()

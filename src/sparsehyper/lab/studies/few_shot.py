@@ -155,10 +155,10 @@ class _Hypernetwork(Learner):
 
     def _alone(self, hnet: HyperNetwork, way: Way, samples: Shots, n_classes: int) -> nn.Module:
         """What `adapt_task` fits to all samples, without the folds that judge it."""
-        start = Start(hnet, tuple(range(len(hnet.task_names))), n_classes, None)
         task = TaskSamples.of("new", samples, n_classes, True, samples[0].device, self.seed)
+        start = Start(hnet, tuple(range(len(hnet.task_names))), task, None)
         deadline = time.perf_counter() + self.seconds
-        return way(start, task.x, task.y, self.seed, deadline)
+        return way(start, torch.arange(len(task.y)), self.seed, deadline)
 
 
 class _Trunk(Learner):
