@@ -75,13 +75,13 @@ def test_lots_equal_all_at_once(make, monkeypatch):
     whole = fit_embeddings(make(), tasks, steps=8)
     for limit, most in (("_MOST_GENERATED", 1), ("_MOST_SAMPLES", 50)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"sparsehyper.adaptation.fit.{limit}", most)
+            patch.setattr(f"sparsehyper.adaptation.fitter.{limit}", most)
             for name, fit in fit_embeddings(make(), tasks, steps=8).items():
                 assert fit.loss == pytest.approx(whole[name].loss, abs=1e-4)
 
 
 def test_starts(make, monkeypatch):
-    monkeypatch.setattr("sparsehyper.adaptation.fit.minimize", lambda _, start, __: (start, None))
+    monkeypatch.setattr("sparsehyper.adaptation.fitter.minimize", lambda _, z, *__: (z, None))
     hnet = make(tasks=6, steps=200)
     x, y = samples(3)  # that of a known task
 

@@ -81,6 +81,7 @@ def fit_embedding(
     The arguments are those of `fit_embeddings`, with ``validation`` and ``n_classes`` for this task
     alone.
 
+    >>> import torch
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> module = torch.nn.Linear(5, 2)
     >>> hnet = HyperNetwork(module, Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))

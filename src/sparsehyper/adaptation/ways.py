@@ -241,8 +241,9 @@ def fit_near(
     hnet, task = start.hnet, start.some(rows)
     start.check_outputs()
     near = start.nearest(rows, count)
-    step = _PASSES * start.known_on.seconds * min(len(rows), _MOST_SAMPLES)
-    near = near[: max(1, int((deadline - time.perf_counter()) / (_STEPS * step)))]
+    one = _STEPS * _PASSES * start.known_on.seconds * min(len(rows), _MOST_SAMPLES)
+    left = deadline - time.perf_counter()
+    near = near[: max(1, int(min(count, left / one)))]
     target, models = hnet.target, []
     with frozen(hnet):
         fitter = Fitter(hnet, [task], [task], len(near), start.loss)

@@ -12,14 +12,15 @@ characters of one of five alphabets, which are learned from tasks of the other f
 fresh tasks: permutations, groupings of classes and characters are drawn anew, so are the pairs,
 angles and hues that are held out, and each alphabet is left out in turn. Colour images have the
 stride network of the earlier study, as it is four times as fast as the default ``cnn``, which the
-characters have.
+characters have. Drawings are shifted, turned and scaled at random while learners are pretrained,
+all but Reptile, which makes its own batches.
 
 **Methods.** Each learner is pretrained on the same batches and for as many updates, and learns the
 same held-out tasks from the same images, in one or several ways:
 
 - the default hypernetwork of the command line (its head follows from the tasks, its base from the
-  head): ``auto``, which is `adapt_task`; and each of the ways that it chooses
-  among, alone, with all images and as much time;
+  head): ``auto``, which is `adapt_task`; and each of the ways that it chooses among, alone, with all
+  images and as much time;
 - a shared trunk: a linear probe, the nearest class mean, and all of it fine-tuned;
 - Prototypical Networks and Reptile; the same network from scratch;
 - nearest neighbour and logistic regression on pixels;
@@ -235,6 +236,7 @@ class Adaptation(Study):
             target=family.target,
             batch_size=_IMAGES_A_TASK * family.tasks_per_batch,
             tasks_per_batch=family.tasks_per_batch,
+            augment=family.augment,
         )
         of_experiment = {path: value for path, value in trial.items() if "." in path}
         judged = kind.ways if kind.judged is None else (kind.judged,)

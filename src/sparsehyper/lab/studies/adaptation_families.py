@@ -32,6 +32,7 @@ class Family:
         shots: images per class of a new task; None for all, with those for validation.
         trial_shots: the same in trials.
         val_fraction: as in `DataConfig`.
+        augment: as in `Experiment`, for pretraining.
         most: tasks to learn, at most; others that are held out are not used.
     """
 
@@ -45,6 +46,7 @@ class Family:
     shots: tuple[int | None, ...] = (1, 5, 20, 100, None)
     trial_shots: tuple[int | None, ...] = (5,)
     val_fraction: float = 0.1
+    augment: tuple[str, ...] = ()
     most: int = 2
 
     def data(self, seed: int) -> DataConfig:
@@ -79,15 +81,6 @@ _EACH_PAIR = "split:" + ",".join(
 DEFAULT_CNN = "cnn:16-32-64,norm=batch,pool=max"
 CHARACTERS = "characters of a new alphabet"
 CPU_FAMILIES = {
-    "permuted Fashion-MNIST": Family("fashion_mnist", _PERMUTED.format(count=25)),
-    "Fashion-MNIST pairs": Family("fashion_mnist", _PAIRS),
-    "CIFAR-10 pairs": Family("cifar10", _PAIRS, target=CNN, most=1),
-    "CIFAR-10 pairs in 8 hues": Family("cifar10", "split:2/hue:8", target=CNN, most=1),
-    "pairs of three data sets": Family(_THREE, _EACH_PAIR, target=CNN, most=1),
-    "MNIST pairs": Family("mnist", _PAIRS),
-    "rotated MNIST": Family("mnist", "rotated:24"),
-    "nine permutations, then the tenth": Family("fashion_mnist", _PERMUTED.format(count=10), 1),
-    "two pairs, then re-paired": Family("fashion_mnist", _REPAIRED, (2, 3), tasks_per_batch=2),
     CHARACTERS: Family(
         "omniglot_small1",
         "alphabets:25,ways=10,seed={seed}",
@@ -97,5 +90,15 @@ CPU_FAMILIES = {
         1000,
         shots=(1, 5, None),
         val_fraction=0.25,
+        augment=("affine",),
     ),
+    "rotated MNIST": Family("mnist", "rotated:24"),
+    "permuted Fashion-MNIST": Family("fashion_mnist", _PERMUTED.format(count=25)),
+    "MNIST pairs": Family("mnist", _PAIRS),
+    "two pairs, then re-paired": Family("fashion_mnist", _REPAIRED, (2, 3), tasks_per_batch=2),
+    "CIFAR-10 pairs": Family("cifar10", _PAIRS, target=CNN, most=1),
+    "nine permutations, then the tenth": Family("fashion_mnist", _PERMUTED.format(count=10), 1),
+    "Fashion-MNIST pairs": Family("fashion_mnist", _PAIRS),
+    "CIFAR-10 pairs in 8 hues": Family("cifar10", "split:2/hue:8", target=CNN, most=1),
+    "pairs of three data sets": Family(_THREE, _EACH_PAIR, target=CNN, most=1),
 }
