@@ -19,8 +19,8 @@ all but Reptile, which makes its own batches.
 same held-out tasks from the same images, in one or several ways:
 
 - the default hypernetwork of the command line (its head follows from the tasks, its base from the
-  head): ``auto``, which is `adapt_task`; and each of the ways that it chooses among, alone, with all
-  images and as much time;
+  head): ``auto``, which is `adapt_task`; and each of the ways that it chooses among, alone, with
+  all images and as much time;
 - a shared trunk: a linear probe, the nearest class mean, and all of it fine-tuned;
 - Prototypical Networks and Reptile; the same network from scratch;
 - nearest neighbour and logistic regression on pixels;
