@@ -1,62 +1,27 @@
 """One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
-from sparsehyper.adaptation import (
-    Adapted,
-    Fit,
-    Identified,
-    TaskProfiles,
-    adapt_task,
-    average_predictions,
-    fine_tune,
-    fit_embedding,
-    fit_embeddings,
-    identify_task,
-    task_profiles,
-)
-from sparsehyper.conditioning import (
-    Conditioner,
-    InputAndTask,
-    InputEncoder,
-    Noise,
-    SupportSet,
-    TaskEmbedding,
-    TaskFeatures,
-)
-from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
-from sparsehyper.heads import Prototypes, Ridge
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.recurrent import unroll
-from sparsehyper.sparse import SparseLinear
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Adapted",
-    "Butterfly",
-    "Chunked",
-    "Composed",
-    "Conditioner",
-    "Dense",
-    "Fit",
-    "Generator",
-    "HyperNetwork",
-    "Identified",
-    "InputAndTask",
-    "InputEncoder",
-    "LowRank",
-    "Noise",
-    "Prototypes",
-    "Ridge",
-    "Sparse",
-    "SparseLinear",
-    "SupportSet",
-    "TaskEmbedding",
-    "TaskFeatures",
-    "TaskProfiles",
-    "adapt_task",
-    "average_predictions",
-    "fine_tune",
-    "fit_embedding",
-    "fit_embeddings",
-    "identify_task",
-    "task_profiles",
-    "unroll",
-]
+if TYPE_CHECKING:
+    from sparsehyper._public import *  # noqa: F403
+
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    # Importing PyTorch takes seconds, which the help of the command line must not wait for.
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("sparsehyper")
+    if name == "__all__" or not name.startswith("_"):
+        public = importlib.import_module("sparsehyper._public")
+        globals().update({known: getattr(public, known) for known in [*public.__all__, "__all__"]})
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module 'sparsehyper' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__"), "__version__"})

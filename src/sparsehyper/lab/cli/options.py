@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer import Option
 
-from sparsehyper._util.checks import check_integer
-from sparsehyper.lab.data import SOURCES
-from sparsehyper.lab.runs import Experiment
-from sparsehyper.lab.runs.config import GENERATED
-from sparsehyper.lab.runs.targets import function_of
+if TYPE_CHECKING:
+    from sparsehyper.lab.runs import Experiment
 
 TrustTarget = Annotated[
     list[str] | None,
@@ -218,6 +215,12 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     Raises:
         ValueError: as `Experiment`; also for a pretrained base of a built-in target.
     """
+    from sparsehyper._util.checks import check_integer
+    from sparsehyper.lab.data import SOURCES
+    from sparsehyper.lab.runs import Experiment
+    from sparsehyper.lab.runs.config import GENERATED
+    from sparsehyper.lab.runs.targets import function_of
+
     check_integer("split_seed", options["split_seed"], minimum=0)
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
     apply_options(settings, options)
