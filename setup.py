@@ -25,9 +25,7 @@ class BuildKernels(build_ext):
         try:
             super().build_extension(ext)
         except (BaseError, CCompilerError, CompileError) as error:
-            self.warn(
-                f"the kernels will use one thread, as they cannot be built with OpenMP: {error}"
-            )
+            self.warn(f"no OpenMP, so the kernels will use one thread: {error}")
             ext.extra_compile_args, ext.extra_link_args = compile_plain, link_plain
             super().build_extension(ext)
 

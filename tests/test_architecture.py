@@ -53,9 +53,9 @@ LAB_MAY_IMPORT = {
     "studies": {"machine", "runs", "data", "plots"},
     "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},
 }
-LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis"} | {
-    "__init__",
-    "_public",
+LIGHT = {
+    *(*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis"),
+    *("__init__", "_public"),
 }
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),

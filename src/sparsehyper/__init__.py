@@ -1,5 +1,7 @@
 """One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -8,20 +10,50 @@ if TYPE_CHECKING:
 
     __version__: str
 
+__all__ = [
+    "Adapted",
+    "Butterfly",
+    "Chunked",
+    "Composed",
+    "Conditioner",
+    "Dense",
+    "Fit",
+    "Generator",
+    "HyperNetwork",
+    "Identified",
+    "InputAndTask",
+    "InputEncoder",
+    "LowRank",
+    "Noise",
+    "Prototypes",
+    "Ridge",
+    "Sparse",
+    "SparseLinear",
+    "SupportSet",
+    "TaskEmbedding",
+    "TaskFeatures",
+    "TaskProfiles",
+    "adapt_task",
+    "average_predictions",
+    "fine_tune",
+    "fit_embedding",
+    "fit_embeddings",
+    "identify_task",
+    "task_profiles",
+    "unroll",
+]
+
 
 def __getattr__(name: str) -> Any:
-    # Importing PyTorch takes seconds, which the help of the command line must not wait for.
+    # PyTorch takes seconds to import, which the command line's help must not wait for.
+    if name in __all__:
+        return getattr(importlib.import_module("sparsehyper._public"), name)
     if name == "__version__":
         from importlib import metadata
 
         return metadata.version("sparsehyper")
-    if name == "__all__" or not name.startswith("_"):
-        public = importlib.import_module("sparsehyper._public")
-        globals().update({known: getattr(public, known) for known in [*public.__all__, "__all__"]})
-        if name in globals():
-            return globals()[name]
     raise AttributeError(f"module 'sparsehyper' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__"), "__version__"})
+    return [*globals(), *__all__, "__version__"]

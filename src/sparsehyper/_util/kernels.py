@@ -1,8 +1,9 @@
 """The C kernels: whether they are installed, and which tensors they may get by address.
 
 The kernels are built when the package is installed, if there is a C compiler; where they are
-missing, their first use warns. The products of ``sparse`` and the unpacking of ``target`` use them. Every call checks its arguments: shapes, dtypes
-and addresses in Python, sizes and sources in C.
+missing, their first use warns. The products of ``sparse`` and the unpacking of ``target`` use
+them. Every call checks its arguments: shapes, dtypes and addresses in Python, sizes and sources in
+C.
 """
 
 from __future__ import annotations

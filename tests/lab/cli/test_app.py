@@ -160,11 +160,14 @@ def without(modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"]])
-def test_help_needs_no_pytorch(arguments):
-    done = without("torch numpy accelerate", *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [("--version", "0."), ("--help", "Exit codes"), ("train --help", "--steps")],
+)
+def test_help_needs_no_pytorch(arguments, shown):
+    done = without("torch numpy", *arguments.split())
     assert (done.returncode, done.stderr) == (0, "")
-    assert "sparsehyper" in done.stdout or done.stdout.strip() == sparsehyper.__version__
+    assert shown in done.stdout
 
 
 def test_without_extras_the_version_is_told_and_the_rest_says_what_to_install():
@@ -176,8 +179,9 @@ def test_without_extras_the_version_is_told_and_the_rest_says_what_to_install():
 
 
 def test_a_shell_can_complete_the_commands():
+    script = "import sys; sys.argv[0] = 'sparsehyper'; import sparsehyper.lab.cli as c; c.main()"
     done = subprocess.run(
-        [sys.executable, "-c", "from sparsehyper.lab.cli import main; main()"],
+        [sys.executable, "-c", script],
         env={**os.environ, "_SPARSEHYPER_COMPLETE": "complete_bash", "COMP_WORDS": "sparsehyper tr",
              "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "sparsehyper tr"},
         capture_output=True, text=True, check=False,
