@@ -20,10 +20,9 @@ from sparsehyper.lab.runs import load_run, parse_method
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {  # by name, such as "README" and "how-to/data"
-    str(path.relative_to(ROOT if path.parent == ROOT else DOCS).with_suffix("")): path.read_text(
-        "utf-8"
-    )
-    for path in [*ROOT.glob("*.md"), *sorted(DOCS.rglob("*.md"))]
+    str(path.relative_to(folder).with_suffix("")): path.read_text("utf-8")
+    for folder, pages in ((ROOT, ROOT.glob("*.md")), (DOCS, sorted(DOCS.rglob("*.md"))))
+    for path in pages
     if DOCS / "results" not in path.parents
 }
 RAW = "https://raw.githubusercontent.com/sparsehyper/sparsehyper/main/"
@@ -127,7 +126,8 @@ def test_the_pictures_of_the_readme_have_an_address_that_other_sites_can_show():
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", PAGES["README"])
     assert pictures
     for picture in pictures:
-        assert (ROOT / picture.removeprefix(RAW)).is_file() and picture.startswith(RAW)
+        assert picture.startswith(RAW)
+        assert (ROOT / picture.removeprefix(RAW)).is_file()
 
 
 def test_the_site_has_every_page():
@@ -145,7 +145,7 @@ def test_lines_are_narrow(page):
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "check", "faults", "sanitize", "docs", "test-oldest"]
+    "target", ["demo", "test", "test-oldest", "check", "docs", "faults", "sanitize"]
 )
 def test_the_make_targets_exist(target):
     assert f"make {target}" in PAGES["README"] + PAGES["architecture"] + PAGES["CONTRIBUTING"]
