@@ -59,7 +59,7 @@ LIGHT = {
 }
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
-    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna"),
+    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna", "yaml"),
 }
 
 

@@ -25,7 +25,7 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--cuda-graphs", "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--cuda-graphs", "--config", "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
         "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
