@@ -55,7 +55,7 @@ def accuracy(models: list[nn.Module], data: list[tuple[Tensor, ...]]) -> float:
     return torch.stack(right).mean().item()
 
 
-def main(number: int = 20, images: int = 20, rounds: int = 1000, steps: int = 10) -> dict:
+def main(number: int = 20, images: int = 6, rounds: int = 1000, steps: int = 10) -> dict:
     """Returns the mean test accuracy over clients of each method."""
     torch.manual_seed(0)
     data = clients(number, images)

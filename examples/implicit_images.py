@@ -17,7 +17,7 @@ from sparsehyper import HyperNetwork, Sparse, TaskEmbedding, fit_embedding
 class Siren(nn.Module):
     """Brightness ``[n, 1]`` at places ``[n, 2]`` in [-1, 1]²."""
 
-    def __init__(self, width: int = 32, frequency: float = 6.0) -> None:
+    def __init__(self, width: int = 32, frequency: float = 2.0) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(2, width), nn.Linear(width, width)
         self.last, self.frequency = nn.Linear(width, 1), frequency
@@ -47,13 +47,13 @@ def drawn(values: Tensor) -> str:
     return "\n".join("".join(shades[level] * 2 for level in row) for row in levels)
 
 
-def main(images: int = 100, steps: int = 3000) -> dict[str, float]:
+def main(images: int = 200, steps: int = 3000) -> dict[str, float]:
     """Returns signal-to-noise ratios in decibels."""
     torch.manual_seed(0)
     pixels = torch.tensor(load_digits().data).float() / 16
     known, new = pixels[:images], pixels[images]
     place = grid(8)
-    hnet = HyperNetwork(Siren(), Sparse(), TaskEmbedding(images, dim=64))
+    hnet = HyperNetwork(Siren(), Sparse(), TaskEmbedding(images, dim=64, similarity=0.9))
     optimizer = torch.optim.Adam(hnet.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

@@ -2,7 +2,7 @@
 
 Each site's output depends on five measured columns in its own way, as that of plants, shops or
 sensors does. The hypernetwork is compared with one model for all sites together, and with a model
-for each site; on new sites, with the same model for all and with ridge regression on their rows.
+for each site; on new sites with ridge regression on their rows, too.
 
     python examples/sites.py
 """
@@ -71,6 +71,11 @@ def main(sites: int = 100, new: int = 20, rows: int = 60, few: int = 20, steps: 
     known_x, known_y = x[:sites, seen].flatten(0, 1), y[:sites, seen].flatten(0, 1)
     fit(pooled, partial(loss_of, pooled, known_x, known_y), steps // 5, lr=3e-3)
 
+    def alone(x: Tensor, y: Tensor) -> nn.Module:
+        own = network()
+        fit(own, partial(loss_of, own, x, y), steps // 15, lr=1e-2)
+        return own
+
     errors: dict[str, list[Tensor]] = {}
 
     def judge(method: str, site: int, predicted: Tensor) -> None:
@@ -78,9 +83,8 @@ def main(sites: int = 100, new: int = 20, rows: int = 60, few: int = 20, steps: 
 
     hnet.eval()
     for site in range(sites):
-        own = network()
-        fit(own, partial(loss_of, own, x[site, seen], y[site, seen]), steps // 15, lr=1e-2)
         judge("known sites, hypernetwork", site, hnet(x[site, held_out], task=site))
+        own = alone(x[site, seen], y[site, seen])
         judge("known sites, a model each", site, own(x[site, held_out]))
         judge("known sites, one model for all", site, pooled(x[site, held_out]))
     names = {f"new {site}": (x[site, :few], y[site, :few]) for site in range(sites, sites + new)}
@@ -88,6 +92,8 @@ def main(sites: int = 100, new: int = 20, rows: int = 60, few: int = 20, steps: 
     for site in range(sites, sites + new):
         by_task = hnet(x[site, held_out], task=f"new {site}")
         judge(f"new sites of {few} rows, hypernetwork", site, by_task)
+        own = alone(x[site, :few], y[site, :few])
+        judge(f"new sites of {few} rows, a model each", site, own(x[site, held_out]))
         ridge = RidgeCV(alphas=[0.1, 1, 10]).fit(x[site, :few].numpy(), y[site, :few, 0].numpy())
         by_ridge = torch.tensor(ridge.predict(x[site, held_out].numpy())).float()[:, None]
         judge(f"new sites of {few} rows, ridge", site, by_ridge)

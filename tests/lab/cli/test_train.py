@@ -258,7 +258,7 @@ def test_a_file_gives_options_and_the_command_line_wins(command, tmp_path):
     ("text", "said"),
     [
         ("stepps: 5", "'stepps', which is no option"),
-        ("steps: many", "many"),
+        ("steps: many", "'--steps'"),
         ("- steps", "must hold lines such as"),
         ("steps: [", "cannot be read"),
         ("!!python/object/apply:os.getcwd []", "cannot be read"),
