@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick faults sanitize lint check clean
+.PHONY: demo test test-oldest quick faults sanitize docs lint check clean
 
-$(READY): pyproject.toml constraints.txt src/sparsehyper/_util/_kernels.c
+$(READY): pyproject.toml setup.py constraints.txt src/sparsehyper/_util/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -17,6 +17,14 @@ demo: $(READY)  ## compare generators and baselines on the digits that scikit-le
 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# uv takes the oldest release that each range in pyproject.toml admits.
+OLDEST := $(VENV)-oldest
+test-oldest:  ## run the tests with the oldest versions that pyproject.toml admits
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal
 
 quick: $(READY)  ## run the tests that are not slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
@@ -40,12 +48,23 @@ sanitize: $(READY)  ## run the tests of the kernels under AddressSanitizer and U
 		PYTHONPATH=$(SANITIZED) OMP_NUM_THREADS=2 $(BIN)/pytest -q -s -p no:cacheprovider \
 		tests/sparse tests/target/test_unpacking.py tests/_util/test_memory.py
 
+# An environment of its own, without PyTorch: the package is read and not imported.
+DOCS := $(VENV)-docs
+$(DOCS)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(DOCS)/bin/pip install --quiet --group docs
+	@touch $@
+
+docs: $(DOCS)/.ready  ## build the documentation in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 lint: $(READY)  ## formatting, lint and types
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests examples setup.py
+	$(BIN)/ruff check src tests examples setup.py
 	$(BIN)/mypy
 
 check: lint test  ## what CI runs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(DOCS) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

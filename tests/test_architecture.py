@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "adaptation": MODEL,
     "analysis": MODEL,
     "training": MODEL,
-    "__init__": {*LIBRARY, "adapters"},
+    "_public": {*LIBRARY, "adapters"},
+    "__init__": {"_public"},
     "lab": LIBRARY,
     "__main__": {"lab"},
 }
@@ -50,12 +51,15 @@ LAB_MAY_IMPORT = {
     "bench": {"machine"},
     "runs": {"machine", "data"},
     "studies": {"machine", "runs", "data", "plots"},
-    "cli": {"data", "runs", "studies", "bench", "report", "plots"},
+    "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},
 }
-LIGHT = {*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis", "__init__"}
+LIGHT = {
+    *(*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis"),
+    *("__init__", "_public"),
+}
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
-    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna"),
+    *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna", "yaml"),
 }
 
 

@@ -1,33 +1,14 @@
 """One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
 
-from sparsehyper.adaptation import (
-    Adapted,
-    Fit,
-    Identified,
-    TaskProfiles,
-    adapt_task,
-    adapt_tasks,
-    average_predictions,
-    fine_tune,
-    fit_embedding,
-    fit_embeddings,
-    identify_task,
-    task_profiles,
-)
-from sparsehyper.conditioning import (
-    Conditioner,
-    InputAndTask,
-    InputEncoder,
-    Noise,
-    SupportSet,
-    TaskEmbedding,
-    TaskFeatures,
-)
-from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
-from sparsehyper.heads import Prototypes, Ridge
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.recurrent import unroll
-from sparsehyper.sparse import SparseLinear
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsehyper._public import *  # noqa: F403
+
+    __version__: str
 
 __all__ = [
     "Adapted",
@@ -62,3 +43,18 @@ __all__ = [
     "task_profiles",
     "unroll",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes seconds to import, which the command line's help must not wait for.
+    if name in __all__:
+        return getattr(importlib.import_module("sparsehyper._public"), name)
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("sparsehyper")
+    raise AttributeError(f"module 'sparsehyper' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__, "__version__"]

@@ -18,10 +18,16 @@ from sparsehyper.lab.cli.options import experiment_from
 from sparsehyper.lab.runs import load_run, parse_method
 
 ROOT = Path(__file__).parents[2]
-PAGES = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = {  # by name, such as "README" and "how-to/data"
+    str(path.relative_to(folder).with_suffix("")): path.read_text("utf-8")
+    for folder, pages in ((ROOT, ROOT.glob("*.md")), (DOCS, sorted(DOCS.rglob("*.md"))))
+    for path in pages
+    if DOCS / "results" not in path.parents
 }
+RAW = "https://raw.githubusercontent.com/sparsehyper/sparsehyper/main/"
+# Pages whose code is run by a test of their own.
+APART = {"README", "command-line", "benchmarks", "tutorial"}
 
 
 def run_code(page: str) -> dict:
@@ -40,15 +46,32 @@ def test_the_readme_s_python_trains_the_reader_s_module():
     assert torch.nn.functional.mse_loss(model(x), y) < 0.1 * y.var()
 
 
-@pytest.mark.parametrize("page", ["architecture", "new-tasks", "python", "studies"])
-def test_the_python_of_a_page_runs(page):
+@pytest.mark.parametrize("page", sorted(p for p in PAGES if "```python" in PAGES[p]))
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    if page in APART:
+        pytest.skip("run by a test of its own")
+    monkeypatch.chdir(tmp_path)
     assert len(run_code(page)) > 1
 
 
+def test_the_tutorial_leads_from_folders_to_exported_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first, last = re.findall(r"```python\n(.*?)```", PAGES["tutorial"], re.DOTALL)
+    exec(first, {})
+    shown = {}
+    for command in re.findall(r"^    sparsehyper (.*)$", PAGES["tutorial"], re.MULTILINE):
+        assert run([*shlex.split(command), *(["--quiet"] if "train" in command else [])]) == 0
+        shown[command.split()[0]] = capsys.readouterr().out
+    assert float(re.search(r"mean\W+([\d.]+)%", shown["evaluate"])[1]) > 95
+    assert "digit 9" in shown["predict"]
+    exec(last, {})
+    assert capsys.readouterr().out == "torch.Size([1, 2])\n"
+
+
 def test_the_kernels_can_be_asked_for(capsys):
-    (line,) = re.findall(r'python -c "(.*)"', PAGES["benchmarks"])
-    exec(line)
-    assert capsys.readouterr().out in ("True\n", "False\n")
+    (command,) = re.findall(r"^    sparsehyper (doctor)$", PAGES["benchmarks"], re.MULTILINE)
+    assert run([command]) == 0
+    assert "kernels:\n  cpu: there" in capsys.readouterr().out
 
 
 def test_the_page_s_target_classifies_images():
@@ -84,18 +107,32 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
 
 
 def anchor(heading: str) -> str:
-    """GitHub's anchor of a heading."""
+    """The anchor of a heading on GitHub, and on the site."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    here = ROOT if page.isupper() else ROOT / "docs"
+    file = (ROOT if page.isupper() else DOCS) / f"{page}.md"
     for name, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", PAGES[page]):
-        assert (here / name).exists(), name
+        there = (file.parent / name).resolve() if name else file
+        assert there.exists(), name
         if place:
-            headings = re.findall(r"^#+ (.*)$", PAGES[Path(name).stem or page], re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE)
             assert place in map(anchor, headings), f"{name}#{place}"
+
+
+def test_the_pictures_of_the_readme_have_an_address_that_other_sites_can_show():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", PAGES["README"])
+    assert pictures
+    for picture in pictures:
+        assert picture.startswith(RAW)
+        assert (ROOT / picture.removeprefix(RAW)).is_file()
+
+
+def test_the_site_has_every_page():
+    pages = set(re.findall(r"[\w/-]+(?=\.md$)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert pages == {page for page in PAGES if not page.isupper()}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -107,9 +144,11 @@ def test_lines_are_narrow(page):
         assert len(line) <= width or line.startswith(("|", "![")), line
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "faults", "sanitize"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "test-oldest", "check", "docs", "faults", "sanitize"]
+)
 def test_the_make_targets_exist(target):
-    assert f"make {target}" in PAGES["README"] + PAGES["architecture"]
+    assert f"make {target}" in PAGES["README"] + PAGES["architecture"] + PAGES["CONTRIBUTING"]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 

@@ -15,7 +15,8 @@ import torch
 
 from helpers import train_toy
 from helpers.toy import Model, Source, same
-from sparsehyper.training import Interrupted, Run, interrupt
+from sparsehyper._util import interrupt
+from sparsehyper.training import Interrupted, Run
 from sparsehyper.training.checkpoint import TrainingState
 
 

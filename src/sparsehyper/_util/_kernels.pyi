@@ -1,4 +1,6 @@
 # Arrays are given by their addresses. `bytes` hold int64, or float32 for factors and offsets.
+openmp: int  # 1 if built with OpenMP: the kernels then use several threads
+
 def space(rows: int, layers: bytes) -> tuple[int, int, int, int, int]: ...
 def chain(rows: int, layers: bytes, x: int, between: int, y: int, table: int) -> None: ...
 def chain_adjoint(

@@ -1,22 +1,28 @@
 """The C kernels: whether they are installed, and which tensors they may get by address.
 
-The kernels are built when the package is installed, if there is a C compiler. The products of
-``sparse`` and the unpacking of ``target`` use them. Every call checks its arguments: shapes, dtypes
-and addresses in Python, sizes and sources in C.
+The kernels are built when the package is installed, if there is a C compiler; where they are
+missing, their first use warns. The products of ``sparse`` and the unpacking of ``target`` use
+them. Every call checks its arguments: shapes, dtypes and addresses in Python, sizes and sources in
+C.
 """
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 try:
     from sparsehyper._util import _kernels as compiled
-except ImportError:  # installed without a compiler
+
+    why_missing = None
+except ImportError as error:  # installed without a compiler, or a library is missing
     compiled = None  # type: ignore[assignment]
+    why_missing = str(error)
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
@@ -31,17 +37,15 @@ def takes(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
-    return available()
+    if compiled is None:
+        _warn()
+        return False
+    return True
 
 
 def at_address(tensor: Tensor) -> bool:
     """Whether the kernels may read a tensor at its address."""
-    return (
-        compiled is not None
-        and tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and has_address(tensor)
-    )
+    return takes(tensor) and has_address(tensor)
 
 
 def has_address(tensor: Tensor) -> bool:
@@ -90,6 +94,16 @@ def gather_runs(
     compiled.runs(
         *(True, flat.shape[:-1].numel(), flat.shape[-1], sizes, factors, offsets, 0),
         *(flat.data_ptr(), addresses(runs)),
+    )
+
+
+@cache
+def _warn() -> None:
+    """Warn, once in a process, that the kernels are missing."""
+    warnings.warn(
+        "sparsehyper runs without its C kernels, so everything on the CPU is slower; "
+        "`sparsehyper doctor` says what is missing",
+        stacklevel=3,
     )
 
 

@@ -4,11 +4,11 @@ Needs the extra ``train``. It takes any source of batches (`BatchSource`) and an
 called as ``model(x, task=task)``.
 """
 
+from sparsehyper._util.interrupt import Interrupted
 from sparsehyper.training.checkpoint import CheckpointError
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.directory import RunInUseError
 from sparsehyper.training.evaluate import Evaluation, evaluate
-from sparsehyper.training.interrupt import Interrupted
 from sparsehyper.training.loop import NonFiniteError, TrainResult, train
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.run import Run

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sparsehyper.training.interrupt import Interrupted, deferred_signals
+from sparsehyper._util.interrupt import Interrupted, deferred_signals
 
 POLL_SECONDS = 0.2
 

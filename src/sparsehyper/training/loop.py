@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -37,7 +38,6 @@ from sparsehyper.training.evaluate import (
     evaluate,
 )
 from sparsehyper.training.graphs import StepGraphs
-from sparsehyper.training.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress

@@ -16,8 +16,9 @@ import sys
 import traceback
 
 MODULES = (
-    "sparsehyper.lab.cli.app", "accelerate", "filelock", "sklearn.datasets", "PIL.Image",
-    "torch._dynamo",
+    "sparsehyper.lab.cli.app", "sparsehyper.lab.runs", "sparsehyper.lab.studies",
+    "sparsehyper.lab.bench", "sparsehyper.lab.report.html", "accelerate", "filelock",
+    "sklearn.datasets", "PIL.Image", "torch._dynamo",
 )  # fmt: skip
 
 
@@ -43,8 +44,8 @@ def main() -> None:
 
 def work(request, signals) -> None:
     """Run the command as a shell would; never returns."""
+    from sparsehyper._util.interrupt import raising_signals
     from sparsehyper.lab.cli import main
-    from sparsehyper.training.interrupt import raising_signals
 
     os.setsid()
     output = f"{request['folder']}/{os.getpid()}"

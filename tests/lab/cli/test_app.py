@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +11,10 @@ import pytest
 import torch
 import typer
 
+import sparsehyper
+from sparsehyper._util import kernels
 from sparsehyper.lab.cli.app import app
+from sparsehyper.lab.studies import STUDIES
 
 OPTIONS = {
     "train": {
@@ -20,7 +25,7 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--cuda-graphs", "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--cuda-graphs", "--config", "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
         "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
@@ -44,6 +49,7 @@ OPTIONS = {
         "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
     },
     "report": {"--out", "--data-dir", "--trust-target", "--help"},
+    "doctor": {"--json", "--help"},
     "bench": {
         "--out", "--only", "--peers", "--device", "--rounds", "--seed", "--quick", "--json",
         "--help",
@@ -111,7 +117,7 @@ def test_what_the_machine_lacks_is_a_line(command, tmp_path, monkeypatch, error,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("sparsehyper.lab.cli.train.run_experiment", fail)
+    monkeypatch.setattr("sparsehyper.lab.runs.run_experiment", fail)
     failed = command("train", "--out", tmp_path / "run", "--quiet")
     assert failed.code == code
     assert failed.err.startswith(line)
@@ -124,6 +130,63 @@ def test_a_signal_before_the_command_begins(command, monkeypatch, number):
     monkeypatch.setattr("importlib.metadata.version", lambda _: signal.raise_signal(number))
     stopped = command("--version")
     assert (stopped.code, stopped.err) == (130, "interrupted\n")
+
+
+def test_the_help_names_the_studies():
+    from sparsehyper.lab.cli.study import _NAMES
+
+    assert tuple(STUDIES) == _NAMES
+
+
+def test_doctor_tells_what_is_there_and_what_is_missing(command, monkeypatch, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.setenv("SPARSEHYPER_DATA", str(tmp_path))
+    found = json.loads(command("doctor", "--json").out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["sparsehyper"] == sparsehyper.__version__
+    assert found["kernels"]["cpu"] == "there, with OpenMP"
+    assert found["data"]["in it"] == "mnist"
+    monkeypatch.setattr(kernels, "compiled", None)
+    monkeypatch.setattr(kernels, "why_missing", "no module")
+    assert "cpu: missing (no module), so everything" in command("doctor").out
+
+
+def without(modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own that cannot import some modules."""
+    script = f"import sys; sys.modules.update(dict.fromkeys({modules!r}.split()))\n"
+    script += "import sparsehyper.lab.cli as cli; cli.main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [("--version", "0."), ("--help", "Exit codes"), ("train --help", "--steps")],
+)
+def test_help_needs_no_pytorch(arguments, shown):
+    done = without("torch numpy", *arguments.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shown in done.stdout
+
+
+def test_without_extras_the_version_is_told_and_the_rest_says_what_to_install():
+    done = without("torch typer rich", "--version")
+    assert done.stdout.strip() == sparsehyper.__version__
+    refused = without("torch typer rich", "train")
+    assert refused.returncode == 2
+    assert 'pip install "sparsehyper[cli]"' in refused.stderr
+
+
+def test_a_shell_can_complete_the_commands():
+    script = "import sys; sys.argv[0] = 'sparsehyper'; import sparsehyper.lab.cli as c; c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "_SPARSEHYPER_COMPLETE": "complete_bash", "COMP_WORDS": "sparsehyper tr",
+             "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "sparsehyper tr"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "train", done.stderr
 
 
 def test_as_a_module_in_a_process_of_its_own():

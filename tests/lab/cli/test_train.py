@@ -8,7 +8,7 @@ import pytest
 
 from helpers.command_line import QUICK
 from sparsehyper import HyperNetwork
-from sparsehyper.lab.runs import build_target
+from sparsehyper.lab.runs import build_target, read_experiment
 
 
 def test_trains_evaluates_and_refuses_to_write_over(command, tmp_path):
@@ -239,3 +239,33 @@ def test_trains_on_a_gpu_with_and_without_recorded_steps(command, tmp_path):
         accuracies.append(result["test"]["accuracy"])
         assert command("evaluate", out, "--device", "cuda").code == 0
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)
+
+
+def test_a_file_gives_options_and_the_command_line_wins(command, tmp_path):
+    lines = ["data: digits", "steps: 20", "latent-dim: 8", "augment: flip", "target: mlp:8"]
+    lines += ["eval-every: 20", "quiet: true", f"out: {tmp_path}/a"]
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    done = command("train", "--config", tmp_path / "run.yaml", "--steps", 10, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["training"]["steps"] == 10
+    recorded = read_experiment(tmp_path / "a")
+    assert (recorded.latent_dim, list(recorded.augment)) == (8, ["flip"])
+    resumed = command("train", "--config", tmp_path / "run.yaml", "--resume", "--json")
+    assert json.loads(resumed.out)["training"]["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stepps: 5", "'stepps', which is no option"),
+        ("steps: many", "'--steps'"),
+        ("- steps", "must hold lines such as"),
+        ("steps: [", "cannot be read"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read"),
+    ],
+)
+def test_a_file_of_options_that_is_wrong_is_refused(command, tmp_path, text, said):
+    (tmp_path / "run.yaml").write_text(text)
+    refused = command("train", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run")
+    assert refused.code == 2
+    assert said in refused.err

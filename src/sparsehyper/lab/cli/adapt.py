@@ -10,7 +10,6 @@ import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
-from sparsehyper.lab.runs import adapt_run, shares_weights
 
 
 def adapt(
@@ -80,6 +79,8 @@ def adapt(
     Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
     the folder hats holds CLASS/\*.png.
     """
+    from sparsehyper.lab.runs import adapt_run, shares_weights
+
     started = time.perf_counter()
     rows = adapt_run(
         run,

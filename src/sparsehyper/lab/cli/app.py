@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import functools
-import importlib.metadata
 import os
 import re
 from collections.abc import Callable
 from inspect import signature
 from typing import Annotated, Any
 
-import torch
 import typer
 
+from sparsehyper._util.interrupt import raising_signals
 from sparsehyper.lab.cli.adapt import adapt
 from sparsehyper.lab.cli.bench import bench
 from sparsehyper.lab.cli.compare import compare
+from sparsehyper.lab.cli.doctor import doctor
 from sparsehyper.lab.cli.evaluate import evaluate
 from sparsehyper.lab.cli.export import export
 from sparsehyper.lab.cli.inspect import inspect
@@ -26,8 +26,6 @@ from sparsehyper.lab.cli.report import report
 from sparsehyper.lab.cli.study import study
 from sparsehyper.lab.cli.tasks import tasks
 from sparsehyper.lab.cli.train import train
-from sparsehyper.training import NonFiniteError
-from sparsehyper.training.interrupt import raising_signals
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,7 +34,6 @@ _MEMORY_OPTIONS = ("batch_size", "tasks_per_batch", "eval_batch_size", "budget",
 app = typer.Typer(
     name="sparsehyper",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -88,6 +85,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
             text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
             echo(f"error: {text}", err=True)
+            from sparsehyper.training import NonFiniteError
+
             failed = isinstance(error, (NonFiniteError, RuntimeError))
             raise typer.Exit(FAILED if failed else BAD_INPUT) from None
 
@@ -95,6 +94,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
     # PyTorch's CPU allocator has no exception type for this.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -103,13 +104,16 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 for command in (
     *(train, evaluate, compare, inspect, adapt, predict, export, tasks, study, bench, report),
+    doctor,
 ):
     app.command()(_reporting(command))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        echo(importlib.metadata.version("sparsehyper"))
+        from importlib import metadata
+
+        echo(metadata.version("sparsehyper"))
         raise typer.Exit
 
 

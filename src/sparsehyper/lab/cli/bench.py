@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper._util.files import replaced
-from sparsehyper.lab import bench as benchmarks
 from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
-from sparsehyper.lab.report import bench as report
 
 
 def bench(
@@ -50,6 +48,9 @@ def bench(
 
     Example: **sparsehyper bench --out runs/bench --only layers --only generators**
     """
+    from sparsehyper.lab import bench as benchmarks
+    from sparsehyper.lab.report import bench as report
+
     files = ["results.json", "results.md"]
     for group, results in benchmarks.bench(
         out,

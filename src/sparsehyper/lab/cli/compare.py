@@ -8,13 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sparsehyper._util.checks import MOST_REPEATS, check_integer
-from sparsehyper.generators import Sparse
-from sparsehyper.lab import runs
 from sparsehyper.lab.cli.options import experiment_from, takes_experiment
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json
-from sparsehyper.lab.plots import accuracy_vs_budget
-from sparsehyper.lab.report.tables import rich_table
 
 
 @takes_experiment(without=["seed"])
@@ -50,6 +45,12 @@ def compare(
     Example: **sparsehyper compare --out runs/pairs --data digits --tasks split:2,all --budget 2
     --budget 4**
     """
+    from sparsehyper._util.checks import MOST_REPEATS, check_integer
+    from sparsehyper.generators import Sparse
+    from sparsehyper.lab import runs
+    from sparsehyper.lab.plots import accuracy_vs_budget
+    from sparsehyper.lab.report.tables import rich_table
+
     check_integer("seeds", seeds, minimum=1, maximum=MOST_REPEATS)
     results = runs.compare(
         experiment_from({**options, "seed": 0}, Sparse().to_config()),

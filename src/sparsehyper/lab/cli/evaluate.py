@@ -9,7 +9,6 @@ import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import Json, print_json, print_tasks
-from sparsehyper.lab.runs import evaluate_run
 
 
 def evaluate(
@@ -39,6 +38,8 @@ def evaluate(
 
     Tasks that were added: **sparsehyper evaluate runs/shop-hats --added NEW**
     """
+    from sparsehyper.lab.runs import evaluate_run
+
     evaluation = evaluate_run(
         run,
         split=split,

@@ -10,7 +10,6 @@ import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import Json, echo, print_json
-from sparsehyper.lab.runs import export_run
 
 
 def export(
@@ -31,6 +30,8 @@ def export(
 
     Example: **sparsehyper export runs/shop --task bags --format onnx --out bags.onnx**
     """
+    from sparsehyper.lab.runs import export_run
+
     started = time.perf_counter()
     about = export_run(run, task, out, format=format, trust=trust_target or ())
     seconds, size = time.perf_counter() - started, out.stat().st_size

@@ -6,19 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from sparsehyper._util.checks import LARGEST_SIDE, MOST_TASKS, WIDEST, check_integer
-from sparsehyper.analysis import count_operations, effective_rank, layer_statistics, summarize
-from sparsehyper.conditioning import TaskConditioner
-from sparsehyper.generators import parse_generator
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.cli.options import Budget, TrustTarget, given
 from sparsehyper.lab.cli.output import Json, echo, print_json, print_table
-from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model, load_run
-from sparsehyper.lab.runs.adapted import nearest_tasks
-from sparsehyper.training import TrainConfig
 
 
 def inspect(
@@ -46,6 +37,17 @@ def inspect(
 
     Example: **sparsehyper inspect --generator sparse:growth=8 --target resnet32 --image 3x32x32**
     """
+    import torch
+
+    from sparsehyper._util.checks import MOST_TASKS, WIDEST, check_integer
+    from sparsehyper.analysis import count_operations, effective_rank, layer_statistics, summarize
+    from sparsehyper.conditioning import TaskConditioner
+    from sparsehyper.generators import parse_generator
+    from sparsehyper.hypernetwork import HyperNetwork
+    from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model, load_run
+    from sparsehyper.lab.runs.adapted import nearest_tasks
+    from sparsehyper.training import TrainConfig
+
     if run is not None:
         if described := sorted(set(given(context)) - {"run", "trust_target", "json"}):
             raise ValueError(f"`{described[0]}` describes a model, and so does `run`; give one")
@@ -147,6 +149,8 @@ def _shape(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ValueError(f"`image` must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32; got {text!r}")
+    from sparsehyper._util.checks import LARGEST_SIDE, check_integer
+
     channels, height, width = map(int, parts)
     for side in (channels, height, width):
         check_integer("image", side, minimum=1, maximum=LARGEST_SIDE)

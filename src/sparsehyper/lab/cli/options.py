@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer import Option
 
-from sparsehyper._util.checks import check_integer
-from sparsehyper.lab.data import SOURCES
-from sparsehyper.lab.runs import Experiment
-from sparsehyper.lab.runs.config import GENERATED
-from sparsehyper.lab.runs.targets import function_of
+from sparsehyper._util.extras import require
+
+if TYPE_CHECKING:
+    from sparsehyper.lab.runs import Experiment
 
 TrustTarget = Annotated[
     list[str] | None,
@@ -181,6 +181,7 @@ def takes_experiment(
             if p.kind is not p.VAR_KEYWORD
         ]
         parameters += [_parameter(name) for name in _SETTINGS if name not in left_out]
+        parameters.append(_CONFIG)
 
         @functools.wraps(command)
         def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -191,6 +192,43 @@ def takes_experiment(
         return wrapper
 
     return decorate
+
+
+def _read_config(context: typer.Context, file: Path | None) -> Path | None:
+    """Take a file's values as the defaults of this call's options."""
+    if file is None or context.resilient_parsing:
+        return file
+    yaml = require("yaml", "cli")
+    try:
+        given = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"cannot be read: {error}") from None
+    if not isinstance(given, dict):
+        raise typer.BadParameter(f"{file} must hold lines such as `steps: 500`")
+    options = {o.lstrip("-"): p for p in context.command.params for o in p.opts if o != "--config"}
+    defaults = {}
+    for name, value in given.items():
+        if name not in options:
+            raise typer.BadParameter(f"{file} has {name!r}, which is no option: {list(options)}")
+        several = getattr(options[name], "multiple", False) and not isinstance(value, list)
+        defaults[str(options[name].name)] = [value] if several else value
+    context.default_map = defaults
+    return file
+
+
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        Option(
+            callback=_read_config,
+            is_eager=True,  # before the options that it gives values to
+            help="YAML file of options, such as steps: 500; those on the command line win.",
+        ),
+    ],
+)
 
 
 def _parameter(name: str) -> inspect.Parameter:
@@ -219,6 +257,12 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     Raises:
         ValueError: as `Experiment`; also for a pretrained base of a built-in target.
     """
+    from sparsehyper._util.checks import check_integer
+    from sparsehyper.lab.data import SOURCES
+    from sparsehyper.lab.runs import Experiment
+    from sparsehyper.lab.runs.config import GENERATED
+    from sparsehyper.lab.runs.targets import function_of
+
     check_integer("split_seed", options["split_seed"], minimum=0)
     settings: dict[str, Any] = {"data": {}, "training": {}, "method": method, **more}
     apply_options(settings, options)
@@ -251,10 +295,10 @@ def apply_options(settings: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def given(context: typer.Context) -> dict[str, Any]:
-    """Options that were given on the command line, without those at their default."""
+    """Options given on the command line or by --config, without those at their default."""
     return {
         name: value
         for name, value in context.params.items()
         if (source := context.get_parameter_source(name)) is not None
-        and source.name == "COMMANDLINE"
+        and source.name in ("COMMANDLINE", "DEFAULT_MAP")
     }

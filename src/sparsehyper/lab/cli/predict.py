@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sparsehyper._util.checks import check_choice
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import echo, print_csv, print_json, print_table
-from sparsehyper.lab.runs import predict_run
 
 _FORMATS = ("table", "json", "csv")
 
@@ -45,6 +43,9 @@ def predict(
 
     Example: **sparsehyper predict runs/shop-hats --task hats new/\*.png --format csv**
     """
+    from sparsehyper._util.checks import check_choice
+    from sparsehyper.lab.runs import predict_run
+
     check_choice("format", format, _FORMATS)
     started = time.perf_counter()
     found = predict_run(

@@ -11,9 +11,6 @@ import typer
 from sparsehyper._util.files import check_absent, whole
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import echo
-from sparsehyper.lab.report.html import write_html
-from sparsehyper.lab.report.results import describe_results
-from sparsehyper.lab.runs import describe_run
 
 
 def report(
@@ -32,6 +29,10 @@ def report(
 
     Example: **sparsehyper report runs/digits runs/pairs --out report.html**
     """
+    from sparsehyper.lab.report.html import write_html
+    from sparsehyper.lab.report.results import describe_results
+    from sparsehyper.lab.runs import describe_run
+
     started = time.perf_counter()
     check_absent("out", out)
     described = [

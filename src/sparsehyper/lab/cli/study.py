@@ -9,13 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsehyper._util.checks import MOST_WORKERS, check_choice, check_integer
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_table
-from sparsehyper.lab.studies import STUDIES, run_study
+
+# Those of `lab.studies.STUDIES`, which takes seconds to import.
+_NAMES = (
+    *("variations", "compare", "new-tasks", "adaptation", "interpolation"),
+    *("target-sparsity", "scaling", "typology"),
+)
 
 
 def study(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES)}.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(_NAMES)}.")],
     out: Annotated[Path, typer.Option(help="Directory of the study.")],
     scale: Annotated[
         str,
@@ -39,6 +43,9 @@ def study(
 
     Example: **sparsehyper study new-tasks --out runs/new-tasks --scale smoke**
     """
+    from sparsehyper._util.checks import MOST_WORKERS, check_choice, check_integer
+    from sparsehyper.lab.studies import STUDIES, run_study
+
     check_choice("name", name, STUDIES)
     check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
     started = time.perf_counter()

@@ -10,7 +10,6 @@ import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
-from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
 
 
 def tasks(
@@ -32,6 +31,8 @@ def tasks(
 
     Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
     """
+    from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
+
     started, trust = time.perf_counter(), trust_target or ()
     if (rename is None and not remove) != (out is None):
         raise ValueError(

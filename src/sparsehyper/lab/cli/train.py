@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsehyper.generators import Generator
 from sparsehyper.lab.cli.options import (
     Budget,
     TrustTarget,
@@ -18,17 +17,10 @@ from sparsehyper.lab.cli.options import (
     takes_experiment,
 )
 from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
-from sparsehyper.lab.data import TaskSet
-from sparsehyper.lab.runs import (
-    Experiment,
-    load_tasks,
-    parse_method,
-    read_experiment,
-    run_experiment,
-)
-from sparsehyper.lab.runs.setup import usual_head
-from sparsehyper.lab.runs.targets import function_of
-from sparsehyper.training.processes import is_main_process
+
+if TYPE_CHECKING:
+    from sparsehyper.lab.data import TaskSet
+    from sparsehyper.lab.runs import Experiment
 
 
 @takes_experiment()
@@ -69,6 +61,11 @@ def train(
 
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
+    from sparsehyper.generators import Generator
+    from sparsehyper.lab.runs import load_tasks, run_experiment
+    from sparsehyper.lab.runs.setup import usual_head
+    from sparsehyper.training.processes import is_main_process
+
     if resume:
         experiment = _resumed(context, out, trust_target or ())
     else:
@@ -104,6 +101,9 @@ def _found(tasks: TaskSet) -> str:
 
 def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experiment:
     """The experiment that the run recorded, with the options given on the command line."""
+    from sparsehyper.lab.runs import Experiment, read_experiment
+    from sparsehyper.lab.runs.targets import function_of
+
     options = given(context)
     # A target named on the command line is trusted.
     named = function_of(options.get("target", ""))
@@ -117,5 +117,8 @@ def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experim
 
 
 def _config(method: str) -> dict[str, Any]:
+    from sparsehyper.generators import Generator
+    from sparsehyper.lab.runs import parse_method
+
     parsed = parse_method(method)
     return parsed.to_config() if isinstance(parsed, Generator) else {"kind": parsed}

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sparsehyper.training import interrupt
-from sparsehyper.training.interrupt import deferred_signals, raising_signals
+from sparsehyper._util import interrupt
+from sparsehyper._util.interrupt import deferred_signals, raising_signals
 
 
 def test_a_first_signal_only_asks():
