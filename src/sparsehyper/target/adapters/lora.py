@@ -42,10 +42,10 @@ def lora(
             instead of the other arguments.
         layers: layers to change: a glob on their names, or several. One that matches no full name
             may match the end of names, after a dot: ``"query"``. ``"*"`` stands for all layers but
-            embeddings and the output layer of a language model. ``"all-linear"`` stands for
-            all linear layers but the output's: the one that a model of transformers or timm names,
-            or else the last, if it is not one of several equal blocks. A compiled regular
-            expression must match the full name.
+            embeddings and the output layer that a model of transformers or timm names.
+            ``"all-linear"`` stands for all linear layers but that one; in other modules but the
+            last, if it is not part of one of several equal blocks. A compiled regular expression
+            must match the full name.
         alpha: the change is multiplied by ``alpha / rank``; None for a factor of 1.
         rslora: multiply by ``alpha / √rank`` instead.
         dora: rescale the changed weight to the norms of W0 times a trainable ``.magnitude``.

@@ -58,7 +58,7 @@ class LowRank(Adapter):
         self, layer: Any, tensor: str, rank: int, factor: float, rng: torch.Generator
     ) -> None:
         super().__init__()
-        self.factor = factor
+        self.rank, self.factor = rank, factor
         self.transposed = isinstance(layer, (nn.Embedding, *TRANSPOSED)) or is_conv1d(layer)
         self.padding = padding_row(layer, tensor)
         if is_quantised(layer):
@@ -78,7 +78,7 @@ class LowRank(Adapter):
 
     def extra_repr(self) -> str:
         """The rank and the factor."""
-        return f"rank={self.A.shape[-2]}, factor={self.factor:g}"
+        return f"rank={self.rank}, factor={self.factor:g}"
 
     def change(self) -> Tensor:
         """The change as a matrix, as the weight has it: ``[rows, elements of a row]``.
@@ -150,7 +150,7 @@ class LowRank(Adapter):
     def _add_convolved(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
         # The groups share A, and each has its own rows of B. Samples with factors of their own are
         # groups too.
-        kernel, groups, rank = layer.kernel_size, layer.groups, self.A.shape[-2]
+        kernel, groups, rank = layer.kernel_size, layer.groups, self.rank
         dims = len(kernel)
         single = x.ndim == dims + 1
         x, out = (x[None], y[None]) if single else (x, y)
@@ -222,6 +222,7 @@ class Change(NamedTuple):
         layer: The layer.
         tensor: Name of the weight that it changes.
         part: The change.
+        path: Name of the change.
         beside: Whether the layer's own forward computes it beside, so that A and B may have a first
             dimension of samples.
     """
@@ -230,19 +231,21 @@ class Change(NamedTuple):
     layer: Any
     tensor: str
     part: LowRank
+    path: str
     beside: bool
 
 
 def changes(module: nn.Module) -> list[Change]:
     """All changes of low rank in a module."""
     found = []
+    paths = {part: path for path, part in module.named_modules()}
     for name, layer in module.named_modules():
         if isinstance(packed := layer._modules.get("lora"), LowRank):
-            found.append(Change(name, layer, "weight", packed, True))
+            found.append(Change(name, layer, "weight", packed, paths[packed], True))
+        beside = getattr(type(layer).forward, "beside", False)
         for tensor, parts in parametrizations(layer).items():
-            beside = getattr(type(layer).forward, "beside", False)
             found += [
-                Change(name, layer, tensor, part, beside and part is parts[-1] and _is_plain(part))
+                Change(name, layer, tensor, part, paths[part], beside and _is_plain(parts[-1]))
                 for part in parts
                 if isinstance(part, LowRank)
             ]
