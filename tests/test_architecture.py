@@ -27,12 +27,13 @@ MAY_IMPORT = {
     "generators": {"sparse", "layout"},
     "conditioning": set(),
     "target": {"layout"},
-    "adapters": {"target"},
+    "adapters": {"target", "peft"},
     "heads": {"layout"},
     "saving": {"generators", "conditioning", "heads"},
     "tasks": {"conditioning", "target", "heads"},
     "hypernetwork": {*PARTS, "tasks"},
     "recurrent": MODEL,
+    "peft": MODEL,
     "adaptation": MODEL,
     "analysis": MODEL,
     "training": MODEL,
@@ -54,7 +55,7 @@ LAB_MAY_IMPORT = {
     "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},
 }
 LIGHT = {
-    *(*MODEL, "_util", "adapters", "recurrent", "adaptation", "analysis"),
+    *(*MODEL, "_util", "adapters", "peft", "recurrent", "adaptation", "analysis"),
     *("__init__", "_public"),
 }
 OPTIONAL = {

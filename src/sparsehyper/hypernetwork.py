@@ -16,6 +16,7 @@ head, which was solved from its examples, is applied (`heads`).
 
 from __future__ import annotations
 
+import inspect
 from os import PathLike
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
-from sparsehyper._util.checks import check_integer, check_number, check_type
+from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
@@ -43,7 +45,7 @@ class HyperNetwork(NamedTasks):
     """One network that produces the parameters of another, for many tasks.
 
     Args:
-        target: any module. It is copied, and never changed.
+        target: any module. It is never changed; see ``copy``.
         generator: the kind of generator: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
         conditioner: computes the embedding from a task, an input or examples: ``TaskEmbedding(…)``,
             ``InputEncoder(…)``, …; it is used as it is, not copied.
@@ -67,6 +69,8 @@ class HyperNetwork(NamedTasks):
         dropout: probability, in [0, 1), of setting an element of an embedding to zero in training.
         head: ``Ridge()`` or ``Prototypes()`` to solve the target's last linear layer from a task's
             examples, by `solve_head`; None to generate it like the others.
+        copy: copy the whole target. False is for a frozen one that cannot be held twice: what is
+            frozen then shares its memory with ``target``, so leave its values alone.
         seed: seed of the generator's wiring and weights.
 
     Raises:
@@ -99,6 +103,7 @@ class HyperNetwork(NamedTasks):
         noise: float = 0.0,
         dropout: float = 0.0,
         head: Head | None = None,
+        copy: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,7 +125,8 @@ class HyperNetwork(NamedTasks):
             check_type("head", head, Head, "a head such as Ridge()")
             self.head_layer, layer = head.find(target)
             self.head = SolvedHead(head, layer, len(self.tasks.names))
-            target = without_layer(copy_module(target), self.head_layer)
+            tensors = [*target.parameters(), *target.buffers()]  # copied below
+            target = without_layer(copy_module(target, tensors), self.head_layer)
         self.target = Target(
             target,
             generate=generate,
@@ -130,14 +136,24 @@ class HyperNetwork(NamedTasks):
             scale=scale,
             norm_stats=norm_stats,
             tasks=max(1, len(conditioner.names)),
+            copy=copy,
         )
         if conditioner.per_sample:
             _check_per_sample(target, self.target)
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
+        # Fingerprints of what a file need not hold, by name: `load` is given it again.
+        self._given = {f"target.{name}": found for name, found in self.target.given.items()}
+        self._given |= fingerprints(
+            {
+                f"conditioner.{name}": parameter
+                for name, parameter in conditioner.named_parameters()
+                if name.startswith("encoder.") and not parameter.requires_grad
+            }
+        )
         self._synchronising = False
-        self.config: dict[str, Any] = {
+        self.settings: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
             "base": base,
@@ -154,6 +170,13 @@ class HyperNetwork(NamedTasks):
         # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the target takes ``num_items_in_batch``, as Hugging Face's ``Trainer`` asks."""
+        module = self.target.module
+        kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+        return getattr(module, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
 
     def forward(
         self,
@@ -367,20 +390,29 @@ class HyperNetwork(NamedTasks):
         """
         self.target.statistics.synchronise(self.target.module, group)
 
-    def save(self, directory: str | PathLike[str]) -> None:
+    def save(self, directory: str | PathLike[str], *, frozen: str = "reference") -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory.
 
         The directory appears complete or not at all.
 
+        Args:
+            directory: the directory.
+            frozen: parameters of the target, or of a conditioner's encoder, that were frozen when
+                it was given, and have not changed since, and a pretrained base are kept by
+                ``"reference"``: the files hold their fingerprints, and `load` needs the same
+                module again. ``"store"`` writes them to the files too.
+
         Raises:
             FileExistsError: ``directory`` exists.
+            ValueError: ``frozen`` is neither.
         """
+        check_choice("frozen", frozen, saving.FROZEN)
         config = {
-            **self.config,
+            **self.settings,
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
         }
-        saving.save(directory, config, self)
+        saving.save(directory, config, self, self._given if frozen == "reference" else {})
 
     @classmethod
     def load(
@@ -389,22 +421,26 @@ class HyperNetwork(NamedTasks):
         target: nn.Module,
         conditioner: Conditioner | None = None,
         device: torch.device | str | None = None,
+        *,
+        copy: bool = True,
     ) -> Self:
         """Load what ``save`` wrote; parameters that were frozen are frozen again.
 
         Args:
             directory: the directory.
-            target: a module like the one that the hypernetwork was made with; its values do not
-                matter.
+            target: a module like the one that the hypernetwork was made with. Values that the
+                files hold do not matter; those kept by reference must be the same.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
             device: device to put it on; None for that of ``target``.
+            copy: as `HyperNetwork` takes it.
 
         Raises:
             FileNotFoundError: no such directory, or it lacks a file.
-            ValueError: a damaged file, a target with other parameters, or another conditioner.
+            ValueError: a damaged file, a target with other parameters or other frozen values, or
+                another conditioner.
         """
-        return saving.load(cls, directory, target, conditioner, device)
+        return saving.load(cls, directory, target, conditioner, device, copy=copy)
 
     def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
         """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""
@@ -415,7 +451,7 @@ class HyperNetwork(NamedTasks):
 
     def _noisy(self, z: Tensor) -> Tensor:
         """Embeddings with the noise and dropout of training."""
-        noise, dropout = self.config["noise"], self.config["dropout"]
+        noise, dropout = self.settings["noise"], self.settings["dropout"]
         if not self.training or not (noise or dropout):
             return z
         normalised = self.normalise(z)

@@ -136,7 +136,8 @@ def adapt_tasks(
     """Learn new tasks, each by the best means that its own examples allow, and add them.
 
     No new task starts from another one. Their embeddings are added to the hypernetwork; nothing
-    else in it changes. The models to use are the results'.
+    else in it changes. With `TaskFeatures` the tasks must have been added by their features, and
+    their embeddings are refined. The models to use are the results'.
 
     Args:
         hnet: hypernetwork that was trained on other tasks.
@@ -158,8 +159,9 @@ def adapt_tasks(
     Raises:
         ValueError: a name is taken, a setting is out of range, samples do not fit, or ``method``
             does not apply. The hypernetwork is then unchanged.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, or ``tasks`` is not a
-            mapping.
+        KeyError: with `TaskFeatures`, a task that was not added.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
+            ``tasks`` is not a mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("method", method, METHODS)
@@ -182,10 +184,11 @@ def adapt_tasks(
         found[task.name] = task, adapted, fitted
     for name, (task, _, fitted) in found.items():
         if fitted is None:
-            hnet.add_task(name)
+            if name not in hnet.task_names:
+                hnet.add_task(name)
             continue
         z, statistics = fitted
-        number = hnet.add_task(name, z)
+        number = hnet.keep_embedding(name, z)
         hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
         if hnet.head is not None:
             hnet.solve_head(name, (task.x, task.y))

@@ -97,7 +97,7 @@ class Fitter:
         self._restarts = restarts
         self._loss = loss
         self._rows = range(len(hnet.task_names)) if rows is None else rows
-        self._known = hnet.task_embedding.weight.detach()[list(self._rows)]
+        self._known = hnet.known_embeddings(self._rows)
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
         """Initial embeddings, with unit second moment."""
@@ -109,6 +109,10 @@ class Fitter:
             z[:, 0] = init.to(known)
         elif init == "mean":
             z[:, 0] = known.mean(0)
+        elif init == "own":
+            z[:, 0] = self._hnet.known_embeddings(
+                [self._hnet.tasks.index(task.name) for task in self._tasks]
+            )
         elif init in ("nearest", "mixture"):
             losses = torch.stack([self.known_on(task).losses() for task in self._tasks])
             weights = (-losses).softmax(1)

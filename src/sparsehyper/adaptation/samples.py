@@ -136,14 +136,14 @@ def gather(
     if not tasks:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in tasks:
-        hnet.task_embedding.check_new("name", name)
+        hnet.check_fit(name)
     if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
         raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
     counts = n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(tasks, n_classes)
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
-    device = hnet.task_embedding.weight.device
+    device = hnet.target.moments.device
     return [
         TaskSamples.of(name, samples, counts.get(name), are_classes, device, seed)
         for name, samples in tasks.items()

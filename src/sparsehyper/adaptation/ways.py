@@ -77,7 +77,7 @@ class Start:
     @property
     def embeddings(self) -> Tensor:
         """Embeddings of the known tasks ``[known, dim]``."""
-        return self.hnet.task_embedding.weight.detach()[list(self.known)]
+        return self.hnet.known_embeddings(self.known)
 
     @property
     def keeps_classes(self) -> bool:
@@ -247,7 +247,7 @@ def fit_near(
     target, models = hnet.target, []
     with frozen(hnet):
         fitter = Fitter(hnet, [task], [task], len(near), start.loss)
-        first = hnet.normalise(hnet.task_embedding.weight.detach()[near])[None]
+        first = hnet.normalise(hnet.known_embeddings(near))[None]
         z, tables = fitter.fit(first, "free", _STEPS, _MOST_SAMPLES, deadline)
         losses, tables = fitter.assess(z, tables)
         order = losses[0].argsort()

@@ -1,5 +1,8 @@
 """A batch of many tasks: every sample under its own task's parameters, in few runs of the target.
 
+Where tasks change little of the target, such as by adapters, one run serves them all
+(`whole_batch`). Otherwise:
+
 Tasks with equally many samples can share one run: ``torch.func.vmap`` maps the target over their
 parameters, batch-norm statistics and samples. All other tasks have a run each. The results are the
 same up to rounding and the random numbers of dropout. Fixed rules decide between the two
@@ -19,6 +22,14 @@ from torch.utils import _pytree as pytree
 from sparsehyper._util.devices import to_device
 from sparsehyper.target.sharing import Group, is_batched
 from sparsehyper.target.target import Target
+from sparsehyper.target.whole_batch import fits, run_once
+
+_NO_LOSS = (
+    "the loss of a batch is not the mean of its tasks' losses if it counts other items than "
+    "samples: leave out the labels and compute it from the outputs (Hugging Face's Trainer does "
+    "with `compute_loss_func`), or let the target return one loss for each sample"
+)
+_NO_OTHER = "have the target leave out other outputs (a cache of transformers: `use_cache=False`)"
 
 
 class Grouping(NamedTuple):
@@ -36,9 +47,9 @@ class Grouping(NamedTuple):
 
     def of_samples(self) -> Tensor:
         """The task of each sample, ``[batch]``."""
-        counts = torch.tensor(self.counts, device=self.tasks.device)
-        size = sum(self.counts)
-        sorted_tasks = self.tasks.repeat_interleave(counts, output_size=size)
+        # Nothing comes from the CPU, so that a CUDA graph can capture this.
+        each = zip(self.tasks.unbind(), self.counts, strict=True)
+        sorted_tasks = torch.cat([task.expand(count) for task, count in each])
         if self.order is None:
             return sorted_tasks
         return torch.empty_like(sorted_tasks).index_copy_(0, self.order, sorted_tasks)
@@ -96,8 +107,13 @@ def run_tasks(
         The output, and the statistics afterwards; None if they did not change.
 
     Raises:
-        ValueError: a tensor in ``inputs`` or in the output whose first dimension is not the batch.
+        ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
+            than one task, such an output.
     """
+    if len(counts) > 1 and fits(target, raw, inputs, sum(counts)):
+        numbers = torch.arange(len(counts), device=raw.device)
+        task = Grouping(numbers, tuple(counts), order).of_samples()
+        return run_once(target, target.unpack(raw), task, inputs, target.module), None
     leaves, structure = pytree.tree_flatten(inputs)
     leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
     groups = [(count, len(list(same))) for count, same in itertools.groupby(counts)]
@@ -113,7 +129,10 @@ def run_tasks(
         sizes += [n * count // len(runs)] * len(runs)
         changed.append((before, after))
         first, start = first + n, end
-    out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
+    if len(counts) == 1:  # an ordinary run, whose output may be anything
+        out = outputs[0]
+    else:
+        out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
     if all(after is None for _, after in changed):
         return out, None
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
@@ -141,8 +160,9 @@ def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) ->
             if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
                 found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
                 raise ValueError(
-                    "with one `task` per sample every output of the target must be a tensor with "
-                    f"the batch as its first dimension, got {found} for {size} samples"
+                    "with samples of several tasks every output of the target must be a tensor "
+                    f"with the batch as its first dimension, got {found} for {size} samples; "
+                    + (_NO_LOSS if isinstance(leaf, Tensor) and leaf.ndim == 0 else _NO_OTHER)
                 )
         joined = torch.cat(leaves) if len(leaves) > 1 else leaves[0]
         return joined if order is None else joined[order]

@@ -3,7 +3,7 @@
 ``Target`` plans once which tensors of a module are generated and where each lies in θ. A call runs
 the module with given tensors in their places. They are set in shallow copies of the modules that
 hold them (`replicas`), so a call's tensors are its own. ``Target`` copies the module that it is
-given, and never changes the original.
+given, and never changes the original; what is frozen need not be copied.
 
 - A tied parameter has one place in θ. A parameter with ``requires_grad=False`` is left as it is.
 - Batch-norm statistics follow ``norm_stats``. Buffers that follow a generated weight belong to the
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.memory import shared_memory
 from sparsehyper.layout import Select, owner_of, plan_layout
 from sparsehyper.target.copying import check_reachable, copy_module
@@ -53,6 +54,7 @@ class Target(nn.Module):
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
             always taken from the ``"batch"``.
         tasks: number of tasks to keep statistics for.
+        copy: copy what is frozen too, instead of sharing its memory with ``module``.
 
     Attributes:
         layout: The generated tensors, in order.
@@ -61,6 +63,8 @@ class Target(nn.Module):
         base: A learned or pretrained base ``[numel]``; None if the means are the base.
         module: The module, with tables in the places of buffers that belong to a task.
         statistics: The buffers that belong to a task.
+        given: Fingerprints of what is neither generated nor trained, by name in the state dict:
+            frozen parameters and a pretrained base.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
@@ -81,6 +85,7 @@ class Target(nn.Module):
         scale: float = 1.0,
         norm_stats: str = "per_task",
         tasks: int = 1,
+        copy: bool = True,
     ) -> None:
         super().__init__()
         check_choice("others", others, OTHERS)
@@ -119,7 +124,10 @@ class Target(nn.Module):
             else:
                 self.register_buffer("base", flat)
 
-        self.module = copy_module(module)
+        shared: list[Tensor] = [module.get_parameter(spec.name) for spec in self.layout]  # not kept
+        if not copy:
+            shared += _frozen(module, shared, everything=others == "frozen")
+        self.module = copy_module(module, shared)
         # Index in the layout and name of each place; a tied tensor has several places.
         self._places = [
             (index, name)
@@ -137,6 +145,13 @@ class Target(nn.Module):
         _renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
+        given: dict[str, Tensor] = {
+            f"module.{n}": p for n, p in self.module.named_parameters() if not p.requires_grad
+        }
+        if base == "pretrained":
+            assert self.base is not None
+            given["base"] = self.base
+        self.given = fingerprints(given)
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)
@@ -288,6 +303,14 @@ class Target(nn.Module):
                     "if each task should have its own, give it a name that begins with 'running_'",
                     stacklevel=2,
                 )
+
+
+def _frozen(module: nn.Module, generated: list[Tensor], *, everything: bool) -> list[Tensor]:
+    """The large tensors that no training changes: parameters, and integers of quantised layers."""
+    ids = set(map(id, generated))
+    parameters = [p for p in module.parameters() if everything or not p.requires_grad]
+    integers = [b for b in module.buffers() if b.ndim and not b.is_floating_point()]
+    return [tensor for tensor in (*parameters, *integers) if id(tensor) not in ids]
 
 
 def _check_values(module: nn.Module) -> None:
