@@ -35,6 +35,7 @@ _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
 # Usual exponent at which errors fall with the number of samples, and its standard deviation.
 _RATE, _RATE_SPREAD = 0.25, 0.15
 FEW = 5  # samples of a class, with which known tasks help to choose
+_FOR_EMBEDDING = 0.1  # share of the time that the task's own embedding has at least
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 _Fitted = tuple[Tensor, list[Tensor]] | None  # embedding and batch-norm statistics
@@ -235,7 +236,8 @@ def _adapt(
     }
     fitted: _Fitted = None
     with suppress(Unsuitable):
-        z, statistics, _ = fit_near(start, _all(task), seed, 1, deadline)
+        limit = max(deadline, time.perf_counter() + _FOR_EMBEDDING * (deadline - began))
+        z, statistics, _ = fit_near(start, _all(task), seed, 1, limit)
         fitted = z[0], statistics
     adapted = Adapted(
         task.name,
