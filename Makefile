@@ -18,13 +18,14 @@ demo: $(READY)  ## compare generators and baselines on the digits that scikit-le
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-# uv takes the oldest release that each range in pyproject.toml admits.
+# uv takes the oldest release that each range in pyproject.toml admits. Old releases warn of new
+# ones of what they need, which is no error here.
 OLDEST := $(VENV)-oldest
 test-oldest:  ## run the tests with the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[dev]'
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal -W default
 
 quick: $(READY)  ## run the tests that are not slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"

@@ -170,4 +170,4 @@ def test_the_comparisons_are_understood(line):
 
 
 def test_there_are_comparisons():
-    assert len(comparisons()) == 6
+    assert len(comparisons()) == 7
