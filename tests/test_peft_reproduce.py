@@ -91,11 +91,39 @@ def test_existing_adapters_are_reproduced_and_written_again(module, given, tmp_p
 @pytest.mark.filterwarnings("ignore:the generated adapters differ")
 def test_the_same_seed_gives_the_same(module, given):
     found = [
-        load_peft(module, given[0], Dense(), 16, steps=5, seed=seed)[0].theta(torch.ones(1, 16))
+        load_peft(module, given[0], Dense(), 16, steps=5, seed=seed)[0].theta(
+            torch.arange(16.0)[None]
+        )
         for seed in (3, 3, 4)
     ]
     assert found[0].equal(found[1])
     assert not found[0].equal(found[2])
+
+
+def test_whole_modules_are_generated_too(module, tmp_path):
+    expected = {}
+    for task in ("one", "two"):
+        config = peft.LoraConfig(
+            r=2, target_modules=["embedding"], modules_to_save=["head"], init_lora_weights=False
+        )
+        model = peft.get_peft_model(copy.deepcopy(module), config)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data.add_(torch.randn_like(p))
+        model.save_pretrained(tmp_path / task)
+        expected[task] = outputs(model)
+    directories = {task: tmp_path / task for task in expected}
+    hnet, errors = load_peft(module, directories, Dense(), 16, tolerance=2e-3, steps=400)
+    assert max(errors.values()) < 2e-3
+    for task, out in expected.items():
+        assert (outputs(hnet.materialize(task)) - out).norm() < 2e-2 * out.norm()
+    other = damaged(
+        directories["two"], tmp_path / "other", drop="head", config={"modules_to_save": None}
+    )
+    with pytest.raises(
+        ValueError, match=r"task 'two' must have a parameter 'head.bias' .* got none"
+    ):
+        load_peft(module, {**directories, "two": other}, Dense())
 
 
 def test_factors_that_are_turned_mean_the_same(module, given, tmp_path):
@@ -139,7 +167,7 @@ def damaged(directory: Path, to: Path, config=None, tensors=None, drop="") -> Pa
         ({"config": {"use_dora": True}}, "adapter_config.json cannot be used: `use_dora` is not"),
         ({"config": {"peft_type": "IA3"}}, "must be a LoraConfig, got one of 'IA3'"),
         ({"config": {"bias": "all"}}, "`bias` of the LoraConfig must be 'none', got 'all'"),
-        ({"config": {"modules_to_save": ["head"]}}, r"`modules_to_save` \['head'\]"),
+        ({"config": {"layers_to_transform": [1]}}, r"`layers_to_transform` \[1\]"),
         ({"config": {"alpha_pattern": {"(a+)+": 2}}}, r"pattern '\(a\+\)\+' is not the name"),
         ({"config": {"lora_alpha": "x"}}, "`lora_alpha` must be a number, got 'x'"),
         (

@@ -31,8 +31,11 @@ from sparsehyper.target.adapters.peft_settings import check_settings_of
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of all names in a file
 
-# Settings of training, and ranks, which the tensors' shapes tell.
-_OF_TRAINING = ("lora_dropout", "init_lora_weights", "rank_pattern", "alpha_pattern")
+# Settings of training, ranks, which the tensors' shapes tell, and what is read here.
+_ALLOWED = (
+    *("lora_dropout", "init_lora_weights", "rank_pattern"),
+    *("alpha_pattern", "modules_to_save"),
+)
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:base_layer\.out_proj\.)?lora_[AB]\.weight|lora_embedding_[AB])"
 )
@@ -112,14 +115,26 @@ class Factors(NamedTuple):
     factor: float
 
 
-def read_peft(directory: str | os.PathLike[str]) -> dict[str, Factors]:
-    """The factors in an adapter directory, by names of layers.
+class Contents(NamedTuple):
+    """What an adapter directory holds.
+
+    Attributes:
+        layers: The factors, by names of layers.
+        others: The tensors of ``modules_to_save``, by their own names.
+    """
+
+    layers: dict[str, Factors]
+    others: dict[str, Tensor]
+
+
+def read_peft(directory: str | os.PathLike[str]) -> Contents:
+    """The contents of an adapter directory.
 
     Raises:
         FileNotFoundError: the directory lacks a file.
         CheckpointError: a damaged file.
-        ValueError: an adapter of another method, or with modules, biases or settings for which
-            there is nothing here.
+        ValueError: an adapter of another method, or with biases or settings for which there is
+            nothing here.
     """
     folder = Path(directory)
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
@@ -128,26 +143,32 @@ def read_peft(directory: str | os.PathLike[str]) -> dict[str, Factors]:
             raise FileNotFoundError(f"{str(folder)!r} is no adapter of peft: it has no {path.name}")
     config = parse_json(_read(config_file), config_file)
     try:
-        config = check_settings_of(config, allowed=_OF_TRAINING)
+        config = check_settings_of(config, allowed=_ALLOWED)
         if config.get("use_dora"):
             raise ValueError("`use_dora` is not known here")
-        alphas = {_literal(key): alpha for key, alpha in config.get("alpha_pattern", {}).items()}
+        alphas = {_literal(key): a for key, a in (config.get("alpha_pattern") or {}).items()}
+        modules = [f".{name}." for name in config.get("modules_to_save") or ()]
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{config_file} cannot be used: {error}") from error
     layers: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in read_tensors(_read(weights_file), weights_file).items():
-        name = _FACTOR.fullmatch(key)
-        if name is None or tensor.ndim < 2 or not tensor.numel() or not tensor.isfinite().all():
-            what = "no finite matrix" if name else "no factor of LoRA"
-            raise CheckpointError(f"{weights_file} cannot be used: {key!r} is {what}")
-        layers.setdefault(name[1], {})[name[2]] = tensor
+        name = key.removeprefix(PREFIX)
+        if factor := _FACTOR.fullmatch(key):
+            layers.setdefault(factor[1], {})[factor[2]] = tensor
+        elif any(module in f".{name}" for module in modules):
+            others[name] = tensor
+        else:
+            raise CheckpointError(f"{weights_file} cannot be used: {key!r} is no factor of LoRA")
+        if (factor and tensor.ndim < 2) or not tensor.numel() or not tensor.isfinite().all():
+            raise CheckpointError(f"{weights_file} cannot be used: {key!r} is no finite matrix")
     found = {}
     for layer, tensors in layers.items():
         own = [a for end, a in alphas.items() if layer == end or layer.endswith(f".{end}")]
         alpha, rank = [*own, config.get("lora_alpha", 8)][0], len(tensors[min(tensors, key=len)])
         check_number("lora_alpha", alpha)
         found[layer] = Factors(tensors, alpha / (rank**0.5 if config.get("use_rslora") else rank))
-    return found
+    return Contents(found, others)
 
 
 def _read(path: Path) -> bytes:

@@ -64,7 +64,8 @@ def load_peft(
     """A hypernetwork that generates existing LoRA adapters, to train on or to adapt from.
 
     Layers that an adapter does not change get a change of zero there, and a lower rank is filled up
-    with zeros. Scaling factors become part of B.
+    with zeros. Scaling factors become part of B. Modules that adapters hold as a whole, such as
+    last layers, are generated too; all must have the same.
 
     Args:
         module: the pretrained module, as it was given to peft; copied.
@@ -81,8 +82,8 @@ def load_peft(
 
     Raises:
         FileNotFoundError: a directory lacks a file.
-        ValueError: an adapter that is not plain LoRA, or that changes layers that ``module`` does
-            not have, or of other sizes.
+        ValueError: an adapter that is not plain LoRA, or that has layers that ``module`` or, for
+            whole modules, another adapter does not have, or of other sizes.
 
     Source of the alignment: P. Schönemann, "A generalized solution of the orthogonal Procrustes
     problem" (Psychometrika, 1966).
@@ -93,11 +94,11 @@ def load_peft(
     if not directories:
         raise ValueError("`directories` must name at least one adapter, got none")
     read = {task: read_peft(path) for task, path in directories.items()}
-    layers = list(dict.fromkeys(name for found in read.values() for name in found))
+    layers = list(dict.fromkeys(name for found in read.values() for name in found.layers))
     rank = max(
         tensor.shape[0]
         for found in read.values()
-        for factors in found.values()
+        for factors in found.layers.values()
         for name, tensor in factors.tensors.items()
         if "_A" in name
     )
@@ -114,22 +115,37 @@ def load_peft(
         own = []
         for task, found in read.items():
             try:
-                own.append(_given(change, found.get(change.name)))
+                own.append(_given(change, found.layers.get(change.name)))
             except ValueError as error:
                 raise ValueError(f"{str(directories[task])!r} does not fit: {error}") from error
         factors.append(_aligned(own, rank))
-    with torch.no_grad():
-        for change, (A, B) in zip(places, factors, strict=True):
-            change.part.A.copy_(A.mean(0))
-            change.part.B.copy_(B.mean(0))
+    wanted = _others(adapted, {task: found.others for task, found in read.items()})
+    for change, (A, B) in zip(places, factors, strict=True):
+        wanted |= {f"{change.path}.A": A, f"{change.path}.B": B}
+    for name, tensor in wanted.items():
+        adapted.get_parameter(name).requires_grad_().data.copy_(tensor.mean(0))
     hnet = HyperNetwork(
         adapted, generator, TaskEmbedding(list(read), dim), base="residual", seed=seed
     )
-    wanted: dict[str, Tensor] = {}
-    for change, (A, B) in zip(places, factors, strict=True):
-        wanted |= {f"{change.path}.A": A, f"{change.path}.B": B}
-    errors = _fit(hnet, [wanted[spec.name] for spec in hnet.target.layout], tolerance, steps, lr)
+    wanted = {spec.name: wanted[spec.name] for spec in hnet.target.layout}
+    errors = _fit(hnet, wanted, tolerance, steps, lr)
     return Reproduced(hnet, dict(zip(read, errors, strict=True)))
+
+
+def _others(module: nn.Module, given: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The parameters of whole modules ``[tasks, …]``, by name."""
+    own = dict(module.named_parameters())
+    names = dict.fromkeys(name for tensors in given.values() for name in tensors)
+    for name in names:
+        expected = list(own[name].shape) if name in own else "none"
+        for task, tensors in given.items():
+            found = list(tensors[name].shape) if name in tensors else "none"
+            if found != expected or found == "none":
+                raise ValueError(
+                    f"the adapter of task {task!r} must have a parameter {name!r} as `module` and "
+                    f"all other adapters have, of shape {expected}, got {found}"
+                )
+    return {name: torch.stack([given[task][name] for task in given]) for name in names}
 
 
 def _given(change: Change, found: Factors | None) -> tuple[Tensor, Tensor]:
@@ -164,14 +180,14 @@ def _balanced(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _fit(
-    hnet: HyperNetwork, wanted: list[Tensor], tolerance: float, steps: int, lr: float
+    hnet: HyperNetwork, wanted: dict[str, Tensor], tolerance: float, steps: int, lr: float
 ) -> list[float]:
     """Fit generator and embeddings to each task's tensors; the relative errors of its changes."""
     base = hnet.target.base
     assert base is not None
-    wanted = [tensor.to(base) for tensor in wanted]
-    flat = torch.cat([tensor.flatten(1) for tensor in wanted], 1)
-    stds = torch.stack([_std(tensor) for tensor in wanted])
+    wanted = {name: tensor.to(base) for name, tensor in wanted.items()}
+    flat = torch.cat([tensor.flatten(1) for tensor in wanted.values()], 1)
+    stds = torch.stack([_std(tensor) for tensor in wanted.values()])
     state = hnet.state_dict()
     state["target.moments"] = torch.stack([torch.zeros_like(stds), stds])
     hnet.load_state_dict(state)
@@ -208,14 +224,19 @@ def _std(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _errors(hnet: HyperNetwork, raw: Tensor, wanted: list[Tensor]) -> list[float]:
-    """‖B̂ Â − B A‖ / ‖B A‖ of each task, over all weights."""
-    found = hnet.target.unpack(raw)
+def _errors(hnet: HyperNetwork, raw: Tensor, wanted: dict[str, Tensor]) -> list[float]:
+    """‖change generated − change given‖ / ‖change given‖ of each task, over all weights."""
+    found = dict(zip(wanted, hnet.target.unpack(raw), strict=True))
     squares = norms = torch.zeros(len(raw), device=raw.device)
-    # A and B of a layer are neighbours.
-    for A, B, A0, B0 in zip(found[::2], found[1::2], wanted[::2], wanted[1::2], strict=True):
-        squares = squares + _square(torch.cat([B, -B0], 2), torch.cat([A, A0], 1))
-        norms = norms + _square(B0, A0)
+    for name, given in wanted.items():
+        A, B = name, f"{name.removesuffix('.A')}.B"
+        if name.endswith(".A") and B in wanted:
+            difference = torch.cat([found[B], -wanted[B]], 2), torch.cat([found[A], given], 1)
+            squares = squares + _square(*difference)
+            norms = norms + _square(wanted[B], given)
+        elif f"{name.removesuffix('.B')}.A" not in wanted:
+            squares = squares + (found[name] - given).flatten(1).square().sum(1)
+            norms = norms + given.flatten(1).square().sum(1)
     return (squares / norms.clamp(min=1e-12)).clamp(min=0).sqrt().tolist()
 
 

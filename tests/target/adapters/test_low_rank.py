@@ -51,6 +51,7 @@ BESIDE = {
         (2, 18),
         (6, 2),
     ),
+    "many outputs": (lambda: nn.Conv1d(4, 64, 3, groups=2), torch.randn(4, 4, 9), (2, 6), (64, 2)),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), torch.randn(4, 4, 5, 5), (2, 9), (4, 2)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2), torch.randn(4, 2, 3, 3, 3), (2, 16), (4, 2)),
     "Conv1D": (lambda: conv1d(3, 5), torch.randn(4, 7, 5), (2, 5), (3, 2)),
@@ -190,6 +191,15 @@ def test_adapters_before_and_after_it_and_a_forward_of_the_layers_own():
             torch.testing.assert_close(merge(copied)(x), out, atol=1e-6, rtol=1e-5)
 
 
+def test_which_can_be_computed_beside():
+    """Only the last change, and of layers whose own forward is called."""
+    twice = lora(lora(nn.Sequential(nn.Linear(5, 3)), 2, "0"), 1, "0")
+    assert [(c.part.rank, c.beside) for c in changes(twice)] == [(2, False), (1, True)]
+    attention = lora(nn.Sequential(Attention(8, 2)), 2)
+    assert [c.beside for c in changes(attention)] == [False, False]
+    assert not changes(film(lora(nn.Linear(5, 3), 2)))[0].beside
+
+
 def test_other_parametrizations_on_top_count():
     class Doubled(nn.Module):
         def forward(self, weight):
@@ -266,5 +276,7 @@ def test_a_quantised_layer_stays_as_it_is(make, n_in):
         ValueError, match="`dora` needs the weight of layer '0', which is quantised"
     ):
         lora(module, 2, ["0"], dora=True)
+    with pytest.raises(ValueError, match=r"has a part named 'lora' already|matches no Linear or"):
+        lora(copied, 2, ["0"])
     with pytest.raises(ValueError, match="`layers` pattern '0' matches no Linear or Conv"):
         film(module, "0")

@@ -170,23 +170,17 @@ def _output_layer(module: nn.Module) -> nn.Module | None:
     """The layer that a model of transformers or timm says makes its output."""
     for method in ("get_output_embeddings", "get_classifier"):
         if callable(get := getattr(module, method, None)):
-            own = get()
-            own = own if isinstance(own, nn.Module) else None
-            named = (getattr(module, name, None) for name in _HEADS)
-            return own or next((m for m in named if isinstance(m, nn.Module)), None)
+            layers = [get(), *(getattr(module, name, None) for name in _HEADS)]
+            return next((layer for layer in layers if isinstance(layer, nn.Module)), None)
     return None
 
 
 def _last_layer(module: nn.Module, linear: dict[str, nn.Module]) -> nn.Module | None:
     """The last linear layer, unless it has a twin in another of many equal blocks."""
-    if hasattr(module, "get_output_embeddings"):  # it has none
+    if not linear or hasattr(module, "get_output_embeddings"):  # such a model has said so
         return None
-    kinds = [(_numbered(name), _shapes(layer)) for name, layer in linear.items()]
-    return (
-        next(reversed(linear.values()))
-        if kinds and kinds.index(kinds[-1]) == len(kinds) - 1
-        else None
-    )
+    *others, last = [(_numbered(name), _shapes(layer)) for name, layer in linear.items()]
+    return None if last in others else linear[next(reversed(linear))]
 
 
 def _others(module: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -77,6 +77,11 @@ def merge(module: nn.Module) -> nn.Module:
 def check_layer(layer: nn.Module, name: str) -> None:
     """Raise unless weights and bias are ordinary parameters, or adapted by an adapter."""
     if is_quantised(layer):
+        if hasattr(layer, "lora"):
+            raise ValueError(
+                f"layer {name!r} of `module` is quantised and has a part named 'lora' already; "
+                "leave it out of `layers`"
+            )
         return
     if getattr(layer, "max_norm", None) is not None:
         raise ValueError(
