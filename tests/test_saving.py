@@ -6,10 +6,11 @@ import os
 import pytest
 import safetensors
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
-from sparsehyper._util.files import CheckpointError, read_sealed, sealed
+from sparsehyper._util.files import CheckpointError, digest, read_sealed, sealed
 
 GENERATORS = [
     *(Sparse(topology=t) for t in ("circulant", "uniform", "regular", "local", "mixed")),
@@ -17,6 +18,9 @@ GENERATORS = [
     Chunked(7, hidden=5),
     Dense(),
 ]
+
+
+EMBEDDING = "target.module.0.weight"
 
 
 def make_target(width: int = 6) -> nn.Module:
@@ -48,10 +52,10 @@ def assert_equal(one: HyperNetwork, two: HyperNetwork) -> None:
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_what_is_saved_comes_back(tmp_path, generator, base):
     hnet = make(generator, base=base, scale=0.7, seed=5)
-    hnet.save(tmp_path / "new" / "model")
+    hnet.save(tmp_path / "new" / "model", frozen="store")
     again = HyperNetwork.load(tmp_path / "new" / "model", make_target())
     assert_equal(hnet, again)
-    again.save(tmp_path / "again")
+    again.save(tmp_path / "again", frozen="store")
     files = [(tmp_path / d / "config.json").read_text() for d in ("new/model", "again")]
     assert files[0] == files[1]
 
@@ -97,6 +101,89 @@ def test_tied_parameters_that_are_shared_come_back(tmp_path):
     again = HyperNetwork.load(tmp_path / "model", make_tied())
     assert_equal(hnet, again)
     assert again.target.module[3].weight is again.target.module[0].weight
+
+
+def test_tied_parameters_are_written_once_and_older_files_have_them_twice(tmp_path):
+    def make_tied() -> nn.Module:
+        target = nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 4), nn.Linear(4, 50, bias=False))
+        target[2].weight = target[0].weight
+        return target
+
+    hnet = HyperNetwork(make_tied(), Sparse(), TaskEmbedding(2, 8), generate="1.*")
+    hnet.save(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    assert [name for name in tensors if name.startswith("target.module")] == [EMBEDDING]
+    x = torch.tensor([1, 2])
+    again = HyperNetwork.load(tmp_path / "model", make_tied())
+    assert torch.equal(again(x, task=1), hnet(x, task=1))
+    save_file({**tensors, "target.module.2.weight": tensors[EMBEDDING].clone()}, file)
+    older = edited(lambda c: (c.pop("given"), c.update(weights=digest(file))))
+    older(tmp_path / "model" / "config.json")
+    again = HyperNetwork.load(tmp_path / "model", make_tied())
+    assert torch.equal(again(x, task=1), hnet(x, task=1))
+
+
+def adapted(seed: int = 0) -> nn.Module:
+    """A frozen trunk of 8,320 numbers with a last layer to generate."""
+    torch.manual_seed(seed)
+    target = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 2))
+    target[:3].requires_grad_(False)
+    return target
+
+
+def test_a_file_holds_what_is_trained_and_fingerprints_of_the_rest(tmp_path):
+    hnet = HyperNetwork(adapted(), Dense(), TaskEmbedding(3, 8))
+    hnet.save(tmp_path / "small")
+    hnet.save(tmp_path / "whole", frozen="store")
+    trained = 4 * sum(p.numel() for p in hnet.parameters() if p.requires_grad)
+    sizes = {d: (tmp_path / d / "model.safetensors").stat().st_size for d in ("small", "whole")}
+    assert trained < sizes["small"] < trained + 2_000 < trained + 4 * 8_320 < sizes["whole"]
+    x = torch.randn(4, 64)
+    for file, target in (("small", adapted()), ("whole", adapted()), ("whole", adapted(1))):
+        again = HyperNetwork.load(tmp_path / file, target)
+        assert torch.equal(again(x, task=2), hnet(x, task=2))
+        assert frozen(again) == frozen(hnet)
+
+
+@pytest.mark.parametrize("settings", [{}, {"others": "frozen", "generate": "3.*"}])
+def test_another_frozen_part_is_refused_with_what_differs(tmp_path, settings):
+    target = adapted()
+    HyperNetwork(target, Dense(), TaskEmbedding(3, 8), **settings).save(tmp_path / "model")
+    with torch.no_grad():
+        target[2].bias[5] += 1e-3
+    message = r"1 of 4 frozen tensors differ, the first is 'target\.module\.2\.bias'; give .*store"
+    with pytest.raises(CheckpointError, match=message):
+        HyperNetwork.load(tmp_path / "model", target)
+    with pytest.raises(CheckpointError, match=r"4 of 4 frozen tensors differ"):
+        HyperNetwork.load(tmp_path / "model", adapted(0).half().float())
+
+
+def test_a_pretrained_base_is_given_again(tmp_path):
+    hnet = HyperNetwork(make_target(), Sparse(), TaskEmbedding(2, 8), base="pretrained")
+    hnet.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"1 of 1 frozen .* 'target\.base'"):
+        HyperNetwork.load(tmp_path / "model", make_target())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_was_frozen_after_training_is_in_the_file(tmp_path, fused):
+    hnet = HyperNetwork(adapted(), Dense(), TaskEmbedding(3, 8))
+    hnet.target.module[0].requires_grad_()
+    optimizer = torch.optim.SGD(hnet.target.module[0].parameters(), 0.1, fused=fused)
+    x = torch.randn(4, 64)
+    hnet(x, task=0).square().sum().backward()
+    optimizer.step()
+    hnet.target.module[0].requires_grad_(False)
+    hnet.save(tmp_path / "model")
+    assert torch.equal(
+        HyperNetwork.load(tmp_path / "model", adapted())(x, task=2), hnet(x, task=2)
+    )
+
+
+def test_it_is_frozen_by_reference_or_stored(tmp_path):
+    with pytest.raises(ValueError, match=r"`frozen` must be one of 'reference', 'store'; got 'no'"):
+        make().save(tmp_path / "model", frozen="no")
 
 
 def test_there_are_two_files_and_no_pickle_in_them(tmp_path):
@@ -247,8 +334,8 @@ def test_what_was_frozen_when_it_was_saved_is_frozen(tmp_path, part):
     hnet.save(tmp_path / "model")
     conditioner = TaskEmbedding(2, 8).requires_grad_(False)
     for again in (
-        HyperNetwork.load(tmp_path / "model", make_target()),
-        HyperNetwork.load(tmp_path / "model", make_target(), conditioner),
+        HyperNetwork.load(tmp_path / "model", target),
+        HyperNetwork.load(tmp_path / "model", target, conditioner),
     ):
         assert frozen(again) == frozen(hnet)
 

@@ -16,6 +16,7 @@ head, which was solved from its examples, is applied (`heads`).
 
 from __future__ import annotations
 
+import inspect
 from os import PathLike
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
-from sparsehyper._util.checks import check_integer, check_number, check_type
+from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
@@ -137,7 +138,7 @@ class HyperNetwork(NamedTasks):
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
         )
         self._synchronising = False
-        self.config: dict[str, Any] = {
+        self.settings: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
             "base": base,
@@ -154,6 +155,13 @@ class HyperNetwork(NamedTasks):
         # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the target takes ``num_items_in_batch``, as Hugging Face's ``Trainer`` asks."""
+        module = self.target.module
+        kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+        return getattr(module, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
 
     def forward(
         self,
@@ -367,20 +375,30 @@ class HyperNetwork(NamedTasks):
         """
         self.target.statistics.synchronise(self.target.module, group)
 
-    def save(self, directory: str | PathLike[str]) -> None:
+    def save(self, directory: str | PathLike[str], *, frozen: str = "reference") -> None:
         """Write ``config.json`` and ``model.safetensors`` to a new directory.
 
         The directory appears complete or not at all.
 
+        Args:
+            directory: the directory.
+            frozen: parameters of the target that were frozen when it was given, and have not
+                changed since, and a pretrained base are kept by ``"reference"``: the files hold
+                their fingerprints, and `load` needs the same module again. ``"store"`` writes
+                them to the files too.
+
         Raises:
             FileExistsError: ``directory`` exists.
+            ValueError: ``frozen`` is neither.
         """
+        check_choice("frozen", frozen, saving.FROZEN)
         config = {
-            **self.config,
+            **self.settings,
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
         }
-        saving.save(directory, config, self)
+        given = {f"target.{name}": found for name, found in self.target.given.items()}
+        saving.save(directory, config, self, given if frozen == "reference" else None)
 
     @classmethod
     def load(
@@ -394,15 +412,16 @@ class HyperNetwork(NamedTasks):
 
         Args:
             directory: the directory.
-            target: a module like the one that the hypernetwork was made with; its values do not
-                matter.
+            target: a module like the one that the hypernetwork was made with. Values that the
+                files hold do not matter; those kept by reference must be the same.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
             device: device to put it on; None for that of ``target``.
 
         Raises:
             FileNotFoundError: no such directory, or it lacks a file.
-            ValueError: a damaged file, a target with other parameters, or another conditioner.
+            ValueError: a damaged file, a target with other parameters or other frozen values, or
+                another conditioner.
         """
         return saving.load(cls, directory, target, conditioner, device)
 
@@ -415,7 +434,7 @@ class HyperNetwork(NamedTasks):
 
     def _noisy(self, z: Tensor) -> Tensor:
         """Embeddings with the noise and dropout of training."""
-        noise, dropout = self.config["noise"], self.config["dropout"]
+        noise, dropout = self.settings["noise"], self.settings["dropout"]
         if not self.training or not (noise or dropout):
             return z
         normalised = self.normalise(z)

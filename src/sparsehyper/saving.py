@@ -1,6 +1,8 @@
 """Hypernetworks on disk: a directory with ``config.json`` and ``model.safetensors``, no pickle.
 
-``config.json`` contains the digest of the weights, and ends with its own digest.
+``config.json`` contains the digest of the weights, and ends with its own digest. What a model was
+given and does not train, such as the frozen part of a target, is not in the weights but by
+fingerprint in ``config.json``, under ``given``. Tied tensors are written once, by their first name.
 """
 
 from __future__ import annotations
@@ -19,32 +21,54 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, sealed, whole
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 from sparsehyper.heads import SolvedHead, head_from_config
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FROZEN = ("reference", "store")
 
 _SAVED_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
 
 Saved = TypeVar("Saved", bound=nn.Module)
 
 
-def save(directory: str | os.PathLike[str], config: dict[str, Any], model: nn.Module) -> None:
+def save(
+    directory: str | os.PathLike[str],
+    config: dict[str, Any],
+    model: nn.Module,
+    given: Mapping[str, str] | None = None,
+) -> None:
     """Write a model's directory, which appears complete or not at all.
+
+    Args:
+        directory: a new directory.
+        config: JSON-ready description of the model.
+        model: the model.
+        given: fingerprints of tensors that the model was given, by name. Those that still have
+            them and are frozen are not written.
 
     Raises:
         FileExistsError: ``directory`` exists.
     """
+    state, trained = model.state_dict(), {n for n, p in model.named_parameters() if p.requires_grad}
+    first = _first_names(state)
+    state = {name: tensor for name, tensor in state.items() if first[name] == name}
+    given = {name: it for name, it in (given or {}).items() if name in state.keys() - trained}
+    now = fingerprints({name: state[name] for name in given})
+    given = {name: it for name, it in given.items() if now[name] == it}
     with whole("directory", Path(directory)) as path:
         path.mkdir()
-        write_tensors(path / WEIGHTS_FILE, _without_sharing(model.state_dict()))
+        held = {name: tensor for name, tensor in state.items() if name not in given}
+        write_tensors(path / WEIGHTS_FILE, _without_sharing(held))
         record = {
             "format": FORMAT,
             "torch": torch.__version__,
             **config,
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+            "given": given,
             "weights": digest(path / WEIGHTS_FILE),
         }
         (path / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
@@ -123,7 +147,7 @@ def load(
         generator = generator_from_config(config["generator"])
         settings = {name: config[name] for name in _SAVED_SETTINGS}
         settings["head"] = head_from_config(config.get("head"))  # older files have none
-        frozen = set(config["frozen"])
+        frozen, given = set(config["frozen"]), dict(config.get("given", {}))  # older: none
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, error) from error
     if conditioner is None:
@@ -143,7 +167,7 @@ def load(
         head.widen(bias.shape[1])  # new tasks may have had more classes
     if device is not None:
         hnet = hnet.to(device)
-    load_state(hnet, state, Path(directory, WEIGHTS_FILE))
+    load_state(hnet, state, Path(directory, WEIGHTS_FILE), given)
     for name, parameter in hnet.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return hnet
@@ -153,25 +177,47 @@ def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointE
     return CheckpointError(f"{Path(directory, CONFIG_FILE)} is damaged: {error!r}")
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], path: Path, given: Mapping[str, str] | None = None
+) -> None:
     """``load_state_dict`` with errors that name the file and the first tensor that does not fit.
 
+    Args:
+        model: the model; it already has the tensors that the file does not hold.
+        state: the tensors of the file.
+        path: path of the file, for errors.
+        given: fingerprints of the tensors that the file does not hold, by name.
+
     Raises:
-        CheckpointError: a missing or unexpected tensor, a tensor of another shape or dtype, or one
-            with NaN or infinity where the model's is finite. Nothing is loaded then.
+        CheckpointError: a missing or unexpected tensor, a tensor of another shape or dtype, one
+            with NaN or infinity where the model's is finite, or other tensors than those that
+            ``given`` describes. Nothing is loaded then.
     """
+    given = given or {}
     expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
+    for name, first in _first_names(expected).items():
+        if name in state:
+            check_like(name, state[name], expected[name], path)
+        elif first not in state and first not in given:
             raise CheckpointError(f"{path} does not fit this model: it lacks the tensor {name!r}")
-        check_like(name, state[name], tensor, path)
-    for name in state:
+    for name in (*state, *given):
         if name not in expected:
             raise CheckpointError(f"{path} does not fit this model: unexpected tensor {name!r}")
+    _check_given(given, fingerprints({name: expected[name] for name in given}), path)
     # Files lack the version numbers of modules, without which some modules expect an older format.
     state = OrderedDict(state)
     state._metadata = expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
+
+
+def _check_given(given: Mapping[str, str], found: Mapping[str, str], path: Path) -> None:
+    other = [name for name in given if found[name] != given[name]]
+    if other:
+        raise CheckpointError(
+            f"{path} was trained over another frozen module: {len(other)} of {len(given)} frozen "
+            f"tensors differ, the first is {other[0]!r}; give the module that it was trained "
+            'over, with the same values and type (a file saved with `frozen="store"` holds them)'
+        )
 
 
 def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
@@ -190,13 +236,31 @@ def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
 
 
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name the first name of the same tensor, which differs if it is tied."""
+    first: dict[Any, str] = {}
+    return {
+        name: first.setdefault(
+            (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if _is_dense(tensor) and tensor.numel()
+            else name,
+            name,
+        )
+        for name, tensor in state.items()
+    }
+
+
+def _is_dense(tensor: Any) -> bool:
+    return type(tensor) is Tensor and tensor.layout is torch.strided
+
+
 def _without_sharing(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without shared memory (of tied parameters), which safetensors refuses."""
+    """The tensors without shared memory (of overlapping views), which safetensors refuses."""
     separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not _is_dense(tensor):
+            found = tensor.layout if type(tensor) is Tensor else type(tensor).__name__
             raise ValueError(
                 f"{name!r} cannot be saved: it must be a dense tensor, got {found}; if the target "
                 "can compute this buffer again, register it with persistent=False"

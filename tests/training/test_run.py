@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from helpers.toy import Model, same
+from sparsehyper import Dense, HyperNetwork, TaskEmbedding
 from sparsehyper._util.files import sealed
 from sparsehyper.training import CheckpointError, Run, RunInUseError
 from sparsehyper.training.checkpoint import TrainingState, open_checkpoint
@@ -30,6 +32,27 @@ def restore(run):
     model = Model(99)
     state = run.restore(model, torch.optim.Adam(model.parameters()))
     return model, state.step
+
+
+def test_a_checkpoint_holds_what_is_trained_and_continues_over_the_same_frozen_part(tmp_path):
+    def make(value: float) -> tuple[HyperNetwork, torch.optim.Optimizer]:
+        trunk, head = nn.Linear(200, 200), nn.Linear(200, 2)
+        nn.init.constant_(trunk.weight, value)
+        nn.init.zeros_(trunk.bias)
+        target = nn.Sequential(trunk.requires_grad_(False), head)
+        hnet = HyperNetwork(target, Dense(), TaskEmbedding(2, 4))
+        return hnet, torch.optim.SGD([p for p in hnet.parameters() if p.requires_grad])
+
+    saved = make(1.0)[0]
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        run.save(saved, make(1.0)[1], TrainingState(step=1, best_step=1), best=True)
+        file = tmp_path / "run" / "checkpoints" / "last" / "model.safetensors"
+        assert file.stat().st_size < 4 * 200 * 200
+        again = make(1.0)
+        run.restore(*again)
+        assert same(again[0], saved)
+        with pytest.raises(CheckpointError, match=r"1 of 2 frozen .* 'target\.module\.0\.weight'"):
+            run.restore(*make(2.0))
 
 
 def test_what_a_new_run_records(tmp_path):

@@ -31,7 +31,7 @@ def summarize(hnet: HyperNetwork) -> dict[str, Any]:
         "shared": _count_trainable(target),
     }
     return {
-        "generator": hnet.config["generator"],
+        "generator": hnet.settings["generator"],
         "latent_dim": hnet.conditioner.dim,
         "tasks": len(hnet.task_names),
         "numel": target.numel,

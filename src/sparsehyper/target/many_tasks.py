@@ -96,7 +96,8 @@ def run_tasks(
         The output, and the statistics afterwards; None if they did not change.
 
     Raises:
-        ValueError: a tensor in ``inputs`` or in the output whose first dimension is not the batch.
+        ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
+            than one task, such an output.
     """
     leaves, structure = pytree.tree_flatten(inputs)
     leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
@@ -113,7 +114,10 @@ def run_tasks(
         sizes += [n * count // len(runs)] * len(runs)
         changed.append((before, after))
         first, start = first + n, end
-    out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
+    if len(counts) == 1:  # an ordinary run, whose output may be anything
+        out = outputs[0]
+    else:
+        out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
     if all(after is None for _, after in changed):
         return out, None
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
@@ -141,8 +145,12 @@ def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) ->
             if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
                 found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
                 raise ValueError(
-                    "with one `task` per sample every output of the target must be a tensor with "
-                    f"the batch as its first dimension, got {found} for {size} samples"
+                    "with samples of several tasks every output of the target must be a tensor "
+                    f"with the batch as its first dimension, got {found} for {size} samples; "
+                    "the loss of a batch is not the mean of its tasks' losses if they count other "
+                    "items than samples: leave out the labels and compute it from the outputs "
+                    "(Hugging Face's Trainer does with `compute_loss_func`), or let the target "
+                    "return one loss for each sample"
                 )
         joined = torch.cat(leaves) if len(leaves) > 1 else leaves[0]
         return joined if order is None else joined[order]

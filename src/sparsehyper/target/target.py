@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.memory import shared_memory
 from sparsehyper.layout import Select, owner_of, plan_layout
 from sparsehyper.target.copying import check_reachable, copy_module
@@ -61,6 +62,8 @@ class Target(nn.Module):
         base: A learned or pretrained base ``[numel]``; None if the means are the base.
         module: The module, with tables in the places of buffers that belong to a task.
         statistics: The buffers that belong to a task.
+        given: Fingerprints of what is neither generated nor trained, by name in the state dict:
+            frozen parameters and a pretrained base.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
@@ -137,6 +140,11 @@ class Target(nn.Module):
         _renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
+        frozen = {f"module.{n}": p for n, p in self.module.named_parameters() if not p.requires_grad}
+        if base == "pretrained":
+            assert self.base is not None
+            frozen["base"] = self.base
+        self.given = fingerprints(frozen)
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)

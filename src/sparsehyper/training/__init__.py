@@ -5,6 +5,7 @@ called as ``model(x, task=task)``.
 """
 
 from sparsehyper.training.checkpoint import CheckpointError
+from sparsehyper.training.collating import DataCollatorWithTask
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.directory import RunInUseError
 from sparsehyper.training.evaluate import Evaluation, evaluate
@@ -15,6 +16,7 @@ from sparsehyper.training.run import Run
 
 __all__ = [
     "CheckpointError",
+    "DataCollatorWithTask",
     "Evaluation",
     "Interrupted",
     "NonFiniteError",

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper._util.files import CheckpointError, digest, open_file, parse_json, sync
-from sparsehyper.saving import WEIGHTS_FILE, load_state, read_tensors, write_tensors
+from sparsehyper.saving import CONFIG_FILE, WEIGHTS_FILE, load_state, read_tensors, write_tensors
 from sparsehyper.training.evaluate import Evaluation
 from sparsehyper.training.optim import moment_shapes
 
@@ -138,9 +138,15 @@ class Checkpoint:
         """Load the weights into `model`.
 
         Raises:
-            CheckpointError: the tensors do not fit the model.
+            CheckpointError: the tensors do not fit the model, or its frozen part is another.
         """
-        load_state(model, self._tensors(WEIGHTS_FILE), self.directory / WEIGHTS_FILE)
+        path = self.directory / CONFIG_FILE
+        try:
+            given = dict(parse_json(_read(self._files[CONFIG_FILE]), path).get("given", {}))
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}") from error
+        path = self.directory / WEIGHTS_FILE
+        load_state(model, self._tensors(WEIGHTS_FILE), path, given)
 
     def read(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load the weights into `model`, and the optimiser's tensors into `optimizer`.
@@ -344,7 +350,7 @@ def _listed(path: Path, text: str) -> dict[str, str]:
         raise CheckpointError(
             f"{path} is damaged: each line must be a SHA-256 and the name of a file beside it"
         )
-    for name in (WEIGHTS_FILE, STATE_FILE, OPTIMIZER_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, OPTIMIZER_FILE):
         if name not in listed:
             raise CheckpointError(f"{path} is damaged: it does not list {name}")
     return listed

@@ -257,7 +257,7 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
     return {
         "tasks": dataclasses.asdict(TaskInfo.of(tasks)),
         "numel": target_numel(model),
-        "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
+        "generator": model.settings["generator"] if isinstance(model, HyperNetwork) else None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 

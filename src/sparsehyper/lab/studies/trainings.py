@@ -146,7 +146,7 @@ def measured(
         "accuracies": accuracies,
         "diverged": diverged,
         "parameters": trainable / target_numel(model),
-        "generator": model.config["generator"] if isinstance(model, HyperNetwork) else None,
+        "generator": model.settings["generator"] if isinstance(model, HyperNetwork) else None,
         "step_ms": step_ms,
         "model_ms": _model_ms(model),
         "peak_memory_mb": peak,
