@@ -176,9 +176,7 @@ def test_what_was_frozen_after_training_is_in_the_file(tmp_path, fused):
     optimizer.step()
     hnet.target.module[0].requires_grad_(False)
     hnet.save(tmp_path / "model")
-    assert torch.equal(
-        HyperNetwork.load(tmp_path / "model", adapted())(x, task=2), hnet(x, task=2)
-    )
+    assert torch.equal(HyperNetwork.load(tmp_path / "model", adapted())(x, task=2), hnet(x, task=2))
 
 
 def test_it_is_frozen_by_reference_or_stored(tmp_path):

@@ -44,7 +44,7 @@ class HyperNetwork(NamedTasks):
     """One network that produces the parameters of another, for many tasks.
 
     Args:
-        target: any module. It is copied, and never changed.
+        target: any module. It is never changed; see ``copy``.
         generator: the kind of generator: ``Sparse(…)``, ``Chunked(…)``, ``Dense(…)``, ….
         conditioner: computes the embedding from a task, an input or examples: ``TaskEmbedding(…)``,
             ``InputEncoder(…)``, …; it is used as it is, not copied.
@@ -68,6 +68,8 @@ class HyperNetwork(NamedTasks):
         dropout: probability, in [0, 1), of setting an element of an embedding to zero in training.
         head: ``Ridge()`` or ``Prototypes()`` to solve the target's last linear layer from a task's
             examples, by `solve_head`; None to generate it like the others.
+        copy: copy the whole target. False is for a frozen one that cannot be held twice: what is
+            frozen then shares its memory with ``target``, so leave its values alone.
         seed: seed of the generator's wiring and weights.
 
     Raises:
@@ -100,6 +102,7 @@ class HyperNetwork(NamedTasks):
         noise: float = 0.0,
         dropout: float = 0.0,
         head: Head | None = None,
+        copy: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -121,7 +124,8 @@ class HyperNetwork(NamedTasks):
             check_type("head", head, Head, "a head such as Ridge()")
             self.head_layer, layer = head.find(target)
             self.head = SolvedHead(head, layer, len(self.tasks.names))
-            target = without_layer(copy_module(target), self.head_layer)
+            tensors = [*target.parameters(), *target.buffers()]  # copied below
+            target = without_layer(copy_module(target, tensors), self.head_layer)
         self.target = Target(
             target,
             generate=generate,
@@ -131,6 +135,7 @@ class HyperNetwork(NamedTasks):
             scale=scale,
             norm_stats=norm_stats,
             tasks=max(1, len(conditioner.names)),
+            copy=copy,
         )
         if conditioner.per_sample:
             _check_per_sample(target, self.target)
@@ -407,6 +412,8 @@ class HyperNetwork(NamedTasks):
         target: nn.Module,
         conditioner: Conditioner | None = None,
         device: torch.device | str | None = None,
+        *,
+        copy: bool = True,
     ) -> Self:
         """Load what ``save`` wrote; parameters that were frozen are frozen again.
 
@@ -417,13 +424,14 @@ class HyperNetwork(NamedTasks):
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
             device: device to put it on; None for that of ``target``.
+            copy: as `HyperNetwork` takes it.
 
         Raises:
             FileNotFoundError: no such directory, or it lacks a file.
             ValueError: a damaged file, a target with other parameters or other frozen values, or
                 another conditioner.
         """
-        return saving.load(cls, directory, target, conditioner, device)
+        return saving.load(cls, directory, target, conditioner, device, copy=copy)
 
     def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
         """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""

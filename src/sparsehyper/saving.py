@@ -138,6 +138,8 @@ def load(
     target: nn.Module,
     conditioner: Conditioner | None,
     device: torch.device | str | None = None,
+    *,
+    copy: bool = True,
 ) -> Saved:
     """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
     config, state = read(directory)
@@ -161,10 +163,14 @@ def load(
             f"{conditioner.to_config()}"
         )
     _check_layout(saved, target)
-    hnet = make(target, generator, conditioner, generate=lambda name, _: name in saved, **settings)
+    settings["generate"] = lambda name, _: name in saved
+    hnet = make(target, generator, conditioner, copy=copy, **settings)
     head, bias = hnet.head, state.get("head.bias")
     if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
         head.widen(bias.shape[1])  # new tasks may have had more classes
+    for name, parameter in hnet.named_parameters() if not copy else ():
+        if not parameter.requires_grad and name in state:  # the target's own values stay
+            parameter.data = parameter.data.clone()
     if device is not None:
         hnet = hnet.to(device)
     load_state(hnet, state, Path(directory, WEIGHTS_FILE), given)

@@ -145,7 +145,9 @@ def test_accelerate_trains_it():
     hnet = make(bert(), generate="classifier.*")
     collator = DataCollatorWithTask(hnet.task_names)
     loader = DataLoader(sentences(60, mixed=True), 12, collate_fn=collator)
-    model, optimizer, loader = accelerator.prepare(hnet, torch.optim.Adam(hnet.parameters(), 0.02), loader)
+    model, optimizer, loader = accelerator.prepare(
+        hnet, torch.optim.Adam(hnet.parameters(), 0.02), loader
+    )
     losses = []
     for _ in range(12):
         for batch in loader:

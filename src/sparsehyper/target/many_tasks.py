@@ -1,5 +1,8 @@
 """A batch of many tasks: every sample under its own task's parameters, in few runs of the target.
 
+Where tasks change little of the target, such as by adapters, one run serves them all
+(`whole_batch`). Otherwise:
+
 Tasks with equally many samples can share one run: ``torch.func.vmap`` maps the target over their
 parameters, batch-norm statistics and samples. All other tasks have a run each. The results are the
 same up to rounding and the random numbers of dropout. Fixed rules decide between the two
@@ -19,6 +22,7 @@ from torch.utils import _pytree as pytree
 from sparsehyper._util.devices import to_device
 from sparsehyper.target.sharing import Group, is_batched
 from sparsehyper.target.target import Target
+from sparsehyper.target.whole_batch import fits, run_once
 
 
 class Grouping(NamedTuple):
@@ -99,6 +103,10 @@ def run_tasks(
         ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
             than one task, such an output.
     """
+    if len(counts) > 1 and fits(target, raw, inputs, sum(counts)):
+        numbers = torch.arange(len(counts), device=raw.device)
+        task = Grouping(numbers, tuple(counts), order).of_samples()
+        return run_once(target, target.unpack(raw), task, inputs, target.module), None
     leaves, structure = pytree.tree_flatten(inputs)
     leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
     groups = [(count, len(list(same))) for count, same in itertools.groupby(counts)]

@@ -3,7 +3,7 @@
 ``Target`` plans once which tensors of a module are generated and where each lies in θ. A call runs
 the module with given tensors in their places. They are set in shallow copies of the modules that
 hold them (`replicas`), so a call's tensors are its own. ``Target`` copies the module that it is
-given, and never changes the original.
+given, and never changes the original; what is frozen need not be copied.
 
 - A tied parameter has one place in θ. A parameter with ``requires_grad=False`` is left as it is.
 - Batch-norm statistics follow ``norm_stats``. Buffers that follow a generated weight belong to the
@@ -54,6 +54,7 @@ class Target(nn.Module):
         norm_stats: batch-norm statistics are kept ``"per_task"``, ``"shared"`` by all tasks, or
             always taken from the ``"batch"``.
         tasks: number of tasks to keep statistics for.
+        copy: copy what is frozen too, instead of sharing its memory with ``module``.
 
     Attributes:
         layout: The generated tensors, in order.
@@ -84,6 +85,7 @@ class Target(nn.Module):
         scale: float = 1.0,
         norm_stats: str = "per_task",
         tasks: int = 1,
+        copy: bool = True,
     ) -> None:
         super().__init__()
         check_choice("others", others, OTHERS)
@@ -122,7 +124,10 @@ class Target(nn.Module):
             else:
                 self.register_buffer("base", flat)
 
-        self.module = copy_module(module)
+        shared = [module.get_parameter(spec.name) for spec in self.layout]  # not kept
+        if not copy:
+            shared += _frozen(module, shared, everything=others == "frozen")
+        self.module = copy_module(module, shared)
         # Index in the layout and name of each place; a tied tensor has several places.
         self._places = [
             (index, name)
@@ -140,7 +145,9 @@ class Target(nn.Module):
         _renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
-        frozen = {f"module.{n}": p for n, p in self.module.named_parameters() if not p.requires_grad}
+        frozen = {
+            f"module.{n}": p for n, p in self.module.named_parameters() if not p.requires_grad
+        }
         if base == "pretrained":
             assert self.base is not None
             frozen["base"] = self.base
@@ -296,6 +303,14 @@ class Target(nn.Module):
                     "if each task should have its own, give it a name that begins with 'running_'",
                     stacklevel=2,
                 )
+
+
+def _frozen(module: nn.Module, generated: list[nn.Parameter], *, everything: bool) -> list[Tensor]:
+    """The large tensors that no training changes: parameters, and integers of quantised layers."""
+    ids = set(map(id, generated))
+    parameters = [p for p in module.parameters() if everything or not p.requires_grad]
+    integers = [b for b in module.buffers() if b.ndim and not b.is_floating_point()]
+    return [tensor for tensor in (*parameters, *integers) if id(tensor) not in ids]
 
 
 def _check_values(module: nn.Module) -> None:
