@@ -124,7 +124,7 @@ class Target(nn.Module):
             else:
                 self.register_buffer("base", flat)
 
-        shared = [module.get_parameter(spec.name) for spec in self.layout]  # not kept
+        shared: list[Tensor] = [module.get_parameter(spec.name) for spec in self.layout]  # not kept
         if not copy:
             shared += _frozen(module, shared, everything=others == "frozen")
         self.module = copy_module(module, shared)
@@ -145,13 +145,13 @@ class Target(nn.Module):
         _renew_weight_lists(self.module)
         if others == "frozen":
             self.module.requires_grad_(False)
-        frozen = {
+        given: dict[str, Tensor] = {
             f"module.{n}": p for n, p in self.module.named_parameters() if not p.requires_grad
         }
         if base == "pretrained":
             assert self.base is not None
-            frozen["base"] = self.base
-        self.given = fingerprints(frozen)
+            given["base"] = self.base
+        self.given = fingerprints(given)
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)
@@ -305,7 +305,7 @@ class Target(nn.Module):
                 )
 
 
-def _frozen(module: nn.Module, generated: list[nn.Parameter], *, everything: bool) -> list[Tensor]:
+def _frozen(module: nn.Module, generated: list[Tensor], *, everything: bool) -> list[Tensor]:
     """The large tensors that no training changes: parameters, and integers of quantised layers."""
     ids = set(map(id, generated))
     parameters = [p for p in module.parameters() if everything or not p.requires_grad]

@@ -15,7 +15,7 @@ from sparsehyper._util.text import listed
 class DataCollatorWithTask:
     """A collator that keeps the task of every sample, as task numbers ``[batch]`` in ``"task"``.
 
-    It is a ``collate_fn`` of a ``DataLoader`` and a ``data_collator`` of Hugging Face's ``Trainer``.
+    It is a ``collate_fn`` of a ``DataLoader`` and a ``data_collator`` of Hugging Face's Trainer.
     That needs ``TrainingArguments(remove_unused_columns=False, label_names=["labels"])``, because
     it cannot know which columns the target takes.
 

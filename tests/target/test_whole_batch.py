@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsehyper import Dense, HyperNetwork, TaskEmbedding
+from sparsehyper.adapters import lora
+
+TASK = torch.tensor([2, 0, 0, 1, 2, 2, 2])
+IDS = torch.randint(0, 30, [7, 5], generator=torch.Generator().manual_seed(0))
+SIZES = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def make(target: nn.Module, **settings) -> HyperNetwork:
+    torch.manual_seed(0)
+    return HyperNetwork(target, Dense(), TaskEmbedding(3, 8), **settings)
+
+
+def with_head(module: nn.Module, layers, head: str) -> nn.Module:
+    adapted = lora(module, 2, layers)
+    adapted.get_submodule(head).requires_grad_()
+    return adapted
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, intermediate_size=8, num_labels=4)
+    return with_head(transformers.BertForSequenceClassification(config), "query", "classifier")
+
+
+def gpt() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=30, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return lora(transformers.GPT2LMHeadModel(config), 2, "c_attn")
+
+
+def convolutional() -> nn.Module:
+    layers = nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    return with_head(nn.Sequential(*layers), "0", "3")
+
+
+def biased() -> nn.Module:
+    target = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).requires_grad_(False)
+    target[0].bias.requires_grad_()
+    target[2].weight.requires_grad_()
+    return target
+
+
+class SequenceFirst(nn.Module):
+    """The samples are in the second dimension of what the adapted layer sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(0, 1)).mean(0)
+
+
+class Mixing(nn.Linear):
+    """What a sample gives depends on the others of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out - out.mean(0)
+
+
+def passes(hnet: HyperNetwork, run: Callable[[], object]) -> int:
+    """The number of forward passes of the target's module in a run."""
+    count = 0
+
+    def counted(*_) -> None:
+        nonlocal count
+        count += 1
+
+    hook = hnet.target.module.register_forward_hook(counted)
+    run()
+    hook.remove()
+    return count
+
+
+def gradients(hnet: HyperNetwork, out: Tensor) -> dict[str, Tensor]:
+    hnet.zero_grad()
+    out.square().sum().backward()
+    return {name: p.grad.clone() for name, p in hnet.named_parameters() if p.grad is not None}
+
+
+def logits(out) -> Tensor:
+    return out if isinstance(out, Tensor) else out.logits
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (bert, IDS),
+        (gpt, IDS),
+        (convolutional, torch.randn(7, 2, 4, 4)),
+        (lambda: lora(nn.Sequential(nn.Embedding(30, 4), nn.Flatten()), 2, "0"), IDS),
+        (biased, torch.randn(7, 4)),
+    ],
+)
+def test_one_run_of_the_target_equals_a_loop_over_the_tasks(build, x):
+    hnet = make(build()).eval()
+    hnet(x, task=TASK)  # the trial
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == 1
+    together = logits(hnet(x, task=TASK))
+    alone = [logits(hnet(x[i : i + 1], task=int(number))) for i, number in enumerate(TASK)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    expected = gradients(hnet, torch.cat(alone))
+    found = gradients(hnet, logits(hnet(x, task=TASK)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (lambda: lora(SequenceFirst(), 2), torch.randn(7, 7, 4)),
+        (lambda: lora(Mixing(4, 4), 2), torch.randn(7, 4)),
+        (lambda: lora(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), 2), torch.randn(7, 4)),
+        (
+            lambda: lora(nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), 2),
+            IDS[..., None] / 3,
+        ),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.randn(7, 4)),
+    ],
+)
+def test_targets_that_cannot_serve_all_samples_in_one_run_have_more(build, x):
+    target = build()
+    x = x.expand(*x.shape[:-1], 4)
+    hnet = make(target).eval()
+    hnet(x, task=TASK)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == 3
+    for task in range(3):
+        torch.testing.assert_close(
+            hnet(x, task=TASK)[task == TASK], hnet(x[task == TASK], task=task)
+        )
+
+
+def test_the_loss_of_a_mixed_batch_is_that_of_an_ordinary_one():
+    hnet = make(gpt()).eval()
+    labels = IDS.clone()
+    labels[:4, 1:] = -100  # some samples count for less
+    out = hnet(input_ids=IDS, labels=labels, task=TASK)
+    expected = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_the_trial_changes_nothing():
+    hnet = make(bert())
+    state, before = torch.get_rng_state(), [p._version for p in hnet.parameters()]
+    with torch.no_grad():
+        hnet.eval()(IDS, task=TASK)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [p._version for p in hnet.parameters()] == before
+    assert not any(m.training for m in hnet.target.module.modules())
+
+
+def test_tensors_of_samples_that_take_too_much_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr("sparsehyper.target.whole_batch._MOST_NUMBERS", 1)
+    hnet = make(biased()).eval()
+    x = torch.randn(7, 4)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("task", [1, TASK])
+def test_gradient_checkpointing_of_transformers_changes_nothing(reentrant, task):
+    def one(saving: bool) -> dict[str, Tensor]:
+        hnet = make(bert())
+        module = hnet.train().target.module
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        if saving:
+            module.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            module.enable_input_require_grads()
+        return gradients(hnet, hnet(IDS, task=task).logits)
+
+    torch.testing.assert_close(one(True), one(False))
