@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import saving
 from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
@@ -141,6 +142,15 @@ class HyperNetwork(NamedTasks):
             _check_per_sample(target, self.target)
         self.generator = generator.build(
             conditioner.dim, self.target.layout, spawn_seeds(seed, 1)[0]
+        )
+        # Fingerprints of what a file need not hold, by name: `load` is given it again.
+        self._given = {f"target.{name}": found for name, found in self.target.given.items()}
+        self._given |= fingerprints(
+            {
+                f"conditioner.{name}": parameter
+                for name, parameter in conditioner.named_parameters()
+                if name.startswith("encoder.") and not parameter.requires_grad
+            }
         )
         self._synchronising = False
         self.settings: dict[str, Any] = {
@@ -387,10 +397,10 @@ class HyperNetwork(NamedTasks):
 
         Args:
             directory: the directory.
-            frozen: parameters of the target that were frozen when it was given, and have not
-                changed since, and a pretrained base are kept by ``"reference"``: the files hold
-                their fingerprints, and `load` needs the same module again. ``"store"`` writes
-                them to the files too.
+            frozen: parameters of the target, or of a conditioner's encoder, that were frozen when
+                it was given, and have not changed since, and a pretrained base are kept by
+                ``"reference"``: the files hold their fingerprints, and `load` needs the same
+                module again. ``"store"`` writes them to the files too.
 
         Raises:
             FileExistsError: ``directory`` exists.
@@ -402,8 +412,7 @@ class HyperNetwork(NamedTasks):
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
         }
-        given = {f"target.{name}": found for name, found in self.target.given.items()}
-        saving.save(directory, config, self, given if frozen == "reference" else None)
+        saving.save(directory, config, self, self._given if frozen == "reference" else {})
 
     @classmethod
     def load(

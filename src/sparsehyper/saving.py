@@ -14,6 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -39,7 +40,7 @@ def save(
     directory: str | os.PathLike[str],
     config: dict[str, Any],
     model: nn.Module,
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a model's directory, which appears complete or not at all.
 
@@ -53,12 +54,13 @@ def save(
     Raises:
         FileExistsError: ``directory`` exists.
     """
-    state, trained = model.state_dict(), {n for n, p in model.named_parameters() if p.requires_grad}
+    state = model.state_dict()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
     first = _first_names(state)
     state = {name: tensor for name, tensor in state.items() if first[name] == name}
-    given = {name: it for name, it in (given or {}).items() if name in state.keys() - trained}
-    now = fingerprints({name: state[name] for name in given})
-    given = {name: it for name, it in given.items() if now[name] == it}
+    frozen = {name: state[name] for name in given if name in state and name not in trained}
+    now = fingerprints(frozen)
+    given = {name: found for name, found in now.items() if given[name] == found}
     with whole("directory", Path(directory)) as path:
         path.mkdir()
         held = {name: tensor for name, tensor in state.items() if name not in given}
@@ -184,7 +186,10 @@ def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointE
 
 
 def load_state(
-    model: nn.Module, state: dict[str, Tensor], path: Path, given: Mapping[str, str] | None = None
+    model: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """``load_state_dict`` with errors that name the file and the first tensor that does not fit.
 
@@ -199,7 +204,6 @@ def load_state(
             with NaN or infinity where the model's is finite, or other tensors than those that
             ``given`` describes. Nothing is loaded then.
     """
-    given = given or {}
     expected = model.state_dict()
     for name, first in _first_names(expected).items():
         if name in state:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
-from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding
+from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding, TaskFeatures
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
 
@@ -64,6 +64,29 @@ class NamedTasks(nn.Module):
             )
         return self.conditioner
 
+    @torch.no_grad()
+    def known_embeddings(self, rows: Sequence[int]) -> Tensor:
+        """Embeddings ``[rows, latent_dim]`` of the tasks with these numbers."""
+        return self.tasks(torch.tensor(rows, device=self.target.moments.device))
+
+    def check_fit(self, name: str) -> None:
+        """Raise unless `keep_embedding` could keep an embedding for ``name``."""
+        if isinstance(self.conditioner, TaskFeatures):
+            self.conditioner.index(name)
+        else:
+            self.task_embedding.check_new("name", name)
+
+    def keep_embedding(self, name: str, z: Tensor) -> int:
+        """Add a task by its embedding ``[latent_dim]``, and return its number.
+
+        With `TaskFeatures` the task is known by its features, and its embedding becomes z.
+        """
+        if not isinstance(self.conditioner, TaskFeatures):
+            return self.add_task(name, z)
+        row = self.conditioner.index(name)
+        self.conditioner.refine(row, z)
+        return row
+
     def add_task(self, name: str, init: str | Tensor = "mean") -> int:
         """Add a task and return its number.
 
@@ -72,7 +95,8 @@ class NamedTasks(nn.Module):
         Args:
             name: a new name.
             init: the task's embedding: ``"mean"`` of the known ones, that of a known task by its
-                name, or a vector ``[dim]``; with `TaskFeatures`, the task's features.
+                name, or a vector ``[dim]``; with `TaskFeatures`, the task's features
+                ``[n_features]``, from which it works at once.
         """
         self.tasks.add(name, init)
         self.target.statistics.add_row(self.target.module)

@@ -443,7 +443,7 @@ def test_one_task_per_sample(kind, adapter):
 def test_saved_and_loaded(adapter, tmp_path):
     _, copied, x = adapted("convolutions", adapter)
     hnet = hypernetwork(copied).eval()
-    hnet.save(tmp_path / "saved")
+    hnet.save(tmp_path / "saved", frozen="store")
     other = ADAPTERS[adapter](convolutions())
     loaded = HyperNetwork.load(tmp_path / "saved", other).eval()
     torch.testing.assert_close(loaded(x, task="two"), hnet(x, task="two"))

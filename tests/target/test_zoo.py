@@ -138,7 +138,7 @@ def test_two_tasks_are_trained_and_materialised_models_agree(name, tmp_path):
         assert_close(fresh(*args, **kwargs), outputs[task])
     assert not torch.allclose(flat(outputs["one"])[0], flat(outputs["two"])[0], atol=1e-3)
 
-    hnet.save(tmp_path / "saved")
+    hnet.save(tmp_path / "saved", frozen="store")
     torch.manual_seed(7)
     loaded = HyperNetwork.load(tmp_path / "saved", entry.make()).eval()
     for task in TASKS:

@@ -96,8 +96,9 @@ def adapt_task(
 ) -> Adapted:
     """Learn a new task by the best means that its examples allow, and add the task.
 
-    The task's embedding is added to the hypernetwork; nothing else in it changes. The model to use
-    is the result's.
+    The task's embedding is added to the hypernetwork; nothing else in it changes. With
+    `TaskFeatures` the task must have been added by its features, and its embedding is refined. The
+    model to use is the result's.
 
     Args:
         hnet: hypernetwork that was trained on other tasks.
@@ -116,7 +117,8 @@ def adapt_task(
     Raises:
         ValueError: the name is taken, a setting is out of range, samples do not fit, or ``method``
             does not apply. The hypernetwork is then unchanged.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`.
+        KeyError: with `TaskFeatures`, the task was not added.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`.
         RuntimeError: called within ``torch.inference_mode()``.
 
     >>> import torch
@@ -131,8 +133,8 @@ def adapt_task(
     check_choice("method", method, METHODS)
     check_number("seconds", seconds, above=0)
     check_integer("seed", seed, minimum=0)
-    hnet.task_embedding.check_new("name", name)
-    device = hnet.task_embedding.weight.device
+    hnet.check_fit(name)
+    device = hnet.target.moments.device
     task = TaskSamples.of(name, samples, n_classes, loss is None, device, seed)
     start = Start(hnet, tuple(range(len(hnet.task_names))), task.n_classes or None, loss)
     names = tuple(WAYS) if method == "auto" else (method,)
@@ -168,9 +170,10 @@ def adapt_task(
     try:
         z, statistics, _ = fit_near(start, task.x, task.y, seed, 1)
     except Unsuitable:
-        hnet.add_task(name)
+        if name not in hnet.task_names:
+            hnet.add_task(name)
     else:
-        number = hnet.add_task(name, z[0])
+        number = hnet.keep_embedding(name, z[0])
         hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
         if hnet.head is not None:
             hnet.solve_head(name, (task.x, task.y))

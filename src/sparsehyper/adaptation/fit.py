@@ -35,10 +35,11 @@ from sparsehyper.adaptation.samples import (
     pieces,
     with_gradients,
 )
+from sparsehyper.conditioning import TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import run_tasks
 
-EMBEDDING_INITS = ("mean", "nearest", "mixture", "random")
+EMBEDDING_INITS = ("mean", "nearest", "mixture", "random", "own")
 SPACES = ("free", "mixture")
 
 # Limits on memory; a step processes tasks beyond them in turn.
@@ -82,7 +83,7 @@ def fit_embedding(
     samples: Samples,
     *,
     validation: Samples | None = None,
-    init: str | Tensor = "nearest",
+    init: str | Tensor | None = None,
     restarts: int = 1,
     space: str = "free",
     n_classes: int | None = None,
@@ -125,7 +126,7 @@ def fit_embeddings(
     tasks: Mapping[str, Samples],
     *,
     validation: Mapping[str, Samples] | None = None,
-    init: str | Tensor = "nearest",
+    init: str | Tensor | None = None,
     restarts: int = 1,
     space: str = "free",
     n_classes: int | Mapping[str, int] | None = None,
@@ -136,8 +137,9 @@ def fit_embeddings(
 ) -> dict[str, Fit]:
     """Fit the embeddings of new tasks together, and add the tasks.
 
-    Nothing else in the hypernetwork changes, including its mode. Dropout is off while fitting.
-    Batch norms with statistics per task use those of the batch, as in training; a new task's
+    With `TaskFeatures`, the tasks must have been added by their features, and their embeddings are
+    refined. Nothing else in the hypernetwork changes, including its mode. Dropout is off while
+    fitting. Batch norms with statistics per task use those of the batch, as in training; a new task's
     statistics are then estimated from all its samples. Other statistics are used as they are.
 
     Args:
@@ -147,7 +149,9 @@ def fit_embeddings(
             that it is fitted to.
         init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on the
             samples), the ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of
-            their negative losses), ``"random"``, or a vector ``[latent_dim]``.
+            their negative losses), ``"random"``, or a vector ``[latent_dim]``; with
+            `TaskFeatures` also the task's ``"own"``. None for ``"own"`` if there is one, and
+            otherwise for ``"nearest"``.
         restarts: number of embeddings to fit for each task. With ``"nearest"`` they start from as
             many of the nearest known tasks as there are; all others but the first start at random.
         space: ``"free"``, any vector; or ``"mixture"``, a softmax mixture of the known embeddings,
@@ -168,8 +172,9 @@ def fit_embeddings(
         ValueError: a name is already taken, there are no samples, labels are not class numbers or
             all the same, a task has more classes than the target has outputs, or a loss is not
             finite. The hypernetwork is then unchanged.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, or ``tasks`` is not a
-            mapping.
+        KeyError: with `TaskFeatures`, a task that was not added.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
+            ``tasks`` is not a mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)
@@ -177,8 +182,11 @@ def fit_embeddings(
     check_integer("steps", steps, minimum=2)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
+    described = isinstance(hnet.conditioner, TaskFeatures)
+    if init is None:
+        init = "own" if described else "nearest"
     if not isinstance(init, Tensor):
-        check_choice("init", init, EMBEDDING_INITS)
+        check_choice("init", init, EMBEDDING_INITS if described else EMBEDDING_INITS[:-1])
     for argument, value in (("tasks", tasks), ("validation", validation)):
         if value is not None and not isinstance(value, Mapping):
             raise TypeError(
@@ -189,8 +197,8 @@ def fit_embeddings(
     if not names:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in names:
-        hnet.task_embedding.check_new("name", name)
-    device = hnet.task_embedding.weight.device
+        hnet.check_fit(name)
+    device = hnet.target.moments.device
     counts: Mapping[str, int | None] = (
         n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(names, n_classes)
     )
@@ -232,7 +240,7 @@ def fit_embeddings(
     for name in names:
         fit = fits[name]
         best = fit.losses.index(fit.loss)
-        number = hnet.add_task(name, fit.embedding)
+        number = hnet.keep_embedding(name, fit.embedding)
         kept = [table[best : best + 1] for table in fit.statistics]
         hnet.target.statistics.set_rows(hnet.target.module, [number], kept)
         if hnet.head is not None:
@@ -271,7 +279,7 @@ class Fitter:
         self._restarts = restarts
         self._loss = loss
         self._rows = range(len(hnet.task_names)) if rows is None else rows
-        self._known = hnet.task_embedding.weight.detach()[list(self._rows)]
+        self._known = hnet.known_embeddings(self._rows)
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
         """Initial embeddings, with unit second moment."""
@@ -283,6 +291,10 @@ class Fitter:
             z[:, 0] = init.to(known)
         elif init == "mean":
             z[:, 0] = known.mean(0)
+        elif init == "own":
+            z[:, 0] = self._hnet.known_embeddings(
+                [self._hnet.tasks.index(task.name) for task in self._tasks]
+            )
         elif init in ("nearest", "mixture"):
             losses = self.losses_of_known()
             weights = (-losses).softmax(1)

@@ -69,7 +69,7 @@ class Start:
     @property
     def known(self) -> Tensor:
         """Embeddings of the known tasks ``[known, dim]``."""
-        return self.hnet.task_embedding.weight.detach()[list(self.rows)]
+        return self.hnet.known_embeddings(self.rows)
 
     @property
     def keeps_classes(self) -> bool:

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import WIDEST, check_integer, check_size, class_numbers
+from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_size, class_numbers
 from sparsehyper.conditioning.base import Conditioner, initialise
+
+POOLS = ("examples", "classes")
 
 
 class SupportSet(Conditioner):
     """Embeddings of sets of labelled examples; their order does not matter.
 
-    z = ρ( mean_i φ([e(x_i), onehot(y_i)]) ), where φ and ρ are networks with one hidden layer.
+    pool         embedding
+    "examples"   z = ρ( mean_i φ([e(x_i), onehot(y_i)]) )
+    "classes"    z = ρ( mean_c ψ([mean_{i in c} φ(e(x_i)), onehot(c)]) )
+
+    φ, ψ and ρ are networks with one hidden layer, and c goes through the classes of the set. Pooled
+    by classes, z does not depend on how many examples each class has, and ψ sees a class as a
+    whole. The encoder may be a frozen one; it is not trained then, and needs no place in a file.
 
     ``task`` is a pair of examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
 
@@ -25,11 +33,14 @@ class SupportSet(Conditioner):
         features: length of the encoder's output.
         n_classes: number of classes of the task with the most classes.
         dim: latent size, at least 2.
+        pool: what is averaged, ``"examples"`` or ``"classes"``.
         hidden: width of the hidden layers.
-        seed: seed of φ and ρ.
+        seed: seed of φ, ψ and ρ.
 
     Source: M. Zaheer et al., "Deep sets" (NeurIPS 2017); conditioning a generator on a support set
-    as in A. Zhmoginov et al., "HyperTransformer" (ICML 2022), there with attention.
+    as in A. Zhmoginov et al., "HyperTransformer" (ICML 2022), there with attention; means of
+    classes from J. Requeima et al., "Fast and flexible multi-task classification using conditional
+    neural adaptive processes" (NeurIPS 2019), there for the last layer alone.
 
     >>> conditioner = SupportSet(nn.Linear(5, 16), features=16, n_classes=2, dim=8)
     >>> conditioner.embed((torch.randn(10, 5), torch.arange(10) % 2), (), {})[0].shape
@@ -45,6 +56,7 @@ class SupportSet(Conditioner):
         n_classes: int,
         dim: int = 64,
         *,
+        pool: str = "examples",
         hidden: int = 128,
         seed: int = 0,
     ) -> None:
@@ -53,12 +65,19 @@ class SupportSet(Conditioner):
         check_integer("n_classes", n_classes, minimum=2, maximum=WIDEST)
         check_integer("hidden", hidden, minimum=1, maximum=WIDEST)
         check_size("`hidden` units", hidden * max(features + n_classes, hidden, dim))
+        check_choice("pool", pool, POOLS)
         self.encoder, self.features, self.n_classes = encoder, features, n_classes
-        self.each = nn.Sequential(
-            nn.Linear(features + n_classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
-        )
+        self.pool = pool
+
+        def network(inputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+
+        by_class = pool == "classes"
+        self.each = network(features if by_class else features + n_classes)
+        self.of_class = network(hidden + n_classes) if by_class else None
         self.whole = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
-        initialise(nn.ModuleList([self.each, self.whole]), seed)
+        parts = [part for part in (self.each, self.of_class, self.whole) if part is not None]
+        initialise(nn.ModuleList(parts), seed)
 
     def compute(
         self,
@@ -90,7 +109,12 @@ class SupportSet(Conditioner):
                 f"`encoder` must return [{len(y)}, {self.features}], got {list(seen.shape)}"
             )
         labels = F.one_hot(y, self.n_classes).to(seen)
-        return self.whole(self.each(torch.cat([seen, labels], 1)).mean(0)), 0
+        if self.of_class is None:
+            return self.whole(self.each(torch.cat([seen, labels], 1)).mean(0)), 0
+        there = labels.sum(0) > 0
+        means = (labels.T @ self.each(seen))[there] / labels.sum(0)[there, None]
+        classes = torch.eye(self.n_classes).to(seen)[there]
+        return self.whole(self.of_class(torch.cat([means, classes], 1)).mean(0)), 0
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""
@@ -100,4 +124,5 @@ class SupportSet(Conditioner):
             "n_classes": self.n_classes,
             "dim": self.dim,
             "hidden": self.whole[1].in_features,
+            **({} if self.of_class is None else {"pool": self.pool}),
         }
