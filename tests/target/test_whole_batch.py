@@ -22,7 +22,7 @@ def make(target: nn.Module, **settings) -> HyperNetwork:
 
 
 def with_head(module: nn.Module, layers, head: str) -> nn.Module:
-    adapted = lora(module, 2, layers)
+    adapted = lora(module, 1, layers)
     adapted.get_submodule(head).requires_grad_()
     return adapted
 
@@ -41,15 +41,20 @@ def gpt() -> nn.Module:
 
 
 def convolutional() -> nn.Module:
-    layers = nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    return with_head(nn.Sequential(*layers), "0", "3")
+    layers = nn.Conv2d(4, 32, 3, padding=1, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return with_head(nn.Sequential(*layers, nn.Linear(32, 3)), "0", "3")
 
 
-def biased() -> nn.Module:
-    target = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).requires_grad_(False)
+def partial() -> nn.Module:
+    """Only a bias and only a weight of linear layers are generated."""
+    target = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 2)).requires_grad_(False)
     target[0].bias.requires_grad_()
     target[2].weight.requires_grad_()
     return target
+
+
+def adapted(module: nn.Module) -> nn.Module:
+    return lora(module, 1)
 
 
 class SequenceFirst(nn.Module):
@@ -57,7 +62,7 @@ class SequenceFirst(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 4)
+        self.layer = nn.Linear(20, 20)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.transpose(0, 1)).mean(0)
@@ -100,9 +105,9 @@ def logits(out) -> Tensor:
     [
         (bert, IDS),
         (gpt, IDS),
-        (convolutional, torch.randn(7, 2, 4, 4)),
-        (lambda: lora(nn.Sequential(nn.Embedding(30, 4), nn.Flatten()), 2, "0"), IDS),
-        (biased, torch.randn(7, 4)),
+        (convolutional, torch.randn(7, 4, 4, 4)),
+        (lambda: lora(nn.Sequential(nn.Embedding(30, 16), nn.Flatten()), 1, "0"), IDS),
+        (partial, torch.randn(7, 20)),
     ],
 )
 def test_one_run_of_the_target_equals_a_loop_over_the_tasks(build, x):
@@ -120,26 +125,21 @@ def test_one_run_of_the_target_equals_a_loop_over_the_tasks(build, x):
 @pytest.mark.parametrize(
     ("build", "x"),
     [
-        (lambda: lora(SequenceFirst(), 2), torch.randn(7, 7, 4)),
-        (lambda: lora(Mixing(4, 4), 2), torch.randn(7, 4)),
-        (lambda: lora(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), 2), torch.randn(7, 4)),
-        (
-            lambda: lora(nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), 2),
-            IDS[..., None] / 3,
-        ),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.randn(7, 4)),
+        (lambda: adapted(SequenceFirst()), torch.randn(7, 7, 20)),
+        (lambda: adapted(Mixing(20, 20)), torch.randn(7, 20)),
+        (lambda: adapted(nn.Sequential(nn.Linear(20, 20), nn.BatchNorm1d(20))), torch.randn(7, 20)),
+        (lambda: adapted(nn.TransformerEncoderLayer(20, 2, 20)), torch.randn(7, 3, 20)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), nn.LayerNorm(20)), torch.randn(7, 20)),
+        (lambda: nn.Linear(20, 20), torch.randn(7, 20)),  # there is nothing to share
     ],
 )
 def test_targets_that_cannot_serve_all_samples_in_one_run_have_more(build, x):
-    target = build()
-    x = x.expand(*x.shape[:-1], 4)
-    hnet = make(target).eval()
+    hnet = make(build()).eval()
     hnet(x, task=TASK)
     assert passes(hnet, lambda: hnet(x, task=TASK)) == 3
     for task in range(3):
-        torch.testing.assert_close(
-            hnet(x, task=TASK)[task == TASK], hnet(x[task == TASK], task=task)
-        )
+        own = task == TASK
+        torch.testing.assert_close(hnet(x, task=TASK)[own], hnet(x[own], task=task))
 
 
 def test_the_loss_of_a_mixed_batch_is_that_of_an_ordinary_one():
@@ -163,8 +163,11 @@ def test_the_trial_changes_nothing():
 
 def test_tensors_of_samples_that_take_too_much_memory_are_not_made(monkeypatch):
     monkeypatch.setattr("sparsehyper.target.whole_batch._MOST_NUMBERS", 1)
-    hnet = make(biased()).eval()
-    x = torch.randn(7, 4)
+    monkeypatch.setattr("sparsehyper.target.whole_batch._LEAST_SHARED", 0)
+    target = nn.Linear(2, 2)
+    target.bias.requires_grad_(False)
+    hnet = make(target).eval()
+    x = torch.randn(7, 2)
     assert passes(hnet, lambda: hnet(x, task=TASK)) == 3
 
 

@@ -139,8 +139,9 @@ def fit_embeddings(
 
     With `TaskFeatures`, the tasks must have been added by their features, and their embeddings are
     refined. Nothing else in the hypernetwork changes, including its mode. Dropout is off while
-    fitting. Batch norms with statistics per task use those of the batch, as in training; a new task's
-    statistics are then estimated from all its samples. Other statistics are used as they are.
+    fitting. Batch norms with statistics per task use those of the batch, as in training; a new
+    task's statistics are then estimated from all its samples. Other statistics are used as they
+    are.
 
     Args:
         hnet: hypernetwork that was trained on other tasks.

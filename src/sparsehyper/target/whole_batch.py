@@ -6,6 +6,7 @@ whole batch, as an ordinary model does, so that the output may be anything, the 
 too. Each sample's own part is a batched product. This is done if
 
 - every generated tensor is a factor of a change beside a layer, or of a Linear layer;
+- tasks share at least four times as many parameters as are generated;
 - no batch norm mixes samples;
 - the tensors of all samples do not take too much memory;
 - a trial with a few samples gave what each sample gives alone.
@@ -30,6 +31,7 @@ from sparsehyper.target.copying import copy_module
 from sparsehyper.target.sharing import is_batched
 from sparsehyper.target.target import Target
 
+_LEAST_SHARED = 4  # shared parameters for each generated number
 _MOST_NUMBERS = 1 << 26  # in the generated tensors of all samples, or as many as the target has
 _MAX_KINDS = 64  # kinds of batches to remember for a target
 _TRIED = (2, 3)  # numbers of samples; no dimension of another meaning equals both
@@ -112,9 +114,10 @@ def _plan_of(target: Target) -> _Plan:
             for spec, (owner, name), is_linear in zip(target.layout, owners, linear, strict=True)
         )
         mixing = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        shared = sum(p.numel() for p in module.parameters())
         separable = known and not mixing and not target.statistics.names
-        most = max(_MOST_NUMBERS, sum(p.numel() for p in module.parameters()))
-        _plans[target] = _Plan(linear if separable else None, most)
+        small = shared >= _LEAST_SHARED * target.numel
+        _plans[target] = _Plan(linear if separable and small else None, max(_MOST_NUMBERS, shared))
     return _plans[target]
 
 
