@@ -9,6 +9,7 @@ references        modules that a value refers to
 handover          copies that the backward pass runs again
 norm_statistics   batch-norm statistics of each task
 many_tasks        a batch of several tasks
+whole_batch       one run for all of them, every sample under its own tensors
 sharing, trial    which tasks share a run of the target
 adapters          targets that are changes of a module: LoRA, FiLM, masks
 copying           deep copies of modules

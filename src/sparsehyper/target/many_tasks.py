@@ -25,6 +25,14 @@ from sparsehyper.target.target import Target
 from sparsehyper.target.whole_batch import fits, run_once
 
 
+_NO_LOSS = (
+    "the loss of a batch is not the mean of its tasks' losses if it counts other items than samples: "
+    "leave out the labels and compute it from the outputs (Hugging Face's Trainer does with "
+    "`compute_loss_func`), or let the target return one loss for each sample"
+)
+_NO_OTHER = "have the target leave out other outputs (a cache of transformers: `use_cache=False`)"
+
+
 class Grouping(NamedTuple):
     """Which samples of a batch belong to which task.
 
@@ -155,10 +163,7 @@ def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) ->
                 raise ValueError(
                     "with samples of several tasks every output of the target must be a tensor "
                     f"with the batch as its first dimension, got {found} for {size} samples; "
-                    "the loss of a batch is not the mean of its tasks' losses if they count other "
-                    "items than samples: leave out the labels and compute it from the outputs "
-                    "(Hugging Face's Trainer does with `compute_loss_func`), or let the target "
-                    "return one loss for each sample"
+                    + (_NO_LOSS if isinstance(leaf, Tensor) and leaf.ndim == 0 else _NO_OTHER)
                 )
         joined = torch.cat(leaves) if len(leaves) > 1 else leaves[0]
         return joined if order is None else joined[order]

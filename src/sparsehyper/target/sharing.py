@@ -170,7 +170,8 @@ class Group:
 
     def _try(self) -> int:
         """The limit found by trying a shared run, forward and backward, on a copy of the module."""
-        module = copy_module(self.target.module)
+        frozen = [p for p in self.target.module.parameters() if not p.requires_grad]
+        module = copy_module(self.target.module, frozen)
         raw = self.raw.detach().requires_grad_(torch.is_grad_enabled())
         trial = Trial(module, [raw.device] if raw.device.type == "cuda" else [])
 
