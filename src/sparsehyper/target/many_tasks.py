@@ -24,11 +24,10 @@ from sparsehyper.target.sharing import Group, is_batched
 from sparsehyper.target.target import Target
 from sparsehyper.target.whole_batch import fits, run_once
 
-
 _NO_LOSS = (
-    "the loss of a batch is not the mean of its tasks' losses if it counts other items than samples: "
-    "leave out the labels and compute it from the outputs (Hugging Face's Trainer does with "
-    "`compute_loss_func`), or let the target return one loss for each sample"
+    "the loss of a batch is not the mean of its tasks' losses if it counts other items than "
+    "samples: leave out the labels and compute it from the outputs (Hugging Face's Trainer does "
+    "with `compute_loss_func`), or let the target return one loss for each sample"
 )
 _NO_OTHER = "have the target leave out other outputs (a cache of transformers: `use_cache=False`)"
 
