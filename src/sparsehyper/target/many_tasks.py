@@ -47,9 +47,9 @@ class Grouping(NamedTuple):
 
     def of_samples(self) -> Tensor:
         """The task of each sample, ``[batch]``."""
-        counts = torch.tensor(self.counts, device=self.tasks.device)
-        size = sum(self.counts)
-        sorted_tasks = self.tasks.repeat_interleave(counts, output_size=size)
+        # Nothing comes from the CPU, so that a CUDA graph can capture this.
+        each = zip(self.tasks.unbind(), self.counts, strict=True)
+        sorted_tasks = torch.cat([task.expand(count) for task, count in each])
         if self.order is None:
             return sorted_tasks
         return torch.empty_like(sorted_tasks).index_copy_(0, self.order, sorted_tasks)

@@ -65,12 +65,10 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
         inputs: positional and keyword arguments of the target.
         samples: number of samples.
     """
+    if torch.compiler.is_compiling():
+        return False
     plan = _plan_of(target)
-    if (
-        plan.linear is None
-        or not 0 < samples * target.numel <= plan.most
-        or torch.compiler.is_compiling()
-    ):
+    if plan.linear is None or not 0 < samples * target.numel <= plan.most:
         return False
     leaves, structure = pytree.tree_flatten(inputs)
     if any(is_batched(leaf) and len(leaf) != samples for leaf in leaves):
