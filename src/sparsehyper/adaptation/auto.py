@@ -27,7 +27,7 @@ from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, gather, with_gradients
 from sparsehyper.adaptation.usual import Usual, usual_given, usual_of, usual_on
-from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
+from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near, ways_for
 from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
@@ -168,7 +168,7 @@ def adapt_tasks(
     check_choice("method", method, METHODS)
     check_number("seconds", seconds, above=0)
     check_integer("seed", seed, minimum=0)
-    names = tuple(WAYS) if method == "auto" else (method,)
+    names = ways_for(hnet) if method == "auto" else (method,)
     rows = tuple(range(len(hnet.task_names)))
     learned_anew: dict[int, dict[str, Usual]] = {}
     found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}

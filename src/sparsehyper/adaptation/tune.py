@@ -99,8 +99,12 @@ def descend(
     *,
     renewed: bool,
     deadline: float = math.inf,
+    pull: float = 0.0,
 ) -> None:
     """The updates of `fine_tune`; the learning rate reaches 0 early if time runs out.
+
+    Source of the pull: L2-SP, X. Li et al., "Explicit inductive bias for transfer learning with
+    convolutional networks" (ICML 2018).
 
     Args:
         model: the model to train in place.
@@ -109,8 +113,10 @@ def descend(
         loss, steps, lr, batch_size, seed: as for `fine_tune`.
         renewed: whether batch-norm statistics are renewed.
         deadline: value of ``time.perf_counter()`` to end at.
+        pull: weight in the loss of half the squared distance to the initial parameters.
     """
     began = time.perf_counter()
+    initial = [parameter.detach().clone() for parameter in parameters] if pull else []
     try:
         norms = batch_norms(model) if renewed else []
         with evaluation_mode(model), batch_statistics(norms):
@@ -127,6 +133,9 @@ def descend(
                 if not mean.isfinite():
                     raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
                 gradients = torch.autograd.grad(mean, parameters)
+                if pull:
+                    away = torch._foreach_sub([p.detach() for p in parameters], initial)
+                    gradients = torch._foreach_add(gradients, away, alpha=pull)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()

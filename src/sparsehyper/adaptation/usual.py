@@ -54,6 +54,7 @@ USUAL = {
     "linear": Usual(0.12, 0.7, 1.0, 0.35),
     "head": Usual(0.25, 0.55, 1.0, 0.5),
     "embedding": Usual(0.25, 0.5, 1.0, 0.6),
+    "norms": Usual(0.1, 0.52, 1.0, 0.55),
     "embedding, all": Usual(0.08, 0.5, 1.3, 0.55),
     "all": Usual(0.25, 0.5, 1.3, 0.5),
     "scratch": Usual(0.05, 0.75, 2.5, 0.35),
@@ -62,7 +63,8 @@ USUAL = {
 # The same for hypernetworks that were trained with a head in closed form.
 USUAL_WITH_HEAD = {
     "linear": Usual(0.05, 0.75, 1.0, 0.35),
-    "head": Usual(0.6, 0.45, 1.0, 0.65),
+    "head": Usual(0.5, 0.45, 1.0, 0.65),
+    "norms": Usual(0.2, 0.43, 1.0, 0.67),
     "embedding": Usual(0.15, 0.5, 1.0, 0.6),
     "embedding, all": Usual(0.05, 0.55, 1.3, 0.55),
     "all": Usual(0.1, 0.5, 1.3, 0.6),
@@ -74,6 +76,7 @@ USUAL_WHERE_UNLIKE = {
     "linear": Usual(0.4, 0.7, 1.0, 0.4),
     "head": Usual(0.06, 0.75, 1.0, 0.35),
     "embedding": Usual(0.04, 0.8, 1.0, 0.3),
+    "norms": Usual(0.05, 0.78, 1.0, 0.33),
     "embedding, all": Usual(0.1, 0.72, 2.0, 0.38),
     "all": Usual(0.15, 0.72, 2.0, 0.38),
     "scratch": Usual(0.25, 0.7, 2.5, 0.4),

@@ -12,7 +12,7 @@ parameters are the mean over the models of all known tasks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,6 +34,7 @@ from sparsehyper.heads import linear_layer
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters import merge
+from sparsehyper.target.initialisation import NORMS
 from sparsehyper.target.norm_statistics import batch_statistics
 
 _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
@@ -44,7 +45,8 @@ _LINEAR_STEPS = 50
 _MOST_FEATURES = 20_000  # samples to solve a linear layer from
 _BATCH = 64
 _EPOCHS, _FEWEST_UPDATES = 30, 150
-_LR = 1e-3
+_LR, _LR_OF_NORMS = 1e-3, 3e-3
+_STRONGEST_PULL = 0.1
 _ENOUGH_FOR_STATISTICS = 32  # samples to estimate batch-norm statistics from
 _PIECE = 512
 
@@ -161,12 +163,19 @@ def embedding(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Modu
 def embedding_all(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The model of the nearest known task's embedding after a few steps, then all of it tuned."""
     (model,) = fit_near(start, rows, seed, 1, deadline)[2]
-    return _tuned(start, model, rows, seed, deadline)
+    return _tuned(start, model, rows, seed, deadline, pulled=True)
+
+
+def norms(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
+    """The average model, its normalisation layers tuned."""
+    model = start.average_model(rows)
+    layers = [module for module in model.modules() if isinstance(module, NORMS)]
+    return _tuned(start, model, rows, seed, deadline, layers, _LR_OF_NORMS)
 
 
 def all_(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The average model, all of it tuned."""
-    return _tuned(start, start.average_model(rows), rows, seed, deadline)
+    return _tuned(start, start.average_model(rows), rows, seed, deadline, pulled=True)
 
 
 def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
@@ -214,10 +223,18 @@ WAYS: dict[str, Way] = {
     "linear": linear,
     "head": head,
     "embedding": embedding,
+    "norms": norms,
     "embedding, all": embedding_all,
     "all": all_,
     "scratch": scratch,
 }
+
+
+def ways_for(hnet: HyperNetwork) -> tuple[str, ...]:
+    """Names of the ways that there are for a hypernetwork's target."""
+    normed = any(isinstance(module, NORMS) for module in hnet.target.module.modules())
+    return tuple(name for name in WAYS if normed or name != "norms")
+
 
 # Ways that change generated models too little to forget classes of which there is no example.
 KEEP_CLASSES = {"embedding"}
@@ -283,14 +300,28 @@ def _features(model: nn.Module, x: Tensor) -> Tensor:
     return features_of(model, _last_layer(model, x)[1], x)
 
 
-def _tuned(start: Start, model: nn.Module, rows: Tensor, seed: int, deadline: float) -> nn.Module:
-    """The model, all of it trained."""
+def _tuned(
+    start: Start,
+    model: nn.Module,
+    rows: Tensor,
+    seed: int,
+    deadline: float,
+    layers: Sequence[nn.Module] | None = None,
+    lr: float = _LR,
+    *,
+    pulled: bool = False,
+) -> nn.Module:
+    """The model, all of it or some layers trained, and pulled towards what it was."""
     updates = max(_FEWEST_UPDATES, _EPOCHS * len(rows) // _BATCH)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    chosen = nn.ModuleList([model] if layers is None else layers)
+    parameters = [p for p in chosen.parameters() if p.requires_grad]
+    if not parameters:
+        raise Unsuitable("the target has no such layers")
     descend(
-        *(model, parameters, start.some(rows), start.loss, updates, _LR, _BATCH, seed),
+        *(model, parameters, start.some(rows), start.loss, updates, lr, _BATCH, seed),
         renewed=len(rows) >= _ENOUGH_FOR_STATISTICS,
         deadline=deadline,
+        pull=min(_STRONGEST_PULL, 1 / len(rows)) if pulled else 0.0,
     )
     return model.eval()
 

@@ -34,7 +34,7 @@ from sparsehyper.lab.runs.probes import best_of
 from sparsehyper.lab.runs.profiles import Images, own_images
 from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 
-LEARNED_BY = ("auto", "linear", "head", "embedding", "all", "scratch")
+LEARNED_BY = ("auto", "linear", "head", "embedding", "norms", "all", "scratch")
 """Ways to learn a new task; ``"embedding"`` takes settings of its own."""
 
 _MOST_KNOWN = 300  # images of each known task
