@@ -143,7 +143,7 @@ def test_a_head_in_closed_form_takes_any_number_of_classes(make):
 
 def test_several_tasks_are_learned_each_as_if_it_were_the_only_new_one(make):
     given = {"a": samples(99, 12), "b": samples(98, 20, classes=5)}
-    known = {f"known {i}": samples(i) for i in range(4)}
+    known = {"known 0": samples(0)}
     hnet, alone = make(steps=30, head=Ridge()), make(steps=30, head=Ridge())
     found = adapt_tasks(hnet, given, known=known, n_classes={"b": 6}, seconds=1e6)
     assert hnet.task_names[4:] == tuple(found) == ("a", "b")

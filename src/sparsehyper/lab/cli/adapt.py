@@ -29,18 +29,18 @@ def adapt(
         str,
         typer.Option(
             help="auto: the best of all of these, or several together, as images held out tell; or "
-            "one alone: linear (of the pixels), head (a last layer), embedding, all (the whole "
-            "model) or scratch."
+            "one alone: linear (of the pixels), head (a last layer), embedding, norms, all (the "
+            "whole model) or scratch."
         ),
     ] = "auto",
     seconds: Annotated[float, typer.Option(help="Time to take for each task, about.")] = 20.0,
     init: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Initial embedding: nearest, mean, mixture or random. This and all options down "
-            "to --tune-lr are for --method embedding."
+            help="Initial embedding: nearest (the default), mean, mixture or random. This and all "
+            "options down to --tune-lr are for --method embedding."
         ),
-    ] = "nearest",
+    ] = None,
     restarts: Annotated[
         int, typer.Option(help="Number of embeddings to fit, of which the best is kept.")
     ] = 1,
