@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.inputs import labelled
 from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
@@ -110,8 +111,9 @@ class NamedTasks(nn.Module):
 
         Args:
             task: name or number of the task.
-            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
-                batches of both. A task may have more classes than the target has outputs.
+            examples: inputs of n samples, as the target takes them, and class numbers ``[n]``, or
+                numbers ``[n, outputs]``; or batches of both. A task may have more classes than the
+                target has outputs.
 
         Raises:
             ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
@@ -142,13 +144,11 @@ class NamedTasks(nn.Module):
     def _featured(self, task: str | int, examples: Any) -> tuple[Tensor, Tensor]:
         """Features ``[n, features]`` and labels of a task's examples, in evaluation mode."""
         row, device = self.tasks.index(task), self.target.moments.device
-        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
-            examples = [examples]
         found: list[Tensor] = []
         labels: list[Tensor] = []
         with evaluation_mode(self):
-            for x, y in examples:
-                found.append(self.features(x.to(device), task=row))
+            for x, y in labelled(f"`examples` of task {task!r}", examples):
+                found.append(x.to(device).call(self.features, task=row))
                 labels.append(y.to(device))
         if not sum(map(len, labels)):
             raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_type, is_whole
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation.samples import Samples, TaskSamples
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
@@ -250,7 +251,7 @@ def task_profiles(
     return TaskProfiles(space, _calibrate(space, profiles, held, own), profiles)
 
 
-def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Tensor, Tensor]]:
+def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Inputs, Tensor]]:
     """Inputs and class numbers of each task, shuffled."""
     check_type("tasks", tasks, Mapping, 'samples by name, as in {"hats": (x, y)}')
     device, gathered = hnet.target.moments.device, {}
