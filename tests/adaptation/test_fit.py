@@ -251,7 +251,12 @@ X, Y = samples(0)
         ("new", [(X, Y), (X[0], 1)], {}, "got single samples"),
         ("new", [(X, Y), X, Y], {}, "got 'Tensor'"),
         ("new", {"x": X}, {}, "a dict with 'labels', or batches of them, got 'dict'"),
-        ("new", ((X, X[:5]), Y), {}, r"samples along .*, got shapes \[60, 6\], \[5, 6\]"),
+        (
+            "new",
+            ((X, X[:5]), Y),
+            {},
+            r"inputs of the samples of task 'new' must .*, got shapes \[60, 6\], \[5, 6\]",
+        ),
         ("new", [(X, Y), (X[:, :5], Y)], {}, r"got \[\[6\]\] and \[\[5\]\]; pad"),
         (
             "new",

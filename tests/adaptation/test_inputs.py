@@ -26,6 +26,8 @@ from sparsehyper import (
     task_profiles,
 )
 from sparsehyper.adaptation import METHODS
+from sparsehyper.adaptation.samples import TaskSamples
+from sparsehyper.adaptation.ways import Start, scratch
 
 
 class Both(nn.Module):
@@ -128,6 +130,15 @@ def test_the_best_of_all_ways_is_an_ordinary_model(kind):
     with torch.no_grad():
         exported = torch.export.export(adapted.model, args, kwargs).module()
     torch.testing.assert_close(call(exported, x), call(adapted.model, x), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_starts_from_scratch_too(monkeypatch):
+    monkeypatch.setattr("sparsehyper.adaptation.ways._tuned", lambda _, model, *__: model)
+    task = TaskSamples.of("new", sentences(1), 2, True, torch.device("cpu"))
+    start, rows = Start(made(Sentences), (0, 1, 2), task, None), torch.arange(60)
+    average = start.average_model(rows).layer.self_attn.in_proj_weight
+    found = scratch(start, rows, 0, 0.0).layer.self_attn.in_proj_weight
+    assert not torch.allclose(found, average)
 
 
 @pytest.mark.parametrize("kind", KINDS)

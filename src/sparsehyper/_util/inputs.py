@@ -35,8 +35,12 @@ class Inputs:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, value: Any) -> Inputs:
+    def of(cls, value: Any, name: str = "inputs") -> Inputs:
         """The inputs that a caller gave.
+
+        Args:
+            value: the inputs.
+            name: their name, for the error.
 
         Raises:
             TypeError: there is no tensor of samples.
@@ -50,12 +54,12 @@ class Inputs:
         inputs = cls(*pytree.tree_map(as_tensor, (args, kwargs)))
         if not inputs.tensors:
             raise TypeError(
-                "inputs must be a tensor or an array with the samples along its first dimension, "
+                f"{name} must be a tensor or an array with the samples along its first dimension, "
                 f"or a tuple or dict of those, got a {type(value).__name__}"
             )
         if len({len(tensor) for tensor in inputs.tensors}) > 1:
             raise ValueError(
-                "inputs must all have the samples along their first dimension, got shapes "
+                f"{name} must all have the samples along their first dimension, got shapes "
                 f"{', '.join(str(list(tensor.shape)) for tensor in inputs.tensors)}"
             )
         return inputs
@@ -150,7 +154,7 @@ def labelled(of: str, samples: Any) -> Iterator[tuple[Inputs, Tensor]]:
                 f"{of} must be a pair of inputs and labels (x, y), a dict with 'labels', or "
                 f"batches of them, got {found}"
             )
-        yield Inputs.of(pair[0]), pair[1]
+        yield Inputs.of(pair[0], f"inputs of {of}"), pair[1]
 
 
 def _pair(value: Any) -> tuple[Any, Tensor] | None:

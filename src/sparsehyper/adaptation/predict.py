@@ -42,7 +42,7 @@ def average_predictions(
     if n_classes is not None:
         check_integer("n_classes", n_classes, minimum=2)
     target, members = hnet.target, []
-    inputs = Inputs.of(x).to(target.moments.device)
+    inputs = Inputs.of(x, "`x`").to(target.moments.device)
     with frozen(hnet):
         for generated, *statistics in zip(
             hnet.raw_theta(fit.embeddings), *fit.statistics, strict=True

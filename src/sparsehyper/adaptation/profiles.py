@@ -219,7 +219,8 @@ def task_profiles(
 
     Args:
         hnet: hypernetwork with named tasks; used in evaluation mode.
-        tasks: samples of each task, by name: ``(x, y)``, or batches of both.
+        tasks: samples of each task, by name: inputs, which are whatever the target takes, and
+            labels; or batches of them.
         validation: samples of some or all tasks that nothing was trained on, to calibrate by. Of a
             task with fewer than 10, its own samples are held out one at a time instead, which is
             optimistic if the hypernetwork was trained on them and they are few.
