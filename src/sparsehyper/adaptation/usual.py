@@ -106,8 +106,8 @@ def usual_on(
         seed: seed of the choice of tasks and of samples.
         deadline: value of ``time.perf_counter()`` to end at; one task is always learned.
     """
-    order = torch.randperm(len(known), generator=seeded(seed)).tolist()
-    given = list(known)
+    given = [name for name in known if start.hnet.tasks.index(name) in start.known]
+    order = torch.randperm(len(given), generator=seeded(seed)).tolist()
     logits: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     began = time.perf_counter()
     for done, place in enumerate(order[:_TASKS]):
@@ -119,8 +119,8 @@ def usual_on(
         samples = TaskSamples.of(task, known[task], None, True, start.embeddings.device, seed)
         chosen = _first_of_each(samples, shots)
         others = tuple(other for other in start.known if other != row)
-        examples = replace(samples, x=samples.x[chosen], y=samples.y[chosen])
-        own, every = replace(start, known=others, task=examples), torch.arange(int(chosen.sum()))
+        own = replace(start, known=others, task=samples.some(chosen))
+        every = torch.arange(int(chosen.sum()))
         x, y = samples.x[~chosen][:_MOST_JUDGING], samples.y[~chosen][:_MOST_JUDGING]
         if not others or len(x) == 0:
             continue
@@ -128,11 +128,11 @@ def usual_on(
             now = time.perf_counter()
             limit = now + max(deadline - now, 0.1) / len(names)
             try:
-                model = WAYS[name](own, every.to(x.device), seed, limit)
+                model = WAYS[name](own, every.to(y.device), seed, limit)
             except Unsuitable:
                 continue
             with torch.no_grad():
-                logits[name].append((model(x)[:, : samples.n_classes].float(), y))
+                logits[name].append((x.call(model)[:, : samples.n_classes].float(), y))
     usual = usual_of(start)
     found = {name: of_tasks for name, of_tasks in logits.items() if of_tasks}
     return {**usual, **_summary(found, usual)}
