@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
+from sparsehyper.lab.cli.output import (
+    Json,
+    echo,
+    expectation,
+    mean_share,
+    print_json,
+    print_table,
+    share,
+)
 
 
 def adapt(
@@ -35,12 +43,12 @@ def adapt(
     ] = "auto",
     seconds: Annotated[float, typer.Option(help="Time to take for each task, about.")] = 20.0,
     init: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Initial embedding: nearest, mean, mixture or random. This and all options down "
-            "to --tune-lr are for --method embedding."
+            help="Initial embedding: nearest (the default), mean, mixture or random. This and all "
+            "options down to --tune-lr are for --method embedding."
         ),
-    ] = "nearest",
+    ] = None,
     restarts: Annotated[
         int, typer.Option(help="Number of embeddings to fit, of which the best is kept.")
     ] = 1,
@@ -110,16 +118,23 @@ def adapt(
         "New tasks",
         ["task", "classes", "images", "accuracy on them", "expected", "test images", "test"],
         [
+            *(
+                [
+                    row["task"],
+                    len(row["classes"]),
+                    row["images"],
+                    share(row["accuracy"]),
+                    expectation(row),
+                    row["test_images"] or "–",
+                    share(row["test_accuracy"]),
+                ]
+                for row in rows
+            ),
             [
-                row["task"],
-                ", ".join(row["classes"]),
-                row["images"],
-                share(row["accuracy"]),
-                expectation(row),
-                row["test_images"] or "–",
-                share(row["test_accuracy"]),
-            ]
-            for row in rows
+                *("mean", "", "", mean_share(row["accuracy"] for row in rows)),
+                *(mean_share(row["expected"] for row in rows), ""),
+                mean_share(row["test_accuracy"] for row in rows),
+            ],
         ],
     )
     for row in rows:

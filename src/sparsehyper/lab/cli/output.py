@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -67,18 +68,36 @@ def _cell(text: str) -> str:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table; the first column is text, the others are numbers.
+
+    Where the terminal is too narrow for the longest words, each row is a paragraph instead.
+    """
     table = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))  # Text: no markup
-    Console().print(table)
+    console = Console()
+    unlimited = console.options.update(max_width=10**6)
+    if Measurement.get(console, unlimited, table).minimum <= console.width:
+        console.print(table)
+        return
+    echo(title)
+    for first, *values in rows:
+        echo(first)
+        for column, value in zip(columns[1:], values, strict=True):
+            echo(f"  {column}: {value}")
 
 
 def share(value: float | None, digits: int = 2) -> str:
     """A share in per cent."""
     return "–" if value is None else f"{value:.{digits}%}"
+
+
+def mean_share(values: Iterable[float | None]) -> str:
+    """The mean of shares, in per cent, leaving out what is None."""
+    known = [value for value in values if value is not None]
+    return share(sum(known) / len(known) if known else None)
 
 
 def expectation(measured: dict[str, Any]) -> str:

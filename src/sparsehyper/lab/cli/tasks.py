@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
+from sparsehyper.lab.cli.output import (
+    Json,
+    echo,
+    expectation,
+    mean_share,
+    print_json,
+    print_table,
+    share,
+)
 
 
 def tasks(
@@ -51,28 +59,35 @@ def tasks(
             "classes",
             "origin",
             "images",
-            "accuracy on them",
+            "on them",
             "expected",
-            "test accuracy",
-            "nearest",
-            "cosine",
+            "test",
+            "nearest (cosine)",
         ],
         [
-            [
-                row["task"],
-                ", ".join(row["classes"]),
-                row["origin"],
-                *_measured(row["measured"]),
-                row["nearest"] or "–",
-                "–" if row["cosine"] is None else f"{row['cosine']:.3f}",
-            ]
-            for row in rows
+            *(
+                [
+                    row["task"],
+                    len(row["classes"]),
+                    row["origin"],
+                    *_measured(row["measured"]),
+                    "–" if row["nearest"] is None else f"{row['nearest']} ({row['cosine']:.3f})",
+                ]
+                for row in rows
+            ),
+            ["mean", "", "", "", *_means([row["measured"] or {} for row in rows]), ""],
         ],
     )
     if out is not None:
         weights = "shares" if shares_weights(run, out) else "has a copy of"
         echo(f"{out} has these tasks; it {weights} the weights of {run}, which is unchanged.")
     echo(f"{time.perf_counter() - started:.1f} s")
+
+
+def _means(measured: list[dict[str, Any]]) -> list[str]:
+    """Means over the added tasks: accuracy on their images, expected, test accuracy."""
+    names = ("accuracy", "expected", "test_accuracy")
+    return [mean_share(values.get(name) for values in measured) for name in names]
 
 
 def _measured(values: dict[str, Any] | None) -> list[str]:

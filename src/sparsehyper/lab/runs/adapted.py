@@ -58,7 +58,8 @@ def adapt_run(
         directory: directory of the run, which is left as it is.
         out: directory of the new run, which shares the weights of the old one.
         data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
-            or without ``train/`` and ``test/`` above. Images in ``test/`` are only tested on.
+            or without ``train/`` and ``test/`` above, and ``val/``. Images in ``test/`` are only
+            tested on.
         task: name of the one task that the folder holds.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
@@ -86,7 +87,7 @@ def adapt_run(
         if profiles is not None and isinstance(model, HyperNetwork):
             labelled = load_new_tasks(data, loaded.tasks.image_shape, task=task, resize=resize)
             images = {
-                one.name: (loaded.tasks.normalise(one.train.pixels), one.train.labels)
+                one.name: (loaded.tasks.normalise(one.examples.pixels), one.examples.labels)
                 for one in labelled
             }
             profiles = profiles.to(model.target.moments.device).add(model, images)

@@ -7,6 +7,7 @@ runs with different seeds see the same training, validation and test images.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -46,7 +47,8 @@ class DataConfig:
     """The images, and the tasks to make of them.
 
     Args:
-        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``.
+        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``; kept as an
+            absolute path, so that a run can be used from anywhere.
         tasks: the tasks, such as ``"split:2"``; None for the tasks that a folder defines, or one
             task for each of several sources.
         image_size: side to resize a folder's images to; None if they all have the same size.
@@ -68,6 +70,8 @@ class DataConfig:
         check_type("source", self.source, str, "a name or a folder")
         if not self.source:
             raise ValueError("`source` must be a name or a folder, got ''")
+        if not is_source(self.source) and os.path.exists(self.source):
+            object.__setattr__(self, "source", os.path.abspath(self.source))
         if self.tasks is not None:
             try:
                 parse_tasks(self.tasks)

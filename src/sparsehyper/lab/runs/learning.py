@@ -131,7 +131,7 @@ def fit_tasks(
     for one in labelled:
         tasks.check_new(one.name)
     samples = {
-        one.name: (info.normalise(one.train.pixels).to(device), one.train.labels.to(device))
+        one.name: (info.normalise(one.examples.pixels).to(device), one.examples.labels.to(device))
         for one in labelled
     }
     tuning = _Tuning(tune, tune_steps, tune_lr, seed)
@@ -318,7 +318,7 @@ def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, narrowly: boo
         measured: what was measured.
         narrowly: whether a part of the model was all that could be learned.
     """
-    commonest = float(one.train.labels.bincount().max()) / len(one.train.labels)
+    commonest = float(one.examples.labels.bincount().max()) / measured.images
     if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
         remedy = (
             "let more of its model be learned (`method` 'auto', or `tune` 'all')"

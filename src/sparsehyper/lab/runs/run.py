@@ -137,8 +137,8 @@ def evaluate_run(
         source: the run's folder of images, if it has moved. Tasks that were added to a run have no
             images in it; a warning names them.
         added: a folder ``<task>/<class>/*.png`` with images of some of the tasks, such as those
-            that were added, with or without ``train/`` and ``test/`` above; these alone are
-            evaluated. Without those two folders, all images are its test images.
+            that were added, with or without ``train/`` and ``test/`` above, and ``val/``; these
+            alone are evaluated. Without those folders, all images are its test images.
         data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
@@ -190,8 +190,6 @@ def _evaluate(
 
 
 def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processes) -> Evaluation:
-    if split == "val":
-        raise ValueError("`split` must be 'train' or 'test' for a folder of images, got 'val'")
     info, resize = loaded.tasks, loaded.experiment.data.image_size is not None
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for one in load_new_tasks(folder, info.image_shape, resize=resize):
@@ -203,7 +201,10 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
                 f"task {one.name!r} of {folder} has the class {min(unknown)!r}; the run knows its "
                 f"classes {listed(known)}"
             )
-        images = one.train if split == "train" or one.test is None else one.test
+        parts = {"train": one.train, "val": one.val, "test": one.test or one.train}
+        images = parts[split]
+        if images is None:
+            raise ValueError(f"`split` 'val' needs a folder val/ in {folder}, which has none")
         order = torch.tensor([known.index(name) for name in one.classes])
         x, y = info.normalise(images.pixels), order[images.labels]
         found[one.name] = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
