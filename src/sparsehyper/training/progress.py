@@ -47,9 +47,10 @@ class Progress:
 
     def evaluated(self, step: int, evaluation: Evaluation, seconds_left: float) -> None:
         """Show an evaluation made after `step` updates."""
-        self._validation = f"{evaluation.accuracy:.2%}"
+        self._validation = evaluation.shown(evaluation.accuracy)
         if self._lines:
-            worst = f"worst {evaluation.worst_accuracy:.2%} {printable(evaluation.worst_task)}"
+            worst = f"worst {evaluation.shown(evaluation.worst_accuracy)} "
+            worst += printable(evaluation.worst_task)
             elapsed = _clock(time.perf_counter() - self._started)
             print(
                 f"step {step}/{self._steps} ({step / self._steps:.0%})  loss {self._loss:.4f}  "

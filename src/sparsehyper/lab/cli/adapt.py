@@ -26,12 +26,13 @@ def adapt(
         Path,
         typer.Option(
             help=r"Folder [train|test]/TASK/CLASS/\*.png, or with --task "
-            r"[train|test]/CLASS/\*.png. Images in test are only tested on."
+            r"[train|test]/CLASS/\*.png. Images in test are only tested on. For a run of a table, "
+            "a table with the same columns."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the new run; must be new.")],
     task: Annotated[
-        str | None, typer.Option(help="Name of the one new task that the folder holds.")
+        str | None, typer.Option(help="Name of the one new task that --data holds.")
     ] = None,
     method: Annotated[
         str,

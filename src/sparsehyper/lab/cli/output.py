@@ -59,12 +59,15 @@ def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *([_cell(str(value)) for value in row] for row in rows)])
+    writer.writerows([columns, *([_cell(value) for value in row] for row in rows)])
     typer.echo(text.getvalue(), nl=False)
 
 
-def _cell(text: str) -> str:
-    return f"'{printable(text)}" if text.startswith(_FORMULAS) else printable(text)
+def _cell(value: Any) -> str:
+    text = printable(value)
+    if isinstance(value, (int, float)):  # a number below 0 is no formula
+        return text
+    return f"'{text}" if str(value).startswith(_FORMULAS) else text
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -110,10 +113,14 @@ def expectation(measured: dict[str, Any]) -> str:
 
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
     """Print the accuracy and loss of every task."""
-    losses = evaluation["losses"]
+    losses, score = evaluation["losses"], evaluation.get("score", "accuracy")
+    values = {**evaluation["accuracies"], "mean": evaluation["accuracy"]}
+    shown = [f"{v:.2%}" if score == "accuracy" else f"{v:.3f}" for v in values.values()]
+    all_losses = [*(losses[task] for task in evaluation["accuracies"]), evaluation["loss"]]
     rows = [
-        [task, f"{accuracy:.2%}", f"{losses[task]:.4f}"]
-        for task, accuracy in evaluation["accuracies"].items()
+        [task, value, f"{loss:.4f}"]
+        for task, value, loss in zip(
+            [*evaluation["accuracies"], "mean"], shown, all_losses, strict=True
+        )
     ]
-    rows.append(["mean", f"{evaluation['accuracy']:.2%}", f"{evaluation['loss']:.4f}"])
-    print_table(title, ["task", "accuracy", "loss"], rows)
+    print_table(title, ["task", score, "loss"], rows)

@@ -120,7 +120,7 @@ class LabelledTask(NamedTuple):
 
 def load_new_tasks(
     root: str | os.PathLike[str],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     *,
     task: str | None = None,
     resize: bool = False,

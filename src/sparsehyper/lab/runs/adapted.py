@@ -25,10 +25,10 @@ from typing import Any
 from sparsehyper._util.files import CheckpointError, check_absent, read_file, whole
 from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.learning import fit_tasks
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
+from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import write_tasks
 from sparsehyper.training import processes
 from sparsehyper.training.checkpoint import (
@@ -59,8 +59,8 @@ def adapt_run(
         out: directory of the new run, which shares the weights of the old one.
         data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
             or without ``train/`` and ``test/`` above, and ``val/``. Images in ``test/`` are only
-            tested on.
-        task: name of the one task that the folder holds.
+            tested on. For a run of a table, a table.
+        task: name of the one task that ``data`` holds.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -79,13 +79,14 @@ def adapt_run(
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
     model = loaded.model.to(processes(device).device)
-    profiles = find_profiles(loaded) if isinstance(model, HyperNetwork) else None
+    told = isinstance(model, HyperNetwork) and loaded.tasks.columns is None
+    profiles = find_profiles(loaded) if told else None
     resize = resize or loaded.experiment.data.image_size is not None
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
         tasks, rows = fit_tasks(loaded, data, task=task, resize=resize, **settings)
         write_tasks(partial, tasks, loaded.digests)
         if profiles is not None and isinstance(model, HyperNetwork):
-            labelled = load_new_tasks(data, loaded.tasks.image_shape, task=task, resize=resize)
+            labelled = read_new_tasks(loaded.tasks, data, task=task, resize=resize)
             images = {
                 one.name: (loaded.tasks.normalise(one.examples.pixels), one.examples.labels)
                 for one in labelled

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.objectives import sample_losses, score_of
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet, load_new_tasks
+from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
@@ -33,11 +32,18 @@ from sparsehyper.lab.runs.loading import (
     load_run,
 )
 from sparsehyper.lab.runs.profiles import make_profiles, write_profiles
-from sparsehyper.lab.runs.setup import build_model, load_tasks, make_batches, resolve
+from sparsehyper.lab.runs.setup import (
+    build_model,
+    load_tasks,
+    make_batches,
+    read_new_tasks,
+    resolve,
+)
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
 from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
@@ -107,7 +113,7 @@ def run_experiment(
             quiet=quiet,
         )
         test = _evaluate(experiment, model, tasks, "test", here)
-        if here.is_main and isinstance(model, HyperNetwork):
+        if here.is_main and isinstance(model, HyperNetwork) and tasks.columns is None:
             with open_checkpoint(path, "best", read_config(path)["run"]) as best:
                 write_profiles(path, make_profiles(model, tasks), best.digests)
         result = {
@@ -192,7 +198,7 @@ def _evaluate(
 def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processes) -> Evaluation:
     info, resize = loaded.tasks, loaded.experiment.data.image_size is not None
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for one in load_new_tasks(folder, info.image_shape, resize=resize):
+    for one in read_new_tasks(info, folder, resize=resize):
         loaded.task_list.check_known(one.name)
         loaded.check_plain(one.name)
         known = info.classes[info.names.index(one.name)]
@@ -205,8 +211,9 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
         images = parts[split]
         if images is None:
             raise ValueError(f"`split` 'val' needs a folder val/ in {folder}, which has none")
-        order = torch.tensor([known.index(name) for name in one.classes])
-        x, y = info.normalise(images.pixels), order[images.labels]
+        x, y = info.normalise(images.pixels), images.labels
+        if not info.are_numbers:
+            y = torch.tensor([known.index(name) for name in one.classes])[y]
         found[one.name] = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
     return _evaluate_tasks(loaded, found, here)
 
@@ -220,14 +227,13 @@ def _evaluate_tasks(
     for name, own in batches.items():
         module = loaded.materialize(name).to(here.device)
         n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
-        right, loss, count = 0, 0.0, 0
-        for x, y in own:
-            logits = mask_classes(module(x.to(here.device)), n_classes).cpu()
-            right += int((logits.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-            count += len(y)
-        results.append((name, right / count, loss / count))
-    return Evaluation(*zip(*results, strict=True))
+        y = torch.cat([labels for _, labels in own])
+        outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
+        losses = sample_losses(outputs, y, n_classes)
+        score = score_of(nn.Identity(), outputs, y, n_classes)
+        results.append((name, score, float(losses.mean())))
+    score_name = R_SQUARED if loaded.tasks.are_numbers else ACCURACY
+    return Evaluation(*zip(*results, strict=True), score=score_name)
 
 
 def _check_trained(directory: Path) -> None:
