@@ -44,5 +44,6 @@ def score_of(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float:
     """
     if not y.is_floating_point():
         return accuracy(module, x, y, n_classes)
-    losses = [sample_losses(module(a), b, None) for a, b in zip(x.split(500), y.split(500))]
+    parts = zip(x.split(500), y.split(500), strict=True)
+    losses = [sample_losses(module(a), b, None) for a, b in parts]
     return r_squared(float(torch.cat(losses).mean()), float(y.var(0, correction=0).mean()))

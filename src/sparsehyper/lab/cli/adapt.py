@@ -13,9 +13,10 @@ from sparsehyper.lab.cli.output import (
     Json,
     echo,
     expectation,
-    mean_share,
+    mean_scored,
     print_json,
     print_table,
+    scored,
     share,
 )
 
@@ -115,26 +116,28 @@ def adapt(
     if json:
         print_json({"out": str(out), "tasks": rows, "seconds": elapsed})
         return
+    score = rows[0]["score"]
+    what = "images" if score == "accuracy" else "rows"
     print_table(
         "New tasks",
-        ["task", "classes", "images", "accuracy on them", "expected", "test images", "test"],
+        ["task", "classes", what, f"{score} on them", "expected", f"test {what}", "test"],
         [
             *(
                 [
                     row["task"],
                     len(row["classes"]),
                     row["images"],
-                    share(row["accuracy"]),
+                    scored(row["accuracy"], score),
                     expectation(row),
                     row["test_images"] or "–",
-                    share(row["test_accuracy"]),
+                    scored(row["test_accuracy"], score),
                 ]
                 for row in rows
             ),
             [
-                *("mean", "", "", mean_share(row["accuracy"] for row in rows)),
-                *(mean_share(row["expected"] for row in rows), ""),
-                mean_share(row["test_accuracy"] for row in rows),
+                *("mean", "", "", mean_scored((row["accuracy"] for row in rows), score)),
+                *(mean_scored((row["expected"] for row in rows), score), ""),
+                mean_scored((row["test_accuracy"] for row in rows), score),
             ],
         ],
     )

@@ -97,10 +97,15 @@ def share(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
-def mean_share(values: Iterable[float | None]) -> str:
-    """The mean of shares, in per cent, leaving out what is None."""
+def scored(value: float | None, score: str) -> str:
+    """An accuracy in per cent, or an R²."""
+    return share(value) if value is None or score == "accuracy" else f"{value:.3f}"
+
+
+def mean_scored(values: Iterable[float | None], score: str) -> str:
+    """The mean of accuracies or R², leaving out what is None."""
     known = [value for value in values if value is not None]
-    return share(sum(known) / len(known) if known else None)
+    return scored(sum(known) / len(known) if known else None, score)
 
 
 def expectation(measured: dict[str, Any]) -> str:
@@ -115,7 +120,7 @@ def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
     """Print the accuracy and loss of every task."""
     losses, score = evaluation["losses"], evaluation.get("score", "accuracy")
     values = {**evaluation["accuracies"], "mean": evaluation["accuracy"]}
-    shown = [f"{v:.2%}" if score == "accuracy" else f"{v:.3f}" for v in values.values()]
+    shown = [scored(value, score) for value in values.values()]
     all_losses = [*(losses[task] for task in evaluation["accuracies"]), evaluation["loss"]]
     rows = [
         [task, value, f"{loss:.4f}"]

@@ -103,7 +103,8 @@ def _predict_table(run: Path, files: list[str], format: str, **settings: Any) ->
         print_csv(*found.rows())
     else:
         columns = ["task", f"predicted {found.target}"]
-        rows = [list(row) for row in zip(found.tasks, found.predicted, strict=True)]
+        shown = [x if isinstance(x, str) else f"{x:.6g}" for x in found.predicted]
+        rows = [list(row) for row in zip(found.tasks, shown, strict=True)]
         if found.probabilities is not None:
             columns.append("probability")
             rows = [[*row, f"{p:.4f}"] for row, p in zip(rows, found.probabilities, strict=True)]

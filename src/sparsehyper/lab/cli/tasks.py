@@ -13,10 +13,10 @@ from sparsehyper.lab.cli.output import (
     Json,
     echo,
     expectation,
-    mean_share,
+    mean_scored,
     print_json,
     print_table,
-    share,
+    scored,
 )
 
 
@@ -70,12 +70,12 @@ def tasks(
                     row["task"],
                     len(row["classes"]),
                     row["origin"],
-                    *_measured(row["measured"]),
+                    *_measured(row["measured"], row["score"]),
                     "–" if row["nearest"] is None else f"{row['nearest']} ({row['cosine']:.3f})",
                 ]
                 for row in rows
             ),
-            ["mean", "", "", "", *_means([row["measured"] or {} for row in rows]), ""],
+            ["mean", "", "", "", *_means(rows), ""],
         ],
     )
     if out is not None:
@@ -84,15 +84,15 @@ def tasks(
     echo(f"{time.perf_counter() - started:.1f} s")
 
 
-def _means(measured: list[dict[str, Any]]) -> list[str]:
+def _means(rows: list[dict[str, Any]]) -> list[str]:
     """Means over the added tasks: accuracy on their images, expected, test accuracy."""
-    names = ("accuracy", "expected", "test_accuracy")
-    return [mean_share(values.get(name) for values in measured) for name in names]
+    names, measured = ("accuracy", "expected", "test_accuracy"), [r["measured"] or {} for r in rows]
+    return [mean_scored((one.get(name) for one in measured), rows[0]["score"]) for name in names]
 
 
-def _measured(values: dict[str, Any] | None) -> list[str]:
+def _measured(values: dict[str, Any] | None, score: str) -> list[str]:
     """Images, accuracy on them, expected and test accuracy of an added task."""
     if values is None:
         return ["–"] * 4
-    own, tested = share(values["accuracy"]), share(values["test_accuracy"])
+    own, tested = (scored(values[name], score) for name in ("accuracy", "test_accuracy"))
     return [str(values["images"]), own, expectation(values), tested]

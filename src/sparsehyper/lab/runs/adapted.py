@@ -144,9 +144,10 @@ def describe_tasks(
 
     Returns:
         One row per task: its name as ``task``, its ``classes``, its ``origin``
-        (`TaskEntry.origin`), what was ``measured`` when it was learned (as `Measured`, or None),
-        and the name of the ``nearest`` other task with the ``cosine`` of the angle between their
-        normalised embeddings, both None for a task without an embedding.
+        (`TaskEntry.origin`), its ``score`` (``"accuracy"`` or ``"R²"``), what was ``measured`` when
+        it was learned (as `Measured`, or None), and the name of the ``nearest`` other task with the
+        ``cosine`` of the angle between their normalised embeddings, both None for a task without an
+        embedding.
     """
     loaded = load_run(directory, trust=trust)
     model = loaded.model
@@ -161,6 +162,7 @@ def describe_tasks(
                 "task": entry.name,
                 "classes": list(entry.classes),
                 "origin": entry.origin,
+                "score": loaded.tasks.score,
                 "measured": entry.measured and dataclasses.asdict(entry.measured),
                 "nearest": other,
                 "cosine": cosine,

@@ -98,13 +98,11 @@ class DataConfig:
             )
         if self.targets is not None:
             check_choice("targets", self.targets, TARGETS)
-        needed, others = ("task_column", "target_column"), ("tasks", "image_size")
-        if not self.is_table:
-            needed, others = (), (*needed, "targets")
-        for name in needed:
+        named = ("task_column", "target_column")
+        for name in named if self.is_table else ():
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` must name a column of the table {self.source!r}")
-        for name in others:
+        for name in ("tasks", "image_size") if self.is_table else (*named, "targets"):
             if (value := getattr(self, name)) is not None:
                 kind = "images" if self.is_table else "a table, *.csv or *.parquet"
                 raise ValueError(f"`{name}` is for {kind}; got {value!r} for {self.source!r}")

@@ -8,9 +8,10 @@
 
 All take float32 images ``[batch, C, H, W]``, normalised as ``(image / 255 - mean) / std``, in any
 batch size, and return one logit for each of the task's classes. The models of a table take rows
-``[batch, features]``, named ``rows``; where the target is a number, they return it scaled. The file also holds a JSON
-description (classes, target, and how an image file becomes an input, step by step): as metadata
-``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of programs.
+``[batch, features]``, named ``rows``; where the target is a number, they return it scaled. The file
+also holds a JSON description (classes, target, and how an image file becomes an input, step by
+step): as metadata ``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of
+programs.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def export_run(
 
     Returns:
         The description of the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
-        ``std``, ``images_altered_by`` (how the task's images were altered, such as
-        ``permuted:10``; None if they were not), ``preprocessing`` (what to do with an image file,
-        in order), ``columns`` (of a table alone: `Columns`), ``target``, ``origin`` (how the task was learned), ``model`` (the form of a model
-        of the task's own, as `ordinary` has it, or None) and ``outputs`` (the number of
-        logits: that of the classes, unless the format is ``"safetensors"`` and the target's last
-        layer is not its output; those beyond the classes are then meaningless).
+        ``std``, ``images_altered_by`` (how the task's images were altered, such as ``permuted:10``;
+        None if they were not), ``preprocessing`` (what to do with an image file, in order),
+        ``columns`` (of a table alone: `Columns`), ``target``, ``origin`` (how the task was
+        learned), ``model`` (the form of a model of the task's own, as `ordinary` has it, or None)
+        and ``outputs`` (the number of logits: that of the classes, unless the format is
+        ``"safetensors"`` and the target's last layer is not its output; those beyond the classes
+        are then meaningless).
 
     Raises:
         FileExistsError: ``file`` exists.

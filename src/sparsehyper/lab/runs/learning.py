@@ -121,8 +121,8 @@ def fit_tasks(
 
     Returns:
         The tasks with the new ones added, and one row per new task: ``task``, ``classes``,
-        ``method``, what `Measured` has, and ``seconds``. A warning tells of a task that was hardly
-        learned.
+        ``method``, ``score`` (``"accuracy"`` or ``"R²"``), what `Measured` has, and ``seconds``. A
+        warning tells of a task that was hardly learned.
     """
     model, info, tasks = loaded.model, loaded.tasks, loaded.task_list
     if info.are_numbers:
@@ -167,6 +167,7 @@ def fit_tasks(
                 "task": one.name,
                 "classes": list(one.classes),
                 "method": tasks.entries[-1].origin,
+                "score": info.score,
                 **dataclasses.asdict(measured),
                 "seconds": found.seconds,
             }

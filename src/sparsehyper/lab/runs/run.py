@@ -43,7 +43,6 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
-from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
 from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
@@ -229,11 +228,10 @@ def _evaluate_tasks(
         n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
         y = torch.cat([labels for _, labels in own])
         outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
-        losses = sample_losses(outputs, y, n_classes)
-        score = score_of(nn.Identity(), outputs, y, n_classes)
-        results.append((name, score, float(losses.mean())))
-    score_name = R_SQUARED if loaded.tasks.are_numbers else ACCURACY
-    return Evaluation(*zip(*results, strict=True), score=score_name)
+        loss = float(sample_losses(outputs, y, n_classes).mean())
+        results.append((name, score_of(nn.Identity(), outputs, y, n_classes), loss))
+    names, scores, losses = zip(*results, strict=True)
+    return Evaluation(names, scores, losses, loaded.tasks.score)
 
 
 def _check_trained(directory: Path) -> None:

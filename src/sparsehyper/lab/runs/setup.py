@@ -43,7 +43,7 @@ from sparsehyper.lab.runs.config import GENERATED, DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
-
+from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
 
 _TOGETHER = 8  # tasks of a table in a batch
 
@@ -73,6 +73,11 @@ class TaskInfo:
     def are_numbers(self) -> bool:
         """Whether what is predicted are numbers, and no classes."""
         return self.columns is not None and self.columns.scaling is not None
+
+    @property
+    def score(self) -> str:
+        """What `Evaluation.accuracies` of the tasks are."""
+        return R_SQUARED if self.are_numbers else ACCURACY
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -179,9 +184,9 @@ def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> 
     if Path(data.source).is_dir():
         return load_folder(data.source, image_size=data.image_size, seed=data.seed)
     raise FileNotFoundError(
-        f"`source` must be a folder of images, a table (*.csv, *.parquet) or one of {', '.join(map(repr, SOURCES))}, or "
-        f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
-        "it has moved"
+        "`source` must be a folder of images, a table (*.csv, *.parquet) or one of "
+        f"{', '.join(map(repr, SOURCES))}, or several joined by '+'; got "
+        f"{data.source!r}, which is none of them; say where it is now if it has moved"
     )
 
 
