@@ -35,6 +35,16 @@ class Given:
             yield torch.zeros(len(part), 1), part, torch.full([len(part)], task)
 
 
+def test_numbers_are_scored_by_r_squared():
+    data = Given([[1.0], [3.0]], [[2.0], [2.0]])
+    found = evaluate(Constant(2.0), data)
+    assert found.losses == (1.0, 0.0)
+    assert found.accuracies == (-1.0, 1.0)  # the mean variance within tasks is 0.5
+    assert found.shown(found.accuracy) == "R² 0.000"
+    assert Evaluation.from_dict(found.to_dict()) == found
+    assert evaluate(Constant(1.0), Given([[2.0], [2.0]])).accuracies == (0.0,)
+
+
 def test_accuracy_and_loss_of_each_task():
     model = Constant(math.log(3.0), 0.0)
     found = evaluate(model, Given([0, 0, 0, 1], [1, 1]), names=["a", "b"], batch_size=3)

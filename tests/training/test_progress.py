@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 from sparsehyper.training import Evaluation
@@ -21,7 +22,8 @@ def test_plain_lines_off_a_terminal(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        "step 100/200  loss 0.2500  val 62.50% (worst 50.00% bags)  1,234 images/s  1:23 left\n"
+        "step 100/200 (50%)  loss 0.2500  val 62.50% (worst 50.00% bags)  1,234 images/s  "
+        "0:00 elapsed  1:23 left\n"
     )
 
 
@@ -30,17 +32,29 @@ def test_quiet(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_on_a_terminal(capsys, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def shown_on_a_terminal(monkeypatch, columns):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     show()
-    shown = terminal.getvalue()
+    return re.sub(r"\x1b\[[?\d;]*\w", "", terminal.getvalue())
+
+
+def test_a_narrow_terminal_has_the_percentage_and_the_loss(monkeypatch):
+    shown = shown_on_a_terminal(monkeypatch, 40)
+    assert " 50% 0:00:00 loss 0.1250" in shown
+    assert "/200" not in shown
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    shown = shown_on_a_terminal(monkeypatch, 120)
     assert "101/200" in shown
+    assert " 50% " in shown
     assert "val 62.50%" in shown
     assert "1,234 images/s" in shown
     assert capsys.readouterr().out == ""

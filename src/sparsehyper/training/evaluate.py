@@ -1,4 +1,8 @@
-"""Loss and accuracy of every task, each among its own classes (`mask_classes`)."""
+"""Loss and accuracy of every task, each among its own classes (`mask_classes`).
+
+Labels may be numbers to predict, floats ``[batch, outputs]``. The loss is then the mean squared
+error, and what stands for the accuracy is R²: 1 - error / the mean variance within tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,17 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer
 from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.objectives import r_squared, sample_losses
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 
+ACCURACY, R_SQUARED = "accuracy", "R²"
+
 LabelledBatch = tuple[Tensor, Tensor, Tensor]
-"""Images ``[batch, channels, height, width]``, classes ``[batch]``, tasks ``[batch]``."""
+"""Inputs ``[batch, …]``, classes ``[batch]`` or numbers ``[batch, outputs]``, tasks ``[batch]``."""
 
 
 class EvaluationData(Protocol):
@@ -36,13 +42,15 @@ class Evaluation:
 
     Attributes:
         tasks: task names, in order.
-        accuracies: accuracy of each task, in [0, 1].
-        losses: mean cross entropy of each task, in nats.
+        accuracies: accuracy of each task, in [0, 1]; of numbers R², at most 1.
+        losses: mean cross entropy of each task, in nats; of numbers the mean squared error.
+        score: what ``accuracies`` are: ``"accuracy"`` or ``"R²"``.
     """
 
     tasks: tuple[str, ...]
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
+    score: str = ACCURACY
 
     @property
     def accuracy(self) -> float:
@@ -70,7 +78,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, with the means and the worst task."""
+        score = {} if self.score == ACCURACY else {"score": self.score}
         return {
+            **score,
             "accuracy": self.accuracy,
             "loss": self.loss,
             "worst_task": self.worst_task,
@@ -83,7 +93,12 @@ class Evaluation:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         accuracies, losses = values["accuracies"], values["losses"]
-        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()))
+        score = values.get("score", ACCURACY)
+        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()), score)
+
+    def shown(self, value: float) -> str:
+        """An accuracy or R² in words."""
+        return f"{value:.2%}" if self.score == ACCURACY else f"{self.score} {value:.3f}"
 
 
 def evaluate(
@@ -128,17 +143,29 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    right, loss = totals = torch.zeros(2, len(names), device=here.device)
+    right, spread, loss, kinds = totals = torch.zeros(4, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
+            numbers = []
             for x, y, _ in data.batches(task, batch_size):
                 x, y = x.to(here.device), y.to(here.device)
-                logits = mask_classes(model(x, task=task), limits[task])
-                right[task] += (logits.argmax(1) == y).sum()
-                loss[task] += F.cross_entropy(logits, y, reduction="sum")
-    means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
-    accuracies, losses = means.tolist()
-    return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
+                outputs = model(x, task=task)
+                loss[task] += sample_losses(outputs, y, limits[task]).sum()
+                if y.is_floating_point():
+                    numbers.append(y.flatten(1))
+                else:
+                    right[task] += (mask_classes(outputs, limits[task]).argmax(1) == y).sum()
+            if numbers:
+                kinds[task] = 1
+                labels = torch.cat(numbers)
+                spread[task] = (labels - labels.mean(0)).square().mean(1).sum()
+    totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
+    accuracies, _, losses, _ = (totals / counts).tolist()
+    score = ACCURACY
+    if bool(totals[3].any()):
+        score, variance = R_SQUARED, float(totals[1].sum() / counts.sum())
+        accuracies = [r_squared(value, variance) for value in losses]
+    return Evaluation(tuple(names), tuple(accuracies), tuple(losses), score)
 
 
 def check_tasks(

@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
+from sparsehyper._util.objectives import sample_losses
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -113,8 +112,9 @@ def train(
 
     Args:
         model: called as ``model(x, task=task)`` with ``task`` an int64 tensor ``[batch]``, or an
-            int when the batch is of one task; returns logits ``[batch, outputs]``. It is moved to
-            the device; its mode is restored afterwards.
+            int when the batch is of one task; returns logits ``[batch, outputs]``, or numbers for
+            labels that are floating-point numbers ``[batch, outputs]``, whose loss is the mean
+            squared error. It is moved to the device; its mode is restored afterwards.
         batches: the training stream; with several processes, this process's share of every batch.
         validation: images that decide on the best evaluation (the highest mean accuracy, and of
             several the one with the lowest loss), early stopping and the plateau schedule.
@@ -182,7 +182,7 @@ def train(
     def add_gradients(x: Tensor, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
         with autocast(here.device, config.precision):
             logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
-        losses = F.cross_entropy(mask_classes(logits, classes), y, reduction="none")
+        losses = sample_losses(logits, y, classes)
         (losses.mean() / config.accumulate).backward()
         return losses.detach()
 
@@ -303,9 +303,17 @@ def train(
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:
-    for task in range(len(examples.counts)):
-        pairs = ((x, y) for x, y, _ in examples.batches(task, config.eval_batch_size))
-        model.solve_head(task, pairs)
+    """Solve the heads of all tasks; those of numbers under the prior that the tasks give."""
+
+    def pairs(task: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x, y) for x, y, _ in examples.batches(task, config.eval_batch_size))
+
+    tasks = range(len(examples.counts))
+    if len(tasks) > 1 and not model.own_head().classes:
+        model.fit_head_prior({model.task_names[task]: pairs(task) for task in tasks})
+        return
+    for task in tasks:
+        model.solve_head(task, pairs(task))
 
 
 class _Window:

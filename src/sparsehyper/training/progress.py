@@ -6,15 +6,18 @@ It goes to standard error, so that standard output holds results only.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, Self
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.text import printable
 from sparsehyper.training.evaluate import Evaluation
 
+_WIDE = 80  # columns, from which there is room for a bar
+
 
 class Progress:
-    """Shows throughput, time left and validation accuracy; a context manager.
+    """Shows progress, throughput, times and validation accuracy; a context manager.
 
     Args:
         steps: total number of updates.
@@ -27,6 +30,7 @@ class Progress:
         self._lines = show and not sys.stderr.isatty()
         self._validation = "-"
         self._loss = self._rate = 0.0
+        self._started = time.perf_counter()
         self._bar = self._task = None
         if show and sys.stderr.isatty():
             self._bar = _bar()
@@ -36,17 +40,22 @@ class Progress:
         """Show the state of training after `step` updates."""
         self._loss, self._rate = loss, images_per_second
         if self._bar is not None:
-            status = f"loss {loss:.4f}  val {self._validation}  {images_per_second:,.0f} images/s"
+            status = f"loss {loss:.4f}  val {self._validation}"
+            if self._bar.console.width >= _WIDE:
+                status += f"  {images_per_second:,.0f} images/s"
             self._bar.update(self._task, completed=step, status=status)
 
     def evaluated(self, step: int, evaluation: Evaluation, seconds_left: float) -> None:
         """Show an evaluation made after `step` updates."""
-        self._validation = f"{evaluation.accuracy:.2%}"
+        self._validation = evaluation.shown(evaluation.accuracy)
         if self._lines:
-            worst = f"worst {evaluation.worst_accuracy:.2%} {printable(evaluation.worst_task)}"
+            worst = f"worst {evaluation.shown(evaluation.worst_accuracy)} "
+            worst += printable(evaluation.worst_task)
+            elapsed = _clock(time.perf_counter() - self._started)
             print(
-                f"step {step}/{self._steps}  loss {self._loss:.4f}  val {self._validation} "
-                f"({worst})  {self._rate:,.0f} images/s  {_clock(seconds_left)} left",
+                f"step {step}/{self._steps} ({step / self._steps:.0%})  loss {self._loss:.4f}  "
+                f"val {self._validation} ({worst})  {self._rate:,.0f} images/s  {elapsed} elapsed  "
+                f"{_clock(seconds_left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -63,12 +72,13 @@ class Progress:
 
 def _bar() -> Any:
     progress = require("rich.progress", "train")
+    console = require("rich.console", "train").Console(stderr=True)
+    columns = [progress.TaskProgressColumn(), progress.TimeElapsedColumn()]
+    if console.width >= _WIDE:
+        columns = [progress.BarColumn(), progress.MofNCompleteColumn(), *columns]
+        columns.append(progress.TimeRemainingColumn())
     return progress.Progress(
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[status]}"),
-        progress.TimeRemainingColumn(),
-        console=require("rich.console", "train").Console(stderr=True),
+        *columns, progress.TextColumn("{task.fields[status]}"), console=console
     )
 
 

@@ -276,6 +276,36 @@ def test_an_adapted_run_is_evaluated_on_its_own_images_and_on_those_of_new_tasks
     assert "unknown task 'hats'" in done.err
 
 
+def test_tables_have_a_line_for_a_task_and_a_mean(command, adapted, monkeypatch):
+    shown = command("tasks", adapted).out
+    assert len([line for line in shown.splitlines() if "%" in line]) == 2  # hats and the mean
+    assert "worn" not in shown
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = command("tasks", adapted).out.splitlines()
+    assert narrow[narrow.index("hats") + 1 :][:2] == ["  classes: 2", "  origin: embedding"]
+    assert max(map(len, narrow[1:])) <= 40
+
+
+def test_a_run_finds_its_relative_folder_from_another(command, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    out = tmp_path / "run"
+    assert command("train", "--data", "data", "--out", out, *QUICK, "--steps", "2").code == 0
+    monkeypatch.chdir(tmp_path)
+    done = command("evaluate", out)
+    assert done.code == 0, done.err
+
+
+def test_added_tasks_are_evaluated_on_validation_images(command, adapted, tmp_path):
+    for part, count in (("train", 2), ("test", 2), ("val", 3)):
+        write_task(tmp_path / "more" / part / "hats", {"old": 90, "new": 160}, count, seed=count)
+    done = command("evaluate", adapted, "--added", tmp_path / "more", "--split", "val", "--json")
+    assert json.loads(done.out)["accuracy"] > 0.6
+    shutil.rmtree(tmp_path / "more" / "val")
+    done = command("evaluate", adapted, "--added", tmp_path / "more", "--split", "val")
+    assert done.code == 2
+    assert "needs a folder val/" in done.err
+
+
 @pytest.mark.filterwarnings("always")
 def test_a_task_that_was_hardly_learned_is_told_of(command, trained, tmp_path):
     write_task(tmp_path / "same" / "hats", {"old": 120, "new": 120}, count=40)

@@ -1,11 +1,12 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sparsehyper.lab.data import Hue, load_folder, make_tasks
+from sparsehyper.lab.data import Hue, Images, load_folder, make_tasks
 
 
 def _picture(seed=0, shape=(6, 5)):
@@ -169,10 +170,40 @@ def test_folder_one_level_too_deep(fill):
 
 def test_only_one_part_or_others_beside(fill):
     root = fill("train/t/x", "train/t/y")
-    with pytest.raises(ValueError, match=r"must have train/ and test/ .* got train/$"):
+    with pytest.raises(ValueError, match=r"must have train/ and test/, .* got train/$"):
         load_folder(root)
-    fill("test/t/x", "val/t/x")
-    with pytest.raises(ValueError, match=r"got test/, train/, val/$"):
+    fill("test/t/x", "more/t/x")
+    with pytest.raises(ValueError, match=r"got more/, test/, train/$"):
+        load_folder(root)
+
+
+def test_validation_images_of_ones_own(fill):
+    root = fill("train/t/x", "train/t/y", "test/t/x", "test/t/y", "val/t/x", "val/t/y")
+    source = load_folder(root)
+    tasks = make_tasks(source)
+    assert tasks.train.counts == (len(source.train.labels),)
+    assert tasks.val.counts == (len(source.val.labels),)
+    assert torch.equal(tasks.val.pixels, source.val.pixels)
+    assert tasks.fingerprint != make_tasks(replace(source, val=None)).fingerprint
+
+
+def test_an_image_is_tested_on_before_it_is_validated_or_trained_on(fill):
+    root = fill("train/t/x", "train/t/y", "test/t/x", "test/t/y", "val/t/x", "val/t/y")
+    source = load_folder(root)
+    both = Images(
+        torch.cat([source.val.pixels, source.test.pixels]),
+        torch.cat([source.val.labels, source.test.labels]),
+    )
+    tasks = make_tasks(replace(source, val=both))
+    assert tasks.val.counts == (len(source.val.labels),)
+    copied = Images(*map(torch.cat, zip(source.train, source.val, strict=True)))
+    tasks = make_tasks(replace(source, train=copied))
+    assert tasks.copies_dropped == len(source.val.labels)
+
+
+def test_validation_images_of_a_class_that_is_not_trained_on(fill):
+    root = fill("train/t/x", "train/t/y", "test/t/x", "test/t/y", "val/t/x", "val/t/z")
+    with pytest.raises(ValueError, match=r"class 'z' of task 't' is in .*val and not in .*train"):
         load_folder(root)
 
 

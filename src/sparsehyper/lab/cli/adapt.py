@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
+from sparsehyper.lab.cli.output import (
+    Json,
+    echo,
+    expectation,
+    mean_scored,
+    print_json,
+    print_table,
+    scored,
+    share,
+)
 
 
 def adapt(
@@ -18,12 +27,13 @@ def adapt(
         Path,
         typer.Option(
             help=r"Folder [train|test]/TASK/CLASS/\*.png, or with --task "
-            r"[train|test]/CLASS/\*.png. Images in test are only tested on."
+            r"[train|test]/CLASS/\*.png. Images in test are only tested on. For a run of a table, "
+            "a table with the same columns."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the new run; must be new.")],
     task: Annotated[
-        str | None, typer.Option(help="Name of the one new task that the folder holds.")
+        str | None, typer.Option(help="Name of the one new task that --data holds.")
     ] = None,
     method: Annotated[
         str,
@@ -106,20 +116,29 @@ def adapt(
     if json:
         print_json({"out": str(out), "tasks": rows, "seconds": elapsed})
         return
+    score = rows[0]["score"]
+    what = "images" if score == "accuracy" else "rows"
     print_table(
         "New tasks",
-        ["task", "classes", "images", "accuracy on them", "expected", "test images", "test"],
+        ["task", "classes", what, f"{score} on them", "expected", f"test {what}", "test"],
         [
+            *(
+                [
+                    row["task"],
+                    len(row["classes"]),
+                    row["images"],
+                    scored(row["accuracy"], score),
+                    expectation(row),
+                    row["test_images"] or "–",
+                    scored(row["test_accuracy"], score),
+                ]
+                for row in rows
+            ),
             [
-                row["task"],
-                ", ".join(row["classes"]),
-                row["images"],
-                share(row["accuracy"]),
-                expectation(row),
-                row["test_images"] or "–",
-                share(row["test_accuracy"]),
-            ]
-            for row in rows
+                *("mean", "", "", mean_scored((row["accuracy"] for row in rows), score)),
+                *(mean_scored((row["expected"] for row in rows), score), ""),
+                mean_scored((row["test_accuracy"] for row in rows), score),
+            ],
         ],
     )
     for row in rows:

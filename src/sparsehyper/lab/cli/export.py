@@ -39,7 +39,11 @@ def export(
         print_json({"out": str(out), "bytes": size, "seconds": seconds, **about})
         return
     shape = " × ".join(map(str, about["image_shape"]))
+    inputs, outputs = f"images {shape}", f"{about['outputs']} logits"
+    if "columns" in about:
+        inputs = f"rows of {shape} features"
+        outputs = "1 scaled number" if about["columns"]["scaling"] else outputs
     echo(
-        f"{out}: {about['format']}, {size:,} bytes, images {shape}, {about['outputs']} logits "
+        f"{out}: {about['format']}, {size:,} bytes, {inputs}, {outputs} "
         f"({', '.join(about['classes'])}), {seconds:.1f} s"
     )

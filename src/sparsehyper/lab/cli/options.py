@@ -48,7 +48,21 @@ _SETTINGS = {
     "data": _Setting(
         *("Data", str, "digits", "data.source"),
         "digits, mnist, fashion_mnist, cifar10, cifar100, omniglot_small1, several as "
-        r"mnist+cifar10, or a folder [train|test]/TASK/CLASS/\*.png.",
+        r"mnist+cifar10, a folder [train|val|test]/TASK/CLASS/\*.png, or a table, \*.csv or "
+        r"\*.parquet.",
+    ),
+    "task_column": _Setting(
+        *("Data", str | None, None, "data.task_column"),
+        "For a table: the column that names each row's task, such as its site.",
+    ),
+    "target_column": _Setting(
+        *("Data", str | None, None, "data.target_column"),
+        "For a table: the column to predict. All others are inputs.",
+    ),
+    "targets": _Setting(
+        *("Data", str | None, None, "data.targets"),
+        "For a table: the column to predict holds numbers or classes; by default classes where it "
+        "holds text.",
     ),
     "tasks": _Setting(
         *("Data", str | None, None, "data.tasks"),
@@ -98,8 +112,8 @@ _SETTINGS = {
     "head": _Setting(
         *("Model", str | None, None, "head"),
         "The target's last layer: generated, or solved from each task's images by ridge or "
-        "prototypes. By default ridge if tasks have classes of their own, and generated if all "
-        "have the same.",
+        "prototypes. By default ridge if tasks have classes of their own or numbers are "
+        "predicted, and generated if all have the same.",
     ),
     "base": _Setting(
         *("Model", str | None, None, "base"),

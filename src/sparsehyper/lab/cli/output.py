@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -58,27 +59,53 @@ def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *([_cell(str(value)) for value in row] for row in rows)])
+    writer.writerows([columns, *([_cell(value) for value in row] for row in rows)])
     typer.echo(text.getvalue(), nl=False)
 
 
-def _cell(text: str) -> str:
-    return f"'{printable(text)}" if text.startswith(_FORMULAS) else printable(text)
+def _cell(value: Any) -> str:
+    text = printable(value)
+    if isinstance(value, (int, float)):  # a number below 0 is no formula
+        return text
+    return f"'{text}" if str(value).startswith(_FORMULAS) else text
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table; the first column is text, the others are numbers.
+
+    Where the terminal is too narrow for the longest words, each row is a paragraph instead.
+    """
     table = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))  # Text: no markup
-    Console().print(table)
+    console = Console()
+    unlimited = console.options.update(max_width=10**6)
+    if Measurement.get(console, unlimited, table).minimum <= console.width:
+        console.print(table)
+        return
+    echo(title)
+    for first, *values in rows:
+        echo(first)
+        for column, value in zip(columns[1:], values, strict=True):
+            echo(f"  {column}: {value}")
 
 
 def share(value: float | None, digits: int = 2) -> str:
     """A share in per cent."""
     return "–" if value is None else f"{value:.{digits}%}"
+
+
+def scored(value: float | None, score: str) -> str:
+    """An accuracy in per cent, or an R²."""
+    return share(value) if value is None or score == "accuracy" else f"{value:.3f}"
+
+
+def mean_scored(values: Iterable[float | None], score: str) -> str:
+    """The mean of accuracies or R², leaving out what is None."""
+    known = [value for value in values if value is not None]
+    return scored(sum(known) / len(known) if known else None, score)
 
 
 def expectation(measured: dict[str, Any]) -> str:
@@ -91,10 +118,14 @@ def expectation(measured: dict[str, Any]) -> str:
 
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
     """Print the accuracy and loss of every task."""
-    losses = evaluation["losses"]
+    losses, score = evaluation["losses"], evaluation.get("score", "accuracy")
+    values = {**evaluation["accuracies"], "mean": evaluation["accuracy"]}
+    shown = [scored(value, score) for value in values.values()]
+    all_losses = [*(losses[task] for task in evaluation["accuracies"]), evaluation["loss"]]
     rows = [
-        [task, f"{accuracy:.2%}", f"{losses[task]:.4f}"]
-        for task, accuracy in evaluation["accuracies"].items()
+        [task, value, f"{loss:.4f}"]
+        for task, value, loss in zip(
+            [*evaluation["accuracies"], "mean"], shown, all_losses, strict=True
+        )
     ]
-    rows.append(["mean", f"{evaluation['accuracy']:.2%}", f"{evaluation['loss']:.4f}"])
-    print_table(title, ["task", "accuracy", "loss"], rows)
+    print_table(title, ["task", score, "loss"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,10 @@ _FORMATS = ("table", "json", "csv")
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders and globs.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders and globs; for a run of a table, a table."),
+    ],
     task: Annotated[
         str | None,
         typer.Option(
@@ -39,15 +42,22 @@ def predict(
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
 ) -> None:
-    r"""Classify images.
+    r"""Classify images, or predict a column of a table.
 
     Example: **sparsehyper predict runs/shop-hats --task hats new/\*.png --format csv**
+
+    Example: **sparsehyper predict runs/sites new.csv --format csv**
     """
     from sparsehyper._util.checks import check_choice
-    from sparsehyper.lab.runs import predict_run
+    from sparsehyper.lab.runs import predict_run, read_experiment
 
     check_choice("format", format, _FORMATS)
-    started = time.perf_counter()
+    started, trust = time.perf_counter(), trust_target or ()
+    if read_experiment(run, trust=trust).data.is_table:
+        _predict_table(
+            run, images, format, task=task, batch_size=batch_size, device=device, trust=trust
+        )
+        return
     found = predict_run(
         run,
         images,
@@ -55,7 +65,7 @@ def predict(
         resize=resize,
         batch_size=batch_size,
         device=device,
-        trust=trust_target or (),
+        trust=trust,
     )
     seconds = time.perf_counter() - started
     if format == "json":
@@ -79,3 +89,23 @@ def predict(
     echo(f"{images_seen}, task {found.task!r} {chosen}, {seconds:.1f} s", err=True)
     if found.accuracy is not None:
         echo(f"{found.accuracy:.2%} are in the folder of their class", err=True)
+
+
+def _predict_table(run: Path, files: list[str], format: str, **settings: Any) -> None:
+    from sparsehyper.lab.runs import predict_table
+
+    if len(files) != 1:
+        raise ValueError(f"`images` must be one table for a run of a table, got {len(files)} files")
+    found = predict_table(run, files[0], **settings)
+    if format == "json":
+        print_json(found.to_dict())
+    elif format == "csv":
+        print_csv(*found.rows())
+    else:
+        columns = ["task", f"predicted {found.target}"]
+        shown = [x if isinstance(x, str) else f"{x:.6g}" for x in found.predicted]
+        rows = [list(row) for row in zip(found.tasks, shown, strict=True)]
+        if found.probabilities is not None:
+            columns.append("probability")
+            rows = [[*row, f"{p:.4f}"] for row, p in zip(rows, found.probabilities, strict=True)]
+        print_table(f"Predictions for {files[0]}", columns, rows)

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, echo, expectation, print_json, print_table, share
+from sparsehyper.lab.cli.output import (
+    Json,
+    echo,
+    expectation,
+    mean_scored,
+    print_json,
+    print_table,
+    scored,
+)
 
 
 def tasks(
@@ -51,22 +59,23 @@ def tasks(
             "classes",
             "origin",
             "images",
-            "accuracy on them",
+            "on them",
             "expected",
-            "test accuracy",
-            "nearest",
-            "cosine",
+            "test",
+            "nearest (cosine)",
         ],
         [
-            [
-                row["task"],
-                ", ".join(row["classes"]),
-                row["origin"],
-                *_measured(row["measured"]),
-                row["nearest"] or "–",
-                "–" if row["cosine"] is None else f"{row['cosine']:.3f}",
-            ]
-            for row in rows
+            *(
+                [
+                    row["task"],
+                    len(row["classes"]),
+                    row["origin"],
+                    *_measured(row["measured"], row["score"]),
+                    "–" if row["nearest"] is None else f"{row['nearest']} ({row['cosine']:.3f})",
+                ]
+                for row in rows
+            ),
+            ["mean", "", "", "", *_means(rows), ""],
         ],
     )
     if out is not None:
@@ -75,9 +84,15 @@ def tasks(
     echo(f"{time.perf_counter() - started:.1f} s")
 
 
-def _measured(values: dict[str, Any] | None) -> list[str]:
+def _means(rows: list[dict[str, Any]]) -> list[str]:
+    """Means over the added tasks: accuracy on their images, expected, test accuracy."""
+    names, measured = ("accuracy", "expected", "test_accuracy"), [r["measured"] or {} for r in rows]
+    return [mean_scored((one.get(name) for one in measured), rows[0]["score"]) for name in names]
+
+
+def _measured(values: dict[str, Any] | None, score: str) -> list[str]:
     """Images, accuracy on them, expected and test accuracy of an added task."""
     if values is None:
         return ["–"] * 4
-    own, tested = share(values["accuracy"]), share(values["test_accuracy"])
+    own, tested = (scored(values[name], score) for name in ("accuracy", "test_accuracy"))
     return [str(values["images"]), own, expectation(values), tested]

@@ -59,11 +59,14 @@ def train(
     With your own images: **sparsehyper train --out runs/mine --data FOLDER**, where FOLDER holds
     TASK/CLASS/\*.png.
 
+    With a table: **sparsehyper train --out runs/sites --data sites.csv --task-column site
+    --target-column price**
+
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
     from sparsehyper.generators import Generator
     from sparsehyper.lab.runs import load_tasks, run_experiment
-    from sparsehyper.lab.runs.setup import usual_head
+    from sparsehyper.lab.runs.setup import usual_batch, usual_head
     from sparsehyper.training.processes import is_main_process
 
     if resume:
@@ -73,6 +76,11 @@ def train(
     tasks = load_tasks(experiment.data, options["data_dir"])
     if not resume and options["head"] is None and isinstance(experiment.method, Generator):
         options["head"] = usual_head(experiment, tasks)
+        if (
+            tasks.columns is not None
+            and not {"batch_size", "tasks_per_batch"} & given(context).keys()
+        ):
+            options["batch_size"], options["tasks_per_batch"] = usual_batch(tasks)
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
         echo(_found(tasks), err=True)
@@ -89,13 +97,17 @@ def _found(tasks: TaskSet) -> str:
     """The tasks, classes and images, in words."""
     some, counts = ", ".join(map(repr, tasks.names[:3])), sorted(set(tasks.n_classes))
     classes = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    images = (sum(split.counts) for split in (tasks.train, tasks.val, tasks.test))
+    what, of = "images", f"of {classes} classes"
+    shape = " × ".join(map(str, tasks.image_shape))
+    if tasks.columns is not None:
+        what, shape = "rows", f"{shape} features"
+        of = f"with {tasks.columns.target} to predict"
+    images = [sum(split.counts) for split in (tasks.train, tasks.val, tasks.test)]
     least = min(tasks.train.counts)
     return (
-        f"{len(tasks.names)} tasks ({some}{', …' if tasks.names[3:] else ''}) of {classes} "
-        "classes; "
-        "{:,} images to train on, {:,} to validate, {:,} to test".format(*images)
-        + f"; at least {least:,} a task to train on; {' × '.join(map(str, tasks.image_shape))}"
+        f"{len(tasks.names)} tasks ({some}{', …' if tasks.names[3:] else ''}) {of}; "
+        + "{:,} {} to train on, {:,} to validate, {:,} to test".format(images[0], what, *images[1:])
+        + f"; at least {least:,} a task to train on; {shape}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Image data for many tasks: sources of images, tasks made of them, and batches."""
+"""Data for many tasks: sources of images, tables, tasks made of them, and batches."""
 
 from sparsehyper.lab.data.assembly import make_tasks
 from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
+from sparsehyper.lab.data.columns import TARGETS, Columns, is_table, read_table
 from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source
 from sparsehyper.lab.data.folder import LabelledTask, load_folder, load_new_tasks
 from sparsehyper.lab.data.image_files import find_images, load_images
@@ -9,15 +10,18 @@ from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split
 from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
+from sparsehyper.lab.data.table import load_new_rows, load_table, tasks_of_rows
 from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of
 
 __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
+    "TARGETS",
     "TASK_MAKERS",
     "Alphabets",
     "Batch",
     "Batches",
+    "Columns",
     "Hue",
     "Images",
     "LabelledTask",
@@ -33,12 +37,17 @@ __all__ = [
     "find_images",
     "images_of",
     "is_source",
+    "is_table",
     "join_sources",
     "load_folder",
     "load_images",
+    "load_new_rows",
     "load_new_tasks",
     "load_source",
+    "load_table",
     "make_tasks",
     "maker_from_config",
     "parse_tasks",
+    "read_table",
+    "tasks_of_rows",
 ]

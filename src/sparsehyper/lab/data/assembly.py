@@ -32,13 +32,16 @@ def make_tasks(
 ) -> TaskSet:
     """Make tasks of a source's images.
 
-    Training images that the test set contains too are dropped (``copies_dropped`` counts them).
-    Copies among the training images stay on the same side of the validation split.
+    Training images that the test set contains too are dropped (``copies_dropped`` counts them), as
+    are those that the source's own validation images contain, and of these those of the test set.
+    Without validation images of the source's own, some training images are held out for it, and
+    copies of an image stay on the same side.
 
     Args:
         source: a source from `load_source` or `load_folder`, or your own.
         maker: description of the tasks; None for the tasks that the source itself defines.
-        val_fraction: share of the training images of each class to validate on, in [0, 1).
+        val_fraction: share of the training images of each class to validate on, in [0, 1). This
+            and ``seed`` are for a source without validation images of its own.
         seed: seed of the choice of validation images, at least 0.
 
     Raises:
@@ -55,22 +58,29 @@ def make_tasks(
     tasks, transform = _plan(source, maker)
     digest, test_digest = digests(source.train.pixels), digests(source.test.pixels)
     labels = source.train.labels.numpy()
-    pool = np.flatnonzero(~np.isin(digest, test_digest))
+    validation = source.val or source.train
+    val_digest = digest if source.val is None else digests(validation.pixels)
+    held_out = [test_digest] if source.val is None else [test_digest, val_digest]
+    pool = np.flatnonzero(~np.isin(digest, np.concatenate(held_out)))
     copies = len(digest) - len(pool)
     if copies:
-        log.info("%s: dropped %d training images that the test images contain", source.name, copies)
+        log.info("%s: dropped %d training images that are held out too", source.name, copies)
     if not len(pool):
-        raise ValueError(f"every training image of `source` {source.name!r} is a test image too")
-    held = hold_out(digest[pool], labels[pool], val_fraction, seed)
-    train, val = torch.from_numpy(pool[~held]), torch.from_numpy(pool[held])
-    test = torch.arange(len(source.test.labels))
-
+        raise ValueError(f"every training image of `source` {source.name!r} is held out too")
+    if source.val is None:
+        held = hold_out(digest[pool], labels[pool], val_fraction, seed)
+        pool, val = pool[~held], pool[held]
+    else:
+        val = np.flatnonzero(~np.isin(val_digest, test_digest))
+    rows = torch.from_numpy(pool), torch.from_numpy(val), torch.arange(len(source.test.labels))
+    train = rows[0]
     mean, std = _channel_statistics(source.train.pixels, train)
     splits = [
-        TaskSplit(images, rows, tasks, transform, mean, std)
-        for images, rows in ((source.train, train), (source.train, val), (source.test, test))
+        TaskSplit(images, own_rows, tasks, transform, mean, std)
+        for images, own_rows in zip((source.train, validation, source.test), rows, strict=True)
     ]
-    _check_counts(tasks, source, train, splits, val_fraction)
+    _check_counts(tasks, source, train, splits, source.val is None and val_fraction == 0)
+    given = () if source.val is None else (val_digest, validation.labels.numpy())
     return TaskSet(
         names=tuple(task.name for task in tasks),
         classes=tuple(task.class_names for task in tasks),
@@ -85,8 +95,9 @@ def make_tasks(
             labels,
             test_digest,
             source.test.labels.numpy(),
-            train.numpy(),
-            val.numpy(),
+            pool,
+            val,
+            *given,
         ),
         copies_dropped=copies,
         train=splits[0],
@@ -112,7 +123,7 @@ def _check_counts(
     source: Source,
     train: Tensor,
     splits: Sequence[TaskSplit],
-    val_fraction: float,
+    without_validation: bool,
 ) -> None:
     trained = set(source.train.labels[train].tolist())
     for task in tasks:
@@ -120,7 +131,7 @@ def _check_counts(
             if index not in trained:
                 raise ValueError(f"class {name!r} of task {task.name!r} has no training images")
     for part, split in zip(("training", "validation", "test"), splits, strict=True):
-        if 0 in split.counts and not (part == "validation" and val_fraction == 0):
+        if 0 in split.counts and not (part == "validation" and without_validation):
             name = tasks[split.counts.index(0)].name
             raise ValueError(
                 f"task {name!r} has no {part} images; give its classes more different images"

@@ -2,6 +2,7 @@
 
     root/<task>/<class>/*.png                  a fifth of every class becomes the test set
     root/{train,test}/<task>/<class>/*.png     training and test set are given
+    root/{train,val,test}/<task>/<class>/*.png and the images to validate on
 
 The images are read as `image_files` describes.
 """
@@ -30,6 +31,7 @@ from sparsehyper.lab.data.source import Images, Source, Task
 from sparsehyper.lab.data.splits import digests, hold_out
 
 TEST_FRACTION = 0.2
+_PARTS = ("train", "test", "val")
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
 _TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
 _TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
@@ -95,8 +97,8 @@ def load_folder(
         if not held.any():
             raise ValueError(f"no class in {root} has two different images, to test on one of them")
         parts = [Images(pixels[~held], labels[~held]), Images(pixels[held], labels[held])]
-    train, test = parts
-    return Source(root.resolve().name, tuple(map("/".join, ids)), train, test, tasks)
+    classes = tuple(map("/".join, ids))
+    return Source(root.resolve().name, classes, parts[0], parts[1], tasks, *parts[2:])
 
 
 class LabelledTask(NamedTuple):
@@ -105,12 +107,20 @@ class LabelledTask(NamedTuple):
     name: str
     classes: tuple[str, ...]
     train: Images
-    test: Images | None  # None if the folder has no test/
+    test: Images | None = None  # None if the folder has no test/
+    val: Images | None = None  # None if the folder has no val/
+
+    @property
+    def examples(self) -> Images:
+        """All images but those of the test, to learn the task from."""
+        if self.val is None:
+            return self.train
+        return Images(*map(torch.cat, zip(self.train, self.val, strict=True)))
 
 
 def load_new_tasks(
     root: str | os.PathLike[str],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     *,
     task: str | None = None,
     resize: bool = False,
@@ -119,7 +129,7 @@ def load_new_tasks(
 
     Args:
         root: ``root/<task>/<class>/*.png`` or, with ``task``, ``root/<class>/*.png``; in either
-            case with or without ``train/`` and ``test/`` above.
+            case with or without ``train/`` and ``test/`` above, and ``val/``.
         image_shape: channels, height, width that the model takes.
         task: name of the one task that ``root`` holds.
         resize: resize images to that height and width; otherwise they must have it.
@@ -147,12 +157,12 @@ def load_new_tasks(
             )
             for part in parts
         ]
-        found.append(LabelledTask(name, tuple(classes), read[0], read[1] if read[1:] else None))
+        found.append(LabelledTask(name, tuple(classes), *read))
     return found
 
 
 def _parts(root: Path) -> list[Path]:
-    """``[root]``, or its ``train/`` and ``test/``."""
+    """``[root]``, or its ``train/``, ``test/`` and, if there is one, ``val/``."""
     given = {path.name: path for path in visible(root) if path.is_dir()}
     if not {"train", "test"} & given.keys():
         if sorted(name.casefold() for name in given) == ["test", "train"]:
@@ -161,12 +171,12 @@ def _parts(root: Path) -> list[Path]:
                 "test/, in lower case, if they are the parts of the data"
             )
         return [root]
-    if given.keys() != {"train", "test"}:
+    if not {"train", "test"} <= given.keys() <= set(_PARTS):
         raise ValueError(
-            f"{root} must have train/ and test/ and no other folder, or neither of them; got "
-            f"{', '.join(f'{name}/' for name in given)}"
+            f"{root} must have train/ and test/, maybe val/, and no other folder, or none of them; "
+            f"got {', '.join(f'{name}/' for name in given)}"
         )
-    return [given["train"], given["test"]]
+    return [given[part] for part in _PARTS if part in given]
 
 
 def _scan(part: Path, layout: str, task: str | None = None) -> _Tree:
@@ -236,21 +246,20 @@ def _check_trees(trees: list[_Tree], root: Path, layout: str) -> None:
                 raise ValueError(
                     f"class {name!r} of task {task!r} in {root} has no images; {FORMATS_READ}"
                 )
-    if len(trees) == 1:
-        return
-    for task in {**train, **trees[1]}:
-        if task not in train or not any(trees[1].get(task, {}).values()):
-            lacking = "test" if task in train else "train"
-            raise ValueError(
-                f"task {task!r} has no images in {root / lacking}; every task needs some in train/ "
-                f"and in test/; {FORMATS_READ}"
-            )
-        for name in trees[1][task]:
-            if name not in train[task]:
+    for part, tree in zip(_PARTS[1:], trees[1:], strict=False):
+        for task in {**train, **tree}:
+            if task not in train or not any(tree.get(task, {}).values()):
+                lacking = part if task in train else "train"
                 raise ValueError(
-                    f"class {name!r} of task {task!r} is in {root / 'test'} and not in "
-                    f"{root / 'train'}"
+                    f"task {task!r} has no images in {root / lacking}; every task needs some in "
+                    f"train/ and in {part}/; {FORMATS_READ}"
                 )
+            for name in tree[task]:
+                if name not in train[task]:
+                    raise ValueError(
+                        f"class {name!r} of task {task!r} is in {root / part} and not in "
+                        f"{root / 'train'}"
+                    )
 
 
 def _read(

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 def load_images(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], *, resize: bool = False
+    paths: Sequence[Path], image_shape: tuple[int, ...], *, resize: bool = False
 ) -> Tensor:
     """Read images for a trained model, uint8 ``[n, *image_shape]``.
 

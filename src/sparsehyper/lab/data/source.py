@@ -42,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images, divided into training and test images.
+    """Labelled images, divided into training and test images, and maybe validation images.
 
     Args:
         name: name of the source.
@@ -50,6 +50,7 @@ class Source:
         train: images to train and validate on.
         test: images to test on, of the same shape.
         tasks: tasks that the source itself defines, as a folder of tasks does.
+        val: images to validate on; None to take some of ``train``.
 
     Raises:
         TypeError: pixels are not uint8, or labels are not integers.
@@ -66,18 +67,21 @@ class Source:
     train: Images
     test: Images
     tasks: tuple[Task, ...] = ()
+    val: Images | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"`classes` must be unique, got {list(self.classes)}")
-        for part, images in (("train", self.train), ("test", self.test)):
+        for part, images in (("train", self.train), ("test", self.test), ("val", self.val)):
+            if images is None:
+                continue
             _check_images(part, images, len(self.classes))
             object.__setattr__(self, part, Images(images.pixels, images.labels.long()))
-        if self.train.pixels.shape[1:] != self.test.pixels.shape[1:]:
-            raise ValueError(
-                f"`train` and `test` must have images of one shape, got "
-                f"{tuple(self.train.pixels.shape[1:])} and {tuple(self.test.pixels.shape[1:])}"
-            )
+            if images.pixels.shape[1:] != self.train.pixels.shape[1:]:
+                raise ValueError(
+                    f"`train` and `{part}` must have images of one shape, got "
+                    f"{tuple(self.train.pixels.shape[1:])} and {tuple(images.pixels.shape[1:])}"
+                )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

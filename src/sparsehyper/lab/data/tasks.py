@@ -19,6 +19,7 @@ from torch import Tensor
 from sparsehyper._util.checks import check_integer, is_whole
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.text import listed
+from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.source import Images, Task
 from sparsehyper.lab.data.transforms import Transform
 
@@ -26,31 +27,34 @@ from sparsehyper.lab.data.transforms import Transform
 class Batch(NamedTuple):
     """Images of one or several tasks; images and labels on the device of the split's images."""
 
-    x: Tensor  # float32 [batch, C, H, W], normalised
-    y: Tensor  # int64 [batch], class number within the task
+    x: Tensor  # float32 [batch, C, H, W], normalised, or [batch, features]
+    y: Tensor  # int64 [batch], class number within the task; or numbers, float32 [batch, 1]
     task: Tensor  # int64 [batch], on the CPU
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSet:
-    """Tasks over the same images, ready to train on; made by `make_tasks`.
+    """Tasks over the same images or the same table, ready to train on.
+
+    `make_tasks` makes those of images, `load_table` those of a table.
 
     Attributes:
         names: task names, unique.
         classes: class names of each task, in the order of its labels.
-        image_shape: channels, height, width.
+        image_shape: channels, height, width; of a table the number of features alone.
         mean: mean of the training images in [0, 1], per channel; batches are ``(x - mean) / std``.
-        std: standard deviation per channel; 1 for a constant channel.
+        std: standard deviation per channel; 1 for a constant channel. A table has neither.
         fingerprint: hash of everything that a batch can depend on, 16 hex digits.
         copies_dropped: number of training images dropped because the test set contains them too.
         train: training images.
         val: validation images.
         test: test images.
+        columns: how the rows of a table become inputs; None for images.
     """
 
     names: tuple[str, ...]
     classes: tuple[tuple[str, ...], ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
@@ -58,6 +62,7 @@ class TaskSet:
     train: TaskSplit
     val: TaskSplit
     test: TaskSplit
+    columns: Columns | None = None
 
     @property
     def n_classes(self) -> list[int]:
@@ -129,7 +134,8 @@ class TaskSplit:
     """
 
     counts: tuple[int, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
+    pixels: Tensor
 
     def __init__(
         self,
@@ -184,8 +190,17 @@ class TaskSplit:
             split._transform = type(self._transform)(self._transform.settings.to(pixels.device))
         return split
 
+    def places(self, task: Tensor, index: Tensor) -> Tensor:
+        """Where the images of some tasks stand in the list of all tasks' images.
+
+        Raises:
+            ValueError: a task or an index is out of range.
+        """
+        task = _numbers("task", task, len(self.counts))
+        return self._starts[task] + _numbers("index", index, self._counts[task])
+
     def labels(self, task: int) -> Tensor:
-        """Class numbers of all images of a task, int64 ``[count]``."""
+        """Class numbers of all images of a task, int64 ``[count]``; or the numbers of all rows."""
         start = int(self._starts[task])
         return self._labels[start : start + self.counts[task]]
 
@@ -203,9 +218,7 @@ class TaskSplit:
         Raises:
             ValueError: a task or an index is out of range.
         """
-        task = _numbers("task", task, len(self.counts))
-        index = _numbers("index", index, self._counts[task])
-        place = self._starts[task] + index
+        place, task = self.places(task, index), task.long()
         numbers = torch.stack([self._rows[place], self._labels[place], self._variant[task]])
         rows, labels, variant = to_device(numbers, self.pixels.device)
         x = self.pixels[rows]

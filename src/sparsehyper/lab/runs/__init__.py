@@ -8,6 +8,7 @@ from sparsehyper.lab.runs.describe import describe_run
 from sparsehyper.lab.runs.export import FORMATS, export_run
 from sparsehyper.lab.runs.loading import LoadedRun, load_run, read_experiment
 from sparsehyper.lab.runs.predict import Prediction, predict_run
+from sparsehyper.lab.runs.predict_table import TablePrediction, predict_table
 from sparsehyper.lab.runs.run import evaluate_run, run_experiment
 from sparsehyper.lab.runs.setup import TaskInfo, build_model, load_tasks, make_batches, resolve
 from sparsehyper.lab.runs.targets import build_target
@@ -23,6 +24,7 @@ __all__ = [
     "LoadedRun",
     "Prediction",
     "SharedTrunk",
+    "TablePrediction",
     "TaskInfo",
     "adapt_run",
     "build_model",
@@ -38,6 +40,7 @@ __all__ = [
     "make_batches",
     "parse_method",
     "predict_run",
+    "predict_table",
     "read_experiment",
     "resolve",
     "run_experiment",

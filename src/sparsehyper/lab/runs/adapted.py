@@ -25,10 +25,10 @@ from typing import Any
 from sparsehyper._util.files import CheckpointError, check_absent, read_file, whole
 from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import load_new_tasks
 from sparsehyper.lab.runs.learning import fit_tasks
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
+from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import write_tasks
 from sparsehyper.training import processes
 from sparsehyper.training.checkpoint import (
@@ -58,8 +58,9 @@ def adapt_run(
         directory: directory of the run, which is left as it is.
         out: directory of the new run, which shares the weights of the old one.
         data: a folder ``<task>/<class>/*.png``, or with ``task`` ``<class>/*.png``; either with
-            or without ``train/`` and ``test/`` above. Images in ``test/`` are only tested on.
-        task: name of the one task that the folder holds.
+            or without ``train/`` and ``test/`` above, and ``val/``. Images in ``test/`` are only
+            tested on. For a run of a table, a table.
+        task: name of the one task that ``data`` holds.
         resize: resize images to the size that the model takes. Always done for a run whose own
             images were resized.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -78,15 +79,16 @@ def adapt_run(
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
     model = loaded.model.to(processes(device).device)
-    profiles = find_profiles(loaded) if isinstance(model, HyperNetwork) else None
+    told = isinstance(model, HyperNetwork) and loaded.tasks.columns is None
+    profiles = find_profiles(loaded) if told else None
     resize = resize or loaded.experiment.data.image_size is not None
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
         tasks, rows = fit_tasks(loaded, data, task=task, resize=resize, **settings)
         write_tasks(partial, tasks, loaded.digests)
         if profiles is not None and isinstance(model, HyperNetwork):
-            labelled = load_new_tasks(data, loaded.tasks.image_shape, task=task, resize=resize)
+            labelled = read_new_tasks(loaded.tasks, data, task=task, resize=resize)
             images = {
-                one.name: (loaded.tasks.normalise(one.train.pixels), one.train.labels)
+                one.name: (loaded.tasks.normalise(one.examples.pixels), one.examples.labels)
                 for one in labelled
             }
             profiles = profiles.to(model.target.moments.device).add(model, images)
@@ -142,9 +144,10 @@ def describe_tasks(
 
     Returns:
         One row per task: its name as ``task``, its ``classes``, its ``origin``
-        (`TaskEntry.origin`), what was ``measured`` when it was learned (as `Measured`, or None),
-        and the name of the ``nearest`` other task with the ``cosine`` of the angle between their
-        normalised embeddings, both None for a task without an embedding.
+        (`TaskEntry.origin`), its ``score`` (``"accuracy"`` or ``"R²"``), what was ``measured`` when
+        it was learned (as `Measured`, or None), and the name of the ``nearest`` other task with the
+        ``cosine`` of the angle between their normalised embeddings, both None for a task without an
+        embedding.
     """
     loaded = load_run(directory, trust=trust)
     model = loaded.model
@@ -159,6 +162,7 @@ def describe_tasks(
                 "task": entry.name,
                 "classes": list(entry.classes),
                 "origin": entry.origin,
+                "score": loaded.tasks.score,
                 "measured": entry.measured and dataclasses.asdict(entry.measured),
                 "nearest": other,
                 "cosine": cosine,

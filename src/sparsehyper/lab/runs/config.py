@@ -7,6 +7,7 @@ runs with different seeds see the same training, validation and test images.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -28,7 +29,7 @@ from sparsehyper.generators import (
     parse_generator,
 )
 from sparsehyper.heads import HEADS
-from sparsehyper.lab.data import is_source, parse_tasks
+from sparsehyper.lab.data import TARGETS, is_source, is_table, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.targets import recorded_target, spelled_out
 from sparsehyper.target.initialisation import INIT_RULES
@@ -43,19 +44,25 @@ METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, and the tasks to make of them.
+    """The images or the table, and the tasks to make of them.
 
     Args:
-        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``.
+        source: a name, as `load_source` takes it, or a folder ``<task>/<class>/*.png``,
+            or a table, ``*.csv`` or ``*.parquet``. It is kept as an absolute path, so that a run
+            can be used from anywhere.
         tasks: the tasks, such as ``"split:2"``; None for the tasks that a folder defines, or one
             task for each of several sources.
         image_size: side to resize a folder's images to; None if they all have the same size.
         val_fraction: share of the training images to validate on, in (0, 1).
         seed: seed of the split into training, validation and test images.
+        task_column: for a table, the column that names each row's task.
+        target_column: for a table, the column to predict.
+        targets: for a table, ``"numbers"`` or ``"classes"``; None for what the column holds.
 
     Raises:
-        ValueError: ``tasks`` is not understood, ``image_size`` is given for a named source, or
-            ``val_fraction`` is out of range.
+        ValueError: ``tasks`` is not understood, ``image_size`` is given for a named source,
+            ``val_fraction`` is out of range, or what is for images is given for a table or the
+            other way round.
     """
 
     source: str = "digits"
@@ -63,11 +70,16 @@ class DataConfig:
     image_size: int | None = None
     val_fraction: float = 0.1
     seed: int = 0
+    task_column: str | None = None
+    target_column: str | None = None
+    targets: str | None = None
 
     def __post_init__(self) -> None:
         check_type("source", self.source, str, "a name or a folder")
         if not self.source:
             raise ValueError("`source` must be a name or a folder, got ''")
+        if not is_source(self.source) and os.path.exists(self.source):
+            object.__setattr__(self, "source", os.path.abspath(self.source))
         if self.tasks is not None:
             try:
                 parse_tasks(self.tasks)
@@ -84,6 +96,29 @@ class DataConfig:
                 f"`image_size` is for folders of images; {self.source!r} has one already, got "
                 f"{self.image_size}"
             )
+        if self.targets is not None:
+            check_choice("targets", self.targets, TARGETS)
+        named = ("task_column", "target_column")
+        for name in named if self.is_table else ():
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` must name a column of the table {self.source!r}")
+        for name in ("tasks", "image_size") if self.is_table else (*named, "targets"):
+            if (value := getattr(self, name)) is not None:
+                kind = "images" if self.is_table else "a table, *.csv or *.parquet"
+                raise ValueError(f"`{name}` is for {kind}; got {value!r} for {self.source!r}")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the source is a table."""
+        return not is_source(self.source) and is_table(self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, without what is for tables alone where there is none."""
+        values = dataclasses.asdict(self)
+        for name in ("task_column", "target_column", "targets"):
+            if values[name] is None:
+                del values[name]  # records from before there were tables lack it
+        return values
 
 
 @dataclass(frozen=True)
@@ -154,6 +189,8 @@ class Experiment:
                 f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "
                 f"{self.method!r}"
             )
+        if self.augment and self.data.is_table:
+            raise ValueError(f"`augment` is for images, got {list(self.augment)} for a table")
         if self.budget is not None:
             check_number("budget", self.budget, above=0, maximum=1e6)
             if not isinstance(self.method, Generator):
@@ -178,7 +215,7 @@ class Experiment:
             del values["head"]  # records from before there were others lack it
         return {
             **values,
-            "data": dataclasses.asdict(self.data),
+            "data": self.data.to_dict(),
             "training": self.training.to_dict(),
             "method": method.to_config() if isinstance(method, Generator) else {"kind": method},
             "augment": list(self.augment),

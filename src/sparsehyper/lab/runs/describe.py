@@ -136,7 +136,7 @@ def describe_run(
         **dict.fromkeys(("map", "distances", "interpolation", "layers", "summary", "wiring")),
         "filters": None,
     }
-    if images is not None:
+    if images is not None and not info.are_numbers:
         most = _affordable(model, images, len(rows), 50, 1000)
         described["confusion"] = {
             "images": most,
@@ -148,9 +148,10 @@ def describe_run(
         between = distances(task_embeddings(model))
         chosen = _choose(between, [row["accuracy"] for row in generated])
         described |= _describe_embeddings(model, between, generated)
-        if images is not None and len(rows) > 1:
+        if images is not None and len(rows) > 1 and not info.are_numbers:
             described["interpolation"] = _interpolate(model, images, chosen, n_classes)
-    if not (is_adapted(path) and isinstance(model, Experts)):  # its rows are other tasks
+    # The rows of adapted experts are other tasks.
+    if info.columns is None and not (is_adapted(path) and isinstance(model, Experts)):
         described["filters"] = filters(model, info.image_shape, chosen)
     return described
 

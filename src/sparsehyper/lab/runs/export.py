@@ -7,9 +7,11 @@
 ===============  ==================================================================================
 
 All take float32 images ``[batch, C, H, W]``, normalised as ``(image / 255 - mean) / std``, in any
-batch size, and return one logit for each of the task's classes. The file also holds a JSON
-description (classes, target, and how an image file becomes an input, step by step): as metadata
-``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of programs.
+batch size, and return one logit for each of the task's classes. The models of a table take rows
+``[batch, features]``, named ``rows``; where the target is a number, they return it scaled. The file
+also holds a JSON description (classes, target, and how an image file becomes an input, step by
+step): as metadata ``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of
+programs.
 """
 
 from __future__ import annotations
@@ -56,12 +58,13 @@ def export_run(
 
     Returns:
         The description of the model: ``task``, ``format``, ``classes``, ``image_shape``, ``mean``,
-        ``std``, ``images_altered_by`` (how the task's images were altered, such as
-        ``permuted:10``; None if they were not), ``preprocessing`` (what to do with an image file,
-        in order), ``target``, ``origin`` (how the task was learned), ``model`` (the form of a model
-        of the task's own, as `ordinary` has it, or None) and ``outputs`` (the number of
-        logits: that of the classes, unless the format is ``"safetensors"`` and the target's last
-        layer is not its output; those beyond the classes are then meaningless).
+        ``std``, ``images_altered_by`` (how the task's images were altered, such as ``permuted:10``;
+        None if they were not), ``preprocessing`` (what to do with an image file, in order),
+        ``columns`` (of a table alone: `Columns`), ``target``, ``origin`` (how the task was
+        learned), ``model`` (the form of a model of the task's own, as `ordinary` has it, or None)
+        and ``outputs`` (the number of logits: that of the classes, unless the format is
+        ``"safetensors"`` and the target's last layer is not its output; those beyond the classes
+        are then meaningless).
 
     Raises:
         FileExistsError: ``file`` exists.
@@ -100,6 +103,7 @@ def export_run(
         "std": list(info.std),
         "images_altered_by": loaded.altered_by(task),
         "preprocessing": _preprocessing(loaded, task),
+        **({} if info.columns is None else {"columns": dataclasses.asdict(info.columns)}),
         "target": loaded.experiment.target,
         "origin": entry.origin,
         "model": entry.model and dataclasses.asdict(entry.model),
@@ -136,6 +140,11 @@ def _trimmed(module: nn.Module, example: Tensor, count: int, format: str) -> nn.
 
 def _preprocessing(loaded: LoadedRun, task: str) -> list[str]:
     info, side = loaded.tasks, loaded.experiment.data.image_size
+    if info.columns is not None:
+        steps, scaling = info.columns.describe(), info.columns.scaling
+        if scaling is None:
+            return steps
+        return [*steps, f"{scaling.name} is output * {scaling.scale} + {scaling.mean}"]
     channels, height, width = info.image_shape
     colour = "grey" if channels == 1 else f"{channels} channels"
     resized = (
@@ -176,7 +185,7 @@ def _onnx(module: nn.Module, example: Tensor, path: Path, about: str) -> None:
                 module,
                 (example,),
                 dynamo=True,
-                input_names=["images"],
+                input_names=["images" if example.ndim == 4 else "rows"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,

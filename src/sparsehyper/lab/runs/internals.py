@@ -20,7 +20,7 @@ _TRACED, _CONNECTIONS = 8, 150  # traced outputs, and the most connections of ea
 
 
 def filters(
-    model: nn.Module, image_shape: tuple[int, int, int], chosen: Sequence[int]
+    model: nn.Module, image_shape: tuple[int, ...], chosen: Sequence[int]
 ) -> dict[str, Any] | None:
     """Filters of the first layer, for the chosen tasks; JSON-ready, see `describe_run`.
 

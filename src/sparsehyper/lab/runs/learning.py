@@ -1,8 +1,9 @@
-"""New tasks for a run, learned from the images of a folder.
+"""New tasks for a run, learned from the images of a folder, or from the rows of a table.
 
 A hypernetwork learns a task by the best means that its images allow (`adapt_tasks`), by one of
 these means, or by its embedding alone. A baseline learns a last layer on its shared trunk, or on
-the best of its experts.
+the best of its experts. Where numbers are predicted, a task's last layer follows in closed form, or
+its embedding is fitted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -20,22 +22,26 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.classifiers import accuracy
+from sparsehyper._util.objectives import sample_losses, score_of
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import LabelledTask, load_new_tasks
+from sparsehyper.lab.data import LabelledTask
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.fitted import fitted_tensors, trimmed_head
 from sparsehyper.lab.runs.loading import LoadedRun
 from sparsehyper.lab.runs.ordinary import Form, form_of, tensors_of
 from sparsehyper.lab.runs.probes import best_of
 from sparsehyper.lab.runs.profiles import Images, own_images
+from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 
 LEARNED_BY = ("auto", "linear", "head", "embedding", "norms", "all", "scratch")
 """Ways to learn a new task; ``"embedding"`` takes settings of its own."""
+
+SQUARES = partial(sample_losses, n_classes=None)
+"""The loss of numbers."""
 
 _MOST_KNOWN = 300  # images of each known task
 # Share of the way from the commonest class to all images right below which a task was not learned.
@@ -75,7 +81,7 @@ class _Tuning:
             fine_tune(
                 *(module, (x, y)),
                 tune=self.tune,
-                n_classes=n_classes,
+                **({"loss": SQUARES} if y.is_floating_point() else {"n_classes": n_classes}),
                 steps=self.steps,
                 lr=self.lr,
                 seed=self.seed,
@@ -115,10 +121,12 @@ def fit_tasks(
 
     Returns:
         The tasks with the new ones added, and one row per new task: ``task``, ``classes``,
-        ``method``, what `Measured` has, and ``seconds``. A warning tells of a task that was hardly
-        learned.
+        ``method``, ``score`` (``"accuracy"`` or ``"R²"``), what `Measured` has, and ``seconds``. A
+        warning tells of a task that was hardly learned.
     """
     model, info, tasks = loaded.model, loaded.tasks, loaded.task_list
+    if info.are_numbers:
+        method = _way_to_numbers(model, method)
     given = {"tune": tune, "tune_steps": tune_steps, "tune_lr": tune_lr, **settings}
     _check_settings(model, method, {"seconds": seconds, **given})
     device = next(model.parameters()).device
@@ -127,16 +135,18 @@ def fit_tasks(
         tuned_parameters(_materialized(model, 0), tune, some)  # raises before any work is lost
     if task is not None:
         tasks.check_new(task)
-    labelled = load_new_tasks(data, info.image_shape, task=task, resize=resize)
+    labelled = read_new_tasks(info, data, task=task, resize=resize)
     for one in labelled:
         tasks.check_new(one.name)
     samples = {
-        one.name: (info.normalise(one.train.pixels).to(device), one.train.labels.to(device))
+        one.name: (info.normalise(one.examples.pixels).to(device), one.examples.labels.to(device))
         for one in labelled
     }
     tuning = _Tuning(tune, tune_steps, tune_lr, seed)
     if not isinstance(model, HyperNetwork):
         learned = _last_layers(loaded, labelled, samples, tuning)
+    elif info.are_numbers and method == "auto" and model.head is not None:
+        learned = _solved_heads(model, samples)
     elif method == "embedding":
         learned = _embeddings(model, labelled, samples, tuning, settings)
     else:
@@ -150,12 +160,14 @@ def fit_tasks(
             *(found.tune, found.method, found.model, measured),
         )
         tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in found.tensors.items()})
-        _warn_if_hardly_learned(one, measured, found.adapted is None)
+        if not info.are_numbers:
+            _warn_if_hardly_learned(one, measured, found.adapted is None)
         rows.append(
             {
                 "task": one.name,
                 "classes": list(one.classes),
                 "method": tasks.entries[-1].origin,
+                "score": info.score,
                 **dataclasses.asdict(measured),
                 "seconds": found.seconds,
             }
@@ -191,6 +203,37 @@ def _check_settings(model: nn.Module, method: str, given: Mapping[str, Any]) -> 
                 f"`{name}` is for `method` 'embedding' alone, got {value!r} with `method` "
                 f"{method!r}"
             )
+
+
+def _way_to_numbers(model: nn.Module, method: str) -> str:
+    """The method for a regression; raises ``ValueError`` for one that is for classes."""
+    if not isinstance(model, HyperNetwork):
+        raise ValueError(
+            f"a new task whose target is a number needs a hypernetwork, got a run of "
+            f"{type(model).__name__}"
+        )
+    if method not in ("auto", "embedding"):
+        raise ValueError(
+            f"`method` must be 'auto' or 'embedding' where the target is a number, got {method!r}"
+        )
+    return method if model.head is not None else "embedding"
+
+
+def _solved_heads(model: HyperNetwork, samples: Images) -> dict[str, Learned]:
+    """Regressions by heads in closed form, with the mean embedding of the known tasks.
+
+    The heads start from the prior that the known tasks give. An embedding of the task's own adds
+    nothing to that (`benchmarks/sites`).
+    """
+    learned = {}
+    for name, (x, y) in samples.items():
+        began = time.perf_counter()
+        number = model.add_task(name)
+        model.solve_head(name, (x, y))
+        module = model.materialize(name).eval()
+        tensors = fitted_tensors(model, number, y.shape[1])
+        learned[name] = Learned(module, tensors, time.perf_counter() - began, method="head")
+    return learned
 
 
 def _adapted(
@@ -244,7 +287,9 @@ def _embeddings(
     """Tasks by their embeddings, and by training more of their models then."""
     learned = {}
     classes = {one.name: len(one.classes) for one in labelled}
-    fits = fit_embeddings(model, samples, n_classes=classes, seed=tuning.seed, **settings)
+    numbers = next(iter(samples.values()))[1].is_floating_point()
+    aim = {"loss": SQUARES} if numbers else {"n_classes": classes}
+    fits = fit_embeddings(model, samples, seed=tuning.seed, **aim, **settings)
     for name, count in classes.items():
         began = time.perf_counter()
         module = trimmed_head(model, model.materialize(name), count)
@@ -293,10 +338,10 @@ def _measured(
     learned: Learned, one: LabelledTask, own: tuple[Tensor, Tensor], loaded: LoadedRun
 ) -> Measured:
     count, adapted = len(one.classes), learned.adapted
-    found = Measured(len(own[1]), accuracy(learned.module, *own, count))
+    found = Measured(len(own[1]), score_of(learned.module, *own, count))
     if one.test is not None:
         x, y = loaded.tasks.normalise(one.test.pixels).to(own[0]), one.test.labels.to(own[1])
-        tested = accuracy(learned.module, x, y, count)
+        tested = score_of(learned.module, x, y, count)
         found = replace(found, test_images=len(y), test_accuracy=tested)
     if adapted is None:
         return found
@@ -318,7 +363,7 @@ def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, narrowly: boo
         measured: what was measured.
         narrowly: whether a part of the model was all that could be learned.
     """
-    commonest = float(one.train.labels.bincount().max()) / len(one.train.labels)
+    commonest = float(one.examples.labels.bincount().max()) / measured.images
     if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
         remedy = (
             "let more of its model be learned (`method` 'auto', or `tune` 'all')"

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.objectives import sample_losses, score_of
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import TaskSet, load_new_tasks
+from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
@@ -33,7 +32,13 @@ from sparsehyper.lab.runs.loading import (
     load_run,
 )
 from sparsehyper.lab.runs.profiles import make_profiles, write_profiles
-from sparsehyper.lab.runs.setup import build_model, load_tasks, make_batches, resolve
+from sparsehyper.lab.runs.setup import (
+    build_model,
+    load_tasks,
+    make_batches,
+    read_new_tasks,
+    resolve,
+)
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
@@ -107,7 +112,7 @@ def run_experiment(
             quiet=quiet,
         )
         test = _evaluate(experiment, model, tasks, "test", here)
-        if here.is_main and isinstance(model, HyperNetwork):
+        if here.is_main and isinstance(model, HyperNetwork) and tasks.columns is None:
             with open_checkpoint(path, "best", read_config(path)["run"]) as best:
                 write_profiles(path, make_profiles(model, tasks), best.digests)
         result = {
@@ -137,8 +142,8 @@ def evaluate_run(
         source: the run's folder of images, if it has moved. Tasks that were added to a run have no
             images in it; a warning names them.
         added: a folder ``<task>/<class>/*.png`` with images of some of the tasks, such as those
-            that were added, with or without ``train/`` and ``test/`` above; these alone are
-            evaluated. Without those two folders, all images are its test images.
+            that were added, with or without ``train/`` and ``test/`` above, and ``val/``; these
+            alone are evaluated. Without those folders, all images are its test images.
         data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
@@ -190,11 +195,9 @@ def _evaluate(
 
 
 def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processes) -> Evaluation:
-    if split == "val":
-        raise ValueError("`split` must be 'train' or 'test' for a folder of images, got 'val'")
     info, resize = loaded.tasks, loaded.experiment.data.image_size is not None
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for one in load_new_tasks(folder, info.image_shape, resize=resize):
+    for one in read_new_tasks(info, folder, resize=resize):
         loaded.task_list.check_known(one.name)
         loaded.check_plain(one.name)
         known = info.classes[info.names.index(one.name)]
@@ -203,9 +206,13 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
                 f"task {one.name!r} of {folder} has the class {min(unknown)!r}; the run knows its "
                 f"classes {listed(known)}"
             )
-        images = one.train if split == "train" or one.test is None else one.test
-        order = torch.tensor([known.index(name) for name in one.classes])
-        x, y = info.normalise(images.pixels), order[images.labels]
+        parts = {"train": one.train, "val": one.val, "test": one.test or one.train}
+        images = parts[split]
+        if images is None:
+            raise ValueError(f"`split` 'val' needs a folder val/ in {folder}, which has none")
+        x, y = info.normalise(images.pixels), images.labels
+        if not info.are_numbers:
+            y = torch.tensor([known.index(name) for name in one.classes])[y]
         found[one.name] = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
     return _evaluate_tasks(loaded, found, here)
 
@@ -219,14 +226,12 @@ def _evaluate_tasks(
     for name, own in batches.items():
         module = loaded.materialize(name).to(here.device)
         n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
-        right, loss, count = 0, 0.0, 0
-        for x, y in own:
-            logits = mask_classes(module(x.to(here.device)), n_classes).cpu()
-            right += int((logits.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-            count += len(y)
-        results.append((name, right / count, loss / count))
-    return Evaluation(*zip(*results, strict=True))
+        y = torch.cat([labels for _, labels in own])
+        outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
+        loss = float(sample_losses(outputs, y, n_classes).mean())
+        results.append((name, score_of(nn.Identity(), outputs, y, n_classes), loss))
+    names, scores, losses = zip(*results, strict=True)
+    return Evaluation(names, scores, losses, loaded.tasks.score)
 
 
 def _check_trained(directory: Path) -> None:

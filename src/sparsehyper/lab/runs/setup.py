@@ -20,16 +20,21 @@ from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
 from sparsehyper.generators.base import BudgetError
-from sparsehyper.heads import HEADS, Ridge, ends_in_linear
+from sparsehyper.heads import HEADS, Head, Ridge, ends_in_linear
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
     Batches,
+    Columns,
+    LabelledTask,
     Source,
     TaskSet,
     is_source,
     load_folder,
+    load_new_rows,
+    load_new_tasks,
     load_source,
+    load_table,
     make_tasks,
     parse_tasks,
 )
@@ -38,6 +43,9 @@ from sparsehyper.lab.runs.config import GENERATED, DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
+from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
+
+_TOGETHER = 8  # tasks of a table in a batch
 
 
 @dataclass(frozen=True)
@@ -47,17 +55,36 @@ class TaskInfo:
     Attributes:
         names: task names, in order.
         classes: class names of each task.
-        image_shape: channels, height, width.
+        image_shape: channels, height, width; of a table the number of features alone.
         mean, std: one number per channel; a model takes (image / 255 - mean) / std.
         fingerprint: hash of the images, labels, splits and tasks.
+        columns: how the rows of a table become inputs; None for images.
     """
 
     names: tuple[str, ...]
     classes: tuple[tuple[str, ...], ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    columns: Columns | None = None
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether what is predicted are numbers, and no classes."""
+        return self.columns is not None and self.columns.scaling is not None
+
+    @property
+    def score(self) -> str:
+        """What `Evaluation.accuracies` of the tasks are."""
+        return R_SQUARED if self.are_numbers else ACCURACY
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        values = dataclasses.asdict(self)
+        if self.columns is None:
+            del values["columns"]  # records from before there were tables lack it
+        return values
 
     @classmethod
     def of(cls, tasks: TaskSet) -> Self:
@@ -66,7 +93,7 @@ class TaskInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+        """The inverse of `to_dict`, also after a round trip through JSON.
 
         Raises:
             KeyError, TypeError, ValueError: a value is missing or invalid.
@@ -75,11 +102,15 @@ class TaskInfo:
         for key in ("names", "classes", "image_shape", "mean", "std"):
             check_type(key, values[key], (list, tuple), "a list")
         names, classes, shape = values["names"], values["classes"], values["image_shape"]
-        if not names or len(names) != len(classes) or not all(classes) or len(shape) != 3:
+        columns = Columns.from_dict(values["columns"]) if "columns" in values else None
+        sizes = 3 if columns is None else 1
+        if not names or len(names) != len(classes) or not all(classes) or len(shape) != sizes:
             raise ValueError(
                 "`classes` must have one entry, not empty, for each of one or more tasks, and "
-                f"`image_shape` three numbers; got {len(classes)} for {len(names)} and {shape}"
+                f"`image_shape` {sizes} numbers; got {len(classes)} for {len(names)} and {shape}"
             )
+        if columns is not None and columns.width != shape[0]:
+            raise ValueError(f"`image_shape` must be [{columns.width}], got {shape}")
         for of_task in classes:
             check_type("classes", of_task, (list, tuple), "lists of names")
         for name in (*names, *chain(*classes), values["fingerprint"]):
@@ -87,27 +118,33 @@ class TaskInfo:
         for size in shape:
             check_integer("image_shape", size, minimum=1, maximum=LARGEST_SIDE)
         for key in ("mean", "std"):
-            if len(values[key]) != shape[0]:
+            if len(values[key]) != (shape[0] if columns is None else 0):
                 raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
             for number in values[key]:
                 check_number(key, number, minimum=0)
         return cls(
             tuple(names),
             tuple(map(tuple, classes)),
-            (shape[0], shape[1], shape[2]),
+            tuple(shape),
             tuple(values["mean"]),
             tuple(values["std"]),
             values["fingerprint"],
+            columns,
         )
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes."""
+        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes.
+
+        Rows of a table, as `Columns` encodes them, are that input.
+        """
+        if self.columns is not None:
+            return pixels
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
 
 def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> TaskSet:
-    """Read the images and make the tasks.
+    """Read the images or the table, and make the tasks.
 
     Args:
         data: the images and tasks.
@@ -117,7 +154,27 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
         ValueError: images, tasks or their settings do not fit.
     """
+    if data.is_table:
+        assert data.task_column is not None
+        assert data.target_column is not None
+        return load_table(
+            Path(data.source),
+            data.task_column,
+            data.target_column,
+            targets=data.targets,
+            val_fraction=data.val_fraction,
+            seed=data.seed,
+        )
     return tasks_of(data, source_of(data, data_dir))
+
+
+def read_new_tasks(
+    info: TaskInfo, data: str | PathLike[str], *, task: str | None = None, resize: bool = False
+) -> list[LabelledTask]:
+    """Read new tasks for a trained model, as `load_new_tasks` or `load_new_rows` does."""
+    if info.columns is not None:
+        return load_new_rows(Path(data), info.columns, info.classes[0], task=task)
+    return load_new_tasks(data, info.image_shape, task=task, resize=resize)
 
 
 def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
@@ -127,9 +184,9 @@ def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> 
     if Path(data.source).is_dir():
         return load_folder(data.source, image_size=data.image_size, seed=data.seed)
     raise FileNotFoundError(
-        f"`source` must be a folder of images or one of {', '.join(map(repr, SOURCES))}, or "
-        f"several joined by '+'; got {data.source!r}, which is neither; say where it is now if "
-        "it has moved"
+        "`source` must be a folder of images, a table (*.csv, *.parquet) or one of "
+        f"{', '.join(map(repr, SOURCES))}, or several joined by '+'; got "
+        f"{data.source!r}, which is none of them; say where it is now if it has moved"
     )
 
 
@@ -184,7 +241,7 @@ def build_model(
         base=experiment.base,
         init=experiment.init,
         norm_stats=experiment.norm_stats,
-        head=None if experiment.head == GENERATED else HEADS[experiment.head](),
+        head=_head(experiment, tasks),
         seed=seeds["generator"],
     )
 
@@ -192,14 +249,24 @@ def build_model(
 def usual_head(experiment: Experiment, tasks: TaskSet) -> str:
     """The head to choose for an experiment's tasks and target, as `Experiment` takes it.
 
-    It is ``"ridge"`` where tasks have classes of their own and the target ends in a linear layer
-    after other layers.
+    It is ``"ridge"`` where tasks have classes of their own, or are regressions, and the target ends
+    in a linear layer after other layers.
     """
-    if len(set(tasks.classes)) == 1:
+    if len(set(tasks.classes)) == 1 and not TaskInfo.of(tasks).are_numbers:
         return GENERATED
     with _seeded(0):
         target = _build_target(experiment, tasks).eval()
     return Ridge.kind if ends_in_linear(target, torch.zeros(2, *tasks.image_shape)) else GENERATED
+
+
+def usual_batch(tasks: TaskSet) -> tuple[int, int]:
+    """Batch size and tasks per batch to choose for a table.
+
+    A head in closed form learns from samples left out, so no row may be in a batch twice: a task
+    has at most as many rows there as the smallest task has, or 8.
+    """
+    together = min(_TOGETHER, len(tasks.names))
+    return together * max(8, min(*tasks.train.counts, 50)), together
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
@@ -255,7 +322,7 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
         ``trainable_parameters`` of the whole model.
     """
     return {
-        "tasks": dataclasses.asdict(TaskInfo.of(tasks)),
+        "tasks": TaskInfo.of(tasks).to_dict(),
         "numel": target_numel(model),
         "generator": model.settings["generator"] if isinstance(model, HyperNetwork) else None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -265,6 +332,20 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
 def _seeds(experiment: Experiment) -> dict[str, int]:
     names = ("target", "generator", "embeddings", "batches")
     return dict(zip(names, spawn_seeds(experiment.seed, len(names)), strict=True))
+
+
+def _head(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Head | None:
+    info = tasks if isinstance(tasks, TaskInfo) else TaskInfo.of(tasks)
+    if experiment.head == GENERATED:
+        return None
+    if not info.are_numbers:
+        return HEADS[experiment.head]()
+    if experiment.head != Ridge.kind:
+        raise ValueError(
+            f"`head` must be 'ridge' or 'generated' where numbers are predicted, got "
+            f"{experiment.head!r}"
+        )
+    return Ridge(targets="numbers")
 
 
 def _layout(experiment: Experiment, target: nn.Module) -> Layout:

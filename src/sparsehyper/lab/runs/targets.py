@@ -22,14 +22,15 @@ gives these the defaults of their time, when a ``cnn`` had stride 2 and no norm.
 
 A function of the user's has the signature
 
-    def function(image_shape: tuple[int, int, int], n_classes: int) -> nn.Module
+    def function(image_shape: tuple[int, ...], n_classes: int) -> nn.Module
 
 where ``image_shape`` is (channels, height, width) and ``n_classes`` the number of logits. Its
 module must be importable, for example from a directory on ``PYTHONPATH``. It is code, so it is
 imported and called only if the user names it, never because a file does (`check_trusted`).
 
 All targets take float32 images ``[batch, channels, height, width]`` of any size and return logits
-``[batch, n_classes]``.
+``[batch, n_classes]``. For a table ``image_shape`` is ``(features,)``, and inputs are ``[batch,
+features]``; where a number is predicted, ``n_classes`` is 1.
 
 Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
 2016), section 4.2: 6n + 2 layers in three stages, with shortcuts that have no parameters. Without a
@@ -83,7 +84,7 @@ class UntrustedTargetError(ValueError):
     """A file names a target function that the user has not allowed."""
 
 
-def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+def build_target(text: str, image_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     """Build a freshly initialised target.
 
     Its weights are drawn from PyTorch's global random generator. The positions of masked weights
@@ -91,7 +92,7 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
 
     Args:
         text: the target, in one of the forms above.
-        image_shape: channels, height, width.
+        image_shape: channels, height, width; of a table its number of features alone.
         n_classes: number of logits, at least 1.
 
     Raises:
@@ -118,6 +119,11 @@ def build_target(text: str, image_shape: tuple[int, int, int], n_classes: int) -
         return masked(whole, _sparsity(mask, text), seed=seed)
     if (found := _parsed(text, _DEFAULTS)) is not None:
         kind, settings = found
+        if len(image_shape) == 1 and kind != "mlp":
+            raise ValueError(
+                f"`target` {text!r} takes images, and the rows of a table are {image_shape[0]} "
+                "features; give mlp:WIDTHS or a package.module:function"
+            )
         return _BUILDERS[kind](image_shape, n_classes, **settings)
     if function_of(text) is not None:
         return _from_factory(text, image_shape, n_classes)
@@ -179,7 +185,7 @@ def check_trusted(text: str, trust: Collection[str], source: object) -> None:
         )
 
 
-def _mlp(image_shape: tuple[int, int, int], n_classes: int, *, widths: str) -> nn.Sequential:
+def _mlp(image_shape: tuple[int, ...], n_classes: int, *, widths: str) -> nn.Sequential:
     """A multilayer perceptron with ReLU after every layer but the last."""
     sizes = [math.prod(image_shape), *_numbers(widths)]
     layers: list[nn.Module] = [nn.Flatten()]
@@ -189,7 +195,7 @@ def _mlp(image_shape: tuple[int, int, int], n_classes: int, *, widths: str) -> n
 
 
 def _cnn(
-    image_shape: tuple[int, int, int], n_classes: int, *, widths: str, norm: str, pool: str
+    image_shape: tuple[int, ...], n_classes: int, *, widths: str, norm: str, pool: str
 ) -> nn.Sequential:
     """Convolutions that each halve the image's sides, averages over places, and a linear layer."""
     check_choice("norm", norm, _TARGET_NORMS)
@@ -230,7 +236,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         n_classes: int,
         *,
         depth: int = 8,
@@ -354,7 +360,7 @@ def _integer(name: str, value: str, whole: str) -> int:
         ) from None
 
 
-def _from_factory(text: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+def _from_factory(text: str, image_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     module, _, function = text.partition(":")
     try:
         imported = importlib.import_module(module)

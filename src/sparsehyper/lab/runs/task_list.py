@@ -43,7 +43,7 @@ class Measured:
 
     Attributes:
         images: number of images that it was learned from.
-        accuracy: accuracy on them.
+        accuracy: accuracy on them; of numbers R², as for ``test_accuracy``.
         test_images: number of images of its own that were only tested on.
         test_accuracy: accuracy on these; None if there were none.
         expected: accuracy to expect on new images; None where nothing was held out.
@@ -70,9 +70,9 @@ class Measured:
         found = cls(**{**values, **{name: tuple(v) for name, v in lists.items() if v is not None}})
         for name in ("images", "test_images"):
             check_integer(name, getattr(found, name), minimum=0)
-        for name in ("accuracy", "test_accuracy", "expected"):
+        for name, least in (("accuracy", None), ("test_accuracy", None), ("expected", 0)):
             if (value := getattr(found, name)) is not None or name == "accuracy":
-                check_number(name, value, minimum=0, maximum=1)
+                check_number(name, value, minimum=least, maximum=1)
         for name in ("interval", "more"):
             if (pair := getattr(found, name)) is None:
                 continue

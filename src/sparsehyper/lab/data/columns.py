@@ -1,0 +1,345 @@
+"""The columns of a table, and how its rows become inputs.
+
+A number x becomes (x - mean) / scale, and a missing one the column's median first. A category
+becomes one number for each of its values, a one where the row has it; a missing value is one more
+value, and a value that the training rows lack is all zeros. scikit-learn's own transformers find
+medians, means, scales and values. They are kept as plain numbers and names, so that nothing of a
+run has to be unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsehyper._util.checks import check_number, check_type
+from sparsehyper._util.extras import require
+from sparsehyper._util.text import listed
+
+SUFFIXES = (".csv", ".parquet")
+TARGETS = ("numbers", "classes")
+MISSING = "(missing)"
+_MOST_VALUES = 1000  # of a category
+
+Table = dict[str, NDArray[Any]]
+"""Columns by name: float64, where missing numbers are NaN; or objects, texts or None."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers, an input or the target.
+
+    Attributes:
+        name: its name.
+        median: what a missing number becomes.
+        mean, scale: what is subtracted, and what the rest is divided by.
+    """
+
+    name: str
+    median: float
+    mean: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_type("name", self.name, str, "a string")
+        for name in ("median", "mean"):
+            check_number(name, getattr(self, name))
+        check_number("scale", self.scale, above=0)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of categories; ``values`` are those of the training rows, in order."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_type("values", self.values, tuple, "a list")
+        for text in (self.name, *self.values):
+            check_type("name", text, str, "a string")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table, as training rows fitted them.
+
+    Attributes:
+        task: the column that names each row's task.
+        target: the column to predict.
+        numbers, categories: the inputs, in order.
+        scaling: how a target of numbers was scaled; None for a target of classes.
+    """
+
+    task: str
+    target: str
+    numbers: tuple[Numbers, ...]
+    categories: tuple[Category, ...]
+    scaling: Numbers | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of inputs of a model."""
+        return len(self.numbers) + sum(len(category.values) for category in self.categories)
+
+    @property
+    def texts(self) -> list[str]:
+        """Columns to read as text."""
+        target = [] if self.scaling else [self.target]
+        return [self.task, *target, *(category.name for category in self.categories)]
+
+    @classmethod
+    def fit(
+        cls, table: Table, rows: NDArray[np.integer], task: str, target: str, targets: str
+    ) -> Self:
+        """Fit the columns to the training rows of a table.
+
+        Args:
+            table: the table; all columns but those of task and target are inputs.
+            rows: numbers of the training rows.
+            task, target: names of these two columns.
+            targets: ``"numbers"`` or ``"classes"``.
+
+        Raises:
+            ValueError: there is no input, or a column of text has too many values.
+        """
+        inputs = [name for name in table if name not in (task, target)]
+        numbers = [name for name in inputs if is_numbers(table[name])]
+        texts = [name for name in inputs if name not in numbers]
+        if not inputs:
+            raise ValueError(f"a table needs columns beside {task!r} and {target!r}, got none")
+        scaled = [*numbers, *([target] if targets == "numbers" else [])]
+        fitted = _fit_numbers({name: table[name][rows] for name in scaled})
+        categories = _fit_categories({name: table[name][rows] for name in texts})
+        for category in categories:
+            if len(category.values) > _MOST_VALUES:
+                raise ValueError(
+                    f"column {category.name!r} has {len(category.values):,} different texts, as an "
+                    f"id or a sentence has, and at most {_MOST_VALUES:,} can be categories; leave "
+                    "it out of the table, or turn it into numbers"
+                )
+        scaling = fitted[-1] if targets == "numbers" else None
+        return cls(task, target, fitted[: len(numbers)], categories, scaling)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or invalid.
+        """
+        scaling = values["scaling"]
+        for name in ("task", "target"):
+            check_type(name, values[name], str, "a string")
+        return cls(
+            values["task"],
+            values["target"],
+            tuple(Numbers(**one) for one in values["numbers"]),
+            tuple(Category(one["name"], tuple(one["values"])) for one in values["categories"]),
+            None if scaling is None else Numbers(**scaling),
+        )
+
+    def encode(self, table: Table) -> Tensor:
+        """The rows of a table as inputs, float32 ``[rows, width]``.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: a column of numbers holds text.
+        """
+        parts = []
+        for column in self.numbers:
+            values = self._numbers(table, column.name)
+            values = np.where(np.isnan(values), column.median, values)
+            parts.append(((values - column.mean) / column.scale)[:, None])
+        for category in self.categories:
+            texts = column_of(table, category.name)
+            own = np.array([MISSING if text is None else str(text) for text in texts], dtype=object)
+            parts.append(own[:, None] == np.array(category.values, dtype=object)[None])
+        joined = np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+        return torch.from_numpy(joined)
+
+    def targets_of(self, table: Table, classes: Sequence[str]) -> Tensor:
+        """The targets of a table's rows: class numbers ``[rows]``, or scaled numbers ``[rows, 1]``.
+
+        Raises:
+            KeyError: the column is missing.
+            ValueError: a target is missing, or is none of ``classes``.
+        """
+        values = self._numbers(table, self.target) if self.scaling else table.get(self.target)
+        values = column_of(table, self.target) if values is None else values
+        check_complete(values, self.target)
+        if self.scaling is not None:
+            scaled = (values - self.scaling.mean) / self.scaling.scale
+            return torch.from_numpy(scaled.astype(np.float32))[:, None]
+        numbers = {name: i for i, name in enumerate(classes)}
+        if unknown := set(values) - numbers.keys():
+            raise ValueError(
+                f"column {self.target!r} has the class {min(unknown)!r}; the classes are: "
+                f"{listed(classes)}"
+            )
+        return torch.tensor([numbers[text] for text in values])
+
+    def unscaled(self, outputs: Tensor) -> Tensor:
+        """A model's outputs ``[rows, 1]`` in the target's own unit, float64 ``[rows]``."""
+        assert self.scaling is not None
+        return outputs[:, 0].double() * self.scaling.scale + self.scaling.mean
+
+    def describe(self) -> list[str]:
+        """How a row becomes an input, step by step, in words."""
+        steps = [
+            f"{c.name}: (x - {c.mean:g}) / {c.scale:g}; a missing number is {c.median:g}"
+            for c in self.numbers
+        ]
+        steps += [
+            f"{c.name}: 1 where it is the value and 0 elsewhere, for each of {', '.join(c.values)}"
+            for c in self.categories
+        ]
+        return [*steps, f"float32 [batch, {self.width}], in this order"]
+
+    def _numbers(self, table: Table, name: str) -> NDArray[np.float64]:
+        values = column_of(table, name)
+        if not is_numbers(values):
+            raise ValueError(
+                f"column {name!r} must hold numbers, as in training, got {next(iter(values))!r}"
+            )
+        return values
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a table, by its suffix.
+
+    >>> is_table("sites.csv"), is_table("photos")
+    (True, False)
+    """
+    return Path(source).suffix.lower() in SUFFIXES
+
+
+def read_table(path: Path, texts: Collection[str] = ()) -> Table:
+    """Read a CSV or parquet file.
+
+    Args:
+        path: the file.
+        texts: columns to read as text, whatever they hold.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has no rows, has a column twice, or one that holds neither
+            numbers nor text.
+        ImportError: the ``data`` extra is not installed.
+    """
+    found = _open(path, texts)
+    return {name: _values(name, found.column(name), name in texts) for name in found.column_names}
+
+
+def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
+    """The cells of a CSV or parquet file as they are, by column; as `read_table` otherwise."""
+    found: dict[str, list[Any]] = _open(path, texts).to_pydict()
+    return found
+
+
+def column_of(table: Table, name: str) -> NDArray[Any]:
+    """A column; raises ``KeyError`` if there is none of this name."""
+    if name not in table:
+        raise KeyError(f"the table has no column {name!r}; it has: {listed(table)}")
+    return table[name]
+
+
+def is_numbers(values: NDArray[Any]) -> bool:
+    """Whether a column holds numbers."""
+    return values.dtype != object
+
+
+def check_complete(values: NDArray[Any], name: str) -> None:
+    """Raise ``ValueError`` if a column lacks a value."""
+    lacking = [i for i, value in enumerate(values) if value is None or value != value]
+    if lacking:
+        raise ValueError(
+            f"column {name!r} must have a value in every row, got none in row {lacking[0] + 1} "
+            f"(and {len(lacking) - 1} others); leave those rows out"
+        )
+
+
+def _open(path: Path, texts: Collection[str]) -> Any:
+    """The file as an Arrow table."""
+    pa = require("pyarrow", "data")
+    if not path.is_file():
+        raise FileNotFoundError(f"`source` is not a file: {path}")
+    try:
+        if path.suffix.lower() == ".csv":
+            csv = require("pyarrow.csv", "data")
+            options = csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+            found = csv.read_csv(path, convert_options=options)
+        else:
+            found = require("pyarrow.parquet", "data").read_table(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    if not len(found):
+        raise ValueError(f"{path} must have at least one row, got none")
+    if len(set(found.column_names)) < len(found.column_names):
+        raise ValueError(f"{path} has a column twice: {listed(found.column_names)}")
+    return found
+
+
+def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
+    pa = require("pyarrow", "data")
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if text or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # pyarrow leaves an empty cell of a CSV file as empty text.
+        return np.array([x or None for x in column.cast(pa.string()).to_pylist()], dtype=object)
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    try:
+        values = column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException:
+        values = None
+    if values is None or not _is_number(pa.types, kind):
+        raise ValueError(
+            f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
+            "days, or leave it out"
+        )
+    if np.isinf(values).any():
+        raise ValueError(f"column {name!r} must hold finite numbers, got an infinite one")
+    return values
+
+
+def _is_number(types: Any, kind: Any) -> bool:
+    tests: tuple[Callable[[Any], bool], ...] = (
+        *(types.is_integer, types.is_floating, types.is_decimal),
+        *(types.is_boolean, types.is_null),
+    )
+    return any(test(kind) for test in tests)
+
+
+def _fit_numbers(columns: Table) -> tuple[Numbers, ...]:
+    if not columns:
+        return ()
+    impute, preprocess = require("sklearn.impute", "data"), require("sklearn.preprocessing", "data")
+    x = np.stack(list(columns.values()), axis=1)
+    imputer = impute.SimpleImputer(strategy="median", keep_empty_features=True).fit(x)
+    scaler = preprocess.StandardScaler().fit(imputer.transform(x))
+    rows = zip(columns, imputer.statistics_, scaler.mean_, scaler.scale_, strict=True)
+    return tuple(
+        Numbers(name, *(float(value) if math.isfinite(value) else 0.0 for value in values))
+        for name, *values in rows
+    )
+
+
+def _fit_categories(columns: Table) -> tuple[Category, ...]:
+    if not columns:
+        return ()
+    impute, preprocess = require("sklearn.impute", "data"), require("sklearn.preprocessing", "data")
+    x = np.stack(list(columns.values()), axis=1)
+    imputer = impute.SimpleImputer(missing_values=None, strategy="constant", fill_value=MISSING)
+    encoder = preprocess.OneHotEncoder(handle_unknown="ignore").fit(imputer.fit_transform(x))
+    return tuple(
+        Category(name, tuple(map(str, values)))
+        for name, values in zip(columns, encoder.categories_, strict=True)
+    )

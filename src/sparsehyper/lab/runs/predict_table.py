@@ -1,0 +1,113 @@
+"""Predictions of a run's models for the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsehyper._util.checks import check_integer
+from sparsehyper.lab.data import read_table, tasks_of_rows
+from sparsehyper.lab.data.columns import read_cells
+from sparsehyper.lab.runs.loading import load_run
+from sparsehyper.training import processes
+
+
+@dataclass(frozen=True)
+class TablePrediction:
+    """Result of `predict_table`.
+
+    Attributes:
+        tasks: the task of each row.
+        predicted: the predicted number or class of each row.
+        probabilities: the probability of each row's class; None for numbers.
+        cells: the table itself, by column.
+        target: name of the column that was predicted.
+    """
+
+    tasks: tuple[str, ...]
+    predicted: tuple[float | str, ...]
+    probabilities: tuple[float, ...] | None
+    cells: dict[str, list[Any]]
+    target: str
+
+    def rows(self) -> tuple[list[str], list[list[Any]]]:
+        """The table with what was predicted at its end: names of columns, and rows."""
+        columns = dict(self.cells)
+        columns[f"predicted {self.target}"] = list(self.predicted)
+        if self.probabilities is not None:
+            columns["probability"] = list(self.probabilities)
+        return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict with one entry per row."""
+        rows = [
+            {"task": task, "predicted": value}
+            for task, value in zip(self.tasks, self.predicted, strict=True)
+        ]
+        for row, probability in zip(rows, self.probabilities or (), strict=False):
+            row["probability"] = probability
+        return {"target": self.target, "rows": rows}
+
+
+@torch.no_grad()
+def predict_table(
+    directory: str | PathLike[str],
+    file: str | PathLike[str],
+    *,
+    task: str | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
+    trust: Collection[str] = (),
+) -> TablePrediction:
+    """Predict the target of every row of a table with the best model of a run.
+
+    Args:
+        directory: directory of a run of a table, adapted or not.
+        file: a table with the same columns; that of the target may be missing.
+        task: the task of all rows; None to read it from the column of tasks.
+        device: ``"auto"`` or a device such as ``"cpu"``.
+        batch_size: number of rows at a time.
+        trust: as `load_run` takes it.
+
+    Raises:
+        FileNotFoundError: no such file, or as `load_run`.
+        KeyError: an unknown task, or a column is missing.
+        ValueError: the run is of images, or a column does not hold what it should.
+    """
+    check_integer("batch_size", batch_size, minimum=1)
+    loaded = load_run(directory, trust=trust)
+    info, columns = loaded.tasks, loaded.tasks.columns
+    if columns is None:
+        raise ValueError(f"`directory` {directory} holds a run of images, not of a table")
+    table = read_table(Path(file), columns.texts)
+    names = tasks_of_rows(table, columns, task)
+    x, here = columns.encode(table), processes(device).device
+    predicted: list[float | str] = [""] * len(x)
+    probabilities = [0.0] * len(x)
+    for name in sorted(set(names)):
+        loaded.task_list.check_known(name)
+        module, own = loaded.materialize(name).to(here), (names == name).nonzero()[0]
+        parts = torch.from_numpy(own).split(batch_size)
+        outputs = torch.cat([module(x[rows].to(here)).cpu() for rows in parts])
+        classes = info.classes[info.names.index(name)]
+        if info.are_numbers:
+            values: list[float | str] = [*columns.unscaled(outputs).tolist()]
+        else:
+            likeliest, best = outputs[:, : len(classes)].float().softmax(1).max(1)
+            values = [classes[i] for i in best.tolist()]
+            for row, probability in zip(own, likeliest.tolist(), strict=True):
+                probabilities[row] = probability
+        for row, value in zip(own, values, strict=True):
+            predicted[row] = value
+    return TablePrediction(
+        tuple(names),
+        tuple(predicted),
+        None if info.are_numbers else tuple(probabilities),
+        read_cells(Path(file), columns.texts),
+        columns.target,
+    )

@@ -1,0 +1,162 @@
+"""From a table of sites to models of new sites, as a user would."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from helpers.command_line import QUICK
+from helpers.sites import write_sites
+from sparsehyper.lab.data import Columns, read_table
+from sparsehyper.lab.runs import build_target, load_run
+
+OPTIONS = ["--task-column", "site", "--target-column", "price", *QUICK, "--steps", "80"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A run of 12 sites, one of it with two more that have 6 rows each, and 30 others of these."""
+    from sparsehyper.lab.cli.app import run
+
+    root = tmp_path_factory.mktemp("sites")
+    write_sites(root / "sites.csv", range(12), 25)
+    write_sites(root / "new.csv", range(12, 14), 6, seed=1)
+    write_sites(root / "more.csv", range(12, 14), 30, seed=2)
+    data = ["--data", str(root / "sites.csv"), "--out", str(root / "run")]
+    assert run(["train", *data, *OPTIONS]) == 0
+    new = ["--data", str(root / "new.csv"), "--out", str(root / "more")]
+    assert run(["adapt", str(root / "run"), *new]) == 0
+    return root
+
+
+def test_known_sites_are_learned(command, root):
+    found = json.loads(command("evaluate", root / "run", "--json").out)
+    assert found["score"] == "R²"
+    assert found["accuracy"] > 0.5
+    shown = command("evaluate", root / "run").out
+    assert "R²" in shown
+    assert "%" not in shown
+    run = load_run(root / "run")
+    assert run.experiment.head == "ridge"
+    assert run.model.head.prior_noise.all()
+
+
+def test_a_run_goes_on(command, root, tmp_path):
+    data = ("--data", root / "sites.csv", "--out", tmp_path / "run", *OPTIONS)
+    assert command("train", *data, "--steps", 10).code == 0
+    assert (
+        command("train", "--out", tmp_path / "run", "--resume", "--steps", 20, "--quiet").code == 0
+    )
+
+
+def test_new_sites_of_few_rows_are_learned(command, root):
+    done = command("evaluate", root / "more", "--added", root / "more.csv", "--json")
+    found = json.loads(done.out)
+    assert list(found["accuracies"]) == ["012", "013"]
+    assert found["accuracy"] > 0.4
+    rows = json.loads(command("tasks", root / "more", "--json").out)["tasks"]
+    assert [(row["origin"], row["score"]) for row in rows[-2:]] == [("head", "R²")] * 2
+    assert rows[-1]["measured"]["images"] == 6
+
+
+def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
+    new = ("adapt", root / "run", "--data", root / "new.csv", "--out")
+    done = command(*new, tmp_path / "a", "--method", "embedding", "--steps", 5, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tasks"][0]["method"] == "embedding"
+    done = command(*new, tmp_path / "b", "--method", "linear")
+    assert done.code == 2
+    assert "`--method` must be 'auto' or 'embedding' where the target is a number" in done.err
+
+
+def test_a_table_goes_in_and_comes_out(command, root):
+    done = command("predict", root / "more", root / "more.csv", "--format", "csv")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    price, predicted = (np.array([float(r[n]) for r in rows]) for n in ("price", "predicted price"))
+    assert len(rows) == 60
+    assert np.corrcoef(price, predicted)[0, 1] > 0.7
+    found = json.loads(command("predict", root / "more", root / "more.csv", "--format", "json").out)
+    assert [row["predicted"] for row in found["rows"]] == predicted.tolist()
+    as_one = command(
+        "predict", root / "more", root / "more.csv", "--task", "003", "--format", "json"
+    )
+    assert {row["task"] for row in json.loads(as_one.out)["rows"]} == {"003"}
+
+
+def test_an_exported_model_says_how_to_use_it(command, root, tmp_path):
+    file = tmp_path / "site.safetensors"
+    assert command("export", root / "more", "--task", "012", "--out", file).code == 0
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["sparsehyper"])
+    assert about["preprocessing"][-1].startswith("price is output * ")
+    columns, table = Columns.from_dict(about["columns"]), read_table(root / "more.csv", ["site"])
+    module = build_target(about["target"], tuple(about["image_shape"]), about["outputs"])
+    module.load_state_dict(load_file(file))
+    with torch.no_grad():
+        predicted = columns.unscaled(module(columns.encode(table)))
+    done = command("predict", root / "more", root / "more.csv", "--task", "012", "--format", "json")
+    expected = [row["predicted"] for row in json.loads(done.out)["rows"]]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+
+
+def test_the_other_commands_work(command, root, tmp_path):
+    done = command("report", root / "run", root / "more", "--out", tmp_path / "report.html")
+    assert done.code == 0, done.err
+    assert command("inspect", root / "run").code == 0
+
+
+def test_classes(command, root, tmp_path):
+    write_sites(tmp_path / "grades.csv", range(3), 20, graded=True)
+    data = ("--data", tmp_path / "grades.csv", "--task-column", "site", "--target-column", "grade")
+    assert command("train", *data, "--out", tmp_path / "run", *QUICK).code == 0
+    write_sites(tmp_path / "new.csv", range(3, 4), 10, graded=True)
+    new = ("--data", tmp_path / "new.csv", "--out", tmp_path / "more", "--method", "head")
+    assert command("adapt", tmp_path / "run", *new).code == 0
+    done = command("predict", tmp_path / "more", tmp_path / "new.csv", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert {row["predicted grade"] for row in rows} <= {"high", "low"}
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+
+BAD = {
+    "no task column": (
+        ["--target-column", "price"],
+        "`--task-column` must name a column of the table",
+    ),
+    "images": ([*OPTIONS, "--image-size", "8"], "`--image-size` is for images; got 8"),
+    "augmented": ([*OPTIONS, "--augment", "flip"], "`--augment` is for images"),
+    "cnn": (
+        [*OPTIONS, "--target", "cnn:8"],
+        "takes images, and the rows of a table are 5 features",
+    ),
+    "prototypes": ([*OPTIONS, "--head", "prototypes"], "`--head` must be 'ridge' or 'generated'"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_what_tables_cannot_do(command, root, tmp_path, options, message):
+    done = command("train", "--data", root / "sites.csv", "--out", tmp_path / "run", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_have_no_columns(command, tmp_path):
+    done = command("train", "--data", "digits", "--task-column", "site", "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "`--task-column` is for a table, *.csv or *.parquet" in done.err
+
+
+def test_an_unknown_site_is_told(command, root):
+    done = command("predict", root / "run", root / "more.csv")
+    assert done.code == 2
+    assert "unknown task '012'" in done.err

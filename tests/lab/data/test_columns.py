@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from helpers.sites import write_sites
+from sparsehyper.lab.data import Columns, read_table
+
+ROWS = np.arange(0, 60, 2)
+
+
+@pytest.fixture
+def table(tmp_path):
+    return read_table(write_sites(tmp_path / "sites.csv", range(3), 20), ["site"])
+
+
+@pytest.fixture
+def columns(table):
+    return Columns.fit(table, ROWS, "site", "price", "numbers")
+
+
+def test_rows_become_what_scikit_learn_makes_of_them(table, columns):
+    numbers, texts = (
+        np.stack([table[n] for n in names], 1) for names in (["size", "age"], ["state"])
+    )
+    x = np.concatenate([numbers.astype(object), texts], 1)
+    fill = SimpleImputer(missing_values=None, strategy="constant", fill_value="(missing)")
+    transformer = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), [0, 1]),
+            ("texts", make_pipeline(fill, OneHotEncoder(handle_unknown="ignore")), [2]),
+        ],
+        sparse_threshold=0,
+    )
+    expected = transformer.fit(x[ROWS]).transform(x).astype(np.float32)
+    np.testing.assert_allclose(columns.encode(table), expected, atol=1e-6)
+
+
+def test_columns_are_plain_numbers_and_names(table, columns):
+    read = Columns.from_dict(json.loads(json.dumps(asdict(columns))))
+    assert read == columns
+    torch.testing.assert_close(read.encode(table), columns.encode(table), rtol=0, atol=0)
+
+
+def test_a_target_of_numbers_is_scaled_and_scaled_back(table, columns):
+    y = columns.targets_of(table, ())
+    assert abs(float(y[ROWS].mean())) < 1e-6
+    np.testing.assert_allclose(columns.unscaled(y), table["price"], rtol=1e-5)
+
+
+def test_a_value_that_training_lacked_is_all_zeros(table, columns):
+    table["state"] = np.array(["torn"] * 60, dtype=object)
+    assert not columns.encode(table)[:, 2:].any()
+
+
+def test_names_of_tasks_stay_text(table):
+    assert sorted(set(table["site"])) == ["000", "001", "002"]
+
+
+def test_parquet_is_read_as_csv_is(table, tmp_path):
+    pq.write_table(
+        pa.table({name: list(column) for name, column in table.items()}), tmp_path / "t.parquet"
+    )
+    again = read_table(tmp_path / "t.parquet")
+    for name, column in table.items():
+        np.testing.assert_array_equal(again[name], column)
+
+
+def test_a_table_without_a_column(table, columns):
+    del table["age"]
+    with pytest.raises(KeyError, match=r"no column 'age'; it has: 'site', 'size'"):
+        columns.encode(table)
+
+
+def test_text_in_a_column_of_numbers(table, columns):
+    table["age"] = np.array(["old"] * 60, dtype=object)
+    with pytest.raises(
+        ValueError, match=r"column 'age' must hold numbers, as in training, got 'old'"
+    ):
+        columns.encode(table)
+
+
+def test_a_column_of_ids_is_no_category(table):
+    table = {name: np.tile(column, 40) for name, column in table.items()}
+    table["note"] = np.array([f"note {i}" for i in range(2400)], dtype=object)
+    with pytest.raises(ValueError, match=r"column 'note' has 2,400 different texts"):
+        Columns.fit(table, np.arange(2400), "site", "price", "numbers")
+
+
+FILES = {
+    "dates": ("a\n2020-01-01\n", r"column 'a' must hold numbers or text, got date32"),
+    "no rows": ("a,b\n", "must have at least one row"),
+    "twice": ("a,a\n1,2\n", "has a column twice"),
+    "infinite": ("a\ninf\n", "must hold finite numbers"),
+    "no table": ("a,b\n1\n", "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.values(), ids=FILES)
+def test_files_that_are_refused(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("change", [{"scale": 0}, {"mean": "1"}, {"median": float("nan")}])
+def test_damaged_columns_are_refused(columns, change):
+    values = asdict(columns)
+    values["numbers"] = [values["numbers"][0] | change]
+    with pytest.raises((TypeError, ValueError), match=next(iter(change))):
+        Columns.from_dict(values)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.sites import write_sites
+from sparsehyper.lab.data import Batches, load_table
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_sites(tmp_path / "sites.csv", range(3), 20)
+
+
+def load(path, **settings):
+    return load_table(path, "site", "price", **settings)
+
+
+def test_every_row_is_in_one_split(path):
+    tasks = load(path, val_fraction=0.25)
+    assert tasks.names == ("000", "001", "002")
+    assert tasks.classes == (("price",),) * 3
+    assert (tasks.train.counts, tasks.val.counts, tasks.test.counts) == (
+        (12,) * 3,
+        (4,) * 3,
+        (4,) * 3,
+    )
+    splits = (tasks.train, tasks.val, tasks.test)
+    x = torch.cat([split.batches(i, 99).__next__().x for split in splits for i in range(3)])
+    assert len(x.unique(dim=0)) == len(x) == 60
+
+
+def test_scaling_is_of_the_training_rows_alone(path):
+    tasks = load(path)
+    y = torch.cat([tasks.train.labels(i) for i in range(3)])
+    torch.testing.assert_close(y.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(correction=0), torch.tensor(1.0))
+
+
+def test_copies_of_a_row_stay_together(path):
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *rows, *rows]))
+    tasks = load(path)
+    train, test = (split.batches(0, 99).__next__().x for split in (tasks.train, tasks.test))
+    assert not {tuple(row) for row in train.tolist()} & {tuple(row) for row in test.tolist()}
+
+
+def test_fingerprint_follows_rows_and_seed(path):
+    first = load(path).fingerprint
+    assert load(path).fingerprint == first
+    assert load(path, seed=1).fingerprint != first
+    path.write_text(path.read_text().replace("old", "aged"))
+    assert load(path).fingerprint != first
+
+
+def test_batches_are_of_the_tasks_asked_for(path):
+    tasks = load(path)
+    x, y, task = Batches(tasks.train, 12, tasks_per_batch=3).batch(0, 0)
+    assert x.shape == (12, 5)
+    assert y.shape == (12, 1)
+    for i in range(3):
+        own = next(tasks.train.batches(i, 99))
+        assert {*y[task == i, 0].tolist()} <= {*own.y[:, 0].tolist()}
+        assert {*map(tuple, x[task == i].tolist())} <= {*map(tuple, own.x.tolist())}
+    some = tasks.select(["002"])
+    torch.testing.assert_close(some.train.labels(0), tasks.train.labels(2))
+    torch.testing.assert_close(
+        *(next(t.batches(i, 99)).y for t, i in ((some.train, 0), (tasks.train, 2)))
+    )
+
+
+def test_text_makes_classes_and_numbers_can_be_classes(tmp_path):
+    path = write_sites(tmp_path / "grades.csv", range(3), 20, graded=True)
+    tasks = load_table(path, "site", "grade")
+    assert tasks.classes == (("high", "low"),) * 3
+    assert next(tasks.test.batches(0, 9)).y.dtype == torch.int64
+    with pytest.raises(
+        ValueError, match=r"'numbers' needs numbers in the column 'grade', got text"
+    ):
+        load_table(path, "site", "grade", targets="numbers")
+
+
+BAD = {
+    "no such column": ({"old": "price", "new": "cost"}, KeyError, "no column 'price'"),
+    "a task without a name": (
+        {"old": "\n001,", "new": "\n,"},
+        ValueError,
+        "column 'site' must have",
+    ),
+    "too few rows": ({"old": "\n002,", "new": "\n001,", "but": 1}, ValueError, "has no .* rows"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
+def test_tables_that_are_refused(path, change, error, message):
+    text, old, new = path.read_text(), change["old"], change["new"]
+    kept = text.count(old) - change.get("but", 0)
+    path.write_text(text.replace(old, new, kept))
+    with pytest.raises(error, match=message):
+        load(path)
