@@ -140,10 +140,7 @@ def _search(
             if len(trials) < len(recorded):
                 trials.append(recorded[len(trials)])
                 continue
-            try:
-                chosen = _draw(experiment, space, trials, meets_the_budget, name)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise _damaged(f"{path} is damaged: {error}") from error
+            chosen = _draw(experiment, space, trials, meets_the_budget, name)
             trials.append(_try(with_settings(experiment, chosen), tasks, chosen))
             _append(path, trials[-1])
         return max(trials, key=lambda trial: trial["validation"])
@@ -278,12 +275,24 @@ def _recorded_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any
             check_same(f"the search in {path}", up_to_date(recorded), json_ready(settings), ())
         except RecursionError as error:
             raise _damaged(f"{path} is damaged: {error}") from error
+        for trial in trials:
+            if not _is_trial(trial, settings["space"]):
+                raise _damaged(f"{path} is damaged: {str(trial)[:100]} is not a trial")
     if len(whole) < len(content):
         with _open_journal(path) as file:
             file.truncate(len(whole))
     if not whole:
         _append(path, settings)
     return trials
+
+
+def _is_trial(value: Any, space: Space) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("settings"), dict)
+        and value["settings"].keys() == space.keys()
+        and all(isinstance(value.get(key), (int, float)) for key in ("validation", "seconds"))
+    )
 
 
 def _damaged(what: str) -> CheckpointError:
