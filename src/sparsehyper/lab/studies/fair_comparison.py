@@ -63,6 +63,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -284,8 +285,13 @@ class FairComparison(Study):
     def tables(results: Results) -> list[Table]:
         return tables(results)
 
-    draw = Comparison.draw
-    by_budget = Comparison.by_budget
+    @staticmethod
+    def draw(results: Results, path: str | PathLike[str]) -> None:
+        Comparison.draw(results, path)
+
+    @staticmethod
+    def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:
+        return Comparison.by_budget(results)
 
 
 def _cell_of(workspace: Workspace, name: str, experiment: Experiment) -> Cell:

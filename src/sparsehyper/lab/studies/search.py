@@ -175,7 +175,7 @@ def _draw(
             return own
     optuna = require("optuna", "study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ranges = {p: _distribution(optuna.distributions, p, choices) for p, choices in space.items()}
+    ranges = {p: _distribution(optuna.distributions, p, [*some]) for p, some in space.items()}
     known = [
         optuna.trial.create_trial(
             params=trial["settings"], value=trial["validation"], distributions=ranges
