@@ -173,7 +173,7 @@ class FairComparison(Study):
             methods=(*methods, next(iter(VARIANTS))),
         )
         return cls(
-            *({"digits": pairs}, ("digits",), (0.5, 4.0), (4.0,), (6, 12, None)),
+            *({"digits": pairs}, ("digits",), (1.0, 4.0), (4.0,), (6, 12, None)),
             *(12, 1, 2, 2),
         )
 
