@@ -1,4 +1,4 @@
-"""Loss and accuracy of every task, each among its own classes (`mask_classes`)."""
+"""Accuracy, loss and entropy of every task, each among its own classes (`mask_classes`)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ class Evaluation:
         tasks: task names, in order.
         accuracies: accuracy of each task, in [0, 1].
         losses: mean cross entropy of each task, in nats.
+        entropies: mean entropy of each task's predictions, in nats: 0 where the model is certain;
+            None in results from before it was measured.
     """
 
     tasks: tuple[str, ...]
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
+    entropies: tuple[float, ...] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -53,6 +56,11 @@ class Evaluation:
     def loss(self) -> float:
         """Mean loss over tasks; all tasks have equal weight."""
         return sum(self.losses) / len(self.losses)
+
+    @property
+    def entropy(self) -> float | None:
+        """Mean entropy over tasks; all tasks have equal weight."""
+        return None if self.entropies is None else sum(self.entropies) / len(self.entropies)
 
     def is_better_than(self, other: Evaluation) -> bool:
         """Whether the accuracy is higher or, if both are equal, the loss lower."""
@@ -70,7 +78,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, with the means and the worst task."""
-        return {
+        values = {
             "accuracy": self.accuracy,
             "loss": self.loss,
             "worst_task": self.worst_task,
@@ -78,12 +86,17 @@ class Evaluation:
             "accuracies": dict(zip(self.tasks, self.accuracies, strict=True)),
             "losses": dict(zip(self.tasks, self.losses, strict=True)),
         }
+        if self.entropies is not None:
+            values["entropy"] = self.entropy
+            values["entropies"] = dict(zip(self.tasks, self.entropies, strict=True))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         accuracies, losses = values["accuracies"], values["losses"]
-        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()))
+        entropies = tuple(values["entropies"].values()) if "entropies" in values else None
+        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()), entropies)
 
 
 def evaluate(
@@ -96,7 +109,7 @@ def evaluate(
     precision: str = "fp32",
     processes: Processes | None = None,
 ) -> Evaluation:
-    """Accuracy and loss of a model on every task, in evaluation mode and without gradients.
+    """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
 
     Args:
         model: called as ``model(x, task=task)`` with an int ``task``; returns logits
@@ -128,7 +141,7 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    right, loss = totals = torch.zeros(2, len(names), device=here.device)
+    right, loss, entropy = totals = torch.zeros(3, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             for x, y, _ in data.batches(task, batch_size):
@@ -136,9 +149,21 @@ def evaluate(
                 logits = mask_classes(model(x, task=task), limits[task])
                 right[task] += (logits.argmax(1) == y).sum()
                 loss[task] += F.cross_entropy(logits, y, reduction="sum")
+                entropy[task] += prediction_entropy(logits)
     means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
-    accuracies, losses = means.tolist()
-    return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
+    return Evaluation(tuple(names), *map(tuple, means.tolist()))
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """The sum over samples of the entropy of their predictions, in nats.
+
+    Args:
+        logits: ``[batch, outputs]``; -inf for outputs that do not count.
+
+    >>> prediction_entropy(torch.tensor([[0.0, 0.0, -torch.inf]]))
+    tensor(0.6931)
+    """
+    return torch.special.entr(logits.softmax(1)).sum()
 
 
 def check_tasks(

@@ -166,13 +166,13 @@ def test_a_range_grows_while_the_best_trial_is_at_its_end(settings, files, tmp_p
 
 def test_what_is_still_at_an_end_is_said(settings, files, tmp_path, monkeypatch):
     best_at(monkeypatch, lambda chosen: chosen[LR])
-    settings |= {"space": {LR: [1e-3, 4e-3]}, "until": {LR: (1e-6, 1.0)}, "trials": 3}
+    settings |= {"space": {LR: [1e-3, 4e-3]}, "until": {LR: (1e-6, 1.0)}, "trials": 8}
     found = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
     assert found["settings_found"][LR] > 4e-3
     best_at(monkeypatch, lambda chosen: -abs(chosen[LR] - 2e-3))
     found = search._search(settings, files, {"one": tmp_path / "two.jsonl"})
     assert found["at_an_end"] == []
-    assert len(found["trials"]) == 3
+    assert len(found["trials"]) == 8
 
 
 def test_what_cannot_meet_the_budget_is_no_trial(settings, files, tmp_path, monkeypatch):

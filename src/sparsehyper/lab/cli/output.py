@@ -90,11 +90,13 @@ def expectation(measured: dict[str, Any]) -> str:
 
 
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
-    """Print the accuracy and loss of every task."""
-    losses = evaluation["losses"]
+    """Print the accuracy, loss and entropy of every task."""
+    measures = {"loss": "losses", "entropy": "entropies"}
+    measures = {name: each for name, each in measures.items() if each in evaluation}
     rows = [
-        [task, f"{accuracy:.2%}", f"{losses[task]:.4f}"]
+        [task, f"{accuracy:.2%}", *(f"{evaluation[each][task]:.4f}" for each in measures.values())]
         for task, accuracy in evaluation["accuracies"].items()
     ]
-    rows.append(["mean", f"{evaluation['accuracy']:.2%}", f"{evaluation['loss']:.4f}"])
-    print_table(title, ["task", "accuracy", "loss"], rows)
+    means = (f"{evaluation[name]:.4f}" for name in measures)
+    rows.append(["mean", f"{evaluation['accuracy']:.2%}", *means])
+    print_table(title, ["task", "accuracy", *measures], rows)

@@ -38,6 +38,7 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.evaluate import prediction_entropy
 from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
@@ -214,18 +215,19 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
 def _evaluate_tasks(
     loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
 ) -> Evaluation:
-    """Accuracy and loss of the ordinary models of some tasks."""
+    """Accuracy, loss and entropy of the ordinary models of some tasks."""
     results = []
     for name, own in batches.items():
         module = loaded.materialize(name).to(here.device)
         n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
-        right, loss, count = 0, 0.0, 0
+        right, loss, entropy, count = 0, 0.0, 0.0, 0
         for x, y in own:
             logits = mask_classes(module(x.to(here.device)), n_classes).cpu()
             right += int((logits.argmax(1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            entropy += float(prediction_entropy(logits))
             count += len(y)
-        results.append((name, right / count, loss / count))
+        results.append((name, right / count, loss / count, entropy / count))
     return Evaluation(*zip(*results, strict=True))
 
 

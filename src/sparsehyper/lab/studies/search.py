@@ -182,15 +182,17 @@ def _draw(
         )
         for trial in trials
     ]
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(known)
     for attempt in range(_MOST_DRAWS):
         # a seed for each draw, so that a search that continues draws the same
         seed = crc32(f"{name} {len(trials)} {attempt}".encode())
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials(known)
-        chosen: dict[str, Any] = study.ask(ranges).params
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+        asked = study.ask(ranges)
+        chosen: dict[str, Any] = asked.params
         if allowed(chosen):
             return chosen
+        study.tell(asked, 0.0)  # or it would be the first choice again
     raise RuntimeError(f"no draw of {name!r} meets the budget of {experiment.budget:g}")
 
 
