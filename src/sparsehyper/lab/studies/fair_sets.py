@@ -31,13 +31,13 @@ class Method:
 
 
 _LR: Space = {LR: LRS}
-_FEW: Space = {LR: LRS, "latent_dim": (32, 64, 128)}
+_FEW: Space = {LR: LRS, "latent_dim": (16, 32, 64, 128)}
 _BOTH: Space = {**_FEW, "base": ("zeros", "learned"), "similarity": (0.0, 0.9)}
 _CHUNKED: Space = {
     **_BOTH,
     "method.layers": (1, 2),
-    "method.hidden": (16, 32, 64, 128),
-    "method.embedding": (8, 16, 32, 64),
+    "method.hidden": (4, 8, 16, 32, 64, 128),
+    "method.embedding": (4, 8, 16, 32, 64),
 }
 # How far ranges may grow.
 UNTIL: Space = {

@@ -145,9 +145,9 @@ def _search(
             _append(path, trials[-1])
         return max(trials, key=lambda trial: trial["validation"])
 
-    space, until = settings["space"], settings.get("until")
+    space, until = settings["space"], settings.get("until", {})
     best = try_more(settings["trials"], space)
-    for _ in range(0 if until is None else _ROUNDS):
+    for _ in range(_ROUNDS):
         if (wider := _wider(space, until, best["settings"])) == space:
             break
         space = wider
@@ -157,7 +157,7 @@ def _search(
         "validation": best["validation"],
         "trials": trials,
         "seconds": sum(trial["seconds"] for trial in trials),
-        **({} if until is None else {"at_an_end": _at_an_end(space, until, best["settings"])}),
+        **({"at_an_end": _at_an_end(space, until, best["settings"])} if until else {}),
     }
 
 
