@@ -159,7 +159,7 @@ def test_a_range_grows_while_the_best_trial_is_at_its_end(settings, files, tmp_p
     drawn = [trial["settings"]["latent_dim"] for trial in found["trials"]]
     assert set(drawn[:6]) == {8, 16}  # the range to start from
     assert found["settings_found"]["latent_dim"] in (32, 64)
-    assert 6 < len(drawn) <= 6 + 4 * 2  # four rounds of a trial for each setting
+    assert 6 < len(drawn) <= 6 + 3 * 2  # three rounds of a trial for each setting
     again = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
     assert again == found
 

@@ -37,7 +37,7 @@ Space = Mapping[str, tuple[Any, ...]]
 LR = "training.lr"
 LRS = (5e-4, 2e-2)
 SEARCH_SEED = 1000  # differs from the seeds of all runs
-_ROUNDS = 4  # in which ranges grow
+_ROUNDS = 3  # in which ranges grow
 _NEAR, _FURTHER = 1.5, 4.0  # factors: a learning rate near an end of its range, and the next end
 _MOST_DRAWS = 1000  # for one that meets the budget
 
@@ -59,7 +59,7 @@ def run_searches(
         workspace: the study's workspace.
         until: how far ranges may grow: the bounds of a learning rate, all choices of other settings
             in their order. While the best trial is at an end of a range, the range is extended
-            there, and one more trial for each setting is made, for at most four rounds.
+            there, and one more trial for each setting is made, for at most three rounds.
 
     Returns:
         By name: ``settings_found``, by path; the ``validation`` accuracy they reached; ``trials``,
