@@ -36,6 +36,10 @@ class TestMoreChunksThanParameters(ConformingChunked):
     spec = Chunked(chunks=10_000, hidden=30)
 
 
+class TestOneHiddenLayer(ConformingChunked):
+    spec = Chunked(chunks=7, hidden=12, layers=1, embedding=3)
+
+
 def test_one_chunk_is_a_dense_mlp_of_the_embedding():
     generator = Chunked(chunks=1).build(8, 50).double()
     z = embeddings(3, 8)
@@ -119,7 +123,22 @@ def test_chunks_of_tensors_meet_a_budget(by, budget):
     assert larger.count_parameters(8, layout) > budget
 
 
-@pytest.mark.parametrize("setting", ["chunks", "hidden"])
+def test_short_embeddings_of_chunks_leave_more_for_the_layers():
+    numel = 100_000
+    short, usual = (
+        Chunked(hidden=64, layers=1, embedding=e).with_budget(numel, 64, numel) for e in (8, None)
+    )
+    assert short.chunks < usual.chunks
+    for spec in (short, usual):
+        assert sum(p.numel() for p in spec.build(64, numel).parameters()) <= numel
+
+
+def test_refuses_three_hidden_layers():
+    with pytest.raises(ValueError, match=r"`layers` must be .*2.*got 3"):
+        Chunked(layers=3)
+
+
+@pytest.mark.parametrize("setting", ["chunks", "hidden", "embedding"])
 def test_refuses_settings_below_one(setting):
     with pytest.raises(ValueError, match=f"`{setting}` must be at least 1, got 0"):
         Chunked(**{setting: 0})

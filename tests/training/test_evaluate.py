@@ -52,6 +52,9 @@ def test_accuracy_and_loss_of_each_task():
     assert found.accuracies == (0.75, 0.0)
     quarter, rest = -math.log(0.25), -math.log(0.75)
     assert found.losses == pytest.approx(((3 * rest + quarter) / 4, quarter))
+    entropy = 0.75 * rest + 0.25 * quarter  # of predictions of 3 to 1, whatever the class
+    assert found.entropies == pytest.approx((entropy, entropy))
+    assert found.entropy == pytest.approx(entropy)
     assert found.accuracy == 0.375
     assert found.loss == pytest.approx(sum(found.losses) / 2)
     assert (found.worst_task, found.worst_accuracy) == ("b", 0.0)
@@ -64,6 +67,16 @@ def test_outputs_beyond_a_tasks_classes_do_not_count():
     assert found.accuracies == (1.0, 1.0)
     assert found.losses[0] == pytest.approx(math.log(1 + math.exp(-1.0)))
     assert evaluate(model, Given([0], [2])).accuracies == (0.0, 1.0)
+    assert evaluate(Constant(0.0, 0.0, 9.0), Given([0]), n_classes=[2]).entropy == pytest.approx(
+        math.log(2)
+    )
+
+
+def test_results_from_before_entropy_was_measured():
+    found = evaluate(Constant(1.0, 0.0), Given([0], [1]))
+    assert Evaluation.from_dict(found.to_dict()) == found
+    older = {k: v for k, v in found.to_dict().items() if not k.startswith("entrop")}
+    assert Evaluation.from_dict(older).to_dict() == older
 
 
 def test_the_model_is_in_evaluation_mode_and_then_as_it_was():

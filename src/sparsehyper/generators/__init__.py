@@ -67,7 +67,7 @@ def parse_generator(text: str) -> Generator:
         TypeError, ValueError: an unknown kind, setting or value.
 
     >>> parse_generator("chunked:chunks=8")
-    Chunked(chunks=8, hidden=None, by='flat')
+    Chunked(chunks=8, hidden=None, by='flat', layers=2, embedding=None)
     >>> parse_generator("low_rank:rank=2/dense").of
     Dense(hidden=None)
     """

@@ -1,7 +1,7 @@
 """Chunked generators: one small MLP makes the parameters chunk by chunk.
 
-Chunk i is ``MLP([z, c_i])``, where c_i is a learned embedding of the latent size. The MLP has two
-hidden layers with ReLU, shared by all chunks, and a last layer of the chunk's size. A chunk is:
+Chunk i is ``MLP([z, c_i])``, where c_i is a learned embedding. The MLP has one or two hidden layers
+with ReLU, shared by all chunks, and a last layer of the chunk's size. A chunk is:
 
 - ``flat``: one of the equal parts of the whole vector, whatever the tensors;
 - ``tensor``: a part of one tensor; all parts have the same size;
@@ -10,7 +10,8 @@ hidden layers with ReLU, shared by all chunks, and a last layer of the chunk's s
 
 Sources: D. Ha et al., "HyperNetworks" (ICLR 2017) for filters and their shared generator; J. von
 Oswald et al., "Continual learning with hypernetworks" (ICLR 2020) for flat chunks; F. Cubélier,
-"Sparse hypernetworks for multitasking" (Liège, 2022) for this MLP and the size of the embeddings.
+"Sparse hypernetworks for multitasking" (Liège, 2022) for the defaults: two hidden layers, and
+embeddings of the latent size.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ class Chunked(Generator):
     Args:
         chunks: number of chunks of the whole vector, at most N; it determines their size. Ignored
             if ``by="filter"``.
-        hidden: width of the two hidden layers; None for twice the latent size, as in the thesis;
+        hidden: width of the hidden layers; None for twice the latent size, as in the thesis;
             a budget may halve it.
         by: the kind of chunks: ``"flat"``, ``"tensor"`` or ``"filter"``.
+        layers: number of hidden layers, 1 or 2.
+        embedding: length of a chunk's embedding; None for the latent size.
 
     Raises:
-        ValueError: ``chunks`` or ``hidden`` below 1, or an unknown ``by``.
+        ValueError: ``chunks``, ``hidden`` or ``embedding`` below 1, ``layers`` not 1 or 2, or an
+            unknown ``by``.
 
     >>> generator = Chunked(chunks=7).build(latent_dim=16, layout=1000)
     >>> generator(torch.randn(3, 16)).shape
@@ -55,12 +59,16 @@ class Chunked(Generator):
     chunks: int = 32
     hidden: int | None = None
     by: str = "flat"
+    layers: int = 2
+    embedding: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("chunks", self.chunks, minimum=1, maximum=WIDEST)
-        if self.hidden is not None:
-            check_integer("hidden", self.hidden, minimum=1, maximum=WIDEST)
+        for name in ("hidden", "embedding"):
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value, minimum=1, maximum=WIDEST)
         check_choice("by", self.by, CHUNKINGS)
+        check_integer("layers", self.layers, minimum=1, maximum=2)
 
     def build(self, latent_dim: int, layout: Layout, seed: int = 0) -> nn.Module:
         """Build the module."""
@@ -69,9 +77,10 @@ class Chunked(Generator):
     def count_parameters(self, latent_dim: int, layout: Layout) -> int:
         """Number of trainable parameters."""
         heads, width = self._heads(latent_dim, layout), self.width(latent_dim)
-        trunk = (2 * latent_dim + 1) * width + (width + 1) * width
+        length = self._embedding(latent_dim)
+        trunk = (latent_dim + length + 1) * width + (self.layers - 1) * (width + 1) * width
         widths = [head.width for head in heads] if self.by == "filter" else [heads[0].width]
-        return trunk + latent_dim * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
+        return trunk + length * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
         """The largest generator within a budget.
@@ -96,11 +105,14 @@ class Chunked(Generator):
         check_integer("latent_dim", latent_dim, minimum=1)
         return self.hidden or 2 * latent_dim
 
+    def _embedding(self, latent_dim: int) -> int:
+        return self.embedding or latent_dim
+
     def _smallest(self, latent_dim: int, layout: Layout) -> Self:
         """The smallest generator that differs in ``chunks`` only."""
         numel = count_numbers(layout)
         # Fewer chunks need a larger output layer, more need more embeddings: one minimum between.
-        middle = (self.width(latent_dim) + 1) * numel / latent_dim
+        middle = (self.width(latent_dim) + 1) * numel / self._embedding(latent_dim)
         counts = {1, *(max(1, min(numel, c)) for c in _near(middle))}
         specs = [replace(self, chunks=chunks) for chunks in sorted(counts)]
         return min(specs, key=lambda spec: spec.count_parameters(latent_dim, layout))
@@ -158,16 +170,13 @@ class _Head:
 class _ChunkedMLP(nn.Module):
     def __init__(self, spec: Chunked, heads: list[_Head], latent_dim: int, seed: int) -> None:
         super().__init__()
-        rng, width = seeded(seed), spec.width(latent_dim)
+        rng, width, length = seeded(seed), spec.width(latent_dim), spec._embedding(latent_dim)
         chunks = sum(head.chunks for head in heads)
-        self.embedding = nn.Parameter(normal([chunks, latent_dim], rng).float())
+        self.embedding = nn.Parameter(normal([chunks, length], rng).float())
         # The input has unit second moment; a ReLU halves it.
-        self.mlp = nn.Sequential(
-            dense_layer(2 * latent_dim, width, 1.0, rng),
-            nn.ReLU(),
-            dense_layer(width, width, 2.0, rng),
-            nn.ReLU(),
-        )
+        self.mlp = nn.Sequential(dense_layer(latent_dim + length, width, 1.0, rng), nn.ReLU())
+        if spec.layers == 2:
+            self.mlp.extend([dense_layer(width, width, 2.0, rng), nn.ReLU()])
         widths = [head.width for head in heads] if spec.by == "filter" else [heads[0].width]
         self.heads = nn.ModuleList(dense_layer(width, w, 2.0, rng) for w in widths)
         self._plan = heads
@@ -177,7 +186,7 @@ class _ChunkedMLP(nn.Module):
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         # A linear layer of [z, c] is one of z plus one of c, so no pairs need to be formed.
-        of_z, of_c = first.weight.split(z.shape[1], dim=1)
+        of_z, of_c = first.weight.split([z.shape[1], self.embedding.shape[1]], dim=1)
         x = F.linear(z, of_z)[:, None] + F.linear(self.embedding, of_c, first.bias)
         x = self.mlp[1:](x)
         if len(self.heads) == 1:

@@ -371,7 +371,8 @@ def _state(record: Mapping[str, Any]) -> TrainingState:
     )
     check_integer("step", state.step, minimum=0)
     check_integer("best_step", state.best_step, minimum=0)
-    measured = [] if state.best is None else [*state.best.accuracies, *state.best.losses]
+    found = state.best
+    measured = [] if found is None else [*found.accuracies, *found.losses, *(found.entropies or ())]
     for number in (*state.accuracies, *measured):
         check_number("accuracies", number)
     return state

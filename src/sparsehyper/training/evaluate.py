@@ -1,4 +1,4 @@
-"""Loss and accuracy of every task, each among its own classes (`mask_classes`).
+"""Accuracy, loss and entropy of every task, each among its own classes (`mask_classes`).
 
 Labels may be numbers to predict, floats ``[batch, outputs]``. The loss is then the mean squared
 error, and what stands for the accuracy is R²: 1 - error / the mean variance within tasks.
@@ -45,12 +45,15 @@ class Evaluation:
         accuracies: accuracy of each task, in [0, 1]; of numbers R², at most 1.
         losses: mean cross entropy of each task, in nats; of numbers the mean squared error.
         score: what ``accuracies`` are: ``"accuracy"`` or ``"R²"``.
+        entropies: mean entropy of each task's predictions, in nats: 0 where the model is certain;
+            None of numbers, and in results from before it was measured.
     """
 
     tasks: tuple[str, ...]
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
     score: str = ACCURACY
+    entropies: tuple[float, ...] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -61,6 +64,11 @@ class Evaluation:
     def loss(self) -> float:
         """Mean loss over tasks; all tasks have equal weight."""
         return sum(self.losses) / len(self.losses)
+
+    @property
+    def entropy(self) -> float | None:
+        """Mean entropy over tasks; all tasks have equal weight."""
+        return None if self.entropies is None else sum(self.entropies) / len(self.entropies)
 
     def is_better_than(self, other: Evaluation) -> bool:
         """Whether the accuracy is higher or, if both are equal, the loss lower."""
@@ -79,7 +87,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, with the means and the worst task."""
         score = {} if self.score == ACCURACY else {"score": self.score}
-        return {
+        values = {
             **score,
             "accuracy": self.accuracy,
             "loss": self.loss,
@@ -88,13 +96,19 @@ class Evaluation:
             "accuracies": dict(zip(self.tasks, self.accuracies, strict=True)),
             "losses": dict(zip(self.tasks, self.losses, strict=True)),
         }
+        if self.entropies is not None:
+            values["entropy"] = self.entropy
+            values["entropies"] = dict(zip(self.tasks, self.entropies, strict=True))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         accuracies, losses = values["accuracies"], values["losses"]
         score = values.get("score", ACCURACY)
-        return cls(tuple(accuracies), tuple(accuracies.values()), tuple(losses.values()), score)
+        entropies = tuple(values["entropies"].values()) if "entropies" in values else None
+        scores = tuple(accuracies.values())
+        return cls(tuple(accuracies), scores, tuple(losses.values()), score, entropies)
 
     def shown(self, value: float) -> str:
         """An accuracy or R² in words."""
@@ -111,7 +125,7 @@ def evaluate(
     precision: str = "fp32",
     processes: Processes | None = None,
 ) -> Evaluation:
-    """Accuracy and loss of a model on every task, in evaluation mode and without gradients.
+    """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
 
     Args:
         model: called as ``model(x, task=task)`` with an int ``task``; returns logits
@@ -143,7 +157,7 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    right, spread, loss, kinds = totals = torch.zeros(4, len(names), device=here.device)
+    right, spread, loss, kinds, entropy = totals = torch.zeros(5, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             numbers = []
@@ -154,18 +168,34 @@ def evaluate(
                 if y.is_floating_point():
                     numbers.append(y.flatten(1))
                 else:
-                    right[task] += (mask_classes(outputs, limits[task]).argmax(1) == y).sum()
+                    logits = mask_classes(outputs, limits[task])
+                    right[task] += (logits.argmax(1) == y).sum()
+                    entropy[task] += prediction_entropy(logits)
             if numbers:
                 kinds[task] = 1
                 labels = torch.cat(numbers)
                 spread[task] = (labels - labels.mean(0)).square().mean(1).sum()
     totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
-    accuracies, _, losses, _ = (totals / counts).tolist()
-    score = ACCURACY
-    if bool(totals[3].any()):
-        score, variance = R_SQUARED, float(totals[1].sum() / counts.sum())
-        accuracies = [r_squared(value, variance) for value in losses]
-    return Evaluation(tuple(names), tuple(accuracies), tuple(losses), score)
+    accuracies, _, losses, _, entropies = (totals / counts).tolist()
+    if not bool(totals[3].any()):
+        return Evaluation(
+            tuple(names), tuple(accuracies), tuple(losses), entropies=tuple(entropies)
+        )
+    variance = float(totals[1].sum() / counts.sum())
+    scores = tuple(r_squared(value, variance) for value in losses)
+    return Evaluation(tuple(names), scores, tuple(losses), R_SQUARED)
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """The sum over samples of the entropy of their predictions, in nats.
+
+    Args:
+        logits: ``[batch, outputs]``; -inf for outputs that do not count.
+
+    >>> prediction_entropy(torch.tensor([[0.0, 0.0, -torch.inf]]))
+    tensor(0.6931)
+    """
+    return torch.special.entr(logits.softmax(1)).sum()
 
 
 def check_tasks(

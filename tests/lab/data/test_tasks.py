@@ -183,3 +183,17 @@ def test_batches_made_on_a_gpu_are_those_of_the_cpu(noise):
             torch.testing.assert_close(two.x.cpu(), one.x, rtol=1e-4, atol=1e-4)
             assert torch.equal(two.y.cpu(), one.y)
             assert torch.equal(two.task, one.task)
+
+
+def test_some_of_the_images_for_all_tasks(noise):
+    split = make_tasks(noise(), Split([(0, 1), (2, 0)]), val_fraction=0).train
+    chosen = torch.arange(len(split.pixels)) % 3 == 0
+    part = split.among(chosen)
+    for task in (0, 1):
+        whole, some = _everything(split, task), _everything(part, task)
+        kept = chosen[split._rows[split._starts[task] :][: split.counts[task]]]
+        assert torch.equal(some.x, whole.x[kept])
+        assert torch.equal(some.y, whole.y[kept])
+        assert torch.equal(part.labels(task), whole.y[kept])
+    with pytest.raises(ValueError, match="`chosen` must keep an image of every task, got none"):
+        split.among(torch.zeros(len(split.pixels), dtype=torch.bool))

@@ -30,6 +30,9 @@ def count(module):
         "cnn:4-4-4-4-4-4",
         "resnet",
         "resnet:depth=14,width=4,norm=none",
+        "resnet9:width=4",
+        "resnet9:width=4,norm=none",
+        "thesis_resnet:blocks=2,width=4",
     ],
 )
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 1, 9)])
@@ -81,6 +84,7 @@ def test_convolutions_keep_the_size_and_pooling_halves_it():
             "resnet:depth=18,width=64,stages=4,norm=batch/masked:0.9",
             "resnet:depth=18,width=64,stages=4,norm=none/masked:0.9",
         ),
+        ("thesis_resnet", *["thesis_resnet:blocks=5,width=16"] * 2),
         ("mine:net", "mine:net", "mine:net"),
         ("what", "what", "what"),
     ],
@@ -119,6 +123,23 @@ def test_resnet32_is_hes_with_biases_for_norms():
     assert not any("conv" in name for name, _ in batch_normed.named_parameters())
     layers = [m for m in batch_normed.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(layers) == 32
+
+
+def test_the_thesis_s_residual_network_has_its_size_and_depth():
+    target = build_target("thesis_resnet", (3, 32, 32), 10)
+    assert count(target) == 426_426
+    layers = [m for m in target.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len([m for m in layers if m.weight.shape[2:] != (1, 1)]) == 30
+    with pytest.raises(ValueError, match=r"`blocks` must be at least 2, got 1"):
+        build_target("thesis_resnet:blocks=1", (3, 32, 32), 10)
+
+
+def test_resnet9_adds_the_input_of_its_blocks():
+    block = build_target("resnet9:width=4,norm=none", (3, 8, 8), 2).eval()[2]
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(1, 8, 4, 4)
+    torch.testing.assert_close(block(x), x)
 
 
 def test_a_shortcut_passes_every_second_pixel_and_pads_channels():

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from sparsehyper.lab.studies.intervals import factor_tests, main_effects, paired, verdict
+from sparsehyper.lab.studies.intervals import (
+    claim_of,
+    factor_tests,
+    holm,
+    main_effects,
+    paired,
+    verdict,
+)
 
 
 def test_intervals():
@@ -67,3 +74,17 @@ def test_effects_without_freedom_have_no_interval():
     assert effect["mean"] == pytest.approx(2)
     assert effect["low"] is None
     assert factor_tests([{"x": "a"}, {"x": "b"}], [1.0, 3.0], {"x": "a"})[0]["p"] is None
+
+
+def test_holm_is_stricter_the_more_claims_there_are():
+    claim = claim_of("a", "b", [1.0, 1.1, 1.3], [0.0, 0.0, 0.0])
+    assert holm([claim])[0]["verdict"] == "supported"
+    several = holm([claim] * 10)
+    assert {one["verdict"] for one in several} == {"undecided"}
+    assert several[0]["p"] == pytest.approx(10 * holm([claim])[0]["p"])
+
+
+def test_holm_of_claims_without_spread_or_pairs():
+    same, single = ([1.0, 1.0], [0.5, 0.5]), ([1.0], [0.0])
+    found = holm([claim_of("a", "b", *values) for values in (same, single)])
+    assert [(one["p"], one["verdict"]) for one in found] == [(0, "supported"), (1, "undecided")]

@@ -137,3 +137,58 @@ def test_it_is_a_cell_of_the_study(experiment, files, tmp_path):
     assert os.listdir(tmp_path) == [CELLS]  # without a journal, as the cell has the trials
     with pytest.raises(ValueError, match="its `trials` is 2, got 3"):
         run_searches({"one": (experiment, SPACE)}, 3, workspace)
+
+
+UNTIL = {LR: (1e-6, 1.0), "latent_dim": (4, 8, 16, 32, 64)}
+
+
+def best_at(monkeypatch, score):
+    """Trials are not trained; a score of their settings is their validation accuracy."""
+
+    def tried(experiment, tasks, settings):
+        return {"settings": settings, "validation": score(settings), "seconds": 0.0}
+
+    monkeypatch.setattr(search, "_try", tried)
+
+
+def test_a_range_grows_while_the_best_trial_is_at_its_end(settings, files, tmp_path, monkeypatch):
+    best_at(monkeypatch, lambda chosen: chosen["latent_dim"] / 64)
+    settings["experiment"]["latent_dim"] = 8
+    settings |= {"space": {LR: [1e-3, 4e-3], "latent_dim": [8, 16]}, "until": UNTIL, "trials": 6}
+    found = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
+    drawn = [trial["settings"]["latent_dim"] for trial in found["trials"]]
+    assert set(drawn[:6]) == {8, 16}  # the range to start from
+    assert found["settings_found"]["latent_dim"] in (32, 64)
+    assert 6 < len(drawn) <= 6 + 3 * 2  # three rounds of a trial for each setting
+    again = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
+    assert again == found
+
+
+def test_what_is_still_at_an_end_is_said(settings, files, tmp_path, monkeypatch):
+    best_at(monkeypatch, lambda chosen: chosen[LR])
+    settings |= {"space": {LR: [1e-3, 4e-3]}, "until": {LR: (1e-6, 1.0)}, "trials": 8}
+    found = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
+    assert found["settings_found"][LR] > 4e-3
+    best_at(monkeypatch, lambda chosen: -abs(chosen[LR] - 2e-3))
+    found = search._search(settings, files, {"one": tmp_path / "two.jsonl"})
+    assert found["at_an_end"] == []
+    assert len(found["trials"]) == 8
+
+
+def test_what_cannot_meet_the_budget_is_no_trial(settings, files, tmp_path, monkeypatch):
+    best_at(monkeypatch, lambda chosen: 0.5)
+    settings["experiment"] |= {"budget": 1.0, "base": "zeros"}
+    settings |= {"space": {LR: [1e-3, 4e-3], "base": ["zeros", "learned"]}, "trials": 6}
+    found = search._search(settings, files, {"one": tmp_path / "one.jsonl"})
+    assert {trial["settings"]["base"] for trial in found["trials"]} == {"zeros"}
+
+
+def test_two_searches_draw_different_trials(settings, files, tmp_path, monkeypatch):
+    best_at(monkeypatch, lambda chosen: 0.5)
+    drawn = [
+        [trial["settings"][LR] for trial in found["trials"]]
+        for name in ("one", "two")
+        for found in [search._search({**settings, "name": name}, files, {name: tmp_path / name})]
+    ]
+    assert drawn[0][0] == drawn[1][0] == 2e-3
+    assert not set(drawn[0][1:]) & set(drawn[1][1:])

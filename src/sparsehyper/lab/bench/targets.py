@@ -1,8 +1,6 @@
 """Targets of the benchmarks, as plain modules.
 
-- `resnet426k`: about thirty layers without batch norm for 32 × 32 images, 426,426 parameters;
-  close to the residual network of F. Cubélier, "Sparse hypernetworks for multitasking" (Liège,
-  2022).
+- `resnet426k`: the built-in target ``thesis_resnet`` for CIFAR-10, 426,426 parameters.
 - `ResNet18`: K. He et al., "Deep residual learning for image recognition" (CVPR 2016).
 - `ViT`: A. Dosovitskiy et al., "An image is worth 16×16 words" (ICLR 2021); B/16 by default.
 - `GPT2`: A. Radford et al., "Language models are unsupervised multitask learners" (2019); the
@@ -18,6 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sparsehyper.lab.runs import build_target
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,9 @@ class Large:
     batch: Callable[[], tuple[Tensor, Tensor]]
 
 
-class Residual(nn.Module):
-    """One or two 3 × 3 convolutions and a shortcut, projected where the shape changes."""
-
-    def __init__(self, n_in: int, n_out: int, convolutions: int = 2) -> None:
-        super().__init__()
-        stride = 1 if n_in == n_out else 2
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, n_out, 3, s, 1) for a, s in [(n_in, stride), (n_out, 1)][:convolutions]
-        )
-        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(n_in, n_out, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images ``[batch, n_in, height, width]`` to ``[batch, n_out, …]``."""
-        y = self.convolutions[0](x)
-        for convolution in self.convolutions[1:]:
-            y = convolution(y.relu())
-        return (y + self.shortcut(x)).relu()
-
-
 def resnet426k() -> nn.Module:
     """Three stages of 16, 32 and 64 channels."""
-    stages = [
-        [Residual(16, 16) for _ in range(4)] + [Residual(16, 16, 1)],
-        [Residual(16, 32)] + [Residual(32, 32) for _ in range(4)],
-        [Residual(32, 64)] + [Residual(64, 64) for _ in range(3)] + [Residual(64, 64, 1)],
-    ]
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, 1, 1),
-        nn.ReLU(),
-        *(block for stage in stages for block in stage),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
+    return build_target("thesis_resnet", (3, 32, 32), 10)
 
 
 def mlp(*widths: int) -> nn.Module:

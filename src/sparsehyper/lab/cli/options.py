@@ -94,9 +94,10 @@ _SETTINGS = {
         "mlp:128-64: layers of these widths. cnn:16-32-64,norm=batch|none,pool=max|stride: blocks "
         "of these channels, each a 3×3 convolution, norm, ReLU and 2×2 max-pooling. "
         "resnet:depth=8,width=16,norm=batch|none: a residual network; resnet32 and resnet18 for "
-        "short. Any of them with /masked:0.9 for fixed zeros. Or your own "
-        "package.module:function, called as function(image_shape, n_classes) with image_shape = "
-        "(channels, height, width); it returns a torch.nn.Module that maps images to logits.",
+        "short; resnet9 and thesis_resnet are others. Any of them with /masked:0.9 for fixed "
+        "zeros. Or your own package.module:function, called as function(image_shape, n_classes) "
+        "with image_shape = (channels, height, width); it returns a torch.nn.Module that maps "
+        "images to logits.",
     ),
     "outputs": _Setting(
         *("Model", int | None, None, "outputs"),

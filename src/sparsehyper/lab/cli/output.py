@@ -117,15 +117,14 @@ def expectation(measured: dict[str, Any]) -> str:
 
 
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
-    """Print the accuracy and loss of every task."""
-    losses, score = evaluation["losses"], evaluation.get("score", "accuracy")
-    values = {**evaluation["accuracies"], "mean": evaluation["accuracy"]}
-    shown = [scored(value, score) for value in values.values()]
-    all_losses = [*(losses[task] for task in evaluation["accuracies"]), evaluation["loss"]]
+    """Print the accuracy, loss and entropy of every task."""
+    score = evaluation.get("score", "accuracy")
+    measures = {"loss": "losses", "entropy": "entropies"}
+    measures = {name: each for name, each in measures.items() if each in evaluation}
     rows = [
-        [task, value, f"{loss:.4f}"]
-        for task, value, loss in zip(
-            [*evaluation["accuracies"], "mean"], shown, all_losses, strict=True
-        )
+        [task, scored(value, score), *(f"{evaluation[m][task]:.4f}" for m in measures.values())]
+        for task, value in evaluation["accuracies"].items()
     ]
-    print_table(title, ["task", score, "loss"], rows)
+    means = (f"{evaluation[name]:.4f}" for name in measures)
+    rows.append(["mean", scored(evaluation["accuracy"], score), *means])
+    print_table(title, ["task", score, *measures], rows)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, is_whole
 from sparsehyper._util.devices import to_device
@@ -179,6 +180,28 @@ class TaskSplit:
         split.counts = tuple(self.counts[i] for i in tasks)
         split._starts, split._counts = self._starts[chosen], self._counts[chosen]
         split._variant = self._variant[chosen]
+        return split
+
+    def among(self, chosen: Tensor) -> TaskSplit:
+        """Select some of the images, for all tasks.
+
+        Args:
+            chosen: bool ``[n]``, whether to keep each of ``pixels``.
+
+        Raises:
+            ValueError: a task is left without images.
+        """
+        kept = chosen[self._rows]
+        before = F.pad(kept.cumsum(0), (1, 0))
+        split = copy.copy(self)
+        split._rows, split._labels = self._rows[kept], self._labels[kept]
+        split._starts = before[self._starts]
+        split._counts = before[self._starts + self._counts] - split._starts
+        split.counts = tuple(split._counts.tolist())
+        if 0 in split.counts:
+            raise ValueError(
+                f"`chosen` must keep an image of every task, got none for {split.counts.index(0)}"
+            )
         return split
 
     def with_pixels(self, pixels: Tensor) -> TaskSplit:

@@ -269,7 +269,7 @@ def parse_method(text: str) -> Generator | str:
         ValueError: an unknown method, setting or value.
 
     >>> parse_method("chunked"), parse_method("experts")
-    (Chunked(chunks=32, hidden=None, by='flat'), 'experts')
+    (Chunked(chunks=32, hidden=None, by='flat', layers=2, embedding=None), 'experts')
     """
     kind = text.partition("/")[0].partition(":")[0]
     check_choice("method", kind, METHODS)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.objectives import sample_losses, score_of
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
@@ -43,6 +44,7 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.evaluate import prediction_entropy
 from sparsehyper.training.graphs import check_recordable
 
 SPLITS = ("train", "val", "test")
@@ -221,7 +223,7 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
 def _evaluate_tasks(
     loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
 ) -> Evaluation:
-    """Accuracy and loss of the ordinary models of some tasks."""
+    """Accuracy, loss and entropy of the ordinary models of some tasks."""
     results = []
     for name, own in batches.items():
         module = loaded.materialize(name).to(here.device)
@@ -229,9 +231,14 @@ def _evaluate_tasks(
         y = torch.cat([labels for _, labels in own])
         outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
         loss = float(sample_losses(outputs, y, n_classes).mean())
-        results.append((name, score_of(nn.Identity(), outputs, y, n_classes), loss))
-    names, scores, losses = zip(*results, strict=True)
-    return Evaluation(names, scores, losses, loaded.tasks.score)
+        score = score_of(nn.Identity(), outputs, y, n_classes)
+        entropy = None
+        if not y.is_floating_point():
+            entropy = float(prediction_entropy(mask_classes(outputs, n_classes))) / len(y)
+        results.append((name, score, loss, entropy))
+    names, scores, losses, entropies = zip(*results, strict=True)
+    known = None if None in entropies else entropies
+    return Evaluation(names, scores, losses, loaded.tasks.score, known)
 
 
 def _check_trained(directory: Path) -> None:

@@ -10,6 +10,8 @@
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=batch`` (default) or ``none``
 ``resnet32``                    short for ``resnet:depth=32,width=16``
 ``resnet18``                    short for ``resnet:depth=18,width=64,stages=4``
+``resnet9:width=64``            shallow residual network; ``norm=batch`` (default) or ``none``
+``thesis_resnet:blocks=5``      the thesis's residual network, without norms; ``width=16``
 ``package.module:function``     the user's own, called as ``function(image_shape, n_classes)``
 ``…/masked:0.9``                any of them with this share of its weights fixed at zero, at random
                                 positions that all tasks share and that follow from the seed
@@ -32,10 +34,7 @@ All targets take float32 images ``[batch, channels, height, width]`` of any size
 ``[batch, n_classes]``. For a table ``image_shape`` is ``(features,)``, and inputs are ``[batch,
 features]``; where a number is predicted, ``n_classes`` is 1.
 
-Source of the residual network: K. He et al., "Deep residual learning for image recognition" (CVPR
-2016), section 4.2: 6n + 2 layers in three stages, with shortcuts that have no parameters. Without a
-norm, convolutions have biases. ``resnet18`` has the stages of section 4.1 on the stem of 4.2, as is
-usual for small images.
+Residual networks and their sources are in `residual`.
 """
 
 from __future__ import annotations
@@ -49,19 +48,20 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_type
+from sparsehyper.lab.runs.residual import NORMS, ResNet, convolution, resnet9, thesis_resnet
 from sparsehyper.target.adapters import masked
 
-_TARGET_NORMS, _POOLS = ("batch", "none"), ("max", "stride")
+_POOLS = ("max", "stride")
 _MOST_AVERAGES = 4  # along each side of the image, for the last layer of a cnn
 _ABBREVIATIONS = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
 _FORMS = (
     "mlp:128-64  cnn:16-32-64,norm=batch|none,pool=max|stride  "
-    "resnet:depth=8,width=16,norm=batch|none  resnet32  resnet18  package.module:function; any "
-    "with /masked:0.9"
+    "resnet:depth=8,width=16,norm=batch|none  resnet32  resnet18  "
+    "resnet9:width=64,norm=batch|none  thesis_resnet:blocks=5,width=16  package.module:function; "
+    "any with /masked:0.9"
 )
 
 _Settings = dict[str, str | int]
@@ -71,10 +71,12 @@ _DEFAULTS: dict[str, _Settings] = {
     "mlp": {"widths": "128-64"},
     "cnn": {"widths": "16-32-64", "norm": "batch", "pool": "max"},
     "resnet": {"depth": 8, "width": 16, "stages": 3, "norm": "batch"},
+    "resnet9": {"width": 64, "norm": "batch"},
+    "thesis_resnet": {"blocks": 5, "width": 16},
 }
 # What they were when files did not spell them out.
 _FORMER_DEFAULTS: dict[str, _Settings] = {
-    "mlp": _DEFAULTS["mlp"],
+    **_DEFAULTS,
     "cnn": {"widths": "16-32-64", "norm": "none", "pool": "stride"},
     "resnet": {"depth": 8, "width": 16, "stages": 3, "norm": "none"},
 }
@@ -198,12 +200,12 @@ def _cnn(
     image_shape: tuple[int, ...], n_classes: int, *, widths: str, norm: str, pool: str
 ) -> nn.Sequential:
     """Convolutions that each halve the image's sides, averages over places, and a linear layer."""
-    check_choice("norm", norm, _TARGET_NORMS)
+    check_choice("norm", norm, NORMS)
     check_choice("pool", pool, _POOLS)
     channels, height, width = image_shape
     layers: list[nn.Module] = []
     for n_out in _numbers(widths):
-        layers += [_convolution(channels, n_out, 2 if pool == "stride" else 1, norm), nn.ReLU()]
+        layers += [convolution(channels, n_out, 2 if pool == "stride" else 1, norm), nn.ReLU()]
         channels = n_out
         if pool == "max" and max(height, width) > 1:
             window = min(2, height), min(2, width)
@@ -213,81 +215,6 @@ def _cnn(
     averages = min(height, most), min(width, most)
     pooled = [nn.AdaptiveAvgPool2d(averages), nn.Flatten()]
     return nn.Sequential(*layers, *pooled, nn.Linear(channels * math.prod(averages), n_classes))
-
-
-class ResNet(nn.Module):
-    """A CIFAR-style residual network with global average pooling, for images of any size.
-
-    Args:
-        image_shape: channels, height, width.
-        n_classes: number of logits.
-        depth: number of layers with weights, 2 · stages · n + 2 for n blocks per stage.
-        width: channels of the first stage; each further stage has twice as many.
-        stages: number of stages; each after the first halves the sides of the images.
-        norm: ``"batch"`` or ``"none"`` after every convolution.
-
-    Raises:
-        ValueError: a depth that is not 2 · stages · n + 2, a width or number of stages below 1, or
-            an unknown norm.
-
-    >>> sum(p.numel() for p in ResNet((3, 32, 32), 10, depth=32).parameters())
-    464154
-    """
-
-    def __init__(
-        self,
-        image_shape: tuple[int, ...],
-        n_classes: int,
-        *,
-        depth: int = 8,
-        width: int = 16,
-        stages: int = 3,
-        norm: str = "batch",
-    ) -> None:
-        super().__init__()
-        check_integer("width", width, minimum=1, maximum=WIDEST)
-        check_integer("stages", stages, minimum=1, maximum=8)
-        layers = 2 * stages  # one block in each stage
-        check_integer("depth", depth, minimum=layers + 2, maximum=10_000)
-        check_choice("norm", norm, _TARGET_NORMS)
-        if depth % layers != 2 % layers:
-            some = ", ".join(str(layers * n + 2) for n in (1, 2, 3))
-            raise ValueError(f"`depth` must be {layers}n + 2, such as {some}, got {depth}")
-        self.stem = _convolution(image_shape[0], width, 1, norm)
-        blocks = []
-        channels = width
-        for stage in range(stages):
-            for block in range((depth - 2) // layers):
-                stride = 2 if stage and not block else 1
-                blocks.append(_Block(channels, width << stage, stride, norm))
-                channels = width << stage
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[batch, n_classes]`` of images ``[batch, channels, height, width]``."""
-        x = self.blocks(F.relu(self.stem(x)))
-        return self.head(x.mean((2, 3)))
-
-
-class _Block(nn.Module):
-    def __init__(self, n_in: int, n_out: int, stride: int, norm: str) -> None:
-        super().__init__()
-        self.first = _convolution(n_in, n_out, stride, norm)
-        self.second = _convolution(n_out, n_out, 1, norm)
-        self.stride = stride
-        self.new_channels = n_out - n_in
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.second(F.relu(self.first(x)))
-        # Option A of the paper: subsample the pixels, and pad the new channels with zeros.
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
-
-
-def _convolution(n_in: int, n_out: int, stride: int, norm: str) -> nn.Module:
-    convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=norm == "none")
-    return convolution if norm == "none" else nn.Sequential(convolution, nn.BatchNorm2d(n_out))
 
 
 def _sparsity(text: str, target: str) -> float:
@@ -386,4 +313,10 @@ def _from_factory(text: str, image_shape: tuple[int, ...], n_classes: int) -> nn
     return target
 
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet": ResNet}
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "resnet": ResNet,
+    "resnet9": resnet9,
+    "thesis_resnet": thesis_resnet,
+}

@@ -2,6 +2,7 @@
 
 from sparsehyper.lab.studies.adaptation import Adaptation
 from sparsehyper.lab.studies.comparison import Comparison
+from sparsehyper.lab.studies.fair_comparison import FairComparison
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
 from sparsehyper.lab.studies.scaling import Scaling
@@ -14,6 +15,7 @@ _ALL: tuple[type[Study], ...] = (
     *(
         Variations,
         Comparison,
+        FairComparison,
         NewTasks,
         Adaptation,
         Interpolation,

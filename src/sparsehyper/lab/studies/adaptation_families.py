@@ -11,7 +11,7 @@ from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.runs.config import DataConfig
 from sparsehyper.lab.studies.few_shot import EXPERTS, LEARNERS
-from sparsehyper.lab.studies.trainings import CNN
+from sparsehyper.lab.studies.trainings import CNN, drawn
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class Family:
 
     Args:
         source: as in `DataConfig`.
-        tasks: all tasks, as in `DataConfig`, with ``{seed}`` for the seed and ``{0}`` to ``{9}``
-            for ten classes in an order that is drawn from it.
+        tasks: all tasks, as `drawn` takes them.
         held_out: number of tasks to hold out, drawn from the seed; or the indices of some; or None
             for all of one group, each group in turn. A task's group is its name up to the last
             dash.
@@ -51,8 +50,7 @@ class Family:
 
     def data(self, seed: int) -> DataConfig:
         """The images and tasks of a seed."""
-        order = torch.randperm(10, generator=seeded(spawn_seeds(seed, 2)[1])).tolist()
-        tasks = self.tasks.format(*order, seed=seed)
+        tasks = drawn(self.tasks, seed)
         return DataConfig(self.source, tasks, val_fraction=self.val_fraction)
 
     def split(self, tasks: TaskSet, seed: int) -> tuple[TaskSet, TaskSet]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from sparsehyper._util.checks import MOST_WORKERS, check_integer
 from sparsehyper._util.files import parse_json, read_file, replaced
-from sparsehyper.lab.data import SharedTasks, Source
+from sparsehyper.lab.data import SharedTasks, Source, is_source
 from sparsehyper.lab.runs.config import DataConfig, Experiment, up_to_date
 from sparsehyper.lab.runs.setup import source_of, tasks_of
 from sparsehyper.training import CheckpointError, Interrupted
@@ -210,7 +210,8 @@ def shared_tasks(
         for one in data:
             if one not in files:
                 path = folder / f"{len(files)}.pt"
-                key = (one.source, one.image_size, one.seed)
+                # only the images of a folder are split by the seed
+                key = (one.source, one.image_size, None if is_source(one.source) else one.seed)
                 if key not in images:
                     images[key] = source_of(one, data_dir)
                 files[one] = SharedTasks.write(tasks_of(one, images[key]), path)

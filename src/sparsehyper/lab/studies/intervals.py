@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sparsehyper._util.extras import require
 
+_LEVEL = 0.05
+
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:
     """The mean of paired differences, with its 95% interval by Student's t.
@@ -71,6 +73,65 @@ def verdict(interval: Mapping[str, Any]) -> str:
     if interval["low"] > 0:
         return "supported"
     return "not supported" if interval["high"] < 0 else "undecided"
+
+
+def holm(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The claims of one family, with verdicts that hold for all of them at once.
+
+    A claim gets ``p``, its two-sided p value after Holm's correction. Its verdict is undecided
+    unless that is at most 0.05.
+
+    Args:
+        claims: as `claim_of` returns them; each counts as one test.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal
+    of Statistics 6, 1979).
+
+    >>> pair = [claim_of("a", "b", x, [0.0, 0.0, 0.0]) for x in ([1.0, 1.1, 1.3], [1.0, 1.5, 2.4])]
+    >>> [(round(claim["p"], 3), claim["verdict"]) for claim in holm(pair)]
+    [(0.012, 'supported'), (0.058, 'undecided')]
+    """
+    raw = [_p_value(claim) for claim in claims]
+    adjusted = [1.0] * len(raw)
+    least = 0.0
+    for rank, place in enumerate(sorted(range(len(raw)), key=raw.__getitem__)):
+        least = max(least, min(1.0, (len(raw) - rank) * raw[place]))
+        adjusted[place] = least
+    return [
+        {**claim, "p": p, "verdict": claim["verdict"] if p <= _LEVEL else "undecided"}
+        for claim, p in zip(claims, adjusted, strict=True)
+    ]
+
+
+def in_images(interval: Mapping[str, Any], small: int = 25) -> str:
+    """A difference of accuracy as a number of images.
+
+    Args:
+        interval: the difference, as `paired` returns it.
+        small: images in 10,000 that a whole interval is within if the difference is small.
+
+    >>> in_images({"mean": -0.0005, "low": -0.001, "high": 0.0001})
+    '5 images in 10,000 fewer, small'
+    """
+    images = round(10_000 * abs(interval["mean"]))
+    words = f"{images} images in 10,000 {'more' if interval['mean'] > 0 else 'fewer'}"
+    if images == 0:
+        words = "no image in 10,000"
+    low, high = interval["low"], interval["high"]
+    is_small = low is not None and max(-low, high) <= small / 10_000
+    return f"{words}, small" if is_small else words
+
+
+def _p_value(interval: Mapping[str, Any]) -> float:
+    """The two-sided p value of a difference by Student's t; 1 for a single pair."""
+    if interval["low"] is None:
+        return 1.0
+    freedom = interval["pairs"] - 1
+    stats = require("scipy.stats", "data")
+    error = (interval["high"] - interval["low"]) / 2 / float(stats.t.ppf(0.975, freedom))
+    if error == 0:
+        return float(interval["mean"] == 0)
+    return 2 * float(stats.t.sf(abs(interval["mean"]) / error, freedom))
 
 
 def main_effects(

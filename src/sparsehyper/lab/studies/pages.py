@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from sparsehyper.lab.plots import GREY, STYLES, new_figure, save_figure
+from sparsehyper.lab.studies.intervals import in_images
 
 
 class Table(NamedTuple):
@@ -47,12 +48,14 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
             *([shots_text(claim["shots"])] if "shots" in claim else []),
             f"{100 * claim['mean']:+.2f}",
             interval_text(claim),
+            *([f"{claim['p']:.3f}", in_images(claim)] if "p" in claim else []),
             claim["verdict"],
         ]
         for claim in claims
     ]
     shots = ["images per class"] if "shots" in claims[0] else []
-    columns = ["where", "difference", *shots, "points", "95% interval", "above zero?"]
+    corrected = ["p, corrected", "in images"] if "p" in claims[0] else []
+    columns = ["where", "difference", *shots, "points", "95% interval", *corrected, "above zero?"]
     return Table("Differences of accuracy", columns, rows)
 
 
@@ -71,17 +74,21 @@ def by_method(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, lis
 
 def searches_table(results: Mapping[str, Any]) -> Table:
     """The hyperparameters that were found, and what they reached."""
+    grown = any("at_an_end" in search for search in results["searches"].values())
     rows = [
         [
             name.removeprefix("search--"),
             ", ".join(_setting(path, value) for path, value in search["settings_found"].items()),
             f"{100 * search['validation']:.2f}",
             f"{100 * search['trials'][0]['validation']:.2f}",
+            *([str(len(search["trials"])), ", ".join(search["at_an_end"])] if grown else []),
         ]
         for name, search in results["searches"].items()
     ]
-    title = f"Settings found, {results['study']['trials']} trials each, by validation accuracy"
-    return Table(title, ["search", "found", "validation, %", "default's, %"], rows)
+    each = "for each setting" if grown else "each"
+    title = f"Settings found, {results['study']['trials']} trials {each}, by validation accuracy"
+    more = ["trials", "still at an end"] if grown else []
+    return Table(title, ["search", "found", "validation, %", "default's, %", *more], rows)
 
 
 def _setting(path: str, value: Any) -> str:

@@ -3,7 +3,8 @@
 A search is a cell of the study. While it runs, its trials are kept in a journal,
 ``search/<name>.jsonl``: a line of JSON with the settings of the search, then one for each trial. A
 search that was stopped continues after the last of them. Once the searches are done their journals
-are removed, as the cells hold the trials.
+are removed, as the cells hold the trials. The draws of a search follow from its name and the number
+of the trial, so that no two searches draw the same.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import parse_json, read_file
+from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.runs.config import DataConfig, Experiment, up_to_date
+from sparsehyper.lab.runs.setup import fit_generator, target_layout
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.lab.studies.trainings import trained
 from sparsehyper.training import CheckpointError, NonFiniteError
@@ -33,24 +37,34 @@ Space = Mapping[str, tuple[Any, ...]]
 LR = "training.lr"
 LRS = (5e-4, 2e-2)
 SEARCH_SEED = 1000  # differs from the seeds of all runs
+_ROUNDS = 3  # in which ranges grow
+_NEAR, _FURTHER = 1.5, 4.0  # factors: a learning rate near an end of its range, and the next end
+_MOST_DRAWS = 1000  # for one that meets the budget
 
 
 def run_searches(
-    searches: Mapping[str, tuple[Experiment, Space]], trials: int, workspace: Workspace
+    searches: Mapping[str, tuple[Experiment, Space]],
+    trials: int,
+    workspace: Workspace,
+    until: Space | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the searches that have not been completed yet.
 
-    The first trial has the experiment's own settings; the tree-structured Parzen estimator chooses
-    the others.
+    The first trial has the experiment's own settings if they meet its budget; the tree-structured
+    Parzen estimator chooses the others. What cannot meet the budget is drawn again.
 
     Args:
         searches: an experiment and its search space, by name of the cell.
-        trials: number of trials of each search.
+        trials: number of trials of each search; with ``until``, of each setting that it searches.
         workspace: the study's workspace.
+        until: how far ranges may grow: the bounds of a learning rate, all choices of other settings
+            in their order. While the best trial is at an end of a range, the range is extended
+            there, and one more trial for each setting is made, for at most three rounds.
 
     Returns:
         By name: ``settings_found``, by path; the ``validation`` accuracy they reached; ``trials``,
-        each with its settings, accuracy and seconds; and the total ``seconds``.
+        each with its settings, accuracy and seconds; the total ``seconds``; and with ``until``
+        ``at_an_end``, the settings whose best value still is at an end of its range.
 
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -66,9 +80,10 @@ def run_searches(
             {
                 "fingerprint": workspace.files[experiment.data].fingerprint,
                 "experiment": experiment.to_dict(),
-                "space": {path: list(choices) for path, choices in space.items()},
-                "trials": trials,
+                "space": _listed(space),
+                "trials": trials if until is None else trials * len(space),
                 "name": name,
+                **({} if until is None else {"until": _listed(until, space)}),
             },
         )
         for name, (experiment, space) in searches.items()
@@ -105,41 +120,118 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experi
 def _search(
     settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks], journals: Mapping[str, Path]
 ) -> dict[str, Any]:
-    optuna = require("optuna", "study")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     experiment = Experiment.from_dict(settings["experiment"])
-    space = settings["space"]
     tasks = files[experiment.data].load()
-    path = journals[settings["name"]]
-    ranges = {p: _distribution(optuna.distributions, p, choices) for p, choices in space.items()}
-    study = optuna.create_study(direction="maximize")
-    trials = _recorded_trials(path, settings)
-    try:
-        for trial in trials:
-            known = {"params": trial["settings"], "value": trial["validation"]}
-            study.add_trial(optuna.trial.create_trial(**known, distributions=ranges))
-        spent = sum(trial["seconds"] for trial in trials)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(f"{path} is damaged: {error}") from error
-    if not trials:
-        own = {p: experiment.training.lr if p == LR else space[p][0] for p in space}
-        study.enqueue_trial(own)
-    while len(trials) < settings["trials"]:
-        # a seed for each trial, so that a search that continues does not repeat one
-        study.sampler = optuna.samplers.TPESampler(seed=len(trials), n_startup_trials=4)
-        asked = study.ask(ranges)
-        found = _try(with_settings(experiment, asked.params), tasks, asked.params)
-        study.tell(asked, found["validation"])
-        _append(path, found)
-        trials.append(found)
-        spent += found["seconds"]
-    best = max(trials, key=lambda trial: trial["validation"])
+    layout = target_layout(experiment, tasks)
+    path, name = journals[settings["name"]], settings["name"]
+    recorded = _recorded_trials(path, settings)
+    trials: list[dict[str, Any]] = []
+
+    def meets_the_budget(chosen: dict[str, Any]) -> bool:
+        one = with_settings(experiment, chosen)
+        try:
+            return one.budget is None or bool(fit_generator(one, layout))
+        except BudgetError:
+            return False
+
+    def try_more(number: int, space: Space) -> dict[str, Any]:
+        """Make trials until there are ``number``, and return the best."""
+        while len(trials) < number:
+            if len(trials) < len(recorded):
+                trials.append(recorded[len(trials)])
+                continue
+            chosen = _draw(experiment, space, trials, meets_the_budget, name)
+            trials.append(_try(with_settings(experiment, chosen), tasks, chosen))
+            _append(path, trials[-1])
+        return max(trials, key=lambda trial: trial["validation"])
+
+    space, until = settings["space"], settings.get("until", {})
+    best = try_more(settings["trials"], space)
+    for _ in range(_ROUNDS):
+        if (wider := _wider(space, until, best["settings"])) == space:
+            break
+        space = wider
+        best = try_more(len(trials) + len(space), space)
     return {
         "settings_found": best["settings"],
         "validation": best["validation"],
         "trials": trials,
-        "seconds": spent,
+        "seconds": sum(trial["seconds"] for trial in trials),
+        **({"at_an_end": _at_an_end(space, until, best["settings"])} if until else {}),
     }
+
+
+def _draw(
+    experiment: Experiment,
+    space: Space,
+    trials: list[dict[str, Any]],
+    allowed: Callable[[dict[str, Any]], bool],
+    name: str,
+) -> dict[str, Any]:
+    """Settings for the next trial."""
+    if not trials:
+        own = {path: _own(experiment, path, choices) for path, choices in space.items()}
+        if allowed(own):
+            return own
+    optuna = require("optuna", "study")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ranges = {p: _distribution(optuna.distributions, p, [*some]) for p, some in space.items()}
+    known = [
+        optuna.trial.create_trial(
+            params=trial["settings"], value=trial["validation"], distributions=ranges
+        )
+        for trial in trials
+    ]
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(known)
+    for attempt in range(_MOST_DRAWS):
+        # a seed for each draw, so that a search that continues draws the same
+        seed = crc32(f"{name} {len(trials)} {attempt}".encode())
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+        asked = study.ask(ranges)
+        chosen: dict[str, Any] = asked.params
+        if allowed(chosen):
+            return chosen
+        study.tell(asked, 0.0)  # or it would be the first choice again
+    raise RuntimeError(f"no draw of {name!r} meets the budget of {experiment.budget:g}")
+
+
+def _own(experiment: Experiment, path: str, choices: Any) -> Any:
+    """The experiment's value of a setting; the first choice if it is not among them."""
+    part, _, name = path.rpartition(".")
+    value = getattr(getattr(experiment, part) if part else experiment, name)
+    return value if path == LR or value in choices else choices[0]
+
+
+def _wider(space: Space, until: Space, best: Mapping[str, Any]) -> dict[str, Any]:
+    """The ranges, extended at the ends where the best trial is."""
+    wider = {path: list(choices) for path, choices in space.items()}
+    for path, choices in until.items():
+        low, high = (_is_at(end, path, space, best) for end in (0, -1))
+        if path == LR:
+            down, up = _FURTHER if low else 1, _FURTHER if high else 1
+            wider[path] = [max(choices[0], space[path][0] / down)]
+            wider[path] += [min(choices[1], space[path][1] * up)]
+        else:
+            first, last = choices.index(space[path][0]), choices.index(space[path][-1])
+            wider[path] = list(choices[max(0, first - low) : last + high + 1])
+    return wider
+
+
+def _at_an_end(space: Space, until: Space, best: Mapping[str, Any]) -> list[str]:
+    return [p for p in until if _is_at(0, p, space, best) or _is_at(-1, p, space, best)]
+
+
+def _is_at(end: int, path: str, space: Space, best: Mapping[str, Any]) -> bool:
+    """Whether the best value of a setting is at one end of its range, 0 or -1."""
+    value, bound = best[path], space[path][end]
+    if path != LR:
+        return bool(value == bound)
+    return bool(max(value / bound, bound / value) <= _NEAR)
+
+
+def _listed(space: Space, of: Space | None = None) -> dict[str, list[Any]]:
+    return {path: list(choices) for path, choices in space.items() if of is None or path in of}
 
 
 def _try(experiment: Experiment, tasks: TaskSet, settings: dict[str, Any]) -> dict[str, Any]:
@@ -185,12 +277,24 @@ def _recorded_trials(path: Path, settings: dict[str, Any]) -> list[dict[str, Any
             check_same(f"the search in {path}", up_to_date(recorded), json_ready(settings), ())
         except RecursionError as error:
             raise _damaged(f"{path} is damaged: {error}") from error
+        for trial in trials:
+            if not _is_trial(trial, settings["space"]):
+                raise _damaged(f"{path} is damaged: {str(trial)[:100]} is not a trial")
     if len(whole) < len(content):
         with _open_journal(path) as file:
             file.truncate(len(whole))
     if not whole:
         _append(path, settings)
     return trials
+
+
+def _is_trial(value: Any, space: Space) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("settings"), dict)
+        and value["settings"].keys() == space.keys()
+        and all(isinstance(value.get(key), (int, float)) for key in ("validation", "seconds"))
+    )
 
 
 def _damaged(what: str) -> CheckpointError:

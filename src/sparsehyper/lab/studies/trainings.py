@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import nn
 
+from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.generators import Chunked
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet
@@ -34,6 +36,21 @@ def training(steps: int, seed: int, **settings: Any) -> TrainConfig:
     """
     common = {"lr": 2e-3, "warmup": min(100, steps // 10), "eval_every": steps, "device": "cpu"}
     return TrainConfig(steps=steps, seed=seed, **{**common, **settings})
+
+
+def drawn(tasks: str, seed: int) -> str:
+    """The tasks of a seed.
+
+    Args:
+        tasks: as `DataConfig` takes them, with ``{seed}`` for the seed and ``{0}`` to ``{9}`` for
+            ten classes in an order that is drawn from it.
+        seed: at least 0.
+
+    >>> drawn("permuted:10,seed={seed}", 3), drawn("split:{0}-{1}", 3)
+    ('permuted:10,seed=3', 'split:...-...')
+    """
+    order = torch.randperm(10, generator=seeded(spawn_seeds(seed, 2)[1])).tolist()
+    return tasks.format(*order, seed=seed)
 
 
 def chunked_within(budget: float, numel: int, latent_dim: int) -> str | None:

@@ -77,6 +77,7 @@ function perTask(run, where) {
     { title: "task", text: (task, i) => link(run, i), value: (task, i) => i },
     evaluated && { title: "accuracy", text: (task) => percent(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
     evaluated && { title: "loss", text: (task) => task.loss.toFixed(4), value: (task) => task.loss },
+    tasks.some((task) => task.entropy !== null) && { title: "entropy", text: (task) => (task.entropy === null ? "–" : task.entropy.toFixed(4)), value: (task) => task.entropy },
     evaluated && run.confusion && { title: `${where} images`, text: (task) => count(task.images), value: (task) => task.images },
     { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
     !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },

@@ -1,0 +1,154 @@
+"""What the fair comparison concludes from its cells, and the tables that show it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsehyper.lab.studies.fair_sets import (
+    CHUNKED,
+    FRAME,
+    SPARSE,
+    THESIS_BUDGET,
+    THESIS_CHUNKED,
+    THESIS_SPARSE,
+    VARIANTS,
+)
+from sparsehyper.lab.studies.intervals import claim_of, holm
+from sparsehyper.lab.studies.pages import Table, percent, searches_table
+
+Row = Mapping[str, Any]
+
+
+def conclusions(
+    searches: Mapping[str, Any], rows: Sequence[Row], lengths: Sequence[Row]
+) -> dict[str, Any]:
+    """The results of the study.
+
+    Args:
+        searches: the searches, by name of the cell.
+        rows: a row for each method at each budget on each set.
+        lengths: the same for longer trainings.
+    """
+    families = [
+        _at_budgets(rows),
+        _thesis(rows),
+        _by_length(lengths),
+        _variants(rows),
+        _frame(rows),
+    ]
+    claims = [claim for family in families for claim in holm(family)]
+    return {"searches": searches, "rows": rows, "lengths": lengths, "claims": claims}
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """The accuracies of every set and of longer trainings, and the settings found."""
+    found = []
+    for family in results["study"]["sets"]:
+        rows = [row for row in results["rows"] if row["family"] == family]
+        columns = ["method", "budget ÷ N", *_COLUMNS]
+        cells = [[row["method"], _budget(row), *_measured(row)] for row in rows]
+        found.append(Table(family, columns, cells))
+    if results["lengths"]:
+        columns = ["method", "set", "budget ÷ N", "updates", *_COLUMNS]
+        cells = [
+            [row["method"], row["family"], _budget(row), _updates(row), *_measured(row)]
+            for row in results["lengths"]
+        ]
+        found.append(Table("Longer trainings", columns, cells))
+    return [*found, searches_table(results)]
+
+
+_COLUMNS = ("trainable ÷ N", "accuracy, %", "on training images, %", "step, ms")
+
+
+def _measured(row: Row) -> list[str]:
+    return [
+        f"{row['parameters']:.2f}",
+        percent(row["accuracy"]),
+        percent(row["trained"]),
+        f"{statistics.median(row['step_ms']):.1f}",
+    ]
+
+
+def _budget(row: Row) -> str:
+    return "–" if row["budget"] is None else f"{row['budget']:g}"
+
+
+def _updates(row: Row) -> str:
+    return "until it stops" if row["updates"] is None else f"{row['updates']:,}"
+
+
+def _pairs(
+    rows: Sequence[Row], ours: str, theirs: str, budget: float | None = None
+) -> list[tuple[Row, Row]]:
+    """Rows of two methods on the same set, with one budget if both have one, and of one length.
+
+    Args:
+        rows: rows to pair.
+        ours, theirs: the two methods.
+        budget: the budget of a method that has several; None pairs those of the same budget.
+    """
+
+    def fits(row: Row, method: str) -> bool:
+        several = budget is not None and method in (SPARSE, CHUNKED)
+        return row["method"] == method and (not several or row["budget"] == budget)
+
+    return [
+        (one, other)
+        for one in rows
+        for other in rows
+        if fits(one, ours)
+        and fits(other, theirs)
+        and (one["family"], one["updates"]) == (other["family"], other["updates"])
+        and (budget is not None or one["budget"] == other["budget"])
+    ]
+
+
+def _claim(question: int | None, pair: tuple[Row, Row], words: str) -> dict[str, Any]:
+    one, other = pair
+    values = one["accuracy"], other["accuracy"]
+    return claim_of(one["family"], words, *values, question=question)
+
+
+def _at_budgets(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        _claim(1, pair, f"{SPARSE} − {CHUNKED}, {pair[0]['budget']:g} N")
+        for pair in _pairs(rows, SPARSE, CHUNKED)
+    ]
+
+
+def _thesis(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        _claim(2, pair, f"{method} − {THESIS_CHUNKED}")
+        for method in THESIS_SPARSE
+        for pair in _pairs(rows, method, THESIS_CHUNKED, THESIS_BUDGET)
+    ]
+
+
+def _by_length(lengths: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        _claim(
+            3,
+            pair,
+            f"{SPARSE} − {CHUNKED}, {pair[0]['budget']:g} N, updates: {_updates(pair[0])}",
+        )
+        for pair in _pairs(lengths, SPARSE, CHUNKED)
+    ]
+
+
+def _variants(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        _claim(4, pair, f"{method} − {CHUNKED}, {THESIS_BUDGET:g} N")
+        for method in VARIANTS
+        for pair in _pairs(rows, method, CHUNKED, THESIS_BUDGET)
+    ]
+
+
+def _frame(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        _claim(None, pair, f"{SPARSE}, {THESIS_BUDGET:g} N − {other}")
+        for other in FRAME
+        for pair in _pairs(rows, SPARSE, other, THESIS_BUDGET)
+    ]
