@@ -25,7 +25,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
@@ -197,9 +197,9 @@ class HyperNetwork(Stored):
                 the whole batch; one for each sample, in a list, tuple, array or integer tensor
                 ``[batch]``, where the first dimension of every tensor argument and output must be
                 the batch (best on the CPU, since the work depends on the numbers: a GPU has to be
-                waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
-                task, or none. What `group` returns stands for the tasks that it was given. An
-                embedding has no head, so that with a ``head`` the output is the features.
+                waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out
+                if there is one task, or none. What `group` returns stands for the tasks that it was
+                given. An embedding has no head, so that with a ``head`` the output is the features.
 
         Raises:
             KeyError, IndexError: an unknown task.

@@ -86,10 +86,9 @@ def _described(module: nn.Module) -> Recipe | None:
     if _LAYERS.get(kind.__name__) is kind:
         settings = {name: _setting(module, name) for name in _arguments(kind)}
         return {"class": kind.__name__, **settings}
-    transformers = sys.modules.get("transformers")
-    if kind.__module__.startswith("transformers.") and transformers is not None:
-        if getattr(transformers, kind.__name__, None) is kind and hasattr(module, "config"):
-            return {"transformers": kind.__name__, "config": module.config.to_dict()}
+    own = getattr(sys.modules.get("transformers"), kind.__name__, None) is kind
+    if own and kind.__module__.startswith("transformers."):
+        return {"transformers": kind.__name__, "config": module.config.to_dict()}  # type: ignore[operator, union-attr]
     return None
 
 
@@ -160,4 +159,3 @@ def _structure(module: nn.Module) -> dict[str, Any]:
         "distinct": len({id(tensor) for _, tensor in tensors}),
         "parts": parts,
     }
-

@@ -8,12 +8,12 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_integer
-from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
+from sparsehyper.training.sources import Measure, Measures, moved
 
 LabelledBatch = tuple[Tensor, Tensor, Tensor]
 """Images ``[batch, channels, height, width]``, classes ``[batch]``, tasks ``[batch]``."""
@@ -36,8 +36,8 @@ class Evaluation:
 
     Attributes:
         tasks: task names, in order.
-        accuracies: accuracy of each task, in [0, 1].
-        losses: mean cross entropy of each task, in nats.
+        accuracies: accuracy of each task, in [0, 1]; or its mean of a ``metric`` of one's own.
+        losses: mean cross entropy of each task, in nats; or that of a ``loss`` of one's own.
     """
 
     tasks: tuple[str, ...]
@@ -94,6 +94,8 @@ def evaluate(
     n_classes: Sequence[int] | None = None,
     batch_size: int = 500,
     precision: str = "fp32",
+    loss: Measure | None = None,
+    metric: Measure | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Accuracy and loss of a model on every task, in evaluation mode and without gradients.
@@ -106,6 +108,7 @@ def evaluate(
         n_classes: number of classes of each task; by default every output counts.
         batch_size: number of images per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        loss, metric: as `train` takes them.
         processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
@@ -128,14 +131,16 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    right, loss = totals = torch.zeros(2, len(names), device=here.device)
+    measures = Measures(loss, metric)
+    scored, lost = totals = torch.zeros(2, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             for x, y, _ in data.batches(task, batch_size):
-                x, y = x.to(here.device), y.to(here.device)
-                logits = mask_classes(model(x, task=task), limits[task])
-                right[task] += (logits.argmax(1) == y).sum()
-                loss[task] += F.cross_entropy(logits, y, reduction="sum")
+                x, y = moved((x, y), here.device)
+                out = model(x, task=task)
+                losses = measures.losses(out, y, limits[task])
+                scored[task] += measures.scores(out, y, losses, limits[task]).sum()
+                lost[task] += losses.sum()
     means = here.sum(totals).cpu().double() / torch.tensor(data.counts)
     accuracies, losses = means.tolist()
     return Evaluation(tuple(names), tuple(accuracies), tuple(losses))
