@@ -41,9 +41,9 @@ class Progress:
 
     def evaluated(self, step: int, evaluation: Evaluation, seconds_left: float) -> None:
         """Show an evaluation made after `step` updates."""
-        self._validation = f"{evaluation.accuracy:.2%}"
+        self._validation = _score(evaluation.accuracy)
         if self._lines:
-            worst = f"worst {evaluation.worst_accuracy:.2%} {printable(evaluation.worst_task)}"
+            worst = f"worst {_score(evaluation.worst_accuracy)} {printable(evaluation.worst_task)}"
             print(
                 f"step {step}/{self._steps}  loss {self._loss:.4f}  val {self._validation} "
                 f"({worst})  {self._rate:,.0f} images/s  {_clock(seconds_left)} left",
@@ -70,6 +70,11 @@ def _bar() -> Any:
         progress.TimeRemainingColumn(),
         console=require("rich.console", "train").Console(stderr=True),
     )
+
+
+def _score(value: float) -> str:
+    """An accuracy in percent; another metric as it is, where it cannot be a share."""
+    return f"{value:.2%}" if 0 <= value <= 1 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:

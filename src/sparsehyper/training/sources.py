@@ -60,7 +60,7 @@ class Passes:
         self._batches, self._names = batches, names
         self._pass: Iterator[Any] = iter(())
         # Without a length, all passes count as one.
-        self.steps_per_epoch = len(batches) if isinstance(batches, Sized) else sys.maxsize
+        self.steps_per_epoch = max(1, len(batches)) if isinstance(batches, Sized) else sys.maxsize
 
     def batch(self, epoch: int, step: int) -> tuple[Any, Tensor, Tensor]:  # noqa: ARG002
         """The next batch."""
