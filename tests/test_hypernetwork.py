@@ -284,7 +284,7 @@ def test_sequence_models_can_be_targets(target):
         (torch.tensor([0, 7, 1]), IndexError, "got 7"),
         (1.0, TypeError, "`task` must be a name or an integer, got 1.0"),
         (True, TypeError, "got True"),
-        ([0, 1, 2], TypeError, r"got \[0, 1, 2\]; for one task per sample give an integer tensor"),
+        ([0, [1], 2], TypeError, r"got \[1\]; for one task per sample give a list of these, or an"),
         (torch.tensor(True), ValueError, r"got a tensor of shape \[\] and dtype torch.bool"),
         (torch.tensor([True, False, True]), ValueError, "dtype torch.bool"),
         (torch.zeros(3, 1, dtype=torch.long), ValueError, r"shape \[3, 1\] and dtype torch.int64"),
@@ -304,10 +304,9 @@ def test_refuses_what_is_no_task(task, error, message):
         make()(torch.randn(3, 4), task=task)
 
 
-@pytest.mark.parametrize("method", ["generate", "materialize"])
-def test_one_model_needs_one_task(method):
+def test_one_model_needs_one_task():
     with pytest.raises(ValueError, match=r"`task` must be one name, .* shape \[1\] and dtype"):
-        getattr(make(), method)(torch.tensor([1]))
+        make().materialize(torch.tensor([1]))
 
 
 class Cached(nn.Linear):
@@ -399,7 +398,9 @@ def test_adding_a_task_leaves_everything_else_bit_identical():
     assert hnet.add_task("socks", init="bags") == 4
     assert hnet.add_task("gloves", init=torch.ones(8).cumsum(0)) == 5
     assert hnet.task_names == ("shoes", "bags", "hats", "coats", "socks", "gloves")
-    for name, value in hnet.state_dict().items():
+    del before["task_names"]
+    for name in before:
+        value = hnet.state_dict()[name]
         grown = name == "conditioner.weight" or name.startswith("target.module.1.")
         assert torch.equal(value[:3] if grown else value, before[name]), name
     for task, out in enumerate(outputs):

@@ -467,7 +467,7 @@ def test_dtypes_of_what_is_not_generated_are_kept():
             lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
             {},
             ValueError,
-            "one real dtype, got torch.float32, torch.float64",
+            r"one real dtype, got torch.float32 \('0.bias'\), torch.float64 \('1.bias'\)",
         ),
         (lambda: Gain(2).to(torch.complex64), {}, ValueError, "real dtype, got torch.complex64"),
         (lambda: nn.Linear(2, 2), {"others": "lost"}, ValueError, "`others` must .*; got 'lost'"),
