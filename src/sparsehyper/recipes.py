@@ -132,12 +132,11 @@ def _built(recipe: Mapping[str, Any]) -> nn.Module:
 def _transformer(name: str, settings: Mapping[str, Any]) -> nn.Module:
     """A model of transformers by its configuration; no code from a file or the hub is run."""
     transformers = require("transformers", "hub")
-    model = getattr(transformers, str(name), None)
+    model: Any = getattr(transformers, str(name), None)
     if not isinstance(model, type) or not issubclass(model, transformers.PreTrainedModel):
         raise ValueError(f"transformers has no model {name!r}")
     own = {key: value for key, value in settings.items() if key not in ("auto_map", "dtype")}
-    config = model.config_class.from_dict(own)
-    return model._from_config(config)
+    return model._from_config(model.config_class.from_dict(own))
 
 
 def _structure(module: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ LabelledBatch = tuple[Tensor, Tensor, Tensor]
 """Images ``[batch, channels, height, width]``, classes ``[batch]``, tasks ``[batch]``."""
 
 
+@runtime_checkable
 class EvaluationData(Protocol):
     """Images to evaluate on, task by task."""
 

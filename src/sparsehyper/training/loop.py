@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from sparsehyper.training.run import Run
 from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, moved
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """A stream of training batches."""
 
@@ -153,12 +154,11 @@ def train(
     >>> train(hnet, [batch], [batch], config, quiet=True).best.accuracy > 0.9
     True
     """
-    if names is None and isinstance(model, HyperNetwork) and not hasattr(validation, "counts"):
-        names = model.task_names
-    if not hasattr(validation, "counts"):
-        validation = ByTask(validation, _needed(names))
-    if not hasattr(batches, "batch"):
-        batches = Passes(batches, _needed(names))
+    if not isinstance(validation, EvaluationData):
+        names = _known(names, model)
+        validation = ByTask(validation, names)
+    if not isinstance(batches, BatchSource):
+        batches = Passes(batches, _known(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
@@ -317,7 +317,10 @@ def train(
     )
 
 
-def _needed(names: Sequence[str] | None) -> Sequence[str]:
+def _known(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
+    """``names``, or those of the tasks that the model knows."""
+    if names is None and isinstance(model, HyperNetwork):
+        return model.task_names
     if names is None:
         raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
     return names
