@@ -133,7 +133,8 @@ def _transformer(name: str, settings: Mapping[str, Any]) -> nn.Module:
     """A model of transformers by its configuration; no code from a file or the hub is run."""
     transformers = require("transformers", "hub")
     model: Any = getattr(transformers, str(name), None)
-    if not isinstance(model, type) or not issubclass(model, transformers.PreTrainedModel):
+    known = isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)
+    if not known:
         raise ValueError(f"transformers has no model {name!r}")
     own = {key: value for key, value in settings.items() if key not in ("auto_map", "dtype")}
     return model._from_config(model.config_class.from_dict(own))
