@@ -17,8 +17,9 @@ ROOT = Path(sparsehyper.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Who may import whom. Every part may use the helpers in ``_util``; only the lab may use the lab.
-PARTS = {"layout", "sparse", "generators", "conditioning", "target", "heads", "saving"}
-MODEL = {*PARTS, "tasks", "hypernetwork"}
+PARTS = {"layout", "sparse", "generators", "conditioning", "target", "heads"}
+STORAGE = {"recipes", "saving", "hub", "storing"}
+MODEL = {*PARTS, *STORAGE, "tasks", "hypernetwork"}
 LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
     "_util": set(),
@@ -29,9 +30,12 @@ MAY_IMPORT = {
     "target": {"layout"},
     "adapters": {"target", "peft"},
     "heads": {"layout"},
-    "saving": {"generators", "conditioning", "heads"},
+    "recipes": set(),
+    "saving": {"generators", "conditioning", "heads", "recipes"},
     "tasks": {"conditioning", "target", "heads"},
-    "hypernetwork": {*PARTS, "tasks"},
+    "hub": set(),
+    "storing": {*PARTS, *STORAGE, "tasks"},
+    "hypernetwork": {*PARTS, "recipes", "storing"},
     "recurrent": MODEL,
     "peft": MODEL,
     "adaptation": MODEL,
@@ -61,6 +65,7 @@ LIGHT = {
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna", "yaml"),
+    *("huggingface_hub", "transformers"),
 }
 
 

@@ -10,7 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from sparsehyper import Chunked, Dense, HyperNetwork, InputEncoder, Sparse, TaskEmbedding
+from sparsehyper import (
+    Chunked,
+    Dense,
+    HyperNetwork,
+    InputEncoder,
+    Ridge,
+    Sparse,
+    TaskEmbedding,
+    TaskFeatures,
+)
 
 TASKS = ["shoes", "bags", "hats"]
 GENERATORS = [
@@ -275,7 +284,7 @@ def test_sequence_models_can_be_targets(target):
         (torch.tensor([0, 7, 1]), IndexError, "got 7"),
         (1.0, TypeError, "`task` must be a name or an integer, got 1.0"),
         (True, TypeError, "got True"),
-        ([0, 1, 2], TypeError, r"got \[0, 1, 2\]; for one task per sample give an integer tensor"),
+        ([0, [1], 2], TypeError, r"got \[1\]; for one task per sample give a list of these, or an"),
         (torch.tensor(True), ValueError, r"got a tensor of shape \[\] and dtype torch.bool"),
         (torch.tensor([True, False, True]), ValueError, "dtype torch.bool"),
         (torch.zeros(3, 1, dtype=torch.long), ValueError, r"shape \[3, 1\] and dtype torch.int64"),
@@ -295,10 +304,9 @@ def test_refuses_what_is_no_task(task, error, message):
         make()(torch.randn(3, 4), task=task)
 
 
-@pytest.mark.parametrize("method", ["generate", "materialize"])
-def test_one_model_needs_one_task(method):
+def test_one_model_needs_one_task():
     with pytest.raises(ValueError, match=r"`task` must be one name, .* shape \[1\] and dtype"):
-        getattr(make(), method)(torch.tensor([1]))
+        make().materialize(torch.tensor([1]))
 
 
 class Cached(nn.Linear):
@@ -390,7 +398,9 @@ def test_adding_a_task_leaves_everything_else_bit_identical():
     assert hnet.add_task("socks", init="bags") == 4
     assert hnet.add_task("gloves", init=torch.ones(8).cumsum(0)) == 5
     assert hnet.task_names == ("shoes", "bags", "hats", "coats", "socks", "gloves")
-    for name, value in hnet.state_dict().items():
+    del before["task_names"]
+    for name in before:
+        value = hnet.state_dict()[name]
         grown = name == "conditioner.weight" or name.startswith("target.module.1.")
         assert torch.equal(value[:3] if grown else value, before[name]), name
     for task, out in enumerate(outputs):
@@ -609,3 +619,111 @@ def test_tasks_are_removed_and_renamed_with_their_statistics():
     assert len(norm.running_mean) == len(norm.num_batches_tracked) == 2
     with pytest.raises(KeyError, match="unknown `task` 'c'"):
         hnet.remove_task("c")
+
+
+# --- several tasks at once ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ("hats", "shoes", "bags"),
+        ["hats", 0, torch.tensor(1)],
+        np.array(["hats", "shoes", "bags"]),
+        np.array([2, 0, 1], dtype=np.uint8),
+    ],
+    ids=["names", "mixed", "array of names", "array of numbers"],
+)
+def test_the_task_of_each_sample_in_a_list_or_array(task):
+    hnet, x = make(), torch.randn(3, 4)
+    expected = hnet(x, task=torch.tensor([2, 0, 1]))
+    assert torch.equal(hnet(x, task=task), expected)
+    assert torch.equal(hnet(x, task=hnet.group(task, 3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        (["shoes", "coats", "bags"], KeyError, "unknown `task` 'coats'"),
+        ([0, 3, 1], IndexError, r"in \[0, 3\), got 3"),
+        ([0, True, 1], TypeError, "a name or an integer, got True"),
+        (["shoes"], ValueError, "names 1 samples"),
+    ],
+)
+def test_a_list_that_names_no_task_of_each_sample_is_refused(task, error, message):
+    with pytest.raises(error, match=message):
+        make()(torch.randn(3, 4), task=task)
+
+
+def test_an_embedding_may_be_an_array():
+    hnet, x = make(), torch.randn(3, 4)
+    z = hnet.embedding("bags").detach()
+    assert torch.equal(hnet(x, task=z.numpy()), hnet(x, task=z))
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_many_tasks_are_generated_at_once(generator):
+    hnet = make(generator=generator)
+    embeddings = hnet.conditioner.weight[[2, 0]]
+    for task in (["hats", 0], torch.tensor([2, 0]), embeddings):
+        stacked = hnet.generate(task)
+        for i, name in enumerate(["hats", "shoes"]):
+            for key, tensor in hnet.generate(name).items():
+                torch.testing.assert_close(stacked[key][i], tensor)
+    with pytest.raises(IndexError):
+        hnet.generate([3])
+    with pytest.raises(ValueError, match=r"one name, number or embedding here, .*\[2\]"):
+        hnet.materialize(["hats", "shoes"])
+
+
+# --- state dicts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [None, Ridge()])
+@pytest.mark.parametrize("others", [["coats"], TASKS, ["a", "b", "c", "d", "e", "f"]])
+def test_a_state_dict_brings_its_tasks_along(others, head):
+    hnet = make(normed_target(), head=head)
+    hnet(torch.randn(6, 4), task=1)  # collects statistics
+    hnet.add_task("bikes")
+    state = hnet.state_dict()
+    again = make(normed_target(), tasks=others, head=head)
+    again.load_state_dict(state)
+    assert again.task_names == (*TASKS, "bikes")
+    hnet.eval(), again.eval()
+    for task in again.task_names:
+        assert torch.equal(again(X := torch.ones(2, 4), task=task), hnet(X, task=task))
+    assert state.keys() == hnet.state_dict().keys()
+    wrapper = nn.ModuleDict({"inner": make(normed_target(), tasks=others, head=head)})
+    wrapper.load_state_dict({f"inner.{name}": tensor for name, tensor in state.items()})
+    assert wrapper["inner"].task_names == again.task_names
+
+
+def test_a_state_dict_of_described_tasks_brings_them_along():
+    def described(*names):
+        features = {name: torch.randn(3) for name in names}
+        return HyperNetwork(nn.Linear(4, 2), Dense(), TaskFeatures(features, dim=8))
+
+    hnet, again = described("a"), described("b")
+    hnet.add_task("c", torch.randn(3))
+    again.load_state_dict(hnet.state_dict())
+    assert torch.equal(again.embedding("c"), hnet.embedding("c"))
+    again.add_task("b", torch.randn(3))
+
+
+def test_a_state_dict_without_names_keeps_those_of_the_hypernetwork():
+    state = make().state_dict()
+    del state["task_names"]
+    again = make(tasks=["a", "b", "c"])
+    again.load_state_dict(state)
+    assert again.task_names == ("a", "b", "c")
+
+
+# --- printing -------------------------------------------------------------------------------
+
+
+def test_it_prints_the_target_as_it_is():
+    target = normed_target().append(nn.Linear(2, 2, bias=False)).append(nn.LSTM(2, 2))
+    lines = [line.strip() for line in str(make(target)).splitlines()]
+    for line in str(target).splitlines():
+        assert any(line.strip() in found for found in lines)
+    assert make(target).target.printed() == str(target)

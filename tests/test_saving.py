@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding, saving
 from sparsehyper._util.files import CheckpointError, digest, read_sealed, sealed
 
 GENERATORS = [
@@ -397,3 +397,88 @@ def test_an_error_of_the_file_system_is_an_os_error(tmp_path, monkeypatch, text,
     with pytest.raises(OSError, match=rf"\[Errno {number}\] .*model\.safetensors"):
         make().save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- writing over ---------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    pass
+
+
+def written(path) -> set[str]:
+    return {file.name for file in path.iterdir()}
+
+
+def test_a_directory_of_one_s_own_is_written_over_when_asked_to(tmp_path):
+    make().save(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("notes")
+    hnet = make(Dense())
+    hnet.save(tmp_path / "model", overwrite=True)
+    assert_equal(hnet, HyperNetwork.load(tmp_path / "model", make_target()))
+    assert written(tmp_path / "model") == {"config.json", "model.safetensors", "README.md"}
+    hnet.save(tmp_path / "new", overwrite=True)
+    assert_equal(hnet, HyperNetwork.load(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("step", ["write_tensors", "sync", "write_sealed", "_settle"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_that_dies_while_writing_over_leaves_the_old_or_the_new(
+    tmp_path, monkeypatch, step, when
+):
+    old, new, last = make(), make(Dense()), make(Dense())
+    old.save(tmp_path / "model")
+    original, calls = getattr(saving, step), []
+
+    def dying(*args, **kwargs):
+        calls.append(step)
+        if step == "_settle" and len(calls) == 1:  # before anything is written
+            return original(*args, **kwargs)
+        if when == "after":
+            original(*args, **kwargs)
+        if step != "_settle":  # a process that dies settles nothing
+            monkeypatch.setattr(saving, "_settle", lambda path: None)
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, step, dying)
+        with pytest.raises(Died):
+            new.save(tmp_path / "model", overwrite=True)
+    monkeypatch.undo()
+    came_through = step == "_settle" or (step == "write_sealed" and when == "after")
+    found = HyperNetwork.load(tmp_path / "model", make_target())
+    assert_equal(new if came_through else old, found)
+    last.save(tmp_path / "model", overwrite=True)
+    assert_equal(last, HyperNetwork.load(tmp_path / "model", make_target()))
+    assert written(tmp_path / "model") == {"config.json", "model.safetensors"}
+
+
+def test_a_full_disk_leaves_the_old(tmp_path, monkeypatch):
+    old = make()
+    old.save(tmp_path / "model")
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            make(Dense()).save(tmp_path / "model", overwrite=True)
+    assert_equal(old, HyperNetwork.load(tmp_path / "model"))
+    assert written(tmp_path / "model") == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("other", ["photo.jpg", "SHA256SUMS", None])
+def test_what_is_not_one_s_own_is_never_written_over(tmp_path, other):
+    path = tmp_path / "model"
+    if other:
+        make().save(path)
+        (path / other).write_text("mine")
+    else:
+        path.mkdir()
+    before = written(path)
+    message = other or "it is not the directory of a model"
+    with pytest.raises(FileExistsError, match=f"is not written over: .*{message}"):
+        make(Dense()).save(path, overwrite=True)
+    assert written(path) == before

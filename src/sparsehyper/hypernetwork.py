@@ -17,8 +17,7 @@ head, which was solved from its examples, is applied (`heads`).
 from __future__ import annotations
 
 import inspect
-from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +25,22 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsehyper import saving
-from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
+from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
 from sparsehyper.generators import Generator
 from sparsehyper.heads import Head, SolvedHead, without_layer
 from sparsehyper.layout import Select, owner_of
+from sparsehyper.recipes import describe
+from sparsehyper.storing import Stored
 from sparsehyper.target.adapters import merge
 from sparsehyper.target.copying import copy_module
 from sparsehyper.target.many_tasks import Grouping, group_samples, run_tasks
 from sparsehyper.target.target import Target
-from sparsehyper.tasks import NamedTasks
 
 
-class HyperNetwork(NamedTasks):
+class HyperNetwork(Stored):
     """One network that produces the parameters of another, for many tasks.
 
     Args:
@@ -119,6 +118,7 @@ class HyperNetwork(NamedTasks):
         check_type("generator", generator, Generator, "a Generator")
         check_type("conditioner", conditioner, Conditioner, "a Conditioner")
         self.conditioner = conditioner
+        self._recipe = describe(target)
         self.head: SolvedHead | None = None
         self.head_layer = ""  # name of the layer that the head replaces
         if head is not None:
@@ -194,12 +194,12 @@ class HyperNetwork(NamedTasks):
                 by the head that is solved from all other samples of its task in the batch. Without
                 it, the heads are those that `solve_head` found.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
-                the whole batch; an integer tensor ``[batch]`` of one task per sample, where the
-                first dimension of every tensor argument and output must be the batch (best on the
-                CPU, since the work depends on the numbers: a GPU has to be waited for); or an
-                embedding, a float tensor ``[latent_dim]``. It can be left out if there is one
-                task, or none. What `group` returns stands for the tasks that it was given. An
-                embedding has no head, so that with a ``head`` the output is the features.
+                the whole batch; one for each sample, in a list, tuple, array or integer tensor
+                ``[batch]``, where the first dimension of every tensor argument and output must be
+                the batch (best on the CPU, since the work depends on the numbers: a GPU has to be
+                waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out
+                if there is one task, or none. What `group` returns stands for the tasks that it was
+                given. An embedding has no head, so that with a ``head`` the output is the features.
 
         Raises:
             KeyError, IndexError: an unknown task.
@@ -207,6 +207,8 @@ class HyperNetwork(NamedTasks):
             ValueError: a ``task`` tensor of a wrong shape or dtype, or, with one model per sample,
                 a tensor whose first dimension is not the batch.
         """
+        if not isinstance(task, Grouping):
+            task = self.conditioner.read(task)
         around = None if torch.compiler.is_compiling() else _data_parallel_around()
         if not (self.training and around is not None and self._is_overwritten(around)):
             return self._outputs(task, solve_for, args, kwargs)
@@ -245,6 +247,8 @@ class HyperNetwork(NamedTasks):
         Raises:
             ValueError: the hypernetwork has no ``head`` in closed form.
         """
+        if not isinstance(task, Grouping):
+            task = self.conditioner.read(task)
         features = self._run(task, args, kwargs)
         self.own_head().check(features)
         return features
@@ -256,8 +260,8 @@ class HyperNetwork(NamedTasks):
         it: it may be replayed with other tasks as long as their numbers of samples are the same.
 
         Args:
-            task: a name or number for the whole batch, or an integer tensor ``[batch]`` of one
-                task per sample.
+            task: a name or number for the whole batch; or one for each sample, in a list or an
+                integer tensor ``[batch]``.
             batch: number of samples.
 
         Raises:
@@ -270,6 +274,7 @@ class HyperNetwork(NamedTasks):
                 "`group` is for a conditioner with named tasks, got a "
                 f"{type(self.conditioner).__name__}"
             )
+        task = self.conditioner.read(task)
         if not is_ids(task) or task.ndim == 0:
             row = torch.tensor([self.conditioner.row(task)])
             return Grouping(row, (batch,), None).to(self.target.moments.device)
@@ -333,18 +338,28 @@ class HyperNetwork(NamedTasks):
         return torch.cat([tensor.reshape(len(z), spec.numel) for spec, tensor in tensors], 1)
 
     def generate(self, task: Condition = None) -> dict[str, Tensor]:
-        """The generated tensors of one task, by the target's own names.
+        """The generated tensors of one task or of several, by the target's own names.
 
         Args:
             task: a condition that the conditioner accepts for one model; an embedding
-                ``[latent_dim]`` always works.
+                ``[latent_dim]`` always works. Several names or numbers, in a list or an integer
+                tensor ``[tasks]``, or embeddings ``[tasks, latent_dim]`` are generated at once.
 
         Returns:
-            New tensors, differentiable.
+            New tensors of the target's shapes, differentiable; ``[tasks, *shape]`` for several
+            tasks, as ``torch.func.vmap`` and ``torch.func.functional_call`` take them.
         """
-        z, _ = self._embed_one(task)
+        task = self.conditioner.read(task)
         names = [spec.name for spec in self.target.layout]
-        return dict(zip(names, self._tensors(z), strict=True))
+        if isinstance(task, Tensor) and task.ndim == 2 and task.is_floating_point():
+            tensors = self.target.unpack(self.raw_theta(task.to(self.target.moments.dtype)))
+        elif is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+            rows = [self.conditioner.index(number) for number in task.tolist()]
+            z = self.conditioner(torch.tensor(rows, device=self.target.moments.device))
+            tensors = self.target.unpack(self.raw_theta(z))
+        else:
+            tensors = self._tensors(self._embed_one(task)[0])
+        return dict(zip(names, tensors, strict=True))
 
     @torch.no_grad()
     def materialize(self, task: Condition = None) -> nn.Module:
@@ -390,61 +405,9 @@ class HyperNetwork(NamedTasks):
         """
         self.target.statistics.synchronise(self.target.module, group)
 
-    def save(self, directory: str | PathLike[str], *, frozen: str = "reference") -> None:
-        """Write ``config.json`` and ``model.safetensors`` to a new directory.
-
-        The directory appears complete or not at all.
-
-        Args:
-            directory: the directory.
-            frozen: parameters of the target, or of a conditioner's encoder, that were frozen when
-                it was given, and have not changed since, and a pretrained base are kept by
-                ``"reference"``: the files hold their fingerprints, and `load` needs the same
-                module again. ``"store"`` writes them to the files too.
-
-        Raises:
-            FileExistsError: ``directory`` exists.
-            ValueError: ``frozen`` is neither.
-        """
-        check_choice("frozen", frozen, saving.FROZEN)
-        config = {
-            **self.settings,
-            "conditioner": self.conditioner.to_config(),
-            "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
-        }
-        saving.save(directory, config, self, self._given if frozen == "reference" else {})
-
-    @classmethod
-    def load(
-        cls,
-        directory: str | PathLike[str],
-        target: nn.Module,
-        conditioner: Conditioner | None = None,
-        device: torch.device | str | None = None,
-        *,
-        copy: bool = True,
-    ) -> Self:
-        """Load what ``save`` wrote; parameters that were frozen are frozen again.
-
-        Args:
-            directory: the directory.
-            target: a module like the one that the hypernetwork was made with. Values that the
-                files hold do not matter; those kept by reference must be the same.
-            conditioner: a conditioner like the one that it was made with, if that holds a network
-                of your own; its values do not matter.
-            device: device to put it on; None for that of ``target``.
-            copy: as `HyperNetwork` takes it.
-
-        Raises:
-            FileNotFoundError: no such directory, or it lacks a file.
-            ValueError: a damaged file, a target with other parameters or other frozen values, or
-                another conditioner.
-        """
-        return saving.load(cls, directory, target, conditioner, device, copy=copy)
-
     def _embed_one(self, task: Condition) -> tuple[Tensor, int | None]:
         """The embedding ``[latent_dim]`` of one model, and the row of its statistics."""
-        z, row = self.conditioner.embed(task, (), {})
+        z, row = self.conditioner.embed(self.conditioner.read(task), (), {})
         if z.ndim != 1:
             raise ValueError(f"`task` must stand for one model here, got {len(z)}")
         return z, row

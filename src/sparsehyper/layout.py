@@ -81,14 +81,17 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
 
     Raises:
         TypeError, ValueError: a selection of a wrong type or that selects nothing, parameters
-            without a shape, or parameters of several dtypes.
+            without a shape, of several dtypes, complex, or of a ScriptModule.
 
     >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
     [('weight', torch.Size([2, 3]), 0, 6)]
     """
     names: dict[nn.Parameter, list[str]] = {}
+    scripted: set[str] = set()
     for kind in ("parameter", "buffer"):
-        for name, _, _, tensor in slots(module, f"_{kind}s"):
+        for name, owner, _, tensor in slots(module, f"_{kind}s"):
+            if isinstance(owner, torch.jit.ScriptModule):
+                scripted.add(name)
             if isinstance(tensor, nn.parameter.UninitializedParameter | nn.UninitializedBuffer):
                 raise ValueError(
                     f"{kind} {name!r} of `target` has no shape yet; "
@@ -98,16 +101,31 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
                 names.setdefault(tensor, []).append(name)
     chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
     layout, offset = [], 0
+    for name in chosen:
+        if name in scripted:
+            raise TypeError(
+                f"parameter {name!r} of `target` is a ScriptModule's, where a generated one cannot "
+                "be put; give the module that was scripted or traced, or leave its parameters out "
+                "by `generate`"
+            )
     for parameter, (name, *aliases) in names.items():
         if name in chosen:
             layout.append(
                 TensorSpec(name, parameter.shape, offset, parameter.numel(), tuple(aliases))
             )
             offset += parameter.numel()
-    dtypes = {parameter.dtype for parameter in chosen.values()}
+    dtypes = {parameter.dtype: name for name, parameter in chosen.items()}
     if len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"`generate` must select parameters of one real dtype, got {found}")
+        found = ", ".join(f"{dtype} ({name!r})" for dtype, name in dtypes.items())
+        remedy = (
+            "select the real ones by `generate`, or have the module keep real parameters and view "
+            "them by torch.view_as_complex in `forward`"
+            if any(dtype.is_complex for dtype in dtypes)
+            else "convert the module, or select those of one dtype by `generate`"
+        )
+        raise ValueError(
+            f"`generate` must select parameters of one real dtype, got {found}; {remedy}"
+        )
     return tuple(layout)
 
 

@@ -1,6 +1,8 @@
 """Hypernetworks on disk: a directory with ``config.json`` and ``model.safetensors``, no pickle.
 
-``config.json`` contains the digest of the weights, and ends with its own digest. What a model was
+``config.json`` contains the digest of the weights, and ends with its own digest. A directory is
+written over in three steps, and is that of the old or of the new model after each: the new weights
+as ``model.safetensors.new``, ``config.json``, and the weights get their name. What a model was
 given and does not train, such as the frozen part of a target, is not in the weights but by
 fingerprint in ``config.json``, under ``given``. Tied tensors are written once, by their first name.
 """
@@ -21,14 +23,26 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, sealed, whole
+from sparsehyper._util.extras import MissingExtraError
+from sparsehyper._util.files import (
+    CheckpointError,
+    digest,
+    read_file,
+    read_sealed,
+    sealed,
+    sync,
+    whole,
+    write_sealed,
+)
 from sparsehyper._util.fingerprints import fingerprints
-from sparsehyper.conditioning import Conditioner, conditioner_from_config
+from sparsehyper.conditioning import TASK_NAMES, Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
 from sparsehyper.heads import SolvedHead, head_from_config
+from sparsehyper.recipes import build
 
 FORMAT = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+_NEW_WEIGHTS = f"{WEIGHTS_FILE}.new"
 FROZEN = ("reference", "store")
 
 _SAVED_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
@@ -41,8 +55,10 @@ def save(
     config: dict[str, Any],
     model: nn.Module,
     given: Mapping[str, str] = MappingProxyType({}),
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Write a model's directory, which appears complete or not at all.
+    """Write a model's directory, which appears, or changes, complete or not at all.
 
     Args:
         directory: a new directory.
@@ -50,34 +66,49 @@ def save(
         model: the model.
         given: fingerprints of tensors that the model was given, by name. Those that still have
             them and are frozen are not written.
+        overwrite: the directory may hold another model, which is replaced.
 
     Raises:
-        FileExistsError: ``directory`` exists.
+        FileExistsError: ``directory`` exists; with ``overwrite``, if it holds other files than
+            those of a model.
     """
-    state = model.state_dict()
+    path = Path(directory)
+    replacing = overwrite and os.path.lexists(path)
+    if replacing:
+        _check_own(path)
+    state = _tensors(model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     first = _first_names(state)
     state = {name: tensor for name, tensor in state.items() if first[name] == name}
     frozen = {name: state[name] for name in given if name in state and name not in trained}
     now = fingerprints(frozen)
     given = {name: found for name, found in now.items() if given[name] == found}
-    with whole("directory", Path(directory)) as path:
-        path.mkdir()
-        held = {name: tensor for name, tensor in state.items() if name not in given}
-        write_tensors(path / WEIGHTS_FILE, _without_sharing(held))
-        record = {
-            "format": FORMAT,
-            "torch": torch.__version__,
-            **config,
-            "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-            "given": given,
-            "weights": digest(path / WEIGHTS_FILE),
-        }
-        (path / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
+    held = _without_sharing({name: t for name, t in state.items() if name not in given})
+    record = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        **config,
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+        "given": given,
+    }
+    if replacing:
+        _replace(path, record, held)
+        return
+    with whole("directory", path) as new:
+        new.mkdir()
+        write_tensors(new / WEIGHTS_FILE, held)
+        record["weights"] = digest(new / WEIGHTS_FILE)
+        (new / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
 
 
-def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(
+    directory: str | os.PathLike[str], *, follow_links: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a model's directory: its configuration and its tensors.
+
+    Args:
+        directory: the directory.
+        follow_links: accept links to files, of which the hub's cache consists.
 
     Raises:
         FileNotFoundError: no such directory, or it lacks a file.
@@ -87,16 +118,18 @@ def read(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, T
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).exists():
             raise FileNotFoundError(f"{str(path)!r} is not a saved model: it has no {name}")
-    config = read_sealed(path / CONFIG_FILE)
+    config = read_sealed(path / CONFIG_FILE, follow_links=follow_links)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path / CONFIG_FILE} has format {config.get('format')!r}, this version reads format "
             f"{FORMAT}"
         )
-    data = read_file(path / WEIGHTS_FILE)
-    if hashlib.sha256(data).hexdigest() != config.get("weights"):
-        raise CheckpointError(f"{path / WEIGHTS_FILE} is damaged: it is not what was saved")
-    return config, read_tensors(data, path / WEIGHTS_FILE)
+    for name in (WEIGHTS_FILE, _NEW_WEIGHTS):  # the second, if writing over the first stopped
+        if (path / name).exists():
+            data = read_file(path / name, follow_links=follow_links)
+            if hashlib.sha256(data).hexdigest() == config.get("weights"):
+                return config, read_tensors(data, path / name)
+    raise CheckpointError(f"{path / WEIGHTS_FILE} is damaged: it is not what was saved")
 
 
 def write_tensors(
@@ -137,14 +170,15 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
 def load(
     make: Callable[..., Saved],
     directory: str | os.PathLike[str],
-    target: nn.Module,
+    target: nn.Module | None,
     conditioner: Conditioner | None,
     device: torch.device | str | None = None,
     *,
     copy: bool = True,
+    follow_links: bool = False,
 ) -> Saved:
     """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
-    config, state = read(directory)
+    config, state = read(directory, follow_links=follow_links)
     try:
         saved = {name: tuple(shape) for name, shape in config["layout"]}
         described = config["conditioner"]
@@ -164,6 +198,8 @@ def load(
             f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this is "
             f"{conditioner.to_config()}"
         )
+    if target is None:
+        target = _built_target(directory, config.get("target"), given)
     _check_layout(saved, target)
     settings["generate"] = lambda name, _: name in saved
     hnet = make(target, generator, conditioner, copy=copy, **settings)
@@ -179,6 +215,28 @@ def load(
     for name, parameter in hnet.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return hnet
+
+
+def _built_target(
+    directory: str | os.PathLike[str], recipe: Any, given: Mapping[str, str]
+) -> nn.Module:
+    if recipe is None or given:
+        why = (
+            f"{len(given)} of its tensors, such as {next(iter(given))!r}, are not in the files"
+            if given
+            else "it is neither an nn.Sequential of PyTorch's layers nor a model of transformers"
+        )
+        raise ValueError(
+            f"`target` is needed to load {str(directory)!r}: {why}; give a module like the one "
+            "that the hypernetwork was made with"
+            + (', or save with `frozen="store"`' if given else "")
+        )
+    try:
+        return build(recipe)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # a model of transformers may raise anything
+        raise _damaged(directory, error) from error
 
 
 def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointError:
@@ -204,7 +262,7 @@ def load_state(
             with NaN or infinity where the model's is finite, or other tensors than those that
             ``given`` describes. Nothing is loaded then.
     """
-    expected = model.state_dict()
+    expected = _tensors(model)
     for name, first in _first_names(expected).items():
         if name in state:
             check_like(name, state[name], expected[name], path)
@@ -244,6 +302,46 @@ def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
     # Masks may contain infinities from the start.
     if not tensor.isfinite().all() and own.isfinite().all():
         raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors; the names of its tasks are in ``config.json``."""
+    state = model.state_dict()
+    state.pop(TASK_NAMES, None)
+    return state
+
+
+def _check_own(path: Path) -> None:
+    """Raise ``FileExistsError`` unless a directory holds a model and nothing else."""
+    own = {CONFIG_FILE, WEIGHTS_FILE, _NEW_WEIGHTS, CARD_FILE}
+    others = [f.name for f in path.iterdir() if f.name not in own and not f.name.startswith(".")]
+    if path.is_symlink() or others or not (path / CONFIG_FILE).exists():
+        found = f"it holds {others[0]!r}" if others else "it is not the directory of a model"
+        raise FileExistsError(f"`directory` {str(path)!r} is not written over: {found}")
+
+
+def _replace(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    new = path / _NEW_WEIGHTS
+    _settle(path)
+    try:
+        write_tensors(new, tensors)
+        new.chmod(0o644)
+        sync(new)
+        write_sealed(path / CONFIG_FILE, {**record, "weights": digest(new)})
+    finally:
+        _settle(path)
+
+
+def _settle(path: Path) -> None:
+    """Give new weights their name if ``config.json`` is already theirs; otherwise delete them."""
+    new = path / _NEW_WEIGHTS
+    if not os.path.lexists(new):
+        return
+    if not new.is_symlink() and digest(new) == read_sealed(path / CONFIG_FILE).get("weights"):
+        new.replace(path / WEIGHTS_FILE)
+    else:
+        new.unlink()
+    sync(path)
 
 
 def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import labelled
-from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding, TaskFeatures
+from sparsehyper.conditioning import (
+    TASK_NAMES,
+    Conditioner,
+    TaskConditioner,
+    TaskEmbedding,
+    TaskFeatures,
+)
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
 
@@ -21,6 +28,7 @@ class NamedTasks(nn.Module):
 
     A task has a row in the conditioner's table; if the target has batch norms, a row in the tables
     of statistics; and with a head in closed form, a row there. They are added and removed together.
+    A state dict holds the names too, and loading one brings its tasks along.
     """
 
     conditioner: Conditioner
@@ -182,6 +190,31 @@ class NamedTasks(nn.Module):
         if not sum(map(len, labels)):
             raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
         return torch.cat(found), torch.cat(labels)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.conditioner.names:
+            names = json.dumps(self.conditioner.names).encode()
+            destination[prefix + TASK_NAMES] = torch.tensor(list(names), dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # PyTorch gives a shallow copy, and loads the parts afterwards, whose tables then fit.
+        names = state_dict.pop(prefix + TASK_NAMES, None)
+        if names is not None and self.conditioner.names:
+            self._take_names(json.loads(bytes(names.tolist())))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _take_names(self, names: list[str]) -> None:
+        """Have tasks of these names, in this order; new rows hold nothing of use."""
+        table = self.tasks
+        while len(table.names) > len(names):
+            self.remove_task(table.names[-1])
+        blank = table.features[0] if isinstance(table, TaskFeatures) else "mean"
+        for name in names[len(table.names) :]:
+            self.add_task(f"\0{name}", blank)  # a name that is free, for a moment
+        table.set_names(names)
 
     def own_head(self) -> SolvedHead:
         """The ``head``; raises ``ValueError`` if the hypernetwork has none."""

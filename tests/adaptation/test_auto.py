@@ -56,7 +56,7 @@ def test_the_model_is_an_ordinary_calibrated_one(make):
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_one_way_alone(make, method):
     x, y = samples(99)
-    adapted = adapt_task(make(), "new", (x, y), method=method)
+    adapted = adapt_task(make(normed()), "new", (x, y), method=method)
     assert list(adapted.ways) == [method]
     assert adapted.ways[method].weight == 1
 
@@ -91,6 +91,17 @@ def test_more_classes_than_the_target_has_outputs(make):
     with pytest.raises(ValueError, match="`method` 'embedding' does not apply: the target has 3"):
         adapt_task(hnet, "other", (x, y), method="embedding")
     assert hnet.task_names[4:] == ("new",)
+
+
+def test_normalisation_layers_are_tuned_where_there_are_some(make):
+    x, y = samples(99)
+    assert "norms" in adapt_task(make(normed()), "new", (x, y)).ways
+    hnet = make()
+    with pytest.raises(ValueError, match="'norms' does not apply: the target has no such layers"):
+        adapt_task(hnet, "new", (x, y), method="norms")
+    adapted = adapt_task(hnet, "new", (x, y))
+    assert "norms" not in adapted.ways
+    assert adapted.warnings == ()
 
 
 def test_says_when_it_is_no_better_than_guessing(make):

@@ -36,10 +36,10 @@ class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.image, self.kind = nn.Linear(6, 8), nn.Embedding(3, 8)
-        self.head = nn.Linear(8, 2)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
 
     def forward(self, image: Tensor, kind: Tensor) -> Tensor:
-        return self.head((self.image(image) + self.kind(kind)).relu())
+        return self.head(self.norm(self.image(image) + self.kind(kind)).relu())
 
 
 class Sentences(nn.Module):

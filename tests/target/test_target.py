@@ -467,7 +467,7 @@ def test_dtypes_of_what_is_not_generated_are_kept():
             lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
             {},
             ValueError,
-            "one real dtype, got torch.float32, torch.float64",
+            r"one real dtype, got torch.float32 \('0.bias'\), torch.float64 \('1.bias'\)",
         ),
         (lambda: Gain(2).to(torch.complex64), {}, ValueError, "real dtype, got torch.complex64"),
         (lambda: nn.Linear(2, 2), {"others": "lost"}, ValueError, "`others` must .*; got 'lost'"),
@@ -485,3 +485,28 @@ def test_dtypes_of_what_is_not_generated_are_kept():
 def test_refuses_what_it_cannot_generate(make, settings, error, message):
     with pytest.raises(error, match=message):
         Target(make(), **settings)
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.scale * self.phase
+
+
+def test_complex_parameters_are_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"complex64 \('phase'\).*view_as_complex"):
+        Target(Complex())
+    assert Target(Complex(), generate="scale").numel == 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_script_modules_are_refused_with_what_to_do():
+    scripted = torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3))
+    for module in (scripted, nn.Sequential(nn.Linear(3, 3), scripted)):
+        with pytest.raises(TypeError, match=r"'(1\.)?weight' .* ScriptModule's.*`generate`"):
+            Target(module)
+    assert Target(nn.Sequential(nn.Linear(3, 3), scripted), generate="0.*").numel == 12

@@ -134,9 +134,9 @@ def open_file(
     return os.fdopen(descriptor, "rb")
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, *, follow_links: bool = False) -> bytes:
     """The content of a regular file; raises as `open_file` does."""
-    with open_file(path) as file:
+    with open_file(path, follow_links=follow_links) as file:
         return file.read()
 
 
@@ -190,14 +190,14 @@ def sealed(value: Mapping[str, Any]) -> str:
     return _seal(text.removesuffix("\n}").encode()).decode()
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, *, follow_links: bool = False) -> dict[str, Any]:
     """Read and verify a file that `sealed` made; return its value without the digest.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: the file was changed.
     """
-    data = read_file(path)
+    data = read_file(path, follow_links=follow_links)
     body, seal, _ = data.rpartition(_SEAL)
     if not seal or data != _seal(body):
         raise CheckpointError(

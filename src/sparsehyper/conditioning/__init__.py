@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper.conditioning.base import Condition, Conditioner, TaskConditioner, is_ids
+from sparsehyper.conditioning.base import (
+    TASK_NAMES,
+    Condition,
+    Conditioner,
+    TaskConditioner,
+    is_ids,
+)
 from sparsehyper.conditioning.features import TaskFeatures
 from sparsehyper.conditioning.inputs import InputAndTask, InputEncoder, Noise
 from sparsehyper.conditioning.support import SupportSet
@@ -20,6 +26,7 @@ CONDITIONERS: dict[str, type[Conditioner]] = {
 
 __all__ = [
     "CONDITIONERS",
+    "TASK_NAMES",
     "Condition",
     "Conditioner",
     "InputAndTask",

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, SupportsIndex, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +17,20 @@ from sparsehyper._util.checks import MOST_TASKS, WIDEST, check_integer, check_si
 from sparsehyper._util.random import seeded, uniform
 from sparsehyper._util.text import listed
 
-Condition = str | SupportsIndex | Tensor | tuple[Tensor, Tensor] | None
+Condition = (
+    str
+    | SupportsIndex
+    | Tensor
+    | Sequence[str]
+    | Sequence[SupportsIndex]
+    | np.ndarray[Any, Any]
+    | tuple[Tensor, Tensor]
+    | None
+)
 """Types of ``task``: a name, a number, an embedding, …; each conditioner says what it takes."""
+
+TASK_NAMES = "task_names"
+"""The entry of a hypernetwork's state dict that holds the names of its tasks: bytes of JSON."""
 
 
 class Conditioner(nn.Module, ABC):
@@ -53,6 +66,12 @@ class Conditioner(nn.Module, ABC):
         """
         given = self.given(task)
         return self.compute(task, args, kwargs) if given is None else (given, None)
+
+    def read(self, task: Any) -> Any:
+        """``task`` without NumPy: an array becomes a tensor of numbers or a list of names."""
+        if not isinstance(task, np.ndarray):
+            return task
+        return torch.tensor(task) if task.dtype.kind in "iuf" else task.tolist()
 
     @abstractmethod
     def compute(
@@ -115,6 +134,17 @@ class TaskConditioner(Conditioner):
         row = self.row(task)
         return self.at(row), row
 
+    def read(self, task: Any) -> Any:
+        """``task`` with a list or tuple of names and numbers as an integer tensor ``[tasks]``.
+
+        Raises:
+            KeyError, IndexError, TypeError: an entry is no task.
+        """
+        task = super().read(task)
+        if not isinstance(task, list | tuple):
+            return task
+        return torch.tensor([self.index(entry) for entry in task], dtype=torch.int64)
+
     def at(self, row: int) -> Tensor:
         """The embedding ``[dim]`` of the task with this number."""
         return self(torch.tensor([row], device=next(self.parameters()).device))[0]
@@ -152,7 +182,7 @@ class TaskConditioner(Conditioner):
         except TypeError:
             raise TypeError(
                 f"`task` must be a name or an integer, got {task!r}; "
-                "for one task per sample give an integer tensor [batch]"
+                "for one task per sample give a list of these, or an integer tensor [batch]"
             ) from None
         if not 0 <= number < len(self.names):
             raise IndexError(f"`task` must be in [0, {len(self.names)}), got {number}")
@@ -200,6 +230,12 @@ class TaskConditioner(Conditioner):
             raise TypeError(f"a name in `{argument}` must be a non-empty string, got {name!r}")
         if name in self._rows:
             raise ValueError(f"`{argument}` must not repeat a task, got {name!r}")
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """Give all tasks, in order, these names."""
+        assert len(names) == len(self.names)
+        self.names[:] = names  # in place: others hold this list
+        self._rows = {name: row for row, name in enumerate(names)}
 
     def append_name(self, name: str) -> None:
         """Give the next number to a task whose name was checked."""

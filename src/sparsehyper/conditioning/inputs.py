@@ -110,6 +110,10 @@ class InputAndTask(Conditioner):
         self.mix = nn.Bilinear(self.dim, self.dim, self.dim)
         initialise(self.mix, seed)
 
+    def read(self, task: Any) -> Any:
+        """As `TaskConditioner.read`."""
+        return self.tasks.read(task)
+
     def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:

@@ -13,6 +13,7 @@ given, and never changes the original; what is frozen need not be copied.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -258,6 +259,18 @@ class Target(nn.Module):
         self.statistics.settle(module)
         _renew_weight_lists(module)
         return module
+
+    def printed(self) -> str:
+        """The module as ``print`` shows it, with what is generated in its places."""
+        tensors = [torch.empty(spec.shape, device="meta") for spec in self.layout]
+        buffers = self.statistics.spread(self.statistics.row(self.module, None))
+        replica = self._replica(self.module, [tensors[index] for index, _ in self._places], buffers)
+        text = repr(replica.module)
+        replica.close()
+        return text
+
+    def __repr__(self) -> str:
+        return f"Target(\n  (module): {textwrap.indent(self.printed(), '  ').lstrip()}\n)"
 
     def _replica(
         self, module: nn.Module, parameters: Sequence[Tensor], buffers: Sequence[Tensor]

@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 
 from sparsehyper._util.checks import check_type
 from sparsehyper._util.text import listed
+from sparsehyper.training.sources import task_number
 
 
 class DataCollatorWithTask:
@@ -60,11 +61,4 @@ class DataCollatorWithTask:
                 f"{listed(sample)}; Hugging Face's Trainer keeps all columns if it is given "
                 "`remove_unused_columns=False`"
             )
-        task = sample[self.column]
-        if isinstance(task, str):
-            if task not in self.tasks:
-                raise KeyError(f"unknown task {task!r}; `tasks` has: {listed(self.tasks)}")
-            return self.tasks.index(task)
-        if not 0 <= task < len(self.tasks):
-            raise IndexError(f"a task's number must be in [0, {len(self.tasks)}), got {task}")
-        return int(task)
+        return task_number(sample[self.column], self.tasks)

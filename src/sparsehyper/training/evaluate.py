@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer
 from sparsehyper._util.classifiers import evaluation_mode, mask_classes
-from sparsehyper._util.objectives import r_squared, sample_losses
+from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
+from sparsehyper.training.sources import Measure, Measures, moved
 
-ACCURACY, R_SQUARED = "accuracy", "R²"
+ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
 LabelledBatch = tuple[Tensor, Tensor, Tensor]
 """Inputs ``[batch, …]``, classes ``[batch]`` or numbers ``[batch, outputs]``, tasks ``[batch]``."""
 
 
+@runtime_checkable
 class EvaluationData(Protocol):
     """Images to evaluate on, task by task."""
 
@@ -42,11 +44,14 @@ class Evaluation:
 
     Attributes:
         tasks: task names, in order.
-        accuracies: accuracy of each task, in [0, 1]; of numbers R², at most 1.
-        losses: mean cross entropy of each task, in nats; of numbers the mean squared error.
-        score: what ``accuracies`` are: ``"accuracy"`` or ``"R²"``.
+        accuracies: accuracy of each task, in [0, 1]; of numbers R², at most 1; or its mean of a
+            ``metric`` of one's own.
+        losses: mean cross entropy of each task, in nats; of numbers the mean squared error; or the
+            mean of a ``loss`` of one's own.
+        score: what ``accuracies`` are: ``"accuracy"``, ``"R²"`` or ``"metric"``.
         entropies: mean entropy of each task's predictions, in nats: 0 where the model is certain;
-            None of numbers, and in results from before it was measured.
+            None of numbers, of a loss or metric of one's own, and in results from before it was
+            measured.
     """
 
     tasks: tuple[str, ...]
@@ -123,6 +128,8 @@ def evaluate(
     n_classes: Sequence[int] | None = None,
     batch_size: int = 500,
     precision: str = "fp32",
+    loss: Measure | None = None,
+    metric: Measure | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
@@ -135,6 +142,7 @@ def evaluate(
         n_classes: number of classes of each task; by default every output counts.
         batch_size: number of images per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        loss, metric: as `train` takes them.
         processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
@@ -157,33 +165,37 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    right, spread, loss, kinds, entropy = totals = torch.zeros(5, len(names), device=here.device)
+    measures, own = Measures(loss, metric), loss is not None or metric is not None
+    scored, lost, spread, kinds, entropy = totals = torch.zeros(5, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             numbers = []
             for x, y, _ in data.batches(task, batch_size):
-                x, y = x.to(here.device), y.to(here.device)
-                outputs = model(x, task=task)
-                loss[task] += sample_losses(outputs, y, limits[task]).sum()
-                if y.is_floating_point():
+                x, y = moved((x, y), here.device)
+                out = model(x, task=task)
+                losses = measures.losses(out, y, limits[task])
+                lost[task] += losses.sum()
+                if own:
+                    scored[task] += measures.scores(out, y, losses).sum()
+                elif y.is_floating_point():
                     numbers.append(y.flatten(1))
                 else:
-                    logits = mask_classes(outputs, limits[task])
-                    right[task] += (logits.argmax(1) == y).sum()
+                    logits = mask_classes(out, limits[task])
+                    scored[task] += (logits.argmax(1) == y).sum()
                     entropy[task] += prediction_entropy(logits)
             if numbers:
                 kinds[task] = 1
                 labels = torch.cat(numbers)
                 spread[task] = (labels - labels.mean(0)).square().mean(1).sum()
     totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
-    accuracies, _, losses, _, entropies = (totals / counts).tolist()
+    scores, means, _, _, entropies = ((totals / counts)[i].tolist() for i in range(5))
+    if own:
+        return Evaluation(tuple(names), tuple(scores), tuple(means), METRIC)
     if not bool(totals[3].any()):
-        return Evaluation(
-            tuple(names), tuple(accuracies), tuple(losses), entropies=tuple(entropies)
-        )
-    variance = float(totals[1].sum() / counts.sum())
-    scores = tuple(r_squared(value, variance) for value in losses)
-    return Evaluation(tuple(names), scores, tuple(losses), R_SQUARED)
+        return Evaluation(tuple(names), tuple(scores), tuple(means), entropies=tuple(entropies))
+    variance = float(totals[2].sum() / counts.sum())
+    scores = [r_squared(value, variance) for value in means]
+    return Evaluation(tuple(names), tuple(scores), tuple(means), R_SQUARED)
 
 
 def prediction_entropy(logits: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
-from sparsehyper._util.objectives import sample_losses
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -40,10 +39,12 @@ from sparsehyper.training.graphs import StepGraphs
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
-from sparsehyper.training.recorder import Recorder
+from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
+from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, moved
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """A stream of training batches."""
 
@@ -98,10 +99,13 @@ class TrainResult:
 
 def train(
     model: nn.Module,
-    batches: BatchSource,
-    validation: EvaluationData,
+    batches: BatchSource | Iterable[Any],
+    validation: EvaluationData | Iterable[Any],
     config: TrainConfig,
     *,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+    callback: Callback | None = None,
     names: Sequence[str] | None = None,
     n_classes: Sequence[int] | None = None,
     examples: EvaluationData | None = None,
@@ -113,13 +117,23 @@ def train(
     Args:
         model: called as ``model(x, task=task)`` with ``task`` an int64 tensor ``[batch]``, or an
             int when the batch is of one task; returns logits ``[batch, outputs]``, or numbers for
-            labels that are floating-point numbers ``[batch, outputs]``, whose loss is the mean
-            squared error. It is moved to the device; its mode is restored afterwards.
-        batches: the training stream; with several processes, this process's share of every batch.
-        validation: images that decide on the best evaluation (the highest mean accuracy, and of
-            several the one with the lowest loss), early stopping and the plateau schedule.
+            labels that are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes. It
+            is moved to the device; its mode is restored afterwards.
+        batches: anything that can be iterated over again and again, such as a ``DataLoader`` or a
+            list, and gives ``(x, y, task)``: ``task`` a name or number, or one for each sample; or
+            an object as `BatchSource`, with which a resumed run sees the same batches. With several
+            processes, this process's share of every batch.
+        validation: the same, read once and kept in memory, or an object as `EvaluationData`. It
+            decides on the best evaluation (the highest mean accuracy, and of several the one with
+            the lowest loss), early stopping and the plateau schedule.
         config: the settings.
-        names: task names, for metrics and errors.
+        loss: called as ``loss(output, y)``; returns a mean, or one number for each sample; None for
+            the cross entropy, or for numbers the mean squared error.
+        metric: the same; higher is better. Its means over tasks stand in the place of accuracies.
+            None for the accuracy or R², or with a ``loss`` of one's own for minus that loss.
+        callback: called as ``callback(kind, step, values)`` with all metrics, of the kinds
+            ``"train"`` (every ``config.log_every`` updates) and ``"validation"``.
+        names: task names, for metrics and errors; None for those of a hypernetwork.
         n_classes: number of classes of each task; outputs beyond it are ignored.
         examples: the training images, which a hypernetwork with a ``head`` in closed form solves
             the heads of its tasks from before each evaluation.
@@ -133,20 +147,19 @@ def train(
         CheckpointError: the run's checkpoint is damaged or belongs to another model.
         ValueError: an argument does not fit the others, or a task has no validation images.
 
-    >>> class Source:  # one task: is the first number the larger one?
-    ...     steps_per_epoch, counts = 4, (32,)
-    ...     def batch(self, epoch, step):
-    ...         x = torch.randn(32, 2, generator=torch.Generator().manual_seed(step))
-    ...         return x, (x[:, 0] > x[:, 1]).long(), torch.zeros(32, dtype=torch.int64)
-    ...     def batches(self, task, batch_size):
-    ...         yield self.batch(0, 9)
-    >>> class Model(nn.Linear):
-    ...     def forward(self, x, task):
-    ...         return super().forward(x)
+    >>> from sparsehyper import Sparse, TaskEmbedding
+    >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    >>> batch = (x, (x[:, 0] > x[:, 1]).long(), "larger")  # is the first number the larger one?
+    >>> hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), TaskEmbedding(["larger"], dim=8))
     >>> config = TrainConfig(steps=50, lr=0.1, device="cpu")
-    >>> train(Model(2, 2), Source(), Source(), config, quiet=True).best.accuracy > 0.9
+    >>> train(hnet, [batch], [batch], config, quiet=True).best.accuracy > 0.9
     True
     """
+    if not isinstance(validation, EvaluationData):
+        names = _known(names, model)
+        validation = ByTask(validation, names)
+    if not isinstance(batches, BatchSource):
+        batches = Passes(batches, _known(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
@@ -165,6 +178,7 @@ def train(
         state.check_steps(config.steps)
         run.record_config()
     best_weights: dict[str, Tensor] = {}
+    measures = Measures(loss, metric)
 
     forward: Callable[..., Tensor] = model
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -182,7 +196,7 @@ def train(
     def add_gradients(x: Tensor, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
         with autocast(here.device, config.precision):
             logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
-        losses = sample_losses(logits, y, classes)
+        losses = measures.losses(logits, y, classes)
         (losses.mean() / config.accumulate).backward()
         return losses.detach()
 
@@ -202,7 +216,7 @@ def train(
     with (
         deferred_signals() as asked_to_stop,
         torch.random.fork_rng([here.device] if here.device.type == "cuda" else []),
-        Recorder(run, tensorboard=config.tensorboard, start=state.step) as recorder,
+        Recorder(run, callback, tensorboard=config.tensorboard, start=state.step) as recorder,
         Progress(config.steps, state.step, show=here.is_main and not quiet) as progress,
     ):
         batch = next(stream)
@@ -217,7 +231,7 @@ def train(
             seen: list[tuple[Tensor, int | Tensor]] = []
             images = 0
             for part in range(config.accumulate):
-                x, _, task, _ = batch
+                _, y, task, _ = batch
                 last = part == config.accumulate - 1
                 with nullcontext() if last else unsynchronised():
                     if graphs is None:
@@ -225,13 +239,13 @@ def train(
                     else:
                         losses = graphs(add_gradients, *batch)
                 seen.append((losses, task))
-                images += len(x)
+                images += len(y)
                 batch = next(stream)  # the device is still busy with the backward pass
 
             gradients = [p.grad for p in trainable if p.grad is not None]
             norm = get_total_norm(gradients)
-            loss = torch.stack([part_losses.mean() for part_losses, _ in seen]).mean()
-            flags = torch.stack([loss, norm, norm.new_full((), asked_to_stop())])
+            mean = torch.stack([part_losses.mean() for part_losses, _ in seen]).mean()
+            flags = torch.stack([mean, norm, norm.new_full((), asked_to_stop())])
             # The only wait for the device in a step: nothing may be updated before this check.
             loss_value, norm_value, stop = (here.sum(flags) / here.count).tolist()
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -266,6 +280,8 @@ def train(
                     n_classes=n_classes,
                     batch_size=config.eval_batch_size,
                     precision=config.precision,
+                    loss=loss,
+                    metric=metric,
                     processes=here,
                 )
                 _check_finite(evaluation, state, run)
@@ -300,6 +316,15 @@ def train(
         step_ms=1e3 * statistics.median(step_seconds) if step_seconds else None,
         peak_memory=_peak_memory(here.device),
     )
+
+
+def _known(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
+    """``names``, or those of the tasks that the model knows."""
+    if names is None and isinstance(model, HyperNetwork):
+        return model.task_names
+    if names is None:
+        raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
+    return names
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:
@@ -350,7 +375,7 @@ def _stream(
     position, limits = start, torch.tensor(list(n_classes or ()), dtype=torch.int64)
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
-        x, y = to_device(x, device), to_device(y, device)
+        x, y = moved((x, y), device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.
         if task.device.type == "cpu" and bool((task == task[0]).all()):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from sparsehyper._util.extras import require
 from sparsehyper.training.processes import is_main_process
 from sparsehyper.training.run import Run
+
+Callback = Callable[[str, int, Mapping[str, Any]], object]
 
 
 class Recorder:
@@ -15,6 +17,7 @@ class Recorder:
 
     Args:
         run: the run directory; ``None`` writes nothing.
+        callback: called with the arguments of every `write` of the main process.
         tensorboard: also write event files, into ``tensorboard`` in the run directory.
         start: number of updates already made; later events of an earlier process are superseded.
 
@@ -23,10 +26,18 @@ class Recorder:
         MissingExtraError: TensorBoard is not installed.
     """
 
-    def __init__(self, run: Run | None, *, tensorboard: bool = False, start: int = 0) -> None:
+    def __init__(
+        self,
+        run: Run | None,
+        callback: Callback | None = None,
+        *,
+        tensorboard: bool = False,
+        start: int = 0,
+    ) -> None:
         if tensorboard and run is None:
             raise ValueError("`tensorboard` is True, which needs a run directory; give `run`")
         self._run = run
+        self._callback = callback if is_main_process() else None
         self._board: Any = None
         if tensorboard and run is not None and is_main_process():
             require("tensorboard", "tensorboard")
@@ -38,6 +49,8 @@ class Recorder:
         """Write one line of metrics of a kind, measured after `step` updates."""
         if self._run is not None:
             self._run.write_metrics({"kind": kind, "step": step, **values})
+        if self._callback is not None:
+            self._callback(kind, step, values)
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):

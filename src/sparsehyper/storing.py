@@ -1,0 +1,259 @@
+"""The part of `HyperNetwork` that saves and loads it, on disk and on Hugging Face's hub."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from sparsehyper import hub, saving
+from sparsehyper._util.checks import check_choice
+from sparsehyper._util.files import replaced
+from sparsehyper._util.text import printable
+from sparsehyper.conditioning import Conditioner
+from sparsehyper.generators import generator_from_config
+from sparsehyper.recipes import Recipe
+from sparsehyper.tasks import NamedTasks
+
+_MOST_NAMES = 20  # tasks that a model card lists
+
+
+class Stored(NamedTasks):
+    """A hypernetwork's directory: ``config.json``, ``model.safetensors`` and a model card."""
+
+    settings: dict[str, Any]
+    _given: dict[str, str]
+    _recipe: Recipe | None
+
+    @abstractmethod
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def save(
+        self,
+        directory: str | PathLike[str],
+        *,
+        frozen: str = "reference",
+        overwrite: bool = False,
+    ) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a directory.
+
+        The directory appears complete or not at all. Written over, it holds the old hypernetwork or
+        the new one at every moment, even if the process dies.
+
+        Args:
+            directory: the directory.
+            frozen: parameters of the target, or of a conditioner's encoder, that were frozen when
+                it was given, and have not changed since, and a pretrained base are kept by
+                ``"reference"``: the files hold their fingerprints, and `load` needs the same
+                module again. ``"store"`` writes them to the files too.
+            overwrite: replace a hypernetwork that was saved there, as after every epoch.
+
+        Raises:
+            FileExistsError: ``directory`` exists; with ``overwrite``, if it holds other files.
+            ValueError: ``frozen`` is neither.
+        """
+        check_choice("frozen", frozen, saving.FROZEN)
+        config = {
+            **self.settings,
+            "conditioner": self.conditioner.to_config(),
+            "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
+            "target": self._recipe,
+        }
+        given = self._given if frozen == "reference" else {}
+        saving.save(directory, config, self, given, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | PathLike[str],
+        target: nn.Module | None = None,
+        conditioner: Conditioner | None = None,
+        device: torch.device | str | None = None,
+        *,
+        copy: bool = True,
+    ) -> Self:
+        """Load what ``save`` wrote; parameters that were frozen are frozen again.
+
+        Args:
+            directory: the directory.
+            target: a module like the one that the hypernetwork was made with. Values that the
+                files hold do not matter; those kept by reference must be the same. None builds it
+                from the files: an ``nn.Sequential`` of PyTorch's layers, or a model of transformers
+                by its configuration, if the files hold all values.
+            conditioner: a conditioner like the one that it was made with, if that holds a network
+                of your own; its values do not matter.
+            device: device to put it on; None for that of ``target``.
+            copy: as `HyperNetwork` takes it.
+
+        Raises:
+            FileNotFoundError: no such directory, or it lacks a file.
+            ValueError: a damaged file, a target with other parameters or other frozen values,
+                another conditioner, or no ``target`` where the files do not suffice.
+        """
+        return saving.load(cls, directory, target, conditioner, device, copy=copy)
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        figures: Mapping[str, object] | None = None,
+        frozen: str = "store",
+    ) -> None:
+        """Save all of it, with a model card, as models of Hugging Face's libraries are.
+
+        It replaces a hypernetwork that was saved there. A model card there stays as it is.
+
+        Args:
+            save_directory: the directory.
+            figures: what was measured, for the card: ``{"test accuracy": 0.93}``.
+            frozen: as `save` takes it.
+        """
+        self.save(save_directory, frozen=frozen, overwrite=True)
+        card = Path(save_directory, saving.CARD_FILE)
+        if not card.exists():
+            with replaced(card) as file:
+                file.write(self._card(Path(save_directory).name, figures or {}).encode())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        target: nn.Module | None = None,
+        conditioner: Conditioner | None = None,
+        device: torch.device | str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a hypernetwork from a directory or from Hugging Face's hub, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a directory, or a repository as ``"owner/name"``, which
+                needs the extra ``hub``.
+            target, conditioner, device: as `load` takes them.
+            revision: branch, tag or commit of the repository.
+            token: token for the hub; None for the one that you logged in with.
+            cache_dir: folder of the hub's cache; None for the usual one.
+            force_download: download files that are in the cache.
+            local_files_only: use the cache alone, as ``HF_HUB_OFFLINE=1`` does.
+
+        Raises:
+            FileNotFoundError: no such directory, or it lacks a file.
+            OSError: the hub has no such repository or revision, or cannot be reached.
+            ValueError: as `load`.
+        """
+        directory = hub.downloaded(
+            pretrained_model_name_or_path,
+            [saving.CONFIG_FILE, saving.WEIGHTS_FILE],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return saving.load(cls, directory, target, conditioner, device, follow_links=True).eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload a hypernetwork",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        figures: Mapping[str, object] | None = None,
+    ) -> str:
+        """Upload all of it to Hugging Face's hub in one commit; needs the extra ``hub``.
+
+        A model card that is there stays as it is.
+
+        Args:
+            repo_id: the repository, as ``"owner/name"``; it is made if there is none.
+            commit_message: message of the commit.
+            private: whether a new repository is private.
+            token: token for the hub; None for the one that you logged in with.
+            branch: branch to write to; None for the main one.
+            create_pr: open a pull request instead.
+            figures: as `save_pretrained` takes them.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder, "model")
+            self.save(directory, frozen="store")
+            card = directory / saving.CARD_FILE
+            card.write_text(self._card(repo_id, figures or {}), encoding="utf-8")
+            return hub.upload(
+                directory,
+                repo_id,
+                keep=card.name,
+                message=commit_message,
+                private=private,
+                token=token,
+                branch=branch,
+                create_pr=create_pr,
+            )
+
+    def _card(self, name: str, figures: Mapping[str, object]) -> str:
+        """The text of the model card."""
+        names = self.task_names[:_MOST_NAMES]
+        more = len(self.task_names) - len(names)
+        tasks = ", ".join(map(_quoted, names)) + (f" and {more:,} more" if more else "")
+        weights = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        measured = [f"| {_cell(what)} | {_cell(value)} |" for what, value in figures.items()]
+        target = "" if self._recipe else ", target=module"
+        task = repr(names[0]) if len(self.task_names) > 1 else ""
+        return "\n".join(
+            [
+                "---",
+                "library_name: sparsehyper",
+                "tags: [hypernetwork, pytorch]",
+                "---",
+                f"# {_cell(name)}",
+                "",
+                "A hypernetwork of [sparsehyper](https://github.com/sparsehyper/sparsehyper): one",
+                "network that generates the parameters of a model for each task.",
+                "",
+                "| | |",
+                "|---|---|",
+                f"| tasks | {tasks or 'none by name'} |",
+                f"| generated parameters a task | {self.target.numel:,} |",
+                f"| trained weights | {weights:,} |",
+                f"| generator | `{generator_from_config(self.settings['generator'])}` |",
+                f"| base | {self.settings['base']} |",
+                *measured,
+                "",
+                "```python",
+                "from sparsehyper import HyperNetwork",
+                "",
+                f"hnet = HyperNetwork.from_pretrained({name!r}{target})",
+                f"model = hnet.materialize({task})  # an ordinary module",
+                "```",
+                "",
+                "The model of a task:",
+                "",
+                *(f"    {line}" for line in self.target.printed().splitlines()),
+                "",
+            ]
+        )
+
+
+def _quoted(name: str) -> str:
+    return f"`{_cell(name).replace('`', ' ')}`"
+
+
+def _cell(value: object) -> str:
+    """Text in a cell of a table."""
+    return printable(value).replace("|", "\\|")

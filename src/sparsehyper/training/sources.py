@@ -1,0 +1,138 @@
+"""The reader's own data and measures, in the forms that the loop works with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sparsehyper._util.devices import to_device
+from sparsehyper._util.objectives import sample_losses
+from sparsehyper._util.text import listed
+
+Measure = Callable[[Any, Tensor], Tensor]
+"""From a model's output and y to one number for each sample ``[batch]``, or to their mean."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is minimised, and what says which evaluation is the best.
+
+    Args:
+        loss: None for the cross entropy of class numbers, or the mean squared error of numbers.
+        metric: higher is better; None for minus the loss.
+    """
+
+    loss: Measure | None = None
+    metric: Measure | None = None
+
+    def losses(self, out: Any, y: Tensor, classes: int | Tensor | None = None) -> Tensor:
+        """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
+        if self.loss is None:
+            return sample_losses(out, y, classes)
+        return _each("loss", self.loss(out, y), y)
+
+    def scores(self, out: Any, y: Tensor, losses: Tensor) -> Tensor:
+        """The ``metric`` of each sample, or minus its loss, ``[batch]``."""
+        return -losses if self.metric is None else _each("metric", self.metric(out, y), y)
+
+
+class Passes:
+    """A stream that passes over an iterable of batches again and again.
+
+    Args:
+        batches: gives ``(x, y, task)``.
+        names: names of the tasks, by which a batch may call them.
+    """
+
+    def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
+        self._batches, self._names = batches, names
+        self._pass: Iterator[Any] = iter(())
+        # Without a length, all passes count as one.
+        self.steps_per_epoch = max(1, len(batches)) if isinstance(batches, Sized) else sys.maxsize
+
+    def batch(self, epoch: int, step: int) -> tuple[Any, Tensor, Tensor]:  # noqa: ARG002
+        """The next batch."""
+        found = next(self._pass, None)
+        if found is None:
+            self._pass = iter(self._batches)
+            found = next(self._pass, None)
+        if found is None:
+            raise ValueError(
+                "`batches` gave no batch in a pass; it must be iterable over again, such as a "
+                "list or a DataLoader, and not empty"
+            )
+        return _read(found, self._names)
+
+
+class ByTask:
+    """The batches of an iterable, taken apart by task and kept in memory.
+
+    Args:
+        batches: gives ``(x, y, task)``.
+        names: names of the tasks.
+    """
+
+    def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
+        self._kept: list[list[tuple[Any, Tensor, Tensor]]] = [[] for _ in names]
+        for batch in batches:
+            x, y, task = _read(batch, names)
+            for number in task.unique().tolist():
+                rows = (task == number).nonzero()[:, 0]
+                own = pytree.tree_map(lambda leaf, rows=rows: leaf[rows], x)
+                self._kept[number].append((own, y[rows], task[rows]))
+        self.counts = [sum(len(y) for _, y, _ in own) for own in self._kept]
+
+    def batches(self, task: int, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:  # noqa: ARG002
+        """All samples of a task, in the batches they came in."""
+        return iter(self._kept[task])
+
+
+def moved(values: Any, device: torch.device) -> Any:
+    """Tensors, on their own or in lists, tuples and dicts, on a device."""
+    return pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), values)
+
+
+def task_number(task: Any, names: Sequence[str]) -> int:
+    """The number of a task given by name or number.
+
+    Raises:
+        KeyError: an unknown name.
+        IndexError: a number that no task has.
+    """
+    if isinstance(task, str):
+        if task not in names:
+            raise KeyError(f"unknown task {task!r}; `tasks` has: {listed(names)}")
+        return names.index(task)
+    if not 0 <= task < len(names):
+        raise IndexError(f"a task's number must be in [0, {len(names)}), got {task}")
+    return int(task)
+
+
+def _read(batch: Any, names: Sequence[str]) -> tuple[Any, Tensor, Tensor]:
+    if not isinstance(batch, list | tuple) or len(batch) != 3 or not isinstance(batch[1], Tensor):
+        raise TypeError(f"a batch must be (x, y, task) with a tensor y, got a {type(batch)}")
+    x, y, task = batch
+    if isinstance(task, str) or np.ndim(task) == 0:
+        task = [task] * len(y)
+    numbers = [task_number(t, names) for t in (task.tolist() if hasattr(task, "tolist") else task)]
+    if len(numbers) != len(y):
+        raise ValueError(f"a batch's `task` must name its {len(y)} samples, got {len(numbers)}")
+    return x, y, torch.tensor(numbers)
+
+
+def _each(argument: str, value: Tensor, y: Tensor) -> Tensor:
+    if value.ndim == 0:
+        return value.expand(len(y))
+    if len(value) != len(y):
+        raise ValueError(
+            f"`{argument}` must give a mean, or one number for each of the {len(y)} samples, got "
+            f"shape {list(value.shape)}"
+        )
+    return value.reshape(len(y), -1).mean(1)

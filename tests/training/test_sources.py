@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper.training import TrainConfig, evaluate, train
+from sparsehyper.training.sources import ByTask, Passes
+
+NAMES = ["up", "down"]
+X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+TASK = torch.arange(64) % 2
+Y = X.sum(1) * torch.where(TASK == 0, 1.0, -1.0)
+CONFIG = TrainConfig(steps=100, lr=0.1, eval_every=50, log_every=25, device="cpu")
+
+
+def make(outputs: int = 1) -> HyperNetwork:
+    return HyperNetwork(nn.Linear(3, outputs), Sparse(), TaskEmbedding(NAMES, dim=8))
+
+
+def named(y=Y):
+    """A DataLoader of samples that call their task by name."""
+    samples = [(x, label, NAMES[task]) for x, label, task in zip(X, y, TASK, strict=True)]
+    order = torch.Generator().manual_seed(0)
+    return DataLoader(samples, batch_size=16, shuffle=True, generator=order)
+
+
+def test_a_data_loader_of_samples_with_names_trains_a_classifier():
+    hnet, loader = make(2), named((Y > 0).long())
+    result = train(hnet, loader, loader, CONFIG, quiet=True)
+    assert result.best.tasks == ("up", "down")
+    assert result.best.accuracy > 0.9
+    again = evaluate(hnet, ByTask(loader, NAMES), names=NAMES)
+    assert again.accuracies == result.best.accuracies
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out, y: nn.functional.mse_loss(out[:, 0], y),
+        lambda out, y: nn.functional.mse_loss(out, y[:, None], reduction="none"),
+    ],
+    ids=["mean", "each"],
+)
+def test_any_loss_decides_what_is_best(loss):
+    hnet, seen = make(), []
+    result = train(
+        hnet,
+        named(),
+        named(),
+        CONFIG,
+        loss=loss,
+        callback=lambda kind, step, values: seen.append((kind, step, values["loss"])),
+        quiet=True,
+    )
+    assert result.best.loss < 0.01
+    assert result.best.accuracy == pytest.approx(-result.best.loss)
+    assert [(kind, step) for kind, step, _ in seen] == [
+        *[("train", 25), ("train", 50), ("validation", 50)],
+        *[("train", 75), ("train", 100), ("validation", 100)],
+    ]
+    assert seen[-1][2] == result.best.loss
+
+
+def test_a_metric_of_one_s_own_decides_instead():
+    near = lambda out, y: ((out[:, 0] - y).abs() < 0.5).float()  # noqa: E731
+    loss = lambda out, y: (out[:, 0] - y).square().mean()  # noqa: E731
+    hnet = make()
+    result = train(hnet, named(), named(), CONFIG, loss=loss, metric=near, quiet=True)
+    shares = [near(hnet(X[t == TASK], task=t), Y[t == TASK]).mean().item() for t in (0, 1)]
+    assert result.best.accuracies == pytest.approx(shares)
+    assert result.best.accuracy > 0.9
+
+
+def test_inputs_may_be_dicts():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.linear(x["a"])
+
+    hnet = HyperNetwork(Named(), Sparse(), TaskEmbedding(NAMES, dim=8))
+    batch = ({"a": X}, Y, TASK)
+    loss = lambda out, y: (out[:, 0] - y).square().mean()  # noqa: E731
+    assert train(hnet, [batch], [batch], CONFIG, loss=loss, quiet=True).best.loss < 0.1
+
+
+@pytest.mark.parametrize("task", ["down", 1, np.int64(1), ["down"] * 4, np.ones(4, int)])
+def test_a_batch_names_its_task_in_any_way(task):
+    stream = Passes([(torch.ones(4, 1), torch.ones(4), task)], NAMES)
+    for epoch in range(2):
+        assert stream.batch(epoch, 0)[2].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], ValueError, "gave no batch"),
+        (iter([(X, Y, TASK)]), ValueError, "must be iterable over again"),
+        ([(X, Y)], TypeError, r"must be \(x, y, task\)"),
+        ([(X, Y, "sideways")], KeyError, "unknown task 'sideways'"),
+        ([(X, Y, 2)], IndexError, r"\[0, 2\), got 2"),
+        ([(X, Y, [0, 1])], ValueError, "must name its 64 samples, got 2"),
+    ],
+)
+def test_what_does_not_fit_is_named(batches, error, message):
+    loss = lambda out, y: (out[:, 0] - y).square().mean()  # noqa: E731
+    with pytest.raises(error, match=message):
+        train(make(), batches, [(X, Y, TASK)], CONFIG, loss=loss, quiet=True)
+
+
+def test_tasks_without_names_or_data_are_refused():
+    with pytest.raises(ValueError, match="`names` must name the tasks"):
+        train(nn.Linear(3, 1), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
+    with pytest.raises(ValueError, match="cannot evaluate task 'down'"):
+        train(make(), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
+    with pytest.raises(ValueError, match=r"`loss` must give .* 64 samples, got shape \[2\]"):
+        train(make(), [(X, Y, 0)], [(X, Y, TASK)], CONFIG, loss=lambda *_: X[:2, 0], quiet=True)
