@@ -25,7 +25,8 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--task-column", "--target-column", "--targets", "--cuda-graphs", "--config", "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--cuda-graphs", "--config", "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--task-column", "--target-column", "--targets",
     },
     "evaluate": {
         "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
