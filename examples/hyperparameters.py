@@ -38,7 +38,7 @@ def trained_alone(x: Tensor, y: Tensor, log_decay: float, steps: int) -> nn.Modu
     return model
 
 
-def main(images: int = 60, steps: int = 3000, alone_steps: int = 500) -> dict[str, float]:
+def main(images: int = 60, steps: int = 1500, alone_steps: int = 300) -> dict[str, float]:
     """Returns the chosen log10 λ, and validation losses there and of models trained alone."""
     torch.manual_seed(0)
     x, y = (torch.tensor(array) for array in load_digits(return_X_y=True))

@@ -47,7 +47,7 @@ def drawn(values: Tensor) -> str:
     return "\n".join("".join(shades[level] * 2 for level in row) for row in levels)
 
 
-def main(images: int = 200, steps: int = 3000) -> dict[str, float]:
+def main(images: int = 200, steps: int = 1200) -> dict[str, float]:
     """Returns signal-to-noise ratios in decibels."""
     torch.manual_seed(0)
     pixels = torch.tensor(load_digits().data).float() / 16

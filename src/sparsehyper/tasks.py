@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.inputs import labelled
 from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding, TaskFeatures
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
@@ -69,22 +70,27 @@ class NamedTasks(nn.Module):
         """Embeddings ``[rows, latent_dim]`` of the tasks with these numbers."""
         return self.tasks(torch.tensor(rows, device=self.target.moments.device))
 
-    def check_fit(self, name: str) -> None:
-        """Raise unless `keep_embedding` could keep an embedding for ``name``."""
+    def check_kept(self, name: str, overwrite: bool) -> None:
+        """Raise unless `keep_embedding` may keep an embedding for ``name``."""
         if isinstance(self.conditioner, TaskFeatures):
             self.conditioner.index(name)
-        else:
+        elif name not in self.task_embedding.names:
             self.task_embedding.check_new("name", name)
+        elif not overwrite:
+            raise ValueError(
+                f"`name` must not repeat a task, got {name!r}; `overwrite=True` learns it anew"
+            )
 
+    @torch.no_grad()
     def keep_embedding(self, name: str, z: Tensor) -> int:
-        """Add a task by its embedding ``[latent_dim]``, and return its number.
-
-        With `TaskFeatures` the task is known by its features, and its embedding becomes z.
-        """
-        if not isinstance(self.conditioner, TaskFeatures):
+        """Give a task an embedding ``[latent_dim]``, and return its number; add it if it is new."""
+        if name not in self.task_names:
             return self.add_task(name, z)
-        row = self.conditioner.index(name)
-        self.conditioner.refine(row, z)
+        row = self.tasks.index(name)
+        if isinstance(self.conditioner, TaskFeatures):
+            self.conditioner.refine(row, z)
+        else:
+            self.task_embedding.weight[row] = z
         return row
 
     def add_task(self, name: str, init: str | Tensor = "mean") -> int:
@@ -134,8 +140,9 @@ class NamedTasks(nn.Module):
 
         Args:
             task: name or number of the task.
-            examples: inputs ``[n, …]`` and class numbers ``[n]``, or numbers ``[n, outputs]``; or
-                batches of both. A task may have more classes than the target has outputs.
+            examples: inputs of n samples, as the target takes them, and class numbers ``[n]``, or
+                numbers ``[n, outputs]``; or batches of both. A task may have more classes than the
+                target has outputs.
 
         Raises:
             ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
@@ -166,13 +173,11 @@ class NamedTasks(nn.Module):
     def _featured(self, task: str | int, examples: Any) -> tuple[Tensor, Tensor]:
         """Features ``[n, features]`` and labels of a task's examples, in evaluation mode."""
         row, device = self.tasks.index(task), self.target.moments.device
-        if isinstance(examples, tuple) and isinstance(examples[0], Tensor):
-            examples = [examples]
         found: list[Tensor] = []
         labels: list[Tensor] = []
         with evaluation_mode(self):
-            for x, y in examples:
-                found.append(self.features(x.to(device), task=row))
+            for x, y in labelled(f"`examples` of task {task!r}", examples):
+                found.append(x.to(device).call(self.features, task=row))
                 labels.append(y.to(device))
         if not sum(map(len, labels)):
             raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")

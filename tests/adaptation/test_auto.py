@@ -143,7 +143,7 @@ def test_a_head_in_closed_form_takes_any_number_of_classes(make):
 
 def test_several_tasks_are_learned_each_as_if_it_were_the_only_new_one(make):
     given = {"a": samples(99, 12), "b": samples(98, 20, classes=5)}
-    known = {f"known {i}": samples(i) for i in range(4)}
+    known = {"known 0": samples(0)}
     hnet, alone = make(steps=30, head=Ridge()), make(steps=30, head=Ridge())
     found = adapt_tasks(hnet, given, known=known, n_classes={"b": 6}, seconds=1e6)
     assert hnet.task_names[4:] == tuple(found) == ("a", "b")
@@ -167,3 +167,18 @@ def test_an_error_in_one_task_leaves_all_unadded(make):
             seconds=1e6,
         )
     assert len(hnet.task_names) == 4
+
+
+def test_a_known_task_is_learned_anew(make):
+    hnet = make(head=Ridge())
+    before = hnet.conditioner.weight.detach().clone()
+    x, y = samples(99, 100, classes=5)
+    known = {f"known {i}": samples(i) for i in range(4)}
+    adapted = adapt_task(
+        hnet, "known 1", (x, y), known=known, method="embedding", overwrite=True, seconds=0.01
+    )
+    assert accuracy(adapted.model, x, y) > 0.6
+    assert len(hnet.task_names) == 4
+    assert torch.equal(hnet.conditioner.weight[[0, 2, 3]], before[[0, 2, 3]])
+    assert not torch.equal(hnet.conditioner.weight[1], before[1])
+    assert accuracy(lambda x: hnet.eval()(x, task="known 1"), x, y) > 0.6

@@ -7,6 +7,7 @@ import torch
 
 from helpers.small_tasks import samples
 from sparsehyper import Ridge
+from sparsehyper._util.inputs import Inputs
 from sparsehyper.adaptation.choice import choose
 from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.samples import TaskSamples
@@ -33,7 +34,7 @@ def held(outputs, judged=None, count=60):
 
 
 def task_of(y):
-    return TaskSamples("new", torch.zeros(len(y), 1), y, 3)
+    return TaskSamples("new", Inputs.of(torch.zeros(len(y), 1)), y, 3)
 
 
 def test_the_way_that_knows_the_labels_is_chosen():
@@ -58,7 +59,7 @@ def test_a_way_that_no_sample_judges_is_worth_what_is_usual():
 
 def test_every_sample_is_held_out_once(make):
     x, y = samples(3, 40)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
     found = hold_out(start, NAMES, 0, math.inf)
     assert found.folds == (5, 5)
     assert found.share == pytest.approx(0.8)
@@ -69,7 +70,7 @@ def test_every_sample_is_held_out_once(make):
 
 def test_one_example_a_class_judges_the_embedding_alone(make):
     x, y = samples(3, 3)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
     found = hold_out(start, NAMES, 0, math.inf)
     assert [bool(found.judged[name].any()) for name in NAMES] == [False, True, False]
     assert found.judged["embedding"].all()
@@ -77,7 +78,7 @@ def test_one_example_a_class_judges_the_embedding_alone(make):
 
 def test_without_time_one_fold_is_done(make):
     x, y = samples(3, 40)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", x, y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
     found = hold_out(start, NAMES, 0, 0.0)
     assert found.folds == (1, 5)
     assert int(found.out.sum()) == 8
@@ -85,7 +86,9 @@ def test_without_time_one_fold_is_done(make):
 
 def test_what_is_usual_comes_from_tasks_learned_anew(make):
     hnet = make(steps=30)
-    start = Start(hnet, (0, 1, 2, 3), TaskSamples("new", *samples(9), 3), None)
+    start = Start(
+        hnet, (0, 1, 2, 3), TaskSamples.of("new", samples(9), 3, True, torch.device("cpu")), None
+    )
     known = {f"known {i}": samples(i) for i in range(4)}
     found = usual_on(start, known, 20, NAMES, 0, math.inf)
     # classes that a linear map separates

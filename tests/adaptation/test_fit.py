@@ -227,7 +227,7 @@ X, Y = samples(0)
         ("known 1", (X, Y), {}, "`name` must not repeat a task, got 'known 1'"),
         ("new", (X, Y[:5]), {}, "'new' needs at least one sample.* got 60 and 5"),
         ("new", (X[:0], Y[:0]), {}, "'new' needs at least one sample.* got 0 and 0"),
-        ("new", [], {}, "pair of tensors .x, y., or batches of them, got nothing"),
+        ("new", [], {}, "'new' needs at least one sample, got none"),
         ("new", [1, 2], {}, "or batches of them, got 'int'"),
         ("new", (X, Y * 0), {}, "'new' needs samples of at least 2 classes, got 0 alone"),
         ("new", (X, Y * 0 + 1), {}, "'new' needs samples of at least 2 classes, got 1 alone"),
@@ -245,12 +245,25 @@ X, Y = samples(0)
             "new",
             (X, Y),
             {"loss": lambda o, y: o.mean()},
-            r"`loss` must return the losses \[n\] of n samples, got shape \[\]; .*reduction='none'",
+            r"`loss` must return the losses .* n samples, got shape \[\] for labels \[n\]; leave",
         ),
-        ("new", (X, Y), {"loss": lambda o, y: o}, r"n samples, got shape \[n, 3\]"),
         ("new", TensorDataset(X, Y), {}, "got single samples; wrap a data set in a DataLoader"),
         ("new", [(X, Y), (X[0], 1)], {}, "got single samples"),
-        ("new", [(X, Y), X], {}, "got 'Tensor'"),
+        ("new", [(X, Y), X, Y], {}, "got 'Tensor'"),
+        ("new", {"x": X}, {}, "a dict with 'labels', or batches of them, got 'dict'"),
+        (
+            "new",
+            ((X, X[:5]), Y),
+            {},
+            r"inputs of the samples of task 'new' must .*, got shapes \[60, 6\], \[5, 6\]",
+        ),
+        ("new", [(X, Y), (X[:, :5], Y)], {}, r"got \[\[6\]\] and \[\[5\]\]; pad"),
+        (
+            "new",
+            (X, X[:, 0]),
+            {"loss": lambda o, y: (o[:, :1] - y).square()},
+            r"got shape \[n, n\] for labels \[n\]",
+        ),
     ],
 )
 def test_bad_input_is_refused_and_leaves_all_as_it_was(make, name, data, settings, message):
@@ -313,3 +326,24 @@ def test_validation_samples_must_cover_the_tasks(make):
         fit_embeddings(make(), {"a": (X, Y), "b": (X, Y)}, validation={"a": (X, Y)})
     with pytest.raises(ValueError, match="at least one new task"):
         fit_embeddings(make(), {})
+
+
+@pytest.mark.parametrize("settings", [{}, {"space": "mixture"}])
+def test_a_known_task_is_learned_anew_as_if_it_were_not_known(make, settings):
+    hnet, fresh = make(normed(), steps=5), make(normed(), steps=5)
+    weight, before = hnet.conditioner.weight, hnet.conditioner.weight.detach().clone()
+    with torch.no_grad():
+        fresh.conditioner.weight[3] = torch.nan
+    fit = fit_embedding(hnet, "known 3", (X, Y), steps=5, overwrite=True, **settings)
+    assert len(hnet.task_names) == 4
+    assert hnet.conditioner.weight is weight
+    assert torch.equal(weight[:3], before[:3])
+    torch.testing.assert_close(weight[3], fit.embedding)
+    again = fit_embedding(fresh, "known 3", (X, Y), steps=5, overwrite=True, **settings)
+    torch.testing.assert_close(again.embedding, fit.embedding)
+    found = hnet.eval()(X, task="known 3")
+    torch.testing.assert_close(hnet.materialize("known 3").eval()(X), found)
+    with pytest.raises(ValueError, match="'known 3'; `overwrite=True` learns it anew"):
+        fit_embedding(hnet, "known 3", (X, Y))
+    with pytest.raises(ValueError, match="must leave a known task to start from, got all"):
+        fit_embeddings(hnet, dict.fromkeys(hnet.task_names, (X, Y)), overwrite=True)

@@ -181,10 +181,8 @@ def test_identify_task_refuses_what_does_not_fit():
     ):
         with pytest.raises(ValueError, match=message):
             identify_task(hnet, profiles, *arguments)
-    with pytest.raises(
-        TypeError, match=r"`x` must be a tensor .*, got a tuple; give x and y apart"
-    ):
-        identify_task(hnet, profiles, (x, y))
+    with pytest.raises(TypeError, match=r"^`x` must be a tensor or an array .*, got a str"):
+        identify_task(hnet, profiles, "images")
     with pytest.raises(
         TypeError, match=r"`profiles` must be what `task_profiles` .*, got a Tensor"
     ):

@@ -40,3 +40,16 @@ def test_exports_to_onnx():
     session = runtime.InferenceSession(file.getvalue())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.tensor(found), model(x))
+
+
+def test_members_take_several_arguments_by_place_and_by_name():
+    class Weighted(nn.Linear):
+        def forward(self, weight, x):
+            return {"logits": super().forward(weight * x)}
+
+    a, b = Weighted(4, 3), Weighted(4, 3)
+    model, weight, x = Mixture([a, b]), torch.randn(5, 1), torch.randn(5, 4)
+    expected = (a(weight, x)["logits"] + b(weight, x)["logits"]) / 2
+    torch.testing.assert_close(model(weight, x), expected)
+    torch.testing.assert_close(model(weight=weight, x=x), expected)
+    torch.testing.assert_close(model(weight, x=x), expected)

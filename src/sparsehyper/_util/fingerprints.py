@@ -30,7 +30,7 @@ def _fingerprint(tensor: Tensor) -> str:
         digest.update(f"{part.dtype} {list(part.shape)}".encode())
         # In pieces: a large tensor on a GPU is never on the CPU as a whole.
         for piece in part.reshape(-1).split(_PIECE):
-            digest.update(memoryview(piece.cpu().view(torch.uint8).numpy()))
+            digest.update(memoryview(piece.cpu().contiguous().view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

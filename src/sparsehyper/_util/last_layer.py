@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.inputs import Inputs, logits_of
+
 _PIECE = 512  # samples at a time
 
 
 @torch.no_grad()
-def last_layer(module: nn.Module, *args: Any) -> tuple[str, nn.Linear] | None:
+def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Linear] | None:
     """Name and module of the linear layer whose output is the module's; None if there is none.
 
     Args:
         module: the module, in evaluation mode.
-        *args: its arguments, to run it on.
+        *args, **kwargs: its arguments, to run it on.
     """
     used: list[tuple[nn.Linear, Tensor]] = []
     layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
@@ -25,7 +27,7 @@ def last_layer(module: nn.Module, *args: Any) -> tuple[str, nn.Linear] | None:
         for layer in layers.values()
     ]
     try:
-        output = module(*args)
+        output = logits_of(module(*args, **kwargs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -40,19 +42,19 @@ def last_layer(module: nn.Module, *args: Any) -> tuple[str, nn.Linear] | None:
 
 
 @torch.no_grad()
-def features_of(module: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+def features_of(module: nn.Module, layer: nn.Module, x: Any) -> Tensor:
     """What a layer is given for samples, ``[n, features]``.
 
     Args:
         module: the module, in evaluation mode.
         layer: a layer in it that is used once.
-        x: samples ``[n, …]``; they are processed in pieces.
+        x: inputs of samples, as `Inputs.of` takes them; they are processed in pieces.
     """
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     try:
-        for some in x.split(_PIECE):
-            module(some)
+        for some in Inputs.of(x).split(_PIECE):
+            some.call(module)
     finally:
         hook.remove()
     return torch.cat(given)

@@ -21,13 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper.adaptation.choice import Choice, choose, right_of
+from sparsehyper.adaptation.fitter import keep
 from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
-from sparsehyper.adaptation.samples import Loss, Samples, TaskSamples, gather, with_gradients
+from sparsehyper.adaptation.samples import (
+    Loss,
+    Samples,
+    TaskSamples,
+    check_outputs,
+    gather,
+    with_gradients,
+)
 from sparsehyper.adaptation.usual import Usual, usual_given, usual_of, usual_on
-from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near
+from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near, ways_for
 from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
@@ -95,6 +104,7 @@ def adapt_task(
     method: str = "auto",
     n_classes: int | None = None,
     loss: Loss | None = None,
+    overwrite: bool = False,
     seconds: float = 20.0,
     seed: int = 0,
 ) -> Adapted:
@@ -117,6 +127,7 @@ def adapt_task(
         method=method,
         n_classes=n_classes,
         loss=loss,
+        overwrite=overwrite,
         seconds=seconds,
         seed=seed,
     )[name]
@@ -131,6 +142,7 @@ def adapt_tasks(
     method: str = "auto",
     n_classes: int | Mapping[str, int] | None = None,
     loss: Loss | None = None,
+    overwrite: bool = False,
     seconds: float = 20.0,
     seed: int = 0,
 ) -> dict[str, Adapted]:
@@ -138,11 +150,13 @@ def adapt_tasks(
 
     No new task starts from another one. Their embeddings are added to the hypernetwork; nothing
     else in it changes. With `TaskFeatures` the tasks must have been added by their features, and
-    their embeddings are refined. The models to use are the results'.
+    their embeddings are refined. The models to use are the results', which take what the target
+    takes.
 
     Args:
         hnet: hypernetwork that was trained on other tasks.
-        tasks: examples of each new task.
+        tasks: examples of each new task: inputs, which are whatever the target takes, and labels;
+            or batches of them.
         known: samples of known tasks, by name. Where a new task has few examples of a class, some
             of them are learned anew, to see what each way is worth: once for all new tasks that
             have equally many examples.
@@ -150,7 +164,9 @@ def adapt_tasks(
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
             label plus one. It may exceed the number of the target's outputs.
         loss: function that returns the loss of each sample; by default cross entropy of logits
-            ``[n, outputs]``.
+            ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
+        overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
+            were not known.
         seconds: time to take for each task, about.
         seed: seed of everything random.
 
@@ -158,8 +174,8 @@ def adapt_tasks(
         One `Adapted` for each task, by name.
 
     Raises:
-        ValueError: a name is taken, a setting is out of range, samples do not fit, or ``method``
-            does not apply. The hypernetwork is then unchanged.
+        ValueError: a name is taken without ``overwrite``, a setting is out of range, samples do not
+            fit, or ``method`` does not apply. The hypernetwork is then unchanged.
         KeyError: with `TaskFeatures`, a task that was not added.
         TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
             ``tasks`` is not a mapping.
@@ -168,13 +184,14 @@ def adapt_tasks(
     check_choice("method", method, METHODS)
     check_number("seconds", seconds, above=0)
     check_integer("seed", seed, minimum=0)
-    names = tuple(WAYS) if method == "auto" else (method,)
-    rows = tuple(range(len(hnet.task_names)))
+    names = ways_for(hnet) if method == "auto" else (method,)
+    gathered, rows = gather(hnet, tasks, n_classes, loss is None, seed, overwrite)
     learned_anew: dict[int, dict[str, Usual]] = {}
     found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}
-    for task in gather(hnet, tasks, n_classes, loss is None, seed):
+    for task in gathered:
         began = time.perf_counter()
         start, fewest = Start(hnet, rows, task, loss), _fewest(task)
+        _check_target(start)
         usual = usual_of(start)
         if known and 0 < fewest <= FEW:
             if fewest not in learned_anew:
@@ -184,15 +201,10 @@ def adapt_tasks(
         adapted, fitted = _adapt(start, names, usual, seed, began, began + seconds)
         found[task.name] = task, adapted, fitted
     for name, (task, _, fitted) in found.items():
-        if fitted is None:
-            if name not in hnet.task_names:
-                hnet.add_task(name)
-            continue
-        z, statistics = fitted
-        number = hnet.keep_embedding(name, z)
-        hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
-        if hnet.head is not None:
-            hnet.solve_head(name, (task.x, task.y))
+        if fitted is not None:
+            keep(hnet, task, *fitted)
+        elif name not in hnet.task_names:
+            hnet.add_task(name)
     return {name: adapted for name, (_, adapted, _) in found.items()}
 
 
@@ -251,6 +263,20 @@ def _adapt(
         time.perf_counter() - began,
     )
     return adapted, fitted
+
+
+@torch.no_grad()
+def _check_target(start: Start) -> None:
+    """Raise ``ValueError`` unless the target's outputs can be averaged."""
+    with evaluation_mode(start.hnet):
+        outputs = start.task.x[:2].call(start.hnet, task=0)
+    if start.loss is None:
+        check_outputs(outputs, (), "target", "")
+    elif not isinstance(outputs, Tensor):
+        raise ValueError(
+            "models are averaged, so the target must return a tensor, or `logits` among others, "
+            f"got {type(outputs).__name__!r}; `fit_embedding` takes any outputs"
+        )
 
 
 def _all(task: TaskSamples) -> Tensor:

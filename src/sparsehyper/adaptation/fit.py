@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
-from sparsehyper.adaptation.fitter import Fitter, frozen
+from sparsehyper.adaptation.fitter import Fitter, frozen, keep
 from sparsehyper.adaptation.samples import (
     Loss,
     Samples,
@@ -73,6 +73,7 @@ def fit_embedding(
     space: str = "free",
     n_classes: int | None = None,
     loss: Loss | None = None,
+    overwrite: bool = False,
     steps: int = 25,
     batch_size: int = 1024,
     seed: int = 0,
@@ -100,6 +101,7 @@ def fit_embedding(
         space=space,
         n_classes=n_classes,
         loss=loss,
+        overwrite=overwrite,
         steps=steps,
         batch_size=batch_size,
         seed=seed,
@@ -117,6 +119,7 @@ def fit_embeddings(
     space: str = "free",
     n_classes: int | Mapping[str, int] | None = None,
     loss: Loss | None = None,
+    overwrite: bool = False,
     steps: int = 25,
     batch_size: int = 1024,
     seed: int = 0,
@@ -131,7 +134,8 @@ def fit_embeddings(
 
     Args:
         hnet: hypernetwork that was trained on other tasks.
-        tasks: samples of each new task.
+        tasks: samples of each new task: inputs, which are whatever the target takes, and labels;
+            or batches of them.
         validation: samples of each new task to choose among restarts by; by default the samples
             that it is fitted to.
         init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on the
@@ -146,7 +150,9 @@ def fit_embeddings(
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
             label plus one. Outputs beyond it are ignored. For the default loss only.
         loss: function that returns the loss of each sample; by default cross entropy of logits
-            ``[n, outputs]``.
+            ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
+        overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
+            were not known.
         steps: number of evaluations of loss and gradient by L-BFGS, including the first.
         batch_size: largest number of samples that an embedding is fitted to. They are drawn once,
             balanced over classes as far as there are samples, and every step uses all of them.
@@ -156,9 +162,9 @@ def fit_embeddings(
         One `Fit` for each task, by name.
 
     Raises:
-        ValueError: a name is already taken, there are no samples, labels are not class numbers or
-            all the same, a task has more classes than the target has outputs, or a loss is not
-            finite. The hypernetwork is then unchanged.
+        ValueError: a name is taken without ``overwrite``, there are no samples, labels are not
+            class numbers or all the same, a task has more classes than the target has outputs, or a
+            loss is not finite. The hypernetwork is then unchanged.
         KeyError: with `TaskFeatures`, a task that was not added.
         TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
             ``tasks`` is not a mapping.
@@ -174,7 +180,7 @@ def fit_embeddings(
         init = "own" if described else "nearest"
     if not isinstance(init, Tensor):
         check_choice("init", init, EMBEDDING_INITS if described else EMBEDDING_INITS[:-1])
-    wanted = gather(hnet, tasks, n_classes, loss is None, seed)
+    wanted, known = gather(hnet, tasks, n_classes, loss is None, seed, overwrite)
     names = list(tasks)
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # equal sizes run together
     held = wanted
@@ -190,7 +196,7 @@ def fit_embeddings(
     started = time.perf_counter()
     fits: dict[str, Fit] = {}
     with frozen(hnet):
-        fitter = Fitter(hnet, wanted, held, restarts, loss)
+        fitter = Fitter(hnet, wanted, held, restarts, loss, known)
         start = fitter.mixtures(seed) if space == "mixture" else fitter.starts(init, seed)
         z, statistics = fitter.fit(start, space, steps, batch_size)
         losses, statistics = fitter.assess(z, statistics)
@@ -205,13 +211,10 @@ def fit_embeddings(
             rows = tuple([table[i] for table in statistics])
             fits[task.name] = Fit(task.name, z[i, best], values[best], z[i], values, rows, steps, 0)
     seconds = time.perf_counter() - started
-    given = {task.name: (task.x, task.y) for task in wanted}
+    given = {task.name: task for task in wanted}
     for name in names:
         fit = fits[name]
         best = fit.losses.index(fit.loss)
-        number = hnet.keep_embedding(name, fit.embedding)
         kept = [table[best : best + 1] for table in fit.statistics]
-        hnet.target.statistics.set_rows(hnet.target.module, [number], kept)
-        if hnet.head is not None:
-            hnet.solve_head(name, given[name])
+        keep(hnet, given[name], fit.embedding, kept)
     return {name: replace(fits[name], seconds=seconds) for name in names}

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsehyper._util.checks import check_vector
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.inputs import Inputs, logits_of
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import Loss, TaskSamples, check_outputs, losses_of, pieces
@@ -41,6 +42,21 @@ def frozen(hnet: HyperNetwork) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_()
+
+
+def keep(hnet: HyperNetwork, task: TaskSamples, z: Tensor, statistics: Sequence[Tensor]) -> None:
+    """Add a task, or change a known one, and solve its head.
+
+    Args:
+        hnet: the hypernetwork.
+        task: its samples.
+        z: its embedding.
+        statistics: its batch-norm statistics ``[1, *shape]``.
+    """
+    number = hnet.keep_embedding(task.name, z)
+    hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
+    if hnet.head is not None:
+        hnet.solve_head(task.name, (task.x, task.y))
 
 
 @dataclass(frozen=True)
@@ -89,14 +105,14 @@ class Fitter:
         held: list[TaskSamples],
         restarts: int,
         loss: Loss | None,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int],
     ) -> None:
         self._hnet = hnet
         self._tasks = tasks
         self._held = held
         self._restarts = restarts
         self._loss = loss
-        self._rows = range(len(hnet.task_names)) if rows is None else rows
+        self._rows = rows
         self._known = hnet.known_embeddings(self._rows)
 
     def starts(self, init: str | Tensor, seed: int) -> Tensor:
@@ -200,7 +216,7 @@ class Fitter:
         self,
         raw: Tensor,
         statistics: Sequence[Tensor],
-        samples: list[tuple[Tensor, Tensor]],
+        samples: list[tuple[Inputs, Tensor]],
         tasks: list[TaskSamples],
     ) -> Tensor:
         """Mean losses ``[models]``, each on samples of its own.
@@ -211,7 +227,7 @@ class Fitter:
             samples: inputs and labels for each model.
             tasks: task of each model.
         """
-        x, y = map(torch.cat, zip(*samples, strict=True))
+        x, y = Inputs.cat([x for x, _ in samples]), torch.cat([y for _, y in samples])
         counts = [len(labels) for _, labels in samples]
         outputs = self._run(raw, statistics, x, counts)
         repeats = torch.tensor(counts, device=x.device)
@@ -224,16 +240,16 @@ class Fitter:
         return each.new_zeros(len(counts)).index_add(0, owner, each) / repeats
 
     def _run(
-        self, raw: Tensor, statistics: Sequence[Tensor], x: Tensor, counts: Sequence[int]
+        self, raw: Tensor, statistics: Sequence[Tensor], x: Inputs, counts: Sequence[int]
     ) -> Any:
         """Outputs of models on samples in their order, so many each; statistics are updated."""
         order = torch.arange(len(x), device=x.device)
         target = self._hnet.target
-        outputs, changed = run_tasks(target, raw, statistics, counts, order, ((x,), {}))
+        outputs, changed = run_tasks(target, raw, statistics, counts, order, (x.args, x.kwargs))
         if changed is not None:
             for table, values in zip(statistics, changed, strict=True):
                 table.copy_(values)
-        return outputs
+        return logits_of(outputs)
 
     def _losses_of(
         self, outputs: Any, y: Tensor, tasks: list[TaskSamples], n_classes: int | Tensor
@@ -247,19 +263,16 @@ class Fitter:
         """How the known tasks' models do on the first samples of a new task."""
         began = time.perf_counter()
         hnet, norms = self._hnet, self._hnet.target.statistics
-        x, y = task.x[:_MOST_COMPARED], task.y[:_MOST_COMPARED]
+        task = task.some(slice(_MOST_COMPARED))
+        x, y = task.x, task.y
         found = []
         for own in self._groups([len(x)] * len(self._rows)):
             raw = hnet.raw_theta(self._known[own])
             tables = norms.rows(hnet.target.module, self._rows[own])
-            outputs = self._run(raw, tables, _repeated(x, len(raw)), [len(x)] * len(raw))
+            outputs = self._run(raw, tables, Inputs.cat([x] * len(raw)), [len(x)] * len(raw))
             if hnet.head is None:
-                labels = _repeated(y, len(raw))
+                labels = torch.cat([y] * len(raw))
                 outputs = self._losses_of(outputs, labels, [task], task.n_classes)
             found += list(outputs.split(len(x)))
         seconds = (time.perf_counter() - began) / (len(self._rows) * len(x))
-        return KnownOn(hnet, replace(task, x=x, y=y), self._loss, tuple(found), seconds)
-
-
-def _repeated(x: Tensor, times: int) -> Tensor:
-    return x.repeat(times, *[1] * (x.ndim - 1))
+        return KnownOn(hnet, task, self._loss, tuple(found), seconds)

@@ -65,8 +65,8 @@ def hold_out(
     """
     task = start.task
     count = len(task.x)
-    found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.x.device))
-    y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.x.device)
+    found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.y.device))
+    y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.y.device)
     found.once = folds is None and count >= _MANY
     if folds is None:
         folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
@@ -101,7 +101,7 @@ def hold_out(
 
 @torch.no_grad()
 def _keep(found: HeldOut, name: str, model: nn.Module, start: Start, out: Tensor) -> None:
-    outputs = torch.cat([model(x) for x in start.task.x[out].split(_PIECE)]).float()
+    outputs = torch.cat([x.call(model) for x in start.task.x[out].split(_PIECE)]).float()
     if start.outputs:
         outputs = outputs[:, : start.outputs]
     if name not in found.outputs:

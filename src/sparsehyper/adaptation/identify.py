@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import check_number, class_numbers
+from sparsehyper._util.inputs import Inputs, as_tensor
 from sparsehyper.adaptation.profiles import TaskProfiles
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -43,8 +45,8 @@ class Identified:
 def identify_task(
     hnet: HyperNetwork,
     profiles: TaskProfiles,
-    x: Tensor,
-    y: Tensor | None = None,
+    x: Any,
+    y: Any = None,
     *,
     significance: float = 0.01,
 ) -> Identified:
@@ -57,13 +59,13 @@ def identify_task(
     Args:
         hnet: the hypernetwork that the profiles were made with.
         profiles: what the samples of known tasks look like, by `task_profiles`.
-        x: inputs ``[n, …]``.
+        x: inputs of n samples, as `task_profiles` takes them, without labels.
         y: class numbers ``[n]``, if known.
         significance: ``name`` is None if ``p_value`` is lower: how often a known task may be taken
             for none.
 
     Raises:
-        TypeError: ``x`` is not a tensor, or ``profiles`` are not profiles.
+        TypeError: ``x`` are no inputs, or ``profiles`` are not profiles.
         ValueError: no samples, inputs of another shape, or labels that no task has.
     """
     if not isinstance(profiles, TaskProfiles):
@@ -71,15 +73,11 @@ def identify_task(
             f"`profiles` must be what `task_profiles` returned, got a {type(profiles).__name__}"
         )
     check_number("significance", significance, minimum=0, maximum=1)
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"`x` must be a tensor of inputs, got a {type(x).__name__}; give x and y apart, as in "
-            "identify_task(hnet, profiles, x, y)"
-        )
-    if x.ndim == 0 or len(x) == 0:
+    x = Inputs.of(x, "`x`").to(hnet.target.moments.device)
+    if len(x) == 0:
         raise ValueError("`x` must hold at least one sample, got none")
     if y is not None:
-        y = class_numbers("`y`", y, len(x)).to(x.device)
+        y = class_numbers("`y`", as_tensor(y), len(x)).to(x.device)
     space, tasks = profiles.space, list(profiles.tasks.values())
     z = space.locate(hnet, x)
     tables = [profile.log_densities(space, z) for profile in tasks]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.inputs import Inputs, logits_of
 from sparsehyper.adaptation.fit import Fit
 from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
@@ -14,14 +17,14 @@ from sparsehyper.hypernetwork import HyperNetwork
 
 @torch.no_grad()
 def average_predictions(
-    hnet: HyperNetwork, fit: Fit, x: Tensor, *, n_classes: int | None = None
+    hnet: HyperNetwork, fit: Fit, x: Any, *, n_classes: int | None = None
 ) -> Tensor:
     """Class probabilities averaged over all restarts of a fit.
 
     Args:
         hnet: hypernetwork that was fitted; used in evaluation mode.
         fit: fit of a task, with several restarts.
-        x: inputs ``[n, …]``.
+        x: inputs of n samples, as `fit_embedding` takes them.
         n_classes: number of classes of the task; outputs beyond it get probability 0.
 
     Returns:
@@ -39,12 +42,15 @@ def average_predictions(
     if n_classes is not None:
         check_integer("n_classes", n_classes, minimum=2)
     target, members = hnet.target, []
+    inputs = Inputs.of(x, "`x`").to(target.moments.device)
     with frozen(hnet):
         for generated, *statistics in zip(
             hnet.raw_theta(fit.embeddings), *fit.statistics, strict=True
         ):
-            logits, _ = target.run(target.unpack(generated), statistics, (x,), {})
-            _check_logits(logits)
+            outputs, _ = target.run(
+                target.unpack(generated), statistics, inputs.args, inputs.kwargs
+            )
+            _check_logits(logits := logits_of(outputs))
             members.append(mask_classes(logits, n_classes).softmax(1))
     return torch.stack(members).mean(0)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_type, is_whole
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation.samples import Samples, TaskSamples
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
@@ -218,7 +219,8 @@ def task_profiles(
 
     Args:
         hnet: hypernetwork with named tasks; used in evaluation mode.
-        tasks: samples of each task, by name: ``(x, y)``, or batches of both.
+        tasks: samples of each task, by name: inputs, which are whatever the target takes, and
+            labels; or batches of them.
         validation: samples of some or all tasks that nothing was trained on, to calibrate by. Of a
             task with fewer than 10, its own samples are held out one at a time instead, which is
             optimistic if the hypernetwork was trained on them and they are few.
@@ -250,7 +252,7 @@ def task_profiles(
     return TaskProfiles(space, _calibrate(space, profiles, held, own), profiles)
 
 
-def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Tensor, Tensor]]:
+def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Inputs, Tensor]]:
     """Inputs and class numbers of each task, shuffled."""
     check_type("tasks", tasks, Mapping, 'samples by name, as in {"hats": (x, y)}')
     device, gathered = hnet.target.moments.device, {}

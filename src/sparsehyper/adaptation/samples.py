@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +14,24 @@ from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, class_numbers
 from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.random import seeded
+from sparsehyper.conditioning import TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 
-Samples = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""Inputs ``[n, …]`` and labels ``[n, …]``, or batches of both; all are kept in memory."""
+Samples = Iterable[Any]
+"""A pair ``(x, y)`` of inputs and labels ``[n, …]``, or batches of such; all are kept in memory.
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Function of outputs and labels of n samples; returns the loss of each sample, ``[n]``."""
+Inputs are what the target takes: a tensor, a tuple of its arguments, or a dict of them by name,
+each with the n samples along the first dimension. NumPy arrays are taken too. A dict with
+``"labels"`` is a pair.
+"""
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""Function of outputs and labels of n samples; returns the loss of each sample, ``[n]`` or
+``[n, …]``, of which the mean is taken. One with a ``reduction``, such as ``nn.MSELoss()``, is used
+without it. Of outputs that hold ``logits`` it gets these.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class TaskSamples:
     """
 
     name: str
-    x: Tensor
+    x: Inputs
     y: Tensor
     n_classes: int
 
@@ -58,18 +69,11 @@ class TaskSamples:
             device: device to move the samples to.
             seed: seed of the shuffle.
         """
-        batches: list[Any] = [samples] if _is_pair(samples) else list(samples)
-        if not batches or not all(map(_is_pair, batches)):
-            wrong = next((batch for batch in batches if not _is_pair(batch)), None)
-            found = repr(type(wrong).__name__) if batches else "nothing"
-            if _is_single(wrong):
-                found = "single samples; wrap a data set in a DataLoader"
-            raise ValueError(
-                f"the samples of task {name!r} must be a pair of tensors (x, y), or batches of "
-                f"them, got {found}"
-            )
-        x, y = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
-        x, y = x.to(device), y.to(device)
+        batches = list(labelled(f"the samples of task {name!r}", samples))
+        if not batches:
+            raise ValueError(f"task {name!r} needs at least one sample, got none")
+        x = Inputs.cat([x for x, _ in batches]).to(device)
+        y = torch.cat([y for _, y in batches]).to(device)
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(
                 f"task {name!r} needs at least one sample, and as many inputs as labels, got "
@@ -93,6 +97,10 @@ class TaskSamples:
         order = _interleaved(y)
         return cls(name, x[order], y[order], classes)
 
+    def some(self, rows: slice | Tensor) -> TaskSamples:
+        """Some of the samples, by numbers, a slice or a mask."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
 
 class SampleBatches:
     """Batches of a task's samples, reshuffled when fewer are left than a batch needs."""
@@ -103,15 +111,15 @@ class SampleBatches:
         self._rng = seeded(seed)
         self._left = torch.empty(0, dtype=torch.long)
 
-    def next(self) -> tuple[Tensor, Tensor]:
+    def next(self) -> tuple[Inputs, Tensor]:
         """The next inputs and labels."""
         x, y = self._task.x, self._task.y
-        if self._count == len(x):
+        if self._count == len(y):
             return x, y
         if len(self._left) < self._count:
-            self._left = torch.randperm(len(x), generator=self._rng)
+            self._left = torch.randperm(len(y), generator=self._rng)
         place, self._left = self._left.split([self._count, len(self._left) - self._count])
-        place = place.to(x.device)
+        place = place.to(y.device)
         return x[place], y[place]
 
 
@@ -121,8 +129,9 @@ def gather(
     n_classes: int | Mapping[str, int] | None,
     are_classes: bool,
     seed: int,
-) -> list[TaskSamples]:
-    """The samples of new tasks, checked.
+    overwrite: bool,
+) -> tuple[list[TaskSamples], tuple[int, ...]]:
+    """The samples of new tasks, checked, and the numbers of the tasks to start from.
 
     Args:
         hnet: the hypernetwork that gets the tasks.
@@ -131,12 +140,18 @@ def gather(
             one.
         are_classes: whether labels must be class numbers.
         seed: seed of the shuffle.
+        overwrite: whether they may be known tasks.
     """
     check_named("tasks", tasks)
     if not tasks:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in tasks:
-        hnet.check_fit(name)
+        hnet.check_kept(name, overwrite)
+    known = tuple(range(len(hnet.task_names)))
+    if not isinstance(hnet.conditioner, TaskFeatures):  # a described task may start from itself
+        known = tuple(row for row in known if hnet.task_names[row] not in tasks)
+    if not known:
+        raise ValueError("`overwrite` must leave a known task to start from, got all of them")
     if not (n_classes is None or isinstance(n_classes, (int, Mapping))):
         raise TypeError(f"`n_classes` must be a number, or map names to them, got {n_classes!r}")
     counts = n_classes if isinstance(n_classes, Mapping) else dict.fromkeys(tasks, n_classes)
@@ -144,10 +159,11 @@ def gather(
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
     device = hnet.target.moments.device
-    return [
+    found = [
         TaskSamples.of(name, samples, counts.get(name), are_classes, device, seed)
         for name, samples in tasks.items()
     ]
+    return found, known
 
 
 def check_named(argument: str, tasks: Any) -> None:
@@ -159,10 +175,12 @@ def check_named(argument: str, tasks: Any) -> None:
         )
 
 
-def pieces(task: TaskSamples, size: int) -> list[tuple[Tensor, Tensor]]:
+def pieces(task: TaskSamples, size: int) -> list[tuple[Inputs, Tensor]]:
     """Divide the samples into pieces of about equal size, at most ``size``."""
-    count = -(-len(task.x) // size)
-    return list(zip(task.x.tensor_split(count), task.y.tensor_split(count), strict=True))
+    count = len(task.y)
+    parts = torch.arange(count).tensor_split(-(-count // size))
+    slices = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in parts]
+    return [(task.x[some], task.y[some]) for some in slices]
 
 
 def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:
@@ -198,15 +216,23 @@ def losses_of(outputs: Any, y: Tensor, n_classes: int | Tensor, loss: Loss | Non
     """
     if loss is None:
         return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
+    if getattr(loss, "reduction", "none") != "none":
+        loss = copy.copy(loss)
+        loss.reduction = "none"  # type: ignore[attr-defined]
     each = loss(outputs, y)
-    if each.shape != y.shape[:1]:
+    # Outputs [n, 1] and labels [n] broadcast to [n, n].
+    most = max(y.numel(), outputs.numel() if isinstance(outputs, Tensor) else each.numel())
+    if each.shape[:1] != y.shape[:1] or each.numel() > most:
         # Write n, as the caller does not know how many samples run together.
-        found = ", ".join("n" if size == len(y) else str(size) for size in each.shape)
-        raise ValueError(
-            f"`loss` must return the losses [n] of n samples, got shape [{found}]; "
-            "PyTorch's own do with reduction='none'"
+        found, of_y = (
+            ", ".join("n" if size == len(y) else str(size) for size in tensor.shape)
+            for tensor in (each, y)
         )
-    return each
+        raise ValueError(
+            f"`loss` must return the losses [n] or [n, …] of n samples, got shape [{found}] for "
+            f"labels [{of_y}]; leave out its mean, and see that outputs and labels have one shape"
+        )
+    return each.flatten(1).mean(1) if each.ndim > 1 else each
 
 
 @contextmanager
@@ -228,20 +254,3 @@ def _interleaved(y: Tensor) -> Tensor:
     turn = torch.empty_like(by_class)
     turn[by_class] = torch.cat([torch.arange(n, device=y.device) for n in counts.tolist()])
     return turn.argsort(stable=True)
-
-
-def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) == 2
-        and all(isinstance(part, Tensor) and part.ndim for part in value)
-    )
-
-
-def _is_single(value: Any) -> bool:
-    """Whether it is a single sample of a data set, an input and one label."""
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) == 2
-        and (isinstance(value[1], int) or (isinstance(value[1], Tensor) and not value[1].ndim))
-    )

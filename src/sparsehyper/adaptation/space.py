@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
@@ -70,8 +71,8 @@ class Space:
     between: Tensor
 
     @torch.no_grad()
-    def locate(self, hnet: HyperNetwork, x: Tensor) -> Tensor:
-        """Coordinates ``[n, D]`` of samples."""
+    def locate(self, hnet: HyperNetwork, x: Any) -> Tensor:
+        """Coordinates ``[n, D]`` of samples; ``x`` are inputs as `Inputs.of` takes them."""
         return self._coordinates(*_describe(_model(hnet, self.embedding, self.statistics), x))
 
     def _coordinates(self, inputs: Tensor, features: Tensor) -> Tensor:
@@ -119,13 +120,13 @@ class Space:
 
 
 def fit_space(
-    hnet: HyperNetwork, samples: Sequence[tuple[Tensor, Tensor]]
+    hnet: HyperNetwork, samples: Sequence[tuple[Any, Tensor]]
 ) -> tuple[Space, list[Located]]:
     """Make the space of some tasks.
 
     Args:
         hnet: hypernetwork with named tasks.
-        samples: inputs and class numbers of each task.
+        samples: inputs, as `Inputs.of` takes them, and class numbers of each task.
 
     Returns:
         The space, and the samples in it.
@@ -176,10 +177,10 @@ def _model(hnet: HyperNetwork, embedding: Tensor, statistics: Iterable[Tensor]) 
     return module.eval()
 
 
-def _describe(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _describe(model: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
     """Inputs and features of samples, each float32 ``[n, numbers]``."""
-    pieces = x.split(_BATCH)
-    inputs = torch.cat([_reduced(some) for some in pieces])
+    pieces = Inputs.of(x).split(_BATCH)
+    inputs = torch.cat([torch.cat(list(map(_reduced, some.tensors)), 1) for some in pieces])
     return inputs, torch.cat([_features(model, some) for some in pieces])
 
 
@@ -195,7 +196,7 @@ def _reduced(x: Tensor) -> Tensor:
     return x if x.shape[1] <= _MOST_INPUTS else F.adaptive_avg_pool1d(x, _MOST_INPUTS)
 
 
-def _features(model: nn.Module, x: Tensor) -> Tensor:
+def _features(model: nn.Module, x: Inputs) -> Tensor:
     """What the linear layer gets that is used last, or the outputs if there is none."""
     seen: list[Tensor] = []
     hooks = [
@@ -204,12 +205,12 @@ def _features(model: nn.Module, x: Tensor) -> Tensor:
         if isinstance(layer, nn.Linear)
     ]
     try:
-        output = model(x)
+        output = x.call(model)
     finally:
         for hook in hooks:
             hook.remove()
     found = seen[-1] if seen else output
-    if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
+    if not isinstance(found, Tensor) or found.shape[:1] != (len(x),):
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"`hnet` must give outputs [n, …] of n samples, got {shape}")
     # Of a sequence, the mean over its places.

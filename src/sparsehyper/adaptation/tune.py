@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.inputs import Inputs
 from sparsehyper.adaptation.samples import (
     Loss,
     SampleBatches,
@@ -81,7 +83,7 @@ def fine_tune(
     if loss is None:
         with evaluation_mode(model), torch.no_grad():
             check_outputs(
-                model(task.x[:2]), [task], "model", "give its last layer more outputs first"
+                task.x[:2].call(model), [task], "model", "give its last layer more outputs first"
             )
     renewed = norm_stats == "renewed"
     descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed=renewed)
@@ -99,8 +101,12 @@ def descend(
     *,
     renewed: bool,
     deadline: float = math.inf,
+    pull: float = 0.0,
 ) -> None:
     """The updates of `fine_tune`; the learning rate reaches 0 early if time runs out.
+
+    Source of the pull: L2-SP, X. Li et al., "Explicit inductive bias for transfer learning with
+    convolutional networks" (ICML 2018).
 
     Args:
         model: the model to train in place.
@@ -109,8 +115,10 @@ def descend(
         loss, steps, lr, batch_size, seed: as for `fine_tune`.
         renewed: whether batch-norm statistics are renewed.
         deadline: value of ``time.perf_counter()`` to end at.
+        pull: weight in the loss of half the squared distance to the initial parameters.
     """
     began = time.perf_counter()
+    initial = [parameter.detach().clone() for parameter in parameters] if pull else []
     try:
         norms = batch_norms(model) if renewed else []
         with evaluation_mode(model), batch_statistics(norms):
@@ -123,10 +131,13 @@ def descend(
                     break
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
                 x, y = batches.next()
-                mean = losses_of(model(x), y, task.n_classes, loss).mean()
+                mean = losses_of(x.call(model), y, task.n_classes, loss).mean()
                 if not mean.isfinite():
                     raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
                 gradients = torch.autograd.grad(mean, parameters)
+                if pull:
+                    away = torch._foreach_sub([p.detach() for p in parameters], initial)
+                    gradients = torch._foreach_add(gradients, away, alpha=pull)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
@@ -136,13 +147,13 @@ def descend(
             parameter.grad = None
 
 
-def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Parameter]:
+def tuned_parameters(model: nn.Module, tune: str, x: Any) -> list[nn.Parameter]:
     """The parameters that ``tune`` names; raises ``ValueError`` if there are none.
 
     Args:
         model: the model.
         tune: one of `TUNINGS`.
-        x: inputs to run the model on, to find the layer that is used last.
+        x: inputs of samples to run the model on, to find the layer that is used last.
     """
     check_choice("tune", tune, TUNINGS)
     if tune == "all":
@@ -157,15 +168,16 @@ def tuned_parameters(model: nn.Module, tune: str, x: Tensor) -> list[nn.Paramete
     return list(parameters)
 
 
-def linear_layers_used(model: nn.Module, x: Tensor) -> list[nn.Module]:
+def linear_layers_used(model: nn.Module, x: Any) -> list[nn.Module]:
     """The linear layers in the order of use, which may differ from their declaration."""
     used: list[nn.Module] = []
+    some = Inputs.of(x)[:2]  # batch norms without running statistics need more than one sample
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
     try:
-        random = torch.random.fork_rng([x.device] if x.is_cuda else [])
+        random = torch.random.fork_rng([some.device] if some.device.type == "cuda" else [])
         with evaluation_mode(model), torch.no_grad(), random:
-            model(x[:2])  # batch norms without running statistics need more than one sample
+            some.call(model)
     finally:
         for hook in hooks:
             hook.remove()
@@ -184,4 +196,4 @@ def renew_statistics(model: nn.Module, norms: list[_BatchNorm], task: TaskSample
         norm.reset_running_stats()
     for i, (x, _) in enumerate(pieces(task, _PIECE) if norms else ()):
         average(norms, i)
-        model(x)
+        x.call(model)

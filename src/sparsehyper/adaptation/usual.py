@@ -54,6 +54,7 @@ USUAL = {
     "linear": Usual(0.12, 0.7, 1.0, 0.35),
     "head": Usual(0.25, 0.55, 1.0, 0.5),
     "embedding": Usual(0.25, 0.5, 1.0, 0.6),
+    "norms": Usual(0.1, 0.52, 1.0, 0.55),
     "embedding, all": Usual(0.08, 0.5, 1.3, 0.55),
     "all": Usual(0.25, 0.5, 1.3, 0.5),
     "scratch": Usual(0.05, 0.75, 2.5, 0.35),
@@ -62,7 +63,8 @@ USUAL = {
 # The same for hypernetworks that were trained with a head in closed form.
 USUAL_WITH_HEAD = {
     "linear": Usual(0.05, 0.75, 1.0, 0.35),
-    "head": Usual(0.6, 0.45, 1.0, 0.65),
+    "head": Usual(0.5, 0.45, 1.0, 0.65),
+    "norms": Usual(0.2, 0.43, 1.0, 0.67),
     "embedding": Usual(0.15, 0.5, 1.0, 0.6),
     "embedding, all": Usual(0.05, 0.55, 1.3, 0.55),
     "all": Usual(0.1, 0.5, 1.3, 0.6),
@@ -74,6 +76,7 @@ USUAL_WHERE_UNLIKE = {
     "linear": Usual(0.4, 0.7, 1.0, 0.4),
     "head": Usual(0.06, 0.75, 1.0, 0.35),
     "embedding": Usual(0.04, 0.8, 1.0, 0.3),
+    "norms": Usual(0.05, 0.78, 1.0, 0.33),
     "embedding, all": Usual(0.1, 0.72, 2.0, 0.38),
     "all": Usual(0.15, 0.72, 2.0, 0.38),
     "scratch": Usual(0.25, 0.7, 2.5, 0.4),
@@ -103,8 +106,8 @@ def usual_on(
         seed: seed of the choice of tasks and of samples.
         deadline: value of ``time.perf_counter()`` to end at; one task is always learned.
     """
-    order = torch.randperm(len(known), generator=seeded(seed)).tolist()
-    given = list(known)
+    given = [name for name in known if start.hnet.tasks.index(name) in start.known]
+    order = torch.randperm(len(given), generator=seeded(seed)).tolist()
     logits: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     began = time.perf_counter()
     for done, place in enumerate(order[:_TASKS]):
@@ -116,8 +119,8 @@ def usual_on(
         samples = TaskSamples.of(task, known[task], None, True, start.embeddings.device, seed)
         chosen = _first_of_each(samples, shots)
         others = tuple(other for other in start.known if other != row)
-        examples = replace(samples, x=samples.x[chosen], y=samples.y[chosen])
-        own, every = replace(start, known=others, task=examples), torch.arange(int(chosen.sum()))
+        own = replace(start, known=others, task=samples.some(chosen))
+        every = torch.arange(int(chosen.sum()))
         x, y = samples.x[~chosen][:_MOST_JUDGING], samples.y[~chosen][:_MOST_JUDGING]
         if not others or len(x) == 0:
             continue
@@ -125,11 +128,11 @@ def usual_on(
             now = time.perf_counter()
             limit = now + max(deadline - now, 0.1) / len(names)
             try:
-                model = WAYS[name](own, every.to(x.device), seed, limit)
+                model = WAYS[name](own, every.to(y.device), seed, limit)
             except Unsuitable:
                 continue
             with torch.no_grad():
-                logits[name].append((model(x)[:, : samples.n_classes].float(), y))
+                logits[name].append((x.call(model)[:, : samples.n_classes].float(), y))
     usual = usual_of(start)
     found = {name: of_tasks for name, of_tasks in logits.items() if of_tasks}
     return {**usual, **_summary(found, usual)}

@@ -12,14 +12,15 @@ parameters are the mean over the models of all known tasks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.last_layer import features_of, last_layer
 from sparsehyper.adaptation.fitter import Fitter, KnownOn, frozen
 from sparsehyper.adaptation.lbfgs import minimize
@@ -34,6 +35,7 @@ from sparsehyper.heads import linear_layer
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters import merge
+from sparsehyper.target.initialisation import NORMS
 from sparsehyper.target.norm_statistics import batch_statistics
 
 _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
@@ -44,7 +46,8 @@ _LINEAR_STEPS = 50
 _MOST_FEATURES = 20_000  # samples to solve a linear layer from
 _BATCH = 64
 _EPOCHS, _FEWEST_UPDATES = 30, 150
-_LR = 1e-3
+_LR, _LR_OF_NORMS = 1e-3, 3e-3
+_STRONGEST_PULL = 0.1
 _ENOUGH_FOR_STATISTICS = 32  # samples to estimate batch-norm statistics from
 _PIECE = 512
 
@@ -84,10 +87,6 @@ class Start:
         """Whether generated models know classes of which they were given no example."""
         return self.hnet.head is None
 
-    def some(self, rows: Tensor) -> TaskSamples:
-        """Some of the samples."""
-        return replace(self.task, x=self.task.x[rows], y=self.task.y[rows])
-
     @cached_property
     def _average(self) -> list[Tensor]:
         with torch.no_grad():
@@ -99,14 +98,14 @@ class Start:
         model = merge(self.hnet.target.materialize(self._average, None)).eval()
         if len(rows) >= _ENOUGH_FOR_STATISTICS:
             with batch_statistics(norms := batch_norms(model)):
-                renew_statistics(model, norms, self.some(rows))
+                renew_statistics(model, norms, self.task.some(rows))
         return self._widened(self.with_head(model, rows))
 
     @torch.no_grad()
     def with_head(self, model: nn.Module, rows: Tensor) -> nn.Module:
         """The model; if the hypernetwork has a head in closed form, with that of some samples."""
         if self.hnet.head is not None:
-            features = torch.cat([model(some) for some in self.task.x[rows].split(_PIECE)])
+            features = torch.cat([some.call(model) for some in self.task.x[rows].split(_PIECE)])
             owner, attribute = owner_of(model, self.hnet.head_layer)
             found = self.hnet.head.solve(features, self.task.y[rows], self.task.n_classes)
             setattr(owner, attribute, linear_layer(*found))
@@ -116,7 +115,7 @@ class Start:
         """The model; if it has too few outputs, its last layer is replaced by zeros."""
         x = self.task.x[:2]
         with torch.no_grad():
-            found = model(x)
+            found = x.call(model)
         if self.outputs is not None and found.shape[1] < self.outputs:
             _, last = _last_layer(model, x)
             weight = last.weight.new_zeros(self.outputs, last.in_features)
@@ -144,7 +143,7 @@ class Start:
         if self.hnet.head is not None:
             return
         with torch.no_grad(), evaluation_mode(self.hnet):
-            outputs = self.hnet(self.task.x[:2], task=0)
+            outputs = self.task.x[:2].call(self.hnet, task=0)
         if self.outputs is not None and outputs.shape[1] < self.outputs:
             raise Unsuitable(f"the target has {outputs.shape[1]} outputs only")
 
@@ -161,12 +160,19 @@ def embedding(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Modu
 def embedding_all(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The model of the nearest known task's embedding after a few steps, then all of it tuned."""
     (model,) = fit_near(start, rows, seed, 1, deadline)[2]
-    return _tuned(start, model, rows, seed, deadline)
+    return _tuned(start, model, rows, seed, deadline, pulled=True)
+
+
+def norms(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
+    """The average model, its normalisation layers tuned."""
+    model = start.average_model(rows)
+    layers = [module for module in model.modules() if isinstance(module, NORMS)]
+    return _tuned(start, model, rows, seed, deadline, layers, _LR_OF_NORMS)
 
 
 def all_(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """The average model, all of it tuned."""
-    return _tuned(start, start.average_model(rows), rows, seed, deadline)
+    return _tuned(start, start.average_model(rows), rows, seed, deadline, pulled=True)
 
 
 def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
@@ -181,7 +187,7 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     rows = rows[:_MOST_FEATURES]
     x, y = start.task.x[rows], start.task.y[rows]
     features = [_features(model, x) for model in models]
-    outputs = start.outputs or models[0](x[:2]).shape[1]
+    outputs = start.outputs or x[:2].call(models[0]).shape[1]
     weight, bias = _solved(start, torch.cat(features, 1), y, outputs)
     widths = [own.shape[1] for own in features]
     for model, part in zip(models, weight.split(widths, 1), strict=True):
@@ -191,11 +197,16 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
 
 def linear(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """A linear model of the inputs."""
-    x, y = start.task.x[rows[:_MOST_FEATURES]], start.task.y[rows[:_MOST_FEATURES]]
-    if not x.is_floating_point():
-        raise Unsuitable("its inputs are not numbers")
-    outputs = start.outputs or start.average_model(rows)(x[:2]).shape[1]
-    weight, bias = _solved(start, x.flatten(1), y, outputs)
+    task = start.task.some(rows[:_MOST_FEATURES])
+    (x, *others), outputs = task.x.tensors, start.outputs
+    if others or task.x.kwargs or not x.is_floating_point():
+        raise Unsuitable("its inputs are not one tensor of floating-point numbers")
+    if outputs is None:
+        found = task.x[:2].call(start.average_model(rows))
+        if found.ndim != 2:
+            raise Unsuitable("its outputs are not one vector for each sample")
+        outputs = found.shape[1]
+    weight, bias = _solved(start, x.flatten(1), task.y, outputs)
     return nn.Sequential(nn.Flatten(), linear_layer(weight, bias))
 
 
@@ -205,7 +216,8 @@ def scratch(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module
         torch.manual_seed(seed)
         model = start.average_model(rows)
         for module in model.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
+            own = getattr(module, "_reset_parameters", None)  # attention
+            if callable(reset := getattr(module, "reset_parameters", own)):
                 reset()
     return _tuned(start, model, rows, seed, deadline)
 
@@ -214,10 +226,18 @@ WAYS: dict[str, Way] = {
     "linear": linear,
     "head": head,
     "embedding": embedding,
+    "norms": norms,
     "embedding, all": embedding_all,
     "all": all_,
     "scratch": scratch,
 }
+
+
+def ways_for(hnet: HyperNetwork) -> tuple[str, ...]:
+    """Names of the ways that there are for a hypernetwork's target."""
+    normed = any(isinstance(module, NORMS) for module in hnet.target.module.modules())
+    return tuple(name for name in WAYS if normed or name != "norms")
+
 
 # Ways that change generated models too little to forget classes of which there is no example.
 KEEP_CLASSES = {"embedding"}
@@ -238,7 +258,7 @@ def fit_near(
     Returns:
         Embeddings ``[count, dim]``; their batch-norm statistics ``[count, *shape]``; their models.
     """
-    hnet, task = start.hnet, start.some(rows)
+    hnet, task = start.hnet, start.task.some(rows)
     start.check_outputs()
     near = start.nearest(rows, count)
     one = _STEPS * _PASSES * start.known_on.seconds * min(len(rows), _MOST_SAMPLES)
@@ -246,7 +266,7 @@ def fit_near(
     near = near[: max(1, int(min(count, left / one)))]
     target, models = hnet.target, []
     with frozen(hnet):
-        fitter = Fitter(hnet, [task], [task], len(near), start.loss)
+        fitter = Fitter(hnet, [task], [task], len(near), start.loss, near)
         first = hnet.normalise(hnet.known_embeddings(near))[None]
         z, tables = fitter.fit(first, "free", _STEPS, _MOST_SAMPLES, deadline)
         losses, tables = fitter.assess(z, tables)
@@ -261,7 +281,7 @@ def fit_near(
     return z, statistics, models
 
 
-def _replace_last(model: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+def _replace_last(model: nn.Module, x: Inputs, weight: Tensor, bias: Tensor) -> None:
     """Replace the last layer of a model, in place; ``x`` are inputs to find it with."""
     name, _ = _last_layer(model, x)
     if not name:
@@ -270,27 +290,44 @@ def _replace_last(model: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> 
     setattr(owner, attribute, linear_layer(weight, bias))
 
 
-def _last_layer(model: nn.Module, x: Tensor) -> tuple[str, nn.Linear]:
+def _last_layer(model: nn.Module, x: Inputs) -> tuple[str, nn.Linear]:
     """Name and module of the linear layer whose output is the model's."""
-    found = last_layer(model, x[:2])
+    found = last_layer(model, *x[:2].args, **x[:2].kwargs)
     if found is None:
         raise Unsuitable("the target does not end in a linear layer")
     return found
 
 
-def _features(model: nn.Module, x: Tensor) -> Tensor:
+def _features(model: nn.Module, x: Inputs) -> Tensor:
     """The inputs ``[n, F]`` of a model's last layer."""
-    return features_of(model, _last_layer(model, x)[1], x)
+    features = features_of(model, _last_layer(model, x)[1], x)
+    if features.ndim != 2:
+        raise Unsuitable("the target's last layer does not get one vector for each sample")
+    return features
 
 
-def _tuned(start: Start, model: nn.Module, rows: Tensor, seed: int, deadline: float) -> nn.Module:
-    """The model, all of it trained."""
+def _tuned(
+    start: Start,
+    model: nn.Module,
+    rows: Tensor,
+    seed: int,
+    deadline: float,
+    layers: Sequence[nn.Module] | None = None,
+    lr: float = _LR,
+    *,
+    pulled: bool = False,
+) -> nn.Module:
+    """The model, all of it or some layers trained, and pulled towards what it was."""
     updates = max(_FEWEST_UPDATES, _EPOCHS * len(rows) // _BATCH)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    chosen = nn.ModuleList([model] if layers is None else layers)
+    parameters = [p for p in chosen.parameters() if p.requires_grad]
+    if not parameters:
+        raise Unsuitable("the target has no such layers")
     descend(
-        *(model, parameters, start.some(rows), start.loss, updates, _LR, _BATCH, seed),
+        *(model, parameters, start.task.some(rows), start.loss, updates, lr, _BATCH, seed),
         renewed=len(rows) >= _ENOUGH_FOR_STATISTICS,
         deadline=deadline,
+        pull=min(_STRONGEST_PULL, 1 / len(rows)) if pulled else 0.0,
     )
     return model.eval()
 

@@ -259,6 +259,7 @@ def test_a_file_gives_options_and_the_command_line_wins(command, tmp_path):
     [
         ("stepps: 5", "'stepps', which is no option"),
         ("steps: many", "'--steps'"),
+        ("steps: {a: 1}", "it takes one value"),
         ("- steps", "must hold lines such as"),
         ("steps: [", "cannot be read"),
         ("!!python/object/apply:os.getcwd []", "cannot be read"),

@@ -90,7 +90,7 @@ def test_ends_of_names_and_globs(bert):
     assert adapted(bert, ["query", "classifier"]) == {*queries, "classifier"}
     assert adapted(bert, re.compile(r".*\.query")) == queries
     assert adapted(bert, "word_*") == {"bert.embeddings.word_embeddings"}
-    nested = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    nested = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
     assert adapted(nested, "1") == {"1"}
     assert adapted(nested, "0") == {"0.0"}
 

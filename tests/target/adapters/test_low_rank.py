@@ -280,3 +280,14 @@ def test_a_quantised_layer_stays_as_it_is(make, n_in):
         lora(copied, 2, ["0"])
     with pytest.raises(ValueError, match="`layers` pattern '0' matches no Linear or Conv"):
         film(module, "0")
+
+
+def test_factors_of_a_quantised_layer_keep_their_precision():
+    layer = in_a_subclass()
+    layer.bias = None
+    x = torch.randn(4, 5, dtype=torch.bfloat16)
+    copied = moved(lora(layer, 2))
+    assert copied.lora.A.dtype == torch.float32
+    change = x.float() @ copied.lora.A.T @ copied.lora.B.T
+    assert copied(x).dtype == torch.bfloat16
+    torch.testing.assert_close(copied(x), layer(x) + change.bfloat16())

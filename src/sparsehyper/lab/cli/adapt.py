@@ -39,8 +39,8 @@ def adapt(
         str,
         typer.Option(
             help="auto: the best of all of these, or several together, as images held out tell; or "
-            "one alone: linear (of the pixels), head (a last layer), embedding, all (the whole "
-            "model) or scratch."
+            "one alone: linear (of the pixels), head (a last layer), embedding, norms, all (the "
+            "whole model) or scratch."
         ),
     ] = "auto",
     seconds: Annotated[float, typer.Option(help="Time to take for each task, about.")] = 20.0,

@@ -12,6 +12,7 @@ import typer
 from typer import Option
 
 from sparsehyper._util.extras import require
+from sparsehyper._util.files import read_file
 
 if TYPE_CHECKING:
     from sparsehyper.lab.runs import Experiment
@@ -214,18 +215,22 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
         return file
     yaml = require("yaml", "cli")
     try:
-        given = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(read_file(file))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"cannot be read: {error}") from None
-    if not isinstance(given, dict):
+    if not isinstance(found, dict):
         raise typer.BadParameter(f"{file} must hold lines such as `steps: 500`")
     options = {o.lstrip("-"): p for p in context.command.params for o in p.opts if o != "--config"}
     defaults = {}
-    for name, value in given.items():
+    for name, value in found.items():
         if name not in options:
             raise typer.BadParameter(f"{file} has {name!r}, which is no option: {list(options)}")
-        several = getattr(options[name], "multiple", False) and not isinstance(value, list)
-        defaults[str(options[name].name)] = [value] if several else value
+        several = getattr(options[name], "multiple", False)
+        values = value if several and isinstance(value, list) else [value]
+        if not all(isinstance(v, (str, int, float)) for v in values):  # a bool is an int
+            raise typer.BadParameter(f"{file} has {name}: {value!r}; it takes one value")
+        words = [v if isinstance(v, bool) else str(v) for v in values]  # as in a shell
+        defaults[str(options[name].name)] = words if several else words[0]
     context.default_map = defaults
     return file
 

@@ -37,7 +37,7 @@ from sparsehyper.lab.runs.profiles import Images, own_images
 from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 
-LEARNED_BY = ("auto", "linear", "head", "embedding", "all", "scratch")
+LEARNED_BY = ("auto", "linear", "head", "embedding", "norms", "all", "scratch")
 """Ways to learn a new task; ``"embedding"`` takes settings of its own."""
 
 SQUARES = partial(sample_losses, n_classes=None)

@@ -51,7 +51,7 @@ def merge(module: nn.Module) -> nn.Module:
     The module then has the classes, names and shapes that it had before it was adapted, and the
     same outputs as now. A bias that `film` added to a layer stays, unless it is zero. A merged
     tensor is trainable if anything that it was made of is trainable. All other tensors and
-    parametrizations stay as they are.
+    parametrizations stay as they are, and so does the change beside a quantised layer.
 
     Args:
         module: a module that an adapter or ``HyperNetwork.materialize`` returned.
