@@ -74,12 +74,11 @@ def train(
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
     tasks = load_tasks(experiment.data, options["data_dir"])
-    if not resume and options["head"] is None and isinstance(experiment.method, Generator):
-        options["head"] = usual_head(experiment, tasks)
-        if (
-            tasks.columns is not None
-            and not {"batch_size", "tasks_per_batch"} & given(context).keys()
-        ):
+    if not resume:
+        if options["head"] is None and isinstance(experiment.method, Generator):
+            options["head"] = usual_head(experiment, tasks)
+        chosen = {"batch_size", "tasks_per_batch"} & given(context).keys()
+        if tasks.columns is not None and not chosen:
             options["batch_size"], options["tasks_per_batch"] = usual_batch(tasks)
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
