@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sparsehyper.lab.runs import load_tasks
-from sparsehyper.lab.runs.config import Experiment
+from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import read_cells
-from sparsehyper.lab.studies.fair_comparison import FairComparison
+from sparsehyper.lab.studies.fair_comparison import FairComparison, held_back
 from sparsehyper.lab.studies.fair_sets import METHODS, UNTIL, VARIANTS
 
 
@@ -19,15 +19,16 @@ def found(run):
 def test_every_method_has_as_many_trials_for_each_setting_that_it_searches(found):
     results, _ = found
     assert len(results["searches"]) == len(results["rows"]) == 8
-    first = {}
+    drawn = []
     for search in results["searches"].values():
         space = search["settings"]["space"]
         assert search["settings"]["trials"] == len(space)
         assert (len(search["trials"]) - len(space)) % len(space) == 0  # rounds
         assert set(search["settings_found"]) == set(space)
         assert "accuracy" not in search
-        first[search["settings"]["name"]] = search["trials"][-1]["settings"]["training.lr"]
-    assert len(set(first.values())) == len(first)  # every search draws its own
+        if len(space) > 1:
+            drawn.append(search["trials"][1]["settings"]["training.lr"])
+    assert len(set(drawn)) == len(drawn)  # every search draws its own
 
 
 def test_tasks_and_split_are_drawn_anew_for_every_seed(found):
@@ -44,13 +45,20 @@ def test_tasks_and_split_are_drawn_anew_for_every_seed(found):
 
 def test_half_of_the_test_images_are_held_back(found):
     _, folder = found
-    tasks = load_tasks(FairComparison.smoke().sets["digits"].data(0))
-    cell = read_cells(folder)["digits--sparse--4N--0"]
-    # 2 tasks of about 72 test images, of which about 36 are held back
-    for name, count in zip(tasks.names, tasks.test.counts, strict=True):
-        right = cell["accuracies"][name]
-        sizes = [n for n in range(1, count) if abs(right * n - round(right * n)) < 1e-9]
-        assert any(0.25 * count < n < 0.75 * count for n in sizes)
+    of_a_seed = {}
+    for seed in (0, 1):
+        tasks = load_tasks(FairComparison.smoke().sets["digits"].data(seed))
+        half = held_back(tasks)
+        cell = read_cells(folder)[f"digits--sparse--4N--{seed}"]
+        for i, name in enumerate(tasks.names):
+            assert 0.3 < half.test.counts[i] / tasks.test.counts[i] < 0.7
+            right = cell["accuracies"][name] * half.test.counts[i]
+            assert right == pytest.approx(round(right), abs=1e-6)
+        of_a_seed[seed] = set(half.test._rows.tolist())
+        assert half.train is tasks.train
+    # the same half, so an image that one seed holds back is not developed on by another
+    everything = load_tasks(DataConfig("digits", "split:2"))
+    assert of_a_seed[0] | of_a_seed[1] <= set(held_back(everything).test._rows.tolist())
 
 
 def test_budgets_are_met(found):

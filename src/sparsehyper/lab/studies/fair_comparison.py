@@ -70,7 +70,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sparsehyper.lab.data import SharedTasks
+from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.data.splits import digests
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
@@ -296,6 +296,12 @@ class FairComparison(Study):
         return Comparison.by_budget(results)
 
 
+def held_back(tasks: TaskSet) -> TaskSet:
+    """The tasks with the half of their test images whose hash is odd, whatever the tasks."""
+    chosen = torch.from_numpy(digests(tasks.test.pixels) % 2 == 1)
+    return replace(tasks, test=tasks.test.among(chosen))
+
+
 def _cell_of(workspace: Workspace, name: str, experiment: Experiment) -> Cell:
     fingerprint = workspace.files[experiment.data].fingerprint
     return Cell(name, {"fingerprint": fingerprint, "experiment": experiment.to_dict()})
@@ -324,9 +330,8 @@ def _validate(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks])
 def _measure(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
     """Train, and measure on the held-back half of the test images."""
     experiment = Experiment.from_dict(settings["experiment"])
-    tasks = files[experiment.data].load()
-    held_back = torch.from_numpy(digests(tasks.test.pixels) % 2 == 1)
-    model, values = measured(experiment, replace(tasks, test=tasks.test.among(held_back)))
+    tasks = held_back(files[experiment.data].load())
+    model, values = measured(experiment, tasks)
     some = tasks.train.among(torch.arange(len(tasks.train.pixels)) % _OF_TRAINING == 0)
     learned = evaluate(model, some, names=tasks.names, n_classes=tasks.n_classes)
     return {**values, "trained": learned.accuracy}
