@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Who may import whom. Every part may use the helpers in ``_util``; only the lab may use the lab.
 PARTS = {"layout", "sparse", "generators", "conditioning", "target", "heads", "saving"}
 MODEL = {*PARTS, "tasks", "hypernetwork"}
-LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
+LIBRARY = {*MODEL, "recurrent", "continual", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
     "_util": set(),
     "layout": set(),
@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "tasks": {"conditioning", "target", "heads"},
     "hypernetwork": {*PARTS, "tasks"},
     "recurrent": MODEL,
+    "continual": MODEL,
     "peft": MODEL,
     "adaptation": MODEL,
     "analysis": MODEL,
@@ -55,7 +56,7 @@ LAB_MAY_IMPORT = {
     "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},
 }
 LIGHT = {
-    *(*MODEL, "_util", "adapters", "peft", "recurrent", "adaptation", "analysis"),
+    *(*MODEL, "_util", "adapters", "peft", "recurrent", "continual", "adaptation", "analysis"),
     *("__init__", "_public"),
 }
 OPTIONAL = {
