@@ -31,8 +31,10 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +48,10 @@ HIDDEN, DIM, BUDGET, BATCH, LR = 100, 64, 4, 128, 1e-3
 STEPS = {"split": 300, "permuted": 600}  # a task
 BETAS = (0.01, 0.1, 1.0)
 SEARCH_SEED = 100
+KINDS = ("sparse", "chunked")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
+
+Ends = dict[str, Any]  # accuracies of all tasks at the "end", and as each was "learned"
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,7 @@ def batch(split: TaskSplit, task: int, rng: torch.Generator) -> tuple[torch.Tens
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: TaskSplit, task: int) -> float:
-    right = sum(
-        int((model(x).argmax(1) == y).sum()) for x, y, _ in split.batches(task, 2000)
-    )
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y, _ in split.batches(task, 2000))
     return right / split.counts[task]
 
 
@@ -117,7 +120,7 @@ def step_ahead(adam: torch.optim.Adam, regulariser: OutputRegulariser) -> None:
 
 def one_after_another(
     hnet: HyperNetwork, tasks: TaskSet, steps: int, way: Way, seed: int, part: str = "test"
-) -> dict[str, list[float]]:
+) -> Ends:
     """Accuracy of each task at its end and at the end of all."""
     rng = torch.Generator().manual_seed(seed)
     regulariser = OutputRegulariser(hnet, way.beta, tasks_per_step=way.tasks_per_step, seed=seed)
@@ -143,7 +146,7 @@ def one_after_another(
     return {"learned": learned, "end": ends(hnet, split)}
 
 
-def joint(hnet: HyperNetwork, tasks: TaskSet, steps: int, seed: int) -> dict[str, list[float]]:
+def joint(hnet: HyperNetwork, tasks: TaskSet, steps: int, seed: int) -> Ends:
     rng, count = torch.Generator().manual_seed(seed), len(tasks.names)
     adam, schedule = optimiser(hnet, steps * count)
     for step in range(steps * count):
@@ -159,7 +162,7 @@ def ends(hnet: HyperNetwork, split: TaskSplit) -> list[float]:
     return [accuracy(hnet.materialize(task), split, task) for task in range(len(hnet.task_names))]
 
 
-def one_network(tasks: TaskSet, steps: int, seed: int) -> dict[str, list[float]]:
+def one_network(tasks: TaskSet, steps: int, seed: int) -> Ends:
     torch.manual_seed(seed)
     rng, model, learned = torch.Generator().manual_seed(seed), network(tasks.n_classes[0]), []
     for task in range(len(tasks.names)):
@@ -175,7 +178,7 @@ def one_network(tasks: TaskSet, steps: int, seed: int) -> dict[str, list[float]]
     return {"learned": learned, "end": end}
 
 
-def search(name: str, kind: str) -> dict[float, float]:
+def search(name: str, kind: str) -> dict[str, float]:
     """Mean validation accuracy at the end, for each β."""
     tasks = make_data(name, SEARCH_SEED)
     found = {}
@@ -183,25 +186,97 @@ def search(name: str, kind: str) -> dict[float, float]:
         hnet = hypernetwork(kind, tasks, SEARCH_SEED)
         way = Way(beta)
         end = one_after_another(hnet, tasks, STEPS[name], way, SEARCH_SEED, "val")["end"]
-        found[beta] = float(np.mean(end))
+        found[str(beta)] = float(np.mean(end))
     return found
 
 
-def measure(name: str, seed: int, betas: dict[str, float]) -> dict[str, dict[str, list[float]]]:
-    """Accuracies of every method."""
-    tasks, steps = make_data(name, seed), STEPS[name]
+def methods(betas: dict[str, float]) -> dict[str, Callable[[TaskSet, int, int], Ends]]:
+    """Every method, as a function of tasks, steps a task and seed."""
+
+    def in_order(kind: str, way: Way) -> Callable[[TaskSet, int, int], Ends]:
+        return lambda tasks, steps, seed: one_after_another(
+            hypernetwork(kind, tasks, seed), tasks, steps, way, seed
+        )
+
+    def together(kind: str) -> Callable[[TaskSet, int, int], Ends]:
+        return lambda tasks, steps, seed: joint(hypernetwork(kind, tasks, seed), tasks, steps, seed)
+
     beta = betas["sparse"]
-    ways = {f"{kind}, regularised": (kind, Way(betas[kind])) for kind in betas}
-    ways |= {f"{kind}, fine-tuned": (kind, Way()) for kind in betas}
-    ways |= {
-        "variant: one task a step": ("sparse", Way(beta, tasks_per_step=1)),
-        "variant: embeddings fixed": ("sparse", Way(beta, fixed=True)),
-        "variant: look-ahead": ("sparse", Way(beta, fixed=True, ahead=True)),
+    return {
+        **{f"{kind}, regularised": in_order(kind, Way(betas[kind])) for kind in KINDS},
+        **{f"{kind}, fine-tuned": in_order(kind, Way()) for kind in KINDS},
+        **{f"{kind}, joint": together(kind) for kind in KINDS},
+        "one network, fine-tuned": one_network,
+        "variant: one task a step": in_order("sparse", Way(beta, tasks_per_step=1)),
+        "variant: embeddings fixed": in_order("sparse", Way(beta, fixed=True)),
+        "variant: look-ahead": in_order("sparse", Way(beta, fixed=True, ahead=True)),
     }
-    found = {"one network, fine-tuned": one_network(tasks, steps, seed)}
-    for kind in betas:
-        found[f"{kind}, joint"] = joint(hypernetwork(kind, tasks, seed), tasks, steps, seed)
-    for method, (kind, way) in ways.items():
-        hnet = hypernetwork(kind, tasks, seed)
-        found[method] = one_after_another(hnet, tasks, steps, way, seed)
-    return found
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half width of the 95% interval, in percent."""
+    half = T_95.get(len(values), np.nan) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{100 * np.mean(values):.2f} ± {100 * half:.2f}"
+
+
+def page(results: dict) -> str:
+    lines = [
+        "# Tasks one after another\n",
+        "Plan, methods and data: `benchmarks/continual/run.py`.",
+    ]
+    for name, found in results.items():
+        count = len(next(iter(found["scores"].values())))
+        lines += [
+            f"\n## {name}\n",
+            f"Test accuracy in percent, {count} seeds, {STEPS[name]} steps a ",
+        ]
+        lines[-1] += f"task; β by validation accuracy: `{json.dumps(found['search'])}`\n"
+        lines += ["| method | at the end | when learned | lost | seconds |", "|---|" + "---:|" * 4]
+        for method, runs in found["scores"].items():
+            end = [float(np.mean(run["end"])) for run in runs]
+            cells = [interval(end), "", "", f"{np.mean([run['seconds'] for run in runs]):.0f}"]
+            if "learned" in runs[0]:
+                learned = [float(np.mean(run["learned"])) for run in runs]
+                cells[1] = interval(learned)
+                cells[2] = interval([a - b for a, b in zip(learned, end, strict=True)])
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", action="append", choices=list(STEPS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "results.json"  # what it holds is not measured again
+    results = json.loads(file.read_text()) if file.exists() else {}
+
+    def keep() -> None:
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+    for name in options.tasks or STEPS:
+        found = results.setdefault(name, {"search": {}, "scores": {}})
+        for kind in KINDS:
+            if kind not in found["search"]:
+                found["search"][kind] = search(name, kind)
+                keep()
+        betas = {kind: float(max(of, key=of.__getitem__)) for kind, of in found["search"].items()}
+        for seed in range(options.seeds):
+            tasks = make_data(name, seed)
+            for method, run in methods(betas).items():
+                runs = found["scores"].setdefault(method, [])
+                if len(runs) == seed:
+                    began = time.process_time()
+                    runs.append(run(tasks, STEPS[name], seed))
+                    runs[-1]["seconds"] = time.process_time() - began
+                    print(name, seed, method, f"{np.mean(runs[-1]['end']):.2%}", flush=True)
+                    keep()
+    (options.out / "results.md").write_text(page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()
