@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 PARTS = {"layout", "sparse", "generators", "conditioning", "target", "heads"}
 STORAGE = {"recipes", "saving", "hub", "storing"}
 MODEL = {*PARTS, *STORAGE, "tasks", "hypernetwork"}
-LIBRARY = {*MODEL, "recurrent", "adaptation", "analysis", "training"}
+LIBRARY = {*MODEL, "recurrent", "continual", "adaptation", "analysis", "training"}
 MAY_IMPORT = {
     "_util": set(),
     "layout": set(),
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "storing": {*PARTS, *STORAGE, "tasks"},
     "hypernetwork": {*PARTS, "recipes", "storing"},
     "recurrent": MODEL,
+    "continual": MODEL,
     "peft": MODEL,
     "adaptation": MODEL,
     "analysis": MODEL,
@@ -59,7 +60,7 @@ LAB_MAY_IMPORT = {
     "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},
 }
 LIGHT = {
-    *(*MODEL, "_util", "adapters", "peft", "recurrent", "adaptation", "analysis"),
+    *(*MODEL, "_util", "adapters", "peft", "recurrent", "continual", "adaptation", "analysis"),
     *("__init__", "_public"),
 }
 OPTIONAL = {

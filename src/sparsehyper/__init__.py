@@ -25,6 +25,7 @@ __all__ = [
     "InputEncoder",
     "LowRank",
     "Noise",
+    "OutputRegulariser",
     "Prototypes",
     "Ridge",
     "Sparse",

@@ -23,6 +23,7 @@ from sparsehyper.conditioning import (
     TaskEmbedding,
     TaskFeatures,
 )
+from sparsehyper.continual import OutputRegulariser
 from sparsehyper.generators import Butterfly, Chunked, Composed, Dense, Generator, LowRank, Sparse
 from sparsehyper.heads import Prototypes, Ridge
 from sparsehyper.hypernetwork import HyperNetwork

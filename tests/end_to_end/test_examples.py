@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
+    "continual": {"steps": 3},
     "ensemble": {"images": 50, "steps": 5, "draws": 2},
     "federated": {"number": 4, "images": 10, "rounds": 8, "steps": 2},
     "hyperparameters": {"steps": 5, "alone_steps": 5},
