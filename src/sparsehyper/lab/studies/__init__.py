@@ -1,6 +1,7 @@
 """Studies: one engine that runs them, and one file for each."""
 
 from sparsehyper.lab.studies.adaptation import Adaptation
+from sparsehyper.lab.studies.adapters import Adapters
 from sparsehyper.lab.studies.comparison import Comparison
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
@@ -16,6 +17,7 @@ _ALL: tuple[type[Study], ...] = (
         Comparison,
         NewTasks,
         Adaptation,
+        Adapters,
         Interpolation,
         TargetSparsity,
         Scaling,
