@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from sparsehyper._util.random import seeded
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import LowRank
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.timing import alternate, spread, timed
 from sparsehyper.lab.data.sentences import Corpus
 from sparsehyper.lab.studies.adapter_methods import How, Task, own_lora, scratch_lora
 
@@ -79,8 +80,7 @@ def _mixed(
 
     hnet.eval()
     with torch.no_grad():
-        runs = {"loop": timed(loop), "once": timed(lambda: hnet(states, task=tasks))}
-        return _ratio(alternate(runs, _ROUNDS), "loop", "once")
+        return _ratio(loop, lambda: hnet(states, task=tasks))
 
 
 def _step(hnet: HyperNetwork, peft: nn.Module, corpus: Corpus, task: Task) -> dict[str, float]:
@@ -98,10 +98,17 @@ def _step(hnet: HyperNetwork, peft: nn.Module, corpus: Corpus, task: Task) -> di
 
         return run
 
-    ours, theirs = update(hnet, task=task.name), update(peft)
-    return _ratio(alternate({"ours": timed(ours), "peft": timed(theirs)}, _ROUNDS), "ours", "peft")
+    return _ratio(update(hnet, task=task.name), update(peft))
 
 
-def _ratio(seconds: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
-    pairs = zip(seconds[above], seconds[below], strict=True)
-    return spread([a / b for a, b in pairs])
+def _ratio(above: Callable[[], Any], below: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of one ÷ those of the other, which take turns: median and quartiles."""
+
+    def seconds(work: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    rounds = [seconds(above) / seconds(below) for _ in range(_ROUNDS + 1)]
+    low, median, high = statistics.quantiles(rounds[1:], n=4)  # the first warms up
+    return {"median": median, "low": low, "high": high}
