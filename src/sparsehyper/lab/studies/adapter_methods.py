@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from sparsehyper._util.extras import require
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation import fit_embedding
-from sparsehyper.adapters import lora
 from sparsehyper.conditioning import Conditioner, SupportSet, TaskEmbedding, TaskFeatures
 from sparsehyper.generators import LowRank
 from sparsehyper.heads import Prototypes, SolvedHead
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data.sentences import NAME, Corpus
 from sparsehyper.lab.studies.few_shot_fits import logistic, tuned
+from sparsehyper.target.adapters import lora
 
 Model = Callable[[Tensor], Tensor]  # numbers of sentences to logits
 _NEW = "new"
