@@ -58,7 +58,7 @@ def test_the_upper_blocks_are_those_of_the_encoder(clinc, tmp_path):
 def test_sentences_are_found_by_part_and_intent(clinc, tmp_path):
     corpus = write_corpus(CLINC, 1, clinc, tmp_path / "corpus.pt").load()
     sizes = {part: own["book_flight"][1] for part, own in corpus.rows.items()}
-    assert sizes == {NAME: 1, "train": 40, "val": 20, "test": 30}
+    assert sizes == {NAME: 1, "train": 40, "val": 20, "test": 20}
     numbers, labels = corpus.draw("test", ["book_flight", "pay_bill"], 3, torch.Generator())
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert corpus.inputs(numbers[:3]).shape == (3, 7, 16)  # five words between two marks

