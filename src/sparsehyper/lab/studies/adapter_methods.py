@@ -93,8 +93,8 @@ class How:
     scale: float = 0.1
     each: tuple[int, ...] = (1, 3)
     fit_steps: int = 8
-    updates: tuple[int, int] = (15, 50)
-    scratch_lr: float = 2e-3
+    updates: tuple[int, int] = (15, 40)
+    scratch_lr: float = 1e-2
     scratch_batch: int = 16
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
     peft: bool = True
