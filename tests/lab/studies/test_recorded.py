@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparsehyper.lab.data import Images, SharedTasks, Source
+from sparsehyper.lab.data.sentences import SharedCorpus
 from sparsehyper.lab.runs import Experiment
 from sparsehyper.lab.runs.setup import tasks_of
 from sparsehyper.lab.studies import STUDIES, cells, run_study, study
@@ -18,7 +19,7 @@ from sparsehyper.lab.studies.cells import CELLS, read_cells
 from sparsehyper.training.directory import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"
-NOT_RUN_YET = {"adaptation", "fair-comparison"}
+NOT_RUN_YET = {"adaptation", "adapters", "fair-comparison"}
 RECORDED = [name for name in STUDIES if name not in NOT_RUN_YET]
 
 
@@ -68,7 +69,13 @@ def without_data(monkeypatch):
         assert not [settings for _, settings, *_ in calls]
         yield from ()
 
+    @contextmanager
+    def recorded_corpus(adapters, directory, _):
+        cell, *_ = read_cells(directory).values()
+        yield {adapters.corpus: SharedCorpus("", cell["settings"]["fingerprint"])}
+
     monkeypatch.setattr(study, "shared_tasks", recorded_tasks)
+    monkeypatch.setattr(STUDIES["adapters"], "files", recorded_corpus)
     monkeypatch.setattr(cells, "calls_in_processes", nothing_to_do)
 
 

@@ -37,6 +37,6 @@ def test_the_registry_has_every_study_at_every_scale(name):
     study = STUDIES[name]
     assert study.name == name
     for scale in SCALES:
-        assert study.at_scale(scale).task_sets()
+        assert study.at_scale(scale).task_sets() or name == "adapters"  # which has sentences
     with pytest.raises(ValueError, match="`scale` must be one of 'smoke', 'cpu', 'full'; got 'x'"):
         study.at_scale("x")

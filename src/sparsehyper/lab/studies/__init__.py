@@ -1,6 +1,7 @@
 """Studies: one engine that runs them, and one file for each."""
 
 from sparsehyper.lab.studies.adaptation import Adaptation
+from sparsehyper.lab.studies.adapters import Adapters
 from sparsehyper.lab.studies.comparison import Comparison
 from sparsehyper.lab.studies.fair_comparison import FairComparison
 from sparsehyper.lab.studies.interpolation import Interpolation
@@ -18,6 +19,7 @@ _ALL: tuple[type[Study], ...] = (
         FairComparison,
         NewTasks,
         Adaptation,
+        Adapters,
         Interpolation,
         TargetSparsity,
         Scaling,

@@ -49,7 +49,7 @@ class Workspace:
 
     Args:
         directory: study directory; the caller holds its lock.
-        files: the study's tasks, as `shared_tasks` gives them.
+        files: what the study's cells read, as `Study.files` gives it.
         workers: processes at a time, of one thread each.
         quiet: show no progress.
 
@@ -60,7 +60,7 @@ class Workspace:
     def __init__(
         self,
         directory: Path,
-        files: Mapping[DataConfig, SharedTasks],
+        files: Mapping[Any, Any],
         *,
         workers: int = 2,
         quiet: bool = False,

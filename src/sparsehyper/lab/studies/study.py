@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -81,6 +82,17 @@ class Study(ABC):
     @abstractmethod
     def task_sets(self) -> Iterable[DataConfig]:
         """Images and tasks that the study needs."""
+
+    def files(
+        self, directory: Path, data_dir: str | None
+    ) -> AbstractContextManager[Mapping[Any, Any]]:
+        """Files that all cells read; they exist within this context.
+
+        Args:
+            directory: study directory; the caller holds its lock.
+            data_dir: folder of the named data sets' files.
+        """
+        return shared_tasks(directory, self.task_sets(), data_dir)
 
     @abstractmethod
     def run(self, workspace: Workspace) -> dict[str, Any]:
@@ -192,7 +204,7 @@ def run_study(
             recorded = read_json(record)
             check_same(f"study {record}", {key: recorded.get(key) for key in which}, which, ())
         write_json(record, {**which, "settings": settings})
-        with shared_tasks(directory, study.task_sets(), data_dir) as files:
+        with study.files(directory, data_dir) as files:
             workspace = Workspace(directory, files, workers=workers, quiet=quiet)
             found = study.run(workspace)
         results = {
