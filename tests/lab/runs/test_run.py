@@ -187,7 +187,7 @@ def test_a_run_that_left_settings_of_its_target_out_keeps_its_network(with_metho
     ("key", "value", "message"),
     [
         ("image_shape", ["sh", "-c", "true"], "`image_shape` must be an integer, got 'sh'"),
-        ("image_shape", [1, 8], "`image_shape` three numbers"),
+        ("image_shape", [1, 8], "`image_shape` 3 numbers"),
         ("image_shape", [3, 8, 8], "`mean` must have 3 numbers"),
         ("image_shape", [1, 8, 10**30], "`image_shape` must be at most 8192"),
         ("mean", ["0"], "`mean` must be a number"),

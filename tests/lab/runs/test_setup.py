@@ -127,7 +127,7 @@ def test_neither_a_source_nor_a_folder():
         ({"names": [1, 2]}, TypeError, "`names` must be strings, got 1"),
         ({"names": ["a"]}, ValueError, "`classes` must have one entry, .* for 1 and"),
         ({"classes": ["xy", "xy"]}, TypeError, "`classes` must be lists of names, got 'xy'"),
-        ({"image_shape": [1, 8]}, ValueError, "`image_shape` three numbers"),
+        ({"image_shape": [1, 8]}, ValueError, "`image_shape` 3 numbers"),
         ({"image_shape": [1, 8, 0]}, ValueError, "`image_shape` must be at least 1, got 0"),
         ({"image_shape": [1, 8, "8"]}, TypeError, "`image_shape` must be an integer, got '8'"),
         ({"mean": [0.5, 0.5]}, ValueError, "`mean` must have 1 numbers"),

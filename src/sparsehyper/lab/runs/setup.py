@@ -102,7 +102,8 @@ class TaskInfo:
         for key in ("names", "classes", "image_shape", "mean", "std"):
             check_type(key, values[key], (list, tuple), "a list")
         names, classes, shape = values["names"], values["classes"], values["image_shape"]
-        columns = Columns.from_dict(values["columns"]) if "columns" in values else None
+        given = values.get("columns")
+        columns = None if given is None else Columns.from_dict(given)
         sizes = 3 if columns is None else 1
         if not names or len(names) != len(classes) or not all(classes) or len(shape) != sizes:
             raise ValueError(
