@@ -114,7 +114,8 @@ def in_images(interval: Mapping[str, Any], small: int = 25) -> str:
     '5 images in 10,000 fewer, small'
     """
     images = round(10_000 * abs(interval["mean"]))
-    words = f"{images} images in 10,000 {'more' if interval['mean'] > 0 else 'fewer'}"
+    sign = "more" if interval["mean"] > 0 else "fewer"
+    words = f"{images} image{'s' * (images > 1)} in 10,000 {sign}"
     if images == 0:
         words = "no image in 10,000"
     low, high = interval["low"], interval["high"]
