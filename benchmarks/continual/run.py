@@ -187,7 +187,7 @@ def search(name: str, kind: str) -> dict[str, float]:
         hnet = hypernetwork(kind, tasks, SEARCH_SEED)
         way = Way(beta)
         end = one_after_another(hnet, tasks, STEPS[name], way, SEARCH_SEED, "val")["end"]
-        found[str(beta)] = float(np.mean(end))
+        found[str(beta)] = round(float(np.mean(end)), 4)
     return found
 
 
