@@ -54,7 +54,7 @@ LAB_MAY_IMPORT = {
     "data": set(),
     "plots": set(),
     "report": {"studies", "plots"},
-    "bench": {"machine"},
+    "bench": {"machine", "runs"},
     "runs": {"machine", "data"},
     "studies": {"machine", "runs", "data", "plots"},
     "cli": {"machine", "data", "runs", "studies", "bench", "report", "plots"},

@@ -196,9 +196,9 @@ def test_a_head_is_solved_from_two_inputs():
     hnet, (x, y) = made(Both, head=Ridge()), two_inputs(1)
     hnet.solve_head("a", batches(x, y))
     right = (hnet.eval()(*x, task="a").argmax(1) == y).float().mean()
-    assert right > 0.8
+    assert right >= 0.8
     adapted = adapt_task(hnet, "new", (x, y), method="embedding", seconds=0.01)
-    assert (adapted.model(*x).argmax(1) == y).float().mean() > 0.8
+    assert (adapted.model(*x).argmax(1) == y).float().mean() >= 0.8
 
 
 def test_numbers_for_tokens_by_a_loss_as_everyone_has_it():

@@ -91,8 +91,15 @@ def test_recorded_cells_are_accepted_and_conclusions_follow_from_them(
     for results in (found, expected):
         for key in ("machine", "seconds"):
             del results[key]
+    found, expected = leaves(json_ready(found)), leaves(expected)
+    added = {  # settings that there were not yet, at their defaults
+        name
+        for name in found.keys() - expected.keys()
+        if name.startswith("/study/") and found[name] is None
+    }
+    found = {name: value for name, value in found.items() if name not in added}
     # effects by least squares differ in the last digits from one processor to another
-    assert leaves(json_ready(found)) == pytest.approx(leaves(expected))
+    assert found == pytest.approx(expected)
     assert (tmp_path / CELLS).read_bytes() == (DOCS / name / CELLS).read_bytes()
 
 
