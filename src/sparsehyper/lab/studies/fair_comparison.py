@@ -161,9 +161,9 @@ class FairComparison(Study):
         "are judged on validation images of tasks of another seed; ranges are extended while the "
         "best is at an end. Every seed has fresh tasks and a fresh split. Accuracy is that on "
         "a half of the test images that nothing else in this study has seen, as the mean over "
-        "tasks ± standard deviation over seeds; differences are paired over seeds, with Student's t intervals, and "
-        "verdicts hold after Holm's correction over the claims of a question. The plan, written "
-        "before the results, is in `sparsehyper/lab/studies/fair_comparison.py`."
+        "tasks ± standard deviation over seeds; differences are paired over seeds, with Student's "
+        "t intervals, and verdicts hold after Holm's correction over the claims of a question. The "
+        "plan, written before the results, is in `sparsehyper/lab/studies/fair_comparison.py`."
     )
     picture = Comparison.picture
 
