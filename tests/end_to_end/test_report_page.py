@@ -391,7 +391,8 @@ def test_all_is_drawn_in_print(show, described):
     ground = page.locator("section").first.evaluate("s => getComputedStyle(s).backgroundColor")
     assert ground == "rgb(255, 255, 255)"
     text = page.locator("body").inner_text()
-    assert "undefined" not in text and "[object" not in text
+    assert "undefined" not in text
+    assert "[object" not in text
 
 
 def test_points_by_keyboard_zoom_and_downloads(show, described):
@@ -421,7 +422,8 @@ def test_points_by_keyboard_zoom_and_downloads(show, described):
     with page.expect_download() as saved:
         found.get_by_role("button", name="Save as SVG").click()
     drawing = saved.value.path().read_text()
-    assert drawing.startswith("<svg") and "var(" not in drawing
+    assert drawing.startswith("<svg")
+    assert "var(" not in drawing
 
 
 def test_the_address_names_the_open_tab(show, described):
