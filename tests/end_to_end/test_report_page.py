@@ -32,7 +32,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 HOSTILE = "<img src=x onerror=alert(1)>"
 LONG = "word " * 20 + "w" * 200
-PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 740}, "is_mobile": True}
 
 
 def run_of(directory, tasks, *, method="sparse", steps=20):
@@ -95,7 +95,8 @@ def show(browser, tmp_path):
         page.on(
             "request",
             lambda request: (
-                request.url == path.as_uri() or problems.append(f"request: {request.url}")
+                request.url.partition("#")[0] == path.as_uri()
+                or problems.append(f"request: {request.url}")
             ),
         )
         page.goto(path.as_uri())
@@ -148,6 +149,10 @@ def open_all(page):
     return names
 
 
+def in_points(difference):
+    return f"{100 * difference:+.2f}".replace("-", "−")
+
+
 def percent(share):
     return f"{share:.2%}"
 
@@ -166,13 +171,19 @@ def test_the_accuracies_are_those_of_the_result(show, described, pairs):
     test = json.loads((pairs / "result.json").read_text())["test"]
     page = show(described["pairs"])
     shown = tiles(page)
-    assert shown["mean test accuracy"] == [percent(test["accuracy"]), "over 45 tasks"]
-    assert shown["lowest task"] == [percent(test["worst_accuracy"]), test["worst_task"]]
+    assert shown["mean test accuracy"] == [
+        percent(test["accuracy"]),
+        "over 45 tasks; 71.28% to 74.35%",
+    ]
+    assert shown["lowest task"] == [
+        percent(test["worst_accuracy"]),
+        f"{test['worst_task']}; 9.80% to 26.91%",
+    ]
     rows = cells(section(page, "Accuracy per task").locator("table"))
     assert {row[0]: row[1] for row in rows} == {
         name: percent(accuracy) for name, accuracy in test["accuracies"].items()
     }
-    assert {row[0]: row[2] for row in rows} == {
+    assert {row[0]: row[3] for row in rows} == {
         name: f"{loss:.4f}" for name, loss in test["losses"].items()
     }
 
@@ -252,24 +263,31 @@ def test_the_verdicts_are_those_of_the_study(show, described):
     assert shown["claims supported"] == [str(verdicts.count("supported")), f"of {len(claims)}"]
     assert shown["undecided"][0] == str(verdicts.count("undecided"))
     found = section(page, "Verdict on each claim")
-    sign = {"supported": "✓", "not supported": "✕", "undecided": "?"}
-
-    def points(difference):
-        return f"{100 * difference:+.2f}".replace("-", "−")
-
-    for family in dict.fromkeys(claim["family"] for claim in claims):
+    sign = {"supported": "▲", "not supported": "▼", "undecided": "○"}
+    means = [claim for claim in claims if str(claim["shots"]).startswith("mean")]
+    overview = cells(found.locator("table").first)
+    assert [cell for row in overview for cell in row[1:] if cell != "–"] == [
+        f"{sign[claim['verdict']]} {in_points(claim['mean'])}" for claim in means
+    ]
+    rows = cells(found.locator("table").last)
+    assert [(row[3], row[4][2:], row[5]) for row in rows] == [
+        (in_points(c["mean"]), c["verdict"], f"{in_points(c['low'])} to {in_points(c['high'])}")
+        for c in claims
+    ]
+    for family in ("permuted Fashion-MNIST", "two pairs, then re-paired"):
         own = [claim for claim in claims if claim["family"] == family]
-        overview = cells(
-            found.get_by_role("region", name=f"Verdicts, {family}", exact=True).locator("table")
-        )
-        at_a_glance = [cell for row in overview for cell in row[1:] if cell != "–"]
-        assert at_a_glance == [f"{sign[c['verdict']]} {points(c['mean'])}" for c in own]
         found.get_by_label("Tasks", exact=True).select_option(family)
-        rows = [row for one in found.locator(".whole table").all() for row in cells(one)]
-        assert [(row[2], row[3][2:], row[4]) for row in rows] == [
-            (points(c["mean"]), c["verdict"], f"{points(c['low'])} to {points(c['high'])}")
+        found.locator(".chart [data-tip]").first.wait_for()
+        said = found.locator(".chart [data-tip]").evaluate_all("all => all.map(p => p.dataset.tip)")
+        assert sorted(text.partition(f", {family}: ")[2] for text in said) == sorted(
+            f"{in_points(c['mean'])} points, {in_points(c['low'])} to {in_points(c['high'])}; "
+            f"{c['verdict']}"
             for c in own
-        ]
+        )
+    findings = section(page, "At a glance").locator(".findings li").all_text_contents()
+    assert len(findings) == len({claim["claim"] for claim in means})
+    ahead = [c for c in means if c["claim"] == "sparse linear, base and 256 − sparse linear"]
+    assert f"above zero in {len(ahead)} of {len(ahead)} cases" in findings[0]
 
 
 def test_a_study_that_is_a_picture(show, described):
@@ -290,18 +308,19 @@ def test_verdicts_of_a_study_without_numbers_of_images_are_one_table(show, descr
     results = json.loads((DOCS / "compare" / "results.json").read_text())
     page = show(described["compare"])
     rows = cells(section(page, "Verdict on each claim").locator("table"))
-    assert [(row[0], row[1], row[3], row[4][2:]) for row in rows] == [
+    assert [(row[0], row[1], row[2], row[3][2:]) for row in rows] == [
         (
             claim["family"],
             claim["claim"],
-            f"{100 * claim['mean']:+.2f}".replace("-", "−"),
+            in_points(claim["mean"]),
             claim["verdict"],
         )
         for claim in results["claims"]
     ]
-    legend = section(page, "Accuracy against budget").locator("figure").first.locator(".legend")
+    legend = section(page, "Accuracy against budget").locator(".legend")
     methods = {row["method"] for row in results["rows"]}
-    assert methods <= set(legend.locator("> *").all_text_contents())
+    assert set(legend.locator("button").all_text_contents()) == methods
+    assert legend.locator("[aria-pressed=true]").count() == 3
 
 
 def test_a_comparison_is_that_of_its_results(show, described):
@@ -354,7 +373,67 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(show, described, scheme):
         tab.click()
         open_all(page)
         widths = "[document.documentElement.scrollWidth, innerWidth]"
-        assert page.evaluate(widths) == [360, 360]
+        assert page.evaluate(widths) == [390, 390]
+        if page.get_by_role("heading", name="Question").is_visible():
+            assert page.evaluate("document.documentElement.scrollHeight") <= 6000
+
+
+def test_all_is_drawn_in_print(show, described):
+    page = show(described["pairs"], color_scheme="dark")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    for name in ("Learning curves", "Map of the tasks", "Between two tasks", "Wiring of"):
+        found = page.locator("section", has=page.get_by_role("heading", name=name))
+        assert found.locator(".plot > svg").first.evaluate("svg => svg.childElementCount") > 3
+    assert page.locator("nav:visible, .controls:visible, .tools:visible").count() == 0
+    bar = page.locator(".bar i").first
+    assert bar.evaluate("bar => getComputedStyle(bar).printColorAdjust") == "exact"
+    ground = page.locator("section").first.evaluate("s => getComputedStyle(s).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
+    text = page.locator("body").inner_text()
+    assert "undefined" not in text
+    assert "[object" not in text
+
+
+def test_points_by_keyboard_zoom_and_downloads(show, described):
+    page = show(described["pairs"])
+    found = section(page, "Learning curves").locator(".chart").first
+    points = found.locator("[data-tip]")
+    points.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.tip") == points.nth(1).get_attribute(
+        "aria-label"
+    )
+    assert page.locator("#tip").text_content().startswith("mean of all tasks, after 20: ")
+    place = found.locator("svg circle").first
+    before = place.get_attribute("cy")
+    found.get_by_role("button", name="Zoom in").click()
+    assert place.get_attribute("cy") != before
+    found.get_by_role("button", name="Zoom out").click()
+    assert place.get_attribute("cy") == before
+    with page.expect_download() as saved:
+        found.get_by_role("button", name="Save as CSV").click()
+    rows = saved.value.path().read_text().splitlines()
+    curve = described["pairs"]["curves"]["validation"]
+    assert rows[:2] == [
+        "line,updates,value",
+        f"mean of all tasks,{curve['step'][0]},{curve['accuracy'][0]}",
+    ]
+    with page.expect_download() as saved:
+        found.get_by_role("button", name="Save as SVG").click()
+    drawing = saved.value.path().read_text()
+    assert drawing.startswith("<svg")
+    assert "var(" not in drawing
+
+
+def test_the_address_names_the_open_tab(show, described):
+    page = show(*described.values())
+    page.get_by_role("tab", name="typology").click()
+    index = list(described).index("typology")
+    assert page.evaluate("location.hash") == f"#panel-{index}"
+    page.reload()
+    drawn(page)
+    assert page.locator("[role=tab][aria-selected=true]").text_content() == "typology"
 
 
 def test_names_of_tasks_are_shown_as_they_are(show, described):

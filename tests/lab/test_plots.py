@@ -13,6 +13,7 @@ def row(method, ratio, mean, sd):
         "method": method,
         "parameters_per_target_parameter": ratio,
         "accuracy": {"mean": mean, "sd": sd},
+        "seeds": [0, 1],
     }
 
 
@@ -53,7 +54,7 @@ def test_the_picture(tmp_path, figures):
     assert struct.unpack(">II", data[16:24]) == (1400, 840)
     (axes,) = figures[0].axes
     assert axes.get_xscale() == "log"
-    assert "2 tasks, target mlp:64 (N = 4,290), 2 seeds" in axes.get_title(loc="left")
+    assert "2 tasks\ntarget mlp:64 (N = 4,290), 2 seeds" in axes.get_title(loc="left")
     lines = {tuple(c[0].get_xdata()): c[0].get_ydata() for c in axes.containers}
     assert list(lines[2.0, 4.0]) == [95.0, 98.0]
 
@@ -84,3 +85,14 @@ def test_a_folder_is_named_as_it_is(tmp_path, figures):
 def test_no_rows(tmp_path):
     with pytest.raises(ValueError, match="`results` has no rows to draw"):
         accuracy_vs_budget({**RESULTS, "rows": []}, tmp_path / "picture.png")
+
+
+def test_near_budgets_are_labelled_and_do_not_fill_the_axis(tmp_path, figures):
+    long = {**RESULTS["config"], "data": {"source": "digits", "tasks": "split:" + "0-1," * 40}}
+    rows = [row("sparse", 4.98, 0.9, 0.01), row("experts", 5.0, 0.91, 0.01)]
+    accuracy_vs_budget({**RESULTS, "config": long, "rows": rows}, tmp_path / "picture.png")
+    (axes,) = figures[0].axes
+    low, high = axes.get_xlim()
+    assert high / low >= 4
+    assert "5" in [label.get_text() for label in axes.get_xticklabels()]
+    assert len(max(axes.get_title(loc="left").splitlines(), key=len)) < 80

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePath
@@ -34,6 +35,8 @@ STYLES = {
 }
 _OTHERS = ((ORANGE, "P"), (SKY, "X"), (BLACK, "*"), (BROWN, "<"), (VIOLET, ">"))
 _PALETTE = 128  # colours of a picture
+_LONGEST = 60  # characters of a title's part
+_LEAST_RANGE = 4  # last budget ÷ first one, so that near ones do not fill the axis
 
 # Places of a label beside its point: offset in points and alignment, the preferred one first.
 _PLACES = [
@@ -97,11 +100,11 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
         bars += [[(a, b - c), (a, b + c)] for a, b, c in zip(x, y, sd, strict=True)]
         labels.append((method.replace("_", " "), (x[-1], y[-1]), colour))
     axes.set_xscale("log")
-    axes.margins(x=0.16, y=0.16)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _labelled(value) else "")
+    axes.margins(y=0.16)
+    _budget_axis(axes, [row["parameters_per_target_parameter"] for row in rows])
     axes.set_xlabel("trainable parameters ÷ parameters of one target (log scale)", color=GREY)
-    axes.set_ylabel("mean test accuracy, %", color=GREY)
+    spread = " ± standard deviation" * any(row["accuracy"]["sd"] is not None for row in rows)
+    axes.set_ylabel(f"mean test accuracy{spread}, %", color=GREY)
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -168,16 +171,31 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _labelled(value: float) -> bool:
-    return f"{value:.0e}"[0] in "25"
+def _budget_axis(axes: Any, ratios: Sequence[float]) -> None:
+    """Label a log axis at 1, 2 and 5 times powers of ten, over a factor of four at least."""
+    low, high = min(ratios), max(ratios)
+    margin = max((high / low) ** 0.16, math.sqrt(_LEAST_RANGE * low / high), 1.3)
+    first, last = low / margin, high * margin  # the names beside the points need room
+    axes.set_xlim(first, last)
+    powers = range(math.floor(math.log10(first)), math.ceil(math.log10(last)))
+    ticks = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+    axes.set_xticks([tick for tick in ticks if first <= tick <= last])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _short(text: str) -> str:
+    """A title's part, cut where it would run out of the picture."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _title(results: Mapping[str, Any]) -> str:
     config, tasks = results["config"], len(results["tasks"]["names"])
-    seeds = len(config["seeds"])
+    seeds = max(len(row["seeds"]) for row in results["rows"])  # failed ones are not among them
     made = config["data"]["tasks"]
     source = PurePath(config["data"]["source"]).name + (f" {made}" if made else "")
     return (
-        f"{source}: {tasks} tasks, target {config['target']} (N = {results['numel']:,}), "
+        f"{_short(source)}: {tasks} tasks\ntarget {_short(config['target'])} "
+        f"(N = {results['numel']:,}), "
         f"{seeds} seed{'s' * (seeds > 1)}"
     )

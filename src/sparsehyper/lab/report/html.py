@@ -19,7 +19,10 @@ from typing import Any
 
 from sparsehyper._util.text import printable
 
-_SCRIPTS = ("dom.js", "charts.js", "shell.js", "run.js", "pictures.js", "results.js", "main.js")
+_SCRIPTS = (
+    *("dom.js", "charts.js", "figure.js", "shell.js", "run.js", "pictures.js"),
+    *("results.js", "claims.js", "main.js"),
+)
 
 # Characters that could end the element of the JSON, begin another, or break a line of a script.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

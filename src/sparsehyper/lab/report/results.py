@@ -28,9 +28,9 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
         ``config``, ``machine``, ``tables`` (title, columns, rows) and ``by_budget`` (pictures of
         accuracy against trainable parameters: ``title`` and ``rows`` of ``method``, ``ratio``,
         ``mean``, ``sd``, ``colour``, ``marker``). A comparison also has its ``results``. A study
-        also has its ``question`` and ``method``, its ``claims``, ``by_shots``, as `Study.by_shots`
-        returns it, and, where it is shown neither by budget nor by shots, its ``picture``, a PNG as
-        a data URL.
+        also has its ``question``, ``method``, ``command`` and ``claims``, its ``by_shots``, as
+        `Study.by_shots` returns it, and, where it is shown neither by budget nor by shots, its
+        ``picture``, a PNG as a data URL.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -87,6 +87,7 @@ def _study(study: type[Study], results: Mapping[str, Any]) -> dict[str, Any]:
         "method": study.method,
         "config": results["study"],
         "machine": results["machine"],
+        "command": results["command"],
         "seconds": results["seconds"],
         "tables": study.tables(results),
         "claims": results.get("claims", []),

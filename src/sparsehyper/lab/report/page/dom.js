@@ -23,8 +23,10 @@ const percent = (share) => (share === null ? "–" : `${fixed(100 * share)}%`);
 const points = (share) => `${share < 0 ? "−" : "+"}${fixed(Math.abs(100 * share))}`;
 const count = (number) => number.toLocaleString("en-US");
 const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
+const inPercent = (share) => `${number(100 * share)}%`; // of axes
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
+const grouped = (list, key) => [...Map.groupBy(list, key)];
 const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
 const scroll = (label, ...children) =>
@@ -83,3 +85,5 @@ function choice(label, options, value, change) {
 
 const tiles = (list) => h("dl", { class: "tiles" }, list.filter(Boolean).map(([name, value, more, first]) =>
   h("div", { class: first && "first" }, h("dt", {}, name), h("dd", { class: "value" }, value), more && h("dd", { class: "more" }, more))));
+
+const folded = (title, ...children) => h("details", {}, h("summary", {}, title), children);

@@ -12,8 +12,19 @@
       panel.setAttribute("aria-labelledby", `tab-${i}`);
     });
     document.getElementById("tabs").append(list);
+    const follow = () => { // the address names a panel or a section of one
+      const anchor = location.hash.slice(1), i = anchor.match(/-(\d+)$/)?.[1];
+      if (!panels[i]) return;
+      select(Number(i));
+      panels[i].reach(anchor);
+    };
     select(0);
-  } else panels[0].open();
+    window.addEventListener("hashchange", follow);
+    follow();
+  } else {
+    panels[0].open();
+    panels[0].reach(location.hash.slice(1));
+  }
   followPointer();
   // Twice: charts are drawn once the first layout is known.
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("drawn")));

@@ -9,8 +9,8 @@ function taskMap(run) {
     return [a - margin, b + margin];
   };
   const said = h("p", { class: "note", role: "status" });
-  const box = chart("Map of the task embeddings; tasks and their nearest ones are in the table of tasks", (width) => {
-    const frame = axes({ width, height: Math.min(460, Math.max(280, width * 0.6)), left: 10,
+  const box = chart("Map of the task embeddings; tasks and their nearest ones are in the table of tasks", (width, view) => {
+    const frame = axes({ width, view, height: Math.min(460, Math.max(280, width * 0.6)), left: 10,
       x: { domain: bounds(0), ticks: [], title: `first axis: ${percent(explained[0])} of the variance` },
       y: { domain: bounds(1), ticks: [], title: `second axis: ${percent(explained[1])}` } });
     const place = (i) => [frame.px(points[i][0]), frame.py(points[i][1])];
@@ -18,7 +18,7 @@ function taskMap(run) {
     const taken = [];
     for (const i of order) {
       const [x, y] = place(i), chosen = i === run.task.value;
-      frame.svg.append(s("circle", { cx: x, cy: y, r: chosen ? 9 : 6.5, fill: colour(i), stroke: "var(--muted)", class: chosen ? "pick hot" : "pick",
+      frame.plot.append(s("circle", { cx: x, cy: y, r: chosen ? 9 : 6.5, fill: colour(i), stroke: "var(--muted)", class: chosen ? "pick hot" : "pick",
         "data-tip": about(tasks[i]), onclick: () => run.task.set(i) }));
     }
     for (const i of order.reverse()) { // the chosen one's name first, others where there is room
@@ -28,17 +28,26 @@ function taskMap(run) {
         && (i === run.task.value || points.every((_, j) => j === i || Math.abs(place(j)[1] - y) > 12 || place(j)[0] < from - 7 || place(j)[0] > from + size + 7));
       if (!free) continue;
       taken.push([from, y, size]);
-      frame.svg.append(s("text", { x: from, y: y + 4, class: i === run.task.value && "strong" }, text));
+      frame.plot.append(s("text", { x: from, y: y + 4, class: i === run.task.value && "strong" }, text));
     }
     return frame.svg;
-  });
+  }, { data: () => [["task", "first axis", "second axis", "accuracy", "nearest task"],
+    ...tasks.map((task, i) => [task.name, ...points[i], task.accuracy, tasks[task.nearest].name]).slice(0, points.length)] });
   run.task.listen((i) => {
     const task = tasks[i];
     said.textContent = `${about(task)}. Its nearest task is ${tasks[task.nearest].name}, at a cosine distance of ${number(task.distance)}.`;
     box.redraw();
   });
   return [h("div", { class: "controls" }, taskChoice(run)), box,
-    evaluated ? h("div", {}, ramp(percent(low), percent(high), viridis)) : null, said];
+    evaluated ? h("div", {}, ramp(percent(low), percent(high), viridis)) : null, said, h("p", { class: "note" }, trust(points, tasks, explained))];
+}
+
+/* What near means in the plane, which is not the space of the embeddings. */
+function trust(points, tasks, explained) {
+  const apart = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
+  const kept = points.filter((own, i) => points.every((other, j) => j === i || apart(own, other) >= apart(own, points[tasks[i].nearest]))).length;
+  const shown = `The plane has ${percent(explained[0] + explained[1])} of the variance; for ${kept} of ${points.length} tasks the nearest point is the nearest task.`;
+  return kept < points.length / 2 ? `Near means little here: go by the distances between tasks instead. ${shown}` : shown;
 }
 
 /* From a task to the nearest that has not been met, so that like ones stand together. */
@@ -130,14 +139,14 @@ function between(run, where) {
       .map(([task, values, colour, marker]) => ({ name: tasks[task].name, values: turn(values), colour, marker, dashed: colour === ORANGE }));
   };
   const key = h("div");
-  const box = chart("Accuracy on both tasks along the way; the table below has the numbers", (width) => {
+  const box = chart("Accuracy on both tasks along the way; the table below has the numbers", (width, view) => {
     const list = curves().map((line) => ({ ...line, points: line.values.map((v, i) => [positions[i], v]) }));
-    const frame = axes({ width, height: 260, left: 52, x: { domain: [0, 1], format: (v) => `${Math.round(100 * v)}%`, title: "of the way" },
+    const frame = axes({ width, height: 260, left: 52, view, x: { domain: [0, 1], format: (v) => `${Math.round(100 * v)}%`, title: "of the way" },
       y: { domain: [0, 1.02], format: (v) => `${Math.round(100 * v)}%`, ticks: [0, 0.25, 0.5, 0.75, 1] } });
     const x = frame.px(positions[at]);
-    frame.svg.append(s("line", { x1: x, x2: x, y1: frame.top, y2: frame.bottom, stroke: "var(--ink)", "stroke-width": 2 }));
+    frame.plot.append(s("line", { x1: x, x2: x, y1: frame.top, y2: frame.bottom, stroke: "var(--ink)", "stroke-width": 2 }));
     return lines(frame, list, (line, [position, value]) => `${line.name}, ${Math.round(100 * position)}% of the way: ${percent(value)}`);
-  });
+  }, { data: () => [["of the way", ...curves().map((line) => line.name)], ...positions.map((position, i) => [position, ...curves().map((line) => line.values[i])])] });
   function update() {
     fillWith(from.select, names(b), a);
     fillWith(to.select, names(a), b);
@@ -154,7 +163,7 @@ function between(run, where) {
   const means = run.interpolation.mean_statistics ? " Batch norms have the mean statistics of all tasks on the whole way." : "";
   return [h("div", { class: "controls" }, from.field, to.field, field("Position between them", slider, true)), readout, box, key,
     h("p", { class: "note" }, `On up to ${count(images)} ${where} images of each task.${some}${means}`),
-    h("details", {}, h("summary", {}, "The numbers"), numbers)];
+    folded("The numbers", numbers)];
 }
 
 function filters(run) {
@@ -229,7 +238,7 @@ function wiring(run) {
     const thinned = fanIns.some((k, layer) => trace.connections[layer].length < k * (trace.reached[layer + 1] ?? 1));
     said.replaceChildren(h("p", { class: "note" }, `Output ${count(trace.output)} of ${count(sizes.at(-1))} depends on ${count(trace.reached[0])} of the ${count(sizes[0])} numbers of the embedding. ` +
       `${thinned ? "Of layers with many connections some are drawn." : "Every connection is drawn."} Wiring: ${topology}. A number of the embedding reaches ${percent(reach.reach_mean)} of all outputs on average, and at least ${percent(reach.reach_min)}.`),
-    h("details", {}, h("summary", {}, "The numbers"), texts(["Layers of the generator", ["from", "units", "units of the next", "connections of each", "units that matter here"], rows])));
+    folded("The numbers", texts(["Layers of the generator", ["from", "units", "units of the next", "connections of each", "units that matter here"], rows])));
     box.redraw();
   }
   update();

@@ -20,7 +20,7 @@ function comparisonPanel(index, { name, config, machine, results, tables, by_bud
       ["seeds", config.seeds.length, "of each method"],
       ["one target, N", count(numel), "parameters"],
     ]) },
-    rows.length && { id: "budget", title: "Accuracy against budget", draw: () => [budget(by_budget[0]), ...tables.map((one) => texts(one))],
+    rows.length && { id: "budget", title: "Accuracy against budget", draw: () => [...budgets(by_budget), ...tables.map((one) => texts(one))],
       note: "Mean test accuracy over tasks, and its standard deviation over seeds, against all trainable parameters." },
     rows.length && { id: "tasks", title: "Accuracy per task", draw: () => byTask(rows, tasks.names),
       note: "Test accuracy, mean over seeds; the stronger the colour, the higher. The highest of each task is bold." },
@@ -32,7 +32,7 @@ function byTask(rows, names) {
   const of = (row, task) => mean(Object.values(row.accuracies).map((seed) => seed[task]));
   const values = names.map((task) => rows.map((row) => of(row, task)));
   const strongest = values.map((own) => Math.max(...own)), all = values.flat(), low = Math.min(...all), high = Math.max(...all);
-  return table({ label: "Accuracy per task", rows: names, columns: [
+  return table({ label: "Accuracy of each task", rows: names, columns: [
     { title: "task", text: (task) => task, value: (task, i) => i },
     ...rows.map((row, j) => ({
       title: label(row),
@@ -43,117 +43,116 @@ function byTask(rows, names) {
   ] });
 }
 
-/* Accuracy against trainable parameters ÷ N, a line a method. */
-function budget({ title, rows }) {
+const LIT = 3; // lines in colour at first
+
+/* Small multiples of the same lines, with one legend: it colours lines, the rest are grey or hidden.
+   A panel has a `title` and `lines`; `frame(width, lines, view)` makes its axes, `tip(line, point)`
+   says what a point is, `rows(panel)` what the CSV holds. */
+function multiples(panels, { label, frame, tip, rows }) {
+  const list = grouped(panels.flatMap((one) => one.lines), (line) => line.name).map(([, same]) => same[0]);
+  const height = (line) => mean(line.points.map(([, y]) => y));
+  // The study's own method, then lines of more points than one, then the best.
+  const order = [...list.slice(1)].sort((a, b) => b.points.length - a.points.length || height(b) - height(a));
+  const lit = new Set([...list.slice(0, 1), ...order].slice(0, LIT).map((line) => line.name));
+  let alone = false;
+  const charts = panels.map((one) => chart(`${label}${one.title ? `, ${one.title}` : ""}`, (width, view) => {
+    const coloured = one.lines.filter((line) => lit.has(line.name)).map((line) => ({ ...line, colour: shade(line.colour) }));
+    const grey = alone ? [] : one.lines.filter((line) => !lit.has(line.name)).map((line) => ({ ...line, colour: "var(--faint)", faint: true }));
+    const axis = frame(width, one.lines, view);
+    lines(axis, [...grey, ...coloured], tip);
+    return labels(axis, coloured);
+  }, { title: one.title, data: () => rows(one) }));
+  const redraw = () => charts.forEach((box) => box.redraw());
+  const key = h("ul", { class: "legend" }, list.map((line) => h("li", {}, h("button", { type: "button", "aria-pressed": String(lit.has(line.name)), onclick: (event) => {
+    if (!lit.delete(line.name)) lit.add(line.name);
+    event.currentTarget.setAttribute("aria-pressed", lit.has(line.name));
+    redraw();
+  } }, sample({ ...line, colour: shade(line.colour) }), line.name))));
+  const only = h("input", { type: "checkbox", onchange: () => { alone = only.checked; redraw(); } });
+  return h("figure", {}, h("div", { class: "multiples" }, charts), key,
+    list.length > LIT ? h("label", { class: "check" }, only, "Hide the grey ones; a press on a name colours it") : null);
+}
+
+/* The extent of lines with their deviations, and a margin. */
+function extent(list) {
+  const all = list.flatMap((line) => line.points.flatMap(([, y, sd]) => [y - (sd || 0), y + (sd || 0)]));
+  const low = Math.min(...all), high = Math.max(...all), margin = 0.08 * (high - low || 0.01);
+  return [low - margin, Math.min(high + margin, 1.005)];
+}
+
+const tall = (width) => Math.max(150, Math.min(340, width * 0.62));
+
+
+/* Accuracy against trainable parameters ÷ N, a line a method; pictures of the same methods together. */
+function budgets(pictures) {
+  const groups = [];
+  for (const one of pictures.map(byMethod)) {
+    const like = groups.at(-1)?.[0].lines.some((line) => one.lines.some((other) => other.name === line.name));
+    if (like) groups.at(-1).push(one);
+    else groups.push([one]);
+  }
+  return groups.map((group) => multiples(group, {
+    label: "Accuracy against trainable parameters",
+    tip: (line, [x, y, sd, method]) => `${method}: ${percent(y)}${sd ? ` ± ${fixed(100 * sd)}` : ""} at ${fixed(x)} N`,
+    rows: ({ lines: list }) => [["method", "trainable parameters / N", "accuracy", "standard deviation"],
+      ...list.flatMap((line) => line.points.map(([x, y, sd, method]) => [method, x, y, sd]))],
+    frame: (width, list, view) => {
+      const ratios = list.flatMap((line) => line.points.map(([x]) => x));
+      return axes({ width, height: tall(width), left: 52, view, x: { domain: [Math.min(...ratios) / 1.3, Math.max(...ratios) * 1.3], log: true, format: number, title: "trainable parameters ÷ N" },
+        y: { domain: extent(list), format: inPercent } });
+    },
+  }));
+}
+
+function byMethod({ title, rows }) {
   const methods = new Map();
   for (const row of rows) {
     const [name] = rows.length > 8 && row.method.includes(" N") ? row.method.split(",") : [row.method];
-    if (!methods.has(name)) methods.set(name, { name, colour: shade(row.colour), marker: row.marker, points: [] });
+    if (!methods.has(name)) methods.set(name, { name, colour: row.colour, marker: row.marker, points: [] });
     methods.get(name).points.push([row.ratio, row.mean, row.sd, row.method]);
   }
-  const list = [...methods.values()];
-  for (const line of list) line.points.sort((a, b) => a[0] - b[0]);
-  const ratios = rows.map((row) => row.ratio), low = Math.min(...rows.map((row) => row.mean - (row.sd || 0))), high = Math.max(...rows.map((row) => row.mean + (row.sd || 0)));
-  const margin = 0.08 * (high - low || 0.01);
-  return h("figure", {}, title ? h("h4", {}, title) : null, chart(`Accuracy against trainable parameters. ${title}; the table has the numbers`, (width) => {
-    const frame = axes({ width, height: 340, left: 52, x: { domain: [Math.min(...ratios) / 1.3, Math.max(...ratios) * 1.3], log: true, format: number, title: "trainable parameters ÷ those of one target" },
-      y: { domain: [low - margin, Math.min(high + margin, 1.005)], format: (v) => `${number(100 * v)}%`, title: "test accuracy" } });
-    lines(frame, list, (line, [x, y, sd, method]) => `${method}: ${percent(y)}${sd ? ` ± ${fixed(100 * sd)}` : ""} at ${fixed(x)} N`);
-    return labels(frame, list);
-  }), list.length <= 10 ? legend(list) : null);
-}
-
-const VERDICTS = { supported: ["yes", "✓ supported"], "not supported": ["no", "✕ not supported"], undecided: ["open", "? undecided"] };
-const shotsOf = (shots) => (shots === null ? "all" : shots === undefined ? "–" : String(shots));
-
-function studyPanel(index, { name, question, method, config, machine, seconds, claims, tables, by_shots: byShots, by_budget: byBudget, picture }) {
-  const verdicts = Object.keys(VERDICTS).map((verdict) => claims.filter((claim) => claim.verdict === verdict).length);
-  const lead = ["Study", config.seeds && `${config.seeds} seeds`, machine.cpu, `${number(Math.round(seconds / 60))} minutes of one core`].filter(Boolean).join(" · ");
-  return panel(index, name, lead, [], [
-    { id: "question", title: "Question", draw: () => [h("p", {}, question), h("p", { class: "note" }, method)] },
-    (claims.length || byBudget.length) && { id: "glance", title: "At a glance", draw: () => tiles([
-      claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
-      claims.length && ["not supported", verdicts[1], "the difference is below zero"],
-      claims.length && ["undecided", verdicts[2], "the interval contains zero"],
-      ...byBudget.slice(0, 1).flatMap(({ title, rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, percent(row.mean), `${fixed(row.ratio)} N trainable${title ? `; ${title}` : ""}`, !claims.length && i === 0])),
-    ]) },
-    claims.length && { id: "claims", title: "Verdict on each claim", draw: () => verdictsOf(claims),
-      note: "A claim is that a difference in accuracy, in points, is above zero. ✓ supported: the whole 95% interval lies above zero. ✕ not supported: it lies below. ? undecided: it contains zero." + (byShots ? " Columns are numbers of images per class." : "") },
-    byShots && { id: "shots", title: "Accuracy on new tasks", draw: () => shots(byShots),
-      note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by the number of images per class." },
-    byBudget.length && { id: "budget", title: "Accuracy against budget", draw: () => byBudget.map(budget) },
-    picture && { id: "picture", title: "In a picture", note: "The tables below have the numbers.",
-      draw: () => scroll("Picture", h("img", { src: picture, alt: `What the study found: ${name}; the tables below have the numbers` })) },
-    tables.length && { id: "figures", title: "All figures", draw: () => tables.flatMap((one) => [h("h4", {}, one[0]), texts(one)]) },
-    { id: "configuration", title: "Configuration", draw: () => configuration([["Settings", config], ["Machine", machine]]) },
-  ].filter(Boolean));
-}
-
-/* All verdicts at once, then the intervals of a family; of claims without numbers of images, all in one table. */
-function verdictsOf(claims) {
-  if (claims.every((claim) => claim.shots === undefined)) return intervals("Verdicts", claims, [
-    { title: "where", text: (claim) => claim.family },
-    { title: "difference", left: true, text: (claim) => claim.claim },
-  ]);
-  const families = [...new Set(claims.map((claim) => claim.family))].map((name) => [name, claims.filter((claim) => claim.family === name)]);
-  const overview = families.flatMap(([family, own]) => {
-    const columns = [...new Set(own.map(column))];
-    return [h("h4", {}, family), table({ label: `Verdicts, ${family}`, rows: [...new Set(own.map((claim) => claim.claim))], columns: [
-      { title: "difference", text: (name) => name },
-      ...columns.map((title) => ({ title, text: (name) => {
-        const claim = own.find((one) => one.claim === name && column(one) === title);
-        return claim ? h("span", { class: `verdict ${kind(claim)}`, "data-tip": `${claim.verdict}: ${interval(claim)}` }, `${VERDICTS[claim.verdict]?.[1][0] ?? ""} ${points(claim.mean)}`) : "–";
-      } })),
-    ] })];
-  });
-  const place = h("div");
-  const show = (i) => place.replaceChildren(...verdictTables(...families[i]));
-  show(0);
-  return [...overview, h("h4", {}, "Intervals"), h("div", { class: "controls" }, choice("Tasks", families.map(([name], i) => [i, name]), 0, show).field), place];
-}
-
-const kind = (claim) => VERDICTS[claim.verdict]?.[0] ?? "open";
-const column = ({ shots }) => (String(shots).startsWith("mean") ? "mean" : shotsOf(shots));
-const interval = ({ low, high }) => (low === null ? "no interval with one seed" : `${points(low)} to ${points(high)}`);
-
-function verdictTables(family, claims) {
-  return [...new Set(claims.map((claim) => claim.claim))].map((name) =>
-    intervals(`${name}, ${family}`, claims.filter((claim) => claim.claim === name), [{ title: name, text: (claim) => shotsOf(claim.shots) }], claims));
-}
-
-/* A table of claims with their intervals as pictures, on the scale of all that are `beside` them. */
-function intervals(label, claims, columns, beside = claims) {
-  const ends = beside.flatMap(({ mean, low, high }) => [mean, low, high]).filter((x) => x !== null);
-  const most = Math.max(...ends.map(Math.abs)) * 1.05 || 1, x = (value) => 100 + (100 * value) / most;
-  const picture = (claim) => {
-    const { mean, low, high } = claim, colour = { yes: "var(--good)", no: ORANGE, open: "var(--muted)" }[kind(claim)];
-    return s("svg", { viewBox: "0 0 200 18", height: 18, preserveAspectRatio: "none", "aria-hidden": "true" },
-      s("line", { x1: 100, x2: 100, y1: 0, y2: 18, stroke: "var(--muted)" }),
-      low === null ? null : s("line", { x1: x(low), x2: x(high), y1: 9, y2: 9, stroke: colour, "stroke-width": 4, "stroke-opacity": 0.45 }),
-      s("line", { x1: x(mean), x2: x(mean), y1: 3, y2: 15, stroke: colour, "stroke-width": 3 }));
-  };
-  const scale = fixed(100 * most);
-  const list = table({ label, rows: claims, columns: [
-    ...columns,
-    { title: `−${scale} to +${scale}`, text: picture, class: "interval" },
-    { title: "points", text: (claim) => points(claim.mean) },
-    { title: "verdict", left: true, text: (claim) => h("span", { class: `verdict ${kind(claim)}` }, VERDICTS[claim.verdict]?.[1] ?? claim.verdict) },
-    { title: "95% interval", text: interval },
-  ] });
-  list.classList.add("whole");
-  return list;
+  for (const line of methods.values()) line.points.sort((a, b) => a[0] - b[0]);
+  return { title, lines: [...methods.values()] };
 }
 
 function shots({ shots: names, families }) {
-  const place = h("div");
-  const show = (i) => {
-    const list = families[i].lines.map((line) => ({ ...line, name: line.method, colour: shade(line.colour), points: line.mean.map((mean, x) => [x, mean, line.sd[x]]) }));
-    const all = list.flatMap((line) => line.points.flatMap(([, y, sd]) => [y - sd, y + sd])), low = Math.min(...all), high = Math.max(...all);
-    place.replaceChildren(chart(`Accuracy on new tasks, ${families[i].name}; the tables below have the numbers`, (width) =>
-      lines(axes({ width, height: 360, left: 52, x: { domain: [-0.2, names.length - 0.8], ticks: range(names.length), format: (x) => names[x], title: "images per class" },
-        y: { domain: [Math.max(0, low - 0.03), Math.min(1.01, high + 0.03)], format: (v) => `${number(100 * v)}%` } }), list,
-      (line, [x, y, sd]) => `${line.name}, ${names[x]}: ${percent(y)} ± ${fixed(100 * sd)}`)), legend(list));
-  };
-  show(0);
-  return [h("div", { class: "controls" }, choice("Tasks", families.map(({ name }, i) => [i, name]), 0, show).field), place];
+  const panels = families.map(({ name, lines: list }) => ({ title: name,
+    lines: list.map((line) => ({ ...line, name: line.method, points: line.mean.map((value, x) => [x, value, line.sd[x]]) })) }));
+  return multiples(panels, {
+    label: "Accuracy on new tasks",
+    tip: (line, [x, y, sd]) => `${line.name}, ${names[x]}: ${percent(y)} ± ${fixed(100 * sd)}`,
+    rows: ({ lines: list }) => [["method", "images per class", "accuracy", "standard deviation"],
+      ...list.flatMap((line) => line.points.map(([x, y, sd]) => [line.name, names[x], y, sd]))],
+    frame: (width, list, view) => axes({ width, height: tall(width), left: 52, view,
+      x: { domain: [-0.2, names.length - 0.8], ticks: range(names.length), format: (x) => names[x], title: "images per class" },
+      y: { domain: extent(list), format: inPercent } }),
+  });
 }
+
+const shotsOf = (shots) => (shots === null ? "all" : shots === undefined ? "–" : String(shots));
+
+function studyPanel(index, { name, question, method, config, machine, command, seconds, claims, tables, by_shots: byShots, by_budget: byBudget, picture }) {
+  const verdicts = Object.keys(VERDICTS).map((verdict) => claims.filter((claim) => claim.verdict === verdict).length);
+  const lead = ["Study", config.seeds && `${config.seeds} seeds`, machine.cpu, `${number(Math.round(seconds / 60))} minutes of one core`, command].filter(Boolean).join(" · ");
+  return panel(index, name, lead, [], [
+    { id: "question", title: "Question", draw: () => [h("p", {}, question), folded("How it was measured", h("p", { class: "note" }, method))] },
+    (claims.length || byBudget.length) && { id: "glance", title: "At a glance", draw: () => [tiles([
+      claims.length && ["claims supported", verdicts[0], `of ${claims.length}`, true],
+      claims.length && ["not supported", verdicts[1], "the difference is below zero"],
+      claims.length && ["undecided", verdicts[2], "the interval contains zero"],
+      ...(claims.length ? [] : byBudget.slice(0, 1)).flatMap(({ title, rows }) => [...rows].sort((a, b) => b.mean - a.mean).slice(0, 3).map((row, i) => [row.method, `${percent(row.mean)}`, `± ${fixed(100 * row.sd)}, ${fixed(row.ratio)} N trainable${title ? `; ${title}` : ""}`, i === 0])),
+    ]), ...(claims.length ? findings(claims) : [])] },
+    claims.length && { id: "claims", title: "Verdict on each claim", draw: () => verdictsOf(claims),
+      note: "A claim is that a difference in accuracy, in points, is above zero. ▲ supported: the whole 95% interval lies above zero. ▼ not supported: it lies below. ○ undecided: it contains zero. Every chart has a scale of its own." },
+    byShots && { id: "shots", title: "Accuracy on new tasks", draw: () => shots(byShots),
+      note: "Mean accuracy on held-out tasks, and its standard deviation over seeds, by the number of images per class." },
+    byBudget.length && { id: "budget", title: "Accuracy against budget", draw: () => budgets(byBudget),
+      note: "Mean test accuracy and its standard deviation over seeds, against trainable parameters ÷ those of one target, N." },
+    picture && { id: "picture", title: "In a picture", note: "The tables below have the numbers.",
+      draw: () => scroll("Picture", h("img", { src: picture, alt: `What the study found: ${name}; the tables below have the numbers` })) },
+    tables.length && { id: "figures", title: "All figures", draw: () => tables.map((one) => folded(one[0], saving(one), texts(one))) },
+    { id: "configuration", title: "Configuration", draw: () => configuration([["Settings", config], ["Machine", { command, ...machine }]]) },
+  ].filter(Boolean));
+}
+
+const saving = ([title, columns, rows]) => h("button", { type: "button", class: "tool", "aria-label": `Save as CSV: ${title}`, onclick: () => saveRows(`${title}.csv`, [columns, ...rows]) }, "CSV");

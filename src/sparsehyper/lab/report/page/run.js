@@ -7,7 +7,7 @@ function runPanel(index, run) {
   const { config, tasks } = run, evaluated = run.evaluation !== null;
   const worst = evaluated ? tasks.findIndex((task) => task.name === run.evaluation.worst_task) : 0;
   run.task = shared(worst); // the task that pictures show
-  const kind = config.method.kind;
+  const kind = config.method.kind, { resolved, ...settings } = config;
   const source = config.data.source.split(/[\\/]/).pop();
   const lead = [METHODS[kind] || `${kind[0].toUpperCase()}${kind.slice(1).replace("_", " ")} generator`,
     plural(tasks.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`].join(" · ");
@@ -16,7 +16,7 @@ function runPanel(index, run) {
   return panel(index, run.name, lead, [unfinished, run.missing], [
     { id: "glance", title: "At a glance", draw: () => glance(run, where) },
     { id: "tasks", title: evaluated ? "Accuracy per task" : "Tasks", draw: () => perTask(run, where),
-      note: evaluated && `The share of each task's ${where} images that is classified correctly.` },
+      note: evaluated && `The share of each task's ${where} images that is classified correctly, with Wilson's 95% interval for that many images.` },
     run.curves.validation.step.length && { id: "curves", title: "Learning curves", draw: () => learning(run) },
     run.confusion && { id: "confusion", title: "Confusion matrices", draw: () => confusion(run, where),
       note: "Rows are true classes, columns are predicted ones. Blue is right, orange is wrong." },
@@ -32,15 +32,26 @@ function runPanel(index, run) {
     run.wiring && { id: "wiring", title: "Wiring of the generator", draw: () => wiring(run),
       note: "What one generated number depends on: from the embedding on the left, through layers that grow, to the output on the right." },
     { id: "configuration", title: "Configuration", draw: () => configuration([
-      ["Settings", { ...config, resolved: undefined }], ["What follows from them", config.resolved], ["Versions", run.versions]]) },
+      ["Settings", settings], ["What follows from them", resolved], ["Versions", run.versions]]) },
   ].filter(Boolean));
 }
 
+/* Wilson's 95% interval of a share of n images. */
+function wilson(share, n) {
+  const z = 1.959964 ** 2 / n, middle = (share + z / 2) / (1 + z), half = Math.sqrt(z * share * (1 - share) + (z * z) / 4) / (1 + z);
+  return [Math.max(0, middle - half), Math.min(1, middle + half)];
+}
+
+const certain = (task) => (task.images ? wilson(task.accuracy, task.images) : null);
+const fromTo = (both) => (both ? both.map(percent).join(" to ") : "–");
+
 function glance(run, where) {
   const { evaluation, config, training, tasks } = run, { numel, trainable_parameters: trainable } = config.resolved;
+  const lowest = evaluation && tasks.find((task) => task.name === evaluation.worst_task);
+  const images = tasks.reduce((sum, task) => sum + (task.images || 0), 0); // of all tasks together
   return tiles([
-    evaluation && [`mean ${where} accuracy`, percent(evaluation.accuracy), `over ${plural(tasks.length, "task")}`, true],
-    evaluation && tasks.length > 1 && ["lowest task", percent(evaluation.worst_accuracy), evaluation.worst_task],
+    evaluation && [`mean ${where} accuracy`, percent(evaluation.accuracy), `over ${plural(tasks.length, "task")}${images ? `; ${fromTo(wilson(evaluation.accuracy, images))}` : ""}`, true],
+    evaluation && tasks.length > 1 && ["lowest task", percent(evaluation.worst_accuracy), `${evaluation.worst_task}${images ? `; ${fromTo(certain(lowest))}` : ""}`],
     !evaluation && ["tasks", count(tasks.length), `${tasks.filter((t) => t.origin !== "trained").length} added after training`, true],
     ["trainable parameters", count(trainable), `${fixed(trainable / numel)} × one target`],
     ["one target, N", count(numel), "parameters"],
@@ -58,7 +69,7 @@ function taskChoice(run) {
   return field;
 }
 
-const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${percent(task.accuracy)}`);
+const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${percent(task.accuracy)}${task.images ? ` (${fromTo(certain(task))})` : ""}`);
 
 /* What was measured when a task was added to a run. */
 const measure = (title, key, show) => ({ title,
@@ -76,6 +87,7 @@ function perTask(run, where) {
   const columns = [
     { title: "task", text: (task, i) => link(run, i), value: (task, i) => i },
     evaluated && { title: "accuracy", text: (task) => percent(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
+    evaluated && tasks[0].images && { title: "95% interval", text: (task) => fromTo(certain(task)) },
     evaluated && { title: "loss", text: (task) => task.loss.toFixed(4), value: (task) => task.loss },
     tasks.some((task) => task.entropy !== null) && { title: "entropy", text: (task) => (task.entropy === null ? "–" : task.entropy.toFixed(4)), value: (task) => task.entropy },
     evaluated && run.confusion && { title: `${where} images`, text: (task) => count(task.images), value: (task) => task.images },
@@ -98,19 +110,23 @@ function perTask(run, where) {
 
 function ranking(run) {
   const order = range(run.tasks.length).sort((a, b) => run.tasks[a].accuracy - run.tasks[b].accuracy);
-  const all = run.tasks.map((task) => task.accuracy), low = Math.min(...all), high = Math.max(...all);
+  const ends = (i) => certain(run.tasks[i]) || [run.tasks[i].accuracy, run.tasks[i].accuracy], all = order.flatMap(ends);
+  const low = Math.min(...all), high = Math.max(...all);
   const average = run.evaluation.accuracy, margin = 0.05 * (high - low || 0.01);
-  const box = chart("Accuracy of every task, lowest first; the table below has the numbers", (width) => {
-    const frame = axes({ width, height: 220, left: 52,
+  const box = chart("Accuracy of every task, lowest first; the table below has the numbers", (width, view) => {
+    const { svg, plot, px, py, left, right } = axes({ width, height: 220, left: 52, view,
       x: { domain: [1, order.length], title: "tasks, lowest first", ticks: [1, order.length] },
-      y: { domain: [low - margin, high + margin], format: (v) => `${number(100 * v)}%` } });
-    const at = frame.py(average);
-    frame.svg.append(s("line", { x1: frame.left, x2: frame.right, y1: at, y2: at, stroke: ORANGE, "stroke-dasharray": "5 4" }),
-      s("text", { x: frame.right, y: at + 15, "text-anchor": "end", class: "strong" }, `mean ${percent(average)}`));
-    order.forEach((i, rank) => frame.svg.append(s("circle", { cx: frame.px(rank + 1), cy: frame.py(all[i]), r: order.length > 80 ? 3 : 4.5,
-      fill: BLUE, class: i === run.task.value ? "pick hot" : "pick", "data-tip": about(run.tasks[i]), onclick: () => run.task.set(i) })));
-    return frame.svg;
-  });
+      y: { domain: [low - margin, high + margin], format: inPercent } });
+    const at = py(average), radius = order.length > 80 ? 3 : 4.5;
+    plot.append(s("line", { x1: left, x2: right, y1: at, y2: at, stroke: ORANGE, "stroke-dasharray": "5 4" }),
+      s("text", { x: right, y: at + 15, "text-anchor": "end", class: "strong" }, `mean ${percent(average)}`));
+    order.forEach((i, rank) => {
+      const x = px(rank + 1), [from, to] = ends(i).map(py);
+      plot.append(s("line", { x1: x, x2: x, y1: from, y2: to, stroke: BLUE, "stroke-opacity": 0.5 }),
+        s("circle", { cx: x, cy: py(run.tasks[i].accuracy), r: radius, fill: BLUE, class: i === run.task.value ? "pick hot" : "pick", "data-tip": about(run.tasks[i]), onclick: () => run.task.set(i) }));
+    });
+    return svg;
+  }, { data: () => [["task", "accuracy", "low", "high", "loss", "images"], ...run.tasks.map((task) => [task.name, task.accuracy, ...(certain(task) || ["", ""]), task.loss, task.images])] });
   run.task.listen(() => box.redraw());
   return box;
 }
@@ -118,13 +134,15 @@ function ranking(run) {
 function learning(run) {
   const { train, validation } = run.curves, last = Math.max(...validation.step, ...train.step);
   const zip = (columns, key) => columns.step.map((step, i) => [step, columns[key][i]]);
-  const picture = (title, list, format) => {
-    const values = list.flatMap((line) => line.points.map(([, y]) => y)), low = Math.min(...values), high = Math.max(...values);
+  const picture = (title, list, y) => {
+    const values = list.flatMap((line) => line.points.map(([, value]) => value)), low = Math.min(...values), high = Math.max(...values);
     const margin = 0.05 * (high - low || 0.1 * high || 0.1);
-    return h("figure", {}, h("figcaption", { class: "note" }, title), chart(`${title}; the table below has the numbers`, (width) =>
-      lines(axes({ width, height: 240, left: 52, x: { domain: [0, last], title: "updates", format: count },
-        y: { domain: [Math.max(0, low - margin), high + margin], format } }), list,
-      (line, [step, value]) => `${line.name}, after ${count(step)}: ${line.text(value)}`)), legend(list));
+    // A loss of zero has no place on a log axis.
+    const domain = y.log && low > 0 ? [low / 1.1, high * 1.1] : [Math.max(0, low - margin), high + margin];
+    return h("figure", {}, chart(`${title}; the table below has the numbers`, (width, view) =>
+      lines(axes({ width, height: 240, left: 52, view, x: { domain: [0, last], title: "updates", format: count }, y: { ...y, log: y.log && low > 0, domain } }), list,
+        (line, [step, value]) => `${line.name}, after ${count(step)}: ${line.text(value)}`),
+    { title, data: () => [["line", "updates", "value"], ...list.flatMap((line) => line.points.map((point) => [line.name, ...point]))] }), legend(list));
   };
   const shares = [
     { name: "mean of all tasks", colour: BLUE, points: zip(validation, "accuracy"), text: percent },
@@ -136,8 +154,8 @@ function learning(run) {
   ].filter((line) => line.points.length);
   const numbers = texts(["Validation", ["updates", "mean accuracy", "lowest task", "loss"], validation.step.map((step, i) =>
     [count(step), percent(validation.accuracy[i]), percent(validation.worst_accuracy[i]), validation.loss[i].toFixed(4)])]);
-  return [h("div", { class: "pair" }, picture("Validation accuracy", shares, (v) => `${number(100 * v)}%`), picture("Loss, in nats", losses, number)),
-    h("details", {}, h("summary", {}, "The numbers"), numbers)];
+  return [h("div", { class: "pair" }, picture("Validation accuracy", shares, { format: inPercent }), picture("Loss, in nats, on a log axis", losses, { log: true, format: number })),
+    folded("The numbers", numbers)];
 }
 
 function confusion(run, where) {

@@ -4,7 +4,7 @@
    order of the tab key. `show(i)` makes the panel on its first showing. */
 function tabs(names, panels) {
   const buttons = names.map((name, i) =>
-    h("button", { type: "button", role: "tab", id: `tab-${i}`, "aria-controls": `panel-${i}`, onclick: () => select(i) }, name));
+    h("button", { type: "button", role: "tab", id: `tab-${i}`, "aria-controls": `panel-${i}`, onclick: () => chosen(i) }, name));
   function select(i) {
     buttons.forEach((button, j) => {
       button.setAttribute("aria-selected", i === j);
@@ -13,13 +13,17 @@ function tabs(names, panels) {
     });
     panels[i].open();
   }
+  const chosen = (i) => {
+    select(i);
+    history.replaceState(null, "", `#panel-${i}`);
+  };
   const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
   const list = h("div", { role: "tablist", "aria-label": "What is shown", onkeydown: (event) => {
     if (!(event.key in moves)) return;
     const now = buttons.indexOf(document.activeElement), move = moves[event.key], n = buttons.length;
     const next = Number.isFinite(move) ? (now + move + n) % n : move < 0 ? 0 : n - 1;
     event.preventDefault();
-    select(next);
+    chosen(next);
     buttons[next].focus();
   } }, buttons);
   return { list, select };
@@ -43,7 +47,8 @@ function panel(index, title, lead, notices, sections) {
         element.dataset.drawn = "";
       } };
       // What is above moves things when it is drawn: first, then.
-      link.addEventListener("click", () => parts.slice(0, parts.indexOf(part) + 1).forEach((p) => p.render()));
+      part.reach = () => parts.slice(0, parts.indexOf(part) + 1).forEach((p) => p.render());
+      link.addEventListener("click", part.reach);
       return part;
     });
     const of = new Map(parts.map((part) => [part.element, part]));
@@ -58,12 +63,23 @@ function panel(index, title, lead, notices, sections) {
       const strip = current.link.parentElement;
       if (strip.scrollWidth > strip.clientWidth) strip.scrollLeft = current.link.offsetLeft - strip.clientWidth / 3;
     }, { rootMargin: "-20% 0px -55% 0px" });
-    window.addEventListener("beforeprint", () => root.hidden || parts.forEach((part) => part.render()));
+    const charts = () => (root.hidden ? [] : root.querySelectorAll(".chart"));
+    window.addEventListener("beforeprint", () => {
+      if (!root.hidden) parts.forEach((part) => part.render());
+      charts().forEach((box) => box.print());
+    });
+    window.addEventListener("afterprint", () => charts().forEach((box) => box.screen()));
     root.append(h("h2", {}, title), h("p", { class: "lead" }, lead),
       ...notices.filter(Boolean).map((text) => h("p", { class: "notice" }, text)),
       h("div", { class: "columns" }, h("nav", { "aria-label": `Sections of ${title}` }, parts.map((part) => part.link)),
         h("div", { class: "sections" }, parts.map((part) => part.element))));
     parts[0].render();
+    root.reach = (anchor) => {
+      const part = parts.find(({ element }) => element.id === anchor);
+      if (!part) return;
+      part.reach();
+      part.element.scrollIntoView();
+    };
     for (const part of parts) near.observe(part.element), inView.observe(part.element);
   };
   return root;
@@ -81,11 +97,16 @@ function shared(value) {
 
 function followPointer() {
   const tip = document.getElementById("tip");
-  document.addEventListener("pointerover", (event) => {
-    const text = event.target instanceof Element && event.target.closest("[data-tip]")?.dataset.tip;
-    if (text) showTip(text, event);
+  const follow = (event, place) => {
+    const marked = event.target instanceof Element && event.target.closest("[data-tip]");
+    if (marked) showTip(marked.dataset.tip, place(marked));
     else tip.hidden = true;
-  });
+  };
+  document.addEventListener("pointerover", (event) => follow(event, () => event));
+  document.addEventListener("focusin", (event) => follow(event, (marked) => {
+    const { right, top } = marked.getBoundingClientRect();
+    return { clientX: right, clientY: top };
+  }));
   document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 }
 
@@ -99,11 +120,10 @@ function showTip(text, event) {
   tip.style.transform = `translate(${Math.max(6, x)}px, ${y}px)`;
 }
 
-/* The rest of a configuration as a table of dotted keys, and as it is. */
+/* A configuration as tables of dotted keys. */
 function configuration(parts) {
   const flat = (value, key) => value !== null && typeof value === "object" && !Array.isArray(value) && Object.keys(value).length
     ? Object.entries(value).flatMap(([k, v]) => flat(v, key ? `${key}.${k}` : k))
     : [[key, typeof value === "string" ? value : JSON.stringify(value)]];
-  return parts.filter(([, value]) => value).flatMap(([title, value]) => [
-    h("h4", {}, title), texts([title, ["setting", "value"], flat(value, "")], true)]);
+  return parts.filter(([, value]) => value).map(([title, value]) => folded(title, texts([title, ["setting", "value"], flat(value, "")], true)));
 }
