@@ -16,7 +16,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def _plan(
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
     """The rows of the table, and the methods that cannot meet a budget."""
     layout = target_layout(experiment, tasks)
-    resolved = {"tasks": asdict(TaskInfo.of(tasks)), "numel": count_numbers(layout)}
+    resolved = {"tasks": TaskInfo.of(tasks).to_dict(), "numel": count_numbers(layout)}
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:
