@@ -199,5 +199,6 @@ def _memory() -> dict[int, int]:
     """Address and bytes of the memory of every tensor."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]
-    storages = [tensor.untyped_storage() for tensor in tensors]
+    dense = [tensor for tensor in tensors if tensor.layout is torch.strided]
+    storages = [tensor.untyped_storage() for tensor in dense]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -9,7 +9,7 @@ from torch import nn
 from sparsehyper import Dense, HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper._util.files import CheckpointError, read_sealed, sealed
 from sparsehyper.adapters import lora
-from sparsehyper.recipes import build, describe
+from sparsehyper.recipes import _harmless, build, describe
 
 FLOAT = {"dtype": "torch.float32"}
 TARGET = nn.Sequential(
@@ -107,6 +107,7 @@ def test_a_model_of_transformers_is_built_by_its_configuration(tmp_path):
         {"class": "Linear", "in_features": 2, "out_features": 2, "device": "cuda", **FLOAT},
         {"class": "Linear", "in_features": 2, "out_features": 2, "dtype": "os.system"},
         {"class": "Linear", "in_features": 10**7, "out_features": 10**7, **FLOAT},
+        {"class": "BatchNorm1d", "num_features": 10**13, "affine": False, **FLOAT},
         {"class": "Sequential", "layers": [1], **FLOAT},
         {"transformers": "pipeline", "config": {}, **FLOAT},
         {"transformers": "AutoModel", "config": {"auto_map": {"AutoModel": "x--y.Z"}}, **FLOAT},
@@ -119,3 +120,8 @@ def test_a_strange_recipe_builds_nothing(tmp_path, recipe):
     file.write_text(sealed({**read_sealed(file), "target": recipe}))
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         HyperNetwork.load(tmp_path / "model")
+
+
+def test_settings_that_name_code_are_left_out():
+    settings = {"auto_map": 1, "width": 2, "parts": [{"_attn_implementation": "a/b", "depth": 3}]}
+    assert _harmless(settings) == {"width": 2, "parts": [{"depth": 3}]}

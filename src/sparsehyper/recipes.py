@@ -9,7 +9,9 @@ that transformers itself contains, and is built without values before anything i
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import nn
 
 from sparsehyper._util.checks import check_size
-from sparsehyper._util.extras import require
+from sparsehyper._util.extras import MissingExtraError
 
 Recipe = dict[str, Any]
 
@@ -37,6 +39,8 @@ _LAYERS = {
         *("Softmax", "LogSoftmax", "Upsample", "PixelShuffle", "PixelUnshuffle"),
     )
 }
+# Settings of transformers by which it takes code from elsewhere, and one that torch gives.
+_NAMES_CODE = re.compile(r"auto_map|dtype|_?(attn|experts)_implementation").fullmatch
 _DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 
 
@@ -71,7 +75,8 @@ def build(recipe: Mapping[str, Any]) -> nn.Module:
     Linear(in_features=4, out_features=2, bias=False)
     """
     shapes = _without_values(recipe)
-    check_size("the saved `target`", sum(p.numel() for p in shapes.parameters()))
+    tensors = (*shapes.parameters(), *shapes.buffers())
+    check_size("the saved `target`", sum(tensor.numel() for tensor in tensors))
     with torch.random.fork_rng([]):
         return _built(recipe).to(_DTYPES[recipe["dtype"]])
 
@@ -131,13 +136,25 @@ def _built(recipe: Mapping[str, Any]) -> nn.Module:
 
 def _transformer(name: str, settings: Mapping[str, Any]) -> nn.Module:
     """A model of transformers by its configuration; no code from a file or the hub is run."""
-    transformers = require("transformers", "hub")
+    try:
+        transformers = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the target {name!r} is a model of transformers; pip install transformers"
+        ) from error
     model: Any = getattr(transformers, str(name), None)
     known = isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)
     if not known:
         raise ValueError(f"transformers has no model {name!r}")
-    own = {key: value for key, value in settings.items() if key not in ("auto_map", "dtype")}
-    return model._from_config(model.config_class.from_dict(own))
+    return model._from_config(model.config_class.from_dict(_harmless(settings)))
+
+
+def _harmless(settings: Any) -> Any:
+    """Settings without those by which transformers takes code from elsewhere."""
+    if isinstance(settings, Mapping):
+        kept = {key: value for key, value in settings.items() if not _NAMES_CODE(str(key))}
+        return {key: _harmless(value) for key, value in kept.items()}
+    return [_harmless(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _structure(module: nn.Module) -> dict[str, Any]:

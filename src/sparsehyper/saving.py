@@ -315,7 +315,8 @@ def _check_own(path: Path) -> None:
     """Raise ``FileExistsError`` unless a directory holds a model and nothing else."""
     own = {CONFIG_FILE, WEIGHTS_FILE, _NEW_WEIGHTS, CARD_FILE}
     others = [f.name for f in path.iterdir() if f.name not in own and not f.name.startswith(".")]
-    if path.is_symlink() or others or not (path / CONFIG_FILE).exists():
+    empty = not any(path.iterdir())
+    if path.is_symlink() or others or not (empty or (path / CONFIG_FILE).exists()):
         found = f"it holds {others[0]!r}" if others else "it is not the directory of a model"
         raise FileExistsError(f"`directory` {str(path)!r} is not written over: {found}")
 

@@ -246,7 +246,7 @@ X, Y = samples(0)
             "new",
             (X, Y),
             {"loss": lambda o, y: o.mean()},
-            r"`loss` must return the losses .* n samples, got shape \[\] for labels \[n\]; leave",
+            "`loss` must return the losses .* n samples, got their mean; leave out its mean",
         ),
         ("new", TensorDataset(X, Y), {}, "got single samples; wrap a data set in a DataLoader"),
         ("new", [(X, Y), (X[0], 1)], {}, "got single samples"),

@@ -93,6 +93,20 @@ def test_offsets_follow_their_tasks():
     torch.testing.assert_close(both, torch.stack([torch.arange(8.0), plain["c"]]))
 
 
+def test_a_state_dict_of_refined_tasks_fits_a_fresh_hypernetwork():
+    def make():
+        features = {name: torch.ones(4) for name in "ab"}
+        return HyperNetwork(torch.nn.Linear(3, 2), Dense(), TaskFeatures(features, 8))
+
+    refined, fresh = make(), make()
+    plain = refined.state_dict()
+    refined.conditioner.refine(1, torch.arange(8.0))
+    fresh.load_state_dict(refined.state_dict())
+    torch.testing.assert_close(fresh.embedding("b"), torch.arange(8.0))
+    fresh.load_state_dict(plain)
+    torch.testing.assert_close(fresh.embedding("b"), make().embedding("b"))
+
+
 def test_the_fit_starts_at_the_description():
     hnet = HyperNetwork(
         torch.nn.Linear(5, 2), Dense(), TaskFeatures({n: torch.rand(4) for n in "abc"}, 8)

@@ -35,6 +35,7 @@ def device(request, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(products, "DEVICE", "cpu")
     monkeypatch.setattr(kernels, "compiled", None)
+    monkeypatch.setattr(kernels, "_warn", lambda: None)
     return "cpu"
 
 

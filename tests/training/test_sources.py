@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
 from sparsehyper.training import TrainConfig, evaluate, train
 from sparsehyper.training.sources import ByTask, Passes
 
@@ -119,5 +119,21 @@ def test_tasks_without_names_or_data_are_refused():
         train(nn.Linear(3, 1), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
     with pytest.raises(ValueError, match="cannot evaluate task 'down'"):
         train(make(), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
-    with pytest.raises(ValueError, match=r"`loss` must give .* 64 samples, got shape \[2\]"):
+    with pytest.raises(ValueError, match=r"`loss` must return .* got shape \[2\] for labels \[n\]"):
         train(make(), [(X, Y, 0)], [(X, Y, TASK)], CONFIG, loss=lambda *_: X[:2, 0], quiet=True)
+
+
+@pytest.mark.parametrize("loss", [None, nn.L1Loss()])
+@pytest.mark.filterwarnings("ignore:Using a target size")  # PyTorch's, before the error
+def test_labels_that_would_broadcast_are_refused(loss):
+    with pytest.raises(ValueError, match="shape"):
+        train(make(), named(), named(), CONFIG, loss=loss, quiet=True)
+
+
+def test_examples_of_a_head_and_evaluations_take_a_data_loader():
+    target = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(NAMES, dim=8), head=Ridge())
+    loader = named((Y > 0).long())
+    result = train(hnet, loader, loader, CONFIG, examples=loader, quiet=True)
+    assert result.best.accuracy > 0.9
+    assert evaluate(hnet, loader).accuracies == result.best.accuracies

@@ -7,6 +7,10 @@ entropy of logits, and the score the accuracy.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,8 +30,48 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
     tensor([1., 4.])
     """
     if y.is_floating_point():
+        if outputs.shape != y.shape:  # [n, 1] and [n] would broadcast to [n, n]
+            raise ValueError(
+                "numbers to predict must have the shape of the outputs, got outputs "
+                f"{list(outputs.shape)} and labels {list(y.shape)}"
+            )
         return (outputs.float() - y).square().flatten(1).mean(1)
     return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
+
+
+def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+    """The losses of samples by a loss of the caller's own.
+
+    Args:
+        outputs: outputs of a model.
+        y: labels ``[n, …]``.
+        loss: called as ``loss(outputs, y)``. One with a ``reduction`` is used without it.
+
+    Returns:
+        What it gives for each sample, ``[n]``; or its mean, without dimensions.
+
+    >>> own_losses(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), nn.MSELoss())
+    tensor([1., 4.])
+    """
+    if getattr(loss, "reduction", "none") != "none":
+        loss = copy.copy(loss)
+        loss.reduction = "none"  # type: ignore[attr-defined]
+    each = loss(outputs, y)
+    if each.ndim == 0:
+        return each
+    # Outputs [n, 1] and labels [n] broadcast to [n, n].
+    most = max(y.numel(), outputs.numel() if isinstance(outputs, Tensor) else each.numel())
+    if each.shape[:1] != y.shape[:1] or each.numel() > most:
+        # Write n, as the caller does not know how many samples run together.
+        found, of_y = (
+            ", ".join("n" if size == len(y) else str(size) for size in tensor.shape)
+            for tensor in (each, y)
+        )
+        raise ValueError(
+            f"`loss` must return the losses [n] or [n, …] of n samples, got shape [{found}] for "
+            f"labels [{of_y}]; see that outputs and labels have one shape"
+        )
+    return each.flatten(1).mean(1) if each.ndim > 1 else each
 
 
 def r_squared(loss: float, variance: float) -> float:

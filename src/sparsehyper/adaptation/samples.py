@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from sparsehyper._util.checks import check_integer, class_numbers
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, labelled
+from sparsehyper._util.objectives import own_losses
 from sparsehyper._util.random import seeded
 from sparsehyper.conditioning import TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
@@ -216,23 +216,13 @@ def losses_of(outputs: Any, y: Tensor, n_classes: int | Tensor, loss: Loss | Non
     """
     if loss is None:
         return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
-    if getattr(loss, "reduction", "none") != "none":
-        loss = copy.copy(loss)
-        loss.reduction = "none"  # type: ignore[attr-defined]
-    each = loss(outputs, y)
-    # Outputs [n, 1] and labels [n] broadcast to [n, n].
-    most = max(y.numel(), outputs.numel() if isinstance(outputs, Tensor) else each.numel())
-    if each.shape[:1] != y.shape[:1] or each.numel() > most:
-        # Write n, as the caller does not know how many samples run together.
-        found, of_y = (
-            ", ".join("n" if size == len(y) else str(size) for size in tensor.shape)
-            for tensor in (each, y)
-        )
+    each = own_losses(outputs, y, loss)
+    if each.ndim == 0:
         raise ValueError(
-            f"`loss` must return the losses [n] or [n, …] of n samples, got shape [{found}] for "
-            f"labels [{of_y}]; leave out its mean, and see that outputs and labels have one shape"
+            "`loss` must return the losses [n] or [n, …] of n samples, got their mean; leave out "
+            "its mean"
         )
-    return each.flatten(1).mean(1) if each.ndim > 1 else each
+    return each
 
 
 @contextmanager

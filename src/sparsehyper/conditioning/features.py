@@ -100,6 +100,11 @@ class TaskFeatures(TaskConditioner):
             self.offsets = torch.cat([self.offsets, self.offsets.new_zeros(1, self.dim)])
         self.append_name(name)
 
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        offsets = state.get(f"{prefix}offsets")
+        self.offsets = None if offsets is None else self.features.new_zeros(offsets.shape)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     @torch.no_grad()
     def refine(self, row: int, z: Tensor) -> None:
         """Set the offset of the task with this number so that its embedding is z ``[dim]``."""

@@ -1,6 +1,6 @@
 """Training a model on many tasks: the loop, evaluation and the run directory.
 
-Needs the extra ``train``. It takes any source of batches (`BatchSource`) and any module that is
+Needs the extra ``train``. It takes any iterable of batches ``(x, y, task)`` and any module that is
 called as ``model(x, task=task)``.
 """
 

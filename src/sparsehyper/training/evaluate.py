@@ -6,7 +6,7 @@ error, and what stands for the accuracy is R²: 1 - error / the mean variance wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -18,7 +18,7 @@ from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
-from sparsehyper.training.sources import Measure, Measures, moved
+from sparsehyper.training.sources import ByTask, Measure, Measures, known_names, moved
 
 ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
@@ -122,7 +122,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    data: EvaluationData,
+    data: Iterable[Any] | EvaluationData,
     *,
     names: Sequence[str] | None = None,
     n_classes: Sequence[int] | None = None,
@@ -137,7 +137,7 @@ def evaluate(
     Args:
         model: called as ``model(x, task=task)`` with an int ``task``; returns logits
             ``[batch, outputs]``. Its mode is restored afterwards.
-        data: the images of each task.
+        data: batches ``(x, y, task)``, as `train` takes them; or an object as `EvaluationData`.
         names: task names, by default ``"task 0"``, ``"task 1"``, ….
         n_classes: number of classes of each task; by default every output counts.
         batch_size: number of images per batch.
@@ -160,6 +160,9 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
+    if not isinstance(data, EvaluationData):
+        names = known_names(names, model)
+        data = ByTask(data, names)
     names = check_tasks(data.counts, names, n_classes)
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)

@@ -41,7 +41,7 @@ from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
-from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, moved
+from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, known_names, moved
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ def train(
     callback: Callback | None = None,
     names: Sequence[str] | None = None,
     n_classes: Sequence[int] | None = None,
-    examples: EvaluationData | None = None,
+    examples: Iterable[Any] | EvaluationData | None = None,
     run: Run | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -156,10 +156,12 @@ def train(
     True
     """
     if not isinstance(validation, EvaluationData):
-        names = _known(names, model)
+        names = known_names(names, model)
         validation = ByTask(validation, names)
     if not isinstance(batches, BatchSource):
-        batches = Passes(batches, _known(names, model))
+        batches = Passes(batches, known_names(names, model))
+    if examples is not None and not isinstance(examples, EvaluationData):
+        examples = ByTask(examples, known_names(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
@@ -316,15 +318,6 @@ def train(
         step_ms=1e3 * statistics.median(step_seconds) if step_seconds else None,
         peak_memory=_peak_memory(here.device),
     )
-
-
-def _known(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
-    """``names``, or those of the tasks that the model knows."""
-    if names is None and isinstance(model, HyperNetwork):
-        return model.task_names
-    if names is None:
-        raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
-    return names
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
-from sparsehyper._util.objectives import sample_losses
+from sparsehyper._util.objectives import own_losses, sample_losses
 from sparsehyper._util.text import listed
+from sparsehyper.hypernetwork import HyperNetwork
 
 Measure = Callable[[Any, Tensor], Tensor]
 """From a model's output and y to one number for each sample ``[batch]``, or to their mean."""
@@ -36,7 +37,8 @@ class Measures:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
-        return _each("loss", self.loss(out, y), y)
+        found = own_losses(out, y, self.loss)
+        return found.expand(len(y)) if found.ndim == 0 else found
 
     def scores(self, out: Any, y: Tensor, losses: Tensor) -> Tensor:
         """The ``metric`` of each sample, or minus its loss, ``[batch]``."""
@@ -92,6 +94,15 @@ class ByTask:
     def batches(self, task: int, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:  # noqa: ARG002
         """All samples of a task, in the batches they came in."""
         return iter(self._kept[task])
+
+
+def known_names(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
+    """``names``, or those of the tasks that the model knows."""
+    if names is None and isinstance(model, HyperNetwork):
+        return model.task_names
+    if names is None:
+        raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
+    return names
 
 
 def moved(values: Any, device: torch.device) -> Any:

@@ -263,6 +263,8 @@ def test_a_file_gives_options_and_the_command_line_wins(command, tmp_path):
         ("- steps", "must hold lines such as"),
         ("steps: [", "cannot be read"),
         ("!!python/object/apply:os.getcwd []", "cannot be read"),
+        ("target: os:getcwd", "would run code"),
+        ("trust-target: true", "would run code"),
     ],
 )
 def test_a_file_of_options_that_is_wrong_is_refused(command, tmp_path, text, said):

@@ -9,13 +9,14 @@ from typing import Any
 
 from sparsehyper.lab.cli.output import Json, echo, print_json
 
-# The packages of each extra, in pyproject.toml's order; the command line itself needs the first.
+# The packages of each extra; the command line itself needs the first.
 _EXTRAS = {
-    "cli": ("typer", "rich", "accelerate", "filelock", "pillow", "pyarrow", "matplotlib"),
+    "cli": ("typer", "rich", "accelerate", "filelock", "pillow", "pyarrow", "matplotlib", "pyyaml"),
     "data": ("datasets", "scikit-learn"),
     "study": ("optuna",),
     "tensorboard": ("tensorboard",),
     "onnx": ("onnx", "onnxscript"),
+    "hub": ("huggingface_hub",),
 }
 _LIBRARY = ("sparsehyper", "torch", "numpy", "safetensors", "triton")
 

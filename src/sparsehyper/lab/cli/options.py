@@ -224,6 +224,10 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
     options = {o.lstrip("-"): p for p in context.command.params for o in p.opts if o != "--config"}
     defaults = {}
     for name, value in found.items():
+        if name == "trust-target" or (name == "target" and _is_code(value)):
+            raise typer.BadParameter(
+                f"{file} has {name}: {value!r}, which would run code; give it on the command line"
+            )
         if name not in options:
             raise typer.BadParameter(f"{file} has {name!r}, which is no option: {list(options)}")
         several = getattr(options[name], "multiple", False)
@@ -234,6 +238,12 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
         defaults[str(options[name].name)] = words if several else words[0]
     context.default_map = defaults
     return file
+
+
+def _is_code(target: Any) -> bool:
+    from sparsehyper.lab.runs.targets import function_of
+
+    return function_of(str(target)) is not None
 
 
 _CONFIG = inspect.Parameter(

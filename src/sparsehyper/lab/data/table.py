@@ -128,10 +128,12 @@ def load_table(
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
         if lacking := set(range(len(names))) - set(task[chosen]):
-            raise ValueError(
-                f"task {names[min(lacking)]!r} has no {part} rows; give it more rows, or leave it "
-                "out"
+            remedy = (
+                "`val_fraction` must be above 0"
+                if part == "validation" and not val_fraction
+                else "give it more rows, or leave it out"
             )
+            raise ValueError(f"task {names[min(lacking)]!r} has no {part} rows; {remedy}")
     columns = Columns.fit(table, kept, task_column, target_column, targets)
     x, y = columns.encode(table), columns.targets_of(table, classes)
     splits = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.classifiers import mask_classes
-from sparsehyper._util.objectives import sample_losses, score_of
+from sparsehyper._util.objectives import r_squared, sample_losses, score_of
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
@@ -224,21 +224,26 @@ def _evaluate_tasks(
     loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
 ) -> Evaluation:
     """Accuracy, loss and entropy of the ordinary models of some tasks."""
-    results = []
+    results, spread, count = [], 0.0, 0
     for name, own in batches.items():
         module = loaded.materialize(name).to(here.device)
         n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
         y = torch.cat([labels for _, labels in own])
         outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
         loss = float(sample_losses(outputs, y, n_classes).mean())
-        score = score_of(nn.Identity(), outputs, y, n_classes)
-        entropy = None
-        if not y.is_floating_point():
+        if y.is_floating_point():
+            spread += len(y) * float(y.var(0, correction=0).mean())
+            count += len(y)
+            results.append((name, 0.0, loss, 0.0))
+        else:
             entropy = float(prediction_entropy(mask_classes(outputs, n_classes))) / len(y)
-        results.append((name, score, loss, entropy))
+            score = score_of(nn.Identity(), outputs, y, n_classes)
+            results.append((name, score, loss, entropy))
     names, scores, losses, entropies = zip(*results, strict=True)
-    known = None if None in entropies else entropies
-    return Evaluation(names, scores, losses, loaded.tasks.score, known)
+    if not count:
+        return Evaluation(names, scores, losses, loaded.tasks.score, entropies)
+    scores = tuple(r_squared(loss, spread / count) for loss in losses)
+    return Evaluation(names, scores, losses, loaded.tasks.score)
 
 
 def _check_trained(directory: Path) -> None:

@@ -117,7 +117,8 @@ class TaskInfo:
         for name in (*names, *chain(*classes), values["fingerprint"]):
             check_type("names", name, str, "strings")
         for size in shape:
-            check_integer("image_shape", size, minimum=1, maximum=LARGEST_SIDE)
+            most = LARGEST_SIDE if columns is None else columns.width
+            check_integer("image_shape", size, minimum=1, maximum=most)
         for key in ("mean", "std"):
             if len(values[key]) != (shape[0] if columns is None else 0):
                 raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")

@@ -10,7 +10,7 @@ from torch import nn
 from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper.target.adapters.layers import Layers, is_adaptable, is_quantised
 from sparsehyper.target.adapters.low_rank import Dora, LowRank, adapt
-from sparsehyper.target.adapters.parametrized import copy_with_layers, seeded
+from sparsehyper.target.adapters.parametrized import copy_with_layers, offset_seeded
 from sparsehyper.target.adapters.peft_settings import settings_of
 
 
@@ -79,7 +79,7 @@ def lora(
         factor = alpha / (math.sqrt(rank) if rslora else rank)
     adapted, chosen = copy_with_layers(module, layers, is_adaptable, "Linear or Conv")
     adapted.requires_grad_(False)
-    rng = seeded(seed)
+    rng = offset_seeded(seed)
     for name, layer in chosen.items():
         if dora and is_quantised(layer):
             raise ValueError(

@@ -14,8 +14,8 @@ from sparsehyper.target.adapters.parametrized import (
     Adapter,
     copy_with_layers,
     kaiming_uniform,
+    offset_seeded,
     parametrizations,
-    seeded,
 )
 
 
@@ -63,7 +63,7 @@ def masked(
     if not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be at least 0 and below 1, got {sparsity}")
     adapted, chosen = copy_with_layers(module, layers)
-    rng = seeded(seed)
+    rng = offset_seeded(seed)
     for name, layer in chosen.items():
         if "weight" in parametrizations(layer):
             raise ValueError(

@@ -148,8 +148,8 @@ def _fold(layer: Any, tensor: str, parts: Any) -> None:
         own[name] = own.pop(name)  # restore the order: weight, bias, others
 
 
-def seeded(seed: int) -> torch.Generator:
-    # An offset: with the same seed, scores could equal the initial weights of the module.
+def offset_seeded(seed: int) -> torch.Generator:
+    """A generator whose numbers are not those of a module made with the same seed."""
     return torch.Generator("cpu").manual_seed(seed + 1_640_531_527)
 
 
