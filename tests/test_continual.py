@@ -21,6 +21,7 @@ from sparsehyper import (
     TaskEmbedding,
     TaskFeatures,
 )
+from sparsehyper._util.kernels import has_address
 
 NAMES = ["a", "b", "c"]
 
@@ -199,6 +200,5 @@ def _memory() -> dict[int, int]:
     """Address and bytes of the memory of every tensor."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]
-    dense = [tensor for tensor in tensors if tensor.layout is torch.strided]
-    storages = [tensor.untyped_storage() for tensor in dense]
+    storages = [tensor.untyped_storage() for tensor in tensors if has_address(tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
