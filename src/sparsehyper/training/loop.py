@@ -120,9 +120,10 @@ def train(
             labels that are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes. It
             is moved to the device; its mode is restored afterwards.
         batches: anything that can be iterated over again and again, such as a ``DataLoader`` or a
-            list, and gives ``(x, y, task)``: ``task`` a name or number, or one for each sample; or
-            an object as `BatchSource`, with which a resumed run sees the same batches. With several
-            processes, this process's share of every batch.
+            list, and gives ``(x, y, task)``: ``x`` a tensor, or a list, tuple or dict of tensors,
+            which the model gets as one argument; ``task`` a name or number, or one for each sample.
+            Or an object as `BatchSource`, with which a resumed run sees the same batches. With
+            several processes, this process's share of every batch.
         validation: the same, read once and kept in memory, or an object as `EvaluationData`. It
             decides on the best evaluation (the highest mean accuracy, and of several the one with
             the lowest loss), early stopping and the plateau schedule.
