@@ -13,6 +13,29 @@ _PIECE = 512  # samples at a time
 
 
 @torch.no_grad()
+def linear_layers_used(
+    module: nn.Module, *args: Any, **kwargs: Any
+) -> tuple[list[tuple[nn.Linear, Tensor]], Any]:
+    """The linear layers in the order of use, each with its output; and the module's output.
+
+    Args:
+        module: the module, in evaluation mode.
+        *args, **kwargs: its arguments, to run it on.
+    """
+    used: list[tuple[nn.Linear, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, out: used.append((layer, out)))
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        return used, module(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
 def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Linear] | None:
     """Name and module of the linear layer whose output is the module's; None if there is none.
 
@@ -20,25 +43,16 @@ def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Li
         module: the module, in evaluation mode.
         *args, **kwargs: its arguments, to run it on.
     """
-    used: list[tuple[nn.Linear, Tensor]] = []
-    layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, out: used.append((layer, out)))
-        for layer in layers.values()
-    ]
-    try:
-        output = logits_of(module(*args, **kwargs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    used, found = linear_layers_used(module, *args, **kwargs)
+    output = logits_of(found)
     if not used or not isinstance(output, Tensor):
         return None
-    last, found = used[-1]
-    if found.shape != output.shape or not found.equal(output):
+    last, own = used[-1]
+    if own.shape != output.shape or not own.equal(output):
         return None
     if sum(layer is last for layer, _ in used) > 1:
         return None
-    return next(name for name, layer in layers.items() if layer is last), last
+    return next(name for name, layer in module.named_modules() if layer is last), last
 
 
 @torch.no_grad()

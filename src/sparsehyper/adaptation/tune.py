@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs
+from sparsehyper._util.last_layer import linear_layers_used
 from sparsehyper.adaptation.samples import (
     Loss,
     SampleBatches,
@@ -161,27 +162,19 @@ def tuned_parameters(model: nn.Module, tune: str, x: Any) -> list[nn.Parameter]:
     elif tune == "norm":
         chosen = [module for module in model.modules() if isinstance(module, NORMS)]
     else:
-        chosen = linear_layers_used(model, x)[-1:]
+        chosen = _linear_layers(model, x)[-1:]
     parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)
 
 
-def linear_layers_used(model: nn.Module, x: Any) -> list[nn.Module]:
+def _linear_layers(model: nn.Module, x: Any) -> list[nn.Module]:
     """The linear layers in the order of use, which may differ from their declaration."""
-    used: list[nn.Module] = []
     some = Inputs.of(x)[:2]  # batch norms without running statistics need more than one sample
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [layer.register_forward_hook(lambda layer, *_: used.append(layer)) for layer in layers]
-    try:
-        random = torch.random.fork_rng([some.device] if some.device.type == "cuda" else [])
-        with evaluation_mode(model), torch.no_grad(), random:
-            some.call(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return used
+    random = torch.random.fork_rng([some.device] if some.device.type == "cuda" else [])
+    with evaluation_mode(model), random:
+        return [layer for layer, _ in linear_layers_used(model, *some.args, **some.kwargs)[0]]
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
