@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
+from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, fit_embedding
 from sparsehyper.training import TrainConfig, evaluate, train
 from sparsehyper.training.sources import ByTask, Passes
 
@@ -75,19 +75,37 @@ def test_a_metric_of_one_s_own_decides_instead():
     assert result.best.accuracy > 0.9
 
 
-def test_inputs_may_be_dicts():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 1)
+class Two(nn.Module):
+    """A module of two arguments, that answers as those of transformers do."""
 
-        def forward(self, x):
-            return self.linear(x["a"])
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
 
-    hnet = HyperNetwork(Named(), Sparse(), TaskEmbedding(NAMES, dim=8))
-    batch = ({"a": X}, Y, TASK)
-    loss = lambda out, y: (out[:, 0] - y).square().mean()  # noqa: E731
-    assert train(hnet, [batch], [batch], CONFIG, loss=loss, quiet=True).best.loss < 0.1
+    def forward(self, first, rest):
+        return {"logits": self.linear(torch.cat([first, rest], 1)), "hidden": first}
+
+
+FORMS = {
+    "dict": lambda x, y: ({"first": x[:, :1], "rest": x[:, 1:]}, y),
+    "tuple": lambda x, y: ((x[:, :1], x[:, 1:]), y),
+    "arrays": lambda x, y: ([x[:, :1].numpy(), x[:, 1:].numpy()], y.numpy()),
+    "labels": lambda x, y: {"first": x[:, :1], "rest": x[:, 1:], "labels": y},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_training_and_adaptation_take_the_same_inputs(form):
+    hnet = HyperNetwork(Two(), Sparse(), TaskEmbedding(NAMES, dim=8))
+    classes, up = (Y > 0).long(), TASK == 0
+    samples = form(X, classes)
+    batch = {**samples, "task": TASK} if isinstance(samples, dict) else (*samples, TASK)
+    result = train(hnet, [batch], [batch], CONFIG, quiet=True)
+    assert result.best.accuracy > 0.9
+    assert evaluate(hnet, [batch]).accuracies == result.best.accuracies
+    fit_embedding(hnet, "new", form(X[up], classes[up]), steps=3)
+    out = hnet(X[up, :1], X[up, 1:], task="new")["logits"]
+    assert (out.argmax(1) == classes[up]).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("task", ["down", 1, np.int64(1), ["down"] * 4, np.ones(4, int)])
@@ -103,6 +121,10 @@ def test_a_batch_names_its_task_in_any_way(task):
         ([], ValueError, "gave no batch"),
         (iter([(X, Y, TASK)]), ValueError, "must be iterable over again"),
         ([(X, Y)], TypeError, r"must be \(x, y, task\)"),
+        ([{"x": X, "labels": Y}], TypeError, "got a dict of 'x', 'labels'"),
+        ([(X, Y[:3], 0)], TypeError, r"its 64 samples .* got \[3\]"),
+        ([(X, "up", 0)], TypeError, "got a str"),
+        ([("x", Y, 0)], TypeError, "inputs of a batch must be a tensor or an array"),
         ([(X, Y, "sideways")], KeyError, "unknown task 'sideways'"),
         ([(X, Y, 2)], IndexError, r"\[0, 2\), got 2"),
         ([(X, Y, [0, 1])], ValueError, "must name its 64 samples, got 2"),

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sparsehyper._util.devices import to_device
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -83,7 +85,7 @@ class Inputs:
 
     def to(self, device: torch.device) -> Inputs:
         """The same on a device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: to_device(tensor, device))
 
     def split(self, size: int) -> list[Inputs]:
         """Consecutive parts of ``size`` samples, the last of what is left."""
@@ -109,8 +111,13 @@ class Inputs:
                 f"inputs must have samples of one shape, got {shapes[0]} and {other[0]}; pad "
                 "sequences to one length"
             )
-        columns = iter([torch.cat(c) for c in zip(*(i.tensors for i in several), strict=True)])
-        return first._map(lambda _: next(columns))
+        columns = zip(*(one.tensors for one in several), strict=True)
+        return first.with_tensors([torch.cat(column) for column in columns])
+
+    def with_tensors(self, tensors: Sequence[Any]) -> Inputs:
+        """The same arguments with other tensors of samples, in the order of `tensors`."""
+        others = iter(tensors)
+        return self._map(lambda _: next(others))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         def changed(leaf: Any) -> Any:

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer
 from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.devices import to_device
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
-from sparsehyper.training.sources import ByTask, Measure, Measures, known_names, moved
+from sparsehyper.training.sources import ByTask, Measure, Measures, known_names
 
 ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
-LabelledBatch = tuple[Tensor, Tensor, Tensor]
-"""Inputs ``[batch, …]``, classes ``[batch]`` or numbers ``[batch, outputs]``, tasks ``[batch]``."""
+LabelledBatch = tuple[Any, Tensor, Tensor]
+"""Inputs, classes ``[batch]`` or numbers ``[batch, outputs]``, and tasks ``[batch]``."""
 
 
 @runtime_checkable
@@ -135,9 +137,8 @@ def evaluate(
     """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
 
     Args:
-        model: called as ``model(x, task=task)`` with an int ``task``; returns logits
-            ``[batch, outputs]``. Its mode is restored afterwards.
-        data: batches ``(x, y, task)``, as `train` takes them; or an object as `EvaluationData`.
+        model: called as `train` calls it, with an int ``task``. Its mode is restored afterwards.
+        data: batches as `train` takes them; or an object as `EvaluationData`.
         names: task names, by default ``"task 0"``, ``"task 1"``, ….
         n_classes: number of classes of each task; by default every output counts.
         batch_size: number of images per batch.
@@ -174,8 +175,8 @@ def evaluate(
         for task in range(here.rank, len(names), here.count):
             numbers = []
             for x, y, _ in data.batches(task, batch_size):
-                x, y = moved((x, y), here.device)
-                out = model(x, task=task)
+                y = to_device(y, here.device)
+                out = Inputs.of(x).to(here.device).call(model, task=task)
                 losses = measures.losses(out, y, limits[task])
                 lost[task] += losses.sum()
                 if own:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.devices import copy_all, to_device
+from sparsehyper._util.inputs import Inputs
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import Grouping
 from sparsehyper.training.processes import Processes
@@ -25,7 +26,7 @@ from sparsehyper.training.processes import Processes
 # Kinds of batches to record; each graph keeps gradients of its own. Other batches run as ever.
 _MOST_GRAPHS = 64
 
-AddGradients = Callable[[Tensor, Tensor, Grouping, int | Tensor | None], Tensor]
+AddGradients = Callable[[Inputs, Tensor, Grouping, int | Tensor | None], Tensor]
 """Adds a batch's gradients to those of the parameters and returns its losses ``[batch]``."""
 
 
@@ -89,7 +90,7 @@ class StepGraphs:
     def __call__(
         self,
         add_gradients: AddGradients,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         task: int | Tensor,
         classes: int | Tensor | None,
@@ -98,7 +99,7 @@ class StepGraphs:
 
         Args:
             add_gradients: computes both. The gradients are None before.
-            x, y: images and class numbers.
+            x, y: inputs and labels.
             task: the task of all samples, or of each, on the CPU.
             classes: their numbers of classes.
 
@@ -106,18 +107,22 @@ class StepGraphs:
             ValueError: the target waits for the device or does something else that a graph cannot.
         """
         grouping = self._model.group(task, len(x))
-        inputs = [x, y, grouping.tasks]
+        inputs = [*x.tensors, y, grouping.tasks]
         if classes is not None:
             inputs.append(to_device(torch.as_tensor(classes), x.device))
         if grouping.order is not None:
             inputs.append(grouping.order)
+        count = len(x.tensors)
 
-        def work(x: Tensor, y: Tensor, tasks: Tensor, *others: Tensor) -> Tensor:
+        def work(*tensors: Tensor) -> Tensor:
+            y, tasks, *others = tensors[count:]
             order = None if grouping.order is None else others[-1]
             limits = None if classes is None else others[0]
-            return add_gradients(x, y, Grouping(tasks, grouping.counts, order), limits)
+            own = x.with_tensors(tensors[:count])
+            return add_gradients(own, y, Grouping(tasks, grouping.counts, order), limits)
 
-        kind = (grouping.counts, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        others = repr(x.with_tensors([None] * count))  # a graph keeps what is not a tensor
+        kind = (grouping.counts, others, *((tensor.shape, tensor.dtype) for tensor in inputs))
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
@@ -41,7 +42,7 @@ from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
-from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, known_names, moved
+from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, known_names
 
 
 @runtime_checkable
@@ -115,15 +116,17 @@ def train(
     """Train a model on many tasks; on return it holds the weights of the best evaluation.
 
     Args:
-        model: called as ``model(x, task=task)`` with ``task`` an int64 tensor ``[batch]``, or an
-            int when the batch is of one task; returns logits ``[batch, outputs]``, or numbers for
-            labels that are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes. It
-            is moved to the device; its mode is restored afterwards.
+        model: called with the inputs of a batch and ``task=task``, an int64 tensor ``[batch]``, or
+            an int when the batch is of one task. It returns logits ``[batch, outputs]``, or numbers
+            for labels that are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes;
+            of outputs that hold ``logits``, these count. It is moved to the device; its mode is
+            restored afterwards.
         batches: anything that can be iterated over again and again, such as a ``DataLoader`` or a
-            list, and gives ``(x, y, task)``: ``x`` a tensor, or a list, tuple or dict of tensors,
-            which the model gets as one argument; ``task`` a name or number, or one for each sample.
-            Or an object as `BatchSource`, with which a resumed run sees the same batches. With
-            several processes, this process's share of every batch.
+            list, and gives ``(x, y, task)``: ``x`` a tensor or an array, a tuple or list of the
+            model's arguments, or a dict of them by name; ``task`` a name or number, or one for each
+            sample. Or it gives dicts of the model's arguments with ``"labels"`` and ``"task"``, as
+            from `DataCollatorWithTask`. Or an object as `BatchSource`, with which a resumed run
+            sees the same batches. With several processes, this process's share of every batch.
         validation: the same, read once and kept in memory, or an object as `EvaluationData`. It
             decides on the best evaluation (the highest mean accuracy, and of several the one with
             the lowest loss), early stopping and the plateau schedule.
@@ -196,9 +199,9 @@ def train(
         forward = torch.compile(forward)
     graphs = StepGraphs(model, trainable, here) if config.cuda_graphs else None
 
-    def add_gradients(x: Tensor, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
+    def add_gradients(x: Inputs, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
         with autocast(here.device, config.precision):
-            logits = forward(x, task=task, **({"solve_for": y} if solved else {}))
+            logits = x.call(forward, task=task, **({"solve_for": y} if solved else {}))
         losses = measures.losses(logits, y, classes)
         (losses.mean() / config.accumulate).backward()
         return losses.detach()
@@ -324,7 +327,7 @@ def train(
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:
     """Solve the heads of all tasks; those of numbers under the prior that the tasks give."""
 
-    def pairs(task: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(task: int) -> Iterator[tuple[Any, Tensor]]:
         return ((x, y) for x, y, _ in examples.batches(task, config.eval_batch_size))
 
     tasks = range(len(examples.counts))
@@ -364,12 +367,12 @@ def _stream(
     n_classes: Sequence[int] | None,
     *,
     move_tasks: bool,
-) -> Iterator[tuple[Tensor, Tensor, int | Tensor, int | Tensor | None]]:
+) -> Iterator[tuple[Inputs, Tensor, int | Tensor, int | Tensor | None]]:
     """Batches from a position in the stream on, moved to the device, and their tasks' classes."""
     position, limits = start, torch.tensor(list(n_classes or ()), dtype=torch.int64)
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
-        x, y = moved((x, y), device)
+        x, y = Inputs.of(x).to(device), to_device(y, device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.
         if task.device.type == "cpu" and bool((task == task[0]).all()):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from sparsehyper._util.devices import to_device
+from sparsehyper._util.inputs import Inputs, as_tensor
 from sparsehyper._util.objectives import own_losses, sample_losses
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
@@ -49,7 +48,7 @@ class Passes:
     """A stream that passes over an iterable of batches again and again.
 
     Args:
-        batches: gives ``(x, y, task)``.
+        batches: gives batches as `train` takes them.
         names: names of the tasks, by which a batch may call them.
     """
 
@@ -59,7 +58,7 @@ class Passes:
         # Without a length, all passes count as one.
         self.steps_per_epoch = max(1, len(batches)) if isinstance(batches, Sized) else sys.maxsize
 
-    def batch(self, epoch: int, step: int) -> tuple[Any, Tensor, Tensor]:  # noqa: ARG002
+    def batch(self, epoch: int, step: int) -> tuple[Inputs, Tensor, Tensor]:  # noqa: ARG002
         """The next batch."""
         found = next(self._pass, None)
         if found is None:
@@ -77,21 +76,24 @@ class ByTask:
     """The batches of an iterable, taken apart by task and kept in memory.
 
     Args:
-        batches: gives ``(x, y, task)``.
+        batches: gives batches as `train` takes them.
         names: names of the tasks.
     """
 
     def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
-        self._kept: list[list[tuple[Any, Tensor, Tensor]]] = [[] for _ in names]
+        self._kept: list[list[tuple[Inputs, Tensor, Tensor]]] = [[] for _ in names]
         for batch in batches:
             x, y, task = _read(batch, names)
             for number in task.unique().tolist():
                 rows = (task == number).nonzero()[:, 0]
-                own = pytree.tree_map(lambda leaf, rows=rows: leaf[rows], x)
-                self._kept[number].append((own, y[rows], task[rows]))
+                self._kept[number].append((x[rows], y[rows], task[rows]))
         self.counts = [sum(len(y) for _, y, _ in own) for own in self._kept]
 
-    def batches(self, task: int, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:  # noqa: ARG002
+    def batches(
+        self,
+        task: int,
+        batch_size: int,  # noqa: ARG002
+    ) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
         """All samples of a task, in the batches they came in."""
         return iter(self._kept[task])
 
@@ -103,11 +105,6 @@ def known_names(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
     if names is None:
         raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
     return names
-
-
-def moved(values: Any, device: torch.device) -> Any:
-    """Tensors, on their own or in lists, tuples and dicts, on a device."""
-    return pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), values)
 
 
 def task_number(task: Any, names: Sequence[str]) -> int:
@@ -126,10 +123,23 @@ def task_number(task: Any, names: Sequence[str]) -> int:
     return int(task)
 
 
-def _read(batch: Any, names: Sequence[str]) -> tuple[Any, Tensor, Tensor]:
-    if not isinstance(batch, list | tuple) or len(batch) != 3 or not isinstance(batch[1], Tensor):
-        raise TypeError(f"a batch must be (x, y, task) with a tensor y, got a {type(batch)}")
-    x, y, task = batch
+def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
+    if isinstance(batch, Mapping) and {"labels", "task"} <= set(batch):
+        given = {key: value for key, value in batch.items() if key not in ("labels", "task")}
+        batch = given, batch["labels"], batch["task"]
+    if not isinstance(batch, list | tuple) or len(batch) != 3:
+        found = f"a dict of {listed(batch)}" if isinstance(batch, Mapping) else f"a {type(batch)}"
+        raise TypeError(
+            "a batch must be (x, y, task), or a dict with 'labels' and 'task' beside the "
+            f"arguments of the model, got {found}"
+        )
+    x, y, task = Inputs.of(batch[0], "the inputs of a batch"), as_tensor(batch[1]), batch[2]
+    if not isinstance(y, Tensor) or not y.ndim or len(y) != len(x):
+        found = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise TypeError(
+            f"a batch's labels must be a tensor or an array with its {len(x)} samples along the "
+            f"first dimension, got {found}"
+        )
     if isinstance(task, str) or np.ndim(task) == 0:
         task = [task] * len(y)
     numbers = [task_number(t, names) for t in (task.tolist() if hasattr(task, "tolist") else task)]

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper._util.classifiers import mask_classes
-from sparsehyper._util.objectives import r_squared, sample_losses, score_of
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
@@ -44,8 +42,8 @@ from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes, train
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
-from sparsehyper.training.evaluate import prediction_entropy
 from sparsehyper.training.graphs import check_recordable
+from sparsehyper.training.sources import ByTask
 
 SPLITS = ("train", "val", "test")
 _BATCH = 500  # images at a time
@@ -219,31 +217,33 @@ def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processe
     return _evaluate_tasks(loaded, found, here)
 
 
-@torch.no_grad()
 def _evaluate_tasks(
     loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
 ) -> Evaluation:
     """Accuracy, loss and entropy of the ordinary models of some tasks."""
-    results, spread, count = [], 0.0, 0
-    for name, own in batches.items():
-        module = loaded.materialize(name).to(here.device)
-        n_classes = len(loaded.tasks.classes[loaded.tasks.names.index(name)])
-        y = torch.cat([labels for _, labels in own])
-        outputs = torch.cat([module(some.to(here.device)).cpu() for some, _ in own])
-        loss = float(sample_losses(outputs, y, n_classes).mean())
-        if y.is_floating_point():
-            spread += len(y) * float(y.var(0, correction=0).mean())
-            count += len(y)
-            results.append((name, 0.0, loss, 0.0))
-        else:
-            entropy = float(prediction_entropy(mask_classes(outputs, n_classes))) / len(y)
-            score = score_of(nn.Identity(), outputs, y, n_classes)
-            results.append((name, score, loss, entropy))
-    names, scores, losses, entropies = zip(*results, strict=True)
-    if not count:
-        return Evaluation(names, scores, losses, loaded.tasks.score, entropies)
-    scores = tuple(r_squared(loss, spread / count) for loss in losses)
-    return Evaluation(names, scores, losses, loaded.tasks.score)
+    names, info = tuple(batches), loaded.tasks
+    n_classes = [len(info.classes[info.names.index(name)]) for name in names]
+    data = ByTask(((x, y, name) for name, own in batches.items() for x, y in own), names)
+    models = _OrdinaryModels(loaded, names)
+    return evaluate(
+        models, data, names=names, n_classes=None if info.are_numbers else n_classes, processes=here
+    )
+
+
+class _OrdinaryModels(nn.Module):
+    """The ordinary models of tasks as one model for all; it makes and keeps one at a time."""
+
+    def __init__(self, loaded: LoadedRun, names: Sequence[str]) -> None:
+        super().__init__()
+        self._loaded, self._names = loaded, names
+        self._made: tuple[int, nn.Module] | None = None
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        """The outputs of a task's model."""
+        if self._made is None or self._made[0] != task:
+            self._made = task, self._loaded.materialize(self._names[task]).to(x.device)
+        outputs: Tensor = self._made[1](x)
+        return outputs
 
 
 def _check_trained(directory: Path) -> None:

@@ -10,7 +10,15 @@ from sparsehyper.adaptation.ways import WAYS
 from sparsehyper.lab.studies.adaptation_families import Family
 from sparsehyper.lab.studies.few_shot import AUTO, HYPERNETWORK, LEARNERS, SINGLE, Learner
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
-from sparsehyper.lab.studies.pages import Table, by_method, interval_text, percent, shots_text
+from sparsehyper.lab.studies.pages import (
+    Table,
+    by_method,
+    goal_row,
+    goals_table,
+    interval_text,
+    percent,
+    shots_text,
+)
 from sparsehyper.lab.studies.study import Results
 
 _BEST_WAY = "best way"
@@ -59,7 +67,7 @@ def conclusions(
 def tables(results: Results) -> list[Table]:
     """Tables of the results, the goals first."""
     return [
-        _figures_table(results),
+        goals_table(results, ["Differences are in points."]),
         _best_table(results),
         *_accuracy_tables(results),
         _stated_table(results),
@@ -230,39 +238,27 @@ def _figures(
             worst = min(places, key=lambda claim: claim["mean"])
             least = f"{100 * worst['mean']:+.2f} ({worst['family']}, {shots_text(worst['shots'])})"
             figures += [
-                _figure(
+                goal_row(
                     f"{AUTO} − {rival}, everywhere", "≥ −0.5", least, worst["mean"] >= _TOLERANCE
                 ),
-                _figure(f"{AUTO} − {rival}, on average", "> 0", _points(whole), whole["mean"] > 0),
+                goal_row(f"{AUTO} − {rival}, on average", "> 0", _points(whole), whole["mean"] > 0),
             ]
         else:
             ahead = [c for c in places if c["low"] is not None and c["low"] >= 0]
             behind = [c for c in places if c["high"] is not None and c["high"] < 0]
             text = f"{len(ahead)} of {len(places)}, {len(behind)} behind; mean {_points(whole)}"
             reached = len(ahead) == len(places)
-            figures.append(_figure(f"{AUTO} − {rival}, at 95%", "≥ 0 everywhere", text, reached))
+            figures.append(goal_row(f"{AUTO} − {rival}, at 95%", "≥ 0 everywhere", text, reached))
     tasks, within = (sum(row[key] for row in stated) for key in ("tasks", "within"))
     goal = f"{_COVERED:.0%} of tasks"
     text = f"{within / tasks:.1%} of {tasks:,}"
     reached = within >= _COVERED * tasks
-    figures.append(_figure("stated accuracy within its 95% interval", goal, text, reached))
+    figures.append(goal_row("stated accuracy within its 95% interval", goal, text, reached))
     return figures
-
-
-def _figure(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
-    return {"figure": figure, "goal": goal, "found": found, "reached": reached}
 
 
 def _points(claim: Mapping[str, Any]) -> str:
     return f"{100 * claim['mean']:+.2f} ({interval_text(claim)})"
-
-
-def _figures_table(results: Results) -> Table:
-    rows = [
-        [f["figure"], f["goal"], f["found"], "yes" if f["reached"] else "no"]
-        for f in results["figures"]
-    ]
-    return Table("Figures to reach, in points", ["figure", "goal", "found", "reached"], rows)
 
 
 def _best_table(results: Results) -> Table:

@@ -8,7 +8,14 @@ from typing import Any
 
 from sparsehyper.lab.studies.adapter_methods import METHODS
 from sparsehyper.lab.studies.intervals import claim_of, mean_of, paired
-from sparsehyper.lab.studies.pages import Table, by_method, interval_text, percent
+from sparsehyper.lab.studies.pages import (
+    Table,
+    by_method,
+    goal_row,
+    goals_table,
+    interval_text,
+    percent,
+)
 from sparsehyper.lab.studies.study import Results
 
 GENERATED = ("LoRA from an embedding", "LoRA from the description", "LoRA from examples")
@@ -55,7 +62,8 @@ def conclusions(
 
 def tables(results: Results) -> list[Table]:
     """Tables of the results, the goals first."""
-    return [_figures_table(results), *_accuracy_tables(results), _stored_table(results)]
+    notes = ["Intervals in brackets are at 95%; those of ratios are quartiles."]
+    return [goals_table(results, notes), *_accuracy_tables(results), _stored_table(results)]
 
 
 def _rows(
@@ -112,7 +120,7 @@ def _leads(rows: Rows, shots: Sequence[int]) -> Iterator[dict[str, Any]]:
                 best = _best(rows, number)
                 ours, theirs = _overall(rows, best, number), _overall(rows, rival, number)
                 lead = paired([a - b for a, b in zip(ours, theirs, strict=True)])
-                yield _figure(
+                yield goal_row(
                     f"best generated LoRA − {rival}, {_examples(number)}",
                     f"≥ +{100 * goal:.0f} points at 95%",
                     f"{100 * lead['mean']:+.2f} ({interval_text(lead)}; {best})",
@@ -141,7 +149,7 @@ def _described(
         for seed in range(seeds)
     ]
     found = statistics.fmean(values)
-    yield _figure(
+    yield goal_row(
         f"names alone, {intents} intents of an unseen domain",
         f"≥ {goal:.0%}",
         f"{percent(values)}%",
@@ -156,25 +164,25 @@ def _cost_figures(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
     texts = ", ".join(f"{_times(r)} for {n} sentences" for n, r in costs["mixed"].items())
     step = costs["step"]
     return [
-        _figure(
+        goal_row(
             "numbers stored a new task",
             f"≤ 1/{_NUMBERS} of a LoRA's",
             f"1/{share:.0f} ({costs['embedding']} of {costs['lora']:,})",
             share >= _NUMBERS,
         ),
-        _figure(
+        goal_row(
             "mixed batch of 8 tasks, trunk once, against a loop",
             f"≥ {_MIXED:g} × as fast",
             texts,
             slowest["median"] >= _MIXED,
         ),
-        _figure(
+        goal_row(
             "step of generated LoRA against peft's own",
             f"≤ {_STEP} ×",
             _times(step),
             step["median"] <= _STEP,
         ),
-        _figure(
+        goal_row(
             "checkpoint", f"≤ {_CHECKPOINT} × what is trained", f"{size:.3f} ×", size <= _CHECKPOINT
         ),
     ]
@@ -186,19 +194,6 @@ def _times(ratio: Mapping[str, float]) -> str:
 
 def _examples(number: int) -> str:
     return "names alone" if number == 0 else f"{number} example{'s' * (number > 1)}"
-
-
-def _figure(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
-    return {"figure": figure, "goal": goal, "found": found, "reached": reached}
-
-
-def _figures_table(results: Results) -> Table:
-    rows = [
-        [f["figure"], f["goal"], f["found"], "yes" if f["reached"] else "no"]
-        for f in results["figures"]
-    ]
-    notes = ["Intervals in brackets are at 95%; those of ratios are quartiles."]
-    return Table("Figures to reach", ["figure", "goal", "found", "reached"], rows, notes)
 
 
 def _accuracy_tables(results: Results) -> Iterator[Table]:

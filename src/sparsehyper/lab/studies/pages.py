@@ -59,6 +59,20 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Differences of accuracy", columns, rows)
 
 
+def goal_row(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
+    """A figure that was to be reached, for the ``figures`` of a study's results."""
+    return {"figure": figure, "goal": goal, "found": found, "reached": reached}
+
+
+def goals_table(results: Mapping[str, Any], notes: Sequence[str]) -> Table:
+    """The ``figures`` of a study's results, each as by `goal_row`."""
+    rows = [
+        [row["figure"], row["goal"], row["found"], "yes" if row["reached"] else "no"]
+        for row in results["figures"]
+    ]
+    return Table("Figures to reach", ["figure", "goal", "found", "reached"], rows, notes)
+
+
 def by_method(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, list[Any]]:
     """The rows of each method whose ``wanted`` keys have these values.
 
