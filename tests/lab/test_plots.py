@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import struct
-
 import matplotlib.figure
 import pytest
 
 from sparsehyper.lab.plots import accuracy_vs_budget
+from sparsehyper.lab.studies.pages import panels
 
 
 def row(method, ratio, mean, sd):
@@ -49,9 +48,12 @@ def figures(monkeypatch):
 
 
 def test_the_picture(tmp_path, figures):
-    accuracy_vs_budget(RESULTS, tmp_path / "picture.png")
-    data = (tmp_path / "picture.png").read_bytes()
-    assert struct.unpack(">II", data[16:24]) == (1400, 840)
+    accuracy_vs_budget(RESULTS, tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    assert "trainable parameters ÷ parameters of one target" in drawn  # as text
+    assert "prefers-color-scheme: dark" in drawn
+    accuracy_vs_budget(RESULTS, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn
     (axes,) = figures[0].axes
     assert axes.get_xscale() == "log"
     assert "2 tasks\ntarget mlp:64 (N = 4,290), 2 seeds" in axes.get_title(loc="left")
@@ -60,7 +62,7 @@ def test_the_picture(tmp_path, figures):
 
 
 def test_labels_cover_neither_points_nor_each_other(tmp_path, figures):
-    accuracy_vs_budget(RESULTS, tmp_path / "picture.png")
+    accuracy_vs_budget(RESULTS, tmp_path / "picture.svg")
     (axes,) = figures[0].axes
     assert {text.get_text() for text in axes.texts} == {
         "sparse",
@@ -78,21 +80,40 @@ def test_labels_cover_neither_points_nor_each_other(tmp_path, figures):
 
 def test_a_folder_is_named_as_it_is(tmp_path, figures):
     config = {**RESULTS["config"], "data": {"source": "/some/where/my $x_$", "tasks": None}}
-    accuracy_vs_budget({**RESULTS, "config": config}, tmp_path / "picture.png")
+    accuracy_vs_budget({**RESULTS, "config": config}, tmp_path / "picture.svg")
     assert figures[0].axes[0].get_title(loc="left").startswith("my $x_$: 2 tasks")
 
 
 def test_no_rows(tmp_path):
     with pytest.raises(ValueError, match="`results` has no rows to draw"):
-        accuracy_vs_budget({**RESULTS, "rows": []}, tmp_path / "picture.png")
+        accuracy_vs_budget({**RESULTS, "rows": []}, tmp_path / "picture.svg")
 
 
 def test_near_budgets_are_labelled_and_do_not_fill_the_axis(tmp_path, figures):
     long = {**RESULTS["config"], "data": {"source": "digits", "tasks": "split:" + "0-1," * 40}}
     rows = [row("sparse", 4.98, 0.9, 0.01), row("experts", 5.0, 0.91, 0.01)]
-    accuracy_vs_budget({**RESULTS, "config": long, "rows": rows}, tmp_path / "picture.png")
+    accuracy_vs_budget({**RESULTS, "config": long, "rows": rows}, tmp_path / "picture.svg")
     (axes,) = figures[0].axes
     low, high = axes.get_xlim()
     assert high / low >= 4
     assert "5" in [label.get_text() for label in axes.get_xticklabels()]
     assert len(max(axes.get_title(loc="left").splitlines(), key=len)) < 80
+
+
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (2, 2), (5, 2), (6, 2), (8, 2), (9, 3), (10, 2), (15, 3)]
+)
+def test_panels_are_labelled_at_the_edges_and_none_stands_alone_if_it_can_be(
+    tmp_path, count, columns
+):
+    with panels([str(i) for i in range(count)], tmp_path / "a.svg", x="here", y="there") as drawn:
+        pass
+    places = [axes.get_subplotspec() for axes in drawn]
+    assert {place.get_gridspec().ncols for place in places} == {columns}
+    for axes, place in zip(drawn, places, strict=True):
+        below = any(
+            other.colspan.start == place.colspan.start and other.rowspan.start > place.rowspan.start
+            for other in places
+        )
+        assert axes.get_xlabel() == ("" if below else "here")
+        assert axes.get_ylabel() == ("there" if place.is_first_col() else "")

@@ -18,6 +18,7 @@ ORANGE, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 BROWN, VIOLET, WINE, INDIGO = "#8B6F00", "#7A5195", "#882255", "#332288"
 DARK, BLACK = "#555555", "#000000"
 GREY = "#444444"  # of texts
+BUDGET = "trainable parameters ÷ parameters of one target (log scale)"  # label of an axis
 
 # Method → colour and marker.
 STYLES = {
@@ -34,7 +35,6 @@ STYLES = {
     "experts, pruned": (BLACK, "*"),
 }
 _OTHERS = ((ORANGE, "P"), (SKY, "X"), (BLACK, "*"), (BROWN, "<"), (VIOLET, ">"))
-_PALETTE = 128  # colours of a picture
 _LONGEST = 60  # characters of a title's part
 _LEAST_RANGE = 4  # last budget ÷ first one, so that near ones do not fill the axis
 
@@ -51,7 +51,7 @@ _PLACES = [
 
 
 def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Draw test accuracy against trainable parameters ÷ N, on a log axis, as a PNG.
+    """Draw test accuracy against trainable parameters ÷ N, on a log axis, as an SVG.
 
     Each row is a point with its standard deviation over seeds; a line joins the budgets of a
     method.
@@ -74,7 +74,7 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     ``sd``), as `accuracy_vs_budget` does.
     """
     box_type = require("matplotlib.transforms", "cli").Bbox
-    figure = new_figure((7, 4.2), dpi=200)
+    figure = new_figure((7, 4.2))
     axes = figure.add_subplot()
     bars: list[list[tuple[float, float]]] = []
     labels: list[tuple[str, tuple[float, float], str]] = []
@@ -99,10 +99,11 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
         )
         bars += [[(a, b - c), (a, b + c)] for a, b, c in zip(x, y, sd, strict=True)]
         labels.append((method.replace("_", " "), (x[-1], y[-1]), colour))
-    axes.set_xscale("log")
     axes.margins(y=0.16)
-    _budget_axis(axes, [row["parameters_per_target_parameter"] for row in rows])
-    axes.set_xlabel("trainable parameters ÷ parameters of one target (log scale)", color=GREY)
+    ratios = [row["parameters_per_target_parameter"] for row in rows]
+    room = max((max(ratios) / min(ratios)) ** 0.16, 1.3)  # for the names beside the points
+    budget_axis(axes, ratios, room)
+    axes.set_xlabel(BUDGET, color=GREY)
     spread = " ± standard deviation" * any(row["accuracy"]["sd"] is not None for row in rows)
     axes.set_ylabel(f"mean test accuracy{spread}, %", color=GREY)
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
@@ -116,26 +117,32 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     save_figure(figure, path)
 
 
-def new_figure(size: tuple[float, float], dpi: int) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
     """A white matplotlib figure of a size in inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     return require("matplotlib.figure", "cli").Figure(
-        figsize=size, dpi=dpi, layout="constrained", facecolor="white"
+        figsize=size, layout="constrained", facecolor="white"
     )
 
 
 def save_figure(figure: Any, path: str | PathLike[str]) -> None:
-    """Write a figure as a PNG with a palette, about a third of the size of one in full colour."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    pillow = require("PIL.Image", "cli")
-    image = pillow.open(drawn).convert("RGB")
-    image = image.quantize(_PALETTE, dither=pillow.Dither.NONE)
+    """Write a figure as an SVG, which turns dark where the reader's pages are.
+
+    The same figure gives the same bytes.
+    """
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "sparsehyper"}  # text stays text
+    drawn = io.StringIO()
+    with require("matplotlib", "cli").rc_context(settings):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    # The second filter turns the colours back, so that the first one changes brightness alone.
+    dark = "svg { filter: invert(0.9) hue-rotate(180deg) brightness(1.25) }"
+    style = f"<style>@media (prefers-color-scheme: dark) {{ {dark} }}</style>"
+    text = drawn.getvalue().replace("<defs>", f"{style}\n <defs>", 1)
     with replaced(Path(path)) as file:
-        image.save(file, format="png", optimize=True)
+        file.write(text.encode())
 
 
 def _label(axes: Any, text: str, point: tuple[float, float], colour: str, taken: list[Any]) -> Any:
@@ -171,11 +178,20 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _budget_axis(axes: Any, ratios: Sequence[float]) -> None:
-    """Label a log axis at 1, 2 and 5 times powers of ten, over a factor of four at least."""
+def budget_axis(axes: Any, ratios: Sequence[float], room: float) -> None:
+    """Make the x axis a log axis, labelled at 1, 2 and 5 times powers of ten.
+
+    It spans a factor of four at least.
+
+    Args:
+        axes: matplotlib's axes.
+        ratios: the values on it.
+        room: factor of what is free below the lowest and above the highest value.
+    """
     low, high = min(ratios), max(ratios)
-    margin = max((high / low) ** 0.16, math.sqrt(_LEAST_RANGE * low / high), 1.3)
-    first, last = low / margin, high * margin  # the names beside the points need room
+    margin = max(room, math.sqrt(_LEAST_RANGE * low / high))
+    first, last = low / margin, high * margin
+    axes.set_xscale("log")
     axes.set_xlim(first, last)
     powers = range(math.floor(math.log10(first)), math.ceil(math.log10(last)))
     ticks = [m * 10.0**power for power in powers for m in (1, 2, 5)]

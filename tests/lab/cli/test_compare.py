@@ -19,8 +19,8 @@ def test_prints_a_table_and_writes_results_and_the_picture(command, tmp_path):
     for row in results["rows"]:
         assert f"{100 * row['accuracy']['mean']:.2f}" in done.out
         assert f"{row['trainable_parameters']:,}" in done.out
-    picture = (tmp_path / "c" / "accuracy_vs_budget.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    picture = (tmp_path / "c" / "accuracy_vs_budget.svg").read_text()
+    assert "trainable parameters" in picture
 
     again = command(*arguments, "--json")
     assert json.loads(again.out)["rows"] == results["rows"]
@@ -34,7 +34,7 @@ def test_a_run_that_fails_is_reported_and_exits_1(command, tmp_path):
     assert done.code == 1
     assert "failed: dense, seed 0" in done.err
     assert str(tmp_path / "c" / "results.json") in done.out
-    assert ".png" not in done.out
+    assert ".svg" not in done.out
 
 
 def test_a_fresh_target_is_not_pretrained(command, tmp_path):

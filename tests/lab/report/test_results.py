@@ -48,8 +48,8 @@ def test_a_study_with_a_picture_of_its_own():
     found = describe_results(DOCS / "interpolation")
     assert found["question"].startswith("What lies between")
     kind, _, data = found["picture"].partition(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(data)[:4] == b"\x89PNG"
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(data).startswith(b"<?xml")
     assert describe_results(DOCS / "typology")["picture"] is None
 
 

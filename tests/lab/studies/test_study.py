@@ -19,7 +19,7 @@ def test_a_finished_study_is_not_repeated(run, tmp_path):
     again = run_study(STUDIES["scaling"].at_scale("smoke"), out, scale="smoke", quiet=True)
     assert {**json_ready(again), "machine": None} == {**results, "machine": None}
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    files = ["cells.jsonl.gz", "results.json", "results.md", "scaling.png", "study.json"]
+    files = ["cells.jsonl.gz", "results.json", "results.md", "scaling.svg", "study.json"]
     assert sorted(set(os.listdir(out)) - {".lock"}) == files
 
 

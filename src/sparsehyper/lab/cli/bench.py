@@ -64,9 +64,9 @@ def bench(
         with replaced(out / "results.md") as page:
             page.write(report.markdown(results).encode())
         if group == "generators" and device == "cpu":
-            report.draw_time(results, out / "time.png")
-            report.draw_memory(results, out / "memory.png")
-            files += ["time.png", "memory.png"]
+            report.draw_time(results, out / "time.svg")
+            report.draw_memory(results, out / "memory.svg")
+            files += ["time.svg", "memory.svg"]
         if not json:
             for table in report.tables(group, results):
                 print_table(table.title, table.columns, table.rows)

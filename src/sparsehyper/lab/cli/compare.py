@@ -61,7 +61,7 @@ def compare(
         data_dir=options["data_dir"],
         quiet=quiet,
     )
-    picture = out / "accuracy_vs_budget.png"
+    picture = out / "accuracy_vs_budget.svg"
     if results["rows"]:
         accuracy_vs_budget(results, picture)
     if json:

@@ -347,7 +347,7 @@ def _draw(
     label: str,
     path: str | PathLike[str],
 ) -> None:
-    figure = plots.new_figure((7, 4.2), dpi=200)
+    figure = plots.new_figure((7, 4.2))
     axes = figure.add_subplot(xscale="log", yscale="log")
     for (name, points), (colour, marker) in zip(lines.items(), _STYLES, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)

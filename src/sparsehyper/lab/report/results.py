@@ -30,7 +30,7 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
         ``mean``, ``sd``, ``colour``, ``marker``). A comparison also has its ``results``. A study
         also has its ``question``, ``method``, ``command`` and ``claims``, its ``by_shots``, as
         `Study.by_shots` returns it, and, where it is shown neither by budget nor by shots, its
-        ``picture``, a PNG as a data URL.
+        ``picture``, an SVG as a data URL.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -101,7 +101,7 @@ def _picture(study: type[Study], results: Mapping[str, Any]) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, study.picture)
         study.draw(results, path)
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _points(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -146,7 +146,7 @@ class Adaptation(Study):
         "intervals. The best way is chosen with hindsight, from the same test images. The plan, "
         "written before the results, is in `sparsehyper/lab/studies/adaptation.py`."
     )
-    picture = "accuracy_vs_shots.png"
+    picture = "accuracy_vs_shots.svg"
 
     @classmethod
     def smoke(cls) -> Adaptation:

@@ -134,7 +134,7 @@ class Adapters(Study):
         "Student's t intervals. The plan, written before the results, is in "
         "`sparsehyper/lab/studies/adapters.py`."
     )
-    picture = "accuracy_vs_examples.png"
+    picture = "accuracy_vs_examples.svg"
 
     @classmethod
     def smoke(cls) -> Adapters:
@@ -205,7 +205,7 @@ class Adapters(Study):
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
-        shots_panels(results, _LINES, path)
+        shots_panels(results, _LINES, path, "sentences of each intent")
 
     @staticmethod
     def by_shots(results: Results) -> dict[str, Any]:

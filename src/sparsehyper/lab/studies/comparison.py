@@ -20,12 +20,12 @@ from typing import Any
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper.lab.data import SharedTasks
+from sparsehyper.lab.plots import BUDGET, budget_axis
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import fit_generator, target_layout
 from sparsehyper.lab.studies.cells import Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.pages import (
-    GREY,
     Table,
     by_method,
     panels,
@@ -171,7 +171,7 @@ class Comparison(Study):
         "once. Mean over tasks ± standard deviation over seeds; paired differences with Student's "
         "t intervals, not corrected for multiple comparisons."
     )
-    picture = "accuracy_vs_budget.png"
+    picture = "accuracy_vs_budget.svg"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,17 +295,13 @@ class Comparison(Study):
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
         families = list(results["study"]["sets"])
-        with panels(families, path) as drawn:
+        with panels(families, path, x=BUDGET, y="test accuracy, %") as drawn:
             for family, axes in zip(families, drawn, strict=True):
                 for method, rows in by_method(results["rows"], family=family).items():
                     x = [row["parameters"] for row in rows]
                     points(axes, x, [row["accuracy"] for row in rows], method)
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            for axes in drawn[::2]:
-                axes.set_ylabel("test accuracy, %", color=GREY)
-            for axes in drawn[-2:]:
-                axes.set_xlabel("trainable parameters ÷ those of one target", color=GREY)
+                own = [row for row in results["rows"] if row["family"] == family]
+                budget_axis(axes, [row["parameters"] for row in own], 1.3)
 
     @staticmethod
     def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -30,12 +30,12 @@ from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.analysis import line, plane
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
-from sparsehyper.lab.plots import BLUE, GREEN, GREY, VERMILION
+from sparsehyper.lab.plots import BLUE, GREEN, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
 from sparsehyper.lab.studies.learners import LEARNING, shots_of
-from sparsehyper.lab.studies.pages import Table, panels, percent, searches_table
+from sparsehyper.lab.studies.pages import Table, panels, percent, points, searches_table
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import measured, training
@@ -113,7 +113,7 @@ class Interpolation(Study):
         "the weights with respect to the embedding, at trained tasks. Means over neighbours ± "
         "standard deviation over seeds."
     )
-    picture = "lines.png"
+    picture = "lines.svg"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,18 +211,16 @@ class Interpolation(Study):
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
         titles = [row["method"] for row in results["rows"]]
-        with panels(titles, path, size=(5, 3.2), legend=3) as drawn:
+        x, y = "from one task's embedding to its neighbour's", "test accuracy, %"
+        with panels(titles, path, x=x, y=y, size=(5, 3.2), legend=3) as drawn:
             for axes, row in zip(drawn, results["rows"], strict=True):
                 for name, colour in _COLOURS.items():
-                    means = _means([lines[name] for lines in row["lines"]])
-                    places = [i / (len(means) - 1) for i in range(len(means))]
-                    y = [100 * mean for mean in means]
-                    axes.plot(places, y, color=colour, label=f"on the task: {name}")
+                    of_seeds = list(zip(*(lines[name] for lines in row["lines"]), strict=True))
+                    places = [i / (len(of_seeds) - 1) for i in range(len(of_seeds))]
+                    label = f"on the task: {name}"
+                    look = {"color": colour, "marker": "", "errorevery": 2}
+                    points(axes, places, of_seeds, label, **look)
                 axes.set_ylim(0, 100)
-            for axes in drawn[::2]:
-                axes.set_ylabel("test accuracy, %", color=GREY)
-            for axes in drawn[-2:]:
-                axes.set_xlabel("from one task's embedding to its neighbour's", color=GREY)
 
 
 def _experiment(study: Interpolation, method: str, seed: int) -> Experiment:

@@ -178,7 +178,7 @@ class NewTasks(Study):
         "deviation over seeds. Claims are differences paired over seeds, with Student's t "
         "intervals; the verdict on a family is that on its mean over numbers of images."
     )
-    picture = "accuracy_vs_shots.png"
+    picture = "accuracy_vs_shots.svg"
 
     @classmethod
     def smoke(cls) -> NewTasks:

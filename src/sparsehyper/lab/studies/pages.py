@@ -137,14 +137,17 @@ def panels(
     titles: Sequence[str],
     path: str | PathLike[str],
     *,
+    x: str = "",
+    y: str = "",
     size: tuple[float, float] = (6, 3.6),
     legend: int = 4,
 ) -> Iterator[list[Any]]:
-    """Panels to draw in, which are saved as a PNG with one legend below when the context ends.
+    """Panels to draw in, which are saved as an SVG with one legend below when the context ends.
 
     Args:
-        titles: panel titles; panels stand two in a row.
+        titles: panel titles; panels stand two in a row, or three if that leaves none alone.
         path: picture to write.
+        x, y: labels of the axes of all panels.
         size: width and height of a panel, in inches.
         legend: number of columns of the legend, which shows every label once.
 
@@ -154,15 +157,19 @@ def panels(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    columns = min(2, len(titles))
+    columns = 3 if len(titles) % 2 and len(titles) % 3 == 0 else min(2, len(titles))
     rows = -(-len(titles) // columns)
-    figure = new_figure((size[0] * columns, size[1] * rows + 0.8), dpi=150)
+    figure = new_figure((size[0] * columns, size[1] * rows + 0.8))
     found = [figure.add_subplot(rows, columns, i + 1) for i in range(len(titles))]
     for axes, title in zip(found, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=GREY)
+    for axes in found[::columns]:
+        axes.set_ylabel(y, color=GREY)
+    for axes in found[-columns:]:
+        axes.set_xlabel(x, color=GREY)
     yield found
     handles: dict[str, Any] = {}
     for axes in found:
@@ -207,16 +214,18 @@ def shots_panels(
     results: Mapping[str, Any],
     lines: Mapping[str, tuple[str, str, str]],
     path: str | PathLike[str],
+    x: str = "images per class",
 ) -> None:
-    """Draw accuracy against images per class, a panel for each family.
+    """Draw accuracy against numbers of examples, a panel for each family.
 
     Args:
         results: of a study with ``families`` and ``rows``.
         lines: colour, marker and style of each method, in the order of the legend.
         path: picture to write.
+        x: what the examples are.
     """
     families, shots = list(results["study"]["families"]), _all_shots(results)
-    with panels(families, path) as drawn:
+    with panels(families, path, x=x, y="accuracy on new tasks, %") as drawn:
         for family, axes in zip(families, drawn, strict=True):
             own = by_method(results["rows"], family=family)
             for method, (colour, marker, style) in lines.items():
@@ -226,8 +235,6 @@ def shots_panels(
                     look = {"color": colour, "marker": marker, "linestyle": style}
                     points(axes, places, values, method, **look)
             axes.set_xticks(range(len(shots)), [shots_text(s) for s in shots])
-        for axes in drawn[::2]:
-            axes.set_ylabel("accuracy on new tasks, %", color=GREY)
 
 
 def shots_lines(

@@ -23,6 +23,7 @@ from sparsehyper.lab.studies.intervals import claim_of, paired
 from sparsehyper.lab.studies.pages import (
     Table,
     by_method,
+    deviation,
     interval_text,
     panels,
     percent,
@@ -91,7 +92,7 @@ class Scaling(Study):
         "Exponents are slopes of straight lines through logarithms, one for each seed, with "
         "Student's t intervals over seeds."
     )
-    picture = "scaling.png"
+    picture = "scaling.svg"
 
     @classmethod
     def smoke(cls) -> Scaling:
@@ -204,14 +205,15 @@ class Scaling(Study):
                 key, label = _AXES[part]
                 for method, rows in by_method(results["rows"], part=part).items():
                     colour, marker = STYLES[method]
-                    y = [
-                        100 * (1 - statistics.fmean(row["accuracy"]))
-                        if measure == "error"
-                        else statistics.median(row["step_ms"])
-                        for row in rows
-                    ]
                     x = [row[key] for row in rows]
-                    axes.plot(x, y, color=colour, marker=marker, markersize=5, label=method)
+                    look = {"color": colour, "marker": marker, "markersize": 5, "label": method}
+                    if measure == "error":
+                        errors = [[1 - share for share in row["accuracy"]] for row in rows]
+                        y = [100 * statistics.fmean(values) for values in errors]
+                        bars = [100 * deviation(values) for values in errors]
+                        axes.errorbar(x, y, yerr=bars, capsize=2, **look)
+                    else:
+                        axes.plot(x, [statistics.median(row["step_ms"]) for row in rows], **look)
                 axes.set_xscale("log")
                 axes.set_yscale("log")
                 axes.set_xticks(x, [f"{size:,}" for size in x])

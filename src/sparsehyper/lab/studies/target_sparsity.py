@@ -21,7 +21,6 @@ from torch.nn.utils import prune
 
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.lab.data import SharedTasks, TaskSet
-from sparsehyper.lab.plots import GREY
 from sparsehyper.lab.runs.baselines import Experts
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import target_layout
@@ -109,7 +108,7 @@ class TargetSparsity(Study):
         "validation images at 90% zeros; that of pruned experts is searched without pruning. Mean "
         "over tasks ± standard deviation over seeds."
     )
-    picture = "accuracy_vs_zeros.png"
+    picture = "accuracy_vs_zeros.svg"
 
     @classmethod
     def smoke(cls) -> TargetSparsity:
@@ -217,7 +216,8 @@ class TargetSparsity(Study):
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
         families = list(results["study"]["sets"])
-        with panels(families, path) as drawn:
+        x, y = "weights that are not zero, %", "test accuracy, %"
+        with panels(families, path, x=x, y=y) as drawn:
             for family, axes in zip(families, drawn, strict=True):
                 for method, own in by_method(results["rows"], family=family).items():
                     x = [100 * (1 - row["sparsity"]) for row in own]
@@ -225,8 +225,6 @@ class TargetSparsity(Study):
                 axes.set_xscale("log")
                 axes.invert_xaxis()
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                axes.set_xlabel("weights that are not zero, %", color=GREY)
-            drawn[0].set_ylabel("test accuracy, %", color=GREY)
 
 
 def _places(

@@ -87,7 +87,7 @@ class Typology(Study):
         "Every generator is trained on the same tasks, for the same number of updates and at the "
         "same learning rate. Mean test accuracy over tasks ± standard deviation over seeds."
     )
-    picture = "accuracy_vs_budget.png"
+    picture = "accuracy_vs_budget.svg"
 
     @classmethod
     def smoke(cls) -> Typology:

@@ -140,7 +140,7 @@ class Variations(Study):
         "says by how much. A factor matters where the F test of its levels has "
         f"p < 0.05 ÷ {_TESTS}, the number of tests."
     )
-    picture = "main_effects.png"
+    picture = "main_effects.svg"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,9 +238,9 @@ class Variations(Study):
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
-        titles = [f"{outcome}: effect compared with the default, points" for outcome in OUTCOMES]
+        label = "effect compared with the default, points"
         count = len(results["effects"]["trained tasks"])
-        with panels(titles, path, size=(6.5, 0.23 * count)) as drawn:
+        with panels(list(OUTCOMES), path, x=label, size=(6.5, 0.23 * count)) as drawn:
             for axes, (outcome, colour) in zip(drawn, OUTCOMES.items(), strict=True):
                 effects = results["effects"][outcome]
                 means = [100 * e["mean"] for e in effects]
