@@ -157,6 +157,16 @@ def percent(share):
     return f"{share:.2%}"
 
 
+def test_a_run_s_page_says_when_and_on_what_it_was_made(show, described):
+    page, made = show(described["pairs"]), described["pairs"]["made"]
+    lead = page.locator(".lead:visible").inner_text()
+    assert made["date"] in lead
+    assert made["machine"]["cpu"] in lead
+    found = section(page, "Configuration")
+    found.get_by_text("How it was made", exact=True).first.click()
+    assert made["machine"]["torch"] in found.inner_text()
+
+
 def test_every_section_of_everything_opens(show, described):
     page = show(*described.values())
     opened = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import warnings
@@ -30,6 +31,8 @@ def test_trains_evaluates_and_refuses_to_write_over(command, tmp_path):
     assert shown.code == 0
     result = json.loads((out / "result.json").read_text())
     assert json.loads(shown.out)["accuracy"] == result["test"]["accuracy"]
+    assert result["command"].startswith(f"sparsehyper train --out {out} ")
+    assert datetime.date.fromisoformat(result["date"])
 
 
 def test_resume_goes_on_with_the_recorded_configuration(command, tmp_path):

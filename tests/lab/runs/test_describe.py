@@ -42,6 +42,9 @@ def test_it_is_json_and_agrees_with_the_result(finished, result):
     assert result["training"].items() >= found["training"].items()
     assert found["missing"] is None
     assert found["config"]["target"] == "mlp:16"
+    assert found["made"]["date"] == result["date"]
+    assert found["made"]["machine"]["cores"] >= 1
+    assert found["made"]["command"] is None  # it was not made by one
 
 
 def test_curves_are_those_of_the_metrics(finished):

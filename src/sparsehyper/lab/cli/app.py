@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable
 from inspect import signature
 from typing import Annotated, Any
@@ -138,7 +139,7 @@ def run(arguments: list[str] | None = None) -> int:
     code: int | str | None = 0
     with raising_signals() as came:
         try:
-            app(arguments)
+            app(arguments, obj=sys.argv[1:] if arguments is None else arguments)
         except SystemExit as stop:
             code = stop.code
         except OSError as error:  # raised while printing help, outside any command

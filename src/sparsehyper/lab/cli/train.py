@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +84,10 @@ def train(
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
         echo(_found(tasks), err=True)
-    result = run_experiment(experiment, out, tasks=tasks, resume=resume, quiet=quiet)
+    command = shlex.join(["sparsehyper", *context.find_root().obj])
+    result = run_experiment(
+        experiment, out, tasks=tasks, resume=resume, command=command, quiet=quiet
+    )
     if json:
         print_json(result)
         return

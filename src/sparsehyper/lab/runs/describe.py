@@ -69,7 +69,8 @@ def describe_run(
         - ``missing``: why there are no images, or None; ``split``: the images that everything below
           was measured on: ``"test"``, or ``"val"`` for a run that has not finished;
         - ``evaluation``: `Evaluation.to_dict` from ``result.json``, without the single tasks;
-        - ``training``: the same file's ``training``, without its best evaluation;
+        - ``training``: the same file's ``training``, without its best evaluation; ``made``: its
+          ``date``, ``command`` and ``machine``;
         - ``curves``: ``train`` and ``validation``, the lines of ``metrics.jsonl`` by column;
         - ``tasks``: for each ``name``, ``classes``, ``origin``, ``images``, ``accuracy``, ``loss``,
           what was ``measured`` when an added task was learned (as `Measured`), ``nearest`` (number
@@ -131,6 +132,7 @@ def describe_run(
         "split": split,
         "evaluation": _without(evaluation, "accuracies", "losses", "entropies"),
         "training": _without(result and result["training"], "best"),
+        "made": result and {key: result.get(key) for key in ("date", "command", "machine")},
         "curves": _curves(Run(path).read_metrics()),
         "tasks": rows,
         "confusion": None,

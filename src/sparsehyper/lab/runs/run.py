@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sparsehyper._util.checks import check_choice
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
+from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
@@ -56,6 +58,7 @@ def run_experiment(
     tasks: TaskSet | None = None,
     data_dir: str | PathLike[str] | None = None,
     resume: bool = False,
+    command: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train, then evaluate the best model once on the test images.
@@ -68,11 +71,13 @@ def run_experiment(
         data_dir: folder of the named data sets' files.
         resume: continue the run from its last checkpoint. A finished run is left as it is. The
             experiment must be the one that was started, except for the settings `MAY_DIFFER`.
+        command: the command that was given, to keep with the result.
         quiet: show no progress.
 
     Returns:
         The content of ``result.json``: ``experiment`` (`Experiment.to_dict`), ``training``
-        (`TrainResult.to_dict`) and ``test`` (`Evaluation.to_dict`).
+        (`TrainResult.to_dict`), ``test`` (`Evaluation.to_dict`), and of how it was made ``date``,
+        ``command`` and ``machine`` (as `machine`).
 
     Raises:
         FileExistsError: ``directory`` exists and is not empty, without ``resume``.
@@ -119,6 +124,9 @@ def run_experiment(
             "experiment": experiment.to_dict(),
             "training": training.to_dict(),
             "test": test.to_dict(),
+            "date": date.today().isoformat(),
+            "command": command,
+            "machine": machine(),
         }
         run.write_result(result)
     return result

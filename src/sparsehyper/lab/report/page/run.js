@@ -10,7 +10,7 @@ function runPanel(index, run) {
   const kind = config.method.kind, { resolved, ...settings } = config;
   const source = config.data.source.split(/[\\/]/).pop();
   const lead = [METHODS[kind] || `${kind[0].toUpperCase()}${kind.slice(1).replace("_", " ")} generator`,
-    plural(tasks.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`].join(" · ");
+    plural(tasks.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`, run.made && run.made.date, run.made && run.made.machine && run.made.machine.cpu].filter(Boolean).join(" · ");
   const where = SPLITS[run.split];
   const unfinished = run.split === "val" && evaluated && "This run has not finished: all accuracies are those of the best model so far, on the validation images.";
   return panel(index, run.name, lead, [unfinished, run.missing], [
@@ -32,7 +32,7 @@ function runPanel(index, run) {
     run.wiring && { id: "wiring", title: "Wiring of the generator", draw: () => wiring(run),
       note: "What one generated number depends on: from the embedding on the left, through layers that grow, to the output on the right." },
     { id: "configuration", title: "Configuration", draw: () => configuration([
-      ["Settings", settings], ["What follows from them", resolved], ["Versions", run.versions]]) },
+      ["Settings", settings], ["What follows from them", resolved], ["Versions", run.versions], ["How it was made", run.made && run.made.machine && run.made]]) },
   ].filter(Boolean));
 }
 
