@@ -18,7 +18,14 @@ from sparsehyper._util.classifiers import evaluation_mode, mask_classes
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
-from sparsehyper.training.sources import ByTask, Measure, Measures, known_names, moved
+from sparsehyper.training.sources import (
+    ByTask,
+    Measure,
+    Measures,
+    condition,
+    known_names,
+    moved,
+)
 
 ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
@@ -135,8 +142,9 @@ def evaluate(
     """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
 
     Args:
-        model: called as ``model(x, task=task)`` with an int ``task``; returns logits
-            ``[batch, outputs]``. Its mode is restored afterwards.
+        model: called as ``model(x, task=task)`` with an int ``task``, or as ``model(x)`` if it is a
+            hypernetwork that knows no tasks; returns logits ``[batch, outputs]``. Its mode is
+            restored afterwards.
         data: batches ``(x, y, task)``, as `train` takes them; or an object as `EvaluationData`.
         names: task names, by default ``"task 0"``, ``"task 1"``, ….
         n_classes: number of classes of each task; by default every output counts.
@@ -175,7 +183,7 @@ def evaluate(
             numbers = []
             for x, y, _ in data.batches(task, batch_size):
                 x, y = moved((x, y), here.device)
-                out = model(x, task=task)
+                out = model(x, **condition(model, task))
                 losses = measures.losses(out, y, limits[task])
                 lost[task] += losses.sum()
                 if own:

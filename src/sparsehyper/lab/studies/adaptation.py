@@ -69,7 +69,7 @@ from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.ways import Unsuitable
 from sparsehyper.lab import plots
-from sparsehyper.lab.data import SharedTasks, TaskSplit, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSplit, images_of, shots_of
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.adaptation_families import CPU_FAMILIES, DEFAULT_CNN, Family
 from sparsehyper.lab.studies.adaptation_results import best_trials, conclusions, tables
@@ -83,7 +83,7 @@ from sparsehyper.lab.studies.few_shot import (
     Learner,
 )
 from sparsehyper.lab.studies.few_shot_fits import LEARNING
-from sparsehyper.lab.studies.learners import Shots, shots_of
+from sparsehyper.lab.studies.learners import Shots
 from sparsehyper.lab.studies.pages import Table, shots_lines, shots_panels
 from sparsehyper.lab.studies.search import SEARCH_SEED, with_settings
 from sparsehyper.lab.studies.study import Results, Study
