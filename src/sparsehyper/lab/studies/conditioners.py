@@ -28,8 +28,8 @@ the model of the task that was copied?
 Targets are small convolutional networks without norms, since a model for each input allows no batch
 norm; all methods of a family have the same one.
 
-**Methods.** All have the sparse generator of the command line with its learned base, embeddings of
-64 numbers, the same batches and as many updates. Encoders have the target's form. A new task comes
+**Methods.** All have the sparse generator of the command line with the base that it chooses (learned,
+or residual where heads are solved), embeddings of 64 numbers, the same batches and as many updates. Encoders have the target's form. A new task comes
 with 1, 5 or 20 images per class, the same for all methods.
 
 - task embedding: the *mean embedding* of the known tasks and the *nearest embedding*, that of the
