@@ -16,7 +16,7 @@ from sparsehyper.conditioning import InputAndTask, InputEncoder, TaskEmbedding
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit
 from sparsehyper.lab.runs.config import BY_EXAMPLES, GENERATED, Experiment
-from sparsehyper.lab.studies.few_shot import LEARNERS, TRUNK, Learner, Learnt
+from sparsehyper.lab.studies.few_shot import Learner, Learnt, TrunkLearner
 from sparsehyper.lab.studies.learners import Shots
 
 MEAN, NEAREST, FITTED = "mean embedding", "nearest embedding", "fitted embedding"
@@ -71,7 +71,7 @@ class _ByTask(_Conditioned):
         """The embedding of the known task whose model has the least loss on the images."""
         task = TaskSamples.of(_NEW, samples, n_classes, True, samples[0].device, self.seed)
         with frozen(hnet):
-            rows = range(len(hnet.task_names))
+            rows = tuple(range(len(hnet.task_names)))
             return Fitter(hnet, [task], [task], 1, None, rows).starts("nearest", self.seed)[0, 0]
 
 
@@ -121,7 +121,7 @@ class _ByBoth(_Conditioned):
         return Learnt(_called(hnet, task=_NEW))
 
 
-class _Trunk(LEARNERS[TRUNK]):  # type: ignore[misc]
+class _Trunk(TrunkLearner):
     """Features that all known tasks share, with what is quickly learned on them."""
 
     ways = (PROBE, "nearest mean")
