@@ -136,9 +136,11 @@ def test_what_makes_no_embedding_is_refused(init, error, message):
     assert "new" not in hnet.task_names
 
 
-def test_a_support_set_is_needed():
+def test_a_support_set_and_a_function_are_needed():
     with pytest.raises(TypeError, match="`support` must be a SupportSet, got Linear"):
         TaskExamples(nn.Linear(2, 8), ["a"])
+    with pytest.raises(TypeError, match="`draw` must be a function or None, got 3"):
+        conditioner(draw=3)
 
 
 @pytest.mark.parametrize("kind", ["input", "noise"])

@@ -41,7 +41,7 @@ class TaskExamples(TaskConditioner):
         embeddings: Kept embeddings, a buffer ``[tasks, dim]``, at first zeros.
 
     Raises:
-        TypeError, ValueError: no `SupportSet`, no task or a repeated name.
+        TypeError, ValueError: no `SupportSet`, no function, no task or a repeated name.
 
     >>> support = SupportSet(torch.nn.Linear(5, 16), features=16, n_classes=2, dim=8)
     >>> tasks = TaskExamples(support, ["shoes", "bags"])
@@ -58,6 +58,8 @@ class TaskExamples(TaskConditioner):
         self, support: SupportSet, tasks: int | Sequence[str], draw: Draw | None = None
     ) -> None:
         check_type("support", support, SupportSet, "a SupportSet")
+        if draw is not None and not callable(draw):
+            raise TypeError(f"`draw` must be a function or None, got {draw!r}")
         super().__init__(tasks, support.dim)
         self.support, self.draw = support, draw
         self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
