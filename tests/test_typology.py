@@ -19,6 +19,7 @@ from sparsehyper import (
     Sparse,
     SupportSet,
     TaskEmbedding,
+    TaskExamples,
     TaskFeatures,
 )
 from sparsehyper.adapters import film, lora, masked
@@ -67,6 +68,12 @@ CONDITIONERS = {
         2,
     ),
     "support set": (lambda: SupportSet(encoder(), DIM, n_classes=3, dim=DIM), (X, Y)),
+    "examples": (
+        lambda: TaskExamples(
+            SupportSet(encoder(), DIM, n_classes=3, dim=DIM), ["a", "b"], lambda _: (X, Y)
+        ),
+        "a",
+    ),
     "noise": (lambda: Noise(DIM), None),
     "noise per sample": (lambda: Noise(DIM, per="sample"), None),
 }

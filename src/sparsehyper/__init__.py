@@ -32,6 +32,7 @@ __all__ = [
     "SparseLinear",
     "SupportSet",
     "TaskEmbedding",
+    "TaskExamples",
     "TaskFeatures",
     "TaskProfiles",
     "adapt_task",

@@ -21,6 +21,7 @@ from sparsehyper.conditioning import (
     Noise,
     SupportSet,
     TaskEmbedding,
+    TaskExamples,
     TaskFeatures,
 )
 from sparsehyper.continual import OutputRegulariser

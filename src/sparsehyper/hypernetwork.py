@@ -234,8 +234,10 @@ class HyperNetwork(Stored):
             rows = task.of_samples()
         elif is_ids(task) and task.ndim == 1:
             rows = task.to(features.device)
+        elif isinstance(task, (tuple, list)) or self.tasks.given(task) is not None:
+            rows = None  # examples or an embedding, without a name
         else:
-            rows = self.conditioner.embed(task, args, kwargs)[1]
+            rows = self.tasks.row(task)
         if solve_for is not None:
             own = rows if isinstance(rows, Tensor) else None
             return self.head.leave_one_out(features, solve_for, own)
@@ -458,7 +460,7 @@ def _check_per_sample(module: nn.Module, target: Target) -> None:
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
         raise ValueError(
             "`conditioner` gives every sample a model of its own, so the target's batch norms "
-            "would see one sample each; use group or layer norms"
+            "would see one sample each; use group or layer norms, or none"
         )
     if target.statistics.names:
         raise ValueError(

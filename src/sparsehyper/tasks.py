@@ -79,11 +79,21 @@ class NamedTasks(nn.Module):
         return self.tasks(torch.tensor(rows, device=self.target.moments.device))
 
     def check_kept(self, name: str, overwrite: bool) -> None:
-        """Raise unless `keep_embedding` may keep an embedding for ``name``."""
-        if isinstance(self.conditioner, TaskFeatures):
-            self.conditioner.index(name)
-        elif name not in self.task_embedding.names:
-            self.task_embedding.check_new("name", name)
+        """Raise unless `keep_embedding` may keep an embedding for ``name``.
+
+        Raises:
+            TypeError: embeddings are computed from something else than the task.
+        """
+        table = self.conditioner
+        if not isinstance(table, TaskConditioner):
+            raise TypeError(
+                "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, TaskFeatures or "
+                f"TaskExamples, got a {type(table).__name__}"
+            )
+        if isinstance(table, TaskFeatures):
+            table.index(name)
+        elif name not in table.names:
+            table.check_new("name", name)
         elif not overwrite:
             raise ValueError(
                 f"`name` must not repeat a task, got {name!r}; `overwrite=True` learns it anew"
@@ -95,13 +105,10 @@ class NamedTasks(nn.Module):
         if name not in self.task_names:
             return self.add_task(name, z)
         row = self.tasks.index(name)
-        if isinstance(self.conditioner, TaskFeatures):
-            self.conditioner.refine(row, z)
-        else:
-            self.task_embedding.weight[row] = z
+        self.tasks.refine(row, z)
         return row
 
-    def add_task(self, name: str, init: str | Tensor = "mean") -> int:
+    def add_task(self, name: str, init: str | Tensor | tuple[Tensor, Tensor] = "mean") -> int:
         """Add a task and return its number.
 
         The embedding table becomes a new, longer parameter: make optimisers afterwards.
@@ -110,7 +117,8 @@ class NamedTasks(nn.Module):
             name: a new name.
             init: the task's embedding: ``"mean"`` of the known ones, that of a known task by its
                 name, or a vector ``[dim]``; with `TaskFeatures`, the task's features
-                ``[n_features]``, from which it works at once.
+                ``[n_features]``, and with `TaskExamples`, examples of it, from which it works at
+                once.
         """
         self.tasks.add(name, init)
         self.target.statistics.add_row(self.target.module)
@@ -211,7 +219,7 @@ class NamedTasks(nn.Module):
         table = self.tasks
         while len(table.names) > len(names):
             self.remove_task(table.names[-1])
-        blank = table.features[0] if isinstance(table, TaskFeatures) else "mean"
+        blank = table.features[0] if isinstance(table, TaskFeatures) else torch.zeros(table.dim)
         for name in names[len(table.names) :]:
             self.add_task(f"\0{name}", blank)  # a name that is free, for a moment
         table.set_names(names)

@@ -462,6 +462,14 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         },
     ),
     (
+        sparsehyper.TaskExamples,
+        {
+            "support": sparsehyper.SupportSet(nn.Linear(4, 5), 5, n_classes=3, dim=8),
+            "tasks": 3,
+            "draw": None,
+        },
+    ),
+    (
         Sparse,
         {
             "fan_in": 2,

@@ -177,8 +177,8 @@ def adapt_tasks(
         ValueError: a name is taken without ``overwrite``, a setting is out of range, samples do not
             fit, or ``method`` does not apply. The hypernetwork is then unchanged.
         KeyError: with `TaskFeatures`, a task that was not added.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
-            ``tasks`` is not a mapping.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, `TaskFeatures` or
+            `TaskExamples`, or ``tasks`` is not a mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("method", method, METHODS)

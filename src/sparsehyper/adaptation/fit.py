@@ -166,8 +166,8 @@ def fit_embeddings(
             class numbers or all the same, a task has more classes than the target has outputs, or a
             loss is not finite. The hypernetwork is then unchanged.
         KeyError: with `TaskFeatures`, a task that was not added.
-        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding` or `TaskFeatures`, or
-            ``tasks`` is not a mapping.
+        TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, `TaskFeatures` or
+            `TaskExamples`, or ``tasks`` is not a mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("space", space, SPACES)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.fitter import frozen
@@ -131,7 +132,8 @@ def fit_space(
     Returns:
         The space, and the samples in it.
     """
-    embedding = torch.stack([hnet.embedding(name) for name in hnet.tasks.names]).mean(0)
+    with evaluation_mode(hnet):
+        embedding = torch.stack([hnet.embedding(name) for name in hnet.tasks.names]).mean(0)
     statistics = tuple(hnet.target.statistics.row(hnet.target.module, None))
     model = _model(hnet, embedding, statistics)
     described = [_describe(model, x) for x, _ in samples]

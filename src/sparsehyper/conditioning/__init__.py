@@ -15,13 +15,18 @@ from sparsehyper.conditioning.base import (
     TaskConditioner,
     is_ids,
 )
+from sparsehyper.conditioning.examples import TaskExamples
 from sparsehyper.conditioning.features import TaskFeatures
 from sparsehyper.conditioning.inputs import InputAndTask, InputEncoder, Noise
 from sparsehyper.conditioning.support import SupportSet
 from sparsehyper.conditioning.tasks import TaskEmbedding
 
 CONDITIONERS: dict[str, type[Conditioner]] = {
-    c.kind: c for c in (TaskEmbedding, TaskFeatures, InputEncoder, InputAndTask, SupportSet, Noise)
+    c.kind: c
+    for c in (
+        *(TaskEmbedding, TaskFeatures, TaskExamples),
+        *(InputEncoder, InputAndTask, SupportSet, Noise),
+    )
 }
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "SupportSet",
     "TaskConditioner",
     "TaskEmbedding",
+    "TaskExamples",
     "TaskFeatures",
     "conditioner_from_config",
     "is_ids",

@@ -209,6 +209,10 @@ class TaskConditioner(Conditioner):
             self._rows[later] -= 1
 
     @abstractmethod
+    def refine(self, row: int, z: Tensor) -> None:
+        """Give the task with this number the embedding z ``[dim]``."""
+
+    @abstractmethod
     def drop(self, row: int) -> None:
         """Drop what is kept for the task with this number."""
 

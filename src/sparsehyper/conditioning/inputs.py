@@ -126,7 +126,7 @@ class InputAndTask(Conditioner):
                 raise ValueError(f"`task` must name {len(z)} samples, got {len(task)}")
             for number in task.unique().tolist():
                 self.tasks.index(number)
-            t = self.tasks(task)
+            t = self.tasks(task.to(z.device))
         else:
             row = self.tasks.row(task)
             t = self.tasks.weight[row].expand_as(z)

@@ -13,6 +13,7 @@ from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_
 from sparsehyper.conditioning.base import Conditioner, initialise
 
 POOLS = ("examples", "classes")
+_AT_ONCE = 1000  # examples that the encoder gets
 
 
 class SupportSet(Conditioner):
@@ -103,7 +104,7 @@ class SupportSet(Conditioner):
             raise ValueError(
                 f"a support set's labels must be in 0..{self.n_classes - 1}, got {int(y.max())}"
             )
-        seen = self.encoder(x)
+        seen = torch.cat([self.encoder(some) for some in x.split(_AT_ONCE)])
         if seen.shape != (len(y), self.features):
             raise ValueError(
                 f"`encoder` must return [{len(y)}, {self.features}], got {list(seen.shape)}"

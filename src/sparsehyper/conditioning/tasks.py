@@ -96,6 +96,12 @@ class TaskEmbedding(TaskConditioner):
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.append_name(name)
 
+    @torch.no_grad()
+    def refine(self, row: int, z: Tensor) -> None:
+        """Give the task with this number the embedding z ``[dim]``."""
+        check_vector("z", z, self.dim)
+        self.weight[row] = z
+
     def drop(self, row: int) -> None:
         """Drop an embedding; the others become a new parameter: make optimisers afterwards."""
         weight = self.weight.detach()

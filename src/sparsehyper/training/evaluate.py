@@ -20,7 +20,7 @@ from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
-from sparsehyper.training.sources import ByTask, Measure, Measures, known_names
+from sparsehyper.training.sources import ByTask, Measure, Measures, condition, known_names
 
 ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
@@ -176,7 +176,7 @@ def evaluate(
             numbers = []
             for x, y, _ in data.batches(task, batch_size):
                 y = to_device(y, here.device)
-                out = Inputs.of(x).to(here.device).call(model, task=task)
+                out = Inputs.of(x).to(here.device).call(model, **condition(model, task))
                 losses = measures.losses(out, y, limits[task])
                 lost[task] += losses.sum()
                 if own:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.devices import copy_all, to_device
 from sparsehyper._util.inputs import Inputs
+from sparsehyper.conditioning import TaskEmbedding, TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import Grouping
 from sparsehyper.training.processes import Processes
@@ -35,7 +36,7 @@ def check_recordable(model: nn.Module, here: Processes) -> HyperNetwork:
 
     Raises:
         ValueError: there is no GPU, or several, or the model is not a `HyperNetwork` without a head
-            in closed form.
+            in closed form, or its models follow from more than the task.
     """
     if here.device.type != "cuda" or here.count > 1:
         raise ValueError(
@@ -46,6 +47,11 @@ def check_recordable(model: nn.Module, here: Processes) -> HyperNetwork:
         raise ValueError(
             "`cuda_graphs` needs a `HyperNetwork`, whose steps are alike for all tasks, got a "
             f"{type(model).__name__}"
+        )
+    if not isinstance(model.conditioner, (TaskEmbedding, TaskFeatures)):
+        raise ValueError(
+            "`cuda_graphs` needs a `conditioner` by which the task alone decides on the model, got "
+            f"a {type(model.conditioner).__name__}; leave `cuda_graphs` out"
         )
     if model.head is not None:
         raise ValueError(

@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
+from sparsehyper.conditioning import TaskExamples
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -42,7 +43,14 @@ from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
-from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, known_names
+from sparsehyper.training.sources import (
+    ByTask,
+    Measure,
+    Measures,
+    Passes,
+    condition,
+    known_names,
+)
 
 
 @runtime_checkable
@@ -117,10 +125,11 @@ def train(
 
     Args:
         model: called with the inputs of a batch and ``task=task``, an int64 tensor ``[batch]``, or
-            an int when the batch is of one task. It returns logits ``[batch, outputs]``, or numbers
-            for labels that are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes;
-            of outputs that hold ``logits``, these count. It is moved to the device; its mode is
-            restored afterwards.
+            an int when the batch is of one task; or with the inputs alone if it is a hypernetwork
+            that knows no tasks. It returns logits ``[batch, outputs]``, or numbers for labels that
+            are floating-point numbers ``[batch, outputs]``, or what ``loss`` takes; of outputs that
+            hold ``logits``, these count. It is moved to the device; its mode is restored
+            afterwards.
         batches: anything that can be iterated over again and again, such as a ``DataLoader`` or a
             list, and gives ``(x, y, task)``: ``x`` a tensor or an array, a tuple or list of the
             model's arguments, or a dict of them by name; ``task`` a name or number, or one for each
@@ -201,7 +210,8 @@ def train(
 
     def add_gradients(x: Inputs, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
         with autocast(here.device, config.precision):
-            logits = x.call(forward, task=task, **({"solve_for": y} if solved else {}))
+            labels = {"solve_for": y} if solved else {}
+            logits = x.call(forward, **condition(model, task), **labels)
         losses = measures.losses(logits, y, classes)
         (losses.mean() / config.accumulate).backward()
         return losses.detach()
@@ -277,6 +287,7 @@ def train(
                     model.sync_statistics()  # other processes have seen other tasks
                 for buffer in model.buffers():
                     here.broadcast(buffer)
+                _renew_embeddings(model)
                 if solved is not None and examples is not None:
                     _solve_heads(solved, examples, config)
                 evaluation = evaluate(
@@ -322,6 +333,12 @@ def train(
         step_ms=1e3 * statistics.median(step_seconds) if step_seconds else None,
         peak_memory=_peak_memory(here.device),
     )
+
+
+def _renew_embeddings(model: nn.Module) -> None:
+    """Keep the embeddings that the examples of known tasks have by now."""
+    if isinstance(model, HyperNetwork) and isinstance(model.conditioner, TaskExamples):
+        model.conditioner.renew()
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:

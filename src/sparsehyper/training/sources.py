@@ -98,9 +98,15 @@ class ByTask:
         return iter(self._kept[task])
 
 
+def condition(model: nn.Module, task: Any) -> dict[str, Any]:
+    """The argument ``task`` of a model; none of a hypernetwork that knows no tasks."""
+    takes_tasks = not isinstance(model, HyperNetwork) or model.task_names
+    return {"task": task} if takes_tasks else {}
+
+
 def known_names(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
     """``names``, or those of the tasks that the model knows."""
-    if names is None and isinstance(model, HyperNetwork):
+    if names is None and isinstance(model, HyperNetwork) and model.task_names:
         return model.task_names
     if names is None:
         raise ValueError("`names` must name the tasks of the batches, as the `model` does not")

@@ -20,8 +20,8 @@ OPTIONS = {
     "train": {
         "--out", "--method", "--budget", "--resume", "--quiet", "--json", "--data", "--tasks",
         "--data-dir", "--image-size", "--val-fraction", "--split-seed", "--augment", "--target",
-        "--latent-dim", "--similarity", "--head", "--base", "--init", "--norm-stats", "--steps",
-        "--batch-size", "--tasks-per-batch",
+        "--conditioner", "--latent-dim", "--similarity", "--head", "--base", "--init",
+        "--norm-stats", "--steps", "--batch-size", "--tasks-per-batch",
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",

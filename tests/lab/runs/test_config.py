@@ -49,6 +49,7 @@ def test_methods_by_text():
         ({"budget": 0}, ValueError, "`budget` must be greater than 0, got 0"),
         ({"budget": 4, "method": "experts"}, ValueError, "'experts' has one size, got 4"),
         ({"latent_dim": 1}, ValueError, "`latent_dim` must be at least 2, got 1"),
+        ({"conditioner": "noise"}, ValueError, "`conditioner` must be one of .*got 'noise'"),
         ({"similarity": 1}, ValueError, "`similarity` must be less than 1, got 1"),
         ({"similarity": -0.5}, ValueError, "`similarity` must be at least 0, got -0.5"),
     ],

@@ -16,6 +16,8 @@ from sparsehyper.lab.runs import (
     make_batches,
     resolve,
 )
+from sparsehyper.lab.runs.config import EXPERIMENT_CONDITIONERS
+from sparsehyper.training.sources import condition
 
 
 def states_equal(a, b):
@@ -41,6 +43,44 @@ def test_a_model_needs_no_images(experiment, tasks):
     info = TaskInfo.of(tasks)
     assert TaskInfo.from_dict(json.loads(json.dumps(asdict(info)))) == info
     assert states_equal(build_model(experiment, info), build_model(experiment, tasks))
+
+
+@pytest.mark.parametrize("conditioner", EXPERIMENT_CONDITIONERS)
+def test_the_seed_decides_the_conditioner_too(experiment, tasks, conditioner):
+    own = replace(experiment, conditioner=conditioner)
+    model = build_model(own, tasks)
+    assert states_equal(model, build_model(own, TaskInfo.of(tasks)))
+    other = build_model(own.with_seed(1), tasks)
+    for (name, one), another in zip(
+        model.conditioner.named_parameters(), other.conditioner.parameters(), strict=True
+    ):
+        assert not one.any() or not torch.equal(one, another), name  # biases start at 0
+    assert model(torch.randn(3, 1, 8, 8), **condition(model, 2)).shape == (3, 2)
+
+
+def test_encoders_have_the_form_of_the_target_without_its_batch_norms_and_mask(experiment, tasks):
+    own = replace(experiment, target="cnn:4-8/masked:0.5", conditioner="support_set")
+    model = build_model(own, tasks)
+    encoder = model.conditioner.support.encoder
+    kinds = [type(part) for part in encoder.modules()]
+    assert kinds.count(torch.nn.Conv2d) == 2
+    assert torch.nn.BatchNorm2d not in kinds
+    x = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]))
+
+
+def test_support_sets_are_balanced_and_leave_images_over(experiment, tasks):
+    model = build_model(replace(experiment, conditioner="support_set"), tasks)
+    name = tasks.names[1]
+    torch.manual_seed(0)
+    counts = [model.conditioner.draw(name)[1].bincount().tolist() for _ in range(20)]
+    assert {tuple(count) for count in counts} == {(1, 1), (5, 5), (20, 20)}
+    few = tasks.train.among(torch.arange(len(tasks.train.pixels)) % 12 == 0)
+    scarce = build_model(replace(experiment, conditioner="support_set"), replace(tasks, train=few))
+    least = int(few.labels(1).bincount().min())
+    assert 2 < least < 40
+    drawn = [scarce.conditioner.draw(name)[1].bincount().tolist() for _ in range(20)]
+    assert max(map(max, drawn)) == least // 2
 
 
 def test_experts_differ_from_each_other(with_method, tasks):

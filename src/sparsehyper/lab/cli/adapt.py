@@ -40,7 +40,8 @@ def adapt(
         typer.Option(
             help="auto: the best of all of these, or several together, as images held out tell; or "
             "one alone: linear (of the pixels), head (a last layer), embedding, norms, all (the "
-            "whole model) or scratch."
+            "whole model) or scratch. In a run with support sets auto is examples: what follows "
+            "from them without training."
         ),
     ] = "auto",
     seconds: Annotated[float, typer.Option(help="Time to take for each task, about.")] = 20.0,

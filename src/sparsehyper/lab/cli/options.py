@@ -104,7 +104,18 @@ _SETTINGS = {
         "Number of logits of the target; by default the classes of the largest task. More leave "
         "room for new tasks with more classes.",
     ),
-    "latent_dim": _Setting(*("Model", int, 256, "latent_dim"), "Length of a task's embedding."),
+    "conditioner": _Setting(
+        *("Model", str, "task_embedding", "conditioner"),
+        "What the models depend on: task_embedding (a trained vector for each task), support_set "
+        "(examples of the task, so that a new one takes no training; averaged by class, or all "
+        "together with support_set:pool=examples), input_encoder (the input alone: a model for "
+        "each image) or input_and_task. Encoders have the form of the target.",
+    ),
+    "latent_dim": _Setting(
+        *("Model", int | None, None, "latent_dim"),
+        "Length of an embedding, by default 256; 64 for input_and_task, which has its cube in "
+        "weights.",
+    ),
     "similarity": _Setting(
         *("Model", float, 0.0, "similarity"),
         "Initial cosine between two tasks' embeddings, in [0, 1): 0 for unrelated tasks, 0.9 for "
@@ -280,7 +291,8 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
 
     Args:
         options: options, as ``takes_experiment`` passes them. Without ``head`` it is generated;
-            without ``base`` it is learned, or residual with a head that is solved.
+            without ``base`` it is learned, or residual with a head that is solved; without
+            ``latent_dim`` it is 256, or 64 where it counts three times over.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
 
@@ -288,6 +300,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         ValueError: as `Experiment`; also for a pretrained base of a built-in target.
     """
     from sparsehyper._util.checks import check_integer
+    from sparsehyper.conditioning import InputAndTask
     from sparsehyper.lab.data import SOURCES
     from sparsehyper.lab.runs import Experiment
     from sparsehyper.lab.runs.config import GENERATED
@@ -301,6 +314,8 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     if settings["training"]["warmup"] is None:
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
     settings["head"] = settings["head"] or GENERATED
+    if settings["latent_dim"] is None:
+        settings["latent_dim"] = 64 if settings["conditioner"] == InputAndTask.kind else 256
     if settings["base"] is None:
         settings["base"] = "learned" if settings["head"] == GENERATED else "residual"
     if settings["base"] == "pretrained" and function_of(settings["target"]) is None:

@@ -14,7 +14,7 @@ from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tabl
 # Those of `lab.studies.STUDIES`, which takes seconds to import.
 _NAMES = (
     *("variations", "compare", "fair-comparison", "new-tasks", "adaptation", "adapters"),
-    *("interpolation", "target-sparsity", "scaling", "typology"),
+    *("conditioners", "interpolation", "target-sparsity", "scaling", "typology"),
 )
 
 

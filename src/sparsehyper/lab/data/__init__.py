@@ -11,7 +11,7 @@ from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_t
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
 from sparsehyper.lab.data.table import load_new_rows, load_table, tasks_of_rows
-from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of
+from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of, shots_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -49,5 +49,6 @@ __all__ = [
     "maker_from_config",
     "parse_tasks",
     "read_table",
+    "shots_of",
     "tasks_of_rows",
 ]

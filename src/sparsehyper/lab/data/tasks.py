@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, is_whole
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.random import seeded
 from sparsehyper._util.text import listed
 from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.source import Images, Task
@@ -267,6 +268,19 @@ def images_of(split: TaskSplit, task: int, most: int) -> tuple[Tensor, Tensor]:
     count = split.counts[task]
     index = torch.linspace(0, count - 1, min(most, count)).long()
     x, y, _ = split.batch(torch.full_like(index, task), index)
+    return x, y
+
+
+def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """The first ``shots`` images of each class of a task, in an order drawn from the seed.
+
+    ``shots`` is None for all images.
+    """
+    labels = split.labels(task)
+    order = torch.randperm(len(labels), generator=seeded(seed))
+    sorted_labels = labels[order]
+    chosen = torch.cat([order[sorted_labels == c][:shots] for c in labels.unique()])
+    x, y, _ = split.batch(torch.full_like(chosen, task), chosen)
     return x, y
 
 

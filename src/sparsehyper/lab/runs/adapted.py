@@ -25,6 +25,7 @@ from typing import Any
 from sparsehyper._util.files import CheckpointError, check_absent, read_file, whole
 from sparsehyper.analysis import nearest_vectors, task_embeddings
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.learning import fit_tasks
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
@@ -74,18 +75,20 @@ def adapt_run(
         FileExistsError: ``out`` exists.
         FileNotFoundError, CheckpointError, UntrustedTargetError: as `load_run`, or ``data`` is
             not a folder.
-        ValueError: a name is already taken, or images or settings do not fit.
+        ValueError: a name is already taken, images or settings do not fit, or the run's models
+            follow from the input.
     """
     check_absent("out", Path(out))
     loaded = load_run(directory, trust=trust)
     model = loaded.model.to(processes(device).device)
-    told = isinstance(model, HyperNetwork) and loaded.tasks.columns is None
+    loaded.check_by_task("there is no embedding of a new task to find from its examples")
+    told = is_by_task(model) and loaded.tasks.columns is None
     profiles = find_profiles(loaded) if told else None
     resize = resize or loaded.experiment.data.image_size is not None
     with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
         tasks, rows = fit_tasks(loaded, data, task=task, resize=resize, **settings)
         write_tasks(partial, tasks, loaded.digests)
-        if profiles is not None and isinstance(model, HyperNetwork):
+        if profiles is not None and is_by_task(model):
             labelled = read_new_tasks(loaded.tasks, data, task=task, resize=resize)
             images = {
                 one.name: (loaded.tasks.normalise(one.examples.pixels), one.examples.labels)
@@ -152,7 +155,7 @@ def describe_tasks(
     loaded = load_run(directory, trust=trust)
     model = loaded.model
     nearest: dict[str, tuple[str | None, float | None]] = {}
-    if isinstance(model, HyperNetwork):
+    if is_by_task(model):
         nearest = dict(zip(model.task_names, nearest_tasks(model), strict=True))
     rows = []
     for entry in loaded.task_list.entries:

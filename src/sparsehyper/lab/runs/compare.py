@@ -23,6 +23,7 @@ from typing import Any
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.files import read_json, write_json
+from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Chunked, Generator, Sparse
 from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
@@ -187,7 +188,9 @@ def _plan(
         method = parse_method(text)
         at: list[float | None] = [*budgets] if isinstance(method, _SCALABLE) else []
         for budget in at or [None]:
-            chosen = replace(experiment, method=method, budget=budget)
+            baseline = not isinstance(method, Generator)
+            alone = {"conditioner": TaskEmbedding.kind} if baseline else {}
+            chosen = replace(experiment, method=method, budget=budget, **alone)
             generator = None
             try:
                 if isinstance(method, Generator):

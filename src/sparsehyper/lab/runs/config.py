@@ -20,6 +20,7 @@ from sparsehyper._util.checks import (
     check_settings,
     check_type,
 )
+from sparsehyper.conditioning import InputAndTask, InputEncoder, SupportSet, TaskEmbedding
 from sparsehyper.generators import (
     GENERATORS,
     Composed,
@@ -37,6 +38,10 @@ from sparsehyper.target.target import BASES, STATISTICS_MODES
 from sparsehyper.training import TrainConfig
 
 GENERATED = "generated"
+# What models depend on; of support sets the pool too.
+BY_EXAMPLES = (SupportSet.kind, f"{SupportSet.kind}:pool=examples")
+BY_INPUT = (InputEncoder.kind, InputAndTask.kind)
+EXPERIMENT_CONDITIONERS = (TaskEmbedding.kind, *BY_EXAMPLES, *BY_INPUT)
 EXPERIMENT_HEADS = (GENERATED, *HEADS)
 # Methods with a short form; a composed generator can be given in Python only.
 METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
@@ -135,7 +140,9 @@ class Experiment:
         budget: largest number of trainable parameters, of the generator and a trained base, per
             target parameter; `Generator.with_budget` chooses the generator's size to meet it. None
             leaves the generator as it is.
-        latent_dim: length of a task's embedding. This and the next five are for hypernetworks.
+        conditioner: what the models depend on, one of `EXPERIMENT_CONDITIONERS`. This and the next
+            six are for hypernetworks.
+        latent_dim: length of an embedding.
         similarity: initial similarity of tasks, as `TaskEmbedding` takes it.
         base: as `HyperNetwork` takes it.
         init: as `HyperNetwork` takes it.
@@ -161,6 +168,7 @@ class Experiment:
     target: str = "mlp:128-64"
     outputs: int | None = None
     budget: float | None = None
+    conditioner: str = TaskEmbedding.kind
     latent_dim: int = 256
     similarity: float = 0.0
     base: str = "learned"
@@ -184,10 +192,21 @@ class Experiment:
         check_choice("init", self.init, INIT_RULES)
         check_choice("norm_stats", self.norm_stats, STATISTICS_MODES)
         check_choice("head", self.head, EXPERIMENT_HEADS)
+        check_choice("conditioner", self.conditioner, EXPERIMENT_CONDITIONERS)
+        if self.conditioner == InputEncoder.kind and self.head != GENERATED:
+            raise ValueError(
+                f"`head` must be 'generated' with `conditioner` {self.conditioner!r}, which knows "
+                f"no tasks that a head could be solved for, got {self.head!r}"
+            )
         if not isinstance(self.method, Generator) and self.method not in BASELINES:
             raise ValueError(
                 f"`method` must be a generator or one of {', '.join(map(repr, BASELINES))}; got "
                 f"{self.method!r}"
+            )
+        if self.conditioner != TaskEmbedding.kind and not isinstance(self.method, Generator):
+            raise ValueError(
+                f"`conditioner` is for generators; {self.method!r} has none, got "
+                f"{self.conditioner!r}"
             )
         if self.augment and self.data.is_table:
             raise ValueError(f"`augment` is for images, got {list(self.augment)} for a table")
@@ -208,11 +227,15 @@ class Experiment:
         return replace(self, training=replace(self.training, seed=seed))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict of every setting, without a head that is generated."""
+        """A JSON-ready dict of every setting, without those that were not always there.
+
+        These are left out where they have the value that all runs had before.
+        """
         method = self.method
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.head == GENERATED:
-            del values["head"]  # records from before there were others lack it
+        for name, before in (("head", GENERATED), ("conditioner", TaskEmbedding.kind)):
+            if values[name] == before:
+                del values[name]
         return {
             **values,
             "data": self.data.to_dict(),

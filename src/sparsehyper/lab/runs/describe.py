@@ -28,6 +28,7 @@ from sparsehyper.analysis import (
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.internals import filters, wiring
 from sparsehyper.lab.runs.loading import (
     LoadedRun,
@@ -40,6 +41,7 @@ from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.sources import condition
 
 _COMPARED = 200  # most tasks in the table of distances
 _CHOSEN = 6  # most tasks whose filters are shown, and between all pairs of which is interpolated
@@ -62,7 +64,8 @@ def describe_run(
         trust: as `load_run` takes it.
 
     Returns:
-        A JSON-ready dict. Values that do not apply are None: a baseline has no embeddings; an
+        A JSON-ready dict. Values that do not apply are None: a baseline has no embeddings, nor
+        has a run whose models follow from the input; an
         adapted run, or one whose images are missing, has no confusion matrices.
 
         - ``kind`` (``"run"``), ``name`` of the directory, resolved ``config``, ``versions``;
@@ -120,7 +123,7 @@ def describe_run(
         for i, entry in enumerate(loaded.task_list.entries)
     ]
     own = {entry.name for entry in loaded.task_list.entries if entry.model is not None}
-    if isinstance(model, HyperNetwork):
+    if is_by_task(model):
         own -= set(model.task_names)  # they have an embedding too
     rows.sort(key=lambda row: row["name"] in own)
     described: dict[str, Any] = {
@@ -147,14 +150,16 @@ def describe_run(
         }
     generated = rows[: len(rows) - len(own)]
     chosen = list(range(len(generated)))[:_CHOSEN]
-    if isinstance(model, HyperNetwork):
+    if is_by_task(model):
         between = distances(task_embeddings(model))
         chosen = _choose(between, [row["accuracy"] for row in generated])
         described |= _describe_embeddings(model, between, generated)
         if images is not None and len(rows) > 1 and not info.are_numbers:
             described["interpolation"] = _interpolate(model, images, chosen, n_classes)
     # The rows of adapted experts are other tasks.
-    if info.columns is None and not (is_adapted(path) and isinstance(model, Experts)):
+    others = is_adapted(path) and isinstance(model, Experts)
+    single = is_by_task(model) or not isinstance(model, HyperNetwork)
+    if info.columns is None and single and not others:
         described["filters"] = filters(model, info.image_shape, chosen)
     return described
 
@@ -200,7 +205,8 @@ def _affordable(model: nn.Module, split: TaskSplit, runs: int, least: int, most:
     """Number of images for each of ``runs`` passes through a target, within the limits."""
     x, _ = images_of(split, 0, 1)
     if isinstance(model, HyperNetwork):
-        module = model.materialize(0).eval()
+        task = 0 if is_by_task(model) else model.target.moments.new_zeros(model.conditioner.dim)
+        module = model.materialize(task).eval()
     elif isinstance(model, Experts):
         module = model.experts[0]
     else:
@@ -214,7 +220,7 @@ def _confusion(
     model: nn.Module, split: TaskSplit, task: int, n_classes: int, most: int
 ) -> list[list[int]]:
     x, y = images_of(split, task, most)
-    logits = torch.cat([model(some, task=task) for some in x.split(500)])
+    logits = torch.cat([model(some, **condition(model, task)) for some in x.split(500)])
     cells = y * n_classes + mask_classes(logits, n_classes).argmax(1)
     counts = torch.bincount(cells, minlength=n_classes**2)
     return counts.view(n_classes, n_classes).tolist()

@@ -70,7 +70,7 @@ def export_run(
         FileExistsError: ``file`` exists.
         KeyError: an unknown task.
         ImportError: the packages for ``"onnx"`` are not installed.
-        ValueError: an unknown format or suffix.
+        ValueError: an unknown format or suffix, or a run in which a task has no single model.
     """
     path = Path(file)
     suffix = path.suffix.removeprefix(".")
@@ -88,6 +88,7 @@ def export_run(
             require(package, "onnx")
     loaded = load_run(directory, trust=trust)
     loaded.task_list.check_known(task)
+    loaded.check_by_task(f"there is no single model of {task!r} to export")
     (entry,) = (e for e in loaded.task_list.entries if e.name == task)
     info = loaded.tasks
     example = torch.zeros(2, *info.image_shape)

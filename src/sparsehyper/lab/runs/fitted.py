@@ -18,7 +18,7 @@ def fitted_tensors(model: HyperNetwork, task: int, n_classes: int) -> dict[str, 
     """
     norms = model.target.statistics
     rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
-    tensors = {"embedding": model.task_embedding.weight[task].detach()}
+    tensors = {"embedding": model.known_embeddings([task])[0]}
     tensors |= {f"statistics/{name}": row for name, row in rows}
     if model.head is not None:
         tensors["head/weight"] = model.head.weight[task, :n_classes]

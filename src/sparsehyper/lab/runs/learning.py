@@ -3,7 +3,8 @@
 A hypernetwork learns a task by the best means that its images allow (`adapt_tasks`), by one of
 these means, or by its embedding alone. A baseline learns a last layer on its shared trunk, or on
 the best of its experts. Where numbers are predicted, a task's last layer follows in closed form, or
-its embedding is fitted.
+its embedding is fitted. Where embeddings follow from examples, those of a new task do too, without
+training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sparsehyper._util.objectives import sample_losses, score_of
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
+from sparsehyper.conditioning import TaskExamples
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import LabelledTask
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
@@ -37,8 +39,9 @@ from sparsehyper.lab.runs.profiles import Images, own_images
 from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 
-LEARNED_BY = ("auto", "linear", "head", "embedding", "norms", "all", "scratch")
-"""Ways to learn a new task; ``"embedding"`` takes settings of its own."""
+LEARNED_BY = ("auto", "examples", "linear", "head", "embedding", "norms", "all", "scratch")
+"""Ways to learn a new task; ``"examples"`` is for runs with support sets, and ``"embedding"`` takes
+settings of its own."""
 
 SQUARES = partial(sample_losses, n_classes=None)
 """The loss of numbers."""
@@ -109,8 +112,10 @@ def fit_tasks(
         loaded: the run; a hypernetwork gets the new tasks.
         data: the folder, as `adapt_run` takes it.
         task: name of the one task that the folder holds.
-        method: one of `LEARNED_BY`; ``"auto"`` chooses. A baseline takes no other.
-        seconds: time to take for each task, about; not for ``"embedding"`` and baselines.
+        method: one of `LEARNED_BY`; ``"auto"`` chooses, and with support sets is ``"examples"``. A
+            baseline takes no other.
+        seconds: time to take for each task, about; not for ``"examples"``, ``"embedding"`` and
+            baselines.
         tune: part of each new task's model to train further, as `fine_tune` takes it; for
             ``"embedding"`` and baselines.
         tune_steps: number of updates of this training.
@@ -125,8 +130,16 @@ def fit_tasks(
         warning tells of a task that was hardly learned.
     """
     model, info, tasks = loaded.model, loaded.tasks, loaded.task_list
+    by_examples = isinstance(model, HyperNetwork) and isinstance(model.conditioner, TaskExamples)
     if info.are_numbers:
         method = _way_to_numbers(model, method)
+    elif by_examples and method == "auto":
+        method = "examples"
+    elif method == "examples" and not by_examples:
+        raise ValueError(
+            "`method` 'examples' is for a run with `conditioner` 'support_set', whose embeddings "
+            "follow from examples; take 'auto'"
+        )
     given = {"tune": tune, "tune_steps": tune_steps, "tune_lr": tune_lr, **settings}
     _check_settings(model, method, {"seconds": seconds, **given})
     device = next(model.parameters()).device
@@ -138,6 +151,8 @@ def fit_tasks(
     labelled = read_new_tasks(info, data, task=task, resize=resize)
     for one in labelled:
         tasks.check_new(one.name)
+    if method == "examples":
+        _check_support(model, labelled)
     samples = {
         one.name: (info.normalise(one.examples.pixels).to(device), one.examples.labels.to(device))
         for one in labelled
@@ -145,8 +160,8 @@ def fit_tasks(
     tuning = _Tuning(tune, tune_steps, tune_lr, seed)
     if not isinstance(model, HyperNetwork):
         learned = _last_layers(loaded, labelled, samples, tuning)
-    elif info.are_numbers and method == "auto" and model.head is not None:
-        learned = _solved_heads(model, samples)
+    elif method == "examples" or (info.are_numbers and method == "auto"):
+        learned = _following(model, labelled, samples)
     elif method == "embedding":
         learned = _embeddings(model, labelled, samples, tuning, settings)
     else:
@@ -161,7 +176,7 @@ def fit_tasks(
         )
         tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in found.tensors.items()})
         if not info.are_numbers:
-            _warn_if_hardly_learned(one, measured, found.adapted is None)
+            _warn_if_hardly_learned(one, measured, method if found.adapted is None else None)
         rows.append(
             {
                 "task": one.name,
@@ -196,8 +211,8 @@ def _check_settings(model: nn.Module, method: str, given: Mapping[str, Any]) -> 
                 f"`{name}` is for hypernetworks; a run of {type(model).__name__} learns a last "
                 f"layer; got {value!r}"
             )
-        if not baseline and name == "seconds" and method == "embedding":
-            raise ValueError(f"`seconds` is not for `method` 'embedding', got {value!r}")
+        if not baseline and name == "seconds" and method in ("embedding", "examples"):
+            raise ValueError(f"`seconds` is not for `method` {method!r}, got {value!r}")
         if not baseline and name not in ("method", "seconds") and method != "embedding":
             raise ValueError(
                 f"`{name}` is for `method` 'embedding' alone, got {value!r} with `method` "
@@ -219,20 +234,41 @@ def _way_to_numbers(model: nn.Module, method: str) -> str:
     return method if model.head is not None else "embedding"
 
 
-def _solved_heads(model: HyperNetwork, samples: Images) -> dict[str, Learned]:
-    """Regressions by heads in closed form, with the mean embedding of the known tasks.
+def _check_support(model: nn.Module, labelled: Sequence[LabelledTask]) -> None:
+    """Raise ``ValueError`` for a task with more classes than a support set may have."""
+    assert isinstance(model, HyperNetwork)
+    assert isinstance(model.conditioner, TaskExamples)
+    most = model.conditioner.support.n_classes
+    for one in labelled:
+        if len(one.classes) > most:
+            raise ValueError(
+                f"task {one.name!r} has {len(one.classes)} classes, and the run takes examples of "
+                f"at most {most}: give it another `method`, such as 'all', or train a run with "
+                "more `outputs`"
+            )
 
-    The heads start from the prior that the known tasks give. An embedding of the task's own adds
-    nothing to that (`benchmarks/sites`).
+
+def _following(
+    model: HyperNetwork, labelled: Sequence[LabelledTask], samples: Images
+) -> dict[str, Learned]:
+    """Tasks whose models follow from their examples without training: embeddings, heads or both.
+
+    Without support sets it is the mean embedding of the known tasks. The heads of regressions start
+    from the prior that the known tasks give; an embedding of the task's own adds nothing to that
+    (`benchmarks/sites`).
     """
     learned = {}
-    for name, (x, y) in samples.items():
+    by_examples = isinstance(model.conditioner, TaskExamples)
+    for one in labelled:
         began = time.perf_counter()
-        number = model.add_task(name)
-        model.solve_head(name, (x, y))
-        module = model.materialize(name).eval()
-        tensors = fitted_tensors(model, number, y.shape[1])
-        learned[name] = Learned(module, tensors, time.perf_counter() - began, method="head")
+        own, count = samples[one.name], len(one.classes)
+        number = model.add_task(one.name, own if by_examples else "mean")
+        if model.head is not None:
+            model.solve_head(one.name, own)
+        module = trimmed_head(model, model.materialize(one.name), count).eval()
+        tensors = fitted_tensors(model, number, count)
+        how = "examples" if by_examples else "head"
+        learned[one.name] = Learned(module, tensors, time.perf_counter() - began, method=how)
     return learned
 
 
@@ -355,21 +391,20 @@ def _measured(
     )
 
 
-def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, narrowly: bool) -> None:
+def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, part: str | None) -> None:
     """Warn of a model that knows hardly more of its own images than their commonest class.
 
     Args:
         one: the task.
         measured: what was measured.
-        narrowly: whether a part of the model was all that could be learned.
+        part: the method, if a part of the model was all that could be learned.
     """
     commonest = float(one.examples.labels.bincount().max()) / measured.images
     if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
-        remedy = (
-            "let more of its model be learned (`method` 'auto', or `tune` 'all')"
-            if narrowly
-            else "see that its images are in the folders of their classes, and give more of them"
-        )
+        remedy = "see that its images are in the folders of their classes, and give more of them"
+        if part is not None:
+            more = "`method` 'all'" if part == "examples" else "`method` 'auto', or `tune` 'all'"
+            remedy = f"let more of its model be learned ({more})"
         warnings.warn(
             f"the new task {one.name!r} was hardly learned: {measured.accuracy:.0%} of its own "
             f"{measured.images} images are right, and {commonest:.0%} are of one class; {remedy}",

@@ -7,11 +7,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from sparsehyper.conditioning import SupportSet, TaskEmbedding
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import Split, parse_tasks
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.fitted import trimmed_head
 from sparsehyper.lab.runs.setup import TaskInfo, build_model
@@ -20,6 +22,7 @@ from sparsehyper.lab.runs.task_list import TaskList, is_adapted
 from sparsehyper.training import CheckpointError, Run
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import check_same, json_ready, read_config
+from sparsehyper.training.sources import condition
 
 # Settings that may change when a run is resumed: the steps already made do not depend on them. A
 # folder of images may have moved; a fingerprint identifies its content.
@@ -64,15 +67,32 @@ class LoadedRun(NamedTuple):
                 "not; export its model, and alter its input in the same way"
             )
 
+    def check_by_task(self, what: str) -> None:
+        """Raise ``ValueError`` if models follow from the input, so that a task has no single one.
+
+        Args:
+            what: what cannot be done then, and why, as part of a sentence.
+        """
+        if isinstance(self.model, HyperNetwork) and not is_by_task(self.model):
+            raise ValueError(
+                f"`directory` {self.directory} holds a run with `conditioner` "
+                f"{self.experiment.conditioner!r}, by which every input has a model of its own: "
+                f"{what}; for that, train with another one, such as "
+                f"{TaskEmbedding.kind!r} or {SupportSet.kind!r}"
+            )
+
     def materialize(self, task: str) -> nn.Module:
         """The ordinary module of a task, with its tuned parameters, in evaluation mode.
 
-        Its logits beyond the task's classes mean nothing.
+        Where models follow from the input, it is one that calls the hypernetwork for the task. Its
+        logits beyond the task's classes mean nothing.
         """
         (entry,) = (e for e in self.task_list.entries if e.name == task)
         own = self.task_list.own_model(task, self.experiment, self.tasks)
         if own is not None:
             return own
+        if isinstance(self.model, HyperNetwork) and not is_by_task(self.model):
+            return _OfInputs(self.model, task).eval()
         if isinstance(self.model, HyperNetwork):
             module = trimmed_head(self.model, self.model.materialize(task), len(entry.classes))
             module.load_state_dict(self.task_list.tuned().get(task, {}), strict=False)
@@ -80,6 +100,18 @@ class LoadedRun(NamedTuple):
         assert isinstance(self.model, (Experts, SharedTrunk))
         assert entry.row is not None
         return self.model.materialize(entry.row).eval()
+
+
+class _OfInputs(nn.Module):
+    """A hypernetwork called for one task, whose models follow from the inputs."""
+
+    def __init__(self, model: HyperNetwork, task: str) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x, **condition(self.model, self.task))
+        return out
 
 
 def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> LoadedRun:

@@ -14,8 +14,8 @@ import torch
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation import Identified, TaskProfiles, identify_task
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import find_images, load_images
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.lab.runs.profiles import find_profiles
 from sparsehyper.lab.runs.setup import TaskInfo
@@ -95,9 +95,9 @@ def predict_run(
     Raises:
         FileNotFoundError: no image, or as `load_run`.
         KeyError: an unknown task.
-        ValueError: no task is given and the run is of a baseline, which identifies none; images are
-            in folders of several tasks, or not like those of any one; tasks were trained on altered
-            images; or an image has another size or cannot be read.
+        ValueError: no task is given and the run has no hypernetwork with one model a task; images
+            are in folders of several tasks, or not like those of any one; tasks were trained on
+            altered images; or an image has another size or cannot be read.
     """
     check_integer("batch_size", batch_size, minimum=1)
     loaded = load_run(directory, trust=trust)
@@ -143,10 +143,10 @@ def predict_run(
 
 def _profiles(loaded: LoadedRun) -> TaskProfiles:
     """The profiles of the tasks whose images were not altered."""
-    if not isinstance(loaded.model, HyperNetwork):
+    if not is_by_task(loaded.model):
         raise ValueError(
-            f"`task` must be given, as the run in {loaded.directory} has no hypernetwork to "
-            f"tell it by; the tasks are: {listed(loaded.tasks.names)}"
+            f"`task` must be given, as the run in {loaded.directory} has no hypernetwork with one "
+            f"model a task to tell it by; the tasks are: {listed(loaded.tasks.names)}"
         )
     if made := _only_altered(loaded):
         raise ValueError(

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper._util.text import listed
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet
 from sparsehyper.lab.machine import machine
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.loading import (
     MAY_DIFFER,
@@ -117,7 +117,7 @@ def run_experiment(
             quiet=quiet,
         )
         test = _evaluate(experiment, model, tasks, "test", here)
-        if here.is_main and isinstance(model, HyperNetwork) and tasks.columns is None:
+        if here.is_main and is_by_task(model) and tasks.columns is None:
             with open_checkpoint(path, "best", read_config(path)["run"]) as best:
                 write_profiles(path, make_profiles(model, tasks), best.digests)
         result = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
-from sparsehyper.conditioning import TaskEmbedding
+from sparsehyper.conditioning import Conditioner, InputEncoder
 from sparsehyper.generators import Generator
 from sparsehyper.generators.base import BudgetError
 from sparsehyper.heads import HEADS, Head, Ridge, ends_in_linear
@@ -39,7 +39,8 @@ from sparsehyper.lab.data import (
     parse_tasks,
 )
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
-from sparsehyper.lab.runs.config import GENERATED, DataConfig, Experiment
+from sparsehyper.lab.runs.conditioners import build_conditioner
+from sparsehyper.lab.runs.config import BY_EXAMPLES, GENERATED, DataConfig, Experiment
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
@@ -234,12 +235,7 @@ def build_model(
     return kind(
         module,
         fit_generator(experiment, _layout(experiment, module)),
-        TaskEmbedding(
-            tasks.names,
-            experiment.latent_dim,
-            similarity=experiment.similarity,
-            seed=seeds["embeddings"],
-        ),
+        _conditioner(experiment, tasks, seeds),
         base=experiment.base,
         init=experiment.init,
         norm_stats=experiment.norm_stats,
@@ -254,6 +250,8 @@ def usual_head(experiment: Experiment, tasks: TaskSet) -> str:
     It is ``"ridge"`` where tasks have classes of their own, or are regressions, and the target ends
     in a linear layer after other layers.
     """
+    if experiment.conditioner == InputEncoder.kind:
+        return GENERATED  # it knows no tasks
     if len(set(tasks.classes)) == 1 and not TaskInfo.of(tasks).are_numbers:
         return GENERATED
     with _seeded(0):
@@ -332,8 +330,26 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
 
 
 def _seeds(experiment: Experiment) -> dict[str, int]:
-    names = ("target", "generator", "embeddings", "batches")
+    names = ("target", "generator", "embeddings", "batches", "encoder")
     return dict(zip(names, spawn_seeds(experiment.seed, len(names)), strict=True))
+
+
+def _conditioner(
+    experiment: Experiment, tasks: TaskSet | TaskInfo, seeds: Mapping[str, int]
+) -> Conditioner:
+    info = tasks if isinstance(tasks, TaskInfo) else TaskInfo.of(tasks)
+    if experiment.conditioner in BY_EXAMPLES and info.are_numbers:
+        raise ValueError(
+            f"`conditioner` {experiment.conditioner!r} is for classes, and numbers are predicted "
+            "here; give another one"
+        )
+    with _seeded(seeds["encoder"]):
+        return build_conditioner(
+            experiment,
+            *(info.names, info.image_shape, _outputs(experiment, info)),
+            tasks if isinstance(tasks, TaskSet) else None,
+            seeds["embeddings"],
+        )
 
 
 def _head(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Head | None:
@@ -375,6 +391,11 @@ def build_ordinary(experiment: Experiment, info: TaskInfo, outputs: int) -> nn.M
 
 
 def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+    return build_target(experiment.target, tasks.image_shape, _outputs(experiment, tasks))
+
+
+def _outputs(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
+    """The number of logits of the target."""
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes
     if outputs < classes:
@@ -382,4 +403,4 @@ def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Modul
             f"`outputs` must be at least {classes}, the number of classes of the largest task; "
             f"got {outputs}"
         )
-    return build_target(experiment.target, tasks.image_shape, outputs)
+    return outputs

@@ -3,6 +3,7 @@
 from sparsehyper.lab.studies.adaptation import Adaptation
 from sparsehyper.lab.studies.adapters import Adapters
 from sparsehyper.lab.studies.comparison import Comparison
+from sparsehyper.lab.studies.conditioners import Conditioners
 from sparsehyper.lab.studies.fair_comparison import FairComparison
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
@@ -20,6 +21,7 @@ _ALL: tuple[type[Study], ...] = (
         NewTasks,
         Adaptation,
         Adapters,
+        Conditioners,
         Interpolation,
         TargetSparsity,
         Scaling,

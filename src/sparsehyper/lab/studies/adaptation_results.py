@@ -8,15 +8,23 @@ from typing import Any
 
 from sparsehyper.adaptation.ways import WAYS
 from sparsehyper.lab.studies.adaptation_families import Family
-from sparsehyper.lab.studies.few_shot import AUTO, HYPERNETWORK, LEARNERS, SINGLE, Learner
+from sparsehyper.lab.studies.few_shot import AUTO, HYPERNETWORK, LEARNERS, SINGLE
+from sparsehyper.lab.studies.few_shot_results import (
+    FinalCells,
+    Trials,
+    accuracy_tables,
+    rows_of,
+    searches_of,
+    trained_of,
+    trained_table,
+    trials_table,
+)
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
 from sparsehyper.lab.studies.pages import (
     Table,
-    by_method,
     goal_row,
     goals_table,
     interval_text,
-    percent,
     shots_text,
 )
 from sparsehyper.lab.studies.study import Results
@@ -26,15 +34,11 @@ _RIVALS = ("linear probe", "scratch", "Prototypical Networks")
 _TOLERANCE, _COVERED = -0.005, 0.9  # goals
 _EVERYWHERE = "all families"
 
-CellResult = Mapping[str, Any]
-# The cells of a family, a learner and a seed; one for each of the settings that were found.
-FinalCells = Mapping[tuple[str, str, int], Sequence[CellResult]]
-
 
 def conclusions(
     families: Mapping[str, Family],
     seeds: int,
-    tried: Mapping[tuple[str, str], Sequence[CellResult]],
+    tried: Trials,
     cells: FinalCells,
 ) -> dict[str, Any]:
     """What `Adaptation` says that its results hold.
@@ -45,7 +49,7 @@ def conclusions(
         tried: results of the trials of each family and learner.
         cells: results of the cells that have the settings found.
     """
-    rows = list(_rows(families, seeds, cells))
+    rows = list(rows_of(families, LEARNERS, seeds, cells))
     best = [_best(rows, name, s) for name, family in families.items() for s in family.shots]
     claims = _claims(families, rows, best)
     stated = list(_stated(families, seeds, cells))
@@ -53,12 +57,8 @@ def conclusions(
         "rows": rows,
         "best": best,
         "stated": stated,
-        "trained": list(_trained(families, seeds, cells)),
-        "trials": [
-            row
-            for (name, learner), trials in tried.items()
-            for row in _searches(name, learner, trials)
-        ],
+        "trained": list(trained_of(families, seeds, cells)),
+        "trials": searches_of(LEARNERS, tried),
         "figures": _figures(claims, stated),
         "claims": claims,
     }
@@ -69,78 +69,11 @@ def tables(results: Results) -> list[Table]:
     return [
         goals_table(results, ["Differences are in points."]),
         _best_table(results),
-        *_accuracy_tables(results),
+        *accuracy_tables(results),
         _stated_table(results),
-        _trained_table(results),
-        _trials_table(results),
+        trained_table(results),
+        trials_table(results),
     ]
-
-
-def best_trials(kind: type[Learner], trials: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """The numbers of the trials to use, and the ways whose best they are."""
-
-    def best(way: str | None) -> int:
-        return max(range(len(trials)), key=lambda number: _score(trials[number], way))
-
-    if kind.judged is not None or not kind.ways:
-        return {best(kind.judged): list(kind.ways)}
-    chosen: dict[int, list[str]] = {}
-    for way in kind.ways:
-        chosen.setdefault(best(way), []).append(way)
-    return chosen
-
-
-def _score(trial: Mapping[str, Any], way: str | None) -> float:
-    """Validation accuracy of a trial, by a way or, without one, on known tasks."""
-    if way is None:
-        return float(trial["validation"])
-    return statistics.fmean(a for found in trial["accuracies"][way] for a in found.values())
-
-
-def _searches(
-    family: str,
-    learner: str,
-    trials: Sequence[CellResult],
-) -> list[dict[str, Any]]:
-    """The settings found for each way that judges, and what each trial reached."""
-    kind = LEARNERS[learner]
-    chosen = best_trials(kind, trials)
-    rows = []
-    for number, ways in chosen.items():
-        judged = [kind.judged] if kind.judged or not kind.ways else ways
-        rows += [
-            {
-                "family": family,
-                "method": way or learner,
-                "settings": kind.trials[number],
-                "validation": [_score(trial, way) for trial in trials],
-            }
-            for way in judged
-        ]
-    return rows
-
-
-def _rows(
-    families: Mapping[str, Family], seeds: int, results: FinalCells
-) -> Iterator[dict[str, Any]]:
-    for name, family in families.items():
-        for learner in family.learners:
-            for way in LEARNERS[learner].ways:
-                own = [
-                    next(cell for cell in results[name, learner, seed] if way in cell["accuracies"])
-                    for seed in range(seeds)
-                ]
-                for i, shots in enumerate(family.shots):
-                    yield {
-                        "family": name,
-                        "method": way,
-                        "learner": learner,
-                        "shots": shots,
-                        "accuracy": [
-                            statistics.fmean(cell["accuracies"][way][i].values()) for cell in own
-                        ],
-                        "fit_seconds": [cell["fit_seconds"][way][i] for cell in own],
-                    }
 
 
 def _best(rows: Sequence[Mapping[str, Any]], family: str, shots: int | None) -> dict[str, Any]:
@@ -213,19 +146,6 @@ def _stated(
             }
 
 
-def _trained(
-    families: Mapping[str, Family], seeds: int, results: FinalCells
-) -> Iterator[dict[str, Any]]:
-    """Accuracy on the known tasks; with several pretrainings of a learner, of the best."""
-    for name, family in families.items():
-        for learner in family.learners:
-            own = [results[name, learner, seed] for seed in range(seeds)]
-            if own[0][0]["trained"] is not None:
-                best = [max(cells, key=lambda cell: cell["validation"]) for cells in own]
-                values = [cell["trained"] for cell in best]
-                yield {"family": name, "learner": learner, "accuracy": values}
-
-
 def _figures(
     claims: Sequence[Mapping[str, Any]], stated: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -281,21 +201,6 @@ def _best_table(results: Results) -> Table:
     return Table("The best single methods, with hindsight; accuracies in %", columns, rows)
 
 
-def _accuracy_tables(results: Results) -> Iterator[Table]:
-    for name, family in results["study"]["families"].items():
-        rows = [
-            [method, *(percent(row["accuracy"]) for row in own), _seconds(own)]
-            for method, own in by_method(results["rows"], family=name).items()
-        ]
-        columns = ["method", *map(shots_text, family["shots"]), "seconds"]
-        title = f"{name}: accuracy on new tasks, %, by images per class; seconds to learn one"
-        yield Table(title, columns, rows)
-
-
-def _seconds(rows: Sequence[Mapping[str, Any]]) -> str:
-    return " / ".join(f"{statistics.fmean(row['fit_seconds']):.1f}" for row in rows)
-
-
 def _stated_table(results: Results) -> Table:
     rows = [
         [
@@ -315,22 +220,3 @@ def _stated_table(results: Results) -> Table:
     ]
     title = "Stated accuracies: tasks within their 95% interval, and mean weights of the ways, %"
     return Table(title, columns, rows)
-
-
-def _trained_table(results: Results) -> Table:
-    rows = [[row["family"], row["learner"], percent(row["accuracy"])] for row in results["trained"]]
-    return Table("Accuracy on known tasks, %", ["family", "learner", "accuracy"], rows)
-
-
-def _trials_table(results: Results) -> Table:
-    rows = [
-        [
-            row["family"],
-            row["method"],
-            ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in row["settings"].items()),
-            " / ".join(f"{100 * value:.1f}" for value in row["validation"]),
-        ]
-        for row in results["trials"]
-    ]
-    columns = ["family", "method", "settings found", "validation accuracy of each trial, %"]
-    return Table("Settings found", columns, rows)

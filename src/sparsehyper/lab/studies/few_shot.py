@@ -161,7 +161,7 @@ class _Hypernetwork(Learner):
         return way(start, torch.arange(len(task.y)), self.seed, deadline)
 
 
-class _Trunk(Learner):
+class TrunkLearner(Learner):
     """Features that all known tasks share, each task with a head of its own."""
 
     ways = ("linear probe", "nearest mean", "fine-tuned trunk")
@@ -304,7 +304,7 @@ class _Experts(Learner):
 HYPERNETWORK, TRUNK, EXPERTS = "hypernetwork", "shared trunk", "experts"
 LEARNERS: dict[str, type[Learner]] = {
     HYPERNETWORK: _Hypernetwork,
-    TRUNK: _Trunk,
+    TRUNK: TrunkLearner,
     "Prototypical Networks": _ProtoNets,
     "Reptile": _Reptile,
     "scratch": _Scratch,

@@ -29,12 +29,12 @@ from sparsehyper._util.classifiers import accuracy
 from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.analysis import line, plane
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSet, images_of, shots_of
 from sparsehyper.lab.plots import BLUE, GREEN, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of
-from sparsehyper.lab.studies.learners import LEARNING, shots_of
+from sparsehyper.lab.studies.learners import LEARNING
 from sparsehyper.lab.studies.pages import Table, panels, percent, points, searches_table
 from sparsehyper.lab.studies.search import LR, LRS, SEARCH_SEED, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study

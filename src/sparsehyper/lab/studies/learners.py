@@ -270,16 +270,3 @@ def reptile(
             for parameter, old in zip(module.parameters(), before, strict=True):
                 parameter.copy_(old + rate * (parameter - old))
     module.zero_grad()
-
-
-def shots_of(split: TaskSplit, task: int, shots: int | None, seed: int) -> Shots:
-    """The first ``shots`` images of each class of a task, in an order drawn from the seed.
-
-    ``shots`` is None for all images.
-    """
-    labels = split.labels(task)
-    order = torch.randperm(len(labels), generator=seeded(seed))
-    sorted_labels = labels[order]
-    chosen = torch.cat([order[sorted_labels == c][:shots] for c in labels.unique()])
-    x, y, _ = split.batch(torch.full_like(chosen, task), chosen)
-    return x, y

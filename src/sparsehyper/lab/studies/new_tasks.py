@@ -25,12 +25,12 @@ import torch
 from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.lab import plots
-from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSet, images_of, shots_of
 from sparsehyper.lab.runs.config import DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.setup import target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.intervals import claim_of, mean_of
-from sparsehyper.lab.studies.learners import LEARNERS, LEARNING, Embeddings, shots_of
+from sparsehyper.lab.studies.learners import LEARNERS, LEARNING, Embeddings
 from sparsehyper.lab.studies.pages import (
     Table,
     by_method,

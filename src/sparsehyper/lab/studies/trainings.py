@@ -15,6 +15,7 @@ from sparsehyper._util.random import seeded, spawn_seeds
 from sparsehyper.generators import Chunked
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import SharedTasks, TaskSet
+from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model, make_batches, target_numel
 from sparsehyper.lab.studies.cells import Cell, Workspace
@@ -141,7 +142,7 @@ def measured(
         tasks on validation and on test images; ``accuracies``, on the test images of each task;
         ``diverged``, in which case the accuracies are those of guessing; ``parameters``, trainable
         ÷ N; ``generator``, with the settings that meet the budget, None for a baseline;
-        ``step_ms``; ``model_ms``, for making one model, None for a baseline; and
+        ``step_ms``; ``model_ms``, for making one model, None where a task has no single one; and
         ``peak_memory_mb``, of the whole process on the CPU, of the allocator on an accelerator, 0
         where training diverged.
     """
@@ -171,7 +172,7 @@ def measured(
 
 
 def _model_ms(model: nn.Module) -> float | None:
-    if not isinstance(model, HyperNetwork):
+    if not is_by_task(model):
         return None
     times = []
     for _ in range(_TIMED_MODELS):

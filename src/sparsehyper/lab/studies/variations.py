@@ -26,13 +26,13 @@ from sparsehyper._util.random import seeded
 from sparsehyper.adaptation import fit_embeddings
 from sparsehyper.generators import Sparse
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import SharedTasks, TaskSet, images_of
+from sparsehyper.lab.data import SharedTasks, TaskSet, images_of, shots_of
 from sparsehyper.lab.plots import BLUE, GREY, VERMILION
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.studies.cells import Cell, Workspace
 from sparsehyper.lab.studies.intervals import factor_tests, main_effects, verdict
-from sparsehyper.lab.studies.learners import LEARNING, shots_of
+from sparsehyper.lab.studies.learners import LEARNING
 from sparsehyper.lab.studies.pages import Table, interval_text, panels
 from sparsehyper.lab.studies.search import with_settings
 from sparsehyper.lab.studies.study import Results, Study

@@ -1,0 +1,145 @@
+"""Tasks described by examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehyper._util.checks import check_type, check_vector
+from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper.conditioning.base import TaskConditioner
+from sparsehyper.conditioning.support import SupportSet
+
+Draw = Callable[[str], tuple[Tensor, Tensor]]
+"""From the name of a task to examples of it, ``[n, …]``, and their class numbers ``[n]``."""
+
+_DRAWS = 8  # that a kept embedding is of
+
+
+class TaskExamples(TaskConditioner):
+    """Embeddings computed from examples of each task, by a `SupportSet` that all tasks share.
+
+    In training, the embedding of a task follows from examples that are drawn anew at every call. In
+    evaluation it is the one that was kept: `sparsehyper.training.train` calls `renew` before each
+    evaluation, as batch norms keep statistics. So a saved hypernetwork holds embeddings and no
+    examples, and a new task needs no training: ``hnet.add_task(name, (x, y))``, and with a head in
+    closed form ``hnet.solve_head(name, (x, y))``; or ``hnet(x, task=(xs, ys))``.
+
+    ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, a pair of
+    examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
+
+    Args:
+        support: what makes an embedding of examples.
+        tasks: task names, or the number of tasks (whose names are then "0", "1", …).
+        draw: from the name of a task to some of its examples and their class numbers, drawn with
+            PyTorch's global generator. None keeps the embeddings in training too.
+
+    Attributes:
+        embeddings: Kept embeddings, a buffer ``[tasks, dim]``, at first zeros.
+
+    Raises:
+        TypeError, ValueError: no `SupportSet`, no function, no task or a repeated name.
+
+    >>> support = SupportSet(torch.nn.Linear(5, 16), features=16, n_classes=2, dim=8)
+    >>> tasks = TaskExamples(support, ["shoes", "bags"])
+    >>> tasks.add("hats", (torch.randn(10, 5), torch.arange(10) % 2))
+    >>> tasks(torch.tensor([2, 0])).shape
+    torch.Size([2, 8])
+    """
+
+    kind = "task_examples"
+
+    embeddings: Tensor
+
+    def __init__(
+        self, support: SupportSet, tasks: int | Sequence[str], draw: Draw | None = None
+    ) -> None:
+        check_type("support", support, SupportSet, "a SupportSet")
+        if draw is not None and not callable(draw):
+            raise TypeError(f"`draw` must be a function or None, got {draw!r}")
+        super().__init__(tasks, support.dim)
+        self.support, self.draw = support, draw
+        self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
+
+    def forward(self, task: Tensor) -> Tensor:
+        """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
+        if not self.training or self.draw is None:
+            return self.embeddings[task.long()]
+        return torch.stack([self.of(self._drawn(self.names[row])) for row in task.tolist()])
+
+    def of(self, examples: Any) -> Tensor:
+        """The embedding ``[dim]`` of a pair of examples and class numbers."""
+        return self.support.compute(examples, (), {})[0]
+
+    def read(self, task: Any) -> Any:
+        """As `TaskConditioner.read`; a pair of examples stays one."""
+        return task if _are_examples(task) else super().read(task)
+
+    def compute(
+        self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, int | None]:
+        """The embedding ``[dim]`` of a task, or of examples of one without a name."""
+        return (self.of(task), None) if _are_examples(task) else super().compute(task, args, kwargs)
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Keep the embeddings of all tasks, each of several draws together, always the same ones.
+
+        Without ``draw`` they stay.
+        """
+        if self.draw is None:
+            return
+        with evaluation_mode(self.support), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            for row, name in enumerate(self.names):
+                parts = zip(*(self._drawn(name) for _ in range(_DRAWS)), strict=True)
+                self.embeddings[row] = self.of(tuple(map(torch.cat, parts)))
+
+    @torch.no_grad()
+    def add(self, name: str, init: Any) -> None:
+        """Add a task by examples, as `of` takes them, or by an embedding ``[dim]``."""
+        self.check_new("name", name)
+        if _are_examples(init):
+            with evaluation_mode(self.support):
+                z = self.of(init)
+        elif isinstance(init, Tensor):
+            check_vector("init", init, self.dim)
+            z = init
+        else:
+            raise TypeError(
+                f"`init` must be examples of {name!r}, a pair of a tensor [n, …] and class "
+                f"numbers [n], or an embedding [{self.dim}], got {init!r}"
+            )
+        self.embeddings = torch.cat([self.embeddings, z[None].to(self.embeddings)])
+        self.append_name(name)
+
+    @torch.no_grad()
+    def refine(self, row: int, z: Tensor) -> None:
+        """Keep the embedding z ``[dim]`` for the task with this number."""
+        check_vector("z", z, self.dim)
+        self.embeddings[row] = z
+
+    def drop(self, row: int) -> None:
+        """Drop the embedding of a task."""
+        self.embeddings = torch.cat([self.embeddings[:row], self.embeddings[row + 1 :]])
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-ready dict, without the encoder."""
+        return {"kind": self.kind, "tasks": self.names, "support": self.support.to_config()}
+
+    def _drawn(self, name: str) -> tuple[Tensor, Tensor]:
+        assert self.draw is not None
+        x, y = self.draw(name)
+        return x.to(self.embeddings.device), y.to(self.embeddings.device)
+
+
+def _are_examples(task: Any) -> bool:
+    """Whether ``task`` is a pair of tensors with a dimension of samples."""
+    return (
+        isinstance(task, (tuple, list))
+        and len(task) == 2
+        and all(isinstance(part, Tensor) and part.ndim > 0 for part in task)
+    )

@@ -1,0 +1,157 @@
+"""Tasks whose embeddings follow from examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsehyper import (
+    HyperNetwork,
+    InputEncoder,
+    Noise,
+    Ridge,
+    Sparse,
+    SupportSet,
+    TaskExamples,
+    fit_embedding,
+)
+from sparsehyper.training import TrainConfig, evaluate, train
+
+ANGLES = {f"{degrees}°": torch.tensor(degrees).deg2rad() for degrees in range(0, 360, 30)}
+
+
+def samples(name, count=12):
+    """Two clusters on opposite sides, in a direction that the task names."""
+    y = torch.arange(count) % 2
+    centre = torch.stack([ANGLES[name].cos(), ANGLES[name].sin()])
+    return (2 * y[:, None] - 1) * centre + 0.3 * torch.randn(count, 2), y
+
+
+def conditioner(tasks=tuple(ANGLES), draw=samples, **settings):
+    encoder = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16))
+    support = SupportSet(encoder, features=16, n_classes=2, dim=8, pool="classes", **settings)
+    return TaskExamples(support, tasks, draw)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    known = [name for i, name in enumerate(ANGLES) if i % 3]
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(known))
+    batches = [(*samples(name, 40), name) for name in known]
+    config = TrainConfig(steps=300, lr=1e-2, eval_every=100, device="cpu")
+    train(hnet, batches, batches, config, quiet=True)
+    return hnet
+
+
+def accuracy(hnet, name, task):
+    x, y = samples(name, 400)
+    return float((hnet.eval()(x, task=task).argmax(1) == y).float().mean())
+
+
+def test_new_tasks_work_from_their_examples_without_a_step_of_training(trained):
+    new = [name for i, name in enumerate(ANGLES) if i % 3 == 0]
+    assert not set(new) & set(trained.task_names)
+    right = [accuracy(trained, name, samples(name, 6)) for name in new]
+    assert sum(right) / len(right) > 0.95, right
+    kept = trained.conditioner.embeddings.clone()
+    x, y = samples(new[0], 6)
+    trained.add_task("new", (x, y))
+    assert accuracy(trained, new[0], "new") > 0.9
+    assert torch.equal(trained.embedding("new"), trained.embedding((x, y)))
+    trained.remove_task("new")
+    assert torch.equal(trained.conditioner.embeddings, kept)
+
+
+def test_evaluation_has_kept_embeddings_and_training_others_each_time(trained):
+    name = trained.task_names[0]
+    assert accuracy(trained, name, name) > 0.95
+    assert torch.equal(trained.embedding(name), trained.embedding(name))
+    trained.train()
+    first, second = trained.embedding(name), trained.embedding(name)
+    assert not torch.equal(first, second)
+    assert first.requires_grad
+    trained.eval()
+    # what is kept does not depend on the draws before
+    before = trained.conditioner.embeddings.clone()
+    torch.randn(7)
+    trained.conditioner.renew()
+    assert torch.equal(trained.conditioner.embeddings, before)
+
+
+def test_files_hold_embeddings_and_no_examples(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    again = conditioner(trained.task_names, draw=None)
+    loaded = HyperNetwork.load(tmp_path / "model", nn.Linear(2, 2), again)
+    x, _ = samples("30°")
+    for mode in (True, False):  # without draws, training has the kept embeddings too
+        assert torch.equal(loaded.train(mode)(x, task="30°"), trained.eval()(x, task="30°"))
+    loaded.conditioner.renew()  # nothing to renew them from
+    assert torch.equal(loaded.embedding("30°"), trained.embedding("30°"))
+
+
+def test_tables_of_other_lengths_are_loaded(trained):
+    longer = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner([*trained.task_names, "more"]))
+    state = trained.state_dict()
+    longer.load_state_dict(state)
+    assert longer.task_names == trained.task_names
+    assert torch.equal(longer.conditioner.embeddings, trained.conditioner.embeddings)
+    shorter = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["30°"]))
+    shorter.load_state_dict(state)
+    assert torch.equal(shorter.conditioner.embeddings, trained.conditioner.embeddings)
+
+
+def test_an_embedding_can_be_fitted_too(trained):
+    x, y = samples("0°", 60)
+    fit = fit_embedding(trained, "fitted", (x, 1 - y))
+    assert torch.equal(trained.embedding("fitted"), fit.embedding)
+    assert accuracy(trained, "180°", "fitted") > 0.95  # the classes the other way round
+    trained.remove_task("fitted")
+
+
+def test_with_a_head_in_closed_form():
+    target = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    hnet = HyperNetwork(target, Sparse(), conditioner(["30°", "60°"]), head=Ridge())
+    batches = [(*samples(name, 40), name) for name in ("30°", "60°")]
+    config = TrainConfig(steps=20, lr=1e-2, device="cpu")
+    train(hnet, batches, batches, config, examples=batches, quiet=True)
+    hnet.add_task("new", samples("180°", 20))
+    hnet.solve_head("new", samples("180°", 20))
+    assert accuracy(hnet, "180°", "new") > 0.95
+
+
+@pytest.mark.parametrize(
+    ("init", "error", "message"),
+    [
+        ("mean", TypeError, "must be examples of 'new', .* got 'mean'"),
+        (torch.zeros(3), ValueError, r"`init` must have shape \[8\], got \[3\]"),
+        ((torch.zeros(4, 2), torch.arange(4)), ValueError, r"labels must be in 0..1, got 3"),
+    ],
+)
+def test_what_makes_no_embedding_is_refused(init, error, message):
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner())
+    with pytest.raises(error, match=message):
+        hnet.add_task("new", init)
+    assert "new" not in hnet.task_names
+
+
+def test_a_support_set_and_a_function_are_needed():
+    with pytest.raises(TypeError, match="`support` must be a SupportSet, got Linear"):
+        TaskExamples(nn.Linear(2, 8), ["a"])
+    with pytest.raises(TypeError, match="`draw` must be a function or None, got 3"):
+        conditioner(draw=3)
+
+
+@pytest.mark.parametrize("kind", ["input", "noise"])
+def test_the_loop_trains_what_knows_no_tasks(kind):
+    torch.manual_seed(0)
+    made = InputEncoder(nn.Linear(2, 8), 8) if kind == "input" else Noise(8)
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), made)
+    batch = (*samples("0°", 64), "right")
+    config = TrainConfig(steps=60, lr=1e-2, device="cpu")
+    result = train(hnet, [batch], [batch], config, names=["right"], quiet=True)
+    assert result.best.accuracy > 0.95
+    assert evaluate(hnet, [batch], names=["right"]).tasks == ("right",)
+    with pytest.raises(ValueError, match="`names` must name the tasks"):
+        train(hnet, [batch], [batch], config, quiet=True)
