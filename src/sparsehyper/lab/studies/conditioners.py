@@ -180,7 +180,7 @@ class Conditioners(FewShotStudy):
         "after Holm's correction within a family. The plan, written before the results, is in "
         "`sparsehyper/lab/studies/conditioners.py`."
     )
-    picture = "accuracy_vs_shots.png"
+    picture = "accuracy_vs_shots.svg"
 
     @classmethod
     def smoke(cls) -> Conditioners:
