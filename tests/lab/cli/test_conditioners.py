@@ -134,14 +134,12 @@ def root_of(shop, tmp_path):
     return tmp_path / "all"
 
 
-@pytest.mark.parametrize("method", ["embedding", "head", "all"])
-def test_a_run_of_support_sets_can_learn_in_other_ways_too(command, shop, tmp_path, method):
+def test_a_run_of_support_sets_can_learn_in_other_ways_too(command, shop, tmp_path):
     words = ["adapt", shop / "support_set", "--data", shop / "hats", "--task", "hats"]
-    words += ["--method", method, *([] if method == "embedding" else ["--seconds", "0.2"])]
-    done = command(*words, "--out", tmp_path / "new", "--json")
+    done = command(*words, "--method", "embedding", "--out", tmp_path / "new", "--json")
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)["tasks"]
-    assert (row["method"], row["accuracy"] > 0.9) == (method, True)
+    assert (row["method"], row["accuracy"] > 0.9) == ("embedding", True)
 
 
 def test_more_classes_than_examples_may_have_are_refused_before_any_work(command, shop, tmp_path):
@@ -165,7 +163,7 @@ def test_what_needs_one_model_a_task_is_refused_where_models_follow_from_the_inp
     ):
         refused = command(*words, "--out", out.with_suffix(".safetensors"))
         assert refused.code == 2
-        assert f"a run with `--conditioner` '{kind}', by which every input has" in refused.err
+        assert f"a run with `conditioner` '{kind}', by which every input has" in refused.err
         assert why in refused.err
         assert "such as 'task_embedding' or 'support_set'" in refused.err
         assert not out.with_suffix(".safetensors").exists()
@@ -258,4 +256,4 @@ def test_only_a_run_of_support_sets_learns_from_examples_alone(command, shop, tm
     words = ["adapt", plain, "--data", shop / "hats", "--task", "hats", "--out", tmp_path / "new"]
     refused = command(*words, "--method", "examples")
     assert refused.code == 2
-    assert "`--method` 'examples' is for a run with `--conditioner` 'support_set'" in refused.err
+    assert "`--method` 'examples' is for a run with `conditioner` 'support_set'" in refused.err
