@@ -33,13 +33,12 @@ def root(tmp_path_factory) -> Path:
     data = ["--data", str(root / "windows.csv"), "--out", str(root / "run")]
     assert run(["train", *data, *COLUMNS, "--target-column", "state", *QUICK]) == 0
     new = ["--data", str(root / "new.csv"), "--out", str(root / "more")]
-    assert run(["adapt", str(root / "run"), *new, "--seconds", "1"]) == 0
+    assert run(["adapt", str(root / "run"), *new, "--method", "head"]) == 0
     return root
 
 
 def test_known_machines_are_learned_by_a_cnn(command, root):
     found = json.loads(command("evaluate", root / "run", "--json").out)
-    assert found["score"] == "accuracy"
     assert found["accuracy"] > 0.8
     run = load_run(root / "run")
     assert run.experiment.target == "cnn:16-32-64,norm=batch,pool=max"

@@ -236,7 +236,8 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
         FileNotFoundError, KeyError, ValueError: as `read_table`, `Columns` and `Sequences`.
     """
     sequences = columns.sequences
-    table = read_table(path, columns.texts, sequences and sequences.order)
+    order = None if sequences is None else sequences.order
+    table = read_table(path, columns.texts, order)
     if task is not None:
         tasks = np.full(len(next(iter(table.values()))), task, dtype=object)
     else:
@@ -245,9 +246,9 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
     samples = Samples.of_rows(np.arange(len(tasks)))
     if sequences is not None:
         check_complete(column_of(table, sequences.column), sequences.column)
-        if sequences.order is not None:
-            column_of(table, sequences.order)
-        samples = find_sequences(tasks, table, sequences.column, sequences.order)
+        if order is not None:
+            column_of(table, order)
+        samples = find_sequences(tasks, table, sequences.column, order)
     return Rows(table, samples, tasks[samples.first], _inputs(table, columns, samples))
 
 
