@@ -17,7 +17,7 @@ head, which was solved from its examples, is applied (`heads`).
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,23 @@ from sparsehyper.target.copying import copy_module
 from sparsehyper.target.many_tasks import Grouping, group_samples, run_tasks
 from sparsehyper.target.target import Target
 
+Output = TypeVar("Output")
+"""What the target returns."""
 
-class HyperNetwork(Stored):
+_Output_co = TypeVar("_Output_co", covariant=True)
+
+
+class Returns(Protocol[_Output_co]):
+    """A module by what its ``forward`` is annotated to return; without an annotation ``Any``."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> _Output_co: ...
+
+
+class HyperNetwork(Stored, Generic[Output]):
     """One network that produces the parameters of another, for many tasks.
+
+    For type checkers it is generic in what the target's ``forward`` is annotated to return, which a
+    call returns too.
 
     Args:
         target: any module. It is never changed; see ``copy``.
@@ -89,7 +103,7 @@ class HyperNetwork(Stored):
 
     def __init__(
         self,
-        target: nn.Module,
+        target: Returns[Output],
         generator: Generator,
         conditioner: Conditioner,
         *,
@@ -115,6 +129,7 @@ class HyperNetwork(Stored):
         if dropout >= 1:
             raise ValueError(f"`dropout` must be less than 1, got {dropout}")
         check_type("target", target, nn.Module, "a Module")
+        assert isinstance(target, nn.Module)  # for type checkers
         check_type("generator", generator, Generator, "a Generator")
         check_type("conditioner", conditioner, Conditioner, "a Conditioner")
         self.conditioner = conditioner
@@ -178,13 +193,23 @@ class HyperNetwork(Stored):
         kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
         return getattr(module, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
 
+    if TYPE_CHECKING:  # nn.Module's takes and returns anything
+
+        def __call__(
+            self,
+            *args: Any,
+            task: Condition | Grouping = None,
+            solve_for: Tensor | None = None,
+            **kwargs: Any,
+        ) -> Output: ...
+
     def forward(
         self,
         *args: Any,
         task: Condition | Grouping = None,
         solve_for: Tensor | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Output:
         """The target's output under the parameters generated for ``task``.
 
         Args:

@@ -25,7 +25,8 @@ OPTIONS = {
         "--accumulate", "--optimizer", "--lr", "--weight-decay", "--schedule", "--plateau-patience",
         "--warmup",
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
-        "--task-column", "--target-column", "--targets", "--cuda-graphs", "--config",
+        "--task-column", "--target-column", "--sequence-column", "--order-column", "--targets",
+        "--cuda-graphs", "--config",
         "--tensorboard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {

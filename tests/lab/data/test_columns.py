@@ -15,6 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from helpers.sites import write_sites
 from sparsehyper.lab.data import Columns, read_table
+from sparsehyper.lab.data.sequences import Samples
 
 ROWS = np.arange(0, 60, 2)
 
@@ -26,7 +27,7 @@ def table(tmp_path):
 
 @pytest.fixture
 def columns(table):
-    return Columns.fit(table, ROWS, "site", "price", "numbers")
+    return Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
 
 
 def test_rows_become_what_scikit_learn_makes_of_them(table, columns):
@@ -47,7 +48,7 @@ def test_rows_become_what_scikit_learn_makes_of_them(table, columns):
 
 
 def test_columns_are_plain_numbers_and_names(table, columns):
-    read = Columns.from_dict(json.loads(json.dumps(asdict(columns))))
+    read = Columns.from_dict(json.loads(json.dumps(columns.to_dict())))
     assert read == columns
     torch.testing.assert_close(read.encode(table), columns.encode(table), rtol=0, atol=0)
 
@@ -94,7 +95,7 @@ def test_a_column_of_ids_is_no_category(table):
     table = {name: np.tile(column, 40) for name, column in table.items()}
     table["note"] = np.array([f"note {i}" for i in range(2400)], dtype=object)
     with pytest.raises(ValueError, match=r"column 'note' has 2,400 different texts"):
-        Columns.fit(table, np.arange(2400), "site", "price", "numbers")
+        Columns.fit(table, Samples.of_rows(np.arange(2400)), "site", "price", "numbers")
 
 
 FILES = {

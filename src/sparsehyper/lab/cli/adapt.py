@@ -90,7 +90,7 @@ def adapt(
     Example: **sparsehyper adapt runs/shop --data hats --task hats --out runs/shop-hats**, where
     the folder hats holds CLASS/\*.png.
     """
-    from sparsehyper.lab.runs import adapt_run, shares_weights
+    from sparsehyper.lab.runs import adapt_run, read_experiment, shares_weights
 
     started = time.perf_counter()
     rows = adapt_run(
@@ -118,7 +118,7 @@ def adapt(
         print_json({"out": str(out), "tasks": rows, "seconds": elapsed})
         return
     score = rows[0]["score"]
-    what = "images" if score == "accuracy" else "rows"
+    what = read_experiment(run, trust=trust_target or ()).data.samples
     print_table(
         "New tasks",
         ["task", "classes", what, f"{score} on them", "expected", f"test {what}", "test"],
@@ -143,7 +143,7 @@ def adapt(
         ],
     )
     for row in rows:
-        echo(_in_words(row))
+        echo(_in_words(row, what))
     weights = "shares" if shares_weights(run, out) else "has a copy of"
     fitted = sum(row["seconds"] for row in rows)
     echo(
@@ -152,12 +152,17 @@ def adapt(
     )
 
 
-def _in_words(row: dict[str, Any]) -> str:
-    """What was chosen for a task, what to expect of it, and what to mind."""
+def _in_words(row: dict[str, Any], what: str) -> str:
+    """What was chosen for a task, what to expect of it, and what to mind.
+
+    Args:
+        row: what was learned of the task.
+        what: what its samples are, such as images.
+    """
     text = f"{row['task']}: {row['method']}"
     if row["expected"] is not None:
-        text += f"; expect {expectation(row)} of new images right"
+        text += f"; expect {expectation(row)} of new {what} right"
     if row["more"] is not None:
         twice, four = (share(value, 0) for value in row["more"])
-        text += f", about {twice} with twice as many images and {four} with four times"
+        text += f", about {twice} with twice as many {what} and {four} with four times"
     return ". ".join([text, *row["warnings"]]).replace("`seconds`", "`--seconds`") + "."

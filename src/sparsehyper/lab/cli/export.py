@@ -41,7 +41,8 @@ def export(
     shape = " × ".join(map(str, about["image_shape"]))
     inputs, outputs = f"images {shape}", f"{about['outputs']} logits"
     if "columns" in about:
-        inputs = f"rows of {shape} features"
+        rows = len(about["image_shape"]) == 1
+        inputs = f"rows of {shape} features" if rows else f"sequences {shape} (channels × steps)"
         outputs = "1 scaled number" if about["columns"]["scaling"] else outputs
     echo(
         f"{out}: {about['format']}, {size:,} bytes, {inputs}, {outputs} "

@@ -48,8 +48,8 @@ _SETTINGS = {
     "data": _Setting(
         *("Data", str, "digits", "data.source"),
         "digits, mnist, fashion_mnist, cifar10, cifar100, omniglot_small1, several as "
-        r"mnist+cifar10, a folder [train|val|test]/TASK/CLASS/\*.png, or a table, \*.csv or "
-        r"\*.parquet.",
+        r"mnist+cifar10, a folder [train|val|test]/TASK/CLASS/\*.png, or a table of rows or "
+        r"sequences, \*.csv or \*.parquet.",
     ),
     "task_column": _Setting(
         *("Data", str | None, None, "data.task_column"),
@@ -57,7 +57,17 @@ _SETTINGS = {
     ),
     "target_column": _Setting(
         *("Data", str | None, None, "data.target_column"),
-        "For a table: the column to predict. All others are inputs.",
+        "For a table: the column to predict. All columns not named here are inputs.",
+    ),
+    "sequence_column": _Setting(
+        *("Data", str | None, None, "data.sequence_column"),
+        "For a table of sequences, such as windows of a signal: the column that names each row's "
+        "sequence, among those of its task. Its rows are its steps, and together one sample.",
+    ),
+    "order_column": _Setting(
+        *("Data", str | None, None, "data.order_column"),
+        "For a table of sequences: the column of numbers, dates or times to sort the steps by; by "
+        "default they are as in the file.",
     ),
     "targets": _Setting(
         *("Data", str | None, None, "data.targets"),
@@ -90,14 +100,15 @@ _SETTINGS = {
         "crop, flip or affine (shifts, turns and sizes); may be given several times.",
     ),
     "target": _Setting(
-        *("Model", str, "mlp:128-64", "target"),
-        "mlp:128-64: layers of these widths. cnn:16-32-64,norm=batch|none,pool=max|stride: blocks "
-        "of these channels, each a 3×3 convolution, norm, ReLU and 2×2 max-pooling. "
+        *("Model", str | None, None, "target"),
+        "mlp:128-64: layers of these widths, the default. cnn:16-32-64,norm=batch|none,"
+        "pool=max|stride: blocks of these channels, each a 3×3 convolution, norm, ReLU and 2×2 "
+        "max-pooling; the default for sequences, along their steps. "
         "resnet:depth=8,width=16,norm=batch|none: a residual network; resnet32 and resnet18 for "
         "short; resnet9 and thesis_resnet are others. Any of them with /masked:0.9 for fixed "
         "zeros. Or your own package.module:function, called as function(image_shape, n_classes) "
-        "with image_shape = (channels, height, width); it returns a torch.nn.Module that maps "
-        "images to logits.",
+        "with image_shape = (channels, height, width), (features,) of rows or (channels, steps) of "
+        "sequences; it returns a torch.nn.Module that maps these to logits.",
     ),
     "outputs": _Setting(
         *("Model", int | None, None, "outputs"),
@@ -290,9 +301,10 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     """Make the experiment that the options describe.
 
     Args:
-        options: options, as ``takes_experiment`` passes them. Without ``head`` it is generated;
-            without ``base`` it is learned, or residual with a head that is solved; without
-            ``latent_dim`` it is 256, or 64 where it counts three times over.
+        options: options, as ``takes_experiment`` passes them. Without ``target`` it is an MLP, or
+            a CNN for sequences; without ``head`` it is generated; without ``base`` it is learned,
+            or residual with a head that is solved; without ``latent_dim`` it is 256, or 64 where
+            it counts three times over.
         method: the method's configuration.
         **more: other settings of `Experiment`, by name.
 
@@ -313,6 +325,9 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         settings["data"]["tasks"] = "split:2"
     if settings["training"]["warmup"] is None:
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
+    if settings["target"] is None:
+        sequences = settings["data"]["sequence_column"] is not None
+        settings["target"] = "cnn:16-32-64" if sequences else "mlp:128-64"
     settings["head"] = settings["head"] or GENERATED
     if settings["latent_dim"] is None:
         settings["latent_dim"] = 64 if settings["conditioner"] == InputAndTask.kind else 256

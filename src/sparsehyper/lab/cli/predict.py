@@ -42,7 +42,7 @@ def predict(
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")] = "auto",
     trust_target: TrustTarget = None,
 ) -> None:
-    r"""Classify images, or predict a column of a table.
+    r"""Classify images, or predict a column of a table for its rows or sequences.
 
     Example: **sparsehyper predict runs/shop-hats --task hats new/\*.png --format csv**
 
@@ -102,10 +102,11 @@ def _predict_table(run: Path, files: list[str], format: str, **settings: Any) ->
     elif format == "csv":
         print_csv(*found.rows())
     else:
-        columns = ["task", f"predicted {found.target}"]
         shown = [x if isinstance(x, str) else f"{x:.6g}" for x in found.predicted]
-        rows = [list(row) for row in zip(found.tasks, shown, strict=True)]
+        columns = {"task": found.tasks, f"predicted {found.target}": shown}
+        if found.sequences is not None:
+            columns = {"task": found.tasks, "sequence": found.sequences, **columns}
         if found.probabilities is not None:
-            columns.append("probability")
-            rows = [[*row, f"{p:.4f}"] for row, p in zip(rows, found.probabilities, strict=True)]
-        print_table(f"Predictions for {files[0]}", columns, rows)
+            columns["probability"] = [f"{p:.4f}" for p in found.probabilities]
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        print_table(f"Predictions for {files[0]}", list(columns), rows)

@@ -63,6 +63,10 @@ def train(
     With a table: **sparsehyper train --out runs/sites --data sites.csv --task-column site
     --target-column price**
 
+    With sequences, here windows of sensors: **sparsehyper train --out runs/machines --data
+    windows.csv --task-column machine --sequence-column window --order-column time
+    --target-column state**
+
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
     from sparsehyper.generators import Generator
@@ -83,7 +87,7 @@ def train(
             options["batch_size"], options["tasks_per_batch"] = usual_batch(tasks)
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
-        echo(_found(tasks), err=True)
+        echo(_found(tasks, experiment.data.samples), err=True)
     command = shlex.join(["sparsehyper", *context.find_root().obj])
     result = run_experiment(
         experiment, out, tasks=tasks, resume=resume, command=command, quiet=quiet
@@ -96,15 +100,14 @@ def train(
     echo(f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is in {out}")
 
 
-def _found(tasks: TaskSet) -> str:
-    """The tasks, classes and images, in words."""
+def _found(tasks: TaskSet, what: str) -> str:
+    """The tasks, classes and images, rows or sequences, in words."""
     some, counts = ", ".join(map(repr, tasks.names[:3])), sorted(set(tasks.n_classes))
     classes = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    what, of = "images", f"of {classes} classes"
-    shape = " × ".join(map(str, tasks.image_shape))
+    of, shape = f"of {classes} classes", " × ".join(map(str, tasks.image_shape))
     if tasks.columns is not None:
-        what, shape = "rows", f"{shape} features"
         of = f"with {tasks.columns.target} to predict"
+        shape += " features" if what == "rows" else " (channels × steps)"
     images = [sum(split.counts) for split in (tasks.train, tasks.val, tasks.test)]
     least = min(tasks.train.counts)
     return (

@@ -10,7 +10,7 @@ from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split
 from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_tasks
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
-from sparsehyper.lab.data.table import load_new_rows, load_table, tasks_of_rows
+from sparsehyper.lab.data.table import load_new_rows, load_table, read_rows
 from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of, shots_of
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "make_tasks",
     "maker_from_config",
     "parse_tasks",
+    "read_rows",
     "read_table",
     "shots_of",
-    "tasks_of_rows",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from sparsehyper._util.checks import check_number, check_type
 from sparsehyper._util.extras import require
 from sparsehyper._util.text import listed
+from sparsehyper.lab.data.sequences import Samples, Sequences
 
 SUFFIXES = (".csv", ".parquet")
 TARGETS = ("numbers", "classes")
@@ -77,6 +78,7 @@ class Columns:
         target: the column to predict.
         numbers, categories: the inputs, in order.
         scaling: how a target of numbers was scaled; None for a target of classes.
+        sequences: how rows make sequences; None where every row is a sample.
     """
 
     task: str
@@ -84,41 +86,53 @@ class Columns:
     numbers: tuple[Numbers, ...]
     categories: tuple[Category, ...]
     scaling: Numbers | None = None
+    sequences: Sequences | None = None
 
     @property
-    def width(self) -> int:
-        """Number of inputs of a model."""
-        return len(self.numbers) + sum(len(category.values) for category in self.categories)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a sample: the number of inputs, or channels and steps."""
+        width = len(self.numbers) + sum(len(category.values) for category in self.categories)
+        if self.sequences is None:
+            return (width,)
+        return (width + self.sequences.padded, self.sequences.length)
 
     @property
     def texts(self) -> list[str]:
         """Columns to read as text."""
         target = [] if self.scaling else [self.target]
-        return [self.task, *target, *(category.name for category in self.categories)]
+        sequence = [self.sequences.column] if self.sequences else []
+        return [self.task, *target, *sequence, *(category.name for category in self.categories)]
 
     @classmethod
     def fit(
-        cls, table: Table, rows: NDArray[np.integer], task: str, target: str, targets: str
+        cls,
+        table: Table,
+        samples: Samples,
+        task: str,
+        target: str,
+        targets: str,
+        sequences: Sequences | None = None,
     ) -> Self:
-        """Fit the columns to the training rows of a table.
+        """Fit the columns to the training samples of a table.
 
         Args:
-            table: the table; all columns but those of task and target are inputs.
-            rows: numbers of the training rows.
+            table: the table; all columns but those of task, target and sequences are inputs.
+            samples: the training samples.
             task, target: names of these two columns.
             targets: ``"numbers"`` or ``"classes"``.
+            sequences: how rows make sequences, if they do.
 
         Raises:
             ValueError: there is no input, or a column of text has too many values.
         """
-        inputs = [name for name in table if name not in (task, target)]
+        own = {task, target, *((sequences.column, sequences.order) if sequences else ())}
+        inputs = [name for name in table if name not in own]
         numbers = [name for name in inputs if is_numbers(table[name])]
         texts = [name for name in inputs if name not in numbers]
         if not inputs:
             raise ValueError(f"a table needs columns beside {task!r} and {target!r}, got none")
-        scaled = [*numbers, *([target] if targets == "numbers" else [])]
-        fitted = _fit_numbers({name: table[name][rows] for name in scaled})
-        categories = _fit_categories({name: table[name][rows] for name in texts})
+        fitted = _fit_numbers({name: table[name][samples.rows] for name in numbers})
+        categories = _fit_categories({name: table[name][samples.rows] for name in texts})
         for category in categories:
             if len(category.values) > _MOST_VALUES:
                 raise ValueError(
@@ -126,17 +140,19 @@ class Columns:
                     f"id or a sentence has, and at most {_MOST_VALUES:,} can be categories; leave "
                     "it out of the table, or turn it into numbers"
                 )
-        scaling = fitted[-1] if targets == "numbers" else None
-        return cls(task, target, fitted[: len(numbers)], categories, scaling)
+        scaling = None
+        if targets == "numbers":
+            (scaling,) = _fit_numbers({target: table[target][samples.first]})
+        return cls(task, target, fitted, categories, scaling, sequences)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+        """The inverse of `to_dict`, also after a round trip through JSON.
 
         Raises:
             KeyError, TypeError, ValueError: a value is missing or invalid.
         """
-        scaling = values["scaling"]
+        scaling, sequences = values["scaling"], values.get("sequences")
         for name in ("task", "target"):
             check_type(name, values[name], str, "a string")
         return cls(
@@ -145,10 +161,18 @@ class Columns:
             tuple(Numbers(**one) for one in values["numbers"]),
             tuple(Category(one["name"], tuple(one["values"])) for one in values["categories"]),
             None if scaling is None else Numbers(**scaling),
+            None if sequences is None else Sequences(**sequences),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        values = asdict(self)
+        if self.sequences is None:
+            del values["sequences"]  # records from before there were sequences lack it
+        return values
+
     def encode(self, table: Table) -> Tensor:
-        """The rows of a table as inputs, float32 ``[rows, width]``.
+        """The rows of a table as inputs, float32 ``[rows, inputs]``.
 
         Raises:
             KeyError: a column is missing.
@@ -202,7 +226,9 @@ class Columns:
             f"{c.name}: 1 where it is the value and 0 elsewhere, for each of {', '.join(c.values)}"
             for c in self.categories
         ]
-        return [*steps, f"float32 [batch, {self.width}], in this order"]
+        if self.sequences is not None:
+            return [*steps, *self.sequences.describe(self.shape[0])]
+        return [*steps, f"float32 [batch, {self.shape[0]}], in this order"]
 
     def _numbers(self, table: Table, name: str) -> NDArray[np.float64]:
         values = column_of(table, name)
@@ -222,12 +248,13 @@ def is_table(source: str) -> bool:
     return Path(source).suffix.lower() in SUFFIXES
 
 
-def read_table(path: Path, texts: Collection[str] = ()) -> Table:
+def read_table(path: Path, texts: Collection[str] = (), order: str | None = None) -> Table:
     """Read a CSV or parquet file.
 
     Args:
         path: the file.
         texts: columns to read as text, whatever they hold.
+        order: a column to sort by, of numbers, dates or times; it becomes their ranks.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -236,7 +263,10 @@ def read_table(path: Path, texts: Collection[str] = ()) -> Table:
         ImportError: the ``data`` extra is not installed.
     """
     found = _open(path, texts)
-    return {name: _values(name, found.column(name), name in texts) for name in found.column_names}
+    return {
+        name: _ranks(name, column) if name == order else _values(name, column, name in texts)
+        for name, column in zip(found.column_names, found.columns, strict=True)
+    }
 
 
 def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
@@ -308,6 +338,18 @@ def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
     if np.isinf(values).any():
         raise ValueError(f"column {name!r} must hold finite numbers, got an infinite one")
     return values
+
+
+def _ranks(name: str, column: Any) -> NDArray[np.float64]:
+    types = require("pyarrow", "data").types
+    if not (_is_number(types, column.type) or types.is_temporal(column.type)):
+        raise ValueError(
+            f"column {name!r} must hold numbers, dates or times to sort by, got {column.type}"
+        )
+    values = column.to_numpy()
+    if column.null_count or (values != values).any():
+        raise ValueError(f"column {name!r} must have a value in every row; leave out those without")
+    return np.unique(values, return_inverse=True)[1].astype(np.float64)
 
 
 def _is_number(types: Any, kind: Any) -> bool:

@@ -1,19 +1,19 @@
 """Tasks from a table: one column names the task of each row, and another is to be predicted.
 
-The rows of every task are divided into training, validation and test rows; copies of a row stay
-together. A target of numbers makes a regression, whose one output has the column's name; a target
-of classes makes a classification with the same classes in all tasks.
+Every row is a sample, or every sequence of rows (`sequences`). The samples of every task are
+divided into training, validation and test samples; copies of one stay together. A target of numbers
+makes a regression, whose one output has the column's name; a target of classes makes a
+classification with the same classes in all tasks.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Container, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,22 +30,24 @@ from sparsehyper.lab.data.columns import (
     read_table,
 )
 from sparsehyper.lab.data.folder import TEST_FRACTION, LabelledTask
+from sparsehyper.lab.data.sequences import Samples, Sequences, find_sequences
 from sparsehyper.lab.data.source import Images
 from sparsehyper.lab.data.splits import hold_out
 from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
 
 
 class RowSplit(TaskSplit):
-    """The rows of one split of a table, task by task.
+    """The samples of one split of a table, task by task.
 
     Args:
-        x: inputs of all rows of the table, float32 ``[rows, features]``.
-        y: their class numbers ``[rows]``, or numbers ``[rows, 1]``.
-        rows: numbers of each task's rows.
+        x: inputs of all samples of the table, float32 ``[samples, features]`` or ``[samples,
+            channels, steps]``.
+        y: their class numbers ``[samples]``, or numbers ``[samples, 1]``.
+        rows: numbers of each task's samples.
     """
 
     def __init__(self, x: Tensor, y: Tensor, rows: Sequence[Tensor]) -> None:
-        self.image_shape = (x.shape[1],)
+        self.image_shape = tuple(x.shape[1:])
         self.pixels = x
         self.counts = tuple(map(len, rows))
         self._counts = torch.tensor(self.counts)
@@ -80,32 +82,47 @@ def load_table(
     task_column: str,
     target_column: str,
     *,
+    sequence_column: str | None = None,
+    order_column: str | None = None,
     targets: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> TaskSet:
     """Read a table, and make its tasks.
 
-    A fifth of every task's rows is the test set; ``val_fraction`` of the others are validated on.
-    Scaling and categories are fitted to the rest.
+    A fifth of every task's samples is the test set; ``val_fraction`` of the others are validated
+    on. Scaling and categories are fitted to the rest.
 
     Args:
         path: a CSV or parquet file.
         task_column: the column that names each row's task.
-        target_column: the column to predict; all others are inputs.
+        target_column: the column to predict; all columns not named here are inputs.
+        sequence_column: the column that names each row's sequence; None if every row is a sample.
+        order_column: the column to sort the steps of a sequence by; None for the file's order.
         targets: ``"numbers"`` or ``"classes"``; None for classes where the column holds text.
-        val_fraction: share of the training rows of each task to validate on, in [0, 1).
+        val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as `read_table` and `Columns`.
+        FileNotFoundError, ValueError, ImportError: as `read_table`, `Columns` and `Sequences`.
         KeyError: there is no such column.
     """
     texts = [task_column, *([target_column] if targets == "classes" else [])]
-    table = read_table(path, texts)
+    texts += [] if sequence_column is None else [sequence_column]
+    _check_distinct(
+        task_column=task_column,
+        target_column=target_column,
+        sequence_column=sequence_column,
+        order_column=order_column,
+    )
+    table = read_table(path, texts, order_column)
     values, of_rows = column_of(table, target_column), column_of(table, task_column)
-    if task_column == target_column:
-        raise ValueError(f"`target_column` must not be `task_column`, got {target_column!r}")
+    if sequence_column is not None:
+        check_complete(column_of(table, sequence_column), sequence_column)
+    if order_column is not None:
+        column_of(table, order_column)
+        if sequence_column is None:
+            raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
     if targets is None:
         targets = "numbers" if is_numbers(values) else "classes"
     if targets == "numbers" and not is_numbers(values):
@@ -114,28 +131,37 @@ def load_table(
         )
     for column, name in ((of_rows, task_column), (values, target_column)):
         check_complete(column, name)
+    what, sequences = "rows", None
+    samples = Samples.of_rows(np.arange(len(of_rows)))
+    if sequence_column is not None:
+        what = "sequences"
+        samples = find_sequences(of_rows, table, sequence_column, order_column)
+        sequences = Sequences.fit(samples, sequence_column, order_column)
+        _check_constant(table, samples, target_column, sequence_column)
     names = tuple(sorted(set(of_rows)))
-    task = np.array([names.index(name) for name in of_rows])
+    task = np.array([*map({name: i for i, name in enumerate(names)}.get, of_rows[samples.first])])
     classes = (target_column,) if targets == "numbers" else tuple(sorted(set(values)))
     if targets == "classes" and len(classes) < 2:
         raise ValueError(f"column {target_column!r} needs at least 2 classes, got {classes}")
-    group = task if targets == "numbers" else task * len(classes) + [*map(classes.index, values)]
-    digest = _digests(table)
+    group = task
+    if targets == "classes":
+        group = task * len(classes) + [*map(classes.index, values[samples.first])]
+    digest = _digests(table, samples, {sequence_column, order_column})
     test = hold_out(digest, group, TEST_FRACTION, seed)
     val = np.zeros_like(test)
     val[~test] = hold_out(digest[~test], group[~test], val_fraction, seed)
-    kept = np.flatnonzero(~test & ~val)
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
         if lacking := set(range(len(names))) - set(task[chosen]):
             remedy = (
                 "`val_fraction` must be above 0"
                 if part == "validation" and not val_fraction
-                else "give it more rows, or leave it out"
+                else f"give it more {what}, or leave it out"
             )
-            raise ValueError(f"task {names[min(lacking)]!r} has no {part} rows; {remedy}")
-    columns = Columns.fit(table, kept, task_column, target_column, targets)
-    x, y = columns.encode(table), columns.targets_of(table, classes)
+            raise ValueError(f"task {names[min(lacking)]!r} has no {part} {what}; {remedy}")
+    kept = samples.among(parts["training"])
+    columns = Columns.fit(table, kept, task_column, target_column, targets, sequences)
+    x, y = _inputs(table, columns, samples), columns.targets_of(table, classes)[samples.first]
     splits = [
         RowSplit(
             x,
@@ -144,14 +170,14 @@ def load_table(
         )
         for chosen in parts.values()
     ]
-    described = json.dumps([names, classes, asdict(columns)]).encode()
+    described = json.dumps([names, classes, columns.to_dict()]).encode()
     own = blake2b(described, digest_size=8)
     for array in (digest, task, test, val):
         own.update(array.tobytes())
     return TaskSet(
         names=names,
         classes=(classes,) * len(names),
-        image_shape=(columns.width,),
+        image_shape=columns.shape,
         mean=(),
         std=(),
         fingerprint=own.hexdigest(),
@@ -166,7 +192,7 @@ def load_table(
 def load_new_rows(
     path: Path, columns: Columns, classes: Sequence[str], *, task: str | None = None
 ) -> list[LabelledTask]:
-    """Read new tasks for a trained model from a table; no rows are held out.
+    """Read new tasks for a trained model from a table; no samples are held out.
 
     Args:
         path: a CSV or parquet file.
@@ -177,26 +203,98 @@ def load_new_rows(
     Raises:
         FileNotFoundError, KeyError, ValueError: as `read_table` and `Columns`.
     """
-    table = read_table(path, columns.texts)
-    x, y = columns.encode(table), columns.targets_of(table, classes)
-    names = tasks_of_rows(table, columns, task)
+    found = read_rows(path, columns, task=task)
+    first = found.samples.first
+    if columns.sequences is not None:
+        _check_constant(found.table, found.samples, columns.target, columns.sequences.column)
+    y = columns.targets_of(found.table, classes)[first]
     return [
-        LabelledTask(name, tuple(classes), Images(x[own], y[own]))
-        for name in sorted(set(names))
-        for own in [torch.from_numpy(names == name)]
+        LabelledTask(name, tuple(classes), Images(found.x[own], y[own]))
+        for name in sorted(set(found.tasks))
+        for own in [torch.from_numpy(found.tasks == name)]
     ]
 
 
-def tasks_of_rows(table: Table, columns: Columns, task: str | None) -> NDArray[Any]:
-    """The task of each row: ``task``, or what the column of tasks says."""
+class Rows(NamedTuple):
+    """The samples of a table, as a trained model takes them."""
+
+    table: Table
+    samples: Samples
+    tasks: NDArray[Any]  # the task of each sample
+    x: Tensor  # float32 [samples, features], or [samples, channels, steps]
+
+
+def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
+    """Read a table for a trained model; the column of targets may be missing.
+
+    Args:
+        path: a CSV or parquet file.
+        columns: the columns of the model's own table.
+        task: the task that all rows are of; None to read it from the column of tasks.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: as `read_table`, `Columns` and `Sequences`.
+    """
+    sequences = columns.sequences
+    order = None if sequences is None else sequences.order
+    table = read_table(path, columns.texts, order)
     if task is not None:
-        return np.full(len(next(iter(table.values()))), task, dtype=object)
-    check_complete(column_of(table, columns.task), columns.task)
-    return table[columns.task]
+        tasks = np.full(len(next(iter(table.values()))), task, dtype=object)
+    else:
+        tasks = column_of(table, columns.task)
+        check_complete(tasks, columns.task)
+    samples = Samples.of_rows(np.arange(len(tasks)))
+    if sequences is not None:
+        check_complete(column_of(table, sequences.column), sequences.column)
+        if order is not None:
+            column_of(table, order)
+        samples = find_sequences(tasks, table, sequences.column, order)
+    return Rows(table, samples, tasks[samples.first], _inputs(table, columns, samples))
 
 
-def _digests(table: Table) -> NDArray[np.uint64]:
-    """Hash each row; rows with the same values have the same hash."""
-    rows = zip(*(column.tolist() for column in table.values()), strict=True)
-    hashes = (blake2b(repr(row).encode(), digest_size=8).digest() for row in rows)
+def _inputs(table: Table, columns: Columns, samples: Samples) -> Tensor:
+    """The samples of a table as a model takes them."""
+    rows, sequences = columns.encode(table), columns.sequences
+    if sequences is None:
+        return rows
+    return sequences.join(rows, samples, table[sequences.column][samples.first])
+
+
+def _check_distinct(**columns: str | None) -> None:
+    named: dict[str, str] = {}
+    for argument, column in columns.items():
+        if column is not None and (other := named.setdefault(column, argument)) != argument:
+            raise ValueError(f"`{argument}` must not be `{other}`, got {column!r}")
+
+
+def _check_constant(table: Table, samples: Samples, target: str, sequence: str) -> None:
+    """Raise ``ValueError`` unless all steps of a sequence have one target."""
+    values = column_of(table, target)
+    check_complete(values, target)
+    first = np.repeat(samples.first, samples.counts)
+    wrong = np.flatnonzero(values[samples.rows] != values[first])
+    if len(wrong):
+        row = samples.rows[wrong[0]]
+        raise ValueError(
+            f"column {target!r} must have one value in all steps of a sequence, got "
+            f"{values[first[wrong[0]]]!r} and {values[row]!r} in sequence "
+            f"{table[sequence][row]!r}; cut it where the value changes"
+        )
+
+
+def _digests(table: Table, samples: Samples, without: Container[str | None]) -> NDArray[np.uint64]:
+    """Hash each sample; those with the same values have the same hash.
+
+    Args:
+        table: the table.
+        samples: its samples.
+        without: columns that do not count, such as the names of sequences.
+    """
+    rows = zip(*(c.tolist() for name, c in table.items() if name not in without), strict=True)
+    hashes = [blake2b(repr(row).encode(), digest_size=8).digest() for row in rows]
+    if len(samples.counts) < len(hashes):
+        ends = samples.counts.cumsum()
+        parts = (samples.rows[end - n : end] for end, n in zip(ends, samples.counts, strict=True))
+        joined = (b"".join(hashes[row] for row in part) for part in parts)
+        hashes = [blake2b(part, digest_size=8).digest() for part in joined]
     return np.fromiter((int.from_bytes(h, "little") for h in hashes), dtype=np.uint64)

@@ -29,7 +29,7 @@ from sparsehyper.lab.data.transforms import Transform
 class Batch(NamedTuple):
     """Images of one or several tasks; images and labels on the device of the split's images."""
 
-    x: Tensor  # float32 [batch, C, H, W], normalised, or [batch, features]
+    x: Tensor  # float32 [batch, C, H, W], normalised, [batch, features], or [batch, C, steps]
     y: Tensor  # int64 [batch], class number within the task; or numbers, float32 [batch, 1]
     task: Tensor  # int64 [batch], on the CPU
 
@@ -43,7 +43,8 @@ class TaskSet:
     Attributes:
         names: task names, unique.
         classes: class names of each task, in the order of its labels.
-        image_shape: channels, height, width; of a table the number of features alone.
+        image_shape: channels, height, width; of rows of a table the number of features alone, and
+            of sequences channels and steps.
         mean: mean of the training images in [0, 1], per channel; batches are ``(x - mean) / std``.
         std: standard deviation per channel; 1 for a constant channel. A table has neither.
         fingerprint: hash of everything that a batch can depend on, 16 hex digits.

@@ -46,6 +46,8 @@ EXPERIMENT_HEADS = (GENERATED, *HEADS)
 # Methods with a short form; a composed generator can be given in Python only.
 METHODS = (*(kind for kind in GENERATORS if kind != Composed.kind), *BASELINES)
 
+_OF_TABLES = ("task_column", "target_column", "sequence_column", "order_column", "targets")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -62,6 +64,9 @@ class DataConfig:
         seed: seed of the split into training, validation and test images.
         task_column: for a table, the column that names each row's task.
         target_column: for a table, the column to predict.
+        sequence_column: for a table of sequences, the column that names each row's sequence.
+        order_column: for a table of sequences, the column to sort their steps by; None for the
+            order of the file.
         targets: for a table, ``"numbers"`` or ``"classes"``; None for what the column holds.
 
     Raises:
@@ -77,6 +82,8 @@ class DataConfig:
     seed: int = 0
     task_column: str | None = None
     target_column: str | None = None
+    sequence_column: str | None = None
+    order_column: str | None = None
     targets: str | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +114,7 @@ class DataConfig:
         for name in named if self.is_table else ():
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` must name a column of the table {self.source!r}")
-        for name in ("tasks", "image_size") if self.is_table else (*named, "targets"):
+        for name in ("tasks", "image_size") if self.is_table else _OF_TABLES:
             if (value := getattr(self, name)) is not None:
                 kind = "images" if self.is_table else "a table, *.csv or *.parquet"
                 raise ValueError(f"`{name}` is for {kind}; got {value!r} for {self.source!r}")
@@ -117,10 +124,17 @@ class DataConfig:
         """Whether the source is a table."""
         return not is_source(self.source) and is_table(self.source)
 
+    @property
+    def samples(self) -> str:
+        """What the samples are: images, rows or sequences."""
+        if not self.is_table:
+            return "images"
+        return "rows" if self.sequence_column is None else "sequences"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, without what is for tables alone where there is none."""
         values = dataclasses.asdict(self)
-        for name in ("task_column", "target_column", "targets"):
+        for name in _OF_TABLES:
             if values[name] is None:
                 del values[name]  # records from before there were tables lack it
         return values

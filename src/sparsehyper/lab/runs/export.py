@@ -8,7 +8,8 @@
 
 All take float32 images ``[batch, C, H, W]``, normalised as ``(image / 255 - mean) / std``, in any
 batch size, and return one logit for each of the task's classes. The models of a table take rows
-``[batch, features]``, named ``rows``; where the target is a number, they return it scaled. The file
+``[batch, features]``, named ``rows``, or sequences ``[batch, channels, steps]``, named
+``sequences``; where the target is a number, they return it scaled. The file
 also holds a JSON description (classes, target, and how an image file becomes an input, step by
 step): as metadata ``sparsehyper`` of safetensors and ONNX files, as extra file ``sparsehyper`` of
 programs.
@@ -37,6 +38,7 @@ from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.saving import write_tensors
 
 _NAME = "sparsehyper"
+_INPUTS = {2: "rows", 3: "sequences", 4: "images"}  # by the number of dimensions of a batch
 
 
 def export_run(
@@ -104,7 +106,7 @@ def export_run(
         "std": list(info.std),
         "images_altered_by": loaded.altered_by(task),
         "preprocessing": _preprocessing(loaded, task),
-        **({} if info.columns is None else {"columns": dataclasses.asdict(info.columns)}),
+        **({} if info.columns is None else {"columns": info.columns.to_dict()}),
         "target": loaded.experiment.target,
         "origin": entry.origin,
         "model": entry.model and dataclasses.asdict(entry.model),
@@ -186,7 +188,7 @@ def _onnx(module: nn.Module, example: Tensor, path: Path, about: str) -> None:
                 module,
                 (example,),
                 dynamo=True,
-                input_names=["images" if example.ndim == 4 else "rows"],
+                input_names=[_INPUTS[example.ndim]],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,

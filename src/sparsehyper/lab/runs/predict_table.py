@@ -1,8 +1,8 @@
-"""Predictions of a run's models for the rows of a table."""
+"""Predictions of a run's models for the rows, or the sequences, of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_integer
-from sparsehyper.lab.data import read_table, tasks_of_rows
+from sparsehyper.lab.data import read_rows
 from sparsehyper.lab.data.columns import read_cells
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.training import processes
@@ -22,11 +22,12 @@ class TablePrediction:
     """Result of `predict_table`.
 
     Attributes:
-        tasks: the task of each row.
-        predicted: the predicted number or class of each row.
-        probabilities: the probability of each row's class; None for numbers.
-        cells: the table itself, by column.
+        tasks: the task of each sample, which is a row or a sequence.
+        predicted: the predicted number or class of each sample.
+        probabilities: the probability of each sample's class; None for numbers.
+        cells: the table itself, by column; of sequences only the columns that name them.
         target: name of the column that was predicted.
+        sequences: names of the sequences; None for rows.
     """
 
     tasks: tuple[str, ...]
@@ -34,9 +35,10 @@ class TablePrediction:
     probabilities: tuple[float, ...] | None
     cells: dict[str, list[Any]]
     target: str
+    sequences: tuple[str, ...] | None = None
 
     def rows(self) -> tuple[list[str], list[list[Any]]]:
-        """The table with what was predicted at its end: names of columns, and rows."""
+        """The cells with what was predicted at their end: names of columns, and rows."""
         columns = dict(self.cells)
         columns[f"predicted {self.target}"] = list(self.predicted)
         if self.probabilities is not None:
@@ -44,13 +46,15 @@ class TablePrediction:
         return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict with one entry per row."""
-        rows = [
-            {"task": task, "predicted": value}
-            for task, value in zip(self.tasks, self.predicted, strict=True)
-        ]
-        for row, probability in zip(rows, self.probabilities or (), strict=False):
-            row["probability"] = probability
+        """A JSON-ready dict with one entry per sample."""
+        values: dict[str, Sequence[Any] | None] = {
+            "task": self.tasks,
+            "sequence": self.sequences,
+            "predicted": self.predicted,
+            "probability": self.probabilities,
+        }
+        known = {name: own for name, own in values.items() if own is not None}
+        rows = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
         return {"target": self.target, "rows": rows}
 
 
@@ -64,14 +68,14 @@ def predict_table(
     batch_size: int = 500,
     trust: Collection[str] = (),
 ) -> TablePrediction:
-    """Predict the target of every row of a table with the best model of a run.
+    """Predict the target of every sample of a table with the best model of a run.
 
     Args:
         directory: directory of a run of a table, adapted or not.
         file: a table with the same columns; that of the target may be missing.
         task: the task of all rows; None to read it from the column of tasks.
         device: ``"auto"`` or a device such as ``"cpu"``.
-        batch_size: number of rows at a time.
+        batch_size: number of samples at a time.
         trust: as `load_run` takes it.
 
     Raises:
@@ -84,9 +88,8 @@ def predict_table(
     info, columns = loaded.tasks, loaded.tasks.columns
     if columns is None:
         raise ValueError(f"`directory` {directory} holds a run of images, not of a table")
-    table = read_table(Path(file), columns.texts)
-    names = tasks_of_rows(table, columns, task)
-    x, here = columns.encode(table), processes(device).device
+    found = read_rows(Path(file), columns, task=task)
+    names, x, here = found.tasks, found.x, processes(device).device
     predicted: list[float | str] = [""] * len(x)
     probabilities = [0.0] * len(x)
     for name in sorted(set(names)):
@@ -104,10 +107,17 @@ def predict_table(
                 probabilities[row] = probability
         for row, value in zip(own, values, strict=True):
             predicted[row] = value
+    sequences = None
+    if columns.sequences is None:
+        cells = read_cells(Path(file), columns.texts)
+    else:
+        sequences = tuple(found.table[columns.sequences.column][found.samples.first])
+        cells = {columns.task: [*names], columns.sequences.column: [*sequences]}
     return TablePrediction(
         tuple(names),
         tuple(predicted),
         None if info.are_numbers else tuple(probabilities),
-        read_cells(Path(file), columns.texts),
+        cells,
         columns.target,
+        sequences,
     )

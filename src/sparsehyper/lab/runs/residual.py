@@ -13,12 +13,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer
 
 NORMS = ("batch", "none")
+_LAYERS: dict[int, Any] = {  # by the number of sides; the last is that of a convolution
+    1: (nn.Conv1d, nn.BatchNorm1d, 5),
+    2: (nn.Conv2d, nn.BatchNorm2d, 3),
+}
 
 
 class ResNet(nn.Module):
@@ -139,10 +145,11 @@ def thesis_resnet(
     return nn.Sequential(*layers, *pooled, nn.Linear(channels, n_classes))
 
 
-def convolution(n_in: int, n_out: int, stride: int, norm: str) -> nn.Module:
-    """A 3 × 3 convolution, then a batch norm or, with ``"none"``, a bias."""
-    layer = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=norm == "none")
-    return layer if norm == "none" else nn.Sequential(layer, nn.BatchNorm2d(n_out))
+def convolution(n_in: int, n_out: int, stride: int, norm: str, *, sides: int = 2) -> nn.Module:
+    """A 3 × 3 convolution, or one of 5 steps, then a batch norm or, with ``"none"``, a bias."""
+    convolve, normalise, width = _LAYERS[sides]
+    layer = convolve(n_in, n_out, width, stride, padding=width // 2, bias=norm == "none")
+    return layer if norm == "none" else nn.Sequential(layer, normalise(n_out))
 
 
 class _Block(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from os import PathLike
@@ -56,7 +56,8 @@ class TaskInfo:
     Attributes:
         names: task names, in order.
         classes: class names of each task.
-        image_shape: channels, height, width; of a table the number of features alone.
+        image_shape: channels, height, width; of rows of a table the number of features alone, and
+            of sequences channels and steps.
         mean, std: one number per channel; a model takes (image / 255 - mean) / std.
         fingerprint: hash of the images, labels, splits and tasks.
         columns: how the rows of a table become inputs; None for images.
@@ -82,9 +83,11 @@ class TaskInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(replace(self, columns=None))
         if self.columns is None:
             del values["columns"]  # records from before there were tables lack it
+        else:
+            values["columns"] = self.columns.to_dict()
         return values
 
     @classmethod
@@ -105,20 +108,20 @@ class TaskInfo:
         names, classes, shape = values["names"], values["classes"], values["image_shape"]
         given = values.get("columns")
         columns = None if given is None else Columns.from_dict(given)
-        sizes = 3 if columns is None else 1
+        sizes = 3 if columns is None else len(columns.shape)
         if not names or len(names) != len(classes) or not all(classes) or len(shape) != sizes:
             raise ValueError(
                 "`classes` must have one entry, not empty, for each of one or more tasks, and "
                 f"`image_shape` {sizes} numbers; got {len(classes)} for {len(names)} and {shape}"
             )
-        if columns is not None and columns.width != shape[0]:
-            raise ValueError(f"`image_shape` must be [{columns.width}], got {shape}")
+        if columns is not None and columns.shape != tuple(shape):
+            raise ValueError(f"`image_shape` must be {list(columns.shape)}, got {shape}")
         for of_task in classes:
             check_type("classes", of_task, (list, tuple), "lists of names")
         for name in (*names, *chain(*classes), values["fingerprint"]):
             check_type("names", name, str, "strings")
         for size in shape:
-            most = LARGEST_SIDE if columns is None else columns.width
+            most = LARGEST_SIDE if columns is None else max(columns.shape)
             check_integer("image_shape", size, minimum=1, maximum=most)
         for key in ("mean", "std"):
             if len(values[key]) != (shape[0] if columns is None else 0):
@@ -138,7 +141,7 @@ class TaskInfo:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes.
 
-        Rows of a table, as `Columns` encodes them, are that input.
+        Rows and sequences of a table are that input already.
         """
         if self.columns is not None:
             return pixels
@@ -164,6 +167,8 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
             Path(data.source),
             data.task_column,
             data.target_column,
+            sequence_column=data.sequence_column,
+            order_column=data.order_column,
             targets=data.targets,
             val_fraction=data.val_fraction,
             seed=data.seed,

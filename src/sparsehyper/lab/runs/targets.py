@@ -1,4 +1,4 @@
-"""Targets by name: small image classifiers, or a function of the user's.
+"""Targets by name: small models of images, rows or sequences, or a function of the user's.
 
 ==============================  ===================================================================
 ``mlp:128-64``                  flattened image, hidden layers of these widths with ReLU between
@@ -6,7 +6,8 @@
                                 max-pooling; then at most 4×4 averages of each channel, flattened,
                                 and a linear layer. ``,norm=batch`` (default) or ``,norm=none``;
                                 ``,pool=max`` (default) or ``,pool=stride``: convolutions of stride
-                                2 and one average of each channel, cheaper and much less accurate
+                                2 and one average of each channel, cheaper and much less accurate.
+                                For sequences the same along the steps, with convolutions over 5
 ``resnet:depth=8,width=16``     CIFAR-style residual network; ``norm=batch`` (default) or ``none``
 ``resnet32``                    short for ``resnet:depth=32,width=16``
 ``resnet18``                    short for ``resnet:depth=18,width=64,stages=4``
@@ -32,7 +33,8 @@ imported and called only if the user names it, never because a file does (`check
 
 All targets take float32 images ``[batch, channels, height, width]`` of any size and return logits
 ``[batch, n_classes]``. For a table ``image_shape`` is ``(features,)``, and inputs are ``[batch,
-features]``; where a number is predicted, ``n_classes`` is 1.
+features]``; for sequences it is ``(channels, steps)``, and inputs are ``[batch, channels, steps]``.
+Where a number is predicted, ``n_classes`` is 1.
 
 Residual networks and their sources are in `residual`.
 """
@@ -55,7 +57,11 @@ from sparsehyper.lab.runs.residual import NORMS, ResNet, convolution, resnet9, t
 from sparsehyper.target.adapters import masked
 
 _POOLS = ("max", "stride")
-_MOST_AVERAGES = 4  # along each side of the image, for the last layer of a cnn
+_POOLINGS: dict[int, Any] = {  # by the number of sides
+    1: (nn.MaxPool1d, nn.AdaptiveAvgPool1d),
+    2: (nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+}
+_MOST_AVERAGES = 4  # along each side of the input, for the last layer of a cnn
 _ABBREVIATIONS = {"resnet32": "resnet:depth=32", "resnet18": "resnet:depth=18,width=64,stages=4"}
 _FORMS = (
     "mlp:128-64  cnn:16-32-64,norm=batch|none,pool=max|stride  "
@@ -94,7 +100,8 @@ def build_target(text: str, image_shape: tuple[int, ...], n_classes: int) -> nn.
 
     Args:
         text: the target, in one of the forms above.
-        image_shape: channels, height, width; of a table its number of features alone.
+        image_shape: channels, height, width; of rows of a table their number of features alone,
+            and of sequences channels and steps.
         n_classes: number of logits, at least 1.
 
     Raises:
@@ -125,6 +132,11 @@ def build_target(text: str, image_shape: tuple[int, ...], n_classes: int) -> nn.
             raise ValueError(
                 f"`target` {text!r} takes images, and the rows of a table are {image_shape[0]} "
                 "features; give mlp:WIDTHS or a package.module:function"
+            )
+        if len(image_shape) == 2 and kind not in ("mlp", "cnn"):
+            raise ValueError(
+                f"`target` {text!r} takes images, and sequences are {image_shape[0]} channels of "
+                f"{image_shape[1]} steps; give cnn:WIDTHS, mlp:WIDTHS or a package.module:function"
             )
         return _BUILDERS[kind](image_shape, n_classes, **settings)
     if function_of(text) is not None:
@@ -199,21 +211,23 @@ def _mlp(image_shape: tuple[int, ...], n_classes: int, *, widths: str) -> nn.Seq
 def _cnn(
     image_shape: tuple[int, ...], n_classes: int, *, widths: str, norm: str, pool: str
 ) -> nn.Sequential:
-    """Convolutions that each halve the image's sides, averages over places, and a linear layer."""
+    """Convolutions that each halve the input's sides, averages over places, and a linear layer."""
     check_choice("norm", norm, NORMS)
     check_choice("pool", pool, _POOLS)
-    channels, height, width = image_shape
+    channels, *sides = image_shape
+    maximum, average = _POOLINGS[len(sides)]
     layers: list[nn.Module] = []
     for n_out in _numbers(widths):
-        layers += [convolution(channels, n_out, 2 if pool == "stride" else 1, norm), nn.ReLU()]
+        stride = 2 if pool == "stride" else 1
+        layers += [convolution(channels, n_out, stride, norm, sides=len(sides)), nn.ReLU()]
         channels = n_out
-        if pool == "max" and max(height, width) > 1:
-            window = min(2, height), min(2, width)
-            layers.append(nn.MaxPool2d(window))
-            height, width = height // window[0], width // window[1]
+        if pool == "max" and max(sides) > 1:
+            window = tuple(min(2, side) for side in sides)
+            layers.append(maximum(window))
+            sides = [side // by for side, by in zip(sides, window, strict=True)]
     most = 1 if pool == "stride" else _MOST_AVERAGES
-    averages = min(height, most), min(width, most)
-    pooled = [nn.AdaptiveAvgPool2d(averages), nn.Flatten()]
+    averages = tuple(min(side, most) for side in sides)
+    pooled = [average(averages), nn.Flatten()]
     return nn.Sequential(*layers, *pooled, nn.Linear(channels * math.prod(averages), n_classes))
 
 
