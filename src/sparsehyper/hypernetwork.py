@@ -17,6 +17,7 @@ head, which was solved from its examples, is applied (`heads`).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -153,6 +154,8 @@ class HyperNetwork(Stored):
             }
         )
         self._synchronising = False
+        # In place of `raw_theta` for tasks by number, where processes share a gradient.
+        self.raw_of_tasks: Callable[[Tensor], Tensor] | None = None
         self.settings: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
@@ -303,6 +306,9 @@ class HyperNetwork(Stored):
                 )
             return self._run_grouped(self._group(self.conditioner, task), args, kwargs)
         z, row = self.conditioner.embed(task, args, kwargs)
+        if row is not None and self.raw_of_tasks is not None:
+            raw = self.raw_of_tasks(torch.tensor([row], device=z.device)).squeeze(0)
+            return self.target(self.target.unpack(raw), row, args, kwargs)
         z = self._noisy(z)
         if z.ndim == 1:
             return self.target(self._tensors(z), row, args, kwargs)
@@ -423,7 +429,10 @@ class HyperNetwork(Stored):
     def _run_grouped(self, grouping: Grouping, args: Any, kwargs: Any) -> Any:
         """The target's output for a batch of many tasks; every task is generated once."""
         tasks, counts, order = grouping
-        raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        if self.raw_of_tasks is None:
+            raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        else:
+            raw = self.raw_of_tasks(tasks)
         statistics = self.target.statistics.rows(self.target.module, tasks)
         out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
         if changed is not None:

@@ -253,6 +253,9 @@ def up_to_date(recorded: Mapping[str, Any]) -> dict[str, Any]:
     >>> up_to_date({"experiment": {"target": "cnn:8"}, "seed": 0})
     {'experiment': {'target': 'cnn:8,norm=none,pool=stride'}, 'seed': 0}
     """
+    recorded = dict(recorded)
+    if isinstance(recorded.get("tensorboard"), bool):
+        recorded["log_with"] = "tensorboard" if recorded.pop("tensorboard") else None
 
     def updated(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
