@@ -100,7 +100,7 @@ def test_ray_runs_each_call_in_a_process_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("pbs", "`engine` must be one of 'local', 'slurm', 'ray', got 'pbs'"),
+        ("pbs", "`engine` must be one of 'local', 'slurm', 'ray'; got 'pbs'"),
         ("slurm:queue=gpu", "`engine` 'slurm' takes settings such as partition=….*'queue=gpu'"),
         ("slurm:time=1h", "`engine` must have a whole number for 'time', got '1h'"),
         ("local:time=1", "`engine` 'local' takes none, got 'time=1'"),

@@ -252,6 +252,8 @@ def up_to_date(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> up_to_date({"experiment": {"target": "cnn:8"}, "seed": 0})
     {'experiment': {'target': 'cnn:8,norm=none,pool=stride'}, 'seed': 0}
+    >>> up_to_date({"training": {"steps": 5, "tensorboard": True}})
+    {'training': {'steps': 5, 'log_with': 'tensorboard'}}
     """
     recorded = dict(recorded)
     if isinstance(recorded.get("tensorboard"), bool):
