@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 
 import numpy as np
+import pytest
 import torch
 
+from helpers.toy import NAMES, Model, Source
 from helpers.two_processes import CASES, both_ways, exchanged, fit, make, run_to, sharded, values_of
 from sparsehyper import HyperNetwork
-from sparsehyper.training import Processes
+from sparsehyper.training import Processes, TrainConfig, train
 from sparsehyper.training.isolation import calls_in_processes
 
 ONE = Processes(torch.device("cpu"))
@@ -63,3 +65,9 @@ def test_any_number_of_processes_goes_on_with_a_run(tmp_path):
     for name, tensor in values_of(once).items():
         np.testing.assert_allclose(after[name], tensor, atol=2e-5, err_msg=name)
     assert max(np.abs(after[name] - start[name]).max() for name in after) > 0.05
+
+
+def test_only_a_hypernetwork_can_be_sharded():
+    config = TrainConfig(1, device="cpu", shard=True)
+    with pytest.raises(ValueError, match=r"`shard` divides the generator .* got a Model"):
+        train(Model(), Source(), Source(), config, names=NAMES, quiet=True)

@@ -39,7 +39,7 @@ from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
-from sparsehyper.training.sharded import Sharded
+from sparsehyper.training.sharded import Sharded, check_shardable
 from sparsehyper.training.sources import ByTask, Measure, Measures, Passes, known_names, moved
 
 
@@ -164,6 +164,8 @@ def train(
         examples = ByTask(examples, known_names(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
+    if config.shard:
+        check_shardable(model)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
     if solved is not None and examples is None:
         raise ValueError("`examples` must be the training images, as the `model` has a `head`")

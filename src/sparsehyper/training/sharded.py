@@ -53,10 +53,7 @@ class Sharded(Parallel):
         config: TrainConfig,
         here: Processes,
     ) -> None:
-        if not isinstance(model, HyperNetwork):
-            raise ValueError(
-                f"`shard` needs a `HyperNetwork`, for its generator, got a {type(model).__name__}"
-            )
+        model = check_shardable(model)
         super().__init__(model, optimizer, config, here)
         self._hnet, self._whole_optimizer = model, optimizer
         # The whole generator, without memory while it is sharded, and the sharded one.
@@ -160,6 +157,19 @@ class Sharded(Parallel):
         for weight in self._weights:
             weight.data = weight.new_empty(0)
         self._hnet.generator = self._sharded
+
+
+def check_shardable(model: nn.Module) -> HyperNetwork:
+    """The model, if it has a generator to divide.
+
+    Raises:
+        ValueError: it is not a `HyperNetwork`.
+    """
+    if not isinstance(model, HyperNetwork):
+        raise ValueError(
+            f"`shard` divides the generator of a `HyperNetwork`, got a {type(model).__name__}"
+        )
+    return model
 
 
 class _Shaped(nn.Module):
