@@ -66,6 +66,7 @@ LIGHT = {
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna", "yaml"),
+    *("submitit", "ray"),
     *("huggingface_hub", "transformers"),
 }
 

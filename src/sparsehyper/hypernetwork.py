@@ -17,6 +17,7 @@ head, which was solved from its examples, is applied (`heads`).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
@@ -168,6 +169,8 @@ class HyperNetwork(Stored, Generic[Output]):
             }
         )
         self._synchronising = False
+        # In place of `raw_theta` for tasks by number, where processes share a gradient.
+        self.raw_of_tasks: Callable[[Tensor], Tensor] | None = None
         self.settings: dict[str, Any] = {
             "generator": generator.to_config(),
             "others": others,
@@ -330,6 +333,9 @@ class HyperNetwork(Stored, Generic[Output]):
                 )
             return self._run_grouped(self._group(self.conditioner, task), args, kwargs)
         z, row = self.conditioner.embed(task, args, kwargs)
+        if row is not None and self.raw_of_tasks is not None:
+            raw = self.raw_of_tasks(torch.tensor([row], device=z.device)).squeeze(0)
+            return self.target(self.target.unpack(raw), row, args, kwargs)
         z = self._noisy(z)
         if z.ndim == 1:
             return self.target(self._tensors(z), row, args, kwargs)
@@ -450,7 +456,10 @@ class HyperNetwork(Stored, Generic[Output]):
     def _run_grouped(self, grouping: Grouping, args: Any, kwargs: Any) -> Any:
         """The target's output for a batch of many tasks; every task is generated once."""
         tasks, counts, order = grouping
-        raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        if self.raw_of_tasks is None:
+            raw = self.raw_theta(self._noisy(self.conditioner(tasks)))
+        else:
+            raw = self.raw_of_tasks(tasks)
         statistics = self.target.statistics.rows(self.target.module, tasks)
         out, changed = run_tasks(self.target, raw, statistics, counts, order, (args, kwargs))
         if changed is not None:

@@ -639,7 +639,7 @@ class Commands:
         name = rng.choice([*_OFTEN * 3, "compare", "report", "study", "bench"])
         words = self._right(name)
         parameters = [p for p in self._group.commands[name].params if p.opts[0].startswith("--")]
-        parameters = [p for p in parameters if p.name not in ("help", "compile", "tensorboard")]
+        parameters = [p for p in parameters if p.name not in ("help", "compile")]
         must_fail = name in ("compare", "study", "bench")  # they take too long
         for _ in range(1 if must_fail else rng.choice([0, 1, 1, 2, 3])):
             parameter = rng.choice(parameters)

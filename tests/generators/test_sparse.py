@@ -215,3 +215,12 @@ def test_refuses_settings_out_of_range(settings, message):
 def test_refuses_a_growth_that_is_no_number():
     with pytest.raises(TypeError, match="`growth` must be a number, got '2'"):
         Sparse(growth="2")
+
+
+def test_hooks_of_layers_run():
+    generator = Sparse().build(latent_dim=8, layout=100)
+    z, seen = torch.randn(2, 8), []
+    plain = generator(z)
+    generator.layers[0].register_forward_pre_hook(lambda *_: seen.append("first"))
+    torch.testing.assert_close(generator(z), plain)
+    assert seen == ["first"]

@@ -26,6 +26,13 @@ def test_every_setting_survives_json():
         ({"accumulate": 0}, "`accumulate` must be at least 1, got 0"),
         ({"patience": 0}, "`patience` must be at least 1, got 0"),
         ({"warmup": 11}, "`warmup` must be at most `steps`, got 11 for 10 steps"),
+        ({"log_with": "board"}, "'tensorboard', 'wandb', 'mlflow', 'trackio'; got 'board'"),
+        ({"shard": True, "compile": True}, "`shard` cannot be combined with `compile`"),
+        ({"shard": True, "cuda_graphs": True}, "`shard` cannot be combined with `cuda_graphs`"),
+        (
+            {"shard": True, "optimizer": "adafactor"},
+            "`shard` cannot be combined with `optimizer` 'adafactor'; give one of the two",
+        ),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
     ],
 )

@@ -176,7 +176,8 @@ class _SparseMLP(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[batch, latent_dim]`` to ``[batch, numel]``."""
-        if self.linear:
+        # Hooks of a layer run when it is called.
+        if self.linear and not any(layer._forward_pre_hooks for layer in self.layers):
             return chain(list(self.layers), z)  # type: ignore[arg-type]
         x = self.layers[0](z)
         for activation, layer in zip(self.activations, self.layers[1:], strict=True):

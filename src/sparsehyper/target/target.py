@@ -154,6 +154,8 @@ class Target(nn.Module):
             given["base"] = self.base
         self.given = fingerprints(given)
         self._memory = shared_memory()  # hold a reference: the pool is freed with its last holder
+        # Whether the base gets its gradient by `base_gradient`, and not from `unpack`.
+        self.base_apart = False
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)
 
@@ -166,12 +168,24 @@ class Target(nn.Module):
         Returns:
             New tensors ``[…, *shape]``.
         """
-        tensors = unpack(raw.to(self.moments.dtype), self._unpack_plan, self.base)
+        base = self.base.detach() if self.base_apart and self.base is not None else self.base
+        tensors = unpack(raw.to(self.moments.dtype), self._unpack_plan, base)
         if self._padding:
             with torch.no_grad():
                 for index, row in self._padding:
                     tensors[index][..., row, :] = 0
         return tensors
+
+    def base_gradient(self, of_raw: Tensor) -> Tensor:
+        """The gradient of the base ``[numel]`` that follows from that of the generator's output.
+
+        Args:
+            of_raw: ``[tasks, numel]``.
+        """
+        flat = of_raw.sum(0)
+        plan = self._unpack_plan
+        torch._foreach_div_(list(flat.split(plan.sizes)), plan.stds)  # none of them is 0
+        return flat
 
     def forward(
         self, tensors: Iterable[Tensor], task: int | None, args: tuple[Any, ...], kwargs: Any

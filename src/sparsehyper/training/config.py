@@ -18,6 +18,7 @@ from sparsehyper._util.checks import (
 OPTIMIZERS = ("adam", "adamw", "radam", "sgd", "adafactor")
 SCHEDULES = ("constant", "cosine", "plateau")
 PRECISIONS = ("fp32", "bf16")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,14 @@ class TrainConfig:
             of the tasks' numbers of samples, and replay them. This is for hypernetworks on one GPU
             whose target does not wait for it and needs no Python code in later steps; not with
             `compile` or `accumulate`.
+        shard: with several processes, spread the generator's weights, gradients and optimiser state
+            over them (FSDP2), for a generator that one device cannot train. Not with `compile`,
+            `cuda_graphs` or ``"adafactor"``. With one process it changes nothing.
         device: ``"auto"`` for the accelerator if there is one, or a device such as ``"cpu"``.
         seed: seed of the model's random numbers in training (dropout, noise).
         log_every: updates between lines of metrics.
-        tensorboard: also write TensorBoard event files into the run directory.
+        log_with: a tracker that gets metrics and configuration too: ``"tensorboard"``, whose event
+            files go into the run directory, ``"wandb"``, ``"mlflow"`` or ``"trackio"``.
 
     Raises:
         TypeError, ValueError: a setting has the wrong type or is out of range.
@@ -81,10 +86,11 @@ class TrainConfig:
     precision: str = "fp32"
     compile: bool = False
     cuda_graphs: bool = False
+    shard: bool = False
     device: str = "auto"
     seed: int = 0
     log_every: int = 50
-    tensorboard: bool = False
+    log_with: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -107,6 +113,8 @@ class TrainConfig:
             check_number("clip", self.clip, above=0)
         if self.patience is not None:
             check_integer("patience", self.patience, minimum=1)
+        if self.log_with is not None:
+            check_choice("log_with", self.log_with, TRACKERS)
         if self.warmup > self.steps:
             raise ValueError(
                 f"`warmup` must be at most `steps`, got {self.warmup} for {self.steps} steps"
@@ -114,6 +122,13 @@ class TrainConfig:
         if self.cuda_graphs and (self.compile or self.accumulate > 1):
             other = "`compile`" if self.compile else f"`accumulate` {self.accumulate}"
             raise ValueError(f"`cuda_graphs` cannot be combined with {other}; give one of the two")
+        unsharded = {
+            "`compile`": self.compile,
+            "`cuda_graphs`": self.cuda_graphs,
+            "`optimizer` 'adafactor'": self.optimizer == "adafactor",  # its state is by rows
+        }
+        for other in (name for name, chosen in unsharded.items() if self.shard and chosen):
+            raise ValueError(f"`shard` cannot be combined with {other}; give one of the two")
         if not isinstance(self.device, str):
             raise TypeError(f"`device` must be a string such as 'cpu', got {self.device!r}")
 

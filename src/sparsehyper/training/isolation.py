@@ -112,15 +112,16 @@ def calls_in_processes(
 
 
 @contextmanager
-def scratch(directory: Path) -> Iterator[Path]:
-    """Create a temporary folder ``.tasks`` for files that other processes read.
+def scratch(directory: Path, name: str = ".tasks") -> Iterator[Path]:
+    """Create a temporary folder for files that other processes read.
 
     A folder that a killed process has left is removed first.
 
     Args:
         directory: parent of the folder; this process holds its lock.
+        name: name of the folder.
     """
-    folder = directory / ".tasks"
+    folder = directory / name
     if folder.exists():
         shutil.rmtree(folder)
     try:

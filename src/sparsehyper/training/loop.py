@@ -11,16 +11,14 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
@@ -39,10 +37,12 @@ from sparsehyper.training.evaluate import (
 )
 from sparsehyper.training.graphs import StepGraphs
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
+from sparsehyper.training.parallel import Parallel
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder
 from sparsehyper.training.run import Run
+from sparsehyper.training.sharded import Sharded, check_shardable
 from sparsehyper.training.sources import (
     ByTask,
     Measure,
@@ -177,11 +177,15 @@ def train(
         examples = ByTask(examples, known_names(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
+    if config.shard:
+        check_shardable(model)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
     if solved is not None and examples is None:
         raise ValueError("`examples` must be the training images, as the `model` has a `head`")
     was_training = model.training
-    model.to(here.device).train()
+    sharded = config.shard and here.count > 1
+    # The parts of a model that is sharded are moved one by one.
+    model.to("cpu" if sharded else here.device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("`model` has no parameter that requires a gradient")
@@ -195,23 +199,14 @@ def train(
     best_weights: dict[str, Tensor] = {}
     measures = Measures(loss, metric)
 
-    forward: Callable[..., Tensor] = model
-    unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
-    if here.count > 1:
-        # A batch may give no gradient to parameters of other tasks. Buffers are broadcast before
-        # evaluations.
-        forward = distributed = DistributedDataParallel(
-            model, find_unused_parameters=True, broadcast_buffers=False
-        )
-        unsynchronised = distributed.no_sync
-    if config.compile:
-        forward = torch.compile(forward)
+    parallel = (Sharded if sharded else Parallel)(model, optimizer, config, here)
+    optimizer = parallel.optimizer
     graphs = StepGraphs(model, trainable, here) if config.cuda_graphs else None
 
     def add_gradients(x: Inputs, y: Tensor, task: Any, classes: int | Tensor | None) -> Tensor:
         with autocast(here.device, config.precision):
             labels = {"solve_for": y} if solved else {}
-            logits = x.call(forward, **condition(model, task), **labels)
+            logits = x.call(parallel, **condition(model, task), **labels)
         losses = measures.losses(logits, y, classes)
         (losses.mean() / config.accumulate).backward()
         return losses.detach()
@@ -232,8 +227,15 @@ def train(
     with (
         deferred_signals() as asked_to_stop,
         torch.random.fork_rng([here.device] if here.device.type == "cuda" else []),
-        Recorder(run, callback, tensorboard=config.tensorboard, start=state.step) as recorder,
+        Recorder(
+            run,
+            callback,
+            log_with=config.log_with,
+            config=run.config if run else {"training": config.to_dict()},
+            start=state.step,
+        ) as recorder,
         Progress(config.steps, state.step, show=here.is_main and not quiet) as progress,
+        _whole_afterwards(parallel),
     ):
         batch = next(stream)
         while state.step < config.steps and not _out_of_patience(config, state):
@@ -248,8 +250,7 @@ def train(
             images = 0
             for part in range(config.accumulate):
                 _, y, task, _ = batch
-                last = part == config.accumulate - 1
-                with nullcontext() if last else unsynchronised():
+                with parallel.part(part, task):
                     if graphs is None:
                         losses = add_gradients(*batch)
                     else:
@@ -257,9 +258,10 @@ def train(
                 seen.append((losses, task))
                 images += len(y)
                 batch = next(stream)  # the device is still busy with the backward pass
+            parallel.finish()
 
-            gradients = [p.grad for p in trainable if p.grad is not None]
-            norm = get_total_norm(gradients)
+            gradients = parallel.gradients()
+            norm = parallel.norm(gradients)
             mean = torch.stack([part_losses.mean() for part_losses, _ in seen]).mean()
             flags = torch.stack([mean, norm, norm.new_full((), asked_to_stop())])
             # The only wait for the device in a step: nothing may be updated before this check.
@@ -267,7 +269,7 @@ def train(
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
                 raise _non_finite(loss_value, norm_value, state, seen, names, here, run)
             if config.clip is not None and norm_value > config.clip:
-                clip_grads_with_norm_(trainable, config.clip, norm)
+                torch._foreach_mul_(gradients, (config.clip / (norm + 1e-6)).clamp(max=1))
             optimizer.step()
             state.step += 1
 
@@ -281,38 +283,42 @@ def train(
                 recorder.write("train", state.step, {**values, "images_per_second": window.rate})
                 window = _Window()
 
-            improved = False
-            if evaluating:
-                if here.count > 1 and isinstance(model, HyperNetwork):
-                    model.sync_statistics()  # other processes have seen other tasks
-                for buffer in model.buffers():
-                    here.broadcast(buffer)
-                _renew_embeddings(model)
-                if solved is not None and examples is not None:
-                    _solve_heads(solved, examples, config)
-                evaluation = evaluate(
-                    model,
-                    validation,
-                    names=names,
-                    n_classes=n_classes,
-                    batch_size=config.eval_batch_size,
-                    precision=config.precision,
-                    loss=loss,
-                    metric=metric,
-                    processes=here,
-                )
-                _check_finite(evaluation, state, run)
-                improved = state.best is None or evaluation.is_better_than(state.best)
-                state.accuracies.append(evaluation.accuracy)
-                if improved:
-                    state.best, state.best_step = evaluation, state.step
-                recorder.write("validation", state.step, evaluation.to_dict())
-                pace = (time.perf_counter() - started) / (state.step - first_step)
-                progress.evaluated(state.step, evaluation, pace * (config.steps - state.step))
-            if run is not None and (evaluating or stop):
-                run.save(model, optimizer, state, best=improved)
-            elif improved:
-                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            if evaluating or stop:
+                improved = False
+                with parallel.whole() as whole_optimizer:
+                    if evaluating:
+                        if here.count > 1 and isinstance(model, HyperNetwork):
+                            model.sync_statistics()  # other processes have seen other tasks
+                        parallel.synchronise()
+                        _renew_embeddings(model)
+                        if solved is not None and examples is not None:
+                            _solve_heads(solved, examples, config)
+                        evaluation = evaluate(
+                            model,
+                            validation,
+                            names=names,
+                            n_classes=n_classes,
+                            batch_size=config.eval_batch_size,
+                            precision=config.precision,
+                            loss=loss,
+                            metric=metric,
+                            processes=here,
+                        )
+                        _check_finite(evaluation, state, run)
+                        improved = state.best is None or evaluation.is_better_than(state.best)
+                        state.accuracies.append(evaluation.accuracy)
+                        if improved:
+                            state.best, state.best_step = evaluation, state.step
+                        recorder.write("validation", state.step, evaluation.to_dict())
+                        pace = (time.perf_counter() - started) / (state.step - first_step)
+                        left = pace * (config.steps - state.step)
+                        progress.evaluated(state.step, evaluation, left)
+                    if run is not None:
+                        run.save(model, whole_optimizer, state, best=improved)
+                    elif improved:
+                        best_weights = {
+                            k: v.detach().clone() for k, v in model.state_dict().items()
+                        }
             if stop:
                 raise _interrupted(state, run)
         if asked_to_stop():
@@ -335,10 +341,25 @@ def train(
     )
 
 
+@contextmanager
+def _whole_afterwards(parallel: Parallel) -> Iterator[None]:
+    """Context that leaves the whole model, also after errors that all processes raise together."""
+    try:
+        yield
+    except (NonFiniteError, Interrupted):
+        parallel.close()
+        raise
+    parallel.close()
+
+
 def _renew_embeddings(model: nn.Module) -> None:
     """Keep the embeddings that the examples of known tasks have by now."""
     if isinstance(model, HyperNetwork) and isinstance(model.conditioner, TaskExamples):
         model.conditioner.renew()
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:

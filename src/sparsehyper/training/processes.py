@@ -38,21 +38,28 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all processes, in place; every process gets the sum."""
+        """Sum a tensor over all processes, in place; every process gets the sum.
+
+        It may be on the CPU, and then no process waits for its device.
+        """
         if self.count > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._group(tensor))
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Overwrite a tensor with that of the main process, in place."""
         if self.count > 1:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0, group=self._group(tensor))
         return tensor
 
     def wait(self) -> None:
         """Return once every process has called this."""
         if self.count > 1:
             dist.barrier()
+
+    def _group(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        other = tensor.device.type == "cpu" != self.device.type
+        return _cpu_group() if other else None
 
 
 def processes(device: str = "auto") -> Processes:
@@ -94,6 +101,12 @@ def _parse(device: str) -> torch.device:
         raise ValueError(
             f"`device` must be 'auto' or a device such as 'cpu' or 'cuda', got {device!r}"
         ) from error
+
+
+@functools.cache
+def _cpu_group() -> dist.ProcessGroup:
+    """All processes, for tensors on the CPU where their devices are others."""
+    return dist.new_group(backend="gloo")
 
 
 @functools.cache

@@ -27,7 +27,7 @@ OPTIONS = {
         "--clip", "--eval-every", "--patience", "--precision", "--compile", "--device", "--seed",
         "--task-column", "--target-column", "--sequence-column", "--order-column", "--targets",
         "--cuda-graphs", "--config",
-        "--tensorboard", "--outputs", "--trust-target", "--help",
+        "--log-with", "--shard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
         "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",

@@ -15,6 +15,11 @@ _EXTRAS = {
     "data": ("datasets", "scikit-learn"),
     "study": ("optuna",),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
     "onnx": ("onnx", "onnxscript"),
     "hub": ("huggingface_hub",),
 }

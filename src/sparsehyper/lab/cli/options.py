@@ -195,12 +195,17 @@ _SETTINGS = {
         *("Training", bool, False, "training.cuda_graphs"),
         "Replay recorded steps on one GPU: much faster for small targets.",
     ),
+    "shard": _Setting(
+        *("Training", bool, False, "training.shard"),
+        "Spread the generator's weights, gradients and optimiser state over the processes.",
+    ),
     "device": _Setting(*("Training", str, "auto", "training.device"), "Device: auto, cpu, cuda, …"),
     "seed": _Setting(
         *("Training", int, 0, "training.seed"), "Seed of everything except the split."
     ),
-    "tensorboard": _Setting(
-        *("Training", bool, False, "training.tensorboard"), "Write TensorBoard event files too."
+    "log_with": _Setting(
+        *("Training", str | None, None, "training.log_with"),
+        "Send metrics to tensorboard (event files in --out), wandb, mlflow or trackio too.",
     ),
 }
 

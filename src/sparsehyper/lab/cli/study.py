@@ -36,6 +36,13 @@ def study(
         typer.Option(help="Number of seeds; more can be added to a study later."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where they run: local; slurm, with settings as in "
+            "slurm:partition=P,account=A,qos=Q,time=600,mem=8,gpus=1 (minutes, GB); or ray."
+        ),
+    ] = "local",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -45,16 +52,20 @@ def study(
     """
     from sparsehyper._util.checks import MOST_WORKERS, check_choice, check_integer
     from sparsehyper.lab.studies import STUDIES, run_study
+    from sparsehyper.lab.studies.engines import check_engine
 
     check_choice("name", name, STUDIES)
     check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
+    check_engine(engine)
     started = time.perf_counter()
     chosen: Any = STUDIES[name].at_scale(scale)
     if seeds is not None:
         if not hasattr(chosen, "seeds"):
             raise ValueError(f"`seeds` is not for {name}, whose runs have a seed each; got {seeds}")
         chosen = replace(chosen, seeds=seeds)
-    results = run_study(chosen, out, scale=scale, data_dir=data_dir, workers=workers, quiet=quiet)
+    results = run_study(
+        chosen, out, scale=scale, data_dir=data_dir, workers=workers, engine=engine, quiet=quiet
+    )
     if json:
         print_json(results)
         return

@@ -43,9 +43,8 @@ def train(
         typer.Option(
             "--resume",
             help="Continue the run in --out from its last checkpoint, with its recorded settings. "
-            "Only --steps, --device, --cuda-graphs, and --data for a folder that has moved may be "
-            "given anew; "
-            "any other setting must keep its recorded value.",
+            "Only --steps, --device, --cuda-graphs, --shard, --log-with, and --data for a folder "
+            "that has moved may be given anew; any other setting must keep its recorded value.",
         ),
     ] = False,
     trust_target: TrustTarget = None,

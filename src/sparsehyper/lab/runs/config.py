@@ -289,7 +289,12 @@ def up_to_date(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> up_to_date({"experiment": {"target": "cnn:8"}, "seed": 0})
     {'experiment': {'target': 'cnn:8,norm=none,pool=stride'}, 'seed': 0}
+    >>> up_to_date({"training": {"steps": 5, "tensorboard": True}})
+    {'training': {'steps': 5, 'log_with': 'tensorboard'}}
     """
+    recorded = dict(recorded)
+    if isinstance(recorded.get("tensorboard"), bool):
+        recorded["log_with"] = "tensorboard" if recorded.pop("tensorboard") else None
 
     def updated(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -26,7 +26,10 @@ from sparsehyper.training.sources import condition
 
 # Settings that may change when a run is resumed: the steps already made do not depend on them. A
 # folder of images may have moved; a fingerprint identifies its content.
-MAY_DIFFER = ("training.steps", "training.device", "training.cuda_graphs", "data.source")
+MAY_DIFFER = (
+    *("training.steps", "training.device", "training.cuda_graphs", "training.shard"),
+    *("training.log_with", "data.source"),
+)
 
 # Errors that settings from a file may raise if this library did not write them.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)

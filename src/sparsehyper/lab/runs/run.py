@@ -45,6 +45,7 @@ from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
 from sparsehyper.training.graphs import check_recordable
+from sparsehyper.training.sharded import check_shardable
 from sparsehyper.training.sources import ByTask
 
 SPLITS = ("train", "val", "test")
@@ -91,6 +92,8 @@ def run_experiment(
     here = processes(experiment.training.device)
     if experiment.training.cuda_graphs:
         check_recordable(model, here)  # before there is a run
+    if experiment.training.shard:
+        check_shardable(model)
     tasks = tasks.to(here.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}

@@ -1,11 +1,11 @@
 """Cells: the pieces of work of a study, each computed once and kept.
 
-A cell is computed in a process of its own, from its settings alone. All cells of a study are in one
-file, ``cells.jsonl.gz``, with a line of JSON for each: its name, its settings and its result,
-sorted by name. The file is replaced as a whole whenever a cell is done. A study that was killed
-therefore continues with all finished cells, and the same cells are always the same bytes. A
-recorded cell of other settings is refused, so that a study may grow by cells but never mixes
-results.
+A cell is computed in a process of its own, here or on another machine (`engines`), from its
+settings alone. All cells of a study are in one file, ``cells.jsonl.gz``, with a line of JSON for
+each: its name, its settings and its result, sorted by name. The file is replaced as a whole
+whenever a cell is done. A study that was killed therefore continues with all finished cells, and
+the same cells are always the same bytes. A recorded cell of other settings is refused, so that a
+study may grow by cells but never mixes results.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from sparsehyper._util.files import parse_json, read_file, replaced
 from sparsehyper.lab.data import SharedTasks, Source, is_source
 from sparsehyper.lab.runs.config import DataConfig, Experiment, up_to_date
 from sparsehyper.lab.runs.setup import source_of, tasks_of
+from sparsehyper.lab.studies.engines import calls_by, check_engine
 from sparsehyper.training import CheckpointError, Interrupted
 from sparsehyper.training.directory import check_same, json_ready
-from sparsehyper.training.isolation import ChildError, calls_in_processes, scratch
+from sparsehyper.training.isolation import ChildError, scratch
 
 CELLS = "cells.jsonl.gz"
 
@@ -51,6 +52,7 @@ class Workspace:
         directory: study directory; the caller holds its lock.
         files: what the study's cells read, as `Study.files` gives it.
         workers: processes at a time, of one thread each.
+        engine: where they run; see `engines`.
         quiet: show no progress.
 
     Attributes:
@@ -63,11 +65,12 @@ class Workspace:
         files: Mapping[Any, Any],
         *,
         workers: int = 2,
+        engine: str = "local",
         quiet: bool = False,
     ) -> None:
         self.directory, self.files = directory, files
         self.seconds = 0.0
-        self._how: dict[str, Any] = {"workers": workers, "quiet": quiet}
+        self._how: dict[str, Any] = {"workers": workers, "engine": engine, "quiet": quiet}
 
     def run(
         self, cells: Sequence[Cell], work: Callable[..., dict[str, Any]], *arguments: Any
@@ -86,6 +89,7 @@ def run_cells(
     directory: Path,
     *arguments: Any,
     workers: int = 1,
+    engine: str = "local",
     quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Compute the cells that have no result yet.
@@ -97,18 +101,21 @@ def run_cells(
         directory: study directory; the caller holds its lock.
         arguments: the same for all cells, and without influence on the results.
         workers: processes at a time, of one thread each.
+        engine: where they run; see `engines`.
         quiet: show no progress.
 
     Returns:
         For each cell, by name, its result and its ``settings``.
 
     Raises:
-        ValueError: ``directory`` holds a cell of other settings, or ``workers`` is below 1.
+        ValueError: ``directory`` holds a cell of other settings, ``workers`` is below 1, or there
+            is no such engine.
         CheckpointError: the file of cells is damaged.
         RuntimeError: some cells failed, after all others were computed.
         Interrupted: Ctrl-C or SIGTERM.
     """
     check_integer("workers", workers, minimum=1, maximum=MOST_WORKERS)
+    check_engine(engine)
     directory.mkdir(parents=True, exist_ok=True)
     recorded = read_cells(directory)
     for cell in cells:
@@ -121,7 +128,7 @@ def run_cells(
     failed: dict[str, str] = {}
     calls = ((cell.settings, *arguments) for cell in todo)
     try:
-        with closing(calls_in_processes(work, calls, workers=workers, threads=1)) as outcomes:
+        with closing(calls_by(engine, work, calls, directory, workers=workers)) as outcomes:
             for done, (number, outcome) in enumerate(outcomes, 1):
                 cell = todo[number]
                 if isinstance(outcome, ChildError):

@@ -172,6 +172,7 @@ def run_study(
     scale: str = "cpu",
     data_dir: str | None = None,
     workers: int = 2,
+    engine: str = "local",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a study, or continue one that was stopped, and write its files.
@@ -182,6 +183,7 @@ def run_study(
         scale: scale that the settings were made for.
         data_dir: folder of the named data sets' files.
         workers: processes at a time, of one thread each.
+        engine: where they run: ``"local"``, ``"slurm"`` or ``"ray"``; see `engines`.
         quiet: show no progress.
 
     Returns:
@@ -205,7 +207,7 @@ def run_study(
             check_same(f"study {record}", {key: recorded.get(key) for key in which}, which, ())
         write_json(record, {**which, "settings": settings})
         with study.files(directory, data_dir) as files:
-            workspace = Workspace(directory, files, workers=workers, quiet=quiet)
+            workspace = Workspace(directory, files, workers=workers, engine=engine, quiet=quiet)
             found = study.run(workspace)
         results = {
             **which,

@@ -1,0 +1,121 @@
+"""Cells are computed by other machines as by this one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import helpers
+from helpers.process_calls import half, kill_itself, process_and_argument, touch
+from sparsehyper._util.extras import MissingExtraError
+from sparsehyper.lab.studies import engines
+from sparsehyper.lab.studies.cells import Cell, read_cells, run_cells
+from sparsehyper.lab.studies.engines import calls_by, check_engine
+from sparsehyper.training.isolation import DiedError
+
+FOUR = [Cell(f"cell-{i}", {"i": i}) for i in range(4)]
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """SLURM's jobs run here, by submitit's local executor."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(engines, "_to_slurm", functools.partial(_here, engines._to_slurm))
+    monkeypatch.setattr(engines, "_POLL_SECONDS", 0.05)
+    importable_by_jobs(monkeypatch)
+
+
+def _here(to_slurm, cluster, folder, settings):
+    assert cluster == "slurm"
+    return to_slurm("local", folder, settings)
+
+
+def importable_by_jobs(monkeypatch):
+    tests = str(Path(helpers.__path__[0]).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+
+
+def test_cells_by_jobs_are_those_by_processes(tmp_path, no_cluster):
+    here = run_cells(FOUR, touch, tmp_path / "a", tmp_path, workers=2, quiet=True)
+    engine = "slurm:partition=long,time=5,mem=1"
+    there = run_cells(FOUR, touch, tmp_path / "b", tmp_path, workers=2, engine=engine, quiet=True)
+    assert there == here
+    assert os.listdir(tmp_path / "b") == os.listdir(tmp_path / "a")
+    with pytest.raises(RuntimeError, match=r"1 of 2 cells failed.* cell-0: ZeroDivisionError"):
+        run_cells(FOUR[:2], half, tmp_path / "c", tmp_path, engine=engine, quiet=True)
+    assert list(read_cells(tmp_path / "c")) == ["cell-1"]
+
+
+def test_a_job_that_dies_is_told(tmp_path, no_cluster):
+    with closing(calls_by("slurm", kill_itself, [()], tmp_path, workers=1)) as outcomes:
+        ((number, outcome),) = outcomes
+    assert number == 0
+    assert isinstance(outcome, DiedError)
+    assert "the job died: " in str(outcome)
+
+
+def test_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    asked = {}
+
+    class Executor:
+        def __init__(self, folder, cluster):
+            asked["cluster"] = cluster
+
+        def update_parameters(self, **settings):
+            asked.update(settings)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    with closing(calls_by("slurm:gpus=1,mem=8,qos=q", touch, [], tmp_path, workers=1)) as outcomes:
+        assert list(outcomes) == []
+    assert asked == {
+        "cluster": "slurm",
+        "name": "sparsehyper",
+        "cpus_per_task": 1,
+        "gpus_per_node": 1,
+        "mem_gb": 8,
+        "slurm_qos": "q",
+    }
+
+
+@pytest.mark.slow
+def test_ray_runs_each_call_in_a_process_of_its_own(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    importable_by_jobs(monkeypatch)
+    try:
+        calls = calls_by("ray", process_and_argument, [(1,), (2,)], tmp_path, workers=2)
+        with closing(calls) as outcomes:
+            found = dict(outcomes)
+    finally:
+        ray.shutdown()
+    assert [found[number][1] for number in range(2)] == [1, 2]
+    assert len({os.getpid(), found[0][0], found[1][0]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("pbs", "`engine` must be one of 'local', 'slurm', 'ray'; got 'pbs'"),
+        ("slurm:queue=gpu", "`engine` 'slurm' takes settings such as partition=….*'queue=gpu'"),
+        ("slurm:time=1h", "`engine` must have a whole number for 'time', got '1h'"),
+        ("local:time=1", "`engine` 'local' takes none, got 'time=1'"),
+    ],
+)
+def test_an_unknown_engine_or_setting_is_refused(tmp_path, engine, message):
+    with pytest.raises(ValueError, match=message):
+        check_engine(engine)
+    with pytest.raises(ValueError, match="`engine`"):
+        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine=engine, quiet=True)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(("engine", "library"), [("slurm", "submitit"), ("ray", "ray")])
+def test_an_engine_that_is_not_installed(tmp_path, monkeypatch, engine, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"sparsehyper\[{engine}\]"):
+        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine=engine, quiet=True)
