@@ -308,7 +308,7 @@ def test_a_study_that_is_a_picture(show, described):
         .locator("img")
         .evaluate("async image => { await image.decode(); return image.naturalWidth; }")
     )
-    assert width > 1000
+    assert width > 900
     results = json.loads((DOCS / "interpolation" / "results.json").read_text())
     rows = cells(section(page, "All figures").locator("table").first)
     assert [row[0] for row in rows] == [row["method"] for row in results["rows"]]
