@@ -28,9 +28,9 @@ def samples(name, count=12):
     return (2 * y[:, None] - 1) * centre + 0.3 * torch.randn(count, 2), y
 
 
-def conditioner(tasks=tuple(ANGLES), draw=samples, **settings):
+def conditioner(tasks=tuple(ANGLES), draw=samples):
     encoder = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16))
-    support = SupportSet(encoder, features=16, n_classes=2, dim=8, pool="classes", **settings)
+    support = SupportSet(encoder, features=16, n_classes=2, dim=8)
     return TaskExamples(support, tasks, draw)
 
 
