@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "digits": Plan("mlp:128-64", 1000),
+    "digits": Plan("mlp:128-64", 2000),
     "mnist": Plan("cnn:16-32", 2000),
     "fashion_mnist": Plan("cnn:16-32", 2000),
 }
