@@ -77,8 +77,11 @@ class Sharded(Parallel):
         model.to(here.device)
         self._whole.to(here.device)
         self.optimizer = build_optimizer(config, self._shards)
-        if self._others:  # the fused update is of one kind of tensors at a time
+        if self._others:  # an update is of one kind of tensors at a time
             self.optimizer.add_param_group({"params": self._others})
+        if isinstance(self.optimizer, torch.optim.SGD):  # PyTorch divides no fused one
+            for group in self.optimizer.param_groups:
+                group |= {"fused": False, "foreach": True}
         parts = [
             {name: _spread(value, shape, mesh) for name, value in found.items()}
             for shape, found in zip(self._shapes, moments, strict=True)
