@@ -27,7 +27,11 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "mixed": (3, {"generate": "1.*", "base": "residual"}, {"accumulate": 2}),
     "bf16": (3, {}, {"precision": "bf16"}),
     "head": (1, {"head": Ridge()}, {}),
-    "sharded": (2, {"base": "residual"}, {"shard": True, "accumulate": 2, "optimizer": "radam"}),
+    "sharded": (
+        2,
+        {"base": "residual"},
+        {"shard": True, "accumulate": 2, "optimizer": "radam", "lr": 0.3},
+    ),
     "sharded parts": (3, {"generate": "1.*"}, {"shard": True, "optimizer": "sgd", "lr": 0.2}),
 }
 
