@@ -20,6 +20,12 @@ def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def pid_or_death(die):
+    if die:
+        kill_itself()
+    return os.getpid()
+
+
 def outlive_ctrl_c(path):
     os.kill(os.getpid(), signal.SIGINT)
     return "it went on"

@@ -194,7 +194,7 @@ class ThetaGradient:
         Args:
             task: the task of all samples of this process, or of each, on the CPU.
         """
-        present = torch.zeros(len(self._model.task_names), dtype=torch.uint8)
+        present = torch.zeros(len(self._model.task_names), dtype=torch.int32)
         present[task if isinstance(task, int) else task.cpu()] = 1
         self._here.sum(present)
         return present.nonzero()[:, 0]
@@ -251,7 +251,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], here: Processes) -> No
 
     A parameter that no process has a gradient for keeps none; where one has none, it counts as 0.
     """
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
     here.sum(used)
     chosen = [p for p, any_ in zip(parameters, used.tolist(), strict=True) if any_]
     if not chosen:

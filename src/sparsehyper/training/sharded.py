@@ -13,7 +13,7 @@ of one process, and any number of processes can resume from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,13 +61,13 @@ class Sharded(Parallel):
         self._weights = list(self._whole.parameters())
         self._shapes = [weight.shape for weight in self._weights]
         self._sharded = copy_module(self._whole, [*self._weights, *self._whole.buffers()])
-        flat = _flatten(self._sharded)
+        owners = _flatten(self._sharded)
         mesh = init_device_mesh(here.device.type, (here.count,))
         for layer in getattr(self._sharded, "layers", ()):
             if isinstance(layer, SparseLinear):
                 fully_shard(layer, mesh=mesh)
         fully_shard(self._sharded, mesh=mesh, reshard_after_forward=True)
-        self._shards = [getattr(owner, name) for owner, name in flat]
+        self._shards = [owner.get_parameter("original") for owner in owners]
         generated = set(map(id, self._weights))
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in generated]
 
@@ -77,8 +77,11 @@ class Sharded(Parallel):
         model.to(here.device)
         self._whole.to(here.device)
         self.optimizer = build_optimizer(config, self._shards)
-        if self._others:  # the fused update is of one kind of tensors at a time
+        if self._others:  # an update is of one kind of tensors at a time
             self.optimizer.add_param_group({"params": self._others})
+        if isinstance(self.optimizer, torch.optim.SGD):  # PyTorch divides no fused one
+            for group in self.optimizer.param_groups:
+                group |= {"fused": False, "foreach": True}
         parts = [
             {name: _spread(value, shape, mesh) for name, value in found.items()}
             for shape, found in zip(self._shapes, moments, strict=True)
@@ -89,9 +92,10 @@ class Sharded(Parallel):
         record["state"] = {number: found for number, found in enumerate(kept) if found}
         self.optimizer.load_state_dict(record)
 
-    def part(self, part: int, task: int | Tensor) -> AbstractContextManager[None]:  # noqa: ARG002
+    @contextmanager
+    def part(self, part: int, task: int | Tensor) -> Iterator[None]:  # noqa: ARG002
         """The context for the forward and backward pass of a batch."""
-        return nullcontext()
+        yield
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output."""
@@ -186,13 +190,13 @@ class _Shaped(nn.Module):
         return weight.reshape(-1)
 
 
-def _flatten(generator: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Make all parameters flat, in place; returns where each is, in their order."""
+def _flatten(generator: nn.Module) -> list[nn.Module]:
+    """Make all parameters flat, in place; returns, in their order, the owners of ``original``."""
     places = []
     for owner in list(generator.modules()):
         for name, parameter in list(owner.named_parameters(recurse=False)):
             register_parametrization(owner, name, _Shaped(parameter.shape), unsafe=True)
-            places.append((owner.parametrizations[name], "original"))
+            places.append(owner.get_submodule(f"parametrizations.{name}"))
     return places
 
 

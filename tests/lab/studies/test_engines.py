@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 import helpers
-from helpers.process_calls import half, kill_itself, process_and_argument, touch
+from helpers.process_calls import half, pid_or_death, process_and_argument, touch
 from sparsehyper._util.extras import MissingExtraError
 from sparsehyper.lab.studies import engines
 from sparsehyper.lab.studies.cells import Cell, read_cells, run_cells
@@ -21,18 +21,18 @@ from sparsehyper.training.isolation import DiedError
 FOUR = [Cell(f"cell-{i}", {"i": i}) for i in range(4)]
 
 
-@pytest.fixture
-def no_cluster(monkeypatch):
-    """SLURM's jobs run here, by submitit's local executor."""
+def jobs_by(cluster, monkeypatch):
+    """SLURM's jobs are run by another of submitit's executors."""
     pytest.importorskip("submitit")
-    monkeypatch.setattr(engines, "_to_slurm", functools.partial(_here, engines._to_slurm))
+    to_slurm = engines._to_slurm
+
+    def to_other(asked, folder, settings):
+        assert asked == "slurm"
+        return to_slurm(cluster, folder, settings)
+
+    monkeypatch.setattr(engines, "_to_slurm", to_other)
     monkeypatch.setattr(engines, "_POLL_SECONDS", 0.05)
     importable_by_jobs(monkeypatch)
-
-
-def _here(to_slurm, cluster, folder, settings):
-    assert cluster == "slurm"
-    return to_slurm("local", folder, settings)
 
 
 def importable_by_jobs(monkeypatch):
@@ -40,23 +40,31 @@ def importable_by_jobs(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
 
 
-def test_cells_by_jobs_are_those_by_processes(tmp_path, no_cluster):
-    here = run_cells(FOUR, touch, tmp_path / "a", tmp_path, workers=2, quiet=True)
-    engine = "slurm:partition=long,time=5,mem=1"
-    there = run_cells(FOUR, touch, tmp_path / "b", tmp_path, workers=2, engine=engine, quiet=True)
-    assert there == here
-    assert os.listdir(tmp_path / "b") == os.listdir(tmp_path / "a")
-    with pytest.raises(RuntimeError, match=r"1 of 2 cells failed.* cell-0: ZeroDivisionError"):
-        run_cells(FOUR[:2], half, tmp_path / "c", tmp_path, engine=engine, quiet=True)
-    assert list(read_cells(tmp_path / "c")) == ["cell-1"]
+def test_cells_by_jobs_are_those_by_processes(tmp_path, monkeypatch):
+    jobs_by("debug", monkeypatch)  # in this process, when its result is asked for
+    threads = torch.get_num_threads()
+    here = run_cells(FOUR[1:], half, tmp_path / "a", tmp_path, workers=2, quiet=True)
+    engine = {"workers": 2, "engine": "slurm:partition=long,time=5,mem=1", "quiet": True}
+    try:
+        assert run_cells(FOUR[1:], half, tmp_path / "b", tmp_path, **engine) == here
+        assert os.listdir(tmp_path / "b") == os.listdir(tmp_path / "a")
+        with pytest.raises(RuntimeError, match=r"1 of 1 cells failed.* cell-0: ZeroDivisionError"):
+            run_cells(FOUR, half, tmp_path / "b", tmp_path, **engine)
+    finally:
+        torch.set_num_threads(threads)
+    assert read_cells(tmp_path / "b") == here
 
 
-def test_a_job_that_dies_is_told(tmp_path, no_cluster):
-    with closing(calls_by("slurm", kill_itself, [()], tmp_path, workers=1)) as outcomes:
-        ((number, outcome),) = outcomes
-    assert number == 0
-    assert isinstance(outcome, DiedError)
-    assert "the job died: " in str(outcome)
+@pytest.mark.slow
+def test_jobs_are_processes_and_one_that_dies_is_told(tmp_path, monkeypatch):
+    jobs_by("local", monkeypatch)
+    arguments = [(True,), (False,)]
+    with closing(calls_by("slurm", pid_or_death, arguments, tmp_path, workers=2)) as outcomes:
+        found = dict(outcomes)
+    assert isinstance(found[0], DiedError)
+    assert "the job died: " in str(found[0])
+    assert found[1] != os.getpid()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
