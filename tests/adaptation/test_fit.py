@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import pytest
@@ -106,6 +107,27 @@ def test_starts(make, monkeypatch):
     assert not torch.equal(start(init="random", seed=1), start(init="random", seed=2))
 
 
+def test_the_nearest_known_task_is_found_by_a_part_of_the_comparisons(make, monkeypatch):
+    monkeypatch.setattr("sparsehyper.adaptation.fitter.minimize", lambda _, z, *__: (z, None))
+    hnet, compared = make(tasks=16, steps=300).eval(), []
+
+    def loss(outputs, labels):
+        compared.append(len(labels))
+        return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    tasks = {f"new {number}": samples(number, 240) for number in range(8)}
+    found = fit_embeddings(hnet, tasks, loss=loss)
+    assert sum(compared) < 8 * (0.4 * 16 * 240 + 240)
+    excess, same = [], 0
+    for name, (x, y) in tasks.items():
+        with torch.no_grad():
+            known = [nn.functional.cross_entropy(hnet(x, task=t), y).item() for t in range(16)]
+        excess.append(found[name].loss - min(known))
+        same += excess[-1] < 1e-4
+    assert same >= 6, excess
+    assert max(excess) < 0.1, excess
+
+
 def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
     x, y = samples(7, 200)
     order = y.argsort()  # sorted by class, as files are
@@ -126,6 +148,59 @@ def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
     assert not torch.equal(fit.embedding, other.embedding)
     few = TaskSamples.of("few", (x, y), None, True, x.device).y[:9]
     assert few.bincount().tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "expected"),
+    [
+        (200, 25, [50] * 12 + [200] * 13),
+        (200, 12, [200] * 12),
+        (90, 25, [90] * 25),
+    ],
+)
+def test_the_first_steps_use_a_quarter_of_many_samples(make, count, steps, expected):
+    seen = []
+
+    def loss(outputs, labels):
+        seen.append(labels)
+        return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    x, y = samples(7, count)
+    order = y.argsort()  # sorted by class, as files are
+    fit = fit_embedding(make(), "new", (x[order], y[order]), steps=steps, init="mean", loss=loss)
+    assert [len(labels) for labels in seen[:steps]] == expected
+    assert fit.steps == steps
+
+
+@pytest.mark.parametrize("most", [1, 1 << 26])
+def test_tasks_of_few_and_of_many_samples_equal_one_at_a_time(make, monkeypatch, most):
+    monkeypatch.setattr("sparsehyper.adaptation.fitter._MOST_KEPT", most)
+    tasks = {f"new {i}": samples(50 + i, size) for i, size in enumerate((200, 30, 120, 90))}
+    together = fit_embeddings(make(steps=20), tasks, restarts=2)
+    for name, one in tasks.items():
+        alone = fit_embedding(make(steps=20), name, one, restarts=2)
+        assert together[name].losses == pytest.approx(alone.losses, abs=2e-3)
+
+
+class AnyLength(nn.Module):
+    """Classifies the mean over the numbers of a sample, however many there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.last(torch.stack([x.mean(1), x.abs().mean(1)], 1))
+
+
+def test_tasks_may_have_samples_of_different_lengths():
+    hnet = HyperNetwork(AnyLength(), Sparse(), TaskEmbedding(3, 8))
+    tasks = {f"length {n}": (torch.randn(100, n), torch.arange(100) % 3) for n in (4, 6, 5)}
+    again = copy.deepcopy(hnet)
+    together = fit_embeddings(hnet, tasks)
+    for name, one in tasks.items():
+        alone = fit_embedding(copy.deepcopy(again), name, one)
+        assert together[name].loss == pytest.approx(alone.loss, abs=2e-3)
 
 
 def test_restarts_do_not_depend_on_other_tasks(make):

@@ -134,6 +134,51 @@ def test_a_model_that_uses_no_linear_layer_has_no_last_one():
         fine_tune(Net(), samples(0), tune="last")
 
 
+class Gated(nn.Module):
+    """Weighs its experts by a gate, the linear layer that is used last."""
+
+    def __init__(self):
+        super().__init__()
+        self.expert, self.other, self.gate = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 1)
+
+    def forward(self, x):
+        experts = self.expert(x), self.other(x)
+        return torch.lerp(*experts, self.gate(x).sigmoid())
+
+
+class Unrelated(nn.Module):
+    """Its output has nothing to do with the linear layer that is used last."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.other = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        out = self.body(x)
+        self.other(x)
+        return out
+
+
+@pytest.mark.parametrize(("module", "layer"), [(Gated(), "gate"), (Unrelated(), "other")])
+def test_a_last_layer_that_does_not_decide_the_output_is_refused(module, layer):
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=f"'last' .* that of '{layer}', which .* give 'all'"):
+        fine_tune(module, samples(0), tune="last")
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_what_follows_the_last_layer_may_change_its_output(zeros):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(1))
+    if zeros:
+        nn.init.zeros_(model[2].weight)
+    first = model[0].weight.clone()
+    (x, y), before = samples(3), model[2].weight.clone()
+    fine_tune(model, (x, y), tune="last", steps=3)
+    assert torch.equal(model[0].weight, first)
+    assert not torch.equal(model[2].weight, before)
+
+
 def test_gradients_are_taken_within_no_grad_and_refused_in_inference_mode():
     torch.manual_seed(0)
     first, second = plain(), plain()

@@ -1,4 +1,4 @@
-"""The linear layer whose output is a module's: finding it, its inputs, and a smaller one."""
+"""The linear layer that a module ends in: finding it, its inputs, and a smaller one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsehyper._util.inputs import Inputs, logits_of
+from sparsehyper._util.random import normal, seeded
 
 _PIECE = 512  # samples at a time
 
@@ -53,6 +55,39 @@ def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Li
     if sum(layer is last for layer, _ in used) > 1:
         return None
     return next(name for name, layer in module.named_modules() if layer is last), last
+
+
+@torch.no_grad()
+def decides(layer: nn.Module, module: nn.Module, x: Inputs) -> bool:
+    """Whether a module's output follows from a layer's output alone.
+
+    The layer's output may be squeezed, scaled or made probabilities; what the module computes
+    beside it, such as experts that it weighs, must not matter. It is replaced by random numbers,
+    which then decide the output, whatever the order of the samples.
+
+    Args:
+        layer: a layer in the module that is used.
+        module: the module, in evaluation mode.
+        x: inputs of some samples that differ.
+    """
+    reverse = torch.arange(len(x) - 1, -1, -1, device=x.device)
+
+    def outputs(inputs: Inputs, seed: int) -> list[Tensor]:
+        hook = layer.register_forward_hook(
+            lambda _, __, out: normal(out.shape, seeded(seed)).to(out)
+        )
+        try:
+            leaves = pytree.tree_leaves(inputs.call(module))
+        finally:
+            hook.remove()
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def alike(some: list[Tensor], others: list[Tensor]) -> bool:
+        pairs = zip(some, others, strict=True)
+        return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs)
+
+    first = outputs(x, 0)
+    return alike(first, outputs(x[reverse], 0)) and not alike(first, outputs(x, 1))
 
 
 @torch.no_grad()

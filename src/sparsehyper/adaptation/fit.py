@@ -138,11 +138,11 @@ def fit_embeddings(
             or batches of them.
         validation: samples of each new task to choose among restarts by; by default the samples
             that it is fitted to.
-        init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on the
-            samples), the ``"mean"`` of the known embeddings, a ``"mixture"`` of them (softmax of
-            their negative losses), ``"random"``, or a vector ``[latent_dim]``; with
-            `TaskFeatures` also the task's ``"own"``. None for ``"own"`` if there is one, and
-            otherwise for ``"nearest"``.
+        init: initial embedding: that of the ``"nearest"`` known task (with the lowest loss on up to
+            256 samples; the worse ones are left out after a part of them), the ``"mean"`` of the
+            known embeddings, a ``"mixture"`` of them (softmax of their negative losses),
+            ``"random"``, or a vector ``[latent_dim]``; with `TaskFeatures` also the task's
+            ``"own"``. None for ``"own"`` if there is one, and otherwise for ``"nearest"``.
         restarts: number of embeddings to fit for each task. With ``"nearest"`` they start from as
             many of the nearest known tasks as there are; all others but the first start at random.
         space: ``"free"``, any vector; or ``"mixture"``, a softmax mixture of the known embeddings,
@@ -153,9 +153,10 @@ def fit_embeddings(
             ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
         overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
             were not known.
-        steps: number of evaluations of loss and gradient by L-BFGS, including the first.
+        steps: number of evaluations of loss and gradient by L-BFGS, including the first. With 24 or
+            more, the first 12 use a quarter of a task's samples, if that is 24 or more.
         batch_size: largest number of samples that an embedding is fitted to. They are drawn once,
-            balanced over classes as far as there are samples, and every step uses all of them.
+            balanced over classes as far as there are samples.
         seed: seed of random starts and of the choice of samples.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,6 +102,41 @@ class TaskSamples:
         return replace(self, x=self.x[rows], y=self.y[rows])
 
 
+@dataclass(frozen=True)
+class ModelBatch:
+    """Samples of several models, one model's after another's.
+
+    Attributes:
+        x, y: inputs and labels.
+        counts: number of samples of each model.
+        owner: number of the model of each sample.
+        limits: number of classes of each sample's task.
+        tasks: task of each model.
+    """
+
+    x: Inputs
+    y: Tensor
+    counts: list[int]
+    owner: Tensor
+    limits: Tensor
+    tasks: list[TaskSamples]
+
+    @classmethod
+    def of(cls, samples: Sequence[tuple[Inputs, Tensor]], tasks: list[TaskSamples]) -> ModelBatch:
+        """The batch of one model for each of the tasks, on these inputs and labels of it."""
+        y = torch.cat([y for _, y in samples])
+        counts = [len(labels) for _, labels in samples]
+        repeats = torch.tensor(counts, device=y.device)
+        owner = torch.arange(len(counts), device=y.device).repeat_interleave(repeats)
+        limits = torch.tensor([task.n_classes for task in tasks], device=y.device)
+        return cls(Inputs.cat([x for x, _ in samples]), y, counts, owner, limits[owner], tasks)
+
+    def means(self, values: Tensor) -> Tensor:
+        """The mean over each model's samples, of values ``[n]``."""
+        counts = torch.tensor(self.counts, device=values.device)
+        return values.new_zeros(len(counts)).index_add(0, self.owner, values) / counts
+
+
 class SampleBatches:
     """Batches of a task's samples, reshuffled when fewer are left than a batch needs."""
 
@@ -181,6 +216,12 @@ def pieces(task: TaskSamples, size: int) -> list[tuple[Inputs, Tensor]]:
     parts = torch.arange(count).tensor_split(-(-count // size))
     slices = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in parts]
     return [(task.x[some], task.y[some]) for some in slices]
+
+
+def model_pieces(tasks: Sequence[TaskSamples], size: int) -> list[ModelBatch]:
+    """The samples of tasks that have equally many `pieces`, piece by piece."""
+    each = zip(*[pieces(task, size) for task in tasks], strict=True)
+    return [ModelBatch.of(some, list(tasks)) for some in each]
 
 
 def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs
-from sparsehyper._util.last_layer import linear_layers_used
+from sparsehyper._util.last_layer import decides, linear_layers_used
 from sparsehyper.adaptation.samples import (
     Loss,
     SampleBatches,
@@ -55,7 +55,7 @@ def fine_tune(
         model: an ordinary model, as `HyperNetwork.materialize` returns.
         samples: samples of the task.
         tune: parameters to train: ``"norm"``, the normalisation layers; ``"last"``, the linear
-            layer that is used last; or ``"all"``.
+            layer that is used last, from whose output alone the model's must follow; or ``"all"``.
         norm_stats: ``"kept"`` keeps the batch-norm statistics; ``"renewed"`` uses those of each
             batch while training, and then estimates them from all samples.
         n_classes, loss, batch_size, seed: as for `fit_embeddings`.
@@ -64,7 +64,8 @@ def fine_tune(
 
     Raises:
         ValueError: a setting is out of range, samples do not fit, the model has no parameters that
-            ``tune`` names, or a loss is not finite.
+            ``tune`` names, its output does not follow from its last linear layer, or a loss is not
+            finite.
         TypeError: ``model`` is a hypernetwork.
         RuntimeError: called within ``torch.inference_mode()``.
     """
@@ -149,7 +150,7 @@ def descend(
 
 
 def tuned_parameters(model: nn.Module, tune: str, x: Any) -> list[nn.Parameter]:
-    """The parameters that ``tune`` names; raises ``ValueError`` if there are none.
+    """The parameters that ``tune`` names; raises `ValueError` as `fine_tune` does.
 
     Args:
         model: the model.
@@ -162,19 +163,33 @@ def tuned_parameters(model: nn.Module, tune: str, x: Any) -> list[nn.Parameter]:
     elif tune == "norm":
         chosen = [module for module in model.modules() if isinstance(module, NORMS)]
     else:
-        chosen = _linear_layers(model, x)[-1:]
+        chosen = _last_layer(model, x)
     parameters = {p: None for module in chosen for p in module.parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"the model has no parameters that `tune` {tune!r} names")
     return list(parameters)
 
 
-def _linear_layers(model: nn.Module, x: Any) -> list[nn.Module]:
-    """The linear layers in the order of use, which may differ from their declaration."""
+def _last_layer(model: nn.Module, x: Any) -> list[nn.Module]:
+    """The linear layer that is used last, which may not be declared last, in a list; or none.
+
+    Raises:
+        ValueError: the model's output does not follow from that layer's alone.
+    """
     some = Inputs.of(x)[:2]  # batch norms without running statistics need more than one sample
     random = torch.random.fork_rng([some.device] if some.device.type == "cuda" else [])
     with evaluation_mode(model), random:
-        return [layer for layer, _ in linear_layers_used(model, *some.args, **some.kwargs)[0]]
+        used = linear_layers_used(model, *some.args, **some.kwargs)[0]
+        if not used:
+            return []
+        last = used[-1][0]
+        if not decides(last, model, some):
+            name = next(name for name, layer in model.named_modules() if layer is last)
+            raise ValueError(
+                f"`tune` 'last' needs a model whose output follows from its last linear layer; "
+                f"that of {name!r}, which is used last, does not decide it alone; give 'all'"
+            )
+    return [last]
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

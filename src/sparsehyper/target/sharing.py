@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
@@ -172,11 +172,19 @@ class Group:
         """The limit found by trying a shared run, forward and backward, on a copy of the module."""
         frozen = [p for p in self.target.module.parameters() if not p.requires_grad]
         module = copy_module(self.target.module, frozen)
-        raw = self.raw.detach().requires_grad_(torch.is_grad_enabled())
+        raw = self.raw[:_MIN_TASKS].detach().requires_grad_(torch.is_grad_enabled())
         trial = Trial(module, [raw.device] if raw.device.type == "cuda" else [])
+        few = replace(
+            self,  # how many tasks there are does not matter to what the target does
+            statistics=[values[:_MIN_TASKS] for values in self.statistics],
+            leaves=[
+                leaf[: _MIN_TASKS * self.count] if is_batched(leaf) else leaf
+                for leaf in self.leaves
+            ],
+        )
 
         def run() -> None:
-            out, _ = self._run_shared(raw, module)
+            out, _ = few._run_shared(raw, module)
             wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
             if wanted:
                 torch.autograd.grad(torch.stack(wanted).sum(), raw)
