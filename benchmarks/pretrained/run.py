@@ -43,8 +43,8 @@ class Plan(NamedTuple):
 
 PLANS = {
     "digits": Plan("mlp:128-64", 2000),
-    "mnist": Plan("cnn:16-32", 2000),
-    "fashion_mnist": Plan("cnn:16-32", 2000),
+    "mnist": Plan("cnn:16-32", 800),
+    "fashion_mnist": Plan("cnn:16-32", 800),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,15 @@ def test_what_is_saved_is_checked(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     with pytest.raises(FileExistsError, match="old"):
         PROGRAM["make"]("digits", tmp_path / "old")
+
+
+def test_they_are_uploaded_with_their_figures(tmp_path, monkeypatch, capsys):
+    class Made:
+        def push_to_hub(self, repo_id, *, figures):
+            return f"{repo_id}: {figures}"
+
+    main = PROGRAM["main"]
+    monkeypatch.setitem(main.__globals__, "make", lambda name, out: (Made(), {"input": out.name}))
+    monkeypatch.setattr(sys, "argv", ["run.py", "mnist", "--out", str(tmp_path), "--push", "me"])
+    main()
+    assert "me/sparsehyper-mnist: {'input': 'mnist'}\n" in capsys.readouterr().out
