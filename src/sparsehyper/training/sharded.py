@@ -154,6 +154,7 @@ class Sharded(Parallel):
     @torch.no_grad()
     def _gather(self) -> None:
         for shard, weight, shape in zip(self._shards, self._weights, self._shapes, strict=True):
+            assert isinstance(shard, DTensor)
             weight.data = shard.full_tensor().view(shape)
         self._hnet.generator = self._whole.train(self._sharded.training)
 
