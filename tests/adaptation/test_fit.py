@@ -150,28 +150,6 @@ def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
     assert few.bincount().tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize(
-    ("count", "steps", "expected"),
-    [
-        (200, 25, [50] * 12 + [200] * 13),
-        (200, 12, [200] * 12),
-        (90, 25, [90] * 25),
-    ],
-)
-def test_the_first_steps_use_a_quarter_of_many_samples(make, count, steps, expected):
-    seen = []
-
-    def loss(outputs, labels):
-        seen.append(labels)
-        return nn.functional.cross_entropy(outputs, labels, reduction="none")
-
-    x, y = samples(7, count)
-    order = y.argsort()  # sorted by class, as files are
-    fit = fit_embedding(make(), "new", (x[order], y[order]), steps=steps, init="mean", loss=loss)
-    assert [len(labels) for labels in seen[:steps]] == expected
-    assert fit.steps == steps
-
-
 @pytest.mark.parametrize("most", [1, 1 << 26])
 def test_tasks_of_few_and_of_many_samples_equal_one_at_a_time(make, monkeypatch, most):
     monkeypatch.setattr("sparsehyper.adaptation.fitter._MOST_KEPT", most)

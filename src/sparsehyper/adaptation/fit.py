@@ -153,10 +153,9 @@ def fit_embeddings(
             ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
         overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
             were not known.
-        steps: number of evaluations of loss and gradient by L-BFGS, including the first. With 24 or
-            more, the first 12 use a quarter of a task's samples, if that is 24 or more.
+        steps: number of evaluations of loss and gradient by L-BFGS, including the first.
         batch_size: largest number of samples that an embedding is fitted to. They are drawn once,
-            balanced over classes as far as there are samples.
+            balanced over classes as far as there are samples, and every step uses all of them.
         seed: seed of random starts and of the choice of samples.
 
     Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +35,6 @@ _MOST_SAMPLES = 1024
 _FEWEST_COMPARED, _MOST_COMPARED = 8, 256  # samples to compare known tasks on
 _HALVINGS = 3  # of the known tasks to compare, while the samples double
 _PIECE = 512  # samples at a time for losses without gradients
-
-_EARLY_STEPS = 12  # with a part of the samples, of at least twice as many
-_PART, _FEWEST_EARLY = 4, 24  # one of so many samples, and at least so many
 
 _MORE_OUTPUTS = "train a target that has more (`sparsehyper train --outputs`)"
 
@@ -160,42 +156,21 @@ class Fitter:
     ) -> tuple[Tensor, list[Tensor]]:
         """Fit from the initial embeddings, or from logits of mixtures, while there is time.
 
-        Embeddings of tasks with many samples first go most of the way on a part of them.
-
-        Source: samples that grow, M. Friedlander and M. Schmidt, "Hybrid deterministic-stochastic
-        methods for data fitting" (SIAM J. Sci. Comput. 2012). Here they grow once, fourfold.
-
         Returns:
             Embeddings ``[tasks, restarts, dim]``, and their batch-norm statistics.
         """
         owners = [task for task in self._tasks for _ in range(self._restarts)]
-        every = [min(len(task.y), batch_size) for task in owners]
-        parts = [
-            n if steps < 2 * _EARLY_STEPS else self._part(n, t)
-            for n, t in zip(every, owners, strict=True)
-        ]
+        counts = [min(len(task.y), batch_size) for task in owners]
         target = self._hnet.target
         mean = target.statistics.row(target.module, None)
         statistics = [value.expand(len(owners), *value.shape).clone() for value in mean]
-        points = start.flatten(0, 1).clone()
+        evaluate = self._mean_losses(owners, counts, statistics, space)
         with target.statistics.from_batches(target.module):
-            for grows, same in itertools.groupby(range(len(owners)), lambda i: parts[i] < every[i]):
-                numbers = list(same)
-                own = slice(numbers[0], numbers[-1] + 1)
-                stages = [(parts, _EARLY_STEPS), (every, steps - _EARLY_STEPS)]
-                for counts, evaluations in stages if grows else [(every, steps)]:
-                    rows = [table[own] for table in statistics]
-                    evaluate = self._mean_losses(owners[own], counts[own], rows, space)
-                    points[own], _ = minimize(evaluate, points[own], evaluations, deadline)
+            points, _ = minimize(evaluate, start.flatten(0, 1), steps, deadline)
         found = self._embeddings(points, space).unflatten(0, start.shape[:2])
         # The length of an embedding does not matter to the generator, but would in a mean.
         found = self._hnet.normalise(found) if space == "free" else found
         return found, [table.unflatten(0, start.shape[:2]) for table in statistics]
-
-    def _part(self, count: int, task: TaskSamples) -> int:
-        """Number of the samples to begin with, of so many of a task."""
-        fewest = max(_FEWEST_EARLY, self._fewest_compared(task))
-        return count // _PART if count // _PART >= fewest else count
 
     def _embeddings(self, points: Tensor, space: str) -> Tensor:
         return points if space == "free" else points.softmax(-1) @ self._known
