@@ -37,7 +37,7 @@ def test_a_pretrained_hypernetwork_loads_by_itself_and_learns_a_new_task(tmp_pat
     predicted = loaded(x[own].view(-1, 1, 8, 8), task="3-5").argmax(1)
     assert (predicted == (digits[own] == 5)).float().mean() > 0.9
     assert type(loaded.materialize("3-5")) is nn.Sequential
-    new = [*(digits == 8).nonzero()[:10, 0], *(digits == 9).nonzero()[:10, 0]]
+    new = torch.cat([(digits == digit).nonzero()[:10, 0] for digit in (8, 9)])
     few = x[new].view(-1, 1, 8, 8), (digits[new] == 9).long()
     fit_embedding(loaded, "8-9", few)
     assert (loaded(few[0], task="8-9").argmax(1) == few[1]).float().mean() > 0.8
