@@ -316,9 +316,7 @@ def train(
                     if run is not None:
                         run.save(model, whole_optimizer, state, best=improved)
                     elif improved:
-                        best_weights = {
-                            k: v.detach().clone() for k, v in model.state_dict().items()
-                        }
+                        best_weights = _copy(model.state_dict())
             if stop:
                 raise _interrupted(state, run)
         if asked_to_stop():
