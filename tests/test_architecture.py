@@ -66,7 +66,7 @@ LIGHT = {
 OPTIONAL = {
     *("PIL", "pyarrow", "datasets", "sklearn", "scipy", "onnx", "onnxscript"),
     *("accelerate", "filelock", "rich", "typer", "matplotlib", "tensorboard", "optuna", "yaml"),
-    *("submitit", "ray"),
+    "submitit",
     *("huggingface_hub", "transformers"),
 }
 

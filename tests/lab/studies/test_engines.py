@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import helpers
-from helpers.process_calls import half, pid_or_death, process_and_argument, touch
+from helpers.process_calls import half, pid_or_death, touch
 from sparsehyper._util.extras import MissingExtraError
 from sparsehyper.lab.studies import engines
 from sparsehyper.lab.studies.cells import Cell, read_cells, run_cells
@@ -40,6 +40,8 @@ def importable_by_jobs(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit's
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_cells_by_jobs_are_those_by_processes(tmp_path, monkeypatch):
     jobs_by("debug", monkeypatch)  # in this process, when its result is asked for
     threads = torch.get_num_threads()
@@ -91,24 +93,10 @@ def test_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.slow
-def test_ray_runs_each_call_in_a_process_of_its_own(tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray")
-    importable_by_jobs(monkeypatch)
-    try:
-        calls = calls_by("ray", process_and_argument, [(1,), (2,)], tmp_path, workers=2)
-        with closing(calls) as outcomes:
-            found = dict(outcomes)
-    finally:
-        ray.shutdown()
-    assert [found[number][1] for number in range(2)] == [1, 2]
-    assert len({os.getpid(), found[0][0], found[1][0]}) == 3
-
-
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("pbs", "`engine` must be one of 'local', 'slurm', 'ray'; got 'pbs'"),
+        ("pbs", "`engine` must be one of 'local', 'slurm'; got 'pbs'"),
         ("slurm:queue=gpu", "`engine` 'slurm' takes settings such as partition=….*'queue=gpu'"),
         ("slurm:time=1h", "`engine` must have a whole number for 'time', got '1h'"),
         ("local:time=1", "`engine` 'local' takes none, got 'time=1'"),
@@ -122,8 +110,7 @@ def test_an_unknown_engine_or_setting_is_refused(tmp_path, engine, message):
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(("engine", "library"), [("slurm", "submitit"), ("ray", "ray")])
-def test_an_engine_that_is_not_installed(tmp_path, monkeypatch, engine, library):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingExtraError, match=rf"sparsehyper\[{engine}\]"):
-        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine=engine, quiet=True)
+def test_an_engine_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingExtraError, match=r"sparsehyper\[slurm\]"):
+        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine="slurm", quiet=True)

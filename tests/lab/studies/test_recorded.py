@@ -14,7 +14,7 @@ from sparsehyper.lab.data import Images, SharedTasks, Source
 from sparsehyper.lab.data.sentences import SharedCorpus
 from sparsehyper.lab.runs import Experiment
 from sparsehyper.lab.runs.setup import tasks_of
-from sparsehyper.lab.studies import STUDIES, cells, run_study, study
+from sparsehyper.lab.studies import STUDIES, engines, run_study, study
 from sparsehyper.lab.studies.cells import CELLS, read_cells
 from sparsehyper.training.directory import json_ready
 
@@ -76,7 +76,7 @@ def without_data(monkeypatch):
 
     monkeypatch.setattr(study, "shared_tasks", recorded_tasks)
     monkeypatch.setattr(STUDIES["adapters"], "files", recorded_corpus)
-    monkeypatch.setattr(cells, "calls_in_processes", nothing_to_do)
+    monkeypatch.setattr(engines, "calls_in_processes", nothing_to_do)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -19,7 +19,6 @@ _EXTRAS = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
     "slurm": ("submitit",),
-    "ray": ("ray",),
     "onnx": ("onnx", "onnxscript"),
     "hub": ("huggingface_hub",),
 }

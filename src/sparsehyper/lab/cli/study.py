@@ -40,7 +40,7 @@ def study(
         str,
         typer.Option(
             help="Where they run: local; slurm, with settings as in "
-            "slurm:partition=P,account=A,qos=Q,time=600,mem=8,gpus=1 (minutes, GB); or ray."
+            "slurm:partition=P,account=A,qos=Q,time=600,mem=8,gpus=1 (minutes, GB)."
         ),
     ] = "local",
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""Where cells are computed: in processes of this machine, by SLURM, or by Ray.
+"""Where cells are computed: in processes of this machine, or by SLURM.
 
 An engine is a text:
 
@@ -7,8 +7,6 @@ An engine is a text:
 ``slurm:partition=P,time=600``   SLURM's jobs, submitted from this machine by ``submitit``; with
                                  ``partition``, ``account``, ``qos``, ``time`` (minutes), ``mem``
                                  (GB) and ``gpus`` of a job, each of which may be left out
-``ray``                          tasks of the Ray cluster that ``RAY_ADDRESS`` names, or of one
-                                 that is started here
 ===============================  ===================================================================
 
 All machines must see the study's directory under the same path and have this package installed.
@@ -30,7 +28,7 @@ from sparsehyper._util.extras import require
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.isolation import ChildError, DiedError, calls_in_processes, scratch
 
-ENGINES = ("local", "slurm", "ray")
+ENGINES = ("local", "slurm")
 _POLL_SECONDS = 0.5
 # Settings of a SLURM job, as submitit calls them, and their types.
 _SLURM: dict[str, tuple[str, type]] = {
@@ -78,12 +76,10 @@ def calls_by(
     kind, settings = check_engine(engine)
     if kind == "local":
         yield from calls_in_processes(function, arguments, workers=workers, threads=1)
-    elif kind == "slurm":
-        with scratch(directory, ".jobs") as folder:
-            submit = _to_slurm("slurm", folder, settings)
-            yield from _outcomes(submit, function, arguments, workers)
-    else:
-        yield from _outcomes(_to_ray(), function, arguments, workers)
+        return
+    with scratch(directory, ".jobs") as folder:
+        submit = _to_slurm("slurm", folder, settings)
+        yield from _outcomes(submit, function, arguments, workers)
 
 
 def check_engine(engine: str) -> tuple[str, dict[str, Any]]:
@@ -119,19 +115,6 @@ def _to_slurm(cluster: str, folder: Path, settings: dict[str, Any]) -> Callable[
     def submit(*call: Any) -> _Job:
         job = executor.submit(_attempt, *call)
         return _Job(job.done, job.result, job.cancel)
-
-    return submit
-
-
-def _to_ray() -> Callable[..., _Job]:
-    ray = require("ray", "ray")
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
-    attempt = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_attempt)  # a process for each
-
-    def submit(*call: Any) -> _Job:
-        reference = attempt.remote(*call)
-        future = reference.future()
-        return _Job(future.done, future.result, lambda: ray.cancel(reference, force=True))
 
     return submit
 
