@@ -141,10 +141,10 @@ def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
         )
     x, y, task = Inputs.of(batch[0], "the inputs of a batch"), as_tensor(batch[1]), batch[2]
     if not isinstance(y, Tensor) or not y.ndim or len(y) != len(x):
-        found = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        what = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise TypeError(
             f"a batch's labels must be a tensor or an array with its {len(x)} samples along the "
-            f"first dimension, got {found}"
+            f"first dimension, got {what}"
         )
     if isinstance(task, str) or np.ndim(task) == 0:
         task = [task] * len(y)

@@ -188,9 +188,9 @@ def _plan(
         method = parse_method(text)
         at: list[float | None] = [*budgets] if isinstance(method, _SCALABLE) else []
         for budget in at or [None]:
-            baseline = not isinstance(method, Generator)
-            alone = {"conditioner": TaskEmbedding.kind} if baseline else {}
-            chosen = replace(experiment, method=method, budget=budget, **alone)
+            generated = isinstance(method, Generator)
+            conditioner = experiment.conditioner if generated else TaskEmbedding.kind
+            chosen = replace(experiment, method=method, budget=budget, conditioner=conditioner)
             generator = None
             try:
                 if isinstance(method, Generator):

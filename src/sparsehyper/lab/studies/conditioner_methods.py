@@ -124,7 +124,7 @@ class _ByBoth(_Conditioned):
 class _Trunk(TrunkLearner):
     """Features that all known tasks share, with what is quickly learned on them."""
 
-    ways = (PROBE, "nearest mean")
+    ways: ClassVar[tuple[str, ...]] = (PROBE, "nearest mean")
 
     def __init__(self, experiment: Experiment, known: TaskSet, *rest: Any) -> None:
         super().__init__(experiment, _thinned(known), *rest)
@@ -140,12 +140,12 @@ METHODS: dict[str, type[Learner]] = {
 }
 
 
-def _called(hnet: HyperNetwork, **task: str) -> nn.Module:
+def _called(hnet: HyperNetwork[Tensor], task: str | None = None) -> nn.Module:
     """A hypernetwork with a model for each input, called for some inputs at a time."""
 
     class Called(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([hnet(some, **task) for some in x.split(_AT_ONCE)])
+            return torch.cat([hnet(some, task=task) for some in x.split(_AT_ONCE)])
 
     return Called()
 

@@ -164,7 +164,7 @@ class _Hypernetwork(Learner):
 class TrunkLearner(Learner):
     """Features that all known tasks share, each task with a head of its own."""
 
-    ways = ("linear probe", "nearest mean", "fine-tuned trunk")
+    ways: ClassVar[tuple[str, ...]] = ("linear probe", "nearest mean", "fine-tuned trunk")
 
     def __init__(self, experiment: Experiment, *rest: Any) -> None:
         super().__init__(replace(experiment, method=SharedTrunk.kind), *rest)

@@ -216,8 +216,8 @@ class TargetSparsity(Study):
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
         families = list(results["study"]["sets"])
-        x, y = "weights that are not zero, %", "test accuracy, %"
-        with panels(families, path, x=x, y=y) as drawn:
+        kept = "weights that are not zero, %"
+        with panels(families, path, x=kept, y="test accuracy, %") as drawn:
             for family, axes in zip(families, drawn, strict=True):
                 for method, own in by_method(results["rows"], family=family).items():
                     x = [100 * (1 - row["sparsity"]) for row in own]
