@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper._util.checks import check_integer, check_number, check_type
+from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
@@ -165,7 +166,7 @@ class HyperNetwork(Stored, Generic[Output]):
             {
                 f"conditioner.{name}": parameter
                 for name, parameter in conditioner.named_parameters()
-                if name.startswith("encoder.") and not parameter.requires_grad
+                if name.startswith(("encoder.", "support.encoder.")) and not parameter.requires_grad
             }
         )
         self._synchronising = False
@@ -404,7 +405,8 @@ class HyperNetwork(Stored, Generic[Output]):
             task: as `generate` takes it; a module for an embedding gets the mean batch-norm
                 statistics of all tasks. With a ``head``, it returns features.
         """
-        z, row = self._embed_one(task)
+        with evaluation_mode(self.conditioner):  # with embeddings that were kept of examples
+            z, row = self._embed_one(task)
         module = merge(self.target.materialize(self._tensors(z), row))
         if self.head is not None and row is not None:
             owner, attribute = owner_of(module, self.head_layer)

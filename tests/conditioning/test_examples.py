@@ -155,3 +155,27 @@ def test_the_loop_trains_what_knows_no_tasks(kind):
     assert evaluate(hnet, [batch], names=["right"]).tasks == ("right",)
     with pytest.raises(ValueError, match="`names` must name the tasks"):
         train(hnet, [batch], [batch], config, quiet=True)
+
+
+def test_a_task_that_was_added_keeps_its_embedding_in_training_too():
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
+    x, y = samples("90°")
+    hnet.conditioner.renew()
+    hnet.add_task("new", (x, y))
+    hnet.rename_task("0°", "east")
+    assert hnet.training
+    expected = hnet(x, task=(x, y))
+    torch.testing.assert_close(hnet(x, task="new"), expected)
+    torch.testing.assert_close(hnet.materialize("new")(x), expected)
+    kept = hnet.conditioner.embeddings.clone()
+    hnet.conditioner.renew()  # draws by the names that the tasks were made with
+    torch.testing.assert_close(hnet.conditioner.embeddings, kept)
+    hnet.remove_task("east")
+    hnet.conditioner.renew()
+    torch.testing.assert_close(hnet.conditioner.embeddings, kept[1:])
+
+
+def test_embeddings_that_were_never_kept_are_no_embeddings():
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"])).eval()
+    with pytest.raises(RuntimeError, match=r"`hnet\.conditioner\.renew\(\)`"):
+        hnet(torch.ones(1, 2), task="0°")

@@ -111,6 +111,16 @@ def test_a_tracker_whose_settings_fail_is_closed(fake, monkeypatch):
     assert Fake.last[-1] == "finished"
 
 
+def test_training_goes_on_without_a_tracker_that_fails(fake, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(Fake, "log", fail)
+    monkeypatch.setattr(Fake, "finish", fail)
+    with pytest.warns(UserWarning, match="the tracker has not got metrics: OSError: no network"):
+        assert fit(Model()).steps == 4
+
+
 def test_tensorboard_needs_a_run():
     with pytest.raises(ValueError, match="`log_with` is 'tensorboard', which needs a run director"):
         Recorder(None, log_with="tensorboard")

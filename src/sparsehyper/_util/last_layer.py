@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def decides(layer: nn.Module, module: nn.Module, x: Inputs) -> bool:
 
     The layer's output may be squeezed, scaled or made probabilities; what the module computes
     beside it, such as experts that it weighs, must not matter. It is replaced by random numbers,
-    which then decide the output, whatever the order of the samples.
+    which then decide the output, whatever the order of the samples. A layer that is applied to each
+    token is taken to decide it: which token counts may follow from the inputs.
 
     Args:
         layer: a layer in the module that is used.
@@ -71,11 +73,14 @@ def decides(layer: nn.Module, module: nn.Module, x: Inputs) -> bool:
         x: inputs of some samples that differ.
     """
     reverse = torch.arange(len(x) - 1, -1, -1, device=x.device)
+    shapes = set()
+
+    def replaced(_: nn.Module, __: Any, out: Tensor, seed: int) -> Tensor:
+        shapes.add(out.shape)
+        return normal(out.shape, seeded(seed)).to(out)
 
     def outputs(inputs: Inputs, seed: int) -> list[Tensor]:
-        hook = layer.register_forward_hook(
-            lambda _, __, out: normal(out.shape, seeded(seed)).to(out)
-        )
+        hook = layer.register_forward_hook(partial(replaced, seed=seed))
         try:
             leaves = pytree.tree_leaves(inputs.call(module))
         finally:
@@ -87,6 +92,8 @@ def decides(layer: nn.Module, module: nn.Module, x: Inputs) -> bool:
         return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs)
 
     first = outputs(x, 0)
+    if any(len(shape) > 2 for shape in shapes):
+        return True
     return alike(first, outputs(x[reverse], 0)) and not alike(first, outputs(x, 1))
 
 

@@ -24,9 +24,10 @@ class TaskExamples(TaskConditioner):
 
     In training, the embedding of a task follows from examples that are drawn anew at every call. In
     evaluation it is the one that was kept: `sparsehyper.training.train` calls `renew` before each
-    evaluation, as batch norms keep statistics. So a saved hypernetwork holds embeddings and no
-    examples, and a new task needs no training: ``hnet.add_task(name, (x, y))``, and with a head in
-    closed form ``hnet.solve_head(name, (x, y))``; or ``hnet(x, task=(xs, ys))``.
+    evaluation, as batch norms keep statistics; a loop of your own must call it. So a saved
+    hypernetwork holds embeddings and no examples, and a new task needs no training:
+    ``hnet.add_task(name, (x, y))``, and with a head in closed form ``hnet.solve_head(name,
+    (x, y))``; or ``hnet(x, task=(xs, ys))``.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, a pair of
     examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
@@ -62,16 +63,27 @@ class TaskExamples(TaskConditioner):
             raise TypeError(f"`draw` must be a function or None, got {draw!r}")
         super().__init__(tasks, support.dim)
         self.support, self.draw = support, draw
+        # The name to draw by of each task; None of those that were added, whose embeddings stay.
+        self._drawn_by: list[str | None] = [*self.names]
         self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
 
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
-        if not self.training or self.draw is None:
-            return self.embeddings[task.long()]
-        return torch.stack([self.of(self._drawn(self.names[row])) for row in task.tolist()])
+        draw = self.draw
+        if not self.training or draw is None:
+            return self._kept(task.long())
+        names = [self._drawn_by[row] for row in task.tolist()]
+        return torch.stack(
+            [
+                self.embeddings[row] if name is None else self.of(draw(name))
+                for row, name in zip(task.tolist(), names, strict=True)
+            ]
+        )
 
     def of(self, examples: Any) -> Tensor:
         """The embedding ``[dim]`` of a pair of examples and class numbers."""
+        if _are_examples(examples):
+            examples = tuple(part.to(self.embeddings.device) for part in examples)
         return self.support.compute(examples, (), {})[0]
 
     def read(self, task: Any) -> Any:
@@ -86,17 +98,20 @@ class TaskExamples(TaskConditioner):
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Keep the embeddings of all tasks, each of several draws together, always the same ones.
+        """Keep the embeddings of the tasks that were trained, each of several draws together.
 
-        Without ``draw`` they stay.
+        The draws are always the same ones. Without ``draw``, and of tasks that were added, they
+        stay.
         """
-        if self.draw is None:
+        draw = self.draw
+        if draw is None:
             return
         with evaluation_mode(self.support), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            for row, name in enumerate(self.names):
-                parts = zip(*(self._drawn(name) for _ in range(_DRAWS)), strict=True)
-                self.embeddings[row] = self.of(tuple(map(torch.cat, parts)))
+            for row, name in enumerate(self._drawn_by):
+                if name is not None:
+                    parts = zip(*(draw(name) for _ in range(_DRAWS)), strict=True)
+                    self.embeddings[row] = self.of(tuple(map(torch.cat, parts)))
 
     @torch.no_grad()
     def add(self, name: str, init: Any) -> None:
@@ -115,6 +130,7 @@ class TaskExamples(TaskConditioner):
             )
         self.embeddings = torch.cat([self.embeddings, z[None].to(self.embeddings)])
         self.append_name(name)
+        self._drawn_by.append(None)
 
     @torch.no_grad()
     def refine(self, row: int, z: Tensor) -> None:
@@ -125,15 +141,20 @@ class TaskExamples(TaskConditioner):
     def drop(self, row: int) -> None:
         """Drop the embedding of a task."""
         self.embeddings = torch.cat([self.embeddings[:row], self.embeddings[row + 1 :]])
+        del self._drawn_by[row]
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""
         return {"kind": self.kind, "tasks": self.names, "support": self.support.to_config()}
 
-    def _drawn(self, name: str) -> tuple[Tensor, Tensor]:
-        assert self.draw is not None
-        x, y = self.draw(name)
-        return x.to(self.embeddings.device), y.to(self.embeddings.device)
+    def _kept(self, rows: Tensor) -> Tensor:
+        found = self.embeddings[rows]
+        if self.draw is not None and not bool(found.any(1).all()):
+            raise RuntimeError(
+                "the embeddings of tasks were never kept; call `hnet.conditioner.renew()` after "
+                "training and before evaluation, as `sparsehyper.training.train` does"
+            )
+        return found
 
 
 def _are_examples(task: Any) -> bool:

@@ -122,10 +122,9 @@ def scratch(directory: Path, name: str = ".tasks") -> Iterator[Path]:
         name: name of the folder.
     """
     folder = directory / name
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -40,7 +40,7 @@ from sparsehyper.training.optim import build_optimizer, evaluations_since_best, 
 from sparsehyper.training.parallel import Parallel
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
-from sparsehyper.training.recorder import Callback, Recorder
+from sparsehyper.training.recorder import Callback, Recorder, check_tracker
 from sparsehyper.training.run import Run
 from sparsehyper.training.sharded import Sharded, check_shardable
 from sparsehyper.training.sources import (
@@ -177,6 +177,7 @@ def train(
         examples = ByTask(examples, known_names(names, model))
     names = check_tasks(validation.counts, names, n_classes)
     here = processes(config.device)
+    check_tracker(config.log_with, has_run=run is not None)
     if config.shard:
         check_shardable(model)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
@@ -231,7 +232,7 @@ def train(
             run,
             callback,
             log_with=config.log_with,
-            config=run.config if run else {"training": config.to_dict()},
+            config={"training": config.to_dict(), **(run.config if run else {})},
             start=state.step,
         ) as recorder,
         Progress(config.steps, state.step, show=here.is_main and not quiet) as progress,
@@ -316,7 +317,7 @@ def train(
                     if run is not None:
                         run.save(model, whole_optimizer, state, best=improved)
                     elif improved:
-                        best_weights = _copy(model.state_dict())
+                        best_weights = _copy(model.state_dict(), sharded)
             if stop:
                 raise _interrupted(state, run)
         if asked_to_stop():
@@ -356,8 +357,11 @@ def _renew_embeddings(model: nn.Module) -> None:
         model.conditioner.renew()
 
 
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def _copy(tensors: Mapping[str, Tensor], to_cpu: bool) -> dict[str, Tensor]:
+    found = {name: tensor.detach() for name, tensor in tensors.items()}
+    if to_cpu:  # a device may hold the whole model for a while only
+        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+    return {name: tensor.clone() for name, tensor in found.items()}
 
 
 def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -43,8 +44,7 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         start: int = 0,
     ) -> None:
-        if log_with == "tensorboard" and run is None:
-            raise ValueError("`log_with` is 'tensorboard', which needs a run directory; give `run`")
+        check_tracker(log_with, has_run=run is not None)
         self._run = run
         self._callback = callback if is_main_process() else None
         self._tracker: Any = None
@@ -64,20 +64,45 @@ class Recorder:
             self._callback(kind, step, values)
         if self._tracker is not None:
             numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
-            self._tracker.log({f"{kind}/{name}": v for name, v in numbers.items()}, step=step)
+            named = {f"{kind}/{name}": v for name, v in numbers.items()}
+            self._try("metrics", lambda: self._tracker.log(named, step=step))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._tracker is not None:
-            self._tracker.finish()
+            self._try("the end", self._tracker.finish)
+
+    def _try(self, what: str, send: Callable[[], object]) -> None:
+        """Send something to the tracker; training goes on if that fails, as without a network."""
+        try:
+            send()
+        except Exception as error:
+            warnings.warn(
+                f"the tracker has not got {what}: {type(error).__name__}: {error}", stacklevel=3
+            )
+
+
+def check_tracker(name: str | None, *, has_run: bool) -> None:
+    """Raise unless a tracker can be used, before any work is done.
+
+    Raises:
+        ValueError: it is TensorBoard, without a run directory.
+        MissingExtraError: it is not installed, or accelerate does not know it.
+    """
+    if name is None:
+        return
+    if name == "tensorboard" and not has_run:
+        raise ValueError("`log_with` is 'tensorboard', which needs a run directory; give `run`")
+    require(name, name)
+    if name not in require("accelerate.tracking", "train").LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"`log_with` {name!r} needs a newer version of accelerate; update it")
 
 
 def _started(name: str, run: Run | None, start: int) -> Any:
     """A tracker of accelerate, which has begun."""
     assert name in TRACKERS
-    require(name, name)
     kind = require("accelerate.tracking", "train").LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         assert run is not None

@@ -48,7 +48,8 @@ OPTIONS = {
     "export": {"--task", "--out", "--format", "--json", "--trust-target", "--help"},
     "tasks": {"--rename", "--remove", "--out", "--json", "--trust-target", "--help"},
     "study": {
-        "--out", "--scale", "--data-dir", "--seeds", "--workers", "--quiet", "--json", "--help",
+        "--out", "--scale", "--data-dir", "--seeds", "--workers", "--engine", "--quiet", "--json",
+        "--help",
     },
     "report": {"--out", "--data-dir", "--trust-target", "--help"},
     "doctor": {"--json", "--help"},

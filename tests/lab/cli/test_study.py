@@ -28,7 +28,7 @@ def test_a_study_is_run_and_shown(finished_study, name):
     for verdict in {claim["verdict"] for claim in claims}:
         assert f"{sum(c['verdict'] == verdict for c in claims)} {verdict}" in page
     picture = (out / study.picture).read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    assert picture.startswith(b"<?xml")
     assert len(picture) > 10_000
     assert str(out / "results.md") in shown
 

@@ -89,6 +89,7 @@ def test_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
         "cpus_per_task": 1,
         "gpus_per_node": 1,
         "mem_gb": 8,
+        "timeout_min": 1440,
         "slurm_qos": "q",
     }
 

@@ -13,6 +13,7 @@ import torch
 from sparsehyper.lab.data import Images, SharedTasks, Source
 from sparsehyper.lab.data.sentences import SharedCorpus
 from sparsehyper.lab.runs import Experiment
+from sparsehyper.lab.runs.config import up_to_date
 from sparsehyper.lab.runs.setup import tasks_of
 from sparsehyper.lab.studies import STUDIES, engines, run_study, study
 from sparsehyper.lab.studies.cells import CELLS, read_cells
@@ -56,7 +57,7 @@ def without_data(monkeypatch):
     def recorded_tasks(directory, data, data_dir):
         fingerprints = {}
         for cell in read_cells(directory).values():
-            experiment = Experiment.from_dict(cell["settings"]["experiment"])
+            experiment = Experiment.from_dict(up_to_date(cell["settings"]["experiment"]))
             fingerprints[experiment.data] = cell["settings"]["fingerprint"]
         files = {}
         for one in data:

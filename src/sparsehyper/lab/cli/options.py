@@ -320,7 +320,7 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
     from sparsehyper.conditioning import InputAndTask
     from sparsehyper.lab.data import SOURCES
     from sparsehyper.lab.runs import Experiment
-    from sparsehyper.lab.runs.config import GENERATED
+    from sparsehyper.lab.runs.config import BY_INPUT, GENERATED
     from sparsehyper.lab.runs.targets import function_of
 
     check_integer("split_seed", options["split_seed"], minimum=0)
@@ -332,7 +332,11 @@ def experiment_from(options: dict[str, Any], method: dict[str, Any], **more: Any
         settings["training"]["warmup"] = min(100, settings["training"]["steps"] // 10)
     if settings["target"] is None:
         sequences = settings["data"]["sequence_column"] is not None
-        settings["target"] = "cnn:16-32-64" if sequences else "mlp:128-64"
+        # A model for each input sees one sample, on which a batch norm cannot work.
+        norm = ",norm=none" if settings["conditioner"] in BY_INPUT else ""
+        settings["target"] = f"cnn:16-32-64{norm}" if sequences else "mlp:128-64"
+    if settings["conditioner"] in BY_INPUT:  # as many models at a time as in training
+        settings["training"]["eval_batch_size"] = min(500, settings["batch_size"])
     settings["head"] = settings["head"] or GENERATED
     if settings["latent_dim"] is None:
         settings["latent_dim"] = 64 if settings["conditioner"] == InputAndTask.kind else 256

@@ -142,7 +142,8 @@ def find_sequences(
         order: the column to sort steps by, complete; or None.
 
     Raises:
-        ValueError: two steps of a sequence have the same value in the column of order.
+        ValueError: two steps of a sequence have the same value in the column of order; or, without
+            one, a sequence has rows apart from one another in the file.
     """
     known: dict[tuple[Any, Any], int] = {}
     pairs = zip(tasks, table[column], strict=True)
@@ -150,6 +151,14 @@ def find_sequences(
     by = (sequence,) if order is None else (table[order], sequence)
     rows = np.lexsort(by)  # which keeps the order of equal ones
     counts = np.bincount(sequence)
+    apart = (np.diff(sequence[rows]) == 0) & (np.diff(rows) != 1)
+    if order is None and apart.any():
+        row = rows[1:][apart][0]
+        raise ValueError(
+            f"sequence {table[column][row]!r} of task {tasks[row]!r} has rows apart from one "
+            f"another (row {row + 1} is one of them); give an `order_column` to sort them by, or "
+            "names that do not repeat"
+        )
     if order is not None:
         same = (np.diff(sequence[rows]) == 0) & (table[order][rows][1:] == table[order][rows][:-1])
         if same.any():

@@ -248,7 +248,9 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
         check_complete(column_of(table, sequences.column), sequences.column)
         if order is not None:
             column_of(table, order)
-        samples = find_sequences(tasks, table, sequences.column, order)
+        # Names of sequences may repeat between the tasks of the file, whatever task they count as.
+        keys = table.get(columns.task, tasks)
+        samples = find_sequences(keys, table, sequences.column, order)
     return Rows(table, samples, tasks[samples.first], _inputs(table, columns, samples))
 
 

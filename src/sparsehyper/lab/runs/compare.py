@@ -30,7 +30,7 @@ from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import Experiment, parse_method, up_to_date
-from sparsehyper.lab.runs.loading import check_run, finished_result
+from sparsehyper.lab.runs.loading import MAY_DIFFER, check_run, finished_result
 from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
     TaskInfo,
@@ -51,7 +51,7 @@ COMPARED = ("sparse", "chunked", "dense", *BASELINES)  # default methods
 # Generators whose size a budget sets.
 _SCALABLE = (Sparse, Chunked)
 
-_MAY_DIFFER = ("training.device", "data.source")
+_MAY_DIFFER = tuple(key for key in MAY_DIFFER if key != "training.steps")
 _TRAINABLE = "resolved.trainable_parameters"  # known once a run has built its model
 _CHOICES = ("methods", "budgets", "seeds", "training.seed")
 

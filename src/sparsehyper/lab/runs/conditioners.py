@@ -10,8 +10,9 @@
 Encoders have the form of the target, with other outputs, without its mask, and with a norm over
 each sample in place of a batch norm, so that no sample changes what another becomes.
 
-A support set is drawn from the training images: 1, 5 or 20 of each class at random, at most half of
-those that there are, so that new tasks may have few. A run keeps the embeddings of known tasks, not
+A support set is drawn from the training images: 1, 5 or 20 of each class at random, so that new
+tasks may have few; at most half of the smallest class, where that has more than one. A batch may
+have some of the same images. A run keeps the embeddings of known tasks, not
 the examples.
 """
 
@@ -92,7 +93,8 @@ def _draws(tasks: TaskSet) -> Draw:
     def draw(name: str) -> tuple[Tensor, Tensor]:
         row = rows[name]
         number, seed = torch.randint(1 << 31, (2,)).tolist()
-        most = int(split.labels(row).bincount().min()) // 2
+        counts = split.labels(row).bincount()
+        most = int(counts[counts > 0].min()) // 2
         shots = min(_SHOTS[number % len(_SHOTS)], max(1, most))
         return shots_of(split, row, shots, seed)
 

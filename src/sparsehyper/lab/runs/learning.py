@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.objectives import sample_losses, score_of
+from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
@@ -144,7 +145,7 @@ def fit_tasks(
     _check_settings(model, method, {"seconds": seconds, **given})
     device = next(model.parameters()).device
     if tune is not None:
-        some = torch.zeros(2, *info.image_shape, device=device)
+        some = normal([2, *info.image_shape], seeded(0)).to(device)
         tuned_parameters(_materialized(model, 0), tune, some)  # raises before any work is lost
     if task is not None:
         tasks.check_new(task)
@@ -235,11 +236,15 @@ def _way_to_numbers(model: nn.Module, method: str) -> str:
 
 
 def _check_support(model: nn.Module, labelled: Sequence[LabelledTask]) -> None:
-    """Raise ``ValueError`` for a task with more classes than a support set may have."""
+    """Raise ``ValueError`` for a task with a single class, or more than a support set may have."""
     assert isinstance(model, HyperNetwork)
     assert isinstance(model.conditioner, TaskExamples)
     most = model.conditioner.support.n_classes
     for one in labelled:
+        if len(one.examples.labels.unique()) < 2:
+            raise ValueError(
+                f"task {one.name!r} needs samples of at least 2 classes, got samples of one"
+            )
         if len(one.classes) > most:
             raise ValueError(
                 f"task {one.name!r} has {len(one.classes)} classes, and the run takes examples of "

@@ -45,6 +45,7 @@ from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
 from sparsehyper.training.graphs import check_recordable
+from sparsehyper.training.recorder import check_tracker
 from sparsehyper.training.sharded import check_shardable
 from sparsehyper.training.sources import ByTask
 
@@ -94,6 +95,7 @@ def run_experiment(
         check_recordable(model, here)  # before there is a run
     if experiment.training.shard:
         check_shardable(model)
+    check_tracker(experiment.training.log_with, has_run=True)
     tasks = tasks.to(here.device)
     batches = make_batches(experiment, tasks, shard=(here.rank, here.count))
     config = {**experiment.to_dict(), "resolved": resolve(tasks, model)}

@@ -173,7 +173,7 @@ class Conditioners(FewShotStudy):
         "as it was: do embeddings fit copies of the trained tasks in other hues?"
     )
     method = (
-        "Every method has two trials of its learning rate on tasks of another seed, is trained on "
+        "Every method has trials of its learning rate on tasks of another seed, is trained on "
         "the same known tasks and gets the same 1, 5 and 20 images per class of new ones; every "
         "seed has fresh tasks. Accuracies are means over tasks ± standard deviation over seeds; "
         "claims are differences paired over seeds, with Student's t intervals, and verdicts hold "

@@ -6,7 +6,8 @@ An engine is a text:
 ``local``                        processes of this machine
 ``slurm:partition=P,time=600``   SLURM's jobs, submitted from this machine by ``submitit``; with
                                  ``partition``, ``account``, ``qos``, ``time`` (minutes), ``mem``
-                                 (GB) and ``gpus`` of a job, each of which may be left out
+                                 (GB) and ``gpus`` of a job, each of which may be left out;
+                                 ``time`` is a day then
 ===============================  ===================================================================
 
 All machines must see the study's directory under the same path and have this package installed.
@@ -30,6 +31,7 @@ from sparsehyper.training.isolation import ChildError, DiedError, calls_in_proce
 
 ENGINES = ("local", "slurm")
 _POLL_SECONDS = 0.5
+_MINUTES = 24 * 60  # of a job, by default; submitit's are 5
 # Settings of a SLURM job, as submitit calls them, and their types.
 _SLURM: dict[str, tuple[str, type]] = {
     "partition": ("slurm_partition", str),
@@ -110,6 +112,7 @@ def check_engine(engine: str) -> tuple[str, dict[str, Any]]:
 def _to_slurm(cluster: str, folder: Path, settings: dict[str, Any]) -> Callable[..., _Job]:
     submitit = require("submitit", "slurm")
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    settings = {"timeout_min": _MINUTES, **settings}
     executor.update_parameters(name="sparsehyper", cpus_per_task=1, **settings)
 
     def submit(*call: Any) -> _Job:
@@ -135,12 +138,16 @@ def _outcomes(
                     running[number] = submit(function, args)
                 if not running:
                     return
-                while not (ready := [number for number, job in running.items() if job.done()]):
-                    if asked_to_stop():
-                        raise Interrupted("stopped", 0)
+                while (
+                    not (ready := [number for number, job in running.items() if job.done()])
+                    and not asked_to_stop()
+                ):
                     time.sleep(_POLL_SECONDS)
+                stop = asked_to_stop()
             for number in ready:
                 yield number, _outcome(running.pop(number))
+            if stop:
+                raise Interrupted("stopped", 0)
     finally:
         for job in running.values():
             with suppress(Exception):  # it has ended meanwhile
