@@ -111,6 +111,7 @@ def test_a_tracker_whose_settings_fail_is_closed(fake, monkeypatch):
     assert Fake.last[-1] == "finished"
 
 
+@pytest.mark.filterwarnings("ignore:the tracker has not got the end")
 def test_training_goes_on_without_a_tracker_that_fails(fake, monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
