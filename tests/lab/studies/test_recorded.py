@@ -20,7 +20,7 @@ from sparsehyper.lab.studies.cells import CELLS, read_cells
 from sparsehyper.training.directory import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"
-NOT_RUN_YET = {"adaptation", "adapters", "conditioners", "fair-comparison"}
+NOT_RUN_YET = {"adaptation", "conditioners", "fair-comparison"}
 RECORDED = [name for name in STUDIES if name not in NOT_RUN_YET]
 
 
