@@ -21,13 +21,12 @@ ARGUMENTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--shard"]])
-def test_two_processes_train_the_model_that_one_does(tmp_path, more):
+def test_two_processes_train_the_model_that_one_does(tmp_path):
     assert run([*ARGUMENTS, "--out", str(tmp_path / "one")]) == 0
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += ["-m", "sparsehyper"]
     done = subprocess.run(
-        [sys.executable, *launch, *ARGUMENTS, *more, "--out", tmp_path / "two"],
+        [sys.executable, *launch, *ARGUMENTS, "--out", tmp_path / "two"],
         env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,

@@ -145,7 +145,7 @@ def fit_tasks(
     _check_settings(model, method, {"seconds": seconds, **given})
     device = next(model.parameters()).device
     if tune is not None:
-        some = normal([2, *info.image_shape], seeded(0)).to(device)
+        some = normal([2, *info.image_shape], seeded(0)).float().to(device)
         tuned_parameters(_materialized(model, 0), tune, some)  # raises before any work is lost
     if task is not None:
         tasks.check_new(task)
