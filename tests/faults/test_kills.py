@@ -42,7 +42,7 @@ def test_killed_at_every_call_that_changes_a_file(
 
 @pytest.mark.parametrize(
     ("name", "quick", "many"),
-    [("train", 2, 60), ("adapt", 1, 45), ("export", 1, 45), ("compare", 0, 25), ("study", 0, 25)],
+    [("train", 1, 60), ("adapt", 0, 45), ("export", 0, 45), ("compare", 0, 25), ("study", 0, 25)],
 )
 def test_killed_at_any_moment(name, quick, many, cases, commands, trials, record_figures, tmp_path):
     case, count = cases[name], trials(quick, many)

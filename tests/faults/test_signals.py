@@ -21,7 +21,7 @@ from helpers.faults.commands import QUICK, SMALL
 @pytest.mark.parametrize(
     ("name", "quick", "many"),
     [
-        ("train", 3, 60),
+        ("train", 1, 60),
         ("adapt", 1, 30),
         ("export", 1, 30),
         ("report", 0, 10),
