@@ -57,7 +57,6 @@ are cores.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from os import PathLike
 from typing import Any
 
 from sparsehyper.lab import plots
@@ -72,7 +71,7 @@ from sparsehyper.lab.studies.few_shot import (
 )
 from sparsehyper.lab.studies.few_shot_results import FinalCells, Trials
 from sparsehyper.lab.studies.few_shot_study import FewShotStudy
-from sparsehyper.lab.studies.pages import Table, shots_lines, shots_panels
+from sparsehyper.lab.studies.pages import Table
 from sparsehyper.lab.studies.study import Results
 from sparsehyper.lab.studies.trainings import CNN, RESNETS
 
@@ -101,6 +100,7 @@ class Adaptation(FewShotStudy):
     """
 
     learners = LEARNERS
+    lines = _LINES
     name = "adaptation"
     title = "Adaptation to new tasks"
     question = (
@@ -159,11 +159,3 @@ class Adaptation(FewShotStudy):
     @staticmethod
     def tables(results: Results) -> list[Table]:
         return tables(results)
-
-    @staticmethod
-    def draw(results: Results, path: str | PathLike[str]) -> None:
-        shots_panels(results, _LINES, path)
-
-    @staticmethod
-    def by_shots(results: Results) -> dict[str, Any]:
-        return shots_lines(results, _LINES)

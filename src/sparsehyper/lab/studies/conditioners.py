@@ -68,7 +68,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from typing import Any
 
 from sparsehyper.lab import plots
@@ -99,7 +98,7 @@ from sparsehyper.lab.studies.few_shot_results import (
 )
 from sparsehyper.lab.studies.few_shot_study import FewShotStudy
 from sparsehyper.lab.studies.intervals import claim_of, holm, mean_of
-from sparsehyper.lab.studies.pages import Table, shots_lines, shots_panels
+from sparsehyper.lab.studies.pages import Table
 from sparsehyper.lab.studies.study import Results
 
 HUES = "CIFAR-10 pairs, then other hues"
@@ -165,6 +164,7 @@ class Conditioners(FewShotStudy):
     heads: dict[str, str] = field(default_factory=dict)
 
     learners = METHODS
+    lines = _LINES
     name = "conditioners"
     title = "Conditioners"
     question = (
@@ -228,14 +228,6 @@ class Conditioners(FewShotStudy):
     @staticmethod
     def tables(results: Results) -> list[Table]:
         return [*accuracy_tables(results), trained_table(results), trials_table(results)]
-
-    @staticmethod
-    def draw(results: Results, path: str | PathLike[str]) -> None:
-        shots_panels(results, _LINES, path)
-
-    @staticmethod
-    def by_shots(results: Results) -> dict[str, Any]:
-        return shots_lines(results, _LINES)
 
 
 def _claims(

@@ -11,6 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +27,9 @@ from sparsehyper.lab.studies.few_shot import Learner
 from sparsehyper.lab.studies.few_shot_fits import LEARNING
 from sparsehyper.lab.studies.few_shot_results import FinalCells, Trials, best_trials
 from sparsehyper.lab.studies.learners import Shots
+from sparsehyper.lab.studies.pages import shots_lines, shots_panels
 from sparsehyper.lab.studies.search import SEARCH_SEED, with_settings
-from sparsehyper.lab.studies.study import Study
+from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import training
 
 _IMAGES_A_TASK = 25  # in a batch
@@ -48,6 +50,7 @@ class FewShotStudy(Study):
 
     Attributes:
         learners: what the families name.
+        lines: colour, marker and style of methods in the picture, in the order of its legend.
     """
 
     families: dict[str, Family]
@@ -59,6 +62,7 @@ class FewShotStudy(Study):
     device: str = "cpu"
 
     learners: ClassVar[Mapping[str, type[Learner]]]
+    lines: ClassVar[Mapping[str, tuple[str, str, str]]]
 
     def task_sets(self) -> list[DataConfig]:
         seeds = (*range(self.seeds), SEARCH_SEED)
@@ -100,6 +104,14 @@ class FewShotStudy(Study):
     @abstractmethod
     def conclude(self, trials: Trials, final: FinalCells) -> dict[str, Any]:
         """What the results hold."""
+
+    @classmethod
+    def draw(cls, results: Results, path: str | PathLike[str]) -> None:
+        shots_panels(results, cls.lines, path)
+
+    @classmethod
+    def by_shots(cls, results: Results) -> dict[str, Any]:
+        return shots_lines(results, cls.lines)
 
     def experiment(self, name: str, seed: int) -> Experiment:
         """How the learners of a family are pretrained, but for what is searched and their own."""
