@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import cache
 from io import StringIO
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from sparsehyper.lab.cli.app import run
 from sparsehyper.lab.runs import DataConfig, Experiment, load_tasks, parse_method
@@ -23,16 +24,26 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def finished_study(tmp_path_factory) -> Callable[[str], Finished]:
+def finished_study(tmp_path_factory, worker_id) -> Callable[[str], Finished]:
     """``finished_study(name)``: a study at its smallest, run once; do not change it."""
+    base = tmp_path_factory.getbasetemp()
+    if worker_id == "master":  # there is no other process
+        base, locked = base / "studies", nullcontext
+    else:
+        base, locked = base.parent / "studies", FileLock
+    base.mkdir(exist_ok=True)
 
     @cache
     def finish(name: str) -> Finished:
-        folder = tmp_path_factory.mktemp("studies") / name
-        with redirect_stdout(StringIO()) as shown:
-            code = run(["study", name, "--out", str(folder), "--scale", "smoke", "--quiet"])
-        assert code == 0
-        return Finished(folder, shown.getvalue())
+        folder, screen = base / name, base / f"{name}.txt"
+        with locked(base / f"{name}.lock"):
+            if not screen.exists():
+                with redirect_stdout(StringIO()) as shown:
+                    small = ["--out", str(folder), "--scale", "smoke", "--quiet"]
+                    code = run(["study", name, *small])
+                assert code == 0
+                screen.write_text(shown.getvalue(), encoding="utf-8")
+        return Finished(folder, screen.read_text(encoding="utf-8"))
 
     return finish
 
