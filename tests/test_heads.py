@@ -141,6 +141,9 @@ def test_an_embedding_gives_features() -> None:
     z = hnet.embedding("b")
     torch.testing.assert_close(hnet(x, task=z), hnet.features(x, task=z))
     torch.testing.assert_close(hnet.materialize(z)(x), hnet.features(x, task=z))
+    torch.testing.assert_close(hnet.materialize(z, head="b")(x), hnet(x, task="b"))
+    with pytest.raises(KeyError, match="unknown `task` 'd'; the tasks are: 'a', 'b', 'c'"):
+        hnet.materialize(z, head="d")
 
 
 def test_a_new_task_may_have_more_classes_than_the_target_has_outputs(tmp_path) -> None:

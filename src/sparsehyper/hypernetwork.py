@@ -396,21 +396,30 @@ class HyperNetwork(Stored, Generic[Output]):
         return dict(zip(names, tensors, strict=True))
 
     @torch.no_grad()
-    def materialize(self, task: Condition = None) -> nn.Module:
+    def materialize(self, task: Condition = None, *, head: int | str | None = None) -> nn.Module:
         """An ordinary module for one task, which shares no memory with this one.
 
         Adapters and masks of `sparsehyper.adapters` are merged into their layers.
 
         Args:
             task: as `generate` takes it; a module for an embedding gets the mean batch-norm
-                statistics of all tasks. With a ``head``, it returns features.
+                statistics of all tasks.
+            head: the task whose head ends the module, for a hypernetwork with a ``head``; by
+                default that of ``task``. A module for an embedding then returns features.
+
+        Raises:
+            ValueError: ``head`` is given, and the hypernetwork has no heads.
         """
+        if head is not None and self.head is None:
+            raise ValueError(f"`head` must be None without a `head` in closed form, got {head!r}")
         with evaluation_mode(self.conditioner):  # with embeddings that were kept of examples
             z, row = self._embed_one(task)
-        module = merge(self.target.materialize(self._tensors(z), row))
-        if self.head is not None and row is not None:
+        statistics = self.target.statistics.row(self.target.module, row)
+        module = merge(self.target.materialize(self._tensors(z), statistics))
+        last = row if head is None else self.tasks.index(head)
+        if self.head is not None and last is not None:
             owner, attribute = owner_of(module, self.head_layer)
-            setattr(owner, attribute, self.head.linear(row))
+            setattr(owner, attribute, self.head.linear(last))
         return module
 
     def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:

@@ -38,6 +38,9 @@ def test_tasks_are_added_removed_and_renamed(profiled):
     assert identify_task(hnet, more.rename("new", "hats"), x).name == "hats"
     assert identify_task(hnet, more.remove("new"), x) == identify_task(hnet, profiles, x)
     assert list(profiles.tasks) == ["known 0", "known 1", "known 2"]
+    assert list(more.rename("new", "new").tasks) == list(more.tasks)
+    with pytest.raises(ValueError, match="`new_name` is 'known 1', which is the name of another"):
+        more.rename("new", "known 1")
     for change in (lambda: more.remove("caps"), lambda: more.rename("caps", "hats")):
         with pytest.raises(KeyError, match="no profile of a task 'caps'; there are those of 'kno"):
             change()

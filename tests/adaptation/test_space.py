@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from helpers.small_tasks import samples
-from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
 from sparsehyper.adaptation.space import class_means, fit_space
 
 
@@ -86,6 +86,16 @@ def test_inputs_of_any_size(shape):
     assert len(space.input_mean) <= 4096
     assert len(space.feature_mean) == 4
     assert space.locate(hnet, x[:3]).isfinite().all()
+
+
+def test_features_before_a_head_are_what_the_target_returns():
+    module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    hnet = HyperNetwork(module, Sparse(), TaskEmbedding(["a", "b"], dim=16), head=Ridge())
+    (x, y), other = samples(0), samples(1)
+    space, _ = fit_space(hnet, [(x, y), other])
+    mean = torch.stack([hnet.embedding(name) for name in ("a", "b")]).mean(0)
+    features = torch.cat([hnet.features(some, task=mean) for some in (x, other[0])])
+    torch.testing.assert_close(space.feature_mean, features.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_targets_that_give_no_tensor_are_refused():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
 from sparsehyper.analysis import line, plane
 
 X = torch.linspace(-1, 1, 20).view(4, 5)
@@ -51,6 +51,30 @@ def test_a_line_normalises_embeddings_before_it_mixes_them(hnet):
     before = line(hnet, total, 0, 1, points=3)
     hnet.conditioner.weight.data[1] *= 100
     assert line(hnet, total, 0, 1, points=3).values == pytest.approx(before.values, rel=1e-3)
+
+
+@torch.no_grad()
+def test_models_on_the_way_end_in_the_head_that_is_named():
+    hnet = HyperNetwork(
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)),
+        *(Sparse(), TaskEmbedding(["shoes", "bags", "hats"], 8)),
+        head=Ridge(),
+    )
+    for task in hnet.task_names:
+        hnet.solve_head(task, (torch.randn(30, 5), torch.arange(30) % 2))
+
+    def first(model) -> float:
+        return float(model(X)[:, 0].sum())
+
+    shoes, bags = (first(hnet.materialize(task)) for task in ("shoes", "bags"))
+    found = line(hnet, first, "shoes", "bags", head="bags")
+    assert found.values[-1] == pytest.approx(bags, abs=1e-3)
+    assert found.values[0] != pytest.approx(shoes, abs=1e-3)
+    over = plane(hnet, first, *hnet.task_names, points=2, margin=0, head="shoes")
+    assert over.values[0][0] == pytest.approx(shoes, abs=1e-3)
+    for call in (lambda: line(hnet, total, 0, 1), lambda: plane(hnet, total, 0, 1, 2)):
+        with pytest.raises(ValueError, match="`head` is missing; it must be the task whose head"):
+            call()
 
 
 def test_a_plane_holds_the_three_tasks(hnet):

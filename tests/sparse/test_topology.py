@@ -27,6 +27,10 @@ def test_fan_in_schedules_are_the_thesis_s():
     assert layer_fan_ins("linear", 6) == [6, 5, 4, 3, 2, 1]
     assert layer_fan_ins("geometric", 6) == [math.ceil(1.5**e) for e in (5, 4, 3, 2, 1, 0)]
     assert layer_fan_ins(2, 3) == [2, 2, 2]
+    for wrong in ("an integer", "square"):
+        message = f"`fan_in` must be an integer or one of 'linear', 'geometric', got '{wrong}'"
+        with pytest.raises(ValueError, match=message):
+            layer_fan_ins(wrong, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers.ddp import collect
-from sparsehyper import HyperNetwork, InputEncoder, Sparse, TaskEmbedding, fit_embedding
+from sparsehyper import (
+    HyperNetwork,
+    InputEncoder,
+    Sparse,
+    TaskEmbedding,
+    adapt_task,
+    fit_embedding,
+)
 from sparsehyper.training.isolation import calls_in_processes
 
 TASKS = 6
@@ -130,6 +137,11 @@ def test_a_spectral_norm_is_one_in_every_task_s_model(normalise):
         optimizer.step()
     fit_embedding(hnet, "new", (x, torch.randint(2, (32,))), steps=20)
     assert_normalised(hnet, [*range(TASKS), "new"])
+    y = torch.randint(2, (32,))
+    adapted = adapt_task(hnet, "newer", (x, y), method="embedding", seconds=5).model
+    for layer in (m for m in adapted.modules() if getattr(m, "out_features", 0) == 12):
+        layer(x)
+        assert torch.linalg.matrix_norm(layer.weight, 2) < 1.15
 
 
 @pytest.mark.parametrize("normalise", [spectral_norm, hooked_spectral_norm])

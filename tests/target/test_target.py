@@ -82,6 +82,10 @@ def tensors(target: Target, theta: torch.Tensor):
     return unflatten(target, theta).values()
 
 
+def rows(target: Target, task: int) -> list[torch.Tensor]:
+    return target.statistics.row(target.module, task)
+
+
 def statistics(target: Target, task: int) -> dict[str, torch.Tensor]:
     rows = target.statistics.row(target.module, task)
     return dict(zip(target.statistics.names, rows, strict=True))
@@ -156,7 +160,7 @@ def test_a_tied_parameter_stands_once_and_stays_tied():
     torch.testing.assert_close(
         target(tensors(target, theta), 0, (x,), {}), hidden @ named["embedding.weight"].T
     )
-    plain = target.materialize(list(unflatten(target, theta).values()), 0)
+    plain = target.materialize(list(unflatten(target, theta).values()), rows(target, 0))
     assert plain.output.weight is plain.embedding.weight
     assert plain.again is plain.block
 
@@ -315,7 +319,7 @@ def test_batch_statistics_are_used_in_evaluation_too():
     assert not [n for n in target.state_dict() if "running" in n]
     trained = target(tensors(target, theta), 0, (x,), {})
     torch.testing.assert_close(target.eval()(tensors(target, theta), 0, (x,), {}), trained)
-    plain = target.materialize(list(unflatten(target, theta).values()), 0).eval()
+    plain = target.materialize(list(unflatten(target, theta).values()), rows(target, 0)).eval()
     torch.testing.assert_close(plain(x), trained)
 
 
@@ -410,7 +414,7 @@ def test_a_materialised_module_is_an_ordinary_one(kind):
     theta, x = theta_of(target), torch.randn(shape)
     target(tensors(target, theta), 0, (x,), {})
     target.eval()
-    plain = target.materialize(list(unflatten(target, theta).values()), 0)
+    plain = target.materialize(list(unflatten(target, theta).values()), rows(target, 0))
     assert not plain.training
     assert [(n, type(m)) for n, m in plain.named_modules()] == [
         (n, type(m)) for n, m in module.named_modules()
@@ -436,7 +440,7 @@ def test_a_materialised_module_takes_the_task_s_statistics():
     _, target = norms()
     theta, x = theta_of(target), torch.randn(50, 4)
     target(tensors(target, theta), 2, (x,), {})
-    plain = target.materialize(list(unflatten(target, theta).values()), 2)
+    plain = target.materialize(list(unflatten(target, theta).values()), rows(target, 2))
     assert torch.equal(plain[1].running_mean, statistics(target, 2)["1.running_mean"])
     assert plain[1].num_batches_tracked == 1
     plain(x)

@@ -57,7 +57,12 @@ def test_the_task_of_every_sample_is_kept_as_a_number():
     ("samples", "collator", "error", "message"),
     [
         ([{"x": 1}], dict, KeyError, "no column 'task'.* it has: 'x'; .*remove_unused_columns"),
-        ([{"task": "ties"}], dict, KeyError, "unknown task 'ties'; `tasks` has: 'shoes', 'bags'"),
+        (
+            [{"task": "ties"}],
+            dict,
+            KeyError,
+            "unknown `task` 'ties'; the tasks are: 'shoes', 'bags'",
+        ),
         ([{"task": 3}], dict, IndexError, r"must be in \[0, 3\), got 3"),
         ([{"task": -1}], dict, IndexError, r"must be in \[0, 3\), got -1"),
         ([{"task": 0}], list, TypeError, r"`collator` must be a function that returns a dict"),

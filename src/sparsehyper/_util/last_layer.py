@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,30 @@ from sparsehyper._util.random import normal, seeded
 _PIECE = 512  # samples at a time
 
 
+class Use(NamedTuple):
+    """One use of a linear layer, with what it was given and what it returned."""
+
+    layer: nn.Linear
+    given: Tensor
+    output: Tensor
+
+
 @torch.no_grad()
-def linear_layers_used(
-    module: nn.Module, *args: Any, **kwargs: Any
-) -> tuple[list[tuple[nn.Linear, Tensor]], Any]:
-    """The linear layers in the order of use, each with its output; and the module's output.
+def linear_layers_used(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Use], Any]:
+    """The uses of linear layers, in their order, and the module's output.
 
     Args:
         module: the module, in evaluation mode.
         *args, **kwargs: its arguments, to run it on.
     """
-    used: list[tuple[nn.Linear, Tensor]] = []
+    used: list[Use] = []
+
+    def note(layer: nn.Linear, args: Any, kwargs: Any, output: Tensor) -> None:
+        given = args[0] if args else kwargs["input"]
+        used.append(Use(layer, given, output))
+
     hooks = [
-        layer.register_forward_hook(lambda layer, _, out: used.append((layer, out)))
+        layer.register_forward_hook(note, with_kwargs=True)
         for layer in module.modules()
         if isinstance(layer, nn.Linear)
     ]
@@ -50,10 +61,10 @@ def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Li
     output = logits_of(found)
     if not used or not isinstance(output, Tensor):
         return None
-    last, own = used[-1]
+    last, _, own = used[-1]
     if own.shape != output.shape or not own.equal(output):
         return None
-    if sum(layer is last for layer, _ in used) > 1:
+    if sum(use.layer is last for use in used) > 1:
         return None
     return next(name for name, layer in module.named_modules() if layer is last), last
 

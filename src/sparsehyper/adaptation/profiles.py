@@ -146,8 +146,15 @@ class TaskProfiles:
         return replace(self, tasks={n: p for n, p in self.tasks.items() if n != name})
 
     def rename(self, name: str, new_name: str) -> Self:
-        """A copy with another name for a task."""
+        """A copy with another name for a task.
+
+        Raises:
+            KeyError: an unknown task.
+            ValueError: another task has the new name.
+        """
         self.check_known(name)
+        if new_name in self.tasks and new_name != name:
+            raise ValueError(f"`new_name` is {new_name!r}, which is the name of another task")
         tasks = {new_name if n == name else n: p for n, p in self.tasks.items()}
         return replace(self, tasks=tasks)
 

@@ -1,8 +1,9 @@
 """The common space in which the samples of all tasks are compared: Gaussian classes.
 
 A sample is its input and the features of the model at the mean embedding (what its last linear
-layer gets), each reduced to their principal components. A linear map then makes the covariance
-within classes the identity, and that between class means diagonal:
+layer gets, or its outputs if a head in closed form follows them), each reduced to their principal
+components. A linear map then makes the covariance within classes the identity, and that between
+class means diagonal:
 
     class mean ~ N(centre, between)        sample ~ N(class mean, I)
 
@@ -19,7 +20,7 @@ Source: probabilistic linear discriminant analysis, S. Ioffe (ECCV 2006).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.classifiers import evaluation_mode
-from sparsehyper._util.inputs import Inputs
+from sparsehyper._util.inputs import Inputs, logits_of
+from sparsehyper._util.last_layer import linear_layers_used
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
@@ -74,7 +76,8 @@ class Space:
     @torch.no_grad()
     def locate(self, hnet: HyperNetwork, x: Any) -> Tensor:
         """Coordinates ``[n, D]`` of samples; ``x`` are inputs as `Inputs.of` takes them."""
-        return self._coordinates(*_describe(_model(hnet, self.embedding, self.statistics), x))
+        model = _model(hnet, self.embedding, self.statistics)
+        return self._coordinates(*_describe(model, x, ends=hnet.head is None))
 
     def _coordinates(self, inputs: Tensor, features: Tensor) -> Tensor:
         parts = [
@@ -136,7 +139,7 @@ def fit_space(
         embedding = torch.stack([hnet.embedding(name) for name in hnet.tasks.names]).mean(0)
     statistics = tuple(hnet.target.statistics.row(hnet.target.module, None))
     model = _model(hnet, embedding, statistics)
-    described = [_describe(model, x) for x, _ in samples]
+    described = [_describe(model, x, ends=hnet.head is None) for x, _ in samples]
     inputs, features = map(torch.cat, zip(*described, strict=True))
     labels = torch.cat([y + (task << 32) for task, (_, y) in enumerate(samples)])
     owners = labels.unique(return_inverse=True)[1]  # class numbers over all tasks
@@ -170,20 +173,25 @@ def class_means(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return counts, sums / counts.clamp(min=1)[:, None]
 
 
-def _model(hnet: HyperNetwork, embedding: Tensor, statistics: Iterable[Tensor]) -> nn.Module:
+def _model(hnet: HyperNetwork, embedding: Tensor, statistics: Sequence[Tensor]) -> nn.Module:
     """The model whose features are used."""
     target = hnet.target
     with frozen(hnet):
-        module = target.materialize(target.unpack(hnet.raw_theta(embedding[None])[0]), None)
-    target.statistics.set_tables(module, [row.clone() for row in statistics])
-    return module.eval()
+        tensors = target.unpack(hnet.raw_theta(embedding[None])[0])
+    return target.materialize(tensors, statistics).eval()
 
 
-def _describe(model: nn.Module, x: Any) -> tuple[Tensor, Tensor]:
-    """Inputs and features of samples, each float32 ``[n, numbers]``."""
+def _describe(model: nn.Module, x: Any, *, ends: bool) -> tuple[Tensor, Tensor]:
+    """Inputs and features of samples, each float32 ``[n, numbers]``.
+
+    Args:
+        model: the model whose features are used.
+        x: inputs of the samples.
+        ends: whether the model has its last layer; else its outputs are the features.
+    """
     pieces = Inputs.of(x).split(_BATCH)
     inputs = torch.cat([torch.cat(list(map(_reduced, some.tensors)), 1) for some in pieces])
-    return inputs, torch.cat([_features(model, some) for some in pieces])
+    return inputs, torch.cat([_features(model, some, ends=ends) for some in pieces])
 
 
 def _reduced(x: Tensor) -> Tensor:
@@ -198,20 +206,10 @@ def _reduced(x: Tensor) -> Tensor:
     return x if x.shape[1] <= _MOST_INPUTS else F.adaptive_avg_pool1d(x, _MOST_INPUTS)
 
 
-def _features(model: nn.Module, x: Inputs) -> Tensor:
+def _features(model: nn.Module, x: Inputs, *, ends: bool) -> Tensor:
     """What the linear layer gets that is used last, or the outputs if there is none."""
-    seen: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        for layer in model.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        output = x.call(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = seen[-1] if seen else output
+    used, found = linear_layers_used(model, *x.args, **x.kwargs)
+    found = used[-1].given if ends and used else logits_of(found)
     if not isinstance(found, Tensor) or found.shape[:1] != (len(x),):
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"`hnet` must give outputs [n, …] of n samples, got {shape}")

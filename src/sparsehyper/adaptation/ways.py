@@ -95,7 +95,9 @@ class Start:
 
     def average_model(self, rows: Tensor) -> nn.Module:
         """The average model, with as many outputs as the task needs."""
-        model = merge(self.hnet.target.materialize(self._average, None)).eval()
+        target = self.hnet.target
+        statistics = target.statistics.row(target.module, None)
+        model = merge(target.materialize(self._average, statistics)).eval()
         if len(rows) >= _ENOUGH_FOR_STATISTICS:
             with batch_statistics(norms := batch_norms(model)):
                 renew_statistics(model, norms, self.task.some(rows))
@@ -275,8 +277,7 @@ def fit_near(
     for i in range(len(near)):
         with torch.no_grad():
             tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
-        model = target.materialize(tensors, None)
-        target.statistics.set_tables(model, [table[i].clone() for table in statistics])
+        model = target.materialize(tensors, [table[i] for table in statistics])
         models.append(start.with_head(merge(model).eval(), rows))
     return z, statistics, models
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsehyper.analysis.vectors import model_at
 from sparsehyper.generators.butterfly import ButterflyStages
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.sparse import SparseLinear
@@ -45,7 +44,8 @@ def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, i
     if not example:
         raise ValueError("`example` must hold what the target takes, got nothing")
     z = torch.zeros(hnet.conditioner.dim).to(hnet.target.moments)
-    model, generator = model_at(hnet, z), hnet.generator
+    head = None if hnet.head is None else 0  # those of all tasks are of one size
+    model, generator = hnet.materialize(z, head=head).eval(), hnet.generator
     connections = sum(_connections(module) for module in generator.modules())
     return {
         "generator": {

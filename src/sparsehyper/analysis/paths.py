@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number
-from sparsehyper.analysis.vectors import model_at, task_embeddings
+from sparsehyper.analysis.vectors import task_embeddings
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -47,7 +47,13 @@ class Plane:
 
 
 def line(
-    hnet: HyperNetwork, evaluate: Evaluate, a: Condition, b: Condition, *, points: int = 11
+    hnet: HyperNetwork,
+    evaluate: Evaluate,
+    a: Condition,
+    b: Condition,
+    *,
+    points: int = 11,
+    head: int | str | None = None,
 ) -> Line:
     """Evaluate the models along the line between the normalised embeddings of two tasks.
 
@@ -60,9 +66,11 @@ def line(
         evaluate: called with the model at each point, an ordinary module in evaluation mode.
         a, b: tasks, or embeddings ``[latent_dim]``.
         points: number of points including both ends, at least 2.
+        head: the task whose head ends all models; for a hypernetwork with a ``head``, whose
+            generated models would return features.
 
     Raises:
-        ValueError: ``points`` below 2.
+        ValueError: ``points`` below 2; ``head`` is missing, or given in vain.
         TypeError: ``evaluate`` is not callable.
         KeyError, IndexError: an unknown task.
 
@@ -73,10 +81,10 @@ def line(
     >>> len(found.values)
     11
     """
-    _check_arguments(evaluate, points)
+    _check_arguments(hnet, evaluate, points, head)
     start, end = task_embeddings(hnet, [a, b]).double()
     steps = torch.linspace(0, 1, points, dtype=torch.double)
-    values = _values(hnet, evaluate, [start + step * (end - start) for step in steps])
+    values = _values(hnet, evaluate, [start + step * (end - start) for step in steps], head)
     return Line(tuple(steps.tolist()), values)
 
 
@@ -89,6 +97,7 @@ def plane(
     *,
     points: int = 11,
     margin: float = 0.2,
+    head: int | str | None = None,
 ) -> Plane:
     """Evaluate the models over the plane through the normalised embeddings of three tasks.
 
@@ -96,13 +105,14 @@ def plane(
     point is normalised again, as for `line`.
 
     Args:
-        hnet, evaluate: as for `line`.
+        hnet, evaluate, head: as for `line`.
         a, b, c: tasks or embeddings, no two of them the same.
         points: number of points along each axis, at least 2.
         margin: extent of the grid beyond the tasks, relative to the size of their triangle.
 
     Raises:
-        ValueError: ``points`` below 2, ``margin`` below 0, or embeddings that are the same.
+        ValueError: ``points`` below 2, ``margin`` below 0, or embeddings that are the same;
+            ``head`` is missing, or given in vain.
         TypeError: ``evaluate`` is not callable.
         KeyError, IndexError: an unknown task.
 
@@ -115,7 +125,7 @@ def plane(
     >>> len(found.values), len(found.values[0])
     (4, 4)
     """
-    _check_arguments(evaluate, points)
+    _check_arguments(hnet, evaluate, points, head)
     check_number("margin", margin, minimum=0)
     origin, *others = task_embeddings(hnet, [a, b, c]).double()
     u, v = (other - origin for other in others)
@@ -130,19 +140,21 @@ def plane(
     up = upward / height
     x, y = _grid(0.0, width, along, points, margin), _grid(0.0, 0.0, height, points, margin)
     rows = [
-        _values(hnet, evaluate, [origin + column * right + row * up for column in x]) for row in y
+        _values(hnet, evaluate, [origin + column * right + row * up for column in x], head)
+        for row in y
     ]
     return Plane(x, y, tuple(rows), ((0.0, 0.0), (width, 0.0), (along, height)))
 
 
 @torch.no_grad()
 def _values(
-    hnet: HyperNetwork, evaluate: Evaluate, embeddings: Sequence[Tensor]
+    hnet: HyperNetwork,
+    evaluate: Evaluate,
+    embeddings: Sequence[Tensor],
+    head: int | str | None,
 ) -> tuple[float, ...]:
-    return tuple(
-        float(evaluate(model_at(hnet, hnet.normalise(z).to(hnet.target.moments))))
-        for z in embeddings
-    )
+    models = (hnet.materialize(z.to(hnet.target.moments), head=head) for z in embeddings)
+    return tuple(float(evaluate(model.eval())) for model in models)
 
 
 def _grid(a: float, b: float, c: float, points: int, margin: float) -> tuple[float, ...]:
@@ -151,7 +163,14 @@ def _grid(a: float, b: float, c: float, points: int, margin: float) -> tuple[flo
     return tuple(torch.linspace(low - beyond, high + beyond, points, dtype=torch.double).tolist())
 
 
-def _check_arguments(evaluate: Evaluate, points: int) -> None:
+def _check_arguments(
+    hnet: HyperNetwork, evaluate: Evaluate, points: int, head: int | str | None
+) -> None:
     if not callable(evaluate):
         raise TypeError(f"`evaluate` must be a function of a model, got {evaluate!r}")
     check_integer("points", points, minimum=2)
+    if hnet.head is not None and head is None:
+        raise ValueError(
+            "`head` is missing; it must be the task whose head ends all models, as those that this "
+            "hypernetwork generates return features"
+        )

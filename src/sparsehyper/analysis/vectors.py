@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice
 from sparsehyper.analysis.gram import centred, gram, rows_at_once
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.target.adapters import merge
 
 METRICS = ("cosine", "euclidean")
 _ROWS = 1000  # vectors compared with all others at a time
@@ -31,6 +30,7 @@ def task_embeddings(hnet: HyperNetwork, tasks: Sequence[Condition] | None = None
         ValueError: no tasks.
         KeyError, IndexError, TypeError: not a task of the hypernetwork.
 
+    >>> from torch import nn
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
     >>> task_embeddings(hnet).norm(dim=1)
@@ -61,6 +61,7 @@ def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = No
     Raises:
         ValueError, KeyError, IndexError, TypeError: as `task_embeddings`.
 
+    >>> from torch import nn
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> hnet = HyperNetwork(nn.Linear(5, 2), Sparse(), TaskEmbedding(["shoes", "bags"], dim=8))
     >>> generated_weights(hnet).shape
@@ -176,17 +177,6 @@ def project(vectors: Tensor) -> Projection:
     points *= torch.where(farthest < 0, -1.0, 1.0)
     first, second = (points.square().sum(0) / values.sum().clamp(min=1e-300)).tolist()
     return Projection(points, (first, second))
-
-
-@torch.no_grad()
-def model_at(hnet: HyperNetwork, normalised: Tensor) -> nn.Module:
-    """An ordinary module, in evaluation mode, for a normalised embedding ``[latent_dim]``.
-
-    Its batch norms have the mean statistics of all tasks.
-    """
-    target = hnet.target
-    tensors = target.unpack(hnet.generator(normalised[None])[0])
-    return merge(target.materialize(tensors, None)).eval()
 
 
 def _check_vectors(vectors: Tensor) -> None:

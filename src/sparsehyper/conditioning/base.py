@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, SupportsIndex, TypeGuard
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import MOST_TASKS, WIDEST, check_integer, check_size, is_whole
 from sparsehyper._util.random import seeded, uniform
+from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
 
 Condition = (
@@ -170,23 +170,7 @@ class TaskConditioner(Conditioner):
             TypeError: neither a name nor an integer.
             IndexError: a number outside [0, tasks); negative numbers do not count from the end.
         """
-        if isinstance(task, str):
-            if task not in self._rows:
-                raise KeyError(f"unknown `task` {task!r}; the tasks are: {listed(self.names)}")
-            return self._rows[task]
-        try:
-            if isinstance(task, bool):
-                raise TypeError
-            # Leave an `int` alone: `operator.index` would make it a constant for torch.compile.
-            number = task if isinstance(task, int) else operator.index(task)
-        except TypeError:
-            raise TypeError(
-                f"`task` must be a name or an integer, got {task!r}; "
-                "for one task per sample give a list of these, or an integer tensor [batch]"
-            ) from None
-        if not 0 <= number < len(self.names):
-            raise IndexError(f"`task` must be in [0, {len(self.names)}), got {number}")
-        return number
+        return task_index(task, self._rows)
 
     @abstractmethod
     def add(self, name: str, init: Any) -> None:

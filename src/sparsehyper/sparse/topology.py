@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper._util.random import integers, normal
+from sparsehyper._util.text import listed
 
 TOPOLOGIES = ("circulant", "uniform", "regular", "local", "mixed")
 FAN_IN_SCHEDULES = ("linear", "geometric")
@@ -77,7 +78,10 @@ def layer_fan_ins(fan_in: str | int, layers: int) -> list[int]:
     [3, 3, 3, 3]
     """
     if isinstance(fan_in, str):
-        check_choice("fan_in", fan_in, [*FAN_IN_SCHEDULES, "an integer"])
+        if fan_in not in FAN_IN_SCHEDULES:
+            raise ValueError(
+                f"`fan_in` must be an integer or one of {listed(FAN_IN_SCHEDULES)}, got {fan_in!r}"
+            )
         if fan_in == "linear":
             return list(range(layers, 0, -1))
         return [math.ceil(1.5**back) for back in range(layers - 1, -1, -1)]

@@ -257,19 +257,19 @@ class Target(nn.Module):
         originals = self._replica_plan.originals(self.module)
         return any(originals[node].training for node, _ in self._replica_plan.buffers)
 
-    def materialize(self, tensors: Sequence[Tensor], task: int | None) -> nn.Module:
-        """An ordinary module with copies of the given parameters and of a task's statistics.
+    def materialize(self, tensors: Sequence[Tensor], statistics: Sequence[Tensor]) -> nn.Module:
+        """An ordinary module with copies of the given parameters and statistics.
 
         Args:
             tensors: the generated parameters, in the order of ``layout``.
-            task: the task whose statistics are used; None for the mean of all tasks.
+            statistics: those of one task, or their mean, as `NormStatistics.row` gives them.
         """
         module = copy_module(self.module)
         parameters = [nn.Parameter(tensor.detach().clone()) for tensor in tensors]
         for index, name in self._places:
             owner, attribute = owner_of(module, name)
             owner._parameters[attribute] = parameters[index]
-        self.statistics.set_tables(module, self.statistics.row(self.module, task))
+        self.statistics.set_tables(module, [table.detach().clone() for table in statistics])
         self.statistics.settle(module)
         _renew_weight_lists(module)
         return module

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import default_collate
 
 from sparsehyper._util.checks import check_type
+from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
-from sparsehyper.training.sources import task_number
 
 
 class DataCollatorWithTask:
@@ -47,18 +47,19 @@ class DataCollatorWithTask:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> MutableMapping[str, Any]:
         """The batch of some samples, each a dict."""
-        numbers = [self._number(sample) for sample in features]
+        rows = {name: i for i, name in enumerate(self.tasks)}
+        numbers = [task_index(self._task(sample), rows) for sample in features]
         rest = [{k: v for k, v in sample.items() if k != self.column} for sample in features]
         batch = self.collator(rest)
         check_type("collator", batch, MutableMapping, "a function that returns a dict")
         batch["task"] = torch.tensor(numbers)
         return batch
 
-    def _number(self, sample: Mapping[str, Any]) -> int:
+    def _task(self, sample: Mapping[str, Any]) -> Any:
         if self.column not in sample:
             raise KeyError(
                 f"a sample has no column {self.column!r}, the `column` of its task; it has: "
                 f"{listed(sample)}; Hugging Face's Trainer keeps all columns if it is given "
                 "`remove_unused_columns=False`"
             )
-        return task_number(sample[self.column], self.tasks)
+        return sample[self.column]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.inputs import Inputs, as_tensor
 from sparsehyper._util.objectives import own_losses, sample_losses
+from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -113,22 +114,6 @@ def known_names(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
     return names
 
 
-def task_number(task: Any, names: Sequence[str]) -> int:
-    """The number of a task given by name or number.
-
-    Raises:
-        KeyError: an unknown name.
-        IndexError: a number that no task has.
-    """
-    if isinstance(task, str):
-        if task not in names:
-            raise KeyError(f"unknown task {task!r}; `tasks` has: {listed(names)}")
-        return names.index(task)
-    if not 0 <= task < len(names):
-        raise IndexError(f"a task's number must be in [0, {len(names)}), got {task}")
-    return int(task)
-
-
 def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
     if isinstance(batch, Mapping) and {"labels", "task"} <= set(batch):
         given = {key: value for key, value in batch.items() if key not in ("labels", "task")}
@@ -148,7 +133,8 @@ def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
         )
     if isinstance(task, str) or np.ndim(task) == 0:
         task = [task] * len(y)
-    numbers = [task_number(t, names) for t in (task.tolist() if hasattr(task, "tolist") else task)]
+    rows = {name: i for i, name in enumerate(names)}
+    numbers = [task_index(t, rows) for t in (task.tolist() if hasattr(task, "tolist") else task)]
     if len(numbers) != len(y):
         raise ValueError(f"a batch's `task` must name its {len(y)} samples, got {len(numbers)}")
     return x, y, torch.tensor(numbers)

@@ -106,6 +106,15 @@ def test_lines_begin_and_end_at_the_tasks_own_accuracies(finished):
         assert len(pair["of_a"]) == len(pair["of_b"]) == 11
 
 
+def test_lines_of_heads_in_closed_form_begin_and_end_there_too(experiment, tasks, tmp_path):
+    solved = replace(experiment, head="ridge", base="residual")
+    run_experiment(solved, tmp_path / "run", tasks=tasks, quiet=True)
+    found = describe_run(tmp_path / "run")
+    for pair in found["interpolation"]["pairs"]:
+        ends = [found["tasks"][pair[key]]["accuracy"] for key in ("a", "b")]
+        assert [pair["of_a"][0], pair["of_b"][-1]] == pytest.approx(ends, abs=1e-6)
+
+
 def test_filters_are_the_first_generated_weights(finished):
     path, found = finished
     filters = found["filters"]

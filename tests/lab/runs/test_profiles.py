@@ -101,9 +101,9 @@ def test_damaged_profiles_are_told(copied):
     with pytest.raises(CheckpointError, match=r"profiles.json is damaged: its tasks are not those"):
         read_profiles(loaded)
     rewrite(copied, tensors, format=9)
-    with pytest.raises(CheckpointError, match="has format 9, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 9, this version reads format 2"):
         read_profiles(loaded)
-    rewrite(copied, tensors, format=1, run="another")
+    rewrite(copied, tensors, format=2, run="another")
     with pytest.raises(CheckpointError, match=r"profiles.json belongs to another run"):
         read_profiles(loaded)
     own = json.loads((copied / "config.json").read_text())["run"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper import saving
+from sparsehyper._util.tasks import task_index
 from sparsehyper.heads import linear_layer
 from sparsehyper.layout import count_numbers, plan_layout
 from sparsehyper.target.adapters import merge
@@ -30,9 +31,8 @@ class _Baseline(nn.Module):
 
     def materialize(self, task: int | str) -> nn.Module:
         """An ordinary module for one task, given by number or name; it shares no memory."""
-        number = self.task_names.index(task) if isinstance(task, str) else task
-        _check_tasks(number, len(self.task_names))
-        return merge(self._model(number))
+        rows = {name: i for i, name in enumerate(self.task_names)}
+        return merge(self._model(task_index(task, rows)))
 
     def _model(self, task: int) -> nn.Module:
         raise NotImplementedError

@@ -285,7 +285,8 @@ def _interpolate(
         def measure(module: nn.Module) -> float:
             return accuracy(module, *images[task], n_classes[task])
 
-        return list(line(model, measure, a, b, points=_POINTS).values)
+        head = None if model.head is None else task
+        return list(line(model, measure, a, b, points=_POINTS, head=head).values)
 
     return {
         "tasks": chosen,

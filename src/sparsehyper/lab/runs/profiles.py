@@ -35,7 +35,8 @@ from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.saving import read_tensors
 from sparsehyper.training.directory import read_id
 
-_FORMAT = 1
+_FORMAT = 2
+_BEFORE_HEADS = 1  # models that end in a head had their inputs as features
 _ABOUT, _TENSORS = "profiles.json", "profiles.safetensors"
 _MOST_IMAGES = 500  # of a task, in each split
 
@@ -92,7 +93,10 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
     if not path.exists():
         return None
     record = read_sealed(path)
-    if record.get("format") != _FORMAT:
+    if record.get("format") == _BEFORE_HEADS:
+        if loaded.hypernetwork().head is not None:
+            return None
+    elif record.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
         )

@@ -184,7 +184,8 @@ class NewTasks(Study):
     def smoke(cls) -> NewTasks:
         methods = (_REFERENCE, *_RIVALS, *LEARNERS, _RECOMMENDED)
         cnn = "cnn:16-24,norm=batch,pool=stride"
-        pairs = Family("digits", "split:0-1,2-3,4-5,6-7,8-9,0-2,1-3", 2, methods, ("norm", *_THEN), cnn, steps=20)
+        tasks = "split:0-1,2-3,4-5,6-7,8-9,0-2,1-3"
+        pairs = Family("digits", tasks, 2, methods, ("norm", *_THEN), cnn, steps=20)
         some = Family("digits", "split:0-1,2-3,0-2", (2,), _MAIN, (), "mlp:400", 20, 2)
         return cls({"pairs": pairs, "re-paired": some}, 2, (1, 5, None), (5, 5, 5))
 
