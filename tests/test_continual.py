@@ -18,7 +18,9 @@ from sparsehyper import (
     OutputRegulariser,
     Ridge,
     Sparse,
+    SupportSet,
     TaskEmbedding,
+    TaskExamples,
     TaskFeatures,
 )
 from sparsehyper._util.kernels import has_address
@@ -171,11 +173,14 @@ def test_what_tasks_share_is_refused(settings, message):
         OutputRegulariser(made(**settings))
 
 
-@pytest.mark.parametrize("kind", [InputEncoder, InputAndTask])
+@pytest.mark.parametrize("kind", [InputEncoder, InputAndTask, TaskExamples])
 def test_models_of_something_else_than_tasks_are_refused(kind):
     conditioner = InputEncoder(nn.Linear(6, 16), dim=16)
     if kind is InputAndTask:
         conditioner = InputAndTask(conditioner, TaskEmbedding(NAMES, dim=16))
+    if kind is TaskExamples:
+        support = SupportSet(nn.Linear(6, 4), features=4, n_classes=2, dim=16)
+        conditioner = TaskExamples(support, NAMES)
     hnet = made(conditioner=conditioner)
     with pytest.raises(TypeError, match=f"conditioner is a {kind.__name__}"):
         OutputRegulariser(hnet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -159,6 +161,12 @@ def test_a_new_task_may_have_more_classes_than_the_target_has_outputs(tmp_path) 
     hnet.save(tmp_path / "saved")
     loaded = HyperNetwork.load(tmp_path / "saved", target()).eval()
     torch.testing.assert_close(loaded(x5, task="many"), hnet(x5, task="many"))
+    fresh = made(Ridge()).eval()
+    three = copy.deepcopy(fresh.state_dict())
+    fresh.load_state_dict(hnet.state_dict())
+    torch.testing.assert_close(fresh(x5, task="many"), hnet(x5, task="many"))
+    fresh.load_state_dict(three)
+    assert fresh(x, task="a").shape[1] == 3
 
 
 def test_heads_follow_their_tasks() -> None:

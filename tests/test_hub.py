@@ -154,6 +154,14 @@ def test_a_directory_needs_no_hub(tmp_path, monkeypatch):
         HyperNetwork.from_pretrained("./model")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_converted_model_comes_back_as_it_is(dtype, tmp_path):
+    hnet = make().to(dtype)
+    hnet.save_pretrained(tmp_path / "model")
+    again = HyperNetwork.from_pretrained(tmp_path / "model")
+    assert torch.equal(again(X.to(dtype), task=0), hnet.eval()(X.to(dtype), task=0))
+
+
 def test_a_card_shows_the_model_of_a_task_and_no_strange_names(tmp_path):
     hnet = make(["sho|es`", "a\x1b[31m"])
     hnet.save_pretrained(tmp_path / "model")

@@ -291,6 +291,11 @@ class SolvedHead(nn.Module):
         self.weight = F.pad(self.weight, (0, 0, 0, more))
         self.bias = F.pad(self.bias, (0, more), value=_ABSENT)
 
+    def resize(self, outputs: int) -> None:
+        """Give all tasks this many outputs; the last ones are dropped."""
+        self.widen(outputs)
+        self.weight, self.bias = self.weight[:, :outputs], self.bias[:, :outputs]
+
     def add_row(self) -> None:
         """Add a head of zeros for one more task."""
         self.weight = torch.cat([self.weight, torch.zeros_like(self.weight[:1])])

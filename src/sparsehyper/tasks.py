@@ -212,6 +212,9 @@ class NamedTasks(nn.Module):
         names = state_dict.pop(prefix + TASK_NAMES, None)
         if names is not None and self.conditioner.names:
             self._take_names(json.loads(bytes(names.tolist())))
+        outputs = state_dict.get(f"{prefix}head.bias")
+        if self.head is not None and outputs is not None and outputs.ndim == 2:
+            self.head.resize(outputs.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _take_names(self, names: list[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from helpers.small_targets import Attention, Gain, Tied
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
@@ -108,6 +109,21 @@ def convolutions() -> nn.Module:
     )
 
 
+class Padded(nn.Module):
+    """Token embeddings with padding, some of them tied to the outputs."""
+
+    def __init__(self, index: int, tied: bool = False) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(7, 4, padding_idx=index), nn.Linear(4, 7)
+        with torch.no_grad():
+            self.words.weight[index] = float(index == 0)  # as pretrained ones may have it
+        if tied:
+            self.out.weight = self.words.weight
+
+    def forward(self, x):
+        return self.out(self.words(x))
+
+
 # A target, the shape of a sample, and whether several tasks may share a run of it.
 TARGETS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), (4,), True),
@@ -115,6 +131,9 @@ TARGETS = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), (4,), True),
     "own parameter": (lambda: nn.Sequential(Gain(4), nn.PReLU()), (4,), True),
     "tied weights": (Tied, (3,), True),
+    "padding": (lambda: Padded(-1), (3,), False),
+    "padding, not zero": (lambda: Padded(0), (3,), False),
+    "padding, tied weights": (lambda: Padded(2, tied=True), (3,), False),
     "dict": (lambda: Dict(4, 2), (4,), True),
     "convolutions": (convolutions, (2, 4, 4), False),
     "lstm": (lambda: Last(4, 3, batch_first=True), (5, 4), None),
@@ -131,7 +150,8 @@ def make(target: nn.Module, **settings) -> HyperNetwork:
 
 def samples(kind: str, n: int) -> torch.Tensor:
     shape = TARGETS[kind][1]
-    return torch.randint(7, (n, *shape)) if kind == "tied weights" else torch.randn(n, *shape)
+    tokens = kind == "tied weights" or kind.startswith("padding")
+    return torch.randint(7, (n, *shape)) if tokens else torch.randn(n, *shape)
 
 
 def flat(out) -> torch.Tensor:
@@ -214,6 +234,38 @@ def test_the_first_batch_leaves_no_trace_of_the_trial():
     torch.testing.assert_close(hnet.state_dict(), twin.state_dict(), rtol=0, atol=0)
     norm = hnet.target.module[0][1]
     assert norm.num_batches_tracked.tolist() == [1] * TASKS
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_padding_stays_zero_in_any_precision(dtype):
+    hnet = make(Padded(-1)).to(dtype)
+    hnet(torch.tensor([[0, 6, 3]]), task=0).sum().backward()
+    assert (hnet.generate(0)["words.weight"][-1] == 0).all()
+    assert all(p.grad is not None for p in hnet.generator.parameters())
+
+
+def test_checkpointing_does_not_see_the_trial():
+    hnet, x, ids = make(TARGETS["mlp"][0]()), torch.randn(12, 4), torch.arange(12) % TASKS
+    expected = hnet(x, task=ids)
+    twin = make(TARGETS["mlp"][0]())
+    twin.load_state_dict(hnet.state_dict())
+    out = checkpoint(twin, x, task=ids, use_reentrant=False)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+
+
+def test_a_lone_sample_of_a_task_for_a_batch_norm_is_told():
+    with pytest.raises(ValueError, match="the single sample that a task has in this batch; give"):
+        make(normed())(torch.randn(5, 4), task=torch.tensor([0, 0, 1, 2, 2]))
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [3, 1]])
+def test_a_recurrent_layer_alone_takes_one_task_at_a_time(counts):
+    hnet = make(nn.LSTM(4, 3, num_layers=2, batch_first=True))
+    assert hnet(torch.randn(2, 5, 4), task=0)[1][0].shape == (2, 2, 3)
+    ids = torch.arange(2).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(ValueError, match=r"an nn\.LSTM as the target .* wrap it in a module"):
+        hnet(torch.randn(4, 5, 4), task=ids)
 
 
 def test_dropout_differs_between_tasks_that_share_a_run():

@@ -58,6 +58,31 @@ def test_statistics_that_are_replaced_are_kept(tasks):
     assert hnet.eval()(x + 3, task=0).shape == (8, 2)
 
 
+@pytest.mark.parametrize("again", ["state", "reset"])
+def test_early_batches_count_alike_after_a_fresh_start_too(again):
+    hnet = make(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    fresh = copy.deepcopy(hnet.state_dict())
+    x = torch.randn(12, 4) + 5
+    for _ in range(12):
+        hnet(x, task=1)
+    if again == "state":
+        hnet.load_state_dict(fresh)
+    else:
+        hnet.target.module[1].reset_running_stats()
+    hnet(x, task=1)
+    expected = make(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    expected.load_state_dict({**hnet.state_dict(), **stated(fresh)})
+    expected(x, task=1)
+    for name in ("running_mean", "running_var"):
+        found, wanted = (getattr(h.target.module[1], name)[1] for h in (hnet, expected))
+        torch.testing.assert_close(found, wanted)
+
+
+def stated(fresh: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch-norm statistics of a state."""
+    return {name: value for name, value in fresh.items() if ".running_" in name or "num_" in name}
+
+
 def test_norms_that_share_their_statistics_go_on_sharing_them():
     class Model(nn.Module):
         def __init__(self) -> None:

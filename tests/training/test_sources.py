@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,47 @@ def test_any_loss_decides_what_is_best(loss):
         *[("train", 75), ("train", 100), ("validation", 100)],
     ]
     assert seen[-1][2] == result.best.loss
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([10.0, 1.0])),
+        nn.CrossEntropyLoss(ignore_index=1),
+        nn.CrossEntropyLoss(),
+    ],
+    ids=["weights", "ignored", "plain"],
+)
+def test_a_loss_keeps_its_own_reduction(loss):
+    hnet, y = make(2), (Y > 0).long()
+    twin = make(2)
+    twin.load_state_dict(hnet.state_dict())
+    batch = [(X, y, TASK)]
+    config = TrainConfig(steps=3, lr=0.1, warmup=0, clip=None, eval_every=3, device="cpu")
+    result = train(hnet, batch, batch, config, loss=loss, quiet=True)
+    optimizer = torch.optim.Adam(twin.parameters(), 0.1)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / 3)) / 2
+        optimizer.zero_grad()
+        loss(twin(X, task=TASK), y).backward()
+        optimizer.step()
+    out = twin.eval()(X, task=TASK)
+    torch.testing.assert_close(hnet.eval()(X, task=TASK), out, rtol=1e-3, atol=1e-4)
+    expected = [float(loss(out[i == TASK], y[i == TASK]).detach()) for i in range(2)]
+    assert result.best.losses == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_sum_is_no_loss_of_batches():
+    with pytest.raises(ValueError, match="`loss` has the reduction 'sum', which depends on the"):
+        train(make(), named(), named(), CONFIG, loss=nn.MSELoss(reduction="sum"), quiet=True)
+
+
+def test_class_numbers_are_one_for_each_sample_and_of_any_integer_type():
+    y = (Y > 0).to(torch.int32)
+    assert train(make(2), named(y), named(y), CONFIG, quiet=True).best.accuracy > 0.9
+    pixels = [(X, y[:, None], TASK)]
+    with pytest.raises(ValueError, match=r"class numbers must have shape \[n\], got labels \[64"):
+        train(make(2), pixels, pixels, CONFIG, quiet=True)
 
 
 def test_a_metric_of_one_s_own_decides_instead():
@@ -129,7 +172,8 @@ def test_a_batch_names_its_task_in_any_way(task):
         ([(X, Y, 1.7)], TypeError, "must be a name or an integer, got 1.7"),
         ([(X, Y, True)], TypeError, "must be a name or an integer, got True"),
         ([(X, Y, 2)], IndexError, r"\[0, 2\), got 2"),
-        ([(X, Y, [0, 1])], ValueError, "must name its 64 samples, got 2"),
+        ([(X, Y, [0, 1])], ValueError, r"must name its 64 samples, \[64\], got shape \[2\]"),
+        ([(X, Y, TASK[:, None])], ValueError, r"\[64\], got shape \[64, 1\]"),
     ],
 )
 def test_what_does_not_fit_is_named(batches, error, message):

@@ -26,6 +26,9 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
         y: class numbers ``[batch]``, or numbers ``[batch, outputs]``.
         n_classes: as `mask_classes` takes it; for class numbers.
 
+    Raises:
+        ValueError: labels of another shape.
+
     >>> sample_losses(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), None)
     tensor([1., 4.])
     """
@@ -36,7 +39,12 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
                 f"{list(outputs.shape)} and labels {list(y.shape)}"
             )
         return (outputs.float() - y).square().flatten(1).mean(1)
-    return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
+    if y.ndim != 1:
+        raise ValueError(
+            f"class numbers must have shape [n], got labels {list(y.shape)} for outputs "
+            f"{list(outputs.shape)}; for labels of pixels or tokens give a `loss`"
+        )
+    return F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
 
 
 def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
@@ -53,10 +61,46 @@ def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
     >>> own_losses(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), nn.MSELoss())
     tensor([1., 4.])
     """
-    if getattr(loss, "reduction", "none") != "none":
+    if _reduces(loss):
         loss = copy.copy(loss)
         loss.reduction = "none"  # type: ignore[attr-defined]
-    each = loss(outputs, y)
+    return _each_of(loss(outputs, y), outputs, y)
+
+
+def loss_as_given(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+    """What a loss of the caller's own gives, with its ``reduction`` if it has one.
+
+    Args:
+        outputs: outputs of a model.
+        y: labels ``[n, …]``.
+        loss: called as ``loss(outputs, y)``.
+
+    Returns:
+        Its mean, without dimensions, or what it gives for each sample, ``[n]``.
+
+    Raises:
+        ValueError: the ``reduction`` is a sum, or what it gives is not of the samples.
+
+    >>> weights = torch.tensor([10.0, 1.0])
+    >>> loss_as_given(torch.zeros(2, 2), torch.tensor([0, 1]), nn.CrossEntropyLoss(weights))
+    tensor(0.6931)
+    """
+    if getattr(loss, "reduction", None) == "sum":
+        raise ValueError(
+            "`loss` has the reduction 'sum', which depends on the size of a batch; give one with "
+            "'mean' or 'none'"
+        )
+    if _reduces(loss) and y.is_floating_point() and getattr(outputs, "shape", None) != y.shape:
+        own_losses(outputs, y, loss)  # an error if labels were broadcast; a mean does not show it
+    return _each_of(loss(outputs, y), outputs, y)
+
+
+def _reduces(loss: Callable[..., Tensor]) -> bool:
+    return getattr(loss, "reduction", "none") != "none"
+
+
+def _each_of(each: Tensor, outputs: Any, y: Tensor) -> Tensor:
+    """Losses ``[n]`` from ``[n, …]``; a number as it is."""
     if each.ndim == 0:
         return each
     # Outputs [n, 1] and labels [n] broadcast to [n, n].

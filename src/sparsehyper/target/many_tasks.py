@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
@@ -108,12 +108,18 @@ def run_tasks(
 
     Raises:
         ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
-            than one task, such an output.
+            than one task, such an output; one sample of a task for a batch norm in training.
     """
     if len(counts) > 1 and fits(target, raw, inputs, sum(counts)):
         numbers = torch.arange(len(counts), device=raw.device)
         task = Grouping(numbers, tuple(counts), order).of_samples()
         return run_once(target, target.unpack(raw), task, inputs, target.module), None
+    if len(counts) > 1 and type(target.module) in (nn.RNN, nn.LSTM, nn.GRU):
+        raise ValueError(
+            f"an nn.{type(target.module).__name__} as the target returns its state with the layers "
+            "first, so it takes no batch of several tasks; wrap it in a module that returns the "
+            "output alone, or give one task at a time"
+        )
     leaves, structure = pytree.tree_flatten(inputs)
     leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
     groups = [(count, len(list(same))) for count, same in itertools.groupby(counts)]

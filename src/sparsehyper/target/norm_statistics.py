@@ -76,7 +76,7 @@ class NormStatistics:
         )
         self._synchronised: Tensor | None = None
         # Of each batch norm whose statistics are its own alone: its name, the index of its count
-        # of batches, and those of its averages. Then the tasks that have seen enough batches.
+        # of batches, and those of its averages.
         index = {of[0]: i for i, of in enumerate(self.places) if len(of) == 1}
         kinds = ("num_batches_tracked", "running_mean", "running_var")
         self._running: list[tuple[str, int, list[int]]] = []
@@ -85,7 +85,6 @@ class NormStatistics:
             if counted and isinstance(module.get_submodule(owner), nn.modules.batchnorm._NormBase):
                 count, *averages = (index[owner, kind] for kind in kinds)
                 self._running.append((owner, count, averages))
-        self._settled: set[int] = set()
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         """Modules and buffer names of all places, buffer by buffer."""
@@ -124,7 +123,6 @@ class NormStatistics:
         """Replace each buffer by a table in which every task's row equals the buffer."""
         buffers = [buffer.detach() for buffer in self.tables(module)]
         self.set_tables(module, [b.expand(tasks, *b.shape).clone() for b in buffers])
-        self._settled.clear()
         if self._counting is not None:
             self._synchronised = self.tables(module)[self._counting].clone()
 
@@ -177,30 +175,35 @@ class NormStatistics:
         """
         if not self.names:
             return
-        # Reading what is settled would wait for a device, and break a graph of the compiler.
+        # Reading counts would wait for a device, and break a graph of the compiler.
         known = not torch.compiler.is_compiling() and values[0].is_cpu
         if known and isinstance(tasks, Tensor):
             tasks = tasks.tolist()
-        if not known or not self._settled.issuperset(tasks):
-            values, enough = self._unbiased(module, tasks, values)
-            if known:
-                self._settled.update(t for t, e in zip(tasks, enough.tolist(), strict=True) if e)
+        if not (known and self._are_past_early(module, values)):
+            values = self._unbiased(module, tasks, values)
         if len(tasks) == 1 and not isinstance(tasks, Tensor):
             self.set_row(module, tasks[0], [value[0] for value in values])
         else:
             self.set_rows(module, tasks, values)
 
+    def _are_past_early(self, module: nn.Module, values: Sequence[Tensor]) -> bool:
+        """Whether the batches of these rows are so many that the momentum weighs each of them."""
+        for owner, count, _ in self._running:
+            momentum: Any = module.get_submodule(owner).momentum
+            if momentum and bool((values[count] * momentum < 1).any()):
+                return False
+        return True
+
     def _unbiased(
         self, module: nn.Module, tasks: Sequence[int] | Tensor, values: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        """The rows with their early batches weighed alike, and which tasks are past these."""
+    ) -> list[Tensor]:
+        """The rows with their early batches weighed alike."""
         if len(tasks) == 1 and not isinstance(tasks, Tensor):
             # a list as an index would be compiled anew for each task
             before = [table.select(0, tasks[0])[None] for table in self.tables(module)]
         else:
             before = self.rows(module, tasks)
         after = list(values)
-        enough = torch.ones(len(tasks), dtype=torch.bool, device=after[0].device)
         alike: dict[float, list[tuple[int, list[int]]]] = {}
         for owner, count, averages in self._running:
             momentum: Any = module.get_submodule(owner).momentum
@@ -216,8 +219,7 @@ class NormStatistics:
                 for i in averages:
                     shaped = factor.view(-1, *[1] * (after[i].ndim - 1)).to(after[i].dtype)
                     after[i] = torch.lerp(before[i], after[i], shaped)
-            enough = enough & (seen * momentum >= 1).all(0)
-        return after, enough
+        return after
 
     def add_row(self, module: nn.Module) -> None:
         """Add rows for one more task, as `row` gives them for None."""
@@ -229,7 +231,6 @@ class NormStatistics:
 
     def remove_row(self, module: nn.Module, task: int) -> None:
         """Remove a task's rows."""
-        self._settled.clear()
         self.set_tables(
             module, [torch.cat([table[:task], table[task + 1 :]]) for table in self.tables(module)]
         )

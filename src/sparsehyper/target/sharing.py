@@ -10,6 +10,8 @@ Every task has its own run in these cases:
 - The target keeps something of a run: in buffers other than batch-norm statistics, in attributes,
   or in a list or dict.
 - The target draws random numbers from another source than PyTorch, or has hooks.
+- An embedding with a ``padding_idx`` is generated: vmap gives the padding row of all tasks but the
+  first a gradient.
 
 On a GPU a shared run takes as long for ten tasks as for two, since the host is busy launching it.
 On an H200 that was as long as two or three runs of one task, with convolutions (28 ms against 10 ms
@@ -50,6 +52,11 @@ _NEVER = -1
 _limits: WeakKeyDictionary[Target, dict[Any, dict[int, int]]] = WeakKeyDictionary()
 _trial_lock = threading.RLock()
 
+_TOO_FEW = "Expected more than 1 value per channel"  # of PyTorch's batch norm
+_ONE_SAMPLE = (
+    "a batch norm in training cannot normalise the single sample that a task has in this batch; "
+    "give every task at least 2 samples, or leave such tasks out of the batch"
+)
 _CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten._convolution}
 
 
@@ -95,7 +102,12 @@ class Group:
         for i, raw in enumerate(raws):
             before = copies([values[i] for values in self.statistics])
             args, kwargs = pytree.tree_unflatten([piece[i] for piece in pieces], self.structure)
-            out, after = self.target.run(self.target.unpack(raw), before, args, kwargs)
+            try:
+                out, after = self.target.run(self.target.unpack(raw), before, args, kwargs)
+            except ValueError as error:
+                if self.count == 1 and str(error).startswith(_TOO_FEW):
+                    raise ValueError(_ONE_SAMPLE) from error
+                raise
             outputs.append(out)
             statistics.append(before if after is None else after)
             changed |= after is not None
@@ -139,6 +151,8 @@ class Group:
         if torch.compiler.is_compiling() or len(self.raw) < fewest:
             return _NEVER
         if torch.is_autocast_enabled(self.raw.device.type) or _has_hooks(self.target.module):
+            return _NEVER
+        if self.target.generates_padding:
             return _NEVER
         try:
             known = self._known_limits()
@@ -184,15 +198,21 @@ class Group:
         )
 
         def run() -> None:
-            out, _ = few._run_shared(raw, module)
-            wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
-            if wanted:
-                torch.autograd.grad(torch.stack(wanted).sum(), raw)
+            # Hooks around this call, such as those of checkpointing, do not see what it saves.
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                out, _ = few._run_shared(raw, module)
+                wanted = [leaf.sum() for leaf in pytree.tree_leaves(out) if _has_grad(leaf)]
+                if wanted:
+                    torch.autograd.grad(torch.stack(wanted).sum(), raw)
 
         if not trial.leaves_no_trace(run):
             return _NEVER
         limited = trial.operations & _CONVOLUTIONS and not self.raw.is_cuda
         return _MAX_CONVOLVED if limited else sys.maxsize
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _alone(tensors: Sequence[Tensor]) -> Tensor:

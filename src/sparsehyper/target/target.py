@@ -16,7 +16,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,13 @@ class Target(nn.Module):
             for index, spec in enumerate(self.layout)
             if (row := padding_row(*owner_of(module, spec.name))) is not None and not spec.aliases
         ]
+        generated = [name for spec in self.layout for name in (spec.name, *spec.aliases)]
+        # Whether an embedding whose padding gets no gradient is generated.
+        self.generates_padding = any(
+            getattr(part, "padding_idx", None) is not None
+            and any(name.startswith(f"{path}." if path else "") for name in generated)
+            for path, part in module.named_modules()
+        )
         self._unpack_plan = self._plan_unpacking()
         if base == "learned":
             sizes = torch.tensor(self._unpack_plan.sizes, device=means.device)
@@ -158,6 +165,13 @@ class Target(nn.Module):
         self.base_apart = False
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_renew_unpack_plan)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Convert all tensors, as PyTorch's ``to`` and the like do."""
+        super()._apply(fn, recurse)
+        if not self.moments.is_meta:
+            self._unpack_plan = self._plan_unpacking()  # of the moments in their new precision
+        return self
 
     def unpack(self, raw: Tensor) -> tuple[Tensor, ...]:
         """The parameters θ = base + scale ⊙ raw, as tensors in the order of ``layout``.

@@ -104,15 +104,20 @@ def unpack(raw: Tensor, plan: UnpackPlan, base: Tensor | None = None) -> tuple[T
 
 
 def _unpack(raw: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor, ...]:
-    lead, pieces = raw.shape[:-1], raw.split(plan.sizes, -1)
-    out = torch._foreach_mul(pieces, plan.stds)
+    out = torch._foreach_mul(_divided(raw, plan), plan.stds)
     if base is not None:
-        torch._foreach_add_(out, base.split(plan.sizes, -1))
+        torch._foreach_add_(out, _divided(base, plan))
     else:
         for piece, mean in zip(out, plan.means, strict=True):
             if mean:
                 piece += mean
-    return tuple([piece.view(lead + shape) for piece, shape in zip(out, plan.shapes, strict=True)])
+    return tuple(out)
+
+
+def _divided(flat: Tensor, plan: UnpackPlan) -> list[Tensor]:
+    """Views ``[…, *shape]`` of a vector ``[…, numel]``."""
+    pieces = zip(flat.split(plan.sizes, -1), plan.shapes, strict=True)
+    return [piece.view(flat.shape[:-1] + shape) for piece, shape in pieces]
 
 
 class _Unpack(torch.autograd.Function):

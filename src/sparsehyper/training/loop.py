@@ -140,10 +140,13 @@ def train(
             decides on the best evaluation (the highest mean accuracy, and of several the one with
             the lowest loss), early stopping and the plateau schedule.
         config: the settings.
-        loss: called as ``loss(output, y)``; returns a mean, or one number for each sample; None for
-            the cross entropy, or for numbers the mean squared error.
-        metric: the same; higher is better. Its means over tasks stand in the place of accuracies.
-            None for the accuracy or R², or with a ``loss`` of one's own for minus that loss.
+        loss: called as ``loss(output, y)``; returns the mean over a batch, or one number for each
+            sample. It is minimised as it is, with its own weights and reduction; the loss of an
+            evaluation is the mean over its batches, weighted by their samples. None for the cross
+            entropy, or for numbers the mean squared error.
+        metric: called like ``loss``; higher is better. It is used instead of the accuracy to choose
+            the best evaluation. None for the accuracy or R², or with a ``loss`` of one's own for
+            minus that loss.
         callback: called as ``callback(kind, step, values)`` with all metrics, of the kinds
             ``"train"`` (every ``config.log_every`` updates) and ``"validation"``.
         names: task names, for metrics and errors; None for those of a hypernetwork.

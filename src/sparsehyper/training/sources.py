@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.inputs import Inputs, as_tensor
-from sparsehyper._util.objectives import own_losses, sample_losses
+from sparsehyper._util.objectives import loss_as_given, sample_losses
 from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
@@ -37,7 +37,7 @@ class Measures:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
-        found = own_losses(out, y, self.loss)
+        found = loss_as_given(out, y, self.loss)
         return found.expand(len(y)) if found.ndim == 0 else found
 
     def scores(self, out: Any, y: Tensor, losses: Tensor) -> Tensor:
@@ -133,10 +133,13 @@ def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
         )
     if isinstance(task, str) or np.ndim(task) == 0:
         task = [task] * len(y)
+    elif np.ndim(task) > 1 or len(task) != len(y):
+        raise ValueError(
+            f"a batch's `task` must name its {len(y)} samples, [{len(y)}], got shape "
+            f"{list(np.shape(task))}"
+        )
     rows = {name: i for i, name in enumerate(names)}
     numbers = [task_index(t, rows) for t in (task.tolist() if hasattr(task, "tolist") else task)]
-    if len(numbers) != len(y):
-        raise ValueError(f"a batch's `task` must name its {len(y)} samples, got {len(numbers)}")
     return x, y, torch.tensor(numbers)
 
 
