@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsehyper._util.inputs import labelled
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
 from sparsehyper.adaptation.samples import Samples, TaskSamples
@@ -88,6 +89,12 @@ def usual_of(start: Start) -> dict[str, Usual]:
     return USUAL if start.hnet.head is None else USUAL_WITH_HEAD
 
 
+def _has_classes(samples: Samples) -> bool:
+    """Whether samples are of more than one class."""
+    labels = torch.cat([y.flatten() for _, y in labelled("the samples of a known task", samples)])
+    return len(labels.unique()) > 1
+
+
 def usual_on(
     start: Start,
     known: Mapping[str, Samples],
@@ -98,6 +105,8 @@ def usual_on(
 ) -> dict[str, Usual]:
     """What ways are worth on some known tasks; those that do not apply are left as they are.
 
+    Tasks whose samples are all of one class tell nothing, and are left out.
+
     Args:
         start: what the new task starts from.
         known: samples of known tasks, by name.
@@ -106,7 +115,11 @@ def usual_on(
         seed: seed of the choice of tasks and of samples.
         deadline: value of ``time.perf_counter()`` to end at; one task is always learned.
     """
-    given = [name for name in known if start.hnet.tasks.index(name) in start.known]
+    given = [
+        name
+        for name in known
+        if start.hnet.tasks.index(name) in start.known and _has_classes(known[name])
+    ]
     order = torch.randperm(len(given), generator=seeded(seed)).tolist()
     logits: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     began = time.perf_counter()

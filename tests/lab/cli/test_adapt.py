@@ -295,6 +295,25 @@ def test_a_run_finds_its_relative_folder_from_another(command, trained, tmp_path
     assert done.code == 0, done.err
 
 
+def test_added_tasks_of_larger_images_are_resized(command, adapted, tmp_path):
+    write_task(tmp_path / "more" / "hats", {"old": 90, "new": 160}, count=3)
+    for file in (tmp_path / "more").rglob("*.png"):
+        with Image.open(file) as image:
+            image.resize((16, 16)).save(file)
+    added = ("evaluate", adapted, "--added", tmp_path / "more")
+    assert "16 × 16" in command(*added).err
+    done = command(*added, "--resize", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["accuracy"] > 0.6
+    assert "`--resize` is for images of `--added`" in command("evaluate", adapted, "--resize").err
+
+
+def test_images_in_the_present_folder_are_counted_by_its_name(command, trained, monkeypatch):
+    monkeypatch.chdir(trained / "data" / "bags" / "new")
+    done = command("predict", trained / "run", ".", "--task", "bags")
+    assert "in the folder of their class" in done.err
+
+
 def test_added_tasks_are_evaluated_on_validation_images(command, adapted, tmp_path):
     for part, count in (("train", 2), ("test", 2), ("val", 3)):
         write_task(tmp_path / "more" / part / "hats", {"old": 90, "new": 160}, count, seed=count)
@@ -317,6 +336,7 @@ def test_a_task_that_was_hardly_learned_is_told_of(command, trained, tmp_path):
     assert done.code == 0
     assert "warning: the new task 'noise' was hardly learned: " in done.err
     assert "of its own 80 images are right, and 50% are of one class" in done.err
+    assert "(`--method` 'auto', or `--tune` 'all')" in done.err
 
 
 def paint(path: Path, size=(8, 8), mode="L") -> None:

@@ -30,8 +30,8 @@ OPTIONS = {
         "--log-with", "--shard", "--outputs", "--trust-target", "--help",
     },
     "evaluate": {
-        "--split", "--added", "--data", "--data-dir", "--device", "--json", "--trust-target",
-        "--help",
+        "--split", "--added", "--resize", "--data", "--data-dir", "--device", "--json",
+        "--trust-target", "--help",
     },
     "inspect": {
         "--generator", "--budget", "--base", "--target", "--image", "--classes", "--latent-dim",

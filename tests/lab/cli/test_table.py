@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers.command_line import QUICK
-from helpers.sites import write_sites
+from helpers.sites import COLUMNS, write_sites
 from sparsehyper.lab.data import Columns, read_table
 from sparsehyper.lab.runs import build_target, load_run
 
@@ -90,6 +94,74 @@ def test_a_table_goes_in_and_comes_out(command, root):
         "predict", root / "more", root / "more.csv", "--task", "003", "--format", "json"
     )
     assert {row["task"] for row in json.loads(as_one.out)["rows"]} == {"003"}
+
+
+def test_a_csv_file_comes_out_as_it_is_and_goes_in_again(command, root, tmp_path):
+    """Whatever columns it has that the model does not use."""
+    rows = list(csv.DictReader(io.StringIO((root / "more.csv").read_text())))[:4]
+    own = {"id": "00123", "sold": "True", "day": "2026-01-05", "far": "1e400", "note": "-0.50"}
+    odd, number = [{**row, **own} for row in rows], COLUMNS[1]
+    odd[0][number] = ""
+    file = tmp_path / "odd.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, odd[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(odd)
+    done = command("predict", root / "more", file, "--format", "csv")
+    assert done.code == 0, done.err
+    found = list(csv.DictReader(io.StringIO(done.out)))
+    assert [{name: row[name] for name in odd[0]} for row in found] == odd
+    file.write_text(done.out)
+    again = command("predict", root / "more", file, "--format", "csv")
+    assert again.code == 0, again.err
+    odd[0][number] = "much"
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, odd[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(odd)
+    done = command("predict", root / "more", file)
+    assert f"column '{number}' must hold numbers, as in training, got 'much'" in done.err
+
+
+@pytest.mark.parametrize("values", ["True False", "true false"])
+def test_true_and_false_are_classes_however_they_are_written(command, tmp_path, values):
+    write_sites(tmp_path / "sites.csv", range(3), 20, graded=True)
+    text = (tmp_path / "sites.csv").read_text()
+    yes, no = values.split()
+    (tmp_path / "sites.csv").write_text(text.replace("high", yes).replace("low", no))
+    data = ("--data", tmp_path / "sites.csv", "--task-column", "site", "--target-column", "grade")
+    assert command("train", *data, "--out", tmp_path / "run", *QUICK).code == 0
+    table = pyarrow.csv.read_csv(tmp_path / "sites.csv")
+    one = table.filter(pyarrow.compute.equal(table["site"], table["site"][0]))
+    pyarrow.parquet.write_table(one, tmp_path / "new.parquet")
+    new = ("--data", tmp_path / "new.parquet", "--task", "new", "--method", "head")
+    done = command("adapt", tmp_path / "run", *new, "--out", tmp_path / "more", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tasks"][0]["classes"] == ["false", "true"]
+
+
+def test_a_task_of_one_class_does_not_stop_the_learning_of_another(command, tmp_path):
+    write_sites(tmp_path / "sites.csv", range(3), 20, graded=True)
+    lines = (tmp_path / "sites.csv").read_text().splitlines()
+    alike = [line.replace("high", "low") if line.startswith("002,") else line for line in lines]
+    (tmp_path / "sites.csv").write_text("\n".join(alike) + "\n")
+    data = ("--data", tmp_path / "sites.csv", "--task-column", "site", "--target-column", "grade")
+    assert command("train", *data, "--out", tmp_path / "run", *QUICK).code == 0
+    write_sites(tmp_path / "new.csv", range(3, 4), 6, graded=True)
+    new = ("--data", tmp_path / "new.csv", "--out", tmp_path / "more", "--seconds", 20)
+    done = command("adapt", tmp_path / "run", *new)
+    assert done.code == 0, done.err
+
+
+def test_data_that_have_moved_are_recorded_for_a_finished_run_too(command, root, tmp_path):
+    shutil.copytree(root / "run", tmp_path / "run")
+    shutil.copy(root / "sites.csv", tmp_path / "moved.csv")
+    data = ("--data", tmp_path / "moved.csv", "--task-column", "site", "--target-column", "price")
+    done = command("train", *data, "--out", tmp_path / "run", *OPTIONS[4:], "--resume")
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["data"]["source"] == str(tmp_path / "moved.csv")
+    assert command("evaluate", tmp_path / "run").code == 0
 
 
 def test_an_exported_model_says_how_to_use_it(command, root, tmp_path):

@@ -202,7 +202,7 @@ BAD = {
         ),
         {},
         ValueError,
-        "task 'm02' has no .* sequences; give it more sequences, or leave it out",
+        "sequences are left for the task 'm02'; give it more sequences, or leave it out",
     ),
 }
 

@@ -87,7 +87,11 @@ BAD = {
         ValueError,
         "column 'site' must have",
     ),
-    "too few rows": ({"old": "\n002,", "new": "\n001,", "but": 1}, ValueError, "has no .* rows"),
+    "too few rows": (
+        {"old": "\n002,", "new": "\n001,", "but": 1},
+        ValueError,
+        "no .* rows are left",
+    ),
 }
 
 
@@ -97,4 +101,27 @@ def test_tables_that_are_refused(path, change, error, message):
     kept = text.count(old) - change.get("but", 0)
     path.write_text(text.replace(old, new, kept))
     with pytest.raises(error, match=message):
+        load(path)
+
+
+def test_numbers_too_large_to_scale_are_told_with_their_column(path):
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},big", *(f"{row},1e200" for row in rows)]))
+    with pytest.raises(ValueError, match=r"column 'big' must hold .* at most 1e\+100, got 1e\+200"):
+        load(path)
+
+
+def test_integers_larger_than_a_float_holds_are_rounded(path):
+    head, *rows = path.read_text().splitlines()
+    lines = (f"{row},{1732686934 * 10**9 + i * 10**9}" for i, row in enumerate(rows))
+    path.write_text("\n".join([f"{head},stamp", *lines]))
+    (stamp,) = (one for one in load(path).columns.numbers if one.name == "stamp")
+    assert stamp.mean == pytest.approx(1.7327e18, rel=1e-3)
+    assert f"{stamp.mean!r}" in "".join(load(path).columns.describe())
+
+
+def test_all_tasks_with_too_few_rows_are_named(path):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1].replace("000,", "a,"), "b" + lines[2][3:]]))
+    with pytest.raises(ValueError, match="rows are left for the tasks 'a', 'b'; give it more"):
         load(path)

@@ -42,7 +42,7 @@ app = typer.Typer(
 
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command report its errors as a line on stderr and an exit code."""
-    # Errors name Python arguments; the user gave options.
+    # Errors and warnings name Python arguments; the user gave options.
     names = [name for name in signature(command).parameters if name != "context"]
     options = {name: f"--{name.replace('_', '-')}" for name in names} | {
         "source": "--data",
@@ -56,10 +56,13 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     if "run" in names:
         options |= {"run": "RUN", "directory": "RUN"}
 
+    def as_options(text: object) -> str:
+        return re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(text))
+
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            with raising_signals(), warnings_as_lines():
+            with raising_signals(), warnings_as_lines(as_options):
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise SystemExit(str(error) or "interrupted") from None  # `run` prints it
@@ -84,8 +87,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
                 raise typer.Exit(FAILED) from None
             # str() of a KeyError is the repr of its message.
             message = error.args[0] if isinstance(error, LookupError) and error.args else error
-            text = re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(message))
-            echo(f"error: {text}", err=True)
+            echo(f"error: {as_options(message)}", err=True)
             from sparsehyper.training import NonFiniteError
 
             failed = isinstance(error, (NonFiniteError, RuntimeError))

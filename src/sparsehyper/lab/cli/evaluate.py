@@ -24,6 +24,10 @@ def evaluate(
             r"[train|test]/TASK/CLASS/\*.png."
         ),
     ] = None,
+    resize: Annotated[
+        bool,
+        typer.Option("--resize", help="Resize images of --added to the size that the model takes."),
+    ] = False,
     data_dir: Annotated[
         str | None,
         typer.Option(envvar="SPARSEHYPER_DATA", help="Folder of the named data sets' files."),
@@ -45,6 +49,7 @@ def evaluate(
         split=split,
         source=data,
         added=added,
+        resize=resize,
         data_dir=data_dir,
         device=device,
         trust=trust_target or (),

@@ -72,7 +72,7 @@ _SETTINGS = {
     "targets": _Setting(
         *("Data", str | None, None, "data.targets"),
         "For a table: the column to predict holds numbers or classes; by default classes where it "
-        "holds text.",
+        "holds text, or true and false.",
     ),
     "tasks": _Setting(
         *("Data", str | None, None, "data.tasks"),

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -35,11 +35,15 @@ def echo(text: object, *, err: bool = False) -> None:
 
 
 @contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """Context in which a warning is one line on stderr, without its place in the code."""
+def warnings_as_lines(said: Callable[[object], str]) -> Iterator[None]:
+    """Context in which a warning is one line on stderr, without its place in the code.
+
+    Args:
+        said: makes the line's text of a warning.
+    """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        echo(f"warning: {message}", err=True)
+        echo(f"warning: {said(message)}", err=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -63,9 +67,17 @@ def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     typer.echo(text.getvalue(), nl=False)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _cell(value: Any) -> str:
-    text = printable(value)
-    if isinstance(value, (int, float)):  # a number below 0 is no formula
+    text = "" if value is None else printable(value)
+    if _is_number(text):  # one below 0 is no formula
         return text
     return f"'{text}" if str(value).startswith(_FORMULAS) else text
 

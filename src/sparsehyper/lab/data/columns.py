@@ -29,6 +29,8 @@ SUFFIXES = (".csv", ".parquet")
 TARGETS = ("numbers", "classes")
 MISSING = "(missing)"
 _MOST_VALUES = 1000  # of a category
+_LARGEST = 1e100  # number that can be scaled
+_BOOLEANS = {"true", "false"}
 
 Table = dict[str, NDArray[Any]]
 """Columns by name: float64, where missing numbers are NaN; or objects, texts or None."""
@@ -95,6 +97,15 @@ class Columns:
         if self.sequences is None:
             return (width,)
         return (width + self.sequences.padded, self.sequences.length)
+
+    @property
+    def used(self) -> list[str]:
+        """All columns that count."""
+        sequences = self.sequences
+        of_sequences = [] if sequences is None else [sequences.column, sequences.order]
+        numbers = [one.name for one in self.numbers]
+        categories = [one.name for one in self.categories]
+        return [self.task, self.target, *filter(None, of_sequences), *numbers, *categories]
 
     @property
     def texts(self) -> list[str]:
@@ -219,7 +230,7 @@ class Columns:
     def describe(self) -> list[str]:
         """How a row becomes an input, step by step, in words."""
         steps = [
-            f"{c.name}: (x - {c.mean:g}) / {c.scale:g}; a missing number is {c.median:g}"
+            f"{c.name}: (x - {c.mean!r}) / {c.scale!r}; a missing number is {c.median!r}"
             for c in self.numbers
         ]
         steps += [
@@ -233,9 +244,8 @@ class Columns:
     def _numbers(self, table: Table, name: str) -> NDArray[np.float64]:
         values = column_of(table, name)
         if not is_numbers(values):
-            raise ValueError(
-                f"column {name!r} must hold numbers, as in training, got {next(iter(values))!r}"
-            )
+            wrong = next((value for value in values if not _says_number(value)), values[0])
+            raise ValueError(f"column {name!r} must hold numbers, as in training, got {wrong!r}")
         return values
 
 
@@ -248,13 +258,20 @@ def is_table(source: str) -> bool:
     return Path(source).suffix.lower() in SUFFIXES
 
 
-def read_table(path: Path, texts: Collection[str] = (), order: str | None = None) -> Table:
+def read_table(
+    path: Path,
+    texts: Collection[str] = (),
+    order: str | None = None,
+    used: Collection[str] | None = None,
+) -> Table:
     """Read a CSV or parquet file.
 
     Args:
         path: the file.
         texts: columns to read as text, whatever they hold.
         order: a column to sort by, of numbers, dates or times; it becomes their ranks.
+        used: columns that are needed; others may hold anything, and come without values. None for
+            all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -263,15 +280,23 @@ def read_table(path: Path, texts: Collection[str] = (), order: str | None = None
         ImportError: the ``data`` extra is not installed.
     """
     found = _open(path, texts)
-    return {
-        name: _ranks(name, column) if name == order else _values(name, column, name in texts)
-        for name, column in zip(found.column_names, found.columns, strict=True)
-    }
+    table = {}
+    for name, column in zip(found.column_names, found.columns, strict=True):
+        if used is not None and name not in used:
+            table[name] = np.full(len(column), None)
+        elif name == order:
+            table[name] = _ranks(name, column)
+        else:
+            table[name] = _values(name, column, name in texts)
+    return table
 
 
 def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
-    """The cells of a CSV or parquet file as they are, by column; as `read_table` otherwise."""
-    found: dict[str, list[Any]] = _open(path, texts).to_pydict()
+    """The cells of a CSV or parquet file as they are, by column; as `read_table` otherwise.
+
+    Those of a CSV file are text.
+    """
+    found: dict[str, list[Any]] = _open(path, texts, as_they_are=True).to_pydict()
     return found
 
 
@@ -283,7 +308,7 @@ def column_of(table: Table, name: str) -> NDArray[Any]:
 
 
 def is_numbers(values: NDArray[Any]) -> bool:
-    """Whether a column holds numbers."""
+    """Whether a column holds numbers, or true and false, which count as 1 and 0."""
     return values.dtype != object
 
 
@@ -297,14 +322,17 @@ def check_complete(values: NDArray[Any], name: str) -> None:
         )
 
 
-def _open(path: Path, texts: Collection[str]) -> Any:
-    """The file as an Arrow table."""
+def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> Any:
+    """The file as an Arrow table; ``as_they_are`` takes all cells of a CSV file as text."""
     pa = require("pyarrow", "data")
     if not path.is_file():
         raise FileNotFoundError(f"`source` is not a file: {path}")
     try:
         if path.suffix.lower() == ".csv":
             csv = require("pyarrow.csv", "data")
+            if as_they_are:
+                with csv.open_csv(path) as head:
+                    texts = head.schema.names
             options = csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
             found = csv.read_csv(path, convert_options=options)
         else:
@@ -318,16 +346,29 @@ def _open(path: Path, texts: Collection[str]) -> Any:
     return found
 
 
+def _says_number(text: str | None) -> bool:
+    """Whether a cell is empty or says a number."""
+    try:
+        return text is None or float(text) is not None
+    except ValueError:
+        return False
+
+
 def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
     pa = require("pyarrow", "data")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if text or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         # pyarrow leaves an empty cell of a CSV file as empty text.
-        return np.array([x or None for x in column.cast(pa.string()).to_pylist()], dtype=object)
+        texts = [x or None for x in column.cast(pa.string()).to_pylist()]
+        if {x.lower() for x in texts if x} <= _BOOLEANS:  # pandas writes True, parquet has true
+            texts = [x and x.lower() for x in texts]
+        return np.array(texts, dtype=object)
     if pa.types.is_boolean(kind):
+        if not column.null_count:
+            return np.array(column.to_pylist())
         column = column.cast(pa.int8())
     try:
-        values = column.cast(pa.float64()).to_numpy()
+        values = column.cast(pa.float64(), safe=False).to_numpy()  # rounds large integers
     except pa.ArrowException:
         values = None
     if values is None or not _is_number(pa.types, kind):
@@ -365,6 +406,13 @@ def _fit_numbers(columns: Table) -> tuple[Numbers, ...]:
         return ()
     impute, preprocess = require("sklearn.impute", "data"), require("sklearn.preprocessing", "data")
     x = np.stack(list(columns.values()), axis=1)
+    for name, values in columns.items():
+        largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+        if largest > _LARGEST:
+            raise ValueError(
+                f"column {name!r} must hold numbers of at most {_LARGEST:g}, got {largest:g}; "
+                "leave it out, or take its logarithm"
+            )
     imputer = impute.SimpleImputer(strategy="median", keep_empty_features=True).fit(x)
     scaler = preprocess.StandardScaler().fit(imputer.transform(x))
     rows = zip(columns, imputer.statistics_, scaler.mean_, scaler.scale_, strict=True)

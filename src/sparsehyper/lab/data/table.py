@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.text import listed
 from sparsehyper.lab.data.columns import (
     Columns,
     Table,
@@ -99,7 +100,8 @@ def load_table(
         target_column: the column to predict; all columns not named here are inputs.
         sequence_column: the column that names each row's sequence; None if every row is a sample.
         order_column: the column to sort the steps of a sequence by; None for the file's order.
-        targets: ``"numbers"`` or ``"classes"``; None for classes where the column holds text.
+        targets: ``"numbers"`` or ``"classes"``; None for classes where the column holds text, or
+            true and false.
         val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
 
@@ -124,7 +126,10 @@ def load_table(
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
     if targets is None:
-        targets = "numbers" if is_numbers(values) else "classes"
+        targets = "classes" if values.dtype in (object, bool) else "numbers"
+        if values.dtype == bool:
+            table = read_table(path, [*texts, target_column], order_column)
+            values = column_of(table, target_column)
     if targets == "numbers" and not is_numbers(values):
         raise ValueError(
             f"`targets` 'numbers' needs numbers in the column {target_column!r}, got text"
@@ -152,13 +157,15 @@ def load_table(
     val[~test] = hold_out(digest[~test], group[~test], val_fraction, seed)
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
-        if lacking := set(range(len(names))) - set(task[chosen]):
+        if lacking := sorted(set(range(len(names))) - set(task[chosen])):
             remedy = (
                 "`val_fraction` must be above 0"
                 if part == "validation" and not val_fraction
                 else f"give it more {what}, or leave it out"
             )
-            raise ValueError(f"task {names[min(lacking)]!r} has no {part} {what}; {remedy}")
+            which = "task" if len(lacking) == 1 else "tasks"
+            these = listed(names[i] for i in lacking)
+            raise ValueError(f"no {part} {what} are left for the {which} {these}; {remedy}")
     kept = samples.among(parts["training"])
     columns = Columns.fit(table, kept, task_column, target_column, targets, sequences)
     x, y = _inputs(table, columns, samples), columns.targets_of(table, classes)[samples.first]
@@ -237,7 +244,7 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
     """
     sequences = columns.sequences
     order = None if sequences is None else sequences.order
-    table = read_table(path, columns.texts, order)
+    table = read_table(path, columns.texts, order, columns.used)
     if task is not None:
         tasks = np.full(len(next(iter(table.values()))), task, dtype=object)
     else:

@@ -128,7 +128,7 @@ def predict_run(
     classes = info.classes[info.names.index(task)]
     probabilities = _probabilities(loaded, task, x, len(classes), here, batch_size)
     labels = [classes[int(i)] for i in probabilities.argmax(1)]
-    folders = [path.parent.name for path in paths]
+    folders = [path.absolute().parent.name for path in paths]
     right = [label == folder for label, folder in zip(labels, folders, strict=True)]
     return Prediction(
         task,

@@ -104,6 +104,9 @@ def run_experiment(
         check_run(path, config)
         finished = finished_result(path, experiment)
         if finished is not None:
+            if read_config(path)["config"]["data"]["source"] != config["data"]["source"]:
+                with Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date) as moved:
+                    moved.record_config()  # where the data are now
             with open_checkpoint(path, "best", read_config(path)["run"]):
                 return finished  # its checkpoint is intact
         run = Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date)
@@ -143,6 +146,7 @@ def evaluate_run(
     split: str = "test",
     source: str | None = None,
     added: str | PathLike[str] | None = None,
+    resize: bool = False,
     data_dir: str | PathLike[str] | None = None,
     device: str = "auto",
     trust: Collection[str] = (),
@@ -157,6 +161,7 @@ def evaluate_run(
         added: a folder ``<task>/<class>/*.png`` with images of some of the tasks, such as those
             that were added, with or without ``train/`` and ``test/`` above, and ``val/``; these
             alone are evaluated. Without those folders, all images are its test images.
+        resize: resize images of ``added`` of other sizes than the model takes.
         data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
         trust: as `read_experiment` takes it.
@@ -169,7 +174,9 @@ def evaluate_run(
     check_choice("split", split, SPLITS)
     loaded, here = load_run(directory, trust=trust), processes(device)
     if added is not None:
-        return _evaluate_folder(loaded, Path(added), split, here)
+        return _evaluate_folder(loaded, Path(added), split, here, resize=resize)
+    if resize:
+        raise ValueError("`resize` is for images of `added`; those of the run have its own size")
     experiment = loaded.experiment
     data = experiment.data if source is None else replace(experiment.data, source=source)
     tasks = load_tasks(data, data_dir)
@@ -207,8 +214,11 @@ def _evaluate(
     )
 
 
-def _evaluate_folder(loaded: LoadedRun, folder: Path, split: str, here: Processes) -> Evaluation:
-    info, resize = loaded.tasks, loaded.experiment.data.image_size is not None
+def _evaluate_folder(
+    loaded: LoadedRun, folder: Path, split: str, here: Processes, *, resize: bool
+) -> Evaluation:
+    info = loaded.tasks
+    resize = resize or loaded.experiment.data.image_size is not None
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for one in read_new_tasks(info, folder, resize=resize):
         loaded.task_list.check_known(one.name)

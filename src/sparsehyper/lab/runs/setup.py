@@ -194,7 +194,8 @@ def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> 
     raise FileNotFoundError(
         "`source` must be a folder of images, a table (*.csv, *.parquet) or one of "
         f"{', '.join(map(repr, SOURCES))}, or several joined by '+'; got "
-        f"{data.source!r}, which is none of them; say where it is now if it has moved"
+        f"{data.source!r}, which is none of them; if it has moved, say where it is now (`train "
+        "--resume --data NEW` records it, for a finished run too)"
     )
 
 
