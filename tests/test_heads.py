@@ -189,7 +189,7 @@ def test_numbers_are_predicted_by_ridge() -> None:
     assert error < 0.5 * y[100:].var()
     left_out = hnet(x[:100], task="a", solve_for=y[:100])
     assert left_out.shape == (100, 2)
-    with pytest.raises(ValueError, match=r"shape \[n, 2\], got \[100\]"):
+    with pytest.raises(ValueError, match=r"shape \[n, 2\], .* got \[100\]"):
         hnet(x[:100], task="a", solve_for=y[:100, 0])
 
 
@@ -259,7 +259,7 @@ def test_what_cannot_have_a_head_is_an_error() -> None:
         hnet(torch.randn(4, 6), task=0)
     with pytest.raises(ValueError, match=r"'nothing'.*'fc', 'body'"):
         HyperNetwork(LastDeclaredFirst(), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge("nothing"))
-    with pytest.raises(ValueError, match="no layer inside it"):
+    with pytest.raises(ValueError, match="inside the target, to replace it; it has none"):
         HyperNetwork(nn.Linear(3, 2), Sparse(), TaskEmbedding(NAMES, 8), head=Ridge())
     with pytest.raises(TypeError, match="`head` must be a head such as Ridge"):
         HyperNetwork(target(), Sparse(), TaskEmbedding(NAMES, 8), head="ridge")  # type: ignore[arg-type]

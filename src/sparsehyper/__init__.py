@@ -1,4 +1,4 @@
-"""One hypernetwork for many tasks: many kinds of generators for any PyTorch module."""
+"""Train one hypernetwork that generates the parameters of any PyTorch module for many tasks."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ from sparsehyper.target.norm_statistics import is_statistic
 class OutputRegulariser:
     """A penalty on changes of the models of tasks that were learned before.
 
-    Add it to the loss at every step, and call `hold` when a task is learned. Make an optimiser for
-    each task, as one that goes on keeps the momentum of the task before, and begin it at an
-    embedding of its own, since at that of an earlier task the penalty would not let it leave.
+    Add it to the loss at every step, and call `hold` when a task is learned. Make a new
+    optimiser for each task, since an old one keeps the momentum of the task before. Start each task
+    from an embedding of its own: at that of an earlier task the penalty would hold it there.
 
     Batch-norm statistics and heads in closed form belong to each task and need no penalty.
     What all tasks share and a later one would change cannot be held, and is refused.
@@ -42,8 +42,8 @@ class OutputRegulariser:
     Args:
         hnet: a hypernetwork that makes one model for each named task.
         beta: strength β of the penalty, at least 0.
-        tasks_per_step: number of earlier tasks, drawn at random, that a step's penalty is about;
-            None for all of them. The penalty is their mean, so ``beta`` can stay as it is.
+        tasks_per_step: number of earlier tasks to penalise in each step, drawn at random; None for
+            all. The penalty is a mean over them, so ``beta`` need not be changed.
         seed: seed of these draws.
 
     Attributes:

@@ -42,6 +42,7 @@ from sparsehyper._util.ridge import (
     solve_ridge,
     solve_under_prior,
 )
+from sparsehyper._util.text import listed
 from sparsehyper.layout import owner_of
 
 TARGETS = ("classes", "numbers")
@@ -83,9 +84,11 @@ class Head:
         linear = {name: m for name, m in target.named_modules() if isinstance(m, nn.Linear)}
         name = next(reversed(linear), "") if self.layer is None else self.layer
         if name not in linear or not name:
+            wanted = "" if self.layer is None else f" named {self.layer!r}"
+            inside = listed(filter(None, linear))
+            remedy = f"name one of {inside} by `layer`" if inside else "it has none"
             raise ValueError(
-                f"`head` replaces the linear layer {self.layer or 'that ends the target'!r}, got a "
-                f"target with {', '.join(map(repr, filter(None, linear))) or 'no layer inside it'}"
+                f"`head` needs an nn.Linear{wanted} inside the target, to replace it; {remedy}"
             )
         return name, linear[name]
 
@@ -198,7 +201,7 @@ class SolvedHead(nn.Module):
         Args:
             features: ``[n, features]``.
             y: class numbers ``[n]``, or numbers ``[n, outputs]``.
-            n_classes: number of classes, if there may be more than there are examples of.
+            n_classes: number of classes of the task, if some of them have no example here.
 
         Returns:
             Weight ``[outputs, features]`` and bias ``[outputs]``; at least one output for each
@@ -330,7 +333,10 @@ class SolvedHead(nn.Module):
         if not self.classes:
             targets = y[:, None] if y.ndim == 1 else y
             if targets.ndim != 2 or targets.shape[1] != outputs:
-                raise ValueError(f"targets must have shape [n, {outputs}], got {list(y.shape)}")
+                raise ValueError(
+                    f"labels of a regression must have shape [n, {outputs}], as the target's "
+                    f"outputs, got {list(y.shape)}; for class numbers use `Ridge()`"
+                )
             return targets, torch.ones(outputs, dtype=torch.bool, device=y.device)
         outputs = max(outputs, n_classes, int(y.max()) + 1 if len(y) else 0)
         targets = F.one_hot(y.long(), outputs).to(self.weight.dtype)

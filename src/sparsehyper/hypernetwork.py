@@ -48,7 +48,7 @@ _Output_co = TypeVar("_Output_co", covariant=True)
 
 
 class Returns(Protocol[_Output_co]):
-    """A module by what its ``forward`` is annotated to return; without an annotation ``Any``."""
+    """For type checkers: a module whose ``forward`` returns a known type, or ``Any``."""
 
     def forward(self, *args: Any, **kwargs: Any) -> _Output_co: ...
 
@@ -218,10 +218,6 @@ class HyperNetwork(Stored, Generic[Output]):
 
         Args:
             *args, **kwargs: arguments of the target.
-            solve_for: labels of the samples, to train a hypernetwork with a ``head``: class numbers
-                ``[batch]``, or numbers ``[batch, outputs]``. The output for each sample is then
-                by the head that is solved from all other samples of its task in the batch. Without
-                it, the heads are those that `solve_head` found.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; one for each sample, in a list, tuple, array or integer tensor
                 ``[batch]``, where the first dimension of every tensor argument and output must be
@@ -229,6 +225,10 @@ class HyperNetwork(Stored, Generic[Output]):
                 waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out
                 if there is one task, or none. What `group` returns stands for the tasks that it was
                 given. An embedding has no head, so that with a ``head`` the output is the features.
+            solve_for: labels of the samples, class numbers ``[batch]`` or numbers
+                ``[batch, outputs]``; only to train a hypernetwork with a ``head``. Each sample is
+                then predicted by the head solved from the other samples of its task in this batch.
+                Without it, the heads are those that `solve_head` kept.
 
         Raises:
             KeyError, IndexError: an unknown task.

@@ -49,10 +49,10 @@ class Stored(NamedTasks):
 
         Args:
             directory: the directory.
-            frozen: parameters of the target, or of a conditioner's encoder, that were frozen when
-                it was given, and have not changed since, and a pretrained base are kept by
-                ``"reference"``: the files hold their fingerprints, and `load` needs the same
-                module again. ``"store"`` writes them to the files too.
+            frozen: what to do with values that training has not changed: frozen parameters of the
+                target or of a conditioner's encoder, and a pretrained base. ``"reference"`` writes
+                their fingerprints only, so that `load` needs the same module again. ``"store"``
+                writes the values.
             overwrite: replace a hypernetwork that was saved there, as after every epoch.
 
         Raises:
@@ -83,10 +83,10 @@ class Stored(NamedTasks):
 
         Args:
             directory: the directory.
-            target: a module like the one that the hypernetwork was made with. Values that the
-                files hold do not matter; those kept by reference must be the same. None builds it
-                from the files: an ``nn.Sequential`` of PyTorch's layers, or a model of transformers
-                by its configuration, if the files hold all values.
+            target: a module like the one that the hypernetwork was made with. Its values are
+                replaced by the saved ones, except those saved by reference, which must be equal.
+                None builds it from the files: an ``nn.Sequential`` of PyTorch's layers, or a model
+                of transformers by its configuration, if the files hold all values.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
             device: device to put it on; None for that of ``target``.

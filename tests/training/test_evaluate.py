@@ -110,7 +110,7 @@ def test_json_round_trip():
 
 
 def test_a_task_without_images_is_named():
-    with pytest.raises(ValueError, match="task 'b': it has no images"):
+    with pytest.raises(ValueError, match="task 'b' has no samples to evaluate on"):
         evaluate(Constant(0.0, 0.0), Given([0], []), names=["a", "b"])
 
 

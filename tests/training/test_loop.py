@@ -243,7 +243,7 @@ def test_a_task_without_validation_images_is_found_before_anything_is_trained():
 
     model, before = Model(), Model()
     config = TrainConfig(steps=5, device="cpu")
-    with pytest.raises(ValueError, match="cannot evaluate task 'bags': it has no images"):
+    with pytest.raises(ValueError, match="task 'bags' has no samples to evaluate on"):
         train(model, Source(), Empty(), config, names=NAMES, quiet=True)
     assert same(model, before)
 

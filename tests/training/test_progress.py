@@ -22,7 +22,7 @@ def test_plain_lines_off_a_terminal(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        "step 100/200 (50%)  loss 0.2500  val 62.50% (worst 50.00% bags)  1,234 images/s  "
+        "step 100/200 (50%)  loss 0.2500  val 62.50% (worst 50.00% bags)  1,234 samples/s  "
         "0:00 elapsed  1:23 left\n"
     )
 
@@ -56,7 +56,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "101/200" in shown
     assert " 50% " in shown
     assert "val 62.50%" in shown
-    assert "1,234 images/s" in shown
+    assert "1,234 samples/s" in shown
     assert capsys.readouterr().out == ""
 
 

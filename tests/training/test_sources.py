@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_named(batches, error, message):
 def test_tasks_without_names_or_data_are_refused():
     with pytest.raises(ValueError, match="`names` must name the tasks"):
         train(nn.Linear(3, 1), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
-    with pytest.raises(ValueError, match="cannot evaluate task 'down'"):
+    with pytest.raises(ValueError, match="task 'down' has no samples to evaluate on"):
         train(make(), [(X, Y, 0)], [(X, Y, 0)], CONFIG, quiet=True)
     with pytest.raises(ValueError, match=r"`loss` must return .* got shape \[2\] for labels \[n\]"):
         train(make(), [(X, Y, 0)], [(X, Y, TASK)], CONFIG, loss=lambda *_: X[:2, 0], quiet=True)

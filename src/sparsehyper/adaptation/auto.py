@@ -75,10 +75,10 @@ class Adapted:
         name: task name.
         model: an ordinary module: calibrated log-probabilities ``[n, classes]``, which are logits
             too; with a loss of one's own, outputs.
-        ways: how every way did, by name, the weightiest first.
+        ways: how each way did on held-out examples, by name, in order of weight.
         accuracy: accuracy to expect on new samples; None without classes.
         interval: its 95% interval.
-        more: accuracy to expect of 2 and 4 times as many examples.
+        more: accuracy to expect with 2 and with 4 times as many examples, by that factor.
         why: what was chosen and why, in words.
         warnings: what to mind, in words.
         seconds: duration.
@@ -157,9 +157,9 @@ def adapt_tasks(
         hnet: hypernetwork that was trained on other tasks.
         tasks: examples of each new task: inputs, which are whatever the target takes, and labels;
             or batches of them.
-        known: samples of known tasks, by name. Where a new task has few examples of a class, some
-            of them are learned anew, to see what each way is worth: once for all new tasks that
-            have equally many examples.
+        known: samples of known tasks, by name. They are used where a new task has few examples of
+            some class: a few of these tasks are then learned again from as few examples, to measure
+            how good each way is. This is done once for all new tasks with equally many examples.
         method: ``"auto"``, or the only way to use.
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
             label plus one. It may exceed the number of the target's outputs.

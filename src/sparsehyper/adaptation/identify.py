@@ -24,8 +24,7 @@ class Identified:
     Attributes:
         name: name of the task; None for none of the known ones.
         probabilities: probability of each task, if it is a known one.
-        p_value: share of sets of samples of the likeliest task that are as untypical of it as this
-            one.
+        p_value: probability that as many samples of the likeliest task fit it as badly as these.
         shares: share of the samples that belongs to each task, if every sample may belong to
             another.
     """
@@ -52,17 +51,17 @@ def identify_task(
 ) -> Identified:
     """Tell the known task that samples belong to, or that they belong to none.
 
-    All samples must be of one task. They are of none if they are less typical of the likeliest task
-    than nearly all sets of its own samples; those of several tasks are too, and ``shares`` says
-    which. One sample is seldom enough to tell.
+    All samples must be of one task. The answer is none if they fit the likeliest task worse than
+    nearly all sets of that task's own samples do. A mixture of samples of several tasks gives none
+    too; ``shares`` then estimates the mixture. One sample is seldom enough to tell.
 
     Args:
         hnet: the hypernetwork that the profiles were made with.
         profiles: what the samples of known tasks look like, by `task_profiles`.
         x: inputs of n samples, as `task_profiles` takes them, without labels.
         y: class numbers ``[n]``, if known.
-        significance: ``name`` is None if ``p_value`` is lower: how often a known task may be taken
-            for none.
+        significance: ``name`` is None if ``p_value`` is below this. It is also the rate at which
+            samples of a known task are wrongly said to be of none.
 
     Raises:
         TypeError: ``x`` are no inputs, or ``profiles`` are not profiles.

@@ -60,8 +60,9 @@ class Sparse(Generator):
             learned slope per layer, 0.25 at first), ``"leaky_relu"`` (0.01), ``"relu"`` or
             ``"abs"``.
         bias: add a learned bias to every unit, which starts at zero.
-        share: number of units of a layer that share each weight, at least 1; see `SparseLinear`.
-            More than 1 allows fewer weights than there are generated parameters.
+        share: number of outputs of a layer that use the same weight, at least 1; see
+            `SparseLinear`. Above 1 the generator can have fewer weights than the parameters it
+            generates.
 
     Raises:
         ValueError: a value outside its range or an unknown name.

@@ -43,15 +43,15 @@ class TrainConfig:
         accumulate: number of batches per update.
         eval_every: updates between evaluations. Each evaluation writes a checkpoint; the last
             update is always evaluated.
-        eval_batch_size: number of images per batch in evaluation.
+        eval_batch_size: number of samples per batch in evaluation.
         patience: evaluations without improvement before training stops; ``None`` for no early
             stopping.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: run the model through `torch.compile`.
-        cuda_graphs: record the work up to the gradients as CUDA graphs, one for each combination
-            of the tasks' numbers of samples, and replay them. This is for hypernetworks on one GPU
-            whose target does not wait for it and needs no Python code in later steps; not with
-            `compile` or `accumulate`.
+        cuda_graphs: record the forward and backward pass of a step as a CUDA graph, one for each
+            combination of the tasks' numbers of samples, and replay it. For a hypernetwork on one
+            GPU. Its target must not wait for the GPU (no ``.item()``), and its Python code runs
+            only while a graph is recorded. Not with `compile` or `accumulate`.
         shard: with several processes, spread the generator's weights, gradients and optimiser state
             over them (FSDP2), for a generator that one device cannot train. Not with `compile`,
             `cuda_graphs` or ``"adafactor"``. With one process it changes nothing.

@@ -30,14 +30,14 @@ LabelledBatch = tuple[Any, Tensor, Tensor]
 
 @runtime_checkable
 class EvaluationData(Protocol):
-    """Images to evaluate on, task by task."""
+    """Samples to evaluate on, task by task."""
 
     @property
     def counts(self) -> Sequence[int]:
-        """Number of images of each task."""
+        """Number of samples of each task."""
 
     def batches(self, task: int, batch_size: int) -> Iterator[LabelledBatch]:
-        """All images of a task once, in order."""
+        """All samples of a task once, in order."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +141,15 @@ def evaluate(
         data: batches as `train` takes them; or an object as `EvaluationData`.
         names: task names, by default ``"task 0"``, ``"task 1"``, ….
         n_classes: number of classes of each task; by default every output counts.
-        batch_size: number of images per batch.
+        batch_size: number of samples per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
         loss, metric: as `train` takes them.
         processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
-        ValueError: a task has no images, or the lengths of the arguments differ.
+        ValueError: a task has no samples, or the lengths of the arguments differ.
 
-    >>> class Digits:  # a task of two images
+    >>> class Digits:  # a task of two samples
     ...     counts = (2,)
     ...     def batches(self, task, batch_size):
     ...         yield torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([0, 0]), torch.zeros(2)
@@ -221,7 +221,7 @@ def check_tasks(
 
     Raises:
         ValueError: the arguments do not describe the same tasks, a name occurs twice, a task has
-            no images (``counts``), or a number of classes is below 1.
+            no samples (``counts``), or a number of classes is below 1.
     """
     count = len(counts)
     names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
@@ -236,7 +236,9 @@ def check_tasks(
             raise ValueError(f"`names` must not repeat a task's name, got {name!r} twice")
         seen.add(name)
         if counts[i] == 0:
-            raise ValueError(f"cannot evaluate task {name!r}: it has no images in this split")
+            raise ValueError(
+                f"task {name!r} has no samples to evaluate on; leave it out or give it some"
+            )
     for value in n_classes or ():
         check_integer("n_classes", value, minimum=1)
     return names

@@ -151,8 +151,8 @@ def train(
             ``"train"`` (every ``config.log_every`` updates) and ``"validation"``.
         names: task names, for metrics and errors; None for those of a hypernetwork.
         n_classes: number of classes of each task; outputs beyond it are ignored.
-        examples: the training images, which a hypernetwork with a ``head`` in closed form solves
-            the heads of its tasks from before each evaluation.
+        examples: training samples, in the form of ``validation``; needed by a hypernetwork with a
+            ``head`` in closed form, whose heads are solved from them before each evaluation.
         run: directory for metrics and checkpoints; training continues from a checkpoint if it has
             one. The model must then have a method ``save(directory)``. ``None`` trains in memory.
         quiet: show no progress.
@@ -161,7 +161,7 @@ def train(
         NonFiniteError: a loss or gradient is infinite or NaN; the update was not made.
         Interrupted: Ctrl-C or SIGTERM; the current step was finished and checkpointed first.
         CheckpointError: the run's checkpoint is damaged or belongs to another model.
-        ValueError: an argument does not fit the others, or a task has no validation images.
+        ValueError: an argument does not fit the others, or a task has no validation samples.
 
     >>> from sparsehyper import Sparse, TaskEmbedding
     >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
@@ -185,7 +185,10 @@ def train(
         check_shardable(model)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
     if solved is not None and examples is None:
-        raise ValueError("`examples` must be the training images, as the `model` has a `head`")
+        raise ValueError(
+            "`examples` is missing: a model with a `head` solves its heads from the training "
+            "samples; give them in the form of `validation`"
+        )
     was_training = model.training
     sharded = config.shard and here.count > 1
     # The parts of a model that is sharded are moved one by one.
@@ -251,7 +254,7 @@ def train(
 
             optimizer.zero_grad(set_to_none=True)
             seen: list[tuple[Tensor, int | Tensor]] = []
-            images = 0
+            samples = 0
             for part in range(config.accumulate):
                 _, y, task, _ = batch
                 with parallel.part(part, task):
@@ -260,7 +263,7 @@ def train(
                     else:
                         losses = graphs(add_gradients, *batch)
                 seen.append((losses, task))
-                images += len(y)
+                samples += len(y)
                 batch = next(stream)  # the device is still busy with the backward pass
             parallel.finish()
 
@@ -278,7 +281,7 @@ def train(
             state.step += 1
 
             step_seconds.append(time.perf_counter() - step_started)
-            window.add(loss_value, images * here.count, step_seconds[-1])
+            window.add(loss_value, samples * here.count, step_seconds[-1])
             progress.update(state.step, window.loss, window.rate)
             evaluating = state.step % config.eval_every == 0 or state.step == config.steps
             if state.step % config.log_every == 0 or evaluating or stop:
@@ -386,13 +389,13 @@ class _Window:
 
     def __init__(self) -> None:
         self._losses = self._seconds = 0.0
-        self._steps = self._images = 0
+        self._steps = self._samples = 0
 
-    def add(self, loss: float, images: int, seconds: float) -> None:
+    def add(self, loss: float, samples: int, seconds: float) -> None:
         self._losses += loss
         self._seconds += seconds
         self._steps += 1
-        self._images += images
+        self._samples += samples
 
     @property
     def loss(self) -> float:
@@ -400,7 +403,7 @@ class _Window:
 
     @property
     def rate(self) -> float:
-        return self._images / self._seconds
+        return self._samples / self._seconds
 
 
 def _stream(
@@ -463,7 +466,7 @@ def _non_finite(
     what = f"loss is {loss}" if any(guilty) else f"norm of the gradient is {norm}"
     return NonFiniteError(
         f"the {what} at step {state.step + 1}, on {_list(tasks)}; stopped before the update. "
-        f"{_kept(run)}Lower `lr`, add `warmup`, or look at the images of "
+        f"{_kept(run)}Lower `lr`, add `warmup`, or look for extreme values in the samples of "
         f"{'this task' if len(tasks) == 1 else 'these tasks'}",
         state.step + 1,
         tasks,
@@ -479,7 +482,7 @@ def _check_finite(evaluation: Evaluation, state: TrainingState, run: Run | None)
     if tasks:
         raise NonFiniteError(
             f"the validation loss is not finite after step {state.step}, on {_list(tasks)}. "
-            f"{_kept(run)}Lower `lr`, add `warmup`, or look at the task's validation images",
+            f"{_kept(run)}Lower `lr`, add `warmup`, or look at the task's validation samples",
             state.step,
             tasks,
         )

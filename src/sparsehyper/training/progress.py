@@ -36,13 +36,13 @@ class Progress:
             self._bar = _bar()
             self._task = self._bar.add_task("", total=steps, completed=start, status="")
 
-    def update(self, step: int, loss: float, images_per_second: float) -> None:
+    def update(self, step: int, loss: float, rate: float) -> None:
         """Show the state of training after `step` updates."""
-        self._loss, self._rate = loss, images_per_second
+        self._loss, self._rate = loss, rate
         if self._bar is not None:
             status = f"loss {loss:.4f}  val {self._validation}"
             if self._bar.console.width >= _WIDE:
-                status += f"  {images_per_second:,.0f} images/s"
+                status += f"  {rate:,.0f} samples/s"
             self._bar.update(self._task, completed=step, status=status)
 
     def evaluated(self, step: int, evaluation: Evaluation, seconds_left: float) -> None:
@@ -54,8 +54,8 @@ class Progress:
             elapsed = _clock(time.perf_counter() - self._started)
             print(
                 f"step {step}/{self._steps} ({step / self._steps:.0%})  loss {self._loss:.4f}  "
-                f"val {self._validation} ({worst})  {self._rate:,.0f} images/s  {elapsed} elapsed  "
-                f"{_clock(seconds_left)} left",
+                f"val {self._validation} ({worst})  {self._rate:,.0f} samples/s  "
+                f"{elapsed} elapsed  {_clock(seconds_left)} left",
                 file=sys.stderr,
                 flush=True,
             )
