@@ -33,7 +33,7 @@ from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper.training import Processes, TrainConfig
 from sparsehyper.training.isolation import ChildError, calls_in_processes
 from sparsehyper.training.optim import build_optimizer
-from sparsehyper.training.parallel import Parallel, ThetaGradient
+from sparsehyper.training.parallel import Replicated, ThetaGradient
 from sparsehyper.training.sharded import Sharded
 
 TASKS = (1, 2, 4, 8)
@@ -58,7 +58,7 @@ class Way:
         config = TrainConfig(1, device="cpu")
         model = model_of(width)
         optimizer = build_optimizer(config, model.parameters())
-        kind = Sharded if way == "sharded" else Parallel
+        kind = Sharded if way == "sharded" else Replicated
         self.parallel = kind(model, optimizer, config, here)
         rng = torch.Generator().manual_seed(here.rank)
         self.x = torch.randn(32, 784, generator=rng)
@@ -104,7 +104,7 @@ def measure(rank: int, store: str, width: int, rounds: int) -> list[dict[str, An
                 way.step()
                 seconds[way.way].append(time.perf_counter() - started)
         for way in ways:
-            theta = way.parallel._theta
+            theta = getattr(way.parallel, "_theta", None)
             chosen = theta is not None and tasks * way.generated < theta.saved
             rows.append(
                 {

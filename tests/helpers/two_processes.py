@@ -18,7 +18,7 @@ from helpers.toy import N_CLASSES, NAMES, Source
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
 from sparsehyper.training import NonFiniteError, Processes, Run, TrainConfig, processes, train
 from sparsehyper.training.optim import build_optimizer
-from sparsehyper.training.parallel import Parallel, ThetaGradient
+from sparsehyper.training.parallel import Replicated, ThetaGradient
 from sparsehyper.training.sharded import Sharded
 
 # By name: tasks a batch of both processes, and settings of the model and of training.
@@ -94,7 +94,7 @@ def exchanged(rank: int, store: str) -> dict[int, tuple[int, bool]]:
         model, numbers = make(), []
         config = TrainConfig(1, device="cpu")
         optimizer = build_optimizer(config, model.parameters())
-        parallel = Parallel(model, optimizer, config, here)
+        parallel = Replicated(model, optimizer, config, here)
         x, y, task = Source(tasks_per_batch=tasks, shard=(rank, 2)).batch(0, 0)
 
         def sum_(tensor, all_reduce=dist.all_reduce, numbers=numbers, **options):

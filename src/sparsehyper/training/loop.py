@@ -35,9 +35,9 @@ from sparsehyper.training.evaluate import (
     check_tasks,
     evaluate,
 )
-from sparsehyper.training.graphs import StepGraphs
+from sparsehyper.training.graphs import StepGraphs, check_recordable
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
-from sparsehyper.training.parallel import Parallel
+from sparsehyper.training.parallel import Parallel, Replicated
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder, check_tracker
@@ -183,6 +183,8 @@ def train(
     check_tracker(config.log_with, has_run=run is not None)
     if config.shard:
         check_shardable(model)
+    if config.cuda_graphs:
+        check_recordable(model, here)
     solved = model if isinstance(model, HyperNetwork) and model.head is not None else None
     if solved is not None and examples is None:
         raise ValueError(
@@ -206,7 +208,7 @@ def train(
     best_weights: dict[str, Tensor] = {}
     measures = Measures(loss, metric)
 
-    parallel = (Sharded if sharded else Parallel)(model, optimizer, config, here)
+    parallel = (Sharded if sharded else Replicated)(model, optimizer, config, here)
     optimizer = parallel.optimizer
     graphs = StepGraphs(model, trainable, here) if config.cuda_graphs else None
 

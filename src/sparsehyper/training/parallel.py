@@ -21,8 +21,9 @@ generator, conditioner and base.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -40,19 +41,80 @@ from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.processes import Processes
 
 
-class Parallel:
+class Parallel(ABC):
     """A model whose gradients are the averages over all processes.
 
     All processes make the same calls. Its parameters and buffers become those of the main process.
+
+    Args:
+        model: the model.
+        optimizer: the optimiser to update with.
+        here: this process.
+
+    Attributes:
+        optimizer: the optimiser to update with.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, here: Processes) -> None:
+        self.optimizer, self._model, self._here = optimizer, model, here
+        self._broadcast(*model.parameters(), *model.buffers())
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output."""
+
+    @abstractmethod
+    def part(self, part: int, task: int | Tensor) -> AbstractContextManager[None]:
+        """The context for the forward and backward pass of a batch.
+
+        Args:
+            part: number of the batch in its update; 0 decides for all.
+            task: the task of all its samples, or of each, on the CPU.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Average what the backward passes of an update have not averaged."""
+
+    @abstractmethod
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of the whole gradient, of which this process has `gradients`."""
+
+    @abstractmethod
+    def synchronise(self) -> None:
+        """Give all processes what may differ between them, as the main process has it."""
+
+    @abstractmethod
+    def whole(self) -> AbstractContextManager[torch.optim.Optimizer]:
+        """The context in which every process holds the whole model, and the main one the optimiser.
+
+        Yields:
+            The optimiser to save.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the whole model in every process."""
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of an update, of which each process may hold a part."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [p.grad for p in parameters if p.grad is not None]
+
+    @torch.no_grad()
+    def _broadcast(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            self._here.broadcast(tensor)
+
+
+class Replicated(Parallel):
+    """A model of which every process has a copy; see `Parallel`.
 
     Args:
         model: the model, on the device.
         optimizer: the optimiser of all its trained parameters.
         config: the settings of training.
         here: this process.
-
-    Attributes:
-        optimizer: the optimiser to update with.
     """
 
     def __init__(
@@ -62,8 +124,8 @@ class Parallel:
         config: TrainConfig,
         here: Processes,
     ) -> None:
-        self.optimizer = optimizer
-        self._model, self._here, self._accumulate = model, here, config.accumulate
+        super().__init__(model, optimizer, here)
+        self._accumulate = config.accumulate
         self._compiled = torch.compile if config.compile else lambda module: module
         self._alone = self._compiled(model)
         self._by_theta = False  # the way of the current update
@@ -71,23 +133,13 @@ class Parallel:
         # Those whose gradients are averaged after the backward pass, if θ's are within it.
         through = set() if self._theta is None else set(map(id, self._theta.parameters))
         self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in through]
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                here.broadcast(tensor)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output."""
         together = self._here.count > 1 and not self._by_theta
         return (self._wrapped if together else self._alone)(*args, **kwargs)
 
     @contextmanager
     def part(self, part: int, task: int | Tensor) -> Iterator[None]:
-        """The context for the forward and backward pass of a batch.
-
-        Args:
-            part: number of the batch in its update; 0 decides for all.
-            task: the task of all its samples, or of each, on the CPU.
-        """
         if self._here.count == 1:
             yield
             return
@@ -110,40 +162,23 @@ class Parallel:
             yield
 
     def finish(self) -> None:
-        """Average what the backward passes of an update have not averaged."""
         if self._by_theta:
             average_gradients(self._others, self._here)
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients of an update, of which each process may hold a part."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return [p.grad for p in parameters if p.grad is not None]
-
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The norm of the whole gradient."""
         return get_total_norm(gradients)
 
     def synchronise(self) -> None:
-        """Give all processes the trained parameters and the buffers of the main process.
-
-        Where processes repeat a backward pass, their results may differ in rounding.
-        """
+        # Where processes repeat a backward pass, their results may differ in rounding.
         trained = [p for p in self._model.parameters() if p.requires_grad]
-        with torch.no_grad():
-            for tensor in (*trained, *self._model.buffers()):
-                self._here.broadcast(tensor)
+        self._broadcast(*trained, *self._model.buffers())
 
     @contextmanager
     def whole(self) -> Iterator[torch.optim.Optimizer]:
-        """The context in which every process holds the whole model, and the main one the optimiser.
-
-        Yields:
-            The optimiser to save.
-        """
         yield self.optimizer
 
     def close(self) -> None:
-        """Leave the whole model in every process."""
+        pass
 
     @cached_property
     def _distributed(self) -> DistributedDataParallel:

@@ -13,7 +13,7 @@ of one process, and any number of processes can resume from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Sharded(Parallel):
         here: Processes,
     ) -> None:
         model = check_shardable(model)
-        super().__init__(model, optimizer, config, here)
+        super().__init__(model, optimizer, here)
         self._hnet, self._whole_optimizer = model, optimizer
         # The whole generator, without memory while it is sharded, and the sharded one.
         self._whole = model.generator
@@ -92,43 +92,30 @@ class Sharded(Parallel):
         record["state"] = {number: found for number, found in enumerate(kept) if found}
         self.optimizer.load_state_dict(record)
 
-    @contextmanager
-    def part(self, part: int, task: int | Tensor) -> Iterator[None]:  # noqa: ARG002
-        """The context for the forward and backward pass of a batch."""
-        yield
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output."""
         return self._hnet(*args, **kwargs)
 
+    def part(self, part: int, task: int | Tensor) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()
+
     def finish(self) -> None:
-        """Average the gradients of what is not sharded."""
         average_gradients(self._others, self._here)
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of an update, of which each process may hold a part."""
         return [g.to_local() if isinstance(g, DTensor) else g for g in super().gradients()]
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The norm of the whole gradient."""
         shards = sum(shard.grad is not None for shard in self._shards)  # they come first
         parts, others = gradients[:shards], gradients[shards:]
         square = self._here.sum(get_total_norm(parts).square())
         return (square + get_total_norm(others).square()).sqrt() if others else square.sqrt()
 
     def synchronise(self) -> None:
-        """Give all processes the buffers of the main process; gradients are the same in all."""
-        with torch.no_grad():
-            for tensor in self._model.buffers():
-                self._here.broadcast(tensor)
+        self._broadcast(*self._model.buffers())  # gradients are the same in all processes
 
     @contextmanager
     def whole(self) -> Iterator[torch.optim.Optimizer]:
-        """The context in which every process holds the whole model, and the main one the optimiser.
-
-        Yields:
-            The optimiser to save, with moments in the main process only.
-        """
+        # The main process alone has the moments.
         state = self._whole_optimizer.state
         self._gather()
         for shard, weight in zip(self._shards, self._weights, strict=True):
@@ -148,7 +135,6 @@ class Sharded(Parallel):
             self._let_go()
 
     def close(self) -> None:
-        """Leave the whole model in every process."""
         self._gather()
 
     @torch.no_grad()
