@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_choice, check_settings, check_type
+from sparsehyper._util.checks import check_choice, check_type, read_kind
 from sparsehyper._util.last_layer import last_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
@@ -133,13 +133,8 @@ def head_from_config(config: dict[str, Any] | None) -> Head | None:
     """
     if config is None:
         return None
-    check_type("head", config, dict, "a configuration")
-    kind = str(config.get("kind"))
-    check_choice("head", kind, tuple(HEADS))
-    settings = {name: value for name, value in config.items() if name != "kind"}
-    allowed = ["layer", "targets"] if kind == Ridge.kind else ["layer"]
-    check_settings("head", settings, allowed)
-    return HEADS[kind](**settings)
+    kind, settings = read_kind("head", config, HEADS)
+    return kind(**settings)
 
 
 class SolvedHead(nn.Module):

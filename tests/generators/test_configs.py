@@ -54,10 +54,13 @@ def test_the_command_line_form(text, spec):
     ("text", "message"),
     [
         ("sprase", "`generator` must be one of 'sparse', 'chunked', 'dense', .*; got 'sprase'"),
-        ("sparse:depth=3", "a sparse generator has no setting 'depth'; it has: 'fan_in', "),
-        ("dense:width=3", "a dense generator has no setting 'width'; it has: 'hidden'"),
+        (
+            "sparse:depth=3",
+            "`generator` of kind 'sparse' has no setting 'depth'; it has: 'fan_in', ",
+        ),
+        ("dense:width=3", "`generator` of kind 'dense' has no setting 'width'; it has: 'hidden'"),
         ("composed", "`generator` 'composed' has parts, which only Python can give"),
-        ("dense/sparse", "a dense generator has no setting 'of'"),
+        ("dense/sparse", "`generator` of kind 'dense' has no setting 'of'"),
         ("sparse:growth", "settings are written name=value, got 'growth'"),
         ("sparse:growth=1", "`growth` must be greater than 1, got 1"),
     ],

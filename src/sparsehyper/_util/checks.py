@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 # The largest int64: PyTorch's sizes, seeds and counts.
 LARGEST = 2**63 - 1
@@ -39,6 +42,29 @@ def check_settings(owner: str, settings: Any, known: Iterable[str]) -> None:
         if name not in known:
             valid = ", ".join(map(repr, known)) or "none"
             raise ValueError(f"{owner} has no setting {name!r}; it has: {valid}")
+
+
+def read_kind(
+    argument: str, config: Any, kinds: Mapping[str, type[T]]
+) -> tuple[type[T], dict[str, Any]]:
+    """The dataclass that a configuration names as its ``kind``, and the other settings.
+
+    Args:
+        argument: what is described, for errors.
+        config: the configuration.
+        kinds: the dataclasses, by kind.
+
+    Raises:
+        TypeError, ValueError: not a configuration, an unknown kind, or an unknown setting; the
+            message names the valid ones.
+    """
+    check_type(argument, config, Mapping, "a configuration")
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    check_choice(argument, kind, kinds)
+    known = [field.name for field in dataclasses.fields(kinds[kind])]  # type: ignore[arg-type]
+    check_settings(f"`{argument}` of kind {kind!r}", settings, known)
+    return kinds[kind], settings
 
 
 def check_type(argument: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from sparsehyper._util.checks import check_choice, check_settings, check_type
+from sparsehyper._util.checks import check_type, read_kind
 from sparsehyper.generators.base import Generator
 from sparsehyper.generators.butterfly import Butterfly
 from sparsehyper.generators.chunked import CHUNKINGS, Chunked
@@ -43,19 +42,14 @@ def generator_from_config(config: dict[str, Any]) -> Generator:
     >>> generator_from_config({"kind": "sparse", "growth": 8.0})
     Sparse(fan_in='linear', growth=8.0, topology='circulant', ...)
     """
-    check_type("generator", config, dict, "a configuration")
-    settings = dict(config)
-    kind = settings.pop("kind", None)
-    check_choice("generator", kind, GENERATORS)
-    names = [field.name for field in dataclasses.fields(GENERATORS[kind])]  # type: ignore[arg-type]
-    check_settings(f"a {kind} generator", settings, names)
+    kind, settings = read_kind("generator", config, GENERATORS)
     if isinstance(settings.get("of"), dict):
         settings["of"] = generator_from_config(settings["of"])
     if "parts" in settings:
         settings["parts"] = [
             (pattern, generator_from_config(part)) for pattern, part in settings["parts"]
         ]
-    return GENERATORS[kind](**settings)
+    return kind(**settings)
 
 
 def parse_generator(text: str) -> Generator:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from sparsehyper._util.checks import check_choice, check_settings, check_type
+from sparsehyper._util.checks import check_choice, check_type, read_kind
 from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split, TaskMaker
 
 TASK_MAKERS: dict[str, type[TaskMaker]] = {
@@ -33,15 +32,10 @@ def maker_from_config(config: Mapping[str, Any]) -> TaskMaker:
     >>> maker_from_config({"kind": "hue", "shifts": [0, 0.5], "of": {"kind": "split"}})
     Hue(shifts=(0.0, 0.5), of=Split(classes=2, combinations=False))
     """
-    check_type("tasks", config, Mapping, "a configuration")
-    settings = dict(config)
-    kind = settings.pop("kind", None)
-    check_choice("tasks", kind, TASK_MAKERS)
-    names = [field.name for field in fields(TASK_MAKERS[kind])]  # type: ignore[arg-type]
-    check_settings(f"`tasks` of kind {kind!r}", settings, names)
+    kind, settings = read_kind("tasks", config, TASK_MAKERS)
     if settings.get("of") is not None:
         settings["of"] = maker_from_config(settings["of"])
-    return TASK_MAKERS[kind](**settings)
+    return kind(**settings)
 
 
 def parse_tasks(text: str) -> TaskMaker:
