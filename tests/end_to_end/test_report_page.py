@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from helpers.sites import write_sites
 from sparsehyper.lab.report.html import write_html
 from sparsehyper.lab.report.results import describe_results
 from sparsehyper.lab.runs import (
     DataConfig,
     Experiment,
+    adapt_run,
     change_tasks,
     describe_run,
     parse_method,
@@ -35,14 +37,22 @@ LONG = "word " * 20 + "w" * 200
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 740}, "is_mobile": True}
 
 
-def run_of(directory, tasks, *, method="sparse", steps=20):
-    """A small finished run on the digits."""
+def run_of(directory, tasks=None, *, data=None, method="sparse", steps=20):
+    """A small finished run on the digits, or on other ``data``."""
     training = TrainConfig(steps=steps, eval_every=10, warmup=0, lr=3e-3, device="cpu")
-    experiment = Experiment(
-        DataConfig(tasks=tasks), training, parse_method(method), "mlp:16", latent_dim=16
-    )
+    data = data or DataConfig(tasks=tasks)
+    experiment = Experiment(data, training, parse_method(method), "mlp:16", latent_dim=16)
     run_experiment(experiment, directory, quiet=True)
     return directory
+
+
+def sites_of(folder, *, graded=False):
+    """A small finished run on the prices or grades of a table of ten sites."""
+    table = write_sites(folder / "sites.csv", range(10), 20, graded=graded)
+    target = "grade" if graded else "price"
+    return run_of(
+        folder / "run", data=DataConfig(str(table), task_column="site", target_column=target)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +228,96 @@ def test_one_choice_of_a_task_goes_through_all_pictures(show, described):
     near = section(page, "Distances between tasks").locator("ol li").first.text_content()
     task = described["pairs"]["tasks"][chosen]
     assert near == f"{names[task['nearest']]} {task['distance']:.3f}"
+
+
+def signed(value):
+    return f"{value:.3f}".replace("-", "−")
+
+
+def test_numbers_are_shown_by_r_squared(show, tmp_path):
+    path = sites_of(tmp_path)
+    test = json.loads((path / "result.json").read_text())["test"]
+    assert test["worst_accuracy"] < 0  # what a percentage would show worst
+    found = describe_run(path)
+    found["curves"]["validation"]["accuracy"][0] = -2.5
+    page = show(found)
+    open_all(page)
+    shown = tiles(page)
+    assert shown["mean test R²"] == [signed(test["accuracy"]), "over 10 tasks"]
+    assert shown["lowest task"] == [signed(test["worst_accuracy"]), test["worst_task"]]
+    found = section(page, "R² per task")
+    headings = found.get_by_role("columnheader").all_text_contents()
+    assert headings == ["task", "R²", "squared error", "test rows", "nearest task"]
+    rows = {row[0]: row[1:4] for row in cells(found.locator("table"))}
+    assert rows == {
+        name: [signed(value), f"{test['losses'][name]:.4f}", "4"]
+        for name, value in test["accuracies"].items()
+    }
+    with page.expect_download() as saved:
+        found.get_by_role("button", name="Save as CSV").first.click()
+    assert saved.value.path().read_text().startswith("task,R²,squared error,rows")
+    worst = f"{test['worst_task']}: {signed(test['worst_accuracy'])}"
+    assert found.locator(".pick").first.get_attribute("data-tip") == worst
+    curves = section(page, "Learning curves")
+    titles = curves.get_by_role("heading", level=4).all_text_contents()
+    assert titles == ["Validation R²", "Squared error, in scaled units, on a log axis"]
+    places = [
+        float(c.get_attribute("cy")) for c in curves.locator(".plot").first.locator("circle").all()
+    ]
+    assert all(0 < y < 200 for y in places)  # what is below zero lies in the picture too
+    text = page.locator(".panel").inner_text()
+    for word in ("ccurac", "mage", "NaN", "undefined", "nats", "interval"):
+        assert word not in text.replace("data.image_size", "").replace("tasks.image_shape", "")
+
+
+def test_what_numbers_were_measured_when_a_task_was_added(show, tmp_path):
+    path = sites_of(tmp_path)
+    write_sites(tmp_path / "new.csv", range(10, 11), 6)
+    adapt_run(path, tmp_path / "more", tmp_path / "new.csv", steps=2)
+    page = show(describe_run(tmp_path / "more"))
+    found = section(page, "Tasks")
+    headings = found.get_by_role("columnheader").all_text_contents()
+    assert headings[1:6] == ["origin", "learned from rows", "R² on them", "test rows", "test R²"]
+    entry = describe_run(tmp_path / "more")["tasks"][-1]
+    assert cells(found.locator("table"))[-1][2:4] == ["6", signed(entry["measured"]["accuracy"])]
+
+
+def test_classes_of_rows_are_not_called_images(show, tmp_path):
+    page = show(describe_run(sites_of(tmp_path, graded=True)))
+    note = section(page, "Accuracy per task").locator(".note").text_content()
+    assert note.startswith("The share of each task's test rows that is classified correctly, with")
+    assert (
+        "test rows"
+        in section(page, "Accuracy per task").get_by_role("columnheader").all_text_contents()
+    )
+    assert "test rows." in section(page, "Confusion matrices").inner_text()
+    assert "test rows of each task." in section(page, "Between two tasks").inner_text()
+
+
+def test_numbers_are_compared_by_r_squared(show, tmp_path):
+    results = json.loads((DOCS / "digits" / "results.json").read_text())
+    for row in results["rows"]:
+        row["accuracy"]["mean"] -= 1
+        row["accuracies"] = {
+            seed: {name: value - 1 for name, value in own.items()}
+            for seed, own in row["accuracies"].items()
+        }
+    (tmp_path / "results.json").write_text(json.dumps({**results, "score": "R²"}))
+    page = show(describe_results(tmp_path))
+    best = max((row["accuracy"] for row in results["rows"]), key=lambda one: one["mean"])
+    value, more = tiles(page)["best mean test R²"]
+    assert value == signed(best["mean"])
+    assert more.endswith(f", ±\u00a0{best['sd']:.3f}")
+    assert "R² against budget" in open_all(page)
+    tips = section(page, "R² against budget").locator("[data-tip]")
+    assert "%" not in "".join(tips.evaluate_all("all => all.map(p => p.dataset.tip)"))
+    rows = cells(section(page, "R² per task").locator("table"))
+    for cell, row in zip(rows[0][1:], results["rows"], strict=True):
+        seeds = [seed["0-1"] for seed in row["accuracies"].values()]
+        assert cell == signed(sum(seeds) / len(seeds))
+    text = page.locator(".panel").inner_text()
+    assert "ccurac" not in text
+    assert "%" not in text
 
 
 def test_the_way_between_two_tasks_by_keyboard(show, described):

@@ -59,6 +59,15 @@ def test_the_picture(tmp_path, figures):
     assert "2 tasks\ntarget mlp:64 (N = 4,290), 2 seeds" in axes.get_title(loc="left")
     lines = {tuple(c[0].get_xdata()): c[0].get_ydata() for c in axes.containers}
     assert list(lines[2.0, 4.0]) == [95.0, 98.0]
+    assert axes.get_ylabel() == "mean test accuracy ± standard deviation, %"
+
+
+def test_the_picture_of_r_squared(tmp_path, figures):
+    accuracy_vs_budget({**RESULTS, "score": "R²"}, tmp_path / "picture.svg")
+    (axes,) = figures[0].axes
+    lines = {tuple(c[0].get_xdata()): c[0].get_ydata() for c in axes.containers}
+    assert list(lines[2.0, 4.0]) == [0.95, 0.98]
+    assert axes.get_ylabel() == "mean test R² ± standard deviation"
 
 
 def test_labels_cover_neither_points_nor_each_other(tmp_path, figures):

@@ -1,4 +1,4 @@
-"""Pictures: the style of each method, and accuracy against the number of parameters."""
+"""Pictures: the style of each method, and scores against the number of parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.files import replaced
+from sparsehyper.training.evaluate import ACCURACY
 
 # Okabe and Ito's colours, which are told apart with any colour vision, and some dark ones.
 VERMILION, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
@@ -51,7 +52,7 @@ _PLACES = [
 
 
 def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Draw test accuracy against trainable parameters ÷ N, on a log axis, as an SVG.
+    """Draw test accuracy, or R², against trainable parameters ÷ N, on a log axis, as an SVG.
 
     Each row is a point with its standard deviation over seeds; a line joins the budgets of a
     method.
@@ -66,13 +67,20 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
     """
     if not results["rows"]:
         raise ValueError("`results` has no rows to draw")
-    draw_budgets(results["rows"], _title(results), path)
+    score = results.get("score", ACCURACY)  # results from before there was R² lack it
+    draw_budgets(results["rows"], _title(results), path, score)
 
 
-def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | PathLike[str]) -> None:
+def draw_budgets(
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    path: str | PathLike[str],
+    score: str = ACCURACY,
+) -> None:
     """Draw rows with ``method``, ``parameters_per_target_parameter`` and ``accuracy`` (``mean`` and
-    ``sd``), as `accuracy_vs_budget` does.
+    ``sd``), as `accuracy_vs_budget` does; ``score`` says what the accuracies are.
     """
+    unit, scale = (", %", 100) if score == ACCURACY else ("", 1)
     box_type = require("matplotlib.transforms", "cli").Bbox
     figure = new_figure((7, 4.2))
     axes = figure.add_subplot()
@@ -84,8 +92,8 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
             key=lambda row: row["parameters_per_target_parameter"],
         )
         x = [row["parameters_per_target_parameter"] for row in own]
-        y = [100 * row["accuracy"]["mean"] for row in own]
-        sd = [100 * (row["accuracy"]["sd"] or 0) for row in own]
+        y = [scale * row["accuracy"]["mean"] for row in own]
+        sd = [scale * (row["accuracy"]["sd"] or 0) for row in own]
         axes.errorbar(
             x,
             y,
@@ -105,7 +113,7 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path
     budget_axis(axes, ratios, room)
     axes.set_xlabel(BUDGET, color=GREY)
     spread = " ± standard deviation" * any(row["accuracy"]["sd"] is not None for row in rows)
-    axes.set_ylabel(f"mean test accuracy{spread}, %", color=GREY)
+    axes.set_ylabel(f"mean test {score}{spread}{unit}", color=GREY)
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 from helpers.command_line import QUICK
+from helpers.sites import write_sites
 
 
 def test_prints_a_table_and_writes_results_and_the_picture(command, tmp_path):
@@ -24,6 +25,22 @@ def test_prints_a_table_and_writes_results_and_the_picture(command, tmp_path):
 
     again = command(*arguments, "--json")
     assert json.loads(again.out)["rows"] == results["rows"]
+
+
+def test_numbers_are_compared_by_r_squared(command, tmp_path):
+    table = write_sites(tmp_path / "sites.csv", range(3), 20)
+    data = ["--data", table, "--task-column", "site", "--target-column", "price", "--seeds", 1]
+    done = command("compare", "--out", tmp_path / "c", *data, *QUICK, "--method", "experts")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert results["score"] == "R²"
+    shown = f"{results['rows'][0]['accuracy']['mean']:.3f}".replace("-", "−")
+    assert f" {shown} " in done.out
+    assert "R²" in done.out
+    assert "%" not in done.out
+    picture = (tmp_path / "c" / "accuracy_vs_budget.svg").read_text()
+    assert "mean test R²" in picture
+    assert "mean test accuracy" not in picture
 
 
 def test_a_run_that_fails_is_reported_and_exits_1(command, tmp_path):

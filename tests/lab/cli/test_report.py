@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -32,6 +33,15 @@ def test_what_is_missing_is_told(command, run, folder, tmp_path):
     done = command("report", run, "--out", tmp_path / "report.html")
     assert done.code == 0
     assert "run: The images were not found: " in done.err
+
+
+def test_changed_data_of_one_run_do_not_stop_a_report_of_several(command, run, folder, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    next(folder.rglob("*.png")).unlink()
+    done = command("report", run, tmp_path / "other", "--out", tmp_path / "report.html")
+    assert done.code == 0, done.err
+    for name in ("run", "other"):
+        assert f"{name}: The images cannot be used: the data have changed since" in done.err
 
 
 def test_nothing_is_written_over(command, tmp_path):

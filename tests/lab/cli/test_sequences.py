@@ -54,6 +54,9 @@ def test_new_machines_are_learned_from_a_few_windows(command, root):
     assert found["accuracy"] > 0.75
     rows = json.loads(command("tasks", root / "more", "--json").out)["tasks"]
     assert [row["measured"]["images"] for row in rows[-2:]] == [10, 10]
+    shown = command("tasks", root / "more").out
+    assert "sequences" in shown
+    assert "images" not in shown
 
 
 def test_what_train_and_adapt_say_is_of_sequences(command, root, tmp_path):

@@ -69,6 +69,9 @@ def test_new_sites_of_few_rows_are_learned(command, root):
     rows = json.loads(command("tasks", root / "more", "--json").out)["tasks"]
     assert [(row["origin"], row["score"]) for row in rows[-2:]] == [("head", "R²")] * 2
     assert rows[-1]["measured"]["images"] == 6
+    shown = command("tasks", root / "more").out
+    assert "rows" in shown
+    assert "images" not in shown
 
 
 def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
@@ -197,6 +200,23 @@ def test_classes(command, root, tmp_path):
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert {row["predicted grade"] for row in rows} <= {"high", "low"}
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_site_that_is_hardly_learned_is_told_in_words_of_rows(command, tmp_path):
+    write_sites(tmp_path / "grades.csv", range(3), 20, graded=True)
+    data = ("--data", tmp_path / "grades.csv", "--task-column", "site", "--target-column", "grade")
+    assert command("train", *data, "--out", tmp_path / "run", *QUICK).code == 0
+    write_sites(tmp_path / "new.csv", range(3, 4), 300, graded=True)
+    header, *rows = [line.rpartition(",") for line in (tmp_path / "new.csv").read_text().split()]
+    grades = [rows[i][2] for i in np.random.default_rng(0).permutation(len(rows))]
+    lines = [f"{row[0]},{grade}" for row, grade in zip(rows, grades, strict=True)]
+    (tmp_path / "new.csv").write_text("\n".join(["".join(header), *lines]))
+    new = ("--data", tmp_path / "new.csv", "--out", tmp_path / "more", "--method", "linear")
+    done = command("adapt", tmp_path / "run", *new)
+    assert "of its own 300 rows are right, and" in done.err
+    assert "see that the targets of its rows are right, and give more of them" in done.err
+    assert "image" not in done.err
 
 
 BAD = {

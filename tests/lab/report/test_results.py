@@ -24,6 +24,16 @@ def test_a_comparison():
     assert [p["mean"] for p in points] == [row["accuracy"]["mean"] for row in results["rows"]]
     assert points[0]["colour"] == "#D55E00"
     assert len(found["tables"][0][2]) == len(results["rows"])
+    assert "score" not in results  # they are from before there was another
+    assert found["score"] == "accuracy"
+
+
+def test_a_comparison_of_numbers(tmp_path):
+    results = {**recorded("digits"), "score": "R²"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    found = describe_results(tmp_path)
+    assert found["score"] == "R²"
+    assert found["tables"][0][1][2:4] == ["R²", "worst task R²"]
 
 
 def test_a_study_of_claims():

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from sparsehyper.lab.report.tables import rich_table, table_rows
+from sparsehyper.lab.report.tables import rich_table, table_columns, table_rows
 
 ROW = {
     "method": "sparse",
@@ -33,6 +33,22 @@ def test_cells():
     ]  # fmt: skip
     assert second[:3] == ["dense", "–", "50.00"]
     assert second[6] == "–"
+
+
+def test_columns_of_results_without_a_score_are_of_accuracies():
+    assert table_columns(RESULTS)[2:4] == ["accuracy %", "worst task %"]
+
+
+def test_r_squared_is_no_percentage():
+    worst = {"name": "003", "accuracy": -1.0094}
+    results = {"score": "R²", "rows": [{**ROW, "worst_task": worst}, SINGLE]}
+    assert table_columns(results)[2:4] == ["R²", "worst task R²"]
+    first, second = table_rows(results)
+    assert first[2:4] == ["0.988 ± 0.001", "−1.009 (003)"]
+    assert second[2] == "0.500"
+    out = io.StringIO()
+    Console(file=out, width=80).print(rich_table(results))
+    assert "%" not in out.getvalue()
 
 
 def test_names_of_tasks_are_no_markup():

@@ -77,6 +77,7 @@ def test_what_is_written(compared):
     assert results["config"]["methods"] == list(COMPARED)
     assert results["config"]["target"] == "mlp:64"
     assert results["machine"]["cpu"]
+    assert results["score"] == "accuracy"
 
 
 def test_finished_runs_are_not_repeated(small, compared, monkeypatch):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsehyper.lab.runs import change_tasks, describe_run, load_run, run_experiment
+from helpers.sites import write_sites
+from sparsehyper.lab.runs import DataConfig, change_tasks, describe_run, load_run, run_experiment
 from sparsehyper.lab.runs import describe as module
 from sparsehyper.training import Run
 
@@ -41,6 +42,7 @@ def test_it_is_json_and_agrees_with_the_result(finished, result):
     assert test.items() >= found["evaluation"].items()
     assert result["training"].items() >= found["training"].items()
     assert found["missing"] is None
+    assert (found["score"], found["samples"]) == ("accuracy", "images")
     assert found["config"]["target"] == "mlp:16"
     assert found["made"]["date"] == result["date"]
     assert found["made"]["machine"]["cores"] >= 1
@@ -207,8 +209,44 @@ def test_a_run_whose_images_are_gone_or_have_changed(finished, tasks, monkeypatc
     assert found["evaluation"] == finished[1]["evaluation"]
     changed = replace(tasks, fingerprint="0123456789abcdef")
     monkeypatch.setattr(module, "load_tasks", lambda *_: changed)
-    with pytest.raises(ValueError, match=r"the data have changed .* is '0123456789abcdef'"):
-        describe_run(finished[0])
+    found = describe_run(finished[0])
+    assert found["missing"].startswith("The images cannot be used: the data have changed since")
+    assert "is '0123456789abcdef'" in found["missing"]
+    assert (found["confusion"], found["evaluation"]) == (None, finished[1]["evaluation"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("no 'right' to it"),
+        KeyError("no 'right' to it"),
+        ValueError("no 'right' to it"),
+    ],
+    ids=repr,
+)
+def test_a_run_whose_images_cannot_be_read(finished, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(module, "load_tasks", fails)
+    found = describe_run(finished[0])
+    assert found["missing"] == "The images cannot be used: no 'right' to it"
+    assert found["evaluation"] == finished[1]["evaluation"]
+
+
+def test_a_table_of_numbers_has_rows_and_r_squared(experiment, tmp_path):
+    table = write_sites(tmp_path / "sites.csv", range(3), 20)
+    data = DataConfig(str(table), task_column="site", target_column="price")
+    run_experiment(replace(experiment, data=data), tmp_path / "run", quiet=True)
+    found = describe_run(tmp_path / "run")
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["score"], found["samples"]) == ("R²", "rows")
+    assert [found[key] for key in ("confusion", "interpolation", "filters")] == [None] * 3
+    assert [task["images"] for task in found["tasks"]] == [4] * 3
+    table.unlink()
+    assert describe_run(tmp_path / "run")["missing"].startswith("The rows were not found: ")
+    change_tasks(tmp_path / "run", tmp_path / "fewer", remove=["001"])
+    assert "no rows of them" in describe_run(tmp_path / "fewer")["missing"]
 
 
 def test_no_run(tmp_path):

@@ -39,7 +39,7 @@ def tasks(
 
     Example: **sparsehyper tasks runs/shop --rename bags handbags --out runs/shop-2**
     """
-    from sparsehyper.lab.runs import change_tasks, describe_tasks, shares_weights
+    from sparsehyper.lab.runs import change_tasks, describe_tasks, read_experiment, shares_weights
 
     started, trust = time.perf_counter(), trust_target or ()
     if (rename is None and not remove) != (out is None):
@@ -58,7 +58,7 @@ def tasks(
             "task",
             "classes",
             "origin",
-            "images",
+            read_experiment(run, trust=trust).data.samples,
             "on them",
             "expected",
             "test",
@@ -85,13 +85,13 @@ def tasks(
 
 
 def _means(rows: list[dict[str, Any]]) -> list[str]:
-    """Means over the added tasks: accuracy on their images, expected, test accuracy."""
+    """Means over the added tasks: score on their samples, expected, test score."""
     names, measured = ("accuracy", "expected", "test_accuracy"), [r["measured"] or {} for r in rows]
     return [mean_scored((one.get(name) for one in measured), rows[0]["score"]) for name in names]
 
 
 def _measured(values: dict[str, Any] | None, score: str) -> list[str]:
-    """Images, accuracy on them, expected and test accuracy of an added task."""
+    """Samples, score on them, expected and test score of an added task."""
     if values is None:
         return ["–"] * 4
     own, tested = (scored(values[name], score) for name in ("accuracy", "test_accuracy"))

@@ -27,10 +27,10 @@ def describe_results(directory: str | PathLike[str]) -> dict[str, Any]:
         A JSON-ready dict: ``kind`` (``"comparison"`` or ``"study"``), ``name`` of the directory,
         ``config``, ``machine``, ``tables`` (title, columns, rows) and ``by_budget`` (pictures of
         accuracy against trainable parameters: ``title`` and ``rows`` of ``method``, ``ratio``,
-        ``mean``, ``sd``, ``colour``, ``marker``). A comparison also has its ``results``. A study
-        also has its ``question``, ``method``, ``command`` and ``claims``, its ``by_shots``, as
-        `Study.by_shots` returns it, and, where it is shown neither by budget nor by shots, its
-        ``picture``, an SVG as a data URL.
+        ``mean``, ``sd``, ``colour``, ``marker``). A comparison also has its ``results`` and their
+        ``score``, ``"accuracy"`` or ``"R²"``. A study also has its ``question``, ``method``,
+        ``command`` and ``claims``, its ``by_shots``, as `Study.by_shots` returns it, and, where it
+        is shown neither by budget nor by shots, its ``picture``, an SVG as a data URL.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -71,10 +71,11 @@ def _comparison(results: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "kind": "comparison",
+        "score": tables.scored_as(results),
         "config": results["config"],
         "machine": results["machine"],
         "results": {k: v for k, v in results.items() if k not in ("config", "machine")},
-        "tables": [("Methods", tables.COLUMNS, tables.table_rows(results))],
+        "tables": [("Methods", tables.table_columns(results), tables.table_rows(results))],
         "by_budget": [{"title": "", "rows": points}],
     }
 

@@ -7,27 +7,35 @@ from typing import Any
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.text import printable
+from sparsehyper.training.evaluate import ACCURACY
 
-COLUMNS = (
-    "method",
-    "budget ÷ N",
-    "accuracy %",
-    "worst task %",
-    "trainable",
-    "trainable ÷ N",
-    "step ms",
-    "peak MB",
-)
+
+def scored_as(results: Mapping[str, Any]) -> str:
+    """What the accuracies of a comparison are: ``"accuracy"`` or ``"R²"``."""
+    score: str = results.get("score", ACCURACY)  # results from before there was R² lack it
+    return score
+
+
+def table_columns(results: Mapping[str, Any]) -> list[str]:
+    """The headings of `table_rows`."""
+    score = scored_as(results)
+    scores = ["accuracy %", "worst task %"] if score == ACCURACY else [score, f"worst task {score}"]
+    return [
+        *("method", "budget ÷ N"),
+        *scores,
+        *("trainable", "trainable ÷ N", "step ms", "peak MB"),
+    ]
 
 
 def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of every row, in the order of `COLUMNS`.
+    """The cells of every row, in the order of `table_columns`.
 
     Args:
         results: what `sparsehyper.lab.runs.compare` returns. The standard deviation over seeds is
             left out where there is a single seed.
     """
-    return list(map(_cells, results["rows"]))
+    score = scored_as(results)
+    return [_cells(row, score) for row in results["rows"]]
 
 
 def rich_table(results: Mapping[str, Any]) -> Any:
@@ -37,7 +45,7 @@ def rich_table(results: Mapping[str, Any]) -> Any:
         MissingExtraError: rich is not installed.
     """
     table = require("rich.table", "train").Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in COLUMNS:  # two-line headings, to fit 80 columns
+    for column in table_columns(results):  # two-line headings, to fit 80 columns
         justify = "left" if column == "method" else "right"
         table.add_column(column.replace(" ", "\n", 1), justify=justify)
     text = require("rich.text", "train").Text  # names of tasks are not markup
@@ -46,14 +54,17 @@ def rich_table(results: Mapping[str, Any]) -> Any:
     return table
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], score: str) -> list[str]:
+    def shown(value: float) -> str:
+        return f"{100 * value:.2f}" if score == ACCURACY else f"{value:.3f}".replace("-", "−")
+
     accuracy, worst, step_ms = row["accuracy"], row["worst_task"], row["step_ms"]
-    mean = f"{100 * accuracy['mean']:.2f}"
+    mean = shown(accuracy["mean"])
     return [
         row["method"],
         "–" if row["budget"] is None else f"{row['budget']:g}",
-        mean if accuracy["sd"] is None else f"{mean} ± {100 * accuracy['sd']:.2f}",
-        f"{100 * worst['accuracy']:.2f} ({worst['name']})",
+        mean if accuracy["sd"] is None else f"{mean} ± {shown(accuracy['sd'])}",
+        f"{shown(worst['accuracy'])} ({worst['name']})",
         f"{row['trainable_parameters']:,}",
         f"{row['parameters_per_target_parameter']:.2f}",
         "–" if step_ms is None else f"{step_ms:.1f}",

@@ -104,6 +104,8 @@ def compare(
         A JSON-ready dict:
 
         - ``config``: the experiment, and ``methods``, ``budgets`` and ``seeds``;
+        - ``score``: what every ``accuracy`` below is, ``"accuracy"`` or ``"R²"``; results from
+          before there were numbers to predict lack it, and are of accuracies;
         - ``tasks``, ``numel`` (N, parameters of one target) and ``machine``;
         - ``rows``, one per method and budget: ``method``, ``budget``, ``trainable_parameters``,
           ``parameters_per_target_parameter``, ``seeds``, test ``accuracy`` (mean over tasks, then
@@ -141,6 +143,7 @@ def compare(
     results: dict[str, Any] = {
         "format": _FORMAT,
         "config": {**shared, **choices},
+        "score": TaskInfo.of(tasks).score,
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
         "numel": entries[0].resolved["numel"],
         "machine": machine(),

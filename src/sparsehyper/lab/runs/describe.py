@@ -66,9 +66,12 @@ def describe_run(
     Returns:
         A JSON-ready dict. Values that do not apply are None: a baseline has no embeddings, nor
         has a run whose models follow from the input; an
-        adapted run, or one whose images are missing, has no confusion matrices.
+        adapted run, or one whose images are missing, has no confusion matrices, nor has one that
+        predicts numbers.
 
         - ``kind`` (``"run"``), ``name`` of the directory, resolved ``config``, ``versions``;
+        - ``score``: what every ``accuracy`` below is, ``"accuracy"`` or ``"R²"``; ``samples``: what
+          the ``images`` below are, ``"images"``, ``"rows"`` or ``"sequences"``;
         - ``missing``: why there are no images, or None; ``split``: the images that everything below
           was measured on: ``"test"``, or ``"val"`` for a run that has not finished;
         - ``evaluation``: `Evaluation.to_dict` from ``result.json``, without the single tasks;
@@ -92,7 +95,6 @@ def describe_run(
         - ``wiring`` of a sparse generator: ``sizes``, ``fan_ins``, and ``traces`` of some outputs.
 
     Raises:
-        ValueError: other data than the run was trained on.
         FileNotFoundError, CheckpointError: as `load_run`.
     """
     path = Path(directory)
@@ -131,6 +133,8 @@ def describe_run(
         "name": path.resolve().name,
         "config": _without_tasks(read_run_config(path)),
         "versions": versions,
+        "score": info.score,
+        "samples": experiment.data.samples,
         "missing": missing,
         "split": split,
         "evaluation": _without(evaluation, "accuracies", "losses", "entropies"),
@@ -167,17 +171,21 @@ def describe_run(
 def _load_run_tasks(
     path: Path, loaded: LoadedRun, data_dir: str | PathLike[str] | None
 ) -> tuple[TaskSet | None, str | None]:
-    """The images of the tasks, or the reason why there are none."""
+    """The images of the tasks, or the reason why there are none, so that other runs are shown."""
+    samples = loaded.experiment.data.samples
     if is_adapted(path):
         return None, (
-            "This run has other tasks than it was trained on, and no images of them; what was "
+            f"This run has other tasks than it was trained on, and no {samples} of them; what was "
             "measured when they were learned is in the table of tasks."
         )
     try:
         tasks = load_tasks(loaded.experiment.data, data_dir)
+        check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
     except FileNotFoundError as error:
-        return None, f"The images were not found: {error}"
-    check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
+        return None, f"The {samples} were not found: {error}"
+    except (OSError, KeyError, ValueError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error  # its text has quotes
+        return None, f"The {samples} cannot be used: {reason}"
     return tasks, None
 
 

@@ -177,7 +177,8 @@ def fit_tasks(
         )
         tasks = tasks.add(entry, {k: t.cpu().clone() for k, t in found.tensors.items()})
         if not info.are_numbers:
-            _warn_if_hardly_learned(one, measured, method if found.adapted is None else None)
+            part = method if found.adapted is None else None
+            _warn_if_hardly_learned(one, measured, part, loaded.experiment.data.samples)
         rows.append(
             {
                 "task": one.name,
@@ -396,22 +397,29 @@ def _measured(
     )
 
 
-def _warn_if_hardly_learned(one: LabelledTask, measured: Measured, part: str | None) -> None:
+def _warn_if_hardly_learned(
+    one: LabelledTask, measured: Measured, part: str | None, samples: str
+) -> None:
     """Warn of a model that knows hardly more of its own images than their commonest class.
 
     Args:
         one: the task.
         measured: what was measured.
         part: the method, if a part of the model was all that could be learned.
+        samples: what its samples are, such as images.
     """
     commonest = float(one.examples.labels.bincount().max()) / measured.images
     if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
-        remedy = "see that its images are in the folders of their classes, and give more of them"
+        right = "its images are in the folders of their classes"
+        if samples != "images":
+            right = f"the targets of its {samples} are right"
+        remedy = f"see that {right}, and give more of them"
         if part is not None:
             more = "`method` 'all'" if part == "examples" else "`method` 'auto', or `tune` 'all'"
             remedy = f"let more of its model be learned ({more})"
         warnings.warn(
             f"the new task {one.name!r} was hardly learned: {measured.accuracy:.0%} of its own "
-            f"{measured.images} images are right, and {commonest:.0%} are of one class; {remedy}",
+            f"{measured.images} {samples} are right, and {commonest:.0%} are of one class; "
+            f"{remedy}",
             stacklevel=3,
         )

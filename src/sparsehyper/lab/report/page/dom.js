@@ -24,10 +24,18 @@ const points = (share) => `${share < 0 ? "−" : "+"}${fixed(Math.abs(100 * shar
 const count = (number) => number.toLocaleString("en-US");
 const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
 const inPercent = (share) => `${number(100 * share)}%`; // of axes
+const decimals = (value) => (value === null ? "–" : minus(value.toFixed(3)));
+const minus = (text) => text.replaceAll("-", "−");
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const grouped = (list, key) => [...Map.groupBy(list, key)];
 const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+
+/* What scores are called and how they are written: accuracies in per cent, R² as they are. */
+const SCORES = {
+  accuracy: { name: "accuracy", title: "Accuracy", several: "accuracies", loss: "loss", losses: "Loss, in nats", text: percent, sd: (sd) => fixed(100 * sd), axis: inPercent, share: true },
+  "R²": { name: "R²", title: "R²", several: "R²", loss: "squared error", losses: "Squared error, in scaled units", text: decimals, sd: decimals, axis: (value) => minus(number(value)), share: false },
+};
 
 const scroll = (label, ...children) =>
   h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, children);

@@ -1,7 +1,7 @@
 // What a hypernetwork has learned: where its tasks lie, what lies between, what it generates.
 
 function taskMap(run) {
-  const { points, explained } = run.map, { tasks } = run, evaluated = run.evaluation !== null;
+  const { points, explained } = run.map, { tasks } = run, evaluated = run.evaluation !== null, scores = SCORES[run.score];
   const all = tasks.map((task) => task.accuracy), low = Math.min(...all), high = Math.max(...all);
   const colour = (i) => (evaluated ? `rgb(${viridis(high > low ? (all[i] - low) / (high - low) : 1)})` : BLUE);
   const bounds = (k) => {
@@ -19,7 +19,7 @@ function taskMap(run) {
     for (const i of order) {
       const [x, y] = place(i), chosen = i === run.task.value;
       frame.plot.append(s("circle", { cx: x, cy: y, r: chosen ? 9 : 6.5, fill: colour(i), stroke: "var(--muted)", class: chosen ? "pick hot" : "pick",
-        "data-tip": about(tasks[i]), onclick: () => run.task.set(i) }));
+        "data-tip": about(run, tasks[i]), onclick: () => run.task.set(i) }));
     }
     for (const i of order.reverse()) { // the chosen one's name first, others where there is room
       const [x, y] = place(i), text = tasks[i].name.length > 18 ? `${tasks[i].name.slice(0, 17)}…` : tasks[i].name, size = text.length * 6.7;
@@ -31,15 +31,15 @@ function taskMap(run) {
       frame.plot.append(s("text", { x: from, y: y + 4, class: i === run.task.value && "strong" }, text));
     }
     return frame.svg;
-  }, { data: () => [["task", "first axis", "second axis", "accuracy", "nearest task"],
+  }, { data: () => [["task", "first axis", "second axis", scores.name, "nearest task"],
     ...tasks.map((task, i) => [task.name, ...points[i], task.accuracy, tasks[task.nearest].name]).slice(0, points.length)] });
   run.task.listen((i) => {
     const task = tasks[i];
-    said.textContent = `${about(task)}. Its nearest task is ${tasks[task.nearest].name}, at a cosine distance of ${number(task.distance)}.`;
+    said.textContent = `${about(run, task)}. Its nearest task is ${tasks[task.nearest].name}, at a cosine distance of ${number(task.distance)}.`;
     box.redraw();
   });
   return [h("div", { class: "controls" }, taskChoice(run)), box,
-    evaluated ? h("div", {}, ramp(percent(low), percent(high), viridis)) : null, said, h("p", { class: "note" }, trust(points, tasks, explained))];
+    evaluated ? h("div", {}, ramp(scores.text(low), scores.text(high), viridis)) : null, said, h("p", { class: "note" }, trust(points, tasks, explained))];
 }
 
 /* What near means in the plane, which is not the space of the embeddings. */
@@ -112,7 +112,7 @@ function taskDistances(run) {
     const own = numbers.indexOf(task);
     if (own < 0) return nearest.replaceChildren(h("p", { class: "note" }, `${run.tasks[task].name} is not among these ${n} tasks.`));
     const found = values[own].map((distance, i) => [i, distance]).filter(([i]) => i !== own).sort((a, b) => a[1] - b[1]);
-    nearest.replaceChildren(h("p", {}, h("b", {}, about(run.tasks[task]))), list("Nearest", found.slice(0, 5)), n > 10 ? list("Farthest", found.slice(-5).reverse()) : "");
+    nearest.replaceChildren(h("p", {}, h("b", {}, about(run, run.tasks[task]))), list("Nearest", found.slice(0, 5)), n > 10 ? list("Farthest", found.slice(-5).reverse()) : "");
   });
   const sort = choice("Order", [[0, "alike ones together"], [1, "as trained"]], 0, (way) => { order = way ? given : alike; draw(); });
   const fewer = n < run.tasks.length ? h("p", { class: "note" }, `${n} of the ${count(run.tasks.length)} tasks, evenly spread.`) : null;
@@ -162,7 +162,7 @@ function between(run, where) {
   const some = chosen.length < tasks.length ? ` To choose from: the lowest and the best task, and those least like them.` : "";
   const means = run.interpolation.mean_statistics ? " Batch norms have the mean statistics of all tasks on the whole way." : "";
   return [h("div", { class: "controls" }, from.field, to.field, field("Position between them", slider, true)), readout, box, key,
-    h("p", { class: "note" }, `On up to ${count(images)} ${where} images of each task.${some}${means}`),
+    h("p", { class: "note" }, `On up to ${count(images)} ${where} ${run.samples} of each task.${some}${means}`),
     folded("The numbers", numbers)];
 }
 

@@ -2,10 +2,10 @@
 
 const label = (row) => `${row.method}${row.budget === null ? "" : `, ${row.budget} N`}`;
 
-function comparisonPanel(index, { name, config, machine, results, tables, by_budget }) {
-  const { rows, tasks, numel, skipped, failures } = results;
+function comparisonPanel(index, { name, score, config, machine, results, tables, by_budget }) {
+  const { rows, tasks, numel, skipped, failures } = results, scores = SCORES[score];
   const best = rows.reduce((a, b) => (a && a.accuracy.mean >= b.accuracy.mean ? a : b), null);
-  const spread = ({ accuracy: { sd } }) => (sd === null ? "" : `, ±\u00a0${fixed(100 * sd)}`);
+  const spread = ({ accuracy: { sd } }) => (sd === null ? "" : `, ±\u00a0${scores.sd(sd)}`);
   const source = config.data.source.split(/[\\/]/).pop();
   const lead = ["Comparison", plural(tasks.names.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`].join(" · ");
   const problems = [
@@ -14,30 +14,30 @@ function comparisonPanel(index, { name, config, machine, results, tables, by_bud
   ];
   return panel(index, name, lead, problems, [
     { id: "glance", title: "At a glance", draw: () => tiles([
-      best && ["best mean test accuracy", percent(best.accuracy.mean), `${label(best)}${spread(best)}`, true],
+      best && [`best mean test ${scores.name}`, scores.text(best.accuracy.mean), `${label(best)}${spread(best)}`, true],
       ...rows.filter((row) => row !== best).map((row) =>
-        [label(row), percent(row.accuracy.mean), `${fixed(row.parameters_per_target_parameter)} N trainable${spread(row)}`]),
+        [label(row), scores.text(row.accuracy.mean), `${fixed(row.parameters_per_target_parameter)} N trainable${spread(row)}`]),
       ["seeds", config.seeds.length, "of each method"],
       ["one target, N", count(numel), "parameters"],
     ]) },
-    rows.length && { id: "budget", title: "Accuracy against budget", draw: () => [...budgets(by_budget), ...tables.map((one) => texts(one))],
-      note: "Mean test accuracy over tasks, and its standard deviation over seeds, against all trainable parameters." },
-    rows.length && { id: "tasks", title: "Accuracy per task", draw: () => byTask(rows, tasks.names),
-      note: "Test accuracy, mean over seeds; the stronger the colour, the higher. The highest of each task is bold." },
+    rows.length && { id: "budget", title: `${scores.title} against budget`, draw: () => [...budgets(by_budget, scores), ...tables.map((one) => texts(one))],
+      note: `Mean test ${scores.name} over tasks, and its standard deviation over seeds, against all trainable parameters.` },
+    rows.length && { id: "tasks", title: `${scores.title} per task`, draw: () => byTask(rows, tasks.names, scores),
+      note: `Test ${scores.name}, mean over seeds; the stronger the colour, the higher. The highest of each task is bold.` },
     { id: "configuration", title: "Configuration", draw: () => configuration([["Settings", config], ["Machine", machine]]) },
   ].filter(Boolean));
 }
 
-function byTask(rows, names) {
+function byTask(rows, names, scores) {
   const of = (row, task) => mean(Object.values(row.accuracies).map((seed) => seed[task]));
   const values = names.map((task) => rows.map((row) => of(row, task)));
   const strongest = values.map((own) => Math.max(...own)), all = values.flat(), low = Math.min(...all), high = Math.max(...all);
-  return table({ label: "Accuracy of each task", rows: names, columns: [
+  return table({ label: `${scores.title} of each task`, rows: names, columns: [
     { title: "task", text: (task) => task, value: (task, i) => i },
     ...rows.map((row, j) => ({
       title: label(row),
       heat: (task, i) => (high > low ? (values[i][j] - low) / (high - low) : 0),
-      text: (task, i) => (values[i][j] === strongest[i] ? h("b", {}, percent(values[i][j])) : percent(values[i][j])),
+      text: (task, i) => (values[i][j] === strongest[i] ? h("b", {}, scores.text(values[i][j])) : scores.text(values[i][j])),
       value: (task, i) => values[i][j],
     })),
   ] });
@@ -83,8 +83,8 @@ function extent(list) {
 const tall = (width) => Math.max(150, Math.min(340, width * 0.62));
 
 
-/* Accuracy against trainable parameters ÷ N, a line a method; pictures of the same methods together. */
-function budgets(pictures) {
+/* Scores against trainable parameters ÷ N, a line a method; pictures of the same methods together. */
+function budgets(pictures, scores = SCORES.accuracy) {
   const groups = [];
   for (const one of pictures.map(byMethod)) {
     const like = groups.at(-1)?.[0].lines.some((line) => one.lines.some((other) => other.name === line.name));
@@ -92,14 +92,14 @@ function budgets(pictures) {
     else groups.push([one]);
   }
   return groups.map((group) => multiples(group, {
-    label: "Accuracy against trainable parameters",
-    tip: (line, [x, y, sd, method]) => `${method}: ${percent(y)}${sd ? ` ± ${fixed(100 * sd)}` : ""} at ${fixed(x)} N`,
-    rows: ({ lines: list }) => [["method", "trainable parameters / N", "accuracy", "standard deviation"],
+    label: `${scores.title} against trainable parameters`,
+    tip: (line, [x, y, sd, method]) => `${method}: ${scores.text(y)}${sd ? ` ± ${scores.sd(sd)}` : ""} at ${fixed(x)} N`,
+    rows: ({ lines: list }) => [["method", "trainable parameters / N", scores.name, "standard deviation"],
       ...list.flatMap((line) => line.points.map(([x, y, sd, method]) => [method, x, y, sd]))],
     frame: (width, list, view) => {
       const ratios = list.flatMap((line) => line.points.map(([x]) => x));
       return axes({ width, height: tall(width), left: 52, view, x: { domain: [Math.min(...ratios) / 1.3, Math.max(...ratios) * 1.3], log: true, format: number, title: "trainable parameters ÷ N" },
-        y: { domain: extent(list), format: inPercent } });
+        y: { domain: extent(list), format: scores.axis } });
     },
   }));
 }

@@ -4,7 +4,7 @@ const SPLITS = { test: "test", val: "validation" };
 const METHODS = { experts: "One target per task", shared_trunk: "A shared trunk, one head per task" };
 
 function runPanel(index, run) {
-  const { config, tasks } = run, evaluated = run.evaluation !== null;
+  const { config, tasks, samples } = run, evaluated = run.evaluation !== null, scores = SCORES[run.score];
   const worst = evaluated ? tasks.findIndex((task) => task.name === run.evaluation.worst_task) : 0;
   run.task = shared(worst); // the task that pictures show
   const kind = config.method.kind, { resolved, ...settings } = config;
@@ -12,11 +12,12 @@ function runPanel(index, run) {
   const lead = [METHODS[kind] || `${kind[0].toUpperCase()}${kind.slice(1).replace("_", " ")} generator`,
     plural(tasks.length, "task"), [source, config.data.tasks].filter(Boolean).join(" "), `target ${config.target}`, run.made && run.made.date, run.made && run.made.machine && run.made.machine.cpu].filter(Boolean).join(" · ");
   const where = SPLITS[run.split];
-  const unfinished = run.split === "val" && evaluated && "This run has not finished: all accuracies are those of the best model so far, on the validation images.";
+  const unfinished = run.split === "val" && evaluated && `This run has not finished: all ${scores.several} are those of the best model so far, on the validation ${samples}.`;
   return panel(index, run.name, lead, [unfinished, run.missing], [
     { id: "glance", title: "At a glance", draw: () => glance(run, where) },
-    { id: "tasks", title: evaluated ? "Accuracy per task" : "Tasks", draw: () => perTask(run, where),
-      note: evaluated && `The share of each task's ${where} images that is classified correctly, with Wilson's 95% interval for that many images.` },
+    { id: "tasks", title: evaluated ? `${scores.title} per task` : "Tasks", draw: () => perTask(run, where),
+      note: evaluated && (scores.share ? `The share of each task's ${where} ${samples} that is classified correctly, with Wilson's 95% interval for that many ${samples}.`
+        : `1 − mean squared error on each task's ${where} ${samples} ÷ mean variance within tasks: 1 without errors, and 0 on average where every prediction is its task's mean.`) },
     run.curves.validation.step.length && { id: "curves", title: "Learning curves", draw: () => learning(run) },
     run.confusion && { id: "confusion", title: "Confusion matrices", draw: () => confusion(run, where),
       note: "Rows are true classes, columns are predicted ones. Blue is right, orange is wrong." },
@@ -42,16 +43,16 @@ function wilson(share, n) {
   return [Math.max(0, middle - half), Math.min(1, middle + half)];
 }
 
-const certain = (task) => (task.images ? wilson(task.accuracy, task.images) : null);
+const certain = (run, task) => (SCORES[run.score].share && task.images ? wilson(task.accuracy, task.images) : null);
 const fromTo = (both) => (both ? both.map(percent).join(" to ") : "–");
 
 function glance(run, where) {
-  const { evaluation, config, training, tasks } = run, { numel, trainable_parameters: trainable } = config.resolved;
+  const { evaluation, config, training, tasks } = run, { numel, trainable_parameters: trainable } = config.resolved, scores = SCORES[run.score];
   const lowest = evaluation && tasks.find((task) => task.name === evaluation.worst_task);
-  const images = tasks.reduce((sum, task) => sum + (task.images || 0), 0); // of all tasks together
+  const images = scores.share && tasks.reduce((sum, task) => sum + (task.images || 0), 0); // of all tasks together
   return tiles([
-    evaluation && [`mean ${where} accuracy`, percent(evaluation.accuracy), `over ${plural(tasks.length, "task")}${images ? `; ${fromTo(wilson(evaluation.accuracy, images))}` : ""}`, true],
-    evaluation && tasks.length > 1 && ["lowest task", percent(evaluation.worst_accuracy), `${evaluation.worst_task}${images ? `; ${fromTo(certain(lowest))}` : ""}`],
+    evaluation && [`mean ${where} ${scores.name}`, scores.text(evaluation.accuracy), `over ${plural(tasks.length, "task")}${images ? `; ${fromTo(wilson(evaluation.accuracy, images))}` : ""}`, true],
+    evaluation && tasks.length > 1 && ["lowest task", scores.text(evaluation.worst_accuracy), `${evaluation.worst_task}${images ? `; ${fromTo(certain(run, lowest))}` : ""}`],
     !evaluation && ["tasks", count(tasks.length), `${tasks.filter((t) => t.origin !== "trained").length} added after training`, true],
     ["trainable parameters", count(trainable), `${fixed(trainable / numel)} × one target`],
     ["one target, N", count(numel), "parameters"],
@@ -69,31 +70,34 @@ function taskChoice(run) {
   return field;
 }
 
-const about = (task) => (task.accuracy === null ? task.name : `${task.name}: ${percent(task.accuracy)}${task.images ? ` (${fromTo(certain(task))})` : ""}`);
+function about(run, task) {
+  const interval = certain(run, task);
+  return task.accuracy === null ? task.name : `${task.name}: ${SCORES[run.score].text(task.accuracy)}${interval ? ` (${fromTo(interval)})` : ""}`;
+}
 
 /* What was measured when a task was added to a run. */
 const measure = (title, key, show) => ({ title,
   text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key]) : "–"),
-  value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -1) });
+  value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -Infinity) });
 const expected = { ...measure("expected accuracy", "expected"), text: ({ measured }) => (measured && measured.expected !== null
   ? `${percent(measured.expected)} (${measured.interval.map((p) => percent(p)).join(" to ")})` : "–") };
 const reasons = ({ measured }) => (measured && measured.why ? [measured.why, ...measured.warnings].join(" ") : "–");
-const learned = [measure("learned from images", "images", (n) => count(n)), measure("accuracy on them", "accuracy", (p) => percent(p)), expected,
-  measure("test images", "test_images", (n) => count(n)), measure("test accuracy", "test_accuracy", (p) => percent(p))];
+const learned = (samples, { name, text, share }) => [measure(`learned from ${samples}`, "images", (n) => count(n)), measure(`${name} on them`, "accuracy", text), share && expected,
+  measure(`test ${samples}`, "test_images", (n) => count(n)), measure(`test ${name}`, "test_accuracy", text)];
 
 function perTask(run, where) {
-  const { tasks } = run, evaluated = run.evaluation !== null;
+  const { tasks, samples } = run, evaluated = run.evaluation !== null, scores = SCORES[run.score];
   const nearest = (task) => (task.nearest === null ? "–" : tasks[task.nearest].name);
   const columns = [
     { title: "task", text: (task, i) => link(run, i), value: (task, i) => i },
-    evaluated && { title: "accuracy", text: (task) => percent(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
-    evaluated && tasks[0].images && { title: "95% interval", text: (task) => fromTo(certain(task)) },
-    evaluated && { title: "loss", text: (task) => task.loss.toFixed(4), value: (task) => task.loss },
+    evaluated && { title: scores.name, text: (task) => scores.text(task.accuracy), value: (task) => task.accuracy, bar: (task) => task.accuracy },
+    evaluated && scores.share && tasks[0].images && { title: "95% interval", text: (task) => fromTo(certain(run, task)) },
+    evaluated && { title: scores.loss, text: (task) => task.loss.toFixed(4), value: (task) => task.loss },
     tasks.some((task) => task.entropy !== null) && { title: "entropy", text: (task) => (task.entropy === null ? "–" : task.entropy.toFixed(4)), value: (task) => task.entropy },
-    evaluated && run.confusion && { title: `${where} images`, text: (task) => count(task.images), value: (task) => task.images },
-    { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
+    evaluated && tasks[0].images && { title: `${where} ${samples}`, text: (task) => count(task.images), value: (task) => task.images },
+    scores.share && { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
     !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },
-    ...(tasks.some((task) => task.measured) ? learned : []),
+    ...(tasks.some((task) => task.measured) ? learned(samples, scores) : []),
     tasks.some((task) => task.measured?.why) && { title: "why", text: reasons, left: true },
     tasks[0].nearest !== null && { title: "nearest task", text: nearest, value: nearest, left: true },
   ].filter(Boolean);
@@ -110,51 +114,53 @@ function perTask(run, where) {
 
 function ranking(run) {
   const order = range(run.tasks.length).sort((a, b) => run.tasks[a].accuracy - run.tasks[b].accuracy);
-  const ends = (i) => certain(run.tasks[i]) || [run.tasks[i].accuracy, run.tasks[i].accuracy], all = order.flatMap(ends);
+  const scores = SCORES[run.score];
+  const ends = (i) => certain(run, run.tasks[i]) || [run.tasks[i].accuracy, run.tasks[i].accuracy], all = order.flatMap(ends);
   const low = Math.min(...all), high = Math.max(...all);
   const average = run.evaluation.accuracy, margin = 0.05 * (high - low || 0.01);
-  const box = chart("Accuracy of every task, lowest first; the table below has the numbers", (width, view) => {
+  const box = chart(`${scores.title} of every task, lowest first; the table below has the numbers`, (width, view) => {
     const { svg, plot, px, py, left, right } = axes({ width, height: 220, left: 52, view,
       x: { domain: [1, order.length], title: "tasks, lowest first", ticks: [1, order.length] },
-      y: { domain: [low - margin, high + margin], format: inPercent } });
+      y: { domain: [low - margin, high + margin], format: scores.axis } });
     const at = py(average), radius = order.length > 80 ? 3 : 4.5;
     plot.append(s("line", { x1: left, x2: right, y1: at, y2: at, stroke: ORANGE, "stroke-dasharray": "5 4" }),
-      s("text", { x: right, y: at + 15, "text-anchor": "end", class: "strong" }, `mean ${percent(average)}`));
+      s("text", { x: right, y: at + 15, "text-anchor": "end", class: "strong" }, `mean ${scores.text(average)}`));
     order.forEach((i, rank) => {
       const x = px(rank + 1), [from, to] = ends(i).map(py);
       plot.append(s("line", { x1: x, x2: x, y1: from, y2: to, stroke: BLUE, "stroke-opacity": 0.5 }),
-        s("circle", { cx: x, cy: py(run.tasks[i].accuracy), r: radius, fill: BLUE, class: i === run.task.value ? "pick hot" : "pick", "data-tip": about(run.tasks[i]), onclick: () => run.task.set(i) }));
+        s("circle", { cx: x, cy: py(run.tasks[i].accuracy), r: radius, fill: BLUE, class: i === run.task.value ? "pick hot" : "pick", "data-tip": about(run, run.tasks[i]), onclick: () => run.task.set(i) }));
     });
     return svg;
-  }, { data: () => [["task", "accuracy", "low", "high", "loss", "images"], ...run.tasks.map((task) => [task.name, task.accuracy, ...(certain(task) || ["", ""]), task.loss, task.images])] });
+  }, { data: () => [["task", scores.name, ...(scores.share ? ["low", "high"] : []), scores.loss, run.samples],
+    ...run.tasks.map((task) => [task.name, task.accuracy, ...(certain(run, task) || (scores.share ? ["", ""] : [])), task.loss, task.images])] });
   run.task.listen(() => box.redraw());
   return box;
 }
 
 function learning(run) {
-  const { train, validation } = run.curves, last = Math.max(...validation.step, ...train.step);
+  const { train, validation } = run.curves, last = Math.max(...validation.step, ...train.step), scores = SCORES[run.score];
   const zip = (columns, key) => columns.step.map((step, i) => [step, columns[key][i]]);
   const picture = (title, list, y) => {
     const values = list.flatMap((line) => line.points.map(([, value]) => value)), low = Math.min(...values), high = Math.max(...values);
-    const margin = 0.05 * (high - low || 0.1 * high || 0.1);
+    const margin = 0.05 * (high - low || 0.1 * Math.abs(high) || 0.1);
     // A loss of zero has no place on a log axis.
-    const domain = y.log && low > 0 ? [low / 1.1, high * 1.1] : [Math.max(0, low - margin), high + margin];
+    const domain = y.log && low > 0 ? [low / 1.1, high * 1.1] : [Math.max(low < 0 ? -Infinity : 0, low - margin), high + margin];
     return h("figure", {}, chart(`${title}; the table below has the numbers`, (width, view) =>
       lines(axes({ width, height: 240, left: 52, view, x: { domain: [0, last], title: "updates", format: count }, y: { ...y, log: y.log && low > 0, domain } }), list,
         (line, [step, value]) => `${line.name}, after ${count(step)}: ${line.text(value)}`),
     { title, data: () => [["line", "updates", "value"], ...list.flatMap((line) => line.points.map((point) => [line.name, ...point]))] }), legend(list));
   };
   const shares = [
-    { name: "mean of all tasks", colour: BLUE, points: zip(validation, "accuracy"), text: percent },
-    { name: "lowest task", colour: ORANGE, points: zip(validation, "worst_accuracy"), marker: "s", dashed: true, text: percent },
+    { name: "mean of all tasks", colour: BLUE, points: zip(validation, "accuracy"), text: scores.text },
+    { name: "lowest task", colour: ORANGE, points: zip(validation, "worst_accuracy"), marker: "s", dashed: true, text: scores.text },
   ].slice(0, run.tasks.length > 1 ? 2 : 1);
   const losses = [
     { name: "training", colour: ORANGE, points: zip(train, "loss"), text: number, dashed: true, marker: "s" },
     { name: "validation", colour: BLUE, points: zip(validation, "loss"), text: number },
   ].filter((line) => line.points.length);
-  const numbers = texts(["Validation", ["updates", "mean accuracy", "lowest task", "loss"], validation.step.map((step, i) =>
-    [count(step), percent(validation.accuracy[i]), percent(validation.worst_accuracy[i]), validation.loss[i].toFixed(4)])]);
-  return [h("div", { class: "pair" }, picture("Validation accuracy", shares, { format: inPercent }), picture("Loss, in nats, on a log axis", losses, { log: true, format: number })),
+  const numbers = texts(["Validation", ["updates", `mean ${scores.name}`, "lowest task", scores.loss], validation.step.map((step, i) =>
+    [count(step), scores.text(validation.accuracy[i]), scores.text(validation.worst_accuracy[i]), validation.loss[i].toFixed(4)])]);
+  return [h("div", { class: "pair" }, picture(`Validation ${scores.name}`, shares, { format: scores.axis }), picture(`${scores.losses}, on a log axis`, losses, { log: true, format: number })),
     folded("The numbers", numbers)];
 }
 
@@ -171,7 +177,7 @@ function confusion(run, where) {
       h("tbody", {}, matrix.map((row, a) => h("tr", {}, h("th", { scope: "row" }, classes[a]), row.map((n, b) =>
         h("td", { class: a === b && "right", style: { "--share": totals[a] ? n / totals[a] : 0 },
           "data-tip": `${classes[a]} ${a === b ? "recognised" : `taken for ${classes[b]}`}: ${n} of ${totals[a]}` }, String(n)))))));
-    const scope = all < images ? `${count(all)} of its ${count(images)} ${where} images` : `all its ${count(images)} ${where} images`;
+    const scope = all < images ? `${count(all)} of its ${count(images)} ${where} ${run.samples}` : `all its ${count(images)} ${where} ${run.samples}`;
     place.replaceChildren(h("div", { class: "split" }, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Confusion matrix of ${name}` }, cells),
       h("div", { class: "grow" }, h("p", {}, h("b", {}, `${name}: ${percent(accuracy)}`)), h("p", { class: "note" }, `Counted on ${scope}.`),
         h("h4", {}, mistakes.length ? "Most frequent mistakes" : "No mistakes"),
