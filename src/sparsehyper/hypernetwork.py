@@ -227,7 +227,8 @@ class HyperNetwork(Stored, Generic[Output]):
                 given. An embedding has no head, so that with a ``head`` the output is the features.
             solve_for: labels of the samples, class numbers ``[batch]`` or numbers
                 ``[batch, outputs]``; only to train a hypernetwork with a ``head``. Each sample is
-                then predicted by the head solved from the other samples of its task in this batch.
+                then predicted by the head solved from the other samples of its task in this batch,
+                which should be no copies of it.
                 Without it, the heads are those that `solve_head` kept.
 
         Raises:

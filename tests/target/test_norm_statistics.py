@@ -253,3 +253,24 @@ def test_processes_share_what_each_has_seen_of_a_task(tmp_path):
     means = [sum(state["running_mean"]) / 4 for state in found[0]]
     assert means == pytest.approx([5, 6, 5.5, 0], abs=0.15)
     assert [state["num_batches_tracked"] for state in found[0]] == [11, 11, 20, 0]
+
+
+def test_batches_before_a_state_was_loaded_are_no_new_ones(monkeypatch):
+    """As two processes that went on from one checkpoint, and then saw the same batches."""
+    hnet, x = make(normed()), torch.randn(12, 4) + 5
+    for _ in range(20):
+        hnet(x, task=0)
+    again = make(normed())
+    again.load_state_dict(hnet.state_dict())
+    for _ in range(5):
+        again(x, task=0)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda *_: 0)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor, **_: tensor.mul_(2))
+    mean = again.materialize(0)[0].running_mean.clone()
+    again.sync_statistics()
+    assert again.materialize(0)[0].num_batches_tracked == 20 + 2 * 5
+    torch.testing.assert_close(again.materialize(0)[0].running_mean, mean)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))

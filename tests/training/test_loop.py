@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers.toy import N_CLASSES, NAMES, Model, Source, same
-from sparsehyper.training import Run, TrainConfig, evaluate, train
+from sparsehyper.training import NonFiniteError, Run, TrainConfig, evaluate, train
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import OPTIMIZERS
 
@@ -235,6 +235,36 @@ def test_steps_already_made_without_an_evaluation(tmp_path):
         run.save(model, optimizer, TrainingState(step=3), best=False)
         with pytest.raises(ValueError, match=r"`steps` is 3; the run .* has no best evaluation"):
             fit(model, 3, run=run)
+
+
+def test_updates_that_were_made_but_not_evaluated_need_more(tmp_path):
+    model = Model()
+    with Run.create(tmp_path / "run", {}) as run:
+        first = fit(model, 20, run=run)
+        optimizer = torch.optim.Adam(model.parameters())
+        state = TrainingState(23, [first.best.accuracy] * 2, 20, first.best)
+        run.save(model, optimizer, state, best=False)
+        with pytest.raises(ValueError, match="`steps` is 23; the run has made them, but has not"):
+            fit(model, 23, run=run)
+        assert fit(model, 30, run=run).steps == 30
+
+
+def test_patience_does_not_run_out_before_a_damaged_best_is_replaced(tmp_path):
+    model = Model()
+    with Run.create(tmp_path / "run", {}) as run:
+        optimizer = torch.optim.Adam(model.parameters())
+        run.save(model, optimizer, TrainingState(30, [0.5, 0.4, 0.3]), best=False)
+        assert fit(model, 50, run=run, patience=2).best_step in (40, 50)
+
+
+def test_a_metric_that_is_no_number_is_told(tmp_path):
+    config = TrainConfig(steps=4, eval_every=2, device="cpu")
+
+    def metric(out, _):
+        return out[:, 0] * float("nan")
+
+    with pytest.raises(NonFiniteError, match="the `metric` is not finite after step 2, on "):
+        train(Model(), Source(), Source(), config, metric=metric, names=NAMES, quiet=True)
 
 
 def test_a_task_without_validation_images_is_found_before_anything_is_trained():

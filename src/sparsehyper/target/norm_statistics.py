@@ -123,6 +123,10 @@ class NormStatistics:
         """Replace each buffer by a table in which every task's row equals the buffer."""
         buffers = [buffer.detach() for buffer in self.tables(module)]
         self.set_tables(module, [b.expand(tasks, *b.shape).clone() for b in buffers])
+        self.mark_synchronised(module)
+
+    def mark_synchronised(self, module: nn.Module) -> None:
+        """Take the present counts of batches as those of the last synchronisation."""
         if self._counting is not None:
             self._synchronised = self.tables(module)[self._counting].clone()
 
@@ -321,7 +325,7 @@ class NormStatistics:
                 table[seen] = (values / weights)[seen].to(table.dtype)
             else:
                 table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
-        self._synchronised = tables[self._counting].clone()
+        self.mark_synchronised(module)
 
 
 def _index(tasks: Sequence[int] | Tensor) -> Any:

@@ -164,7 +164,7 @@ class Target(nn.Module):
         # Whether the base gets its gradient by `base_gradient`, and not from `unpack`.
         self.base_apart = False
         self._checked_buffers = False  # True after the first run in training, see `run`
-        self.register_load_state_dict_post_hook(_renew_unpack_plan)
+        self.register_load_state_dict_post_hook(_follow_state)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Convert all tensors, as PyTorch's ``to`` and the like do."""
@@ -371,8 +371,10 @@ def _renew_weight_lists(module: nn.Module) -> None:
             layer._init_flat_weights()
 
 
-def _renew_unpack_plan(target: Target, _: Any) -> None:
+def _follow_state(target: Target, _: Any) -> None:
+    """Bring what follows from the tensors up to date with a state that was loaded."""
     target._unpack_plan = target._plan_unpacking()
+    target.statistics.mark_synchronised(target.module)
 
 
 def _bias_of(name: str) -> str:

@@ -37,14 +37,15 @@ class TrainConfig:
             others.
         schedule: after the warm-up, ``"constant"``, ``"cosine"`` (to 0 at `steps`) or
             ``"plateau"`` (halved whenever validation accuracy stops improving).
-        plateau_patience: evaluations without improvement before ``"plateau"`` halves the rate.
+        plateau_patience: evaluations without a higher accuracy before ``"plateau"`` halves the
+            rate.
         warmup: updates over which the learning rate rises linearly to `lr`, at most `steps`.
         clip: largest norm of the whole gradient, above 0; ``None`` for no limit.
         accumulate: number of batches per update.
         eval_every: updates between evaluations. Each evaluation writes a checkpoint; the last
             update is always evaluated.
         eval_batch_size: number of samples per batch in evaluation.
-        patience: evaluations without improvement before training stops; ``None`` for no early
+        patience: evaluations without a higher accuracy before training stops; ``None`` for no early
             stopping.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: run the model through `torch.compile`.

@@ -204,6 +204,11 @@ def train(
         here.wait()  # until the main process has recovered the run from a crash
         state = run.restore(model, optimizer)
         state.check_steps(config.steps)
+        if state.step == config.steps and not _is_evaluated(run, state.step):
+            raise ValueError(
+                f"`steps` is {config.steps}; the run has made them, but has not evaluated the last "
+                "one; give more steps"
+            )
         run.record_config()
     best_weights: dict[str, Tensor] = {}
     measures = Measures(loss, metric)
@@ -295,10 +300,10 @@ def train(
             if evaluating or stop:
                 improved = False
                 with parallel.whole() as whole_optimizer:
+                    if here.count > 1 and isinstance(model, HyperNetwork):
+                        model.sync_statistics()  # other processes have seen other tasks
+                    parallel.synchronise()
                     if evaluating:
-                        if here.count > 1 and isinstance(model, HyperNetwork):
-                            model.sync_statistics()  # other processes have seen other tasks
-                        parallel.synchronise()
                         _renew_embeddings(model)
                         if solved is not None and examples is not None:
                             _solve_heads(solved, examples, config)
@@ -442,7 +447,9 @@ def _seed_step(seed: int, step: int, here: Processes) -> None:
 
 def _out_of_patience(config: TrainConfig, state: TrainingState) -> bool:
     return (
-        config.patience is not None and evaluations_since_best(state.accuracies) >= config.patience
+        config.patience is not None
+        and state.best is not None  # a damaged one counts no longer
+        and evaluations_since_best(state.accuracies) >= config.patience
     )
 
 
@@ -488,6 +495,20 @@ def _check_finite(evaluation: Evaluation, state: TrainingState, run: Run | None)
             state.step,
             tasks,
         )
+    scored = zip(evaluation.tasks, evaluation.accuracies, strict=True)
+    if tasks := tuple(name for name, score in scored if not math.isfinite(score)):
+        raise NonFiniteError(
+            f"the `metric` is not finite after step {state.step}, on {_list(tasks)}. {_kept(run)}"
+            "Let it return a number for every batch of validation samples",
+            state.step,
+            tasks,
+        )
+
+
+def _is_evaluated(run: Run, step: int) -> bool:
+    """Whether the model was evaluated after an update."""
+    metrics = run.read_metrics()
+    return any(row["kind"] == "validation" and row["step"] == step for row in metrics)
 
 
 def _list(tasks: Sequence[str]) -> str:

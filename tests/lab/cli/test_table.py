@@ -117,6 +117,8 @@ def test_a_csv_file_comes_out_as_it_is_and_goes_in_again(command, root, tmp_path
     file.write_text(done.out)
     again = command("predict", root / "more", file, "--format", "csv")
     assert again.code == 0, again.err
+    head = again.out.partition("\n")[0].split(",")
+    assert head[-2:] == ["predicted price", "predicted price 2"]
     odd[0][number] = "much"
     with file.open("w", newline="") as out:
         writer = csv.DictWriter(out, odd[0].keys(), lineterminator="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_images_of_other_formats_that_are_searched_through(root):
     (root / "new.tif").touch()
     with pytest.warns(UserWarning, match=r"ignored: .*new.tif; PNG, JPEG and WebP are read$"):
         assert len(find_images(root)) == 12
+
+
+def test_images_that_are_tested_on_are_not_learned_from(root, tmp_path):
+    (root / "hats").rename(tmp_path / "train")
+    for name, value in (("new", 1), ("worn", 99)):
+        write(tmp_path / "test" / name / "0.png", value)
+    shutil.rmtree(tmp_path / "all")
+    with pytest.warns(UserWarning, match="'hats' is learned without 1 images that are among its"):
+        (one,) = load_new_tasks(tmp_path, (1, 8, 8), task="hats")
+    assert one.train.pixels[:, 0, 0, 0].tolist() == [0, 2, 50, 51, 52]
+    for value in (0, 2):
+        write(tmp_path / "test" / "new" / f"too{value}.png", value)
+    with pytest.raises(ValueError, match="class 'new' of task 'hats' has no image to learn from"):
+        load_new_tasks(tmp_path, (1, 8, 8), task="hats")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,15 @@ def test_joined_sources_share_a_shape_and_keep_their_classes_apart():
     assert tasks.names == ("grey", "colour")
     assert tasks.classes == (("grey a", "grey b"), ("colour x", "colour y", "colour z"))
     assert tasks.test.labels(1).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_joined_sources_keep_their_validation_images():
+    one, other = _of("one", (1, 4, 4)), _of("other", (1, 6, 6))
+    one, other = (replace(source, val=source.test) for source in (one, other))
+    both = join_sources([one, other])
+    assert both.val.labels.tolist() == both.test.labels.tolist()
+    with pytest.raises(ValueError, match="must all have validation images, or none of them"):
+        join_sources([one, replace(other, val=None)])
 
 
 def test_joining_one_source_or_one_twice_is_refused():

@@ -86,6 +86,15 @@ def test_finished_runs_are_not_repeated(small, compared, monkeypatch):
     assert compare(small, out, budgets=[0.1, 4], seeds=[0, 1], quiet=True) == results
 
 
+def test_baselines_have_their_own_last_layers(small, tmp_path):
+    solved = replace(small, head="ridge", base="residual")
+    how = {"methods": ["sparse", "experts"], "budgets": [4], "seeds": [0], "quiet": True}
+    results = compare(solved, tmp_path, **how)
+    assert results["failures"] == []
+    assert compare(solved, tmp_path, **how) == results
+    assert results["rows"][1]["parameters_per_target_parameter"] == 5
+
+
 def test_another_comparison_in_the_same_place(small, compared):
     for changed in (
         replace(small, batch_size=10),

@@ -31,7 +31,7 @@ from sparsehyper.lab.runs.loading import check_run, finished_result
 from sparsehyper.lab.runs.ordinary import form_of, tensors_of
 from sparsehyper.lab.runs.targets import UntrustedTargetError, build_target
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, write_tasks
-from sparsehyper.training import CheckpointError, NonFiniteError
+from sparsehyper.training import CheckpointError, NonFiniteError, loop
 
 
 def with_steps(experiment, steps):
@@ -95,6 +95,42 @@ def test_going_on_for_more_steps_equals_going_through(experiment, tasks, tmp_pat
     assert resumed["test"] == through["test"]
     states = [load_run(tmp_path / name).model.state_dict() for name in "ab"]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_an_old_result_is_not_that_of_a_run_that_went_on(experiment, tasks, tmp_path, monkeypatch):
+    constant = replace(experiment, training=replace(experiment.training, schedule="constant"))
+    run_experiment(constant, tmp_path / "run", tasks=tasks, quiet=True)
+    real, calls = loop.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(
+            with_steps(constant, 8), tmp_path / "run", tasks=tasks, resume=True, quiet=True
+        )
+    with pytest.raises(ValueError, match="`steps` is 4; the run has already made 6"):
+        run_experiment(constant, tmp_path / "run", tasks=tasks, resume=True, quiet=True)
+
+
+def test_what_a_source_does_to_its_images_counts_as_altering(finished):
+    loaded = load_run(finished[0])
+    name = loaded.tasks.names[0]
+
+    def altered(source: str, made: str | None) -> str | None:
+        data = replace(loaded.experiment.data, source=source, tasks=made)
+        return loaded._replace(experiment=replace(loaded.experiment, data=data)).altered_by(name)
+
+    assert altered("digits", "split:2") is None
+    assert altered("omniglot_small1", "alphabets:5") == (
+        "shrinking to 28 × 28 and inverting, so that ink is white"
+    )
+    assert "centring on black" in altered("digits+mnist", None)
+    assert altered("digits", "permuted:3") == "permuted:3"
 
 
 def test_a_run_of_another_experiment(with_method, finished, tasks):

@@ -3,7 +3,7 @@
 from sparsehyper.lab.data.assembly import make_tasks
 from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
 from sparsehyper.lab.data.columns import TARGETS, Columns, is_table, read_table
-from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source
+from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source, prepared_by
 from sparsehyper.lab.data.folder import LabelledTask, load_folder, load_new_tasks
 from sparsehyper.lab.data.image_files import find_images, load_images
 from sparsehyper.lab.data.makers import Alphabets, Hue, Permuted, Rotated, Split, TaskMaker
@@ -48,6 +48,7 @@ __all__ = [
     "make_tasks",
     "maker_from_config",
     "parse_tasks",
+    "prepared_by",
     "read_rows",
     "read_table",
     "shots_of",

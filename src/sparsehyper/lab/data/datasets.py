@@ -67,6 +67,22 @@ def is_source(name: str) -> bool:
     return all(part in SOURCES for part in name.split("+"))
 
 
+def prepared_by(name: str) -> str | None:
+    """What a source does to the images of its files, in words; None if it does nothing.
+
+    >>> prepared_by("digits+mnist"), prepared_by("mnist"), prepared_by("photos")
+    ('centring on black at the largest height and width', None, None)
+    """
+    if not is_source(name):
+        return None
+    steps = []
+    if CHARACTERS in name.split("+"):
+        steps.append("shrinking to 28 × 28 and inverting, so that ink is white")
+    if "+" in name:
+        steps.append("centring on black at the largest height and width")
+    return ", then ".join(steps) or None
+
+
 def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """Load a source by name.
 

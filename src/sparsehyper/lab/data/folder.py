@@ -10,10 +10,12 @@ The images are read as `image_files` describes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from sparsehyper._util.checks import LARGEST_SIDE, check_integer
@@ -157,8 +159,38 @@ def load_new_tasks(
             )
             for part in parts
         ]
-        found.append(LabelledTask(name, tuple(classes), *read))
+        found.append(_without_tested(LabelledTask(name, tuple(classes), *read)))
     return found
+
+
+def _without_tested(task: LabelledTask) -> LabelledTask:
+    """The task without the images to learn from that are among its test images too."""
+    if task.test is None:
+        return task
+    tested = digests(task.test.pixels)
+    kept: list[Images | None] = []
+    dropped = 0
+    for images in (task.train, task.val):
+        if images is None:
+            kept.append(None)
+            continue
+        own = torch.from_numpy(~np.isin(digests(images.pixels), tested))
+        dropped += int((~own).sum())
+        kept.append(Images(images.pixels[own], images.labels[own]))
+    train, val = kept
+    assert train is not None
+    if lacking := set(range(len(task.classes))) - set(train.labels.tolist()):
+        raise ValueError(
+            f"class {task.classes[min(lacking)]!r} of task {task.name!r} has no image to learn "
+            "from that is not among its test images; give it others"
+        )
+    if dropped:
+        warnings.warn(
+            f"task {task.name!r} is learned without {dropped} images that are among its test "
+            "images too",
+            stacklevel=4,
+        )
+    return task._replace(train=train, val=val)
 
 
 def _parts(root: Path) -> list[Path]:

@@ -112,6 +112,9 @@ def join_sources(sources: Sequence[Source]) -> Source:
         raise ValueError(f"`sources` must be at least 2 different sources, got {names}")
     shapes = [source.image_shape for source in sources]
     shape = (max(s[0] for s in shapes), max(s[1] for s in shapes), max(s[2] for s in shapes))
+    validation = [source.val for source in sources if source.val is not None]
+    if validation and len(validation) < len(sources):
+        raise ValueError("`sources` must all have validation images, or none of them")
     starts = [0, *accumulate(len(source.classes) for source in sources)]
     classes = [tuple(f"{s.name} {name}" for name in s.classes) for s in sources]
     return Source(
@@ -123,6 +126,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
             Task(name, tuple(range(start, start + len(of_source))), of_source)
             for name, start, of_source in zip(names, starts, classes, strict=False)
         ),
+        _merge(validation, shape, starts) if validation else None,
     )
 
 

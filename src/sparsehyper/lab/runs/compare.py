@@ -29,7 +29,7 @@ from sparsehyper.generators.base import BudgetError
 from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
-from sparsehyper.lab.runs.config import Experiment, parse_method, up_to_date
+from sparsehyper.lab.runs.config import GENERATED, Experiment, parse_method, up_to_date
 from sparsehyper.lab.runs.loading import MAY_DIFFER, check_run, finished_result
 from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
@@ -184,7 +184,10 @@ def _plan(
 ) -> tuple[list[_Entry], list[dict[str, Any]]]:
     """The rows of the table, and the methods that cannot meet a budget."""
     layout = target_layout(experiment, tasks)
-    resolved = {"tasks": TaskInfo.of(tasks).to_dict(), "numel": count_numbers(layout)}
+    whole = layout  # that of baselines, which have their own last layers
+    if experiment.head != GENERATED:
+        whole = target_layout(replace(experiment, head=GENERATED, base="learned"), tasks)
+    of_tasks = TaskInfo.of(tasks).to_dict()
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:
@@ -201,7 +204,12 @@ def _plan(
             except BudgetError as error:
                 skipped.append({"method": text, "budget": budget, "reason": str(error)})
             else:
-                entries.append(_Entry(text, chosen, {**resolved, "generator": generator}))
+                resolved = {
+                    "tasks": of_tasks,
+                    "numel": count_numbers(layout if generated else whole),
+                    "generator": generator,
+                }
+                entries.append(_Entry(text, chosen, resolved))
     return entries, skipped
 
 

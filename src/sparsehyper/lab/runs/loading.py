@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsehyper.conditioning import SupportSet, TaskEmbedding
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import Split, parse_tasks
+from sparsehyper.lab.data import Alphabets, Split, parse_tasks, prepared_by
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.config import Experiment, up_to_date
@@ -57,10 +57,13 @@ class LoadedRun(NamedTuple):
     def altered_by(self, task: str) -> str | None:
         """How the images of a task were altered, such as ``permuted:10``; None if they were not."""
         (entry,) = (e for e in self.task_list.entries if e.name == task)
-        made = self.experiment.data.tasks
-        if entry.row is None or made is None or isinstance(parse_tasks(made), Split):
+        data = self.experiment.data
+        if entry.row is None:
             return None
-        return made
+        made = data.tasks
+        if made is None or isinstance(parse_tasks(made), (Split, Alphabets)):
+            made = None  # a choice of classes
+        return "; ".join(filter(None, [prepared_by(data.source), made])) or None
 
     def check_plain(self, task: str) -> None:
         """Raise ``ValueError`` if a task's images were altered."""

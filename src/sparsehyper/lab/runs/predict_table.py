@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ class TablePrediction:
     def rows(self) -> tuple[list[str], list[list[Any]]]:
         """The cells with what was predicted at their end: names of columns, and rows."""
         columns = dict(self.cells)
-        columns[f"predicted {self.target}"] = list(self.predicted)
+        columns[_free(f"predicted {self.target}", columns)] = list(self.predicted)
         if self.probabilities is not None:
-            columns["probability"] = list(self.probabilities)
+            columns[_free("probability", columns)] = list(self.probabilities)
         return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +57,12 @@ class TablePrediction:
         known = {name: own for name, own in values.items() if own is not None}
         rows = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
         return {"target": self.target, "rows": rows}
+
+
+def _free(name: str, columns: Collection[str]) -> str:
+    """The name of a new column, with a number if there is one of that name."""
+    names = (name if i == 1 else f"{name} {i}" for i in count(1))
+    return next(each for each in names if each not in columns)
 
 
 @torch.no_grad()

@@ -103,7 +103,8 @@ def run_experiment(
         _check_trained(path)
         check_run(path, config)
         finished = finished_result(path, experiment)
-        if finished is not None:
+        recorded = read_config(path)["config"]["training"]["steps"]
+        if finished is not None and recorded == experiment.training.steps:
             if read_config(path)["config"]["data"]["source"] != config["data"]["source"]:
                 with Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date) as moved:
                     moved.record_config()  # where the data are now

@@ -39,7 +39,50 @@ def conclusions(
         _frame(rows),
     ]
     claims = [claim for family in families for claim in holm(family)]
-    return {"searches": searches, "rows": rows, "lengths": lengths, "claims": claims}
+    return {
+        "searches": searches,
+        "rows": rows,
+        "lengths": lengths,
+        "claims": claims,
+        "ends": _ends(lengths, claims),
+        "causes": _causes(rows),
+    }
+
+
+def _ends(lengths: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where the lead of sparse ends: ``updates`` of the first length from which on no verdict falls
+    for it, of those with a number of updates; None if one falls for the longest.
+    """
+    verdicts = {(c["family"], c["claim"]): c["verdict"] for c in claims if c["question"] == 3}
+    ends = []
+    for family, budget in dict.fromkeys((row["family"], row["budget"]) for row in lengths):
+        own = [row for row, _ in _pairs(lengths, SPARSE, CHUNKED) if row["updates"] is not None]
+        own = [row for row in own if (row["family"], row["budget"]) == (family, budget)]
+        ahead = [row["updates"] for row in own if verdicts[family, _words(row)] == "supported"]
+        later = [row["updates"] for row in own if row["updates"] > max(ahead, default=0)]
+        ends.append({"family": family, "budget": budget, "updates": min(later, default=None)})
+    return ends
+
+
+def _causes(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How much of the gap between chunked and sparse each variant of sparse closes, the most first.
+
+    ``closed`` is a share of the gap; None where sparse is not behind.
+    """
+    found = []
+    for method in VARIANTS:
+        for one, chunked in _pairs(rows, method, CHUNKED, THESIS_BUDGET):
+            (sparse,) = [
+                row
+                for row in rows
+                if row["method"] == SPARSE
+                and (row["family"], row["budget"]) == (one["family"], chunked["budget"])
+            ]
+            means = [statistics.fmean(row["accuracy"]) for row in (one, sparse, chunked)]
+            gap = means[2] - means[1]
+            closed = (means[0] - means[1]) / gap if gap > 0 else None
+            found.append({"family": one["family"], "method": method, "closed": closed})
+    return sorted(found, key=lambda row: -(row["closed"] or 0))
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -57,10 +100,26 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             for row in results["lengths"]
         ]
         found.append(Table("Longer trainings", columns, cells))
+        cells = [
+            [row["family"], f"{row['budget']:g}", _end(row["updates"])] for row in results["ends"]
+        ]
+        columns = ["set", "budget ÷ N", "from this many updates on no verdict falls for sparse"]
+        found.append(Table("Where the lead of sparse ends", columns, cells))
+    if results["causes"]:
+        cells = [
+            [row["family"], row["method"], "–" if row["closed"] is None else f"{row['closed']:.0%}"]
+            for row in results["causes"]
+        ]
+        columns = ["set", "variant of sparse", "of the gap to chunked it closes"]
+        found.append(Table(f"Why sparse is behind at {THESIS_BUDGET:g} N", columns, cells))
     return [*found, searches_table(results)]
 
 
-_COLUMNS = ("trainable ÷ N", "accuracy, %", "on training images, %", "step, ms")
+_COLUMNS = ("trainable ÷ N", "accuracy, %", "on training images, %", "difference", "step, ms")
+
+
+def _end(updates: int | None) -> str:
+    return "none of these" if updates is None else f"{updates:,}"
 
 
 def _measured(row: Row) -> list[str]:
@@ -68,6 +127,7 @@ def _measured(row: Row) -> list[str]:
         f"{row['parameters']:.2f}",
         percent(row["accuracy"]),
         percent(row["trained"]),
+        f"{100 * (statistics.fmean(row['trained']) - statistics.fmean(row['accuracy'])):.2f}",
         f"{statistics.median(row['step_ms']):.1f}",
     ]
 
@@ -127,12 +187,16 @@ def _thesis(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def _words(row: Row) -> str:
+    return f"{SPARSE} − {CHUNKED}, {row['budget']:g} N, updates: {_updates(row)}"
+
+
 def _by_length(lengths: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         _claim(
             3,
             pair,
-            f"{SPARSE} − {CHUNKED}, {pair[0]['budget']:g} N, updates: {_updates(pair[0])}",
+            _words(pair[0]),
         )
         for pair in _pairs(lengths, SPARSE, CHUNKED)
     ]

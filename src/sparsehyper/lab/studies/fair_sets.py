@@ -133,7 +133,7 @@ class FreshTasks:
         how: dict[str, Any] = {"device": device}
         if stops:
             how |= {"patience": PATIENCE, "schedule": "plateau"}
-            how["eval_every"] = max(1, steps // EVALUATIONS)
+            how["eval_every"] = -(-steps // EVALUATIONS)
         experiment = Experiment(
             self.data(seed),
             training(steps, seed, **how),
