@@ -10,7 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers.small_tasks import samples
-from sparsehyper import HyperNetwork, Prototypes, Ridge, Sparse, TaskEmbedding
+from sparsehyper import (
+    HyperNetwork,
+    Prototypes,
+    Ridge,
+    Sparse,
+    TaskEmbedding,
+    average_predictions,
+    fit_embedding,
+)
 from sparsehyper.heads import Head, SolvedHead, ends_in_linear, head_from_config
 
 NAMES = ["a", "b", "c"]
@@ -146,6 +154,52 @@ def test_an_embedding_gives_features() -> None:
     torch.testing.assert_close(hnet.materialize(z, head="b")(x), hnet(x, task="b"))
     with pytest.raises(KeyError, match="unknown `task` 'd'; the tasks are: 'a', 'b', 'c'"):
         hnet.materialize(z, head="d")
+
+
+def test_prototypes_far_from_zero_keep_their_logits_in_bfloat16() -> None:
+    rng = torch.Generator().manual_seed(0)
+    means = torch.randn(5, 128, generator=rng)
+    y = torch.arange(200) % 5
+    features = 10 + means[y] + 0.5 * torch.randn(200, 128, generator=rng)
+    head = SolvedHead(Prototypes(), nn.Linear(128, 5), 1)
+    weight, bias = (part.bfloat16() for part in head.solve(features, y))
+    found = F.linear(features.bfloat16(), weight, bias).float()
+    exact = F.linear(features, *head.solve(features, y))
+    errors = (found - found.mean(1, keepdim=True)) - (exact - exact.mean(1, keepdim=True))
+    assert errors.abs().max() < 0.1 * exact.std()
+    assert head.leave_one_out(features, y).abs().max() < 10 * exact.std()
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_a_mixed_batch_of_more_classes_than_outputs(head: Head) -> None:
+    hnet = made(head, outputs=2)
+    (x, y), (x3, y3) = samples(0, classes=2), samples(1, classes=3)
+    ids = torch.arange(2).repeat_interleave(60)
+    out = hnet(torch.cat([x, x3]), task=ids, solve_for=torch.cat([y, y3]))
+    assert out.shape == (120, 3)
+    assert (out[60:].argmax(1) == y3).float().mean() > 0.5
+
+
+def test_classes_without_an_example_keep_their_outputs() -> None:
+    hnet = solved(Ridge())
+    x, y = samples(3)
+    fit_embedding(hnet, "d", (x, y), n_classes=6, steps=2)
+    assert hnet(x, task="d").shape == (60, 6)
+    hnet.solve_head("d", (x, y), n_classes=8)
+    assert hnet(x, task="d").shape == (60, 8)
+
+
+def test_the_best_restart_is_judged_by_the_head_of_the_task_s_own_samples() -> None:
+    hnet = solved(Ridge())
+    (x, y), (held_x, held_y) = samples(3), samples(3, count=9)
+    one = torch.tensor([int((held_y == c).nonzero()[0]) for c in range(3)])
+    validation = (held_x[one], held_y[one])  # one of each class, which no other can predict
+    fit = fit_embedding(hnet, "d", (x, y), validation=validation, restarts=3, steps=5)
+    assert len(set(fit.losses)) == 3
+    expected = F.cross_entropy(hnet(validation[0], task="d"), validation[1])
+    torch.testing.assert_close(torch.tensor(fit.loss), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="`hnet` has a `head` in closed form, which is solved for"):
+        average_predictions(hnet, fit, x)
 
 
 def test_a_new_task_may_have_more_classes_than_the_target_has_outputs(tmp_path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparsehyper import Dense, Sparse
 from sparsehyper.adapters import load_peft, save_peft
+from sparsehyper.peft.directories import read_peft
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -86,6 +87,16 @@ def test_existing_adapters_are_reproduced_and_written_again(module, given, tmp_p
         save_peft(hnet, task, tmp_path / task)
         again = peft.PeftModel.from_pretrained(copy.deepcopy(module), tmp_path / task)
         torch.testing.assert_close(outputs(again), out, atol=1e-5, rtol=1e-5)
+
+
+def test_a_factor_for_a_whole_name_is_not_that_of_a_name_that_ends_alike(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4)))
+    config = peft.LoraConfig(
+        r=2, lora_alpha=8, target_modules=["0", "2.0"], alpha_pattern={"^0": 2}
+    )
+    peft.get_peft_model(module, config).save_pretrained(tmp_path)
+    layers = read_peft(tmp_path).layers
+    assert {name: found.factor for name, found in layers.items()} == {"0": 1, "2.0": 4}
 
 
 @pytest.mark.filterwarnings("ignore:the generated adapters differ")

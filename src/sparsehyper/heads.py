@@ -211,7 +211,12 @@ class SolvedHead(nn.Module):
         else:
             means = targets.T @ features / targets.sum(0).clamp(min=1)[:, None]
             root = features.shape[1] ** 0.5
-            weight, bias = 2 * means / root, -means.square().sum(1) / root
+            # Distances from their centre, which leaves differences of logits as they are: in
+            # bfloat16 those of large numbers would be lost.
+            centre = means[present].mean(0)
+            means = means - centre
+            weight = 2 * means / root
+            bias = -means.square().sum(1) / root - weight @ centre
         if not self.classes:
             return weight, bias
         scale = self.log_scale.exp()
@@ -231,6 +236,8 @@ class SolvedHead(nn.Module):
         self.check(features)
         if task is None:
             return self._leave_one_out(features, y, n_classes)
+        if self.classes and len(y):
+            n_classes = max(n_classes, int(y.max()) + 1)  # outputs of all tasks are of one width
         order = task.argsort(stable=True)
         counts = task[order].unique_consecutive(return_counts=True)[1]
         groups = order.split(counts.tolist())
@@ -245,6 +252,8 @@ class SolvedHead(nn.Module):
             out = leave_one_out(features, targets, self.log_penalty.exp())
         else:
             counts = targets.sum(0)
+            centre = (targets.T @ features / counts.clamp(min=1)[:, None])[present].mean(0)
+            features = features - centre  # as in `solve`
             sums = targets.T @ features
             means = sums / counts.clamp(min=1)[:, None]
             out = 2 * features @ means.T - means.square().sum(1)

@@ -151,7 +151,7 @@ class NamedTasks(nn.Module):
         self.tasks.rename(name, new_name)
 
     @torch.no_grad()
-    def solve_head(self, task: str | int, examples: Any) -> None:
+    def solve_head(self, task: str | int, examples: Any, *, n_classes: int = 0) -> None:
         """Solve a task's head from its examples, in evaluation mode, and keep it.
 
         Args:
@@ -159,13 +159,15 @@ class NamedTasks(nn.Module):
             examples: inputs of n samples, as the target takes them, and class numbers ``[n]``, or
                 numbers ``[n, outputs]``; or batches of both. A task may have more classes than the
                 target has outputs.
+            n_classes: number of classes of the task, if some of them have no example here.
 
         Raises:
             ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
             KeyError, IndexError: an unknown task.
         """
         head = self.own_head()
-        head.set(self.tasks.index(task), *head.solve(*self._featured(task, examples)))
+        solved = head.solve(*self._featured(task, examples), n_classes)
+        head.set(self.tasks.index(task), *solved)
 
     @torch.no_grad()
     def fit_head_prior(self, tasks: Mapping[str, Any]) -> None:

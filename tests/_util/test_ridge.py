@@ -101,3 +101,25 @@ def test_a_prior_helps_where_rows_are_few() -> None:
         }.items():
             errors[name] += float((features[rest] @ weight.T + bias - y[rest]).square().mean())
     assert errors["prior"] < 0.5 * errors["ridge"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "scale", "of_features"), [(1000.0, 1.0, 1.0), (0.0, 1e-4, 1.0), (-3.0, 100.0, 0.01)]
+)
+def test_a_prior_does_not_depend_on_units(offset, scale, of_features) -> None:
+    rng = torch.Generator().manual_seed(0)
+    common = torch.randn(5, generator=rng)
+    tasks = []
+    for _ in range(20):
+        phi = torch.randn(12, 5, generator=rng, dtype=torch.double)
+        layer = common + 0.3 * torch.randn(5, generator=rng)
+        noise = 0.1 * torch.randn(12, generator=rng)
+        tasks.append((phi, (phi @ layer.double() + noise)[:, None]))
+    plain = fit_prior(tasks)
+    other = fit_prior([(of_features * phi, offset + scale * y) for phi, y in tasks])
+    new_phi, new_y = tasks[0]
+    weight, bias = solve_under_prior(new_phi[:3], new_y[:3], plain)
+    moved = solve_under_prior(of_features * new_phi[:3], offset + scale * new_y[:3], other)
+    expected = offset + scale * (new_phi @ weight.T + bias)
+    found = of_features * new_phi @ moved[0].T + moved[1]
+    torch.testing.assert_close((found - offset) / scale, (expected - offset) / scale)

@@ -194,3 +194,26 @@ def test_a_known_task_is_learned_anew(make):
     assert torch.equal(hnet.conditioner.weight[[0, 2, 3]], before[[0, 2, 3]])
     assert not torch.equal(hnet.conditioner.weight[1], before[1])
     assert accuracy(lambda x: hnet.eval()(x, task="known 1"), x, y) > 0.6
+
+
+def test_one_sample_and_inputs_that_are_one_number(make):
+    hnet = make(steps=5)
+    x, _ = samples(9)
+    with pytest.raises(ValueError, match="task 'one' needs at least 2 samples, of which some are"):
+        adapt_task(hnet, "one", (x[:1], torch.zeros(1, 3)), loss=nn.MSELoss(reduction="none"))
+    scalars = make(Scalars())
+    adapted = adapt_task(scalars, "new", (torch.linspace(-1, 1, 40), torch.arange(40) // 20))
+    assert "linear" not in adapted.ways
+    with pytest.raises(ValueError, match=r"'linear' does not apply: its inputs are not one tensor"):
+        adapt_task(
+            scalars, "other", (torch.linspace(-1, 1, 40), torch.arange(40) // 20), method="linear"
+        )
+
+
+class Scalars(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.layers(x.reshape(len(x), -1)[:, :1])

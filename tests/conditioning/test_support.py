@@ -64,6 +64,16 @@ def test_a_frozen_encoder_is_not_trained_and_not_in_the_file(tmp_path):
         HyperNetwork.load(tmp_path / "model", nn.Linear(5, 3), other)
 
 
+def test_a_frozen_encoder_stays_in_evaluation_mode():
+    frozen = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+    conditioner = SupportSet(frozen.requires_grad_(False), 6, 4, 8).train()
+    assert torch.equal(z(conditioner, X, Y), z(conditioner, X, Y))
+    assert frozen[1].num_batches_tracked == 0
+    assert SupportSet(nn.Dropout(0.5).requires_grad_(True), 5, 4, 8).train().each.training
+    trained = SupportSet(nn.Linear(5, 6), 6, 4, 8).train()
+    assert trained.encoder.training
+
+
 def test_another_pool_is_refused():
     with pytest.raises(ValueError, match=r"`pool` must be one of 'examples', 'classes'; got 'max'"):
         SupportSet(encoder(), 6, 4, pool="max")

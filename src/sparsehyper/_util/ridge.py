@@ -93,11 +93,28 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: Tensor | float) ->
 
 
 def fit_prior(tasks: Sequence[tuple[Tensor, Tensor]]) -> LayerPrior:
-    """The prior under which the targets of all tasks are likeliest.
+    """The prior under which the targets of all tasks are likeliest, whatever their units.
 
     Args:
         tasks: features ``[n, F]`` and targets ``[n, C]`` of each task, at least 2 tasks.
     """
+    size = torch.cat([features for features, _ in tasks]).double().square().mean().sqrt()
+    targets = torch.cat([y for _, y in tasks]).double()
+    centre, spread = targets.mean(0), targets.std(0, correction=0)
+    size, spread = (torch.where(unit > 0, unit, 1) for unit in (size, spread))
+    found = _fit_standard([(phi / size, (y - centre) / spread) for phi, y in tasks])
+    # From a layer of the standardised numbers to one of the numbers as they are.
+    units = (spread[:, None] / size).repeat(1, found.mean.shape[1])
+    units[:, -1] = spread
+    mean = units * found.mean
+    mean[:, -1] += centre
+    return LayerPrior(
+        mean, units[:, :, None] * found.covariance * units[:, None], spread.square() * found.noise
+    )
+
+
+def _fit_standard(tasks: Sequence[tuple[Tensor, Tensor]]) -> LayerPrior:
+    """`fit_prior` for features and targets of about unit size, with targets of mean 0."""
     pairs = [(_with_one(features), y.double()) for features, y in tasks]
     grams = torch.stack([phi.T @ phi for phi, _ in pairs])
     moments = torch.stack([y.T @ phi for phi, y in pairs])

@@ -190,6 +190,11 @@ def adapt_tasks(
     found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}
     for task in gathered:
         began = time.perf_counter()
+        if len(task.y) < 2:
+            raise ValueError(
+                f"task {task.name!r} needs at least 2 samples, of which some are held out, got 1; "
+                "`fit_embedding` takes one"
+            )
         start, fewest = Start(hnet, rows, task, loss), _fewest(task)
         _check_target(start)
         usual = usual_of(start)

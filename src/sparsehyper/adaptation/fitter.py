@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_vector
 from sparsehyper._util.classifiers import evaluation_mode
@@ -64,7 +65,7 @@ def keep(hnet: HyperNetwork, task: TaskSamples, z: Tensor, statistics: Sequence[
     number = hnet.keep_embedding(task.name, z)
     hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
     if hnet.head is not None:
-        hnet.solve_head(task.name, (task.x, task.y))
+        hnet.solve_head(task.name, (task.x, task.y), n_classes=task.n_classes)
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,12 @@ class Fitter:
 
     @torch.no_grad()
     def assess(self, z: Tensor, statistics: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``[tasks, restarts]`` on the held samples, and statistics of all samples."""
+        """Losses ``[tasks, restarts]`` on the held samples.
+
+        A head in closed form is solved from the tasks' own samples; where these are the held ones,
+        each is left out in turn. ``statistics`` are changed in place: estimated anew from all
+        samples of the tasks.
+        """
         target, restarts = self._hnet.target, self._restarts
         norms = target.statistics
         tasks = [task for task in self._tasks for _ in range(restarts)]
@@ -249,21 +255,63 @@ class Fitter:
                 for k, batch in enumerate(model_pieces(tasks[own], _PIECE) if norms.names else []):
                     norms.average(target.module, k)
                     self._losses(raw, rows, batch)
+            apart = [a is not b for a, b in zip(tasks[own], held[own], strict=True)]
+            layers = None
+            if self._hnet.head is not None and any(apart):
+                solved = self._solved(raw, rows, tasks[own])
+                layers = [s if other else None for s, other in zip(solved, apart, strict=True)]
             for batch in model_pieces(held[own], _PIECE):
                 share = batch.counts[0] / len(held[own.start].y)
-                losses[own] += share * self._losses(raw, rows, batch)
+                losses[own] += share * self._losses(raw, rows, batch, layers)
         return losses.unflatten(0, z.shape[:2]), statistics
 
-    def _losses(self, raw: Tensor, statistics: Sequence[Tensor], batch: ModelBatch) -> Tensor:
+    def _solved(
+        self, raw: Tensor, statistics: Sequence[Tensor], tasks: list[TaskSamples]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The heads that follow from the samples of models."""
+        assert self._hnet.head is not None
+        features: list[list[Tensor]] = [[] for _ in tasks]
+        labels: list[list[Tensor]] = [[] for _ in tasks]
+        for batch in model_pieces(tasks, _PIECE):
+            outputs = self._run(raw, statistics, batch)
+            for kept, part in zip(features, outputs.split(batch.counts), strict=True):
+                kept.append(part)
+            for kept, part in zip(labels, batch.y.split(batch.counts), strict=True):
+                kept.append(part)
+        most = max(task.n_classes for task in tasks)
+        pairs = zip(map(torch.cat, features), map(torch.cat, labels), strict=True)
+        return [self._hnet.head.solve(phi, y, most) for phi, y in pairs]
+
+    def _losses(
+        self,
+        raw: Tensor,
+        statistics: Sequence[Tensor],
+        batch: ModelBatch,
+        layers: Sequence[tuple[Tensor, Tensor] | None] | None = None,
+    ) -> Tensor:
         """Mean losses ``[models]``, each on samples of its own.
 
         Args:
             raw: generator outputs for the models, ``[models, numel]``.
             statistics: batch-norm statistics of the models, ``[models, *shape]`` each; updated.
             batch: samples of the models.
+            layers: heads of the models; None solves a head in closed form from the samples
+                themselves, each left out in turn.
         """
         outputs = self._run(raw, statistics, batch)
-        if self._hnet.head is not None:
+        if layers is not None:
+            assert self._hnet.head is not None
+            most = max(task.n_classes for task in batch.tasks)
+            split = (outputs.split(batch.counts), batch.y.split(batch.counts), layers)
+            outputs = torch.cat(
+                [
+                    self._hnet.head.leave_one_out(part, y, None, most)
+                    if layer is None
+                    else F.linear(part, *layer)
+                    for part, y, layer in zip(*split, strict=True)
+                ]
+            )
+        elif self._hnet.head is not None:
             most = max(task.n_classes for task in batch.tasks)
             outputs = self._hnet.head.leave_one_out(outputs, batch.y, batch.owner, most)
         return batch.means(self._losses_of(outputs, batch))

@@ -60,8 +60,8 @@ def identify_task(
         profiles: what the samples of known tasks look like, by `task_profiles`.
         x: inputs of n samples, as `task_profiles` takes them, without labels.
         y: class numbers ``[n]``, if known.
-        significance: ``name`` is None if ``p_value`` is below this. It is also the rate at which
-            samples of a known task are wrongly said to be of none.
+        significance: ``name`` is None if ``p_value`` is below this. It is also about the largest
+            rate at which samples of a known task are wrongly said to be of none.
 
     Raises:
         TypeError: ``x`` are no inputs, or ``profiles`` are not profiles.

@@ -32,7 +32,8 @@ def average_predictions(
 
     Raises:
         TypeError: ``fit`` is not what `fit_embedding` returned.
-        ValueError: the target does not return logits of at least 2 classes.
+        ValueError: the target does not return logits of at least 2 classes, or the hypernetwork has
+            a ``head`` in closed form.
 
     Source: B. Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using
     deep ensembles" (NeurIPS 2017), here with embeddings in place of networks.
@@ -41,6 +42,11 @@ def average_predictions(
         raise TypeError(f"`fit` must be what `fit_embedding` returned, got a {type(fit).__name__}")
     if n_classes is not None:
         check_integer("n_classes", n_classes, minimum=2)
+    if hnet.head is not None:
+        raise ValueError(
+            "`hnet` has a `head` in closed form, which is solved for the best restart alone; call "
+            "`hnet(x, task=…)`, or average materialised models"
+        )
     target, members = hnet.target, []
     inputs = Inputs.of(x, "`x`").to(target.moments.device)
     with frozen(hnet):

@@ -201,8 +201,8 @@ def linear(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     """A linear model of the inputs."""
     task = start.task.some(rows[:_MOST_FEATURES])
     (x, *others), outputs = task.x.tensors, start.outputs
-    if others or task.x.kwargs or not x.is_floating_point():
-        raise Unsuitable("its inputs are not one tensor of floating-point numbers")
+    if others or task.x.kwargs or not x.is_floating_point() or x.ndim < 2:
+        raise Unsuitable("its inputs are not one tensor [n, …] of floating-point numbers")
     if outputs is None:
         found = task.x[:2].call(start.average_model(rows))
         if found.ndim != 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,13 @@ class SupportSet(Conditioner):
         self.whole = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
         parts = [part for part in (self.each, self.of_class, self.whole) if part is not None]
         initialise(nn.ModuleList(parts), seed)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     def compute(
         self,

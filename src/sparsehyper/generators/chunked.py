@@ -83,7 +83,7 @@ class Chunked(Generator):
         return trunk + length * sum(h.chunks for h in heads) + (width + 1) * sum(widths)
 
     def with_budget(self, budget: int, latent_dim: int, layout: Layout) -> Self:
-        """The largest generator within a budget.
+        """About the largest generator within a budget.
 
         Varies ``chunks``, to the fewest that fit; with ``by="filter"``, ``hidden``. If ``hidden``
         is None and its width does not fit, it is halved until it does.

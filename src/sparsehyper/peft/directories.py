@@ -146,7 +146,10 @@ def read_peft(directory: str | os.PathLike[str]) -> Contents:
         config = check_settings_of(config, allowed=_ALLOWED)
         if config.get("use_dora"):
             raise ValueError("`use_dora` is not known here")
-        alphas = {_literal(key): a for key, a in (config.get("alpha_pattern") or {}).items()}
+        alphas = [
+            (_literal(key), key.startswith("^"), alpha)
+            for key, alpha in (config.get("alpha_pattern") or {}).items()
+        ]
         modules = [f".{name}." for name in config.get("modules_to_save") or ()]
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{config_file} cannot be used: {error}") from error
@@ -164,7 +167,11 @@ def read_peft(directory: str | os.PathLike[str]) -> Contents:
             raise CheckpointError(f"{weights_file} cannot be used: {key!r} is no finite matrix")
     found = {}
     for layer, tensors in layers.items():
-        own = [a for end, a in alphas.items() if layer == end or layer.endswith(f".{end}")]
+        own = [
+            alpha
+            for end, whole, alpha in alphas
+            if layer == end or (not whole and layer.endswith(f".{end}"))
+        ]
         alpha, rank = [*own, config.get("lora_alpha", 8)][0], len(tensors[min(tensors, key=len)])
         check_number("lora_alpha", alpha)
         found[layer] = Factors(tensors, alpha / (rank**0.5 if config.get("use_rslora") else rank))

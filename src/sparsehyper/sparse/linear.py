@@ -45,8 +45,8 @@ class SparseLinear(nn.Module):
             none, 0 for ReLU.
         bias: add a learned vector, which starts at zero.
         share: number of outputs that share each weight and bias: output j uses column
-            j mod ⌈out_features / share⌉. At most ``in_features`` outputs can share one, so that no
-            two of them are equal.
+            j mod ⌈out_features / share⌉. At most ``in_features`` outputs share one. Some of them
+            may have the same sources by chance, the more the larger ``share``, and are then equal.
         seed: seed of wiring and weights.
 
     Shape:

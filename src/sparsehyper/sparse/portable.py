@@ -58,7 +58,7 @@ def indexed(x: Tensor, w: Tensor, sources: Tensor) -> Tensor:
         table, weights, bags = x.T.contiguous(), w.T.contiguous(), sources.T.contiguous()
         return embedding_bag(bags, table, mode="sum", per_sample_weights=weights).T.contiguous()
     if sources.numel() <= _MAX_GATHERED_AT_ONCE:
-        return (x.index_select(1, sources.view(-1)).view(len(x), *w.shape) * w).sum(1)
+        return (x.index_select(1, sources.reshape(-1)).view(len(x), *w.shape) * w).sum(1)
     y = x.index_select(1, sources[0]).mul_(w[0])
     for t in range(1, len(w)):
         y.addcmul_(x.index_select(1, sources[t]), w[t])
@@ -91,7 +91,7 @@ def indexed_adjoint(
             include_last_offset=True,
         ).T.contiguous()
     if needs[1] and w.numel() * len(x) <= _MAX_GATHERED_AT_ONCE:
-        taken = x.index_select(1, sources.view(-1)).view(len(x), *w.shape)
+        taken = x.index_select(1, sources.reshape(-1)).view(len(x), *w.shape)
         gw = (taken * g[:, None]).sum(0)
     elif needs[1]:
         gw = torch.empty_like(w)
