@@ -330,7 +330,7 @@ class Scalar(nn.Linear):
         (
             nn.LSTM(4, 3, 2, batch_first=True),
             torch.randn(3, 6, 4),
-            r"got shape \[2, 1, 3\] for 1 .* leave",
+            "an nn.LSTM as the target .* wrap it",
         ),
         (Cached(4, 2), torch.randn(3, 4), r"got <object .* for [12] samples; .*use_cache=False"),
     ],

@@ -198,7 +198,7 @@ GOLDEN = {
     ("settings", "message"),
     [
         ({"fan_in": 0}, "`fan_in` must be at least 1, got 0"),
-        ({"fan_in": "quadratic"}, "`fan_in` must be one of .*; got 'quadratic'"),
+        ({"fan_in": "quadratic"}, "`fan_in` must be an integer or one of .*, got 'quadratic'"),
         ({"growth": 1}, "`growth` must be greater than 1, got 1"),
         ({"growth": 0.5}, "`growth` must be greater than 1, got 0.5"),
         ({"growth": float("inf")}, "`growth` must be finite, got inf"),

@@ -315,8 +315,8 @@ def test_images_in_the_present_folder_are_counted_by_its_name(command, trained, 
 
 
 def test_added_tasks_are_evaluated_on_validation_images(command, adapted, tmp_path):
-    for part, count in (("train", 2), ("test", 2), ("val", 3)):
-        write_task(tmp_path / "more" / part / "hats", {"old": 90, "new": 160}, count, seed=count)
+    for seed, (part, count) in enumerate((("train", 2), ("test", 2), ("val", 3))):
+        write_task(tmp_path / "more" / part / "hats", {"old": 90, "new": 160}, count, seed=seed)
     done = command("evaluate", adapted, "--added", tmp_path / "more", "--split", "val", "--json")
     assert json.loads(done.out)["accuracy"] > 0.6
     shutil.rmtree(tmp_path / "more" / "val")
@@ -592,7 +592,7 @@ def test_images_of_several_tasks_are_not_taken_for_one(command, trained):
     assert "must all be of one task, got the folders of 'bags', 'shoes'" in done.err
     done = command("predict", trained / "run", trained / "data", "--task", "bags")
     assert done.code == 0
-    assert "warning: `task` is 'bags', but images are in the folders of" in done.err
+    assert "warning: `--task` is 'bags', but images are in the folders of" in done.err
 
 
 def test_an_exported_file_states_how_images_become_inputs(command, trained, adapted, tmp_path):
