@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparsehyper.lab.data import Images, SharedTasks, Source
+from sparsehyper.lab.data.characters import CHARACTERS
 from sparsehyper.lab.data.sentences import SharedCorpus
 from sparsehyper.lab.runs import Experiment
 from sparsehyper.lab.runs.config import up_to_date
@@ -20,7 +21,7 @@ from sparsehyper.lab.studies.cells import CELLS, read_cells
 from sparsehyper.training.directory import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"
-NOT_RUN_YET = {"adaptation", "conditioners", "fair-comparison"}
+NOT_RUN_YET = {"conditioners", "fair-comparison"}
 RECORDED = [name for name in STUDIES if name not in NOT_RUN_YET]
 
 
@@ -40,13 +41,16 @@ def noise(name):
     """A source with the classes and the image shape of a named one, but a few images of noise."""
     names = name.split("+")
     shape = (3, 32, 32) if "cifar10" in names else (1, 28, 28)
-    labels = torch.arange(10 * len(names)).repeat(20)
+    classes = tuple(map(str, range(10 * len(names))))
+    if name == CHARACTERS:
+        classes = tuple(f"{alphabet}_{i}" for alphabet in "ABCDE" for i in range(20))
+    labels = torch.arange(len(classes)).repeat(20)
     rng = torch.Generator().manual_seed(0)
     train, test = (
         Images(torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=rng), labels)
         for _ in range(2)
     )
-    return Source(name, tuple(map(str, range(10 * len(names)))), train, test)
+    return Source(name, classes, train, test)
 
 
 @pytest.fixture
