@@ -209,7 +209,7 @@ class SolvedHead(nn.Module):
         if isinstance(self.kind, Ridge):
             weight, bias = solve_ridge(features, targets, self.log_penalty.exp())
         else:
-            means = targets.T @ features / targets.sum(0).clamp(min=1)[:, None]
+            means = _class_means(features, targets)
             root = features.shape[1] ** 0.5
             # Distances from their centre, which leaves differences of logits as they are: in
             # bfloat16 those of large numbers would be lost.
@@ -252,8 +252,7 @@ class SolvedHead(nn.Module):
             out = leave_one_out(features, targets, self.log_penalty.exp())
         else:
             counts = targets.sum(0)
-            centre = (targets.T @ features / counts.clamp(min=1)[:, None])[present].mean(0)
-            features = features - centre  # as in `solve`
+            features = features - _class_means(features, targets)[present].mean(0)  # as in `solve`
             sums = targets.T @ features
             means = sums / counts.clamp(min=1)[:, None]
             out = 2 * features @ means.T - means.square().sum(1)
@@ -380,3 +379,8 @@ def without_layer(target: nn.Module, name: str) -> nn.Module:
     owner, attribute = owner_of(target, name)
     setattr(owner, attribute, nn.Identity())
     return target
+
+
+def _class_means(features: Tensor, targets: Tensor) -> Tensor:
+    """Mean features ``[classes, F]`` of one-hot classes ``[n, classes]``; 0 without an example."""
+    return targets.T @ features / targets.sum(0).clamp(min=1)[:, None]

@@ -40,6 +40,19 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(map(repr, names[:_MAX_LISTED])) + more
 
 
+def says_number(text: str) -> bool:
+    """Whether a text is a number.
+
+    >>> says_number("-1.5"), says_number("-1+1")
+    (True, False)
+    """
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _escaped(character: str) -> str:
     if unicodedata.category(character) in _ESCAPED and character not in _JOINERS:
         return character.encode("unicode_escape").decode("ascii")

@@ -299,21 +299,20 @@ class Fitter:
                 themselves, each left out in turn.
         """
         outputs = self._run(raw, statistics, batch)
-        if layers is not None:
-            assert self._hnet.head is not None
+        if (head := self._hnet.head) is not None:
             most = max(task.n_classes for task in batch.tasks)
-            split = (outputs.split(batch.counts), batch.y.split(batch.counts), layers)
-            outputs = torch.cat(
-                [
-                    self._hnet.head.leave_one_out(part, y, None, most)
-                    if layer is None
-                    else F.linear(part, *layer)
-                    for part, y, layer in zip(*split, strict=True)
-                ]
-            )
-        elif self._hnet.head is not None:
-            most = max(task.n_classes for task in batch.tasks)
-            outputs = self._hnet.head.leave_one_out(outputs, batch.y, batch.owner, most)
+            if layers is None:
+                outputs = head.leave_one_out(outputs, batch.y, batch.owner, most)
+            else:
+                split = (outputs.split(batch.counts), batch.y.split(batch.counts), layers)
+                outputs = torch.cat(
+                    [
+                        head.leave_one_out(part, y, None, most)
+                        if layer is None
+                        else F.linear(part, *layer)
+                        for part, y, layer in zip(*split, strict=True)
+                    ]
+                )
         return batch.means(self._losses_of(outputs, batch))
 
     def _run(self, raw: Tensor, statistics: Sequence[Tensor], batch: ModelBatch) -> Any:

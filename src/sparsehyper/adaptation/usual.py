@@ -89,12 +89,6 @@ def usual_of(start: Start) -> dict[str, Usual]:
     return USUAL if start.hnet.head is None else USUAL_WITH_HEAD
 
 
-def _has_classes(samples: Samples) -> bool:
-    """Whether samples are of more than one class."""
-    labels = torch.cat([y.flatten() for _, y in labelled("the samples of a known task", samples)])
-    return len(labels.unique()) > 1
-
-
 def usual_on(
     start: Start,
     known: Mapping[str, Samples],
@@ -115,21 +109,23 @@ def usual_on(
         seed: seed of the choice of tasks and of samples.
         deadline: value of ``time.perf_counter()`` to end at; one task is always learned.
     """
-    given = [
-        name
-        for name in known
-        if start.hnet.tasks.index(name) in start.known and _has_classes(known[name])
-    ]
+    given = [name for name in known if start.hnet.tasks.index(name) in start.known]
     order = torch.randperm(len(given), generator=seeded(seed)).tolist()
     logits: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-    began = time.perf_counter()
-    for done, place in enumerate(order[:_TASKS]):
+    began, done = time.perf_counter(), 0
+    for place in order:
+        if done == _TASKS:
+            break
         spent = time.perf_counter() - began
         if done and time.perf_counter() + spent / done > deadline:
             break
         task = given[place]
         row = start.hnet.tasks.index(task)
-        samples = TaskSamples.of(task, known[task], None, True, start.embeddings.device, seed)
+        batches = list(labelled(f"the samples of task {task!r}", known[task]))
+        if batches and len(torch.cat([y.flatten() for _, y in batches]).unique()) < 2:
+            continue
+        done += 1
+        samples = TaskSamples.of(task, batches, None, True, start.embeddings.device, seed)
         chosen = _first_of_each(samples, shots)
         others = tuple(other for other in start.known if other != row)
         own = replace(start, known=others, task=samples.some(chosen))

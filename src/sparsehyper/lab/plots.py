@@ -51,6 +51,12 @@ _PLACES = [
 ]
 
 
+def scored_as(results: Mapping[str, Any]) -> str:
+    """What the accuracies of a comparison are: ``"accuracy"`` or ``"R²"``."""
+    score: str = results.get("score", ACCURACY)  # results from before there was R² lack it
+    return score
+
+
 def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Draw test accuracy, or R², against trainable parameters ÷ N, on a log axis, as an SVG.
 
@@ -67,8 +73,7 @@ def accuracy_vs_budget(results: Mapping[str, Any], path: str | PathLike[str]) ->
     """
     if not results["rows"]:
         raise ValueError("`results` has no rows to draw")
-    score = results.get("score", ACCURACY)  # results from before there was R² lack it
-    draw_budgets(results["rows"], _title(results), path, score)
+    draw_budgets(results["rows"], _title(results), path, scored_as(results))
 
 
 def draw_budgets(

@@ -20,7 +20,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from sparsehyper._util.text import printable
+from sparsehyper._util.text import printable, says_number
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -67,17 +67,9 @@ def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     typer.echo(text.getvalue(), nl=False)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _cell(value: Any) -> str:
     text = "" if value is None else printable(value)
-    if _is_number(text):  # one below 0 is no formula
+    if says_number(text):  # one below 0 is no formula
         return text
     return f"'{text}" if str(value).startswith(_FORMULAS) else text
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sparsehyper._util.checks import check_number, check_type
 from sparsehyper._util.extras import require
-from sparsehyper._util.text import listed
+from sparsehyper._util.text import listed, says_number
 from sparsehyper.lab.data.sequences import Samples, Sequences
 
 SUFFIXES = (".csv", ".parquet")
@@ -244,7 +244,7 @@ class Columns:
     def _numbers(self, table: Table, name: str) -> NDArray[np.float64]:
         values = column_of(table, name)
         if not is_numbers(values):
-            wrong = next((value for value in values if not _says_number(value)), values[0])
+            wrong = next((x for x in values if x is not None and not says_number(x)), values[0])
             raise ValueError(f"column {name!r} must hold numbers, as in training, got {wrong!r}")
         return values
 
@@ -344,14 +344,6 @@ def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> A
     if len(set(found.column_names)) < len(found.column_names):
         raise ValueError(f"{path} has a column twice: {listed(found.column_names)}")
     return found
-
-
-def _says_number(text: str | None) -> bool:
-    """Whether a cell is empty or says a number."""
-    try:
-        return text is None or float(text) is not None
-    except ValueError:
-        return False
 
 
 def _values(name: str, column: Any, text: bool) -> NDArray[Any]:

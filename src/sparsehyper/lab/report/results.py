@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsehyper._util.files import parse_json, read_file
-from sparsehyper.lab.plots import STYLES, styles
+from sparsehyper.lab.plots import STYLES, scored_as, styles
 from sparsehyper.lab.report import tables
 from sparsehyper.lab.studies import STUDIES, Study
 from sparsehyper.lab.studies.pages import deviation
@@ -71,7 +71,7 @@ def _comparison(results: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "kind": "comparison",
-        "score": tables.scored_as(results),
+        "score": scored_as(results),
         "config": results["config"],
         "machine": results["machine"],
         "results": {k: v for k, v in results.items() if k not in ("config", "machine")},

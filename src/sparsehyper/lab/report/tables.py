@@ -7,13 +7,8 @@ from typing import Any
 
 from sparsehyper._util.extras import require
 from sparsehyper._util.text import printable
+from sparsehyper.lab.plots import scored_as
 from sparsehyper.training.evaluate import ACCURACY
-
-
-def scored_as(results: Mapping[str, Any]) -> str:
-    """What the accuracies of a comparison are: ``"accuracy"`` or ``"R²"``."""
-    score: str = results.get("score", ACCURACY)  # results from before there was R² lack it
-    return score
 
 
 def table_columns(results: Mapping[str, Any]) -> list[str]:

@@ -197,11 +197,12 @@ def finished_result(
     if result is None:
         return None
     try:
-        # A run that is resumed for more steps still has the result of fewer.
+        # A run that is resumed for more steps still has the result of fewer, also while it goes on.
         steps = result["experiment"]["training"]["steps"]
+        recorded = read_config(Path(directory))["config"]["training"]["steps"]
     except _MALFORMED as error:
         raise CheckpointError(f"{Path(directory) / 'result.json'} is damaged: {error!r}") from error
-    return result if steps == experiment.training.steps else None
+    return result if steps == recorded == experiment.training.steps else None
 
 
 def check_run(

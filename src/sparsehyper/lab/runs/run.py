@@ -103,12 +103,12 @@ def run_experiment(
         _check_trained(path)
         check_run(path, config)
         finished = finished_result(path, experiment)
-        recorded = read_config(path)["config"]["training"]["steps"]
-        if finished is not None and recorded == experiment.training.steps:
-            if read_config(path)["config"]["data"]["source"] != config["data"]["source"]:
+        if finished is not None:
+            recorded = read_config(path)
+            if recorded["config"]["data"]["source"] != config["data"]["source"]:
                 with Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date) as moved:
                     moved.record_config()  # where the data are now
-            with open_checkpoint(path, "best", read_config(path)["run"]):
+            with open_checkpoint(path, "best", recorded["run"]):
                 return finished  # its checkpoint is intact
         run = Run.open(path, config, may_differ=MAY_DIFFER, update=up_to_date)
     else:
