@@ -33,7 +33,8 @@ from sparsehyper.target.many_tasks import run_tasks
 _MOST_GENERATED = 1 << 26  # generated numbers
 _MOST_KEPT = 1 << 26  # numbers in samples that are kept in the order of use too
 _MOST_SAMPLES = 1024
-_FEWEST_COMPARED, _MOST_COMPARED = 8, 256  # samples to compare known tasks on
+_FEWEST_COMPARED, _ENOUGH_COMPARED, _MOST_COMPARED = 8, 64, 256  # samples to compare tasks on
+_MOST_RUNS = 8192  # models times samples, to compare known tasks on enough samples
 _HALVINGS = 3  # of the known tasks to compare, while the samples double
 _PIECE = 512  # samples at a time for losses without gradients
 
@@ -332,10 +333,14 @@ class Fitter:
 
     @torch.no_grad()
     def known_on(self, task: TaskSamples) -> KnownOn:
-        """How the known tasks' models do on the first samples of a new task."""
+        """How the known tasks' models do on the first samples of a new task.
+
+        The more known tasks there are, the fewer samples they are compared on.
+        """
         began = time.perf_counter()
-        task = task.some(slice(_MOST_COMPARED))
         numbers = range(len(self._rows))
+        count = min(max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED), _MOST_COMPARED)
+        task = task.some(slice(count))
         found = self._of_known(numbers, [task] * len(numbers))
         seconds = (time.perf_counter() - began) / (len(numbers) * len(task.y))
         return KnownOn(self._hnet, task, self._loss, tuple(found), seconds)

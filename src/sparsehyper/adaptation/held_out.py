@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sparsehyper.adaptation.judge import fold_numbers
-from sparsehyper.adaptation.ways import KEEP_CLASSES, WAYS, Start, Unsuitable
+from sparsehyper.adaptation.judge import fitted_temperature, fold_numbers
+from sparsehyper.adaptation.samples import losses_of
+from sparsehyper.adaptation.ways import KEEP_CLASSES, TUNED_WHOLE, WAYS, Start, Unsuitable
 
 _FOLDS = 5
 _FEW = 10  # samples that are left out one at a time
 _MANY, _ENOUGH = 5000, 1000  # samples of which so many are held out, once
+_LOOK = 0.2  # share of the time in which each way is tried, where samples are held out once
+_HURRIED = 0.9  # share of its time from which on a way is taken to have run out of it
 _PIECE = 512
 
 
@@ -52,9 +55,12 @@ def hold_out(
     deadline: float,
     folds: int | None = None,
 ) -> HeldOut:
-    """Fit ways to folds of the samples while there is time, and keep their outputs on the rest.
+    """Fit ways to some of the samples, and keep their outputs on the rest.
 
-    At least one fold is done, and time is left to fit all ways once more.
+    Few samples are held out in folds while there is time, at least one, and time is left to fit all
+    ways once more. Many are held out once. Each way is then tried briefly, and of those that tune
+    the whole model and ran out of time the best is fitted again in the rest of it: with many
+    samples these ways gain most from more updates.
 
     Args:
         start: what ways start from.
@@ -72,8 +78,11 @@ def hold_out(
         folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
     found.share = 1 - 1 / folds
     numbers = fold_numbers(y, folds)
-    wanted, spent = 1 if found.once else folds, 0.0
-    for fold in range(wanted):
+    if found.once:
+        _hold_out_once(found, start, names, numbers == 0, seed, deadline)
+        return found
+    spent = 0.0
+    for fold in range(folds):
         left = deadline - time.perf_counter()
         if fold and left < 2.2 * spent / fold:  # this fold, and the fits to all samples
             break
@@ -83,20 +92,68 @@ def hold_out(
             # One fold shows whether a way applies at all.
             if name in found.unsuitable or (fold and not _judges(start, name, out).any()):
                 continue
-            now = time.perf_counter()
-            fits = (len(names) - i) * (1 if found.once else 2 if fold == 0 else 1)
-            limit = now + max(deadline - now, 0.1) / fits
-            try:
-                model = WAYS[name](start, (~out).nonzero()[:, 0], seed, limit)
-            except Unsuitable as error:
-                found.unsuitable[name] = str(error)
-                continue
-            _keep(found, name, model, start, out)
-            found.seconds[name] = found.seconds.get(name, 0) + time.perf_counter() - now
+            again = len(names) if fold == 0 else 0  # the fits to all samples
+            _fit(found, name, start, out, seed, deadline, len(names) - i + again)
         found.out |= out
-        found.folds = (fold + 1, wanted)
+        found.folds = (fold + 1, folds)
         spent += time.perf_counter() - began
     return found
+
+
+def _hold_out_once(
+    found: HeldOut, start: Start, names: Sequence[str], out: Tensor, seed: int, deadline: float
+) -> None:
+    """The fits of `hold_out` where samples are held out once; ``out`` are those, ``[n]``."""
+    found.out |= out
+    found.folds = (1, 1)
+    now = time.perf_counter()
+    look = now + (_LOOK if len(names) > 1 else 1.0) * (deadline - now)
+    hurried: dict[str, float] = {}
+    for i, name in enumerate(names):
+        if not _fit(found, name, start, out, seed, look, len(names) - i) and name in TUNED_WHOLE:
+            hurried[name] = _loss(found, name, start)
+    if hurried and len(names) > 1:
+        best = min(hurried, key=hurried.__getitem__)
+        _fit(found, best, start, out, seed, deadline, 1)
+
+
+def _fit(
+    found: HeldOut, name: str, start: Start, out: Tensor, seed: int, deadline: float, fits: int
+) -> bool:
+    """Fit a way to samples that are not held out, if it applies.
+
+    Args:
+        found: what is kept of it.
+        name: the way.
+        start: what it starts from.
+        out: whether a sample is held out, ``[n]``.
+        seed: seed of the fit.
+        deadline: value of ``time.perf_counter()`` to end at.
+        fits: number of fits that share the time until then, with this one.
+
+    Returns:
+        Whether the time sufficed, or the way does not apply.
+    """
+    now = time.perf_counter()
+    limit = max(deadline - now, 0.1) / fits
+    try:
+        model = WAYS[name](start, (~out).nonzero()[:, 0], seed, now + limit)
+    except Unsuitable as error:
+        found.unsuitable[name] = str(error)
+        return True
+    fitted = time.perf_counter() - now
+    _keep(found, name, model, start, out)
+    found.seconds[name] = found.seconds.get(name, 0) + time.perf_counter() - now
+    return fitted < _HURRIED * limit
+
+
+def _loss(found: HeldOut, name: str, start: Start) -> float:
+    """The mean loss of a way on samples held out, by calibrated probabilities for classifiers."""
+    judged = found.judged[name]
+    outputs, y = found.outputs[name][judged], start.task.y[judged]
+    if start.loss is None:
+        outputs = outputs / fitted_temperature(outputs, y)
+    return float(losses_of(outputs, y, start.outputs or 0, start.loss).mean())
 
 
 @torch.no_grad()

@@ -87,8 +87,8 @@ def fine_tune(
             check_outputs(
                 task.x[:2].call(model), [task], "model", "give its last layer more outputs first"
             )
-    renewed = norm_stats == "renewed"
-    descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed=renewed)
+    renewed_from = task if norm_stats == "renewed" else None
+    descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed_from)
 
 
 def descend(
@@ -100,8 +100,8 @@ def descend(
     lr: float,
     batch_size: int,
     seed: int,
+    renewed_from: TaskSamples | None,
     *,
-    renewed: bool,
     deadline: float = math.inf,
     pull: float = 0.0,
 ) -> None:
@@ -115,14 +115,14 @@ def descend(
         parameters: its parameters to train.
         task: samples.
         loss, steps, lr, batch_size, seed: as for `fine_tune`.
-        renewed: whether batch-norm statistics are renewed.
+        renewed_from: samples to estimate batch-norm statistics from; None keeps them.
         deadline: value of ``time.perf_counter()`` to end at.
         pull: weight in the loss of half the squared distance to the initial parameters.
     """
     began = time.perf_counter()
     initial = [parameter.detach().clone() for parameter in parameters] if pull else []
     try:
-        norms = batch_norms(model) if renewed else []
+        norms = batch_norms(model) if renewed_from is not None else []
         with evaluation_mode(model), batch_statistics(norms):
             optimizer = torch.optim.Adam(parameters, lr)
             batches = SampleBatches(task, batch_size, seed)
@@ -143,7 +143,8 @@ def descend(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-            renew_statistics(model, norms, task)
+            if renewed_from is not None:
+                renew_statistics(model, norms, renewed_from)
     finally:
         for parameter in parameters:
             parameter.grad = None

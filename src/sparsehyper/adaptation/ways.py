@@ -48,7 +48,7 @@ _BATCH = 64
 _EPOCHS, _FEWEST_UPDATES = 30, 150
 _LR, _LR_OF_NORMS = 1e-3, 3e-3
 _STRONGEST_PULL = 0.1
-_ENOUGH_FOR_STATISTICS = 32  # samples to estimate batch-norm statistics from
+_FEWEST_FOR_STATISTICS, _MOST_FOR_STATISTICS = 32, 2048  # samples to estimate them from
 _PIECE = 512
 
 
@@ -98,10 +98,15 @@ class Start:
         target = self.hnet.target
         statistics = target.statistics.row(target.module, None)
         model = merge(target.materialize(self._average, statistics)).eval()
-        if len(rows) >= _ENOUGH_FOR_STATISTICS:
+        if (some := self.for_statistics(rows)) is not None:
             with batch_statistics(norms := batch_norms(model)):
-                renew_statistics(model, norms, self.task.some(rows))
+                renew_statistics(model, norms, some)
         return self._widened(self.with_head(model, rows))
+
+    def for_statistics(self, rows: Tensor) -> TaskSamples | None:
+        """Some of the samples to estimate batch-norm statistics from; None if there are too few."""
+        apart = -(-len(rows) // _MOST_FOR_STATISTICS)
+        return self.task.some(rows[::apart]) if len(rows) >= _FEWEST_FOR_STATISTICS else None
 
     @torch.no_grad()
     def with_head(self, model: nn.Module, rows: Tensor) -> nn.Module:
@@ -190,7 +195,7 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     x, y = start.task.x[rows], start.task.y[rows]
     features = [_features(model, x) for model in models]
     outputs = start.outputs or x[:2].call(models[0]).shape[1]
-    weight, bias = _solved(start, torch.cat(features, 1), y, outputs)
+    weight, bias = _solved(start, torch.cat(features, 1), y, outputs, deadline)
     widths = [own.shape[1] for own in features]
     for model, part in zip(models, weight.split(widths, 1), strict=True):
         _replace_last(model, x, len(models) * part, bias)  # the mixture takes the mean
@@ -208,7 +213,7 @@ def linear(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
         if found.ndim != 2:
             raise Unsuitable("its outputs are not one vector for each sample")
         outputs = found.shape[1]
-    weight, bias = _solved(start, x.flatten(1), task.y, outputs)
+    weight, bias = _solved(start, x.flatten(1), task.y, outputs, deadline)
     return nn.Sequential(nn.Flatten(), linear_layer(weight, bias))
 
 
@@ -241,6 +246,8 @@ def ways_for(hnet: HyperNetwork) -> tuple[str, ...]:
     return tuple(name for name in WAYS if normed or name != "norms")
 
 
+# Ways that change all of a model: they gain most from many samples and much time.
+TUNED_WHOLE = ("embedding, all", "all", "scratch")
 # Ways that change generated models too little to forget classes of which there is no example.
 KEEP_CLASSES = {"embedding"}
 
@@ -260,10 +267,10 @@ def fit_near(
     Returns:
         Embeddings ``[count, dim]``; their batch-norm statistics ``[count, *shape]``; their models.
     """
-    hnet, task = start.hnet, start.task.some(rows)
+    hnet, task = start.hnet, start.task.some(rows[:_MOST_SAMPLES])
     start.check_outputs()
     near = start.nearest(rows, count)
-    one = _STEPS * _PASSES * start.known_on.seconds * min(len(rows), _MOST_SAMPLES)
+    one = _STEPS * _PASSES * start.known_on.seconds * len(task.y)
     left = deadline - time.perf_counter()
     near = near[: max(1, int(min(count, left / one)))]
     target, models = hnet.target, []
@@ -326,14 +333,16 @@ def _tuned(
         raise Unsuitable("the target has no such layers")
     descend(
         *(model, parameters, start.task.some(rows), start.loss, updates, lr, _BATCH, seed),
-        renewed=len(rows) >= _ENOUGH_FOR_STATISTICS,
+        start.for_statistics(rows),
         deadline=deadline,
         pull=min(_STRONGEST_PULL, 1 / len(rows)) if pulled else 0.0,
     )
     return model.eval()
 
 
-def _solved(start: Start, features: Tensor, y: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+def _solved(
+    start: Start, features: Tensor, y: Tensor, outputs: int, deadline: float
+) -> tuple[Tensor, Tensor]:
     """Weight ``[outputs, F]`` and bias of the linear layer of least loss under a penalty."""
     count, width = features.shape
     mean = features.mean(0)
@@ -350,6 +359,6 @@ def _solved(start: Start, features: Tensor, y: Tensor, outputs: int) -> tuple[Te
         return value.detach()[None], gradient
 
     first = features.new_zeros(1, outputs * (width + 1))
-    found = minimize(evaluate, first, _LINEAR_STEPS)[0][0]
+    found = minimize(evaluate, first, _LINEAR_STEPS, deadline)[0][0]
     weight = found[outputs:].view(outputs, width) / scale
     return weight, found[:outputs] - weight @ mean

@@ -1,0 +1,87 @@
+"""How the time is shared among ways of adapting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.small_tasks import plain, samples
+from sparsehyper.adaptation import held_out
+from sparsehyper.adaptation.held_out import hold_out
+from sparsehyper.adaptation.samples import TaskSamples
+from sparsehyper.adaptation.ways import TUNED_WHOLE, WAYS, Start
+
+
+class Clock:
+    """A clock that only the ways below move."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Constant(nn.Module):
+    """Logits that are right for the class 0 alone, by some margin."""
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, x):
+        return torch.stack([self.margin * x[:, 0].sign(), -self.margin * x[:, 0].sign()], 1)
+
+
+@pytest.fixture
+def fits(make, monkeypatch):
+    """Fit ways of which each takes all its time; returns a list of what was fitted and how long."""
+
+    def fit(count, names=tuple(WAYS), margins=None, **settings):
+        clock, log = Clock(), []
+        monkeypatch.setattr(held_out, "time", clock)
+
+        def way(name):
+            def run(start, rows, seed, deadline):
+                log.append((name, round(deadline - clock.now, 6), len(rows)))
+                clock.now = deadline
+                return Constant((margins or {}).get(name, 0.1))
+
+            return run
+
+        monkeypatch.setattr(held_out, "WAYS", {name: way(name) for name in WAYS})
+        x, y = samples(99, count)[0], torch.arange(count) % 2
+        x[:, 0] = 1 - 2.0 * y
+        task = TaskSamples.of("new", (x, y), 2, True, x.device, 0)
+        hnet = make(plain())
+        found = hold_out(
+            Start(hnet, (0, 1, 2, 3), task, None), names, 0, clock.now + 70, **settings
+        )
+        return log, found
+
+    return fit
+
+
+def test_with_many_samples_the_best_that_tunes_all_has_most_of_the_time(fits):
+    log, found = fits(5000, margins={"scratch": 3.0, "head": 9.0})
+    names = [name for name, *_ in log]
+    assert names == [*WAYS, "scratch"]
+    looks, (_, longest, _) = [seconds for _, seconds, _ in log[:-1]], log[-1]
+    assert longest == pytest.approx(70 - sum(looks))
+    assert longest > 10 * max(looks)
+    assert {count for *_, count in log} == {4000}
+    assert found.once
+    assert found.seconds["scratch"] == pytest.approx(longest + looks[-1])
+
+
+def test_a_way_alone_has_all_of_the_time(fits):
+    for name in ("embedding", *TUNED_WHOLE):
+        assert fits(5000, (name,))[0] == [(name, 70.0, 4000)]
+
+
+def test_with_fewer_samples_time_is_left_to_fit_all_ways_again(fits):
+    log, found = fits(4999)
+    assert [name for name, *_ in log] == list(WAYS)
+    assert sum(seconds for _, seconds, _ in log) < 36
+    assert not found.once
