@@ -24,8 +24,8 @@ from torch import Tensor
 
 from sparsehyper import HyperNetwork, adapt_task
 from sparsehyper._util.files import check_absent
-from sparsehyper.lab.data import Split, images_of, load_source, make_tasks
-from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, load_run, run_experiment
+from sparsehyper.lab.data import Split, TaskInfo, images_of, load_source, make_tasks
+from sparsehyper.lab.runs import DataConfig, Experiment, load_run, run_experiment
 from sparsehyper.training import TrainConfig
 
 KNOWN = tuple(itertools.combinations(range(8), 2))

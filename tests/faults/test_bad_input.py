@@ -51,6 +51,7 @@ from sparsehyper.lab.data import (
     Rotated,
     Source,
     Split,
+    TaskInfo,
     find_images,
     load_folder,
     load_new_tasks,
@@ -59,7 +60,7 @@ from sparsehyper.lab.data import (
     parse_tasks,
 )
 from sparsehyper.lab.data.images import decode, read_header
-from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model
+from sparsehyper.lab.runs import DataConfig, Experiment, build_model
 from sparsehyper.lab.runs.task_list import TaskEntry
 from sparsehyper.training import TrainConfig
 

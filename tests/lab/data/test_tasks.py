@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -113,6 +115,8 @@ def test_select_keeps_images_and_labels():
             assert torch.equal(mine.x, yours.x)
             assert torch.equal(mine.y, yours.y)
             assert torch.equal(new.labels(0), mine.y)
+    assert replace(tasks) != tasks  # images are not compared
+    assert some.n_classes == [2, 2]
     assert some.fingerprint != tasks.select(["0-1", "6-7"]).fingerprint != tasks.fingerprint
     with pytest.raises(KeyError, match="unknown task '1-2'; the tasks are: "):
         tasks.select(["1-2"])

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from sparsehyper.lab.data import TaskInfo
 from sparsehyper.lab.runs import (
     METHODS,
     DataConfig,
-    TaskInfo,
     build_model,
     load_tasks,
     make_batches,
@@ -40,8 +40,9 @@ def test_the_seed_decides_the_model_and_nothing_else_does(with_method, tasks, me
 
 
 def test_a_model_needs_no_images(experiment, tasks):
-    info = TaskInfo.of(tasks)
-    assert TaskInfo.from_dict(json.loads(json.dumps(asdict(info)))) == info
+    info = TaskInfo.from_dict(json.loads(json.dumps(tasks.to_dict())))
+    assert info.to_dict() == tasks.to_dict()
+    assert info == TaskInfo.from_dict(tasks.to_dict()) != tasks
     assert states_equal(build_model(experiment, info), build_model(experiment, tasks))
 
 
@@ -49,7 +50,7 @@ def test_a_model_needs_no_images(experiment, tasks):
 def test_the_seed_decides_the_conditioner_too(experiment, tasks, conditioner):
     own = replace(experiment, conditioner=conditioner)
     model = build_model(own, tasks)
-    assert states_equal(model, build_model(own, TaskInfo.of(tasks)))
+    assert states_equal(model, build_model(own, TaskInfo.from_dict(tasks.to_dict())))
     other = build_model(own.with_seed(1), tasks)
     for (name, one), another in zip(
         model.conditioner.named_parameters(), other.conditioner.parameters(), strict=True

@@ -44,7 +44,8 @@ def inspect(
     from sparsehyper.conditioning import TaskConditioner
     from sparsehyper.generators import parse_generator
     from sparsehyper.hypernetwork import HyperNetwork
-    from sparsehyper.lab.runs import DataConfig, Experiment, TaskInfo, build_model, load_run
+    from sparsehyper.lab.data import TaskInfo
+    from sparsehyper.lab.runs import DataConfig, Experiment, build_model, load_run
     from sparsehyper.lab.runs.adapted import nearest_tasks
     from sparsehyper.training import TrainConfig
 

@@ -11,7 +11,7 @@ from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_t
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
 from sparsehyper.lab.data.table import load_new_rows, load_table, read_rows
-from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit, images_of, shots_of
+from sparsehyper.lab.data.tasks import Batch, TaskInfo, TaskSet, TaskSplit, images_of, shots_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "TaskInfo",
     "TaskMaker",
     "TaskSet",
     "TaskSplit",

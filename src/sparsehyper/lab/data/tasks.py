@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_integer, is_whole
+from sparsehyper._util.checks import (
+    LARGEST_SIDE,
+    check_integer,
+    check_number,
+    check_type,
+    is_whole,
+)
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.random import seeded
 from sparsehyper._util.text import listed
 from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.source import Images, Task
 from sparsehyper.lab.data.transforms import Transform
+from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
 
 
 class Batch(NamedTuple):
@@ -34,24 +42,19 @@ class Batch(NamedTuple):
     task: Tensor  # int64 [batch], on the CPU
 
 
-@dataclass(frozen=True, eq=False)
-class TaskSet:
-    """Tasks over the same images or the same table, ready to train on.
-
-    `make_tasks` makes those of images, `load_table` those of a table.
+@dataclass(frozen=True)
+class TaskInfo:
+    """The names, classes and image statistics of tasks, without the images.
 
     Attributes:
         names: task names, unique.
         classes: class names of each task, in the order of its labels.
         image_shape: channels, height, width; of rows of a table the number of features alone, and
             of sequences channels and steps.
-        mean: mean of the training images in [0, 1], per channel; batches are ``(x - mean) / std``.
+        mean: mean of the training images in [0, 1], per channel; a model takes
+            ``(image / 255 - mean) / std``.
         std: standard deviation per channel; 1 for a constant channel. A table has neither.
         fingerprint: hash of everything that a batch can depend on, 16 hex digits.
-        copies_dropped: number of training images dropped because the test set contains them too.
-        train: training images.
-        val: validation images.
-        test: test images.
         columns: how the rows of a table become inputs; None for images.
     """
 
@@ -61,16 +64,106 @@ class TaskSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
-    copies_dropped: int
-    train: TaskSplit
-    val: TaskSplit
-    test: TaskSplit
     columns: Columns | None = None
 
     @property
     def n_classes(self) -> list[int]:
         """Number of classes of each task."""
         return [len(names) for names in self.classes]
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether what is predicted are numbers, and no classes."""
+        return self.columns is not None and self.columns.scaling is not None
+
+    @property
+    def score(self) -> str:
+        """What `Evaluation.accuracies` of the tasks are."""
+        return R_SQUARED if self.are_numbers else ACCURACY
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        values = {field.name: getattr(self, field.name) for field in fields(TaskInfo)}
+        if self.columns is None:
+            del values["columns"]  # records from before there were tables lack it
+        else:
+            values["columns"] = self.columns.to_dict()
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TaskInfo:
+        """The inverse of `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or invalid.
+        """
+        check_type("tasks", values, Mapping, "an object")
+        for key in ("names", "classes", "image_shape", "mean", "std"):
+            check_type(key, values[key], (list, tuple), "a list")
+        names, classes, shape = values["names"], values["classes"], values["image_shape"]
+        given = values.get("columns")
+        columns = None if given is None else Columns.from_dict(given)
+        sizes = 3 if columns is None else len(columns.shape)
+        if not names or len(names) != len(classes) or not all(classes) or len(shape) != sizes:
+            raise ValueError(
+                "`classes` must have one entry, not empty, for each of one or more tasks, and "
+                f"`image_shape` {sizes} numbers; got {len(classes)} for {len(names)} and {shape}"
+            )
+        if columns is not None and columns.shape != tuple(shape):
+            raise ValueError(f"`image_shape` must be {list(columns.shape)}, got {shape}")
+        for of_task in classes:
+            check_type("classes", of_task, (list, tuple), "lists of names")
+        for name in (*names, *chain(*classes), values["fingerprint"]):
+            check_type("names", name, str, "strings")
+        for size in shape:
+            most = LARGEST_SIDE if columns is None else max(columns.shape)
+            check_integer("image_shape", size, minimum=1, maximum=most)
+        for key in ("mean", "std"):
+            if len(values[key]) != (shape[0] if columns is None else 0):
+                raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
+            for number in values[key]:
+                check_number(key, number, minimum=0)
+        return TaskInfo(
+            tuple(names),
+            tuple(map(tuple, classes)),
+            tuple(shape),
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            values["fingerprint"],
+            columns,
+        )
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes.
+
+        Rows and sequences of a table are that input already.
+        """
+        if self.columns is not None:
+            return pixels
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TaskSet(TaskInfo):
+    """Tasks over the same images or the same table, ready to train on.
+
+    `make_tasks` makes those of images, `load_table` those of a table.
+
+    Attributes:
+        copies_dropped: number of training images dropped because the test set contains them too.
+        train: training images.
+        val: validation images.
+        test: test images.
+    """
+
+    copies_dropped: int
+    train: TaskSplit
+    val: TaskSplit
+    test: TaskSplit
+
+    __eq__ = object.__eq__  # not that of what is known of them, as images may differ
+    __hash__ = object.__hash__
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """Select some of the tasks, in the order given; the images are not copied.

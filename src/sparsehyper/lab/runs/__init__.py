@@ -10,7 +10,7 @@ from sparsehyper.lab.runs.loading import LoadedRun, load_run, read_experiment
 from sparsehyper.lab.runs.predict import Prediction, predict_run
 from sparsehyper.lab.runs.predict_table import TablePrediction, predict_table
 from sparsehyper.lab.runs.run import evaluate_run, run_experiment
-from sparsehyper.lab.runs.setup import TaskInfo, build_model, load_tasks, make_batches, resolve
+from sparsehyper.lab.runs.setup import build_model, load_tasks, make_batches, resolve
 from sparsehyper.lab.runs.targets import build_target
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Prediction",
     "SharedTrunk",
     "TablePrediction",
-    "TaskInfo",
     "adapt_run",
     "build_model",
     "build_target",

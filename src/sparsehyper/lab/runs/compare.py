@@ -33,7 +33,6 @@ from sparsehyper.lab.runs.config import GENERATED, Experiment, parse_method, up_
 from sparsehyper.lab.runs.loading import MAY_DIFFER, check_run, finished_result
 from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
-    TaskInfo,
     fit_generator,
     load_tasks,
     make_batches,
@@ -143,7 +142,7 @@ def compare(
     results: dict[str, Any] = {
         "format": _FORMAT,
         "config": {**shared, **choices},
-        "score": TaskInfo.of(tasks).score,
+        "score": tasks.score,
         "tasks": {"names": list(tasks.names), "fingerprint": tasks.fingerprint},
         "numel": entries[0].resolved["numel"],
         "machine": machine(),
@@ -187,7 +186,7 @@ def _plan(
     whole = layout  # that of baselines, which have their own last layers
     if experiment.head != GENERATED:
         whole = target_layout(replace(experiment, head=GENERATED, base="learned"), tasks)
-    of_tasks = TaskInfo.of(tasks).to_dict()
+    of_tasks = tasks.to_dict()
     entries: list[_Entry] = []
     skipped: list[dict[str, Any]] = []
     for text in methods:

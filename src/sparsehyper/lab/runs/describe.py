@@ -105,7 +105,7 @@ def describe_run(
     split = "test" if result else "val"
     tasks, missing = _load_run_tasks(path, loaded, data_dir)
     images = None if tasks is None else getattr(tasks, split)
-    n_classes = [len(names) for names in info.classes]
+    n_classes = info.n_classes
     evaluation: dict[str, Any] | None = result["test"] if result else None
     if evaluation is None and images is not None:
         evaluation = evaluate(model, images, names=info.names, n_classes=n_classes).to_dict()

@@ -89,9 +89,8 @@ def export_run(
         for package in ("onnx", "onnxscript"):
             require(package, "onnx")
     loaded = load_run(directory, trust=trust)
-    loaded.task_list.check_known(task)
+    entry = loaded.task_list.entry(task)
     loaded.check_by_task(f"there is no single model of {task!r} to export")
-    (entry,) = (e for e in loaded.task_list.entries if e.name == task)
     info = loaded.tasks
     example = torch.zeros(2, *info.image_shape)
     module = _trimmed(loaded.materialize(task), example, len(entry.classes), format)

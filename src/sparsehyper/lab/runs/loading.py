@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sparsehyper.conditioning import SupportSet, TaskEmbedding
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.data import Alphabets, Split, parse_tasks, prepared_by
+from sparsehyper.lab.data import Alphabets, Split, TaskInfo, parse_tasks, prepared_by
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
 from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.config import Experiment, up_to_date
 from sparsehyper.lab.runs.fitted import trimmed_head
-from sparsehyper.lab.runs.setup import TaskInfo, build_model
+from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.runs.targets import check_trusted
 from sparsehyper.lab.runs.task_list import TaskList, is_adapted
 from sparsehyper.training import CheckpointError, Run
@@ -56,7 +56,7 @@ class LoadedRun(NamedTuple):
 
     def altered_by(self, task: str) -> str | None:
         """How the images of a task were altered, such as ``permuted:10``; None if they were not."""
-        (entry,) = (e for e in self.task_list.entries if e.name == task)
+        entry = self.task_list.entry(task)
         data = self.experiment.data
         if entry.row is None:
             return None
@@ -66,7 +66,7 @@ class LoadedRun(NamedTuple):
         return "; ".join(filter(None, [prepared_by(data.source), made])) or None
 
     def check_plain(self, task: str) -> None:
-        """Raise ``ValueError`` if a task's images were altered."""
+        """Raise ``ValueError`` if a task's images were altered; ``KeyError``: an unknown task."""
         if made := self.altered_by(task):
             raise ValueError(
                 f"`task` {task!r} was trained on images altered by {made!r}, which image files are "
@@ -93,7 +93,7 @@ class LoadedRun(NamedTuple):
         Where models follow from the input, it is one that calls the hypernetwork for the task. Its
         logits beyond the task's classes mean nothing.
         """
-        (entry,) = (e for e in self.task_list.entries if e.name == task)
+        entry = self.task_list.entry(task)
         own = self.task_list.own_model(task, self.experiment, self.tasks)
         if own is not None:
             return own

@@ -14,11 +14,10 @@ import torch
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation import Identified, TaskProfiles, identify_task
-from sparsehyper.lab.data import find_images, load_images
+from sparsehyper.lab.data import TaskInfo, find_images, load_images
 from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.lab.runs.profiles import find_profiles
-from sparsehyper.lab.runs.setup import TaskInfo
 from sparsehyper.training import processes
 
 _LARGE_SHARE = 0.1  # of the images, which is worth telling
@@ -103,7 +102,6 @@ def predict_run(
     loaded = load_run(directory, trust=trust)
     info, profiles = loaded.tasks, None
     if task is not None:
-        loaded.task_list.check_known(task)
         loaded.check_plain(task)
     else:
         profiles = _profiles(loaded)
@@ -125,7 +123,7 @@ def predict_run(
         identified = _identify(loaded, profiles, x, here)
         task = identified.likeliest
     assert task is not None
-    classes = info.classes[info.names.index(task)]
+    classes = loaded.task_list.entry(task).classes
     probabilities = _probabilities(loaded, task, x, len(classes), here, batch_size)
     labels = [classes[int(i)] for i in probabilities.argmax(1)]
     folders = [path.absolute().parent.name for path in paths]

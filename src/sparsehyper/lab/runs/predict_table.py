@@ -100,11 +100,10 @@ def predict_table(
     predicted: list[float | str] = [""] * len(x)
     probabilities = [0.0] * len(x)
     for name in sorted(set(names)):
-        loaded.task_list.check_known(name)
+        classes = loaded.task_list.entry(name).classes
         module, own = loaded.materialize(name).to(here), (names == name).nonzero()[0]
         parts = torch.from_numpy(own).split(batch_size)
         outputs = torch.cat([module(x[rows].to(here)).cpu() for rows in parts])
-        classes = info.classes[info.names.index(name)]
         if info.are_numbers:
             values: list[float | str] = [*columns.unscaled(outputs).tolist()]
         else:

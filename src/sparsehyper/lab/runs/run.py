@@ -222,9 +222,8 @@ def _evaluate_folder(
     resize = resize or loaded.experiment.data.image_size is not None
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for one in read_new_tasks(info, folder, resize=resize):
-        loaded.task_list.check_known(one.name)
+        known = loaded.task_list.entry(one.name).classes
         loaded.check_plain(one.name)
-        known = info.classes[info.names.index(one.name)]
         if unknown := set(one.classes) - set(known):
             raise ValueError(
                 f"task {one.name!r} of {folder} has the class {min(unknown)!r}; the run knows its "
@@ -246,7 +245,7 @@ def _evaluate_tasks(
 ) -> Evaluation:
     """Accuracy, loss and entropy of the ordinary models of some tasks."""
     names, info = tuple(batches), loaded.tasks
-    n_classes = [len(info.classes[info.names.index(name)]) for name in names]
+    n_classes = [len(loaded.task_list.entry(name).classes) for name in names]
     data = ByTask(((x, y, name) for name, own in batches.items() for x, y in own), names)
     models = _OrdinaryModels(loaded, names)
     return evaluate(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparsehyper._util.checks import LARGEST_SIDE, check_integer, check_number, check_type
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Conditioner, InputEncoder
 from sparsehyper.generators import Generator
@@ -25,9 +21,9 @@ from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import (
     SOURCES,
     Batches,
-    Columns,
     LabelledTask,
     Source,
+    TaskInfo,
     TaskSet,
     is_source,
     load_folder,
@@ -44,109 +40,8 @@ from sparsehyper.lab.runs.config import BY_EXAMPLES, GENERATED, DataConfig, Expe
 from sparsehyper.lab.runs.targets import build_target
 from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
-from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
 
 _TOGETHER = 8  # tasks of a table in a batch
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """The names, classes and image statistics of tasks, without the images.
-
-    Attributes:
-        names: task names, in order.
-        classes: class names of each task.
-        image_shape: channels, height, width; of rows of a table the number of features alone, and
-            of sequences channels and steps.
-        mean, std: one number per channel; a model takes (image / 255 - mean) / std.
-        fingerprint: hash of the images, labels, splits and tasks.
-        columns: how the rows of a table become inputs; None for images.
-    """
-
-    names: tuple[str, ...]
-    classes: tuple[tuple[str, ...], ...]
-    image_shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
-    columns: Columns | None = None
-
-    @property
-    def are_numbers(self) -> bool:
-        """Whether what is predicted are numbers, and no classes."""
-        return self.columns is not None and self.columns.scaling is not None
-
-    @property
-    def score(self) -> str:
-        """What `Evaluation.accuracies` of the tasks are."""
-        return R_SQUARED if self.are_numbers else ACCURACY
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        values = dataclasses.asdict(replace(self, columns=None))
-        if self.columns is None:
-            del values["columns"]  # records from before there were tables lack it
-        else:
-            values["columns"] = self.columns.to_dict()
-        return values
-
-    @classmethod
-    def of(cls, tasks: TaskSet) -> Self:
-        """Describe tasks that are loaded."""
-        return cls(**{field.name: getattr(tasks, field.name) for field in dataclasses.fields(cls)})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, also after a round trip through JSON.
-
-        Raises:
-            KeyError, TypeError, ValueError: a value is missing or invalid.
-        """
-        check_type("tasks", values, Mapping, "an object")
-        for key in ("names", "classes", "image_shape", "mean", "std"):
-            check_type(key, values[key], (list, tuple), "a list")
-        names, classes, shape = values["names"], values["classes"], values["image_shape"]
-        given = values.get("columns")
-        columns = None if given is None else Columns.from_dict(given)
-        sizes = 3 if columns is None else len(columns.shape)
-        if not names or len(names) != len(classes) or not all(classes) or len(shape) != sizes:
-            raise ValueError(
-                "`classes` must have one entry, not empty, for each of one or more tasks, and "
-                f"`image_shape` {sizes} numbers; got {len(classes)} for {len(names)} and {shape}"
-            )
-        if columns is not None and columns.shape != tuple(shape):
-            raise ValueError(f"`image_shape` must be {list(columns.shape)}, got {shape}")
-        for of_task in classes:
-            check_type("classes", of_task, (list, tuple), "lists of names")
-        for name in (*names, *chain(*classes), values["fingerprint"]):
-            check_type("names", name, str, "strings")
-        for size in shape:
-            most = LARGEST_SIDE if columns is None else max(columns.shape)
-            check_integer("image_shape", size, minimum=1, maximum=most)
-        for key in ("mean", "std"):
-            if len(values[key]) != (shape[0] if columns is None else 0):
-                raise ValueError(f"`{key}` must have {shape[0]} numbers, got {values[key]!r}")
-            for number in values[key]:
-                check_number(key, number, minimum=0)
-        return cls(
-            tuple(names),
-            tuple(map(tuple, classes)),
-            tuple(shape),
-            tuple(values["mean"]),
-            tuple(values["std"]),
-            values["fingerprint"],
-            columns,
-        )
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Convert uint8 images ``[n, C, H, W]`` to the float32 input that a model takes.
-
-        Rows and sequences of a table are that input already.
-        """
-        if self.columns is not None:
-            return pixels
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
 
 
 def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> TaskSet:
@@ -221,7 +116,7 @@ def make_batches(
 
 def build_model(
     experiment: Experiment,
-    tasks: TaskSet | TaskInfo,
+    tasks: TaskInfo,
     kind: type[HyperNetwork] = HyperNetwork,
 ) -> nn.Module:
     """Build the freshly initialised model of an experiment; the same one for the same seed.
@@ -250,7 +145,7 @@ def build_model(
     )
 
 
-def usual_head(experiment: Experiment, tasks: TaskSet) -> str:
+def usual_head(experiment: Experiment, tasks: TaskInfo) -> str:
     """The head to choose for an experiment's tasks and target, as `Experiment` takes it.
 
     It is ``"ridge"`` where tasks have classes of their own, or are regressions, and the target ends
@@ -258,7 +153,7 @@ def usual_head(experiment: Experiment, tasks: TaskSet) -> str:
     """
     if experiment.conditioner == InputEncoder.kind:
         return GENERATED  # it knows no tasks
-    if len(set(tasks.classes)) == 1 and not TaskInfo.of(tasks).are_numbers:
+    if len(set(tasks.classes)) == 1 and not tasks.are_numbers:
         return GENERATED
     with _seeded(0):
         target = _build_target(experiment, tasks).eval()
@@ -300,7 +195,7 @@ def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
     return generator.with_budget(max(1, budget), experiment.latent_dim, layout)
 
 
-def target_layout(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Layout:
+def target_layout(experiment: Experiment, tasks: TaskInfo) -> Layout:
     """The layout of the target of an experiment, for plans made before there is a model."""
     with _seeded(0):
         return _layout(experiment, _build_target(experiment, tasks))
@@ -315,7 +210,7 @@ def target_numel(model: nn.Module) -> int:
     return count_numbers(plan_layout(model))
 
 
-def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
+def resolve(tasks: TaskInfo, model: nn.Module) -> dict[str, Any]:
     """Describe what follows from an experiment whatever its seed.
 
     Args:
@@ -328,7 +223,7 @@ def resolve(tasks: TaskSet, model: nn.Module) -> dict[str, Any]:
         ``trainable_parameters`` of the whole model.
     """
     return {
-        "tasks": TaskInfo.of(tasks).to_dict(),
+        "tasks": tasks.to_dict(),
         "numel": target_numel(model),
         "generator": model.settings["generator"] if isinstance(model, HyperNetwork) else None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -340,11 +235,8 @@ def _seeds(experiment: Experiment) -> dict[str, int]:
     return dict(zip(names, spawn_seeds(experiment.seed, len(names)), strict=True))
 
 
-def _conditioner(
-    experiment: Experiment, tasks: TaskSet | TaskInfo, seeds: Mapping[str, int]
-) -> Conditioner:
-    info = tasks if isinstance(tasks, TaskInfo) else TaskInfo.of(tasks)
-    if experiment.conditioner in BY_EXAMPLES and info.are_numbers:
+def _conditioner(experiment: Experiment, tasks: TaskInfo, seeds: Mapping[str, int]) -> Conditioner:
+    if experiment.conditioner in BY_EXAMPLES and tasks.are_numbers:
         raise ValueError(
             f"`conditioner` {experiment.conditioner!r} is for classes, and numbers are predicted "
             "here; give another one"
@@ -352,17 +244,16 @@ def _conditioner(
     with _seeded(seeds["encoder"]):
         return build_conditioner(
             experiment,
-            *(info.names, info.image_shape, _outputs(experiment, info)),
+            *(tasks.names, tasks.image_shape, _outputs(experiment, tasks)),
             tasks if isinstance(tasks, TaskSet) else None,
             seeds["embeddings"],
         )
 
 
-def _head(experiment: Experiment, tasks: TaskSet | TaskInfo) -> Head | None:
-    info = tasks if isinstance(tasks, TaskInfo) else TaskInfo.of(tasks)
+def _head(experiment: Experiment, tasks: TaskInfo) -> Head | None:
     if experiment.head == GENERATED:
         return None
-    if not info.are_numbers:
+    if not tasks.are_numbers:
         return HEADS[experiment.head]()
     if experiment.head != Ridge.kind:
         raise ValueError(
@@ -396,11 +287,11 @@ def build_ordinary(experiment: Experiment, info: TaskInfo, outputs: int) -> nn.M
         return build_target(experiment.target.partition("/")[0], info.image_shape, outputs)
 
 
-def _build_target(experiment: Experiment, tasks: TaskSet | TaskInfo) -> nn.Module:
+def _build_target(experiment: Experiment, tasks: TaskInfo) -> nn.Module:
     return build_target(experiment.target, tasks.image_shape, _outputs(experiment, tasks))
 
 
-def _outputs(experiment: Experiment, tasks: TaskSet | TaskInfo) -> int:
+def _outputs(experiment: Experiment, tasks: TaskInfo) -> int:
     """The number of logits of the target."""
     classes = max(map(len, tasks.classes))
     outputs = experiment.outputs or classes

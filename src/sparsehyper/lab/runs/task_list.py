@@ -27,10 +27,11 @@ from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, write_sealed
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.lab.data import TaskInfo
 from sparsehyper.lab.runs.config import Experiment
 from sparsehyper.lab.runs.fitted import add_fitted, fitted_like, tuned_like
 from sparsehyper.lab.runs.ordinary import Form, Leaf, build_leaf, form_from_dict, tensors_of_leaf
-from sparsehyper.lab.runs.setup import TaskInfo, build_ordinary
+from sparsehyper.lab.runs.setup import build_ordinary
 from sparsehyper.saving import check_like, read_tensors, write_tensors
 
 _FORMAT = 1
@@ -214,6 +215,13 @@ class TaskList:
         """Task names, in order."""
         return tuple(entry.name for entry in self.entries)
 
+    def entry(self, name: str) -> TaskEntry:
+        """The task of this name; raises ``KeyError`` if there is none."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
+
     def info(self, trained: TaskInfo) -> TaskInfo:
         """What a model needs to know about these tasks."""
         classes = tuple(entry.classes for entry in self.entries)
@@ -303,7 +311,7 @@ class TaskList:
 
     def own_model(self, name: str, experiment: Experiment, info: TaskInfo) -> nn.Module | None:
         """The model of a task that has one of its own, in evaluation mode; else None."""
-        (entry,) = (e for e in self.entries if e.name == name)
+        entry = self.entry(name)
         if entry.model is None:
             return None
         tensors, leaves = self._of(entry), []
@@ -323,24 +331,18 @@ class TaskList:
 
     def rename(self, name: str, new_name: str) -> TaskList:
         """A copy with one task renamed."""
-        self.check_known(name)
+        known = self.entry(name)
         self.check_new(new_name)
-        entries = [replace(e, name=new_name) if e.name == name else e for e in self.entries]
+        entries = [replace(e, name=new_name) if e is known else e for e in self.entries]
         return replace(self, entries=tuple(entries))
 
     def remove(self, name: str) -> TaskList:
         """A copy with one task removed."""
-        self.check_known(name)
+        gone = self.entry(name)
         if len(self.entries) == 1:
             raise ValueError(f"`task` {name!r} is the only task, so it cannot be removed")
-        (gone,) = (e for e in self.entries if e.name == name)
         tensors = {n: t for n, t in self.tensors.items() if n.partition("/")[0] != gone.key}
         return TaskList(tuple(e for e in self.entries if e is not gone), tensors)
-
-    def check_known(self, name: str) -> None:
-        """Raise ``KeyError`` unless there is a task of this name."""
-        if name not in self.names():
-            raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
 
     def check_new(self, name: str) -> None:
         """Raise ``ValueError`` if the name is blank or already taken."""
