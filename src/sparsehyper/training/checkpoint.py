@@ -102,14 +102,14 @@ class Checkpoint:
 
     Attributes:
         directory: directory of the checkpoint.
-        digests: content of its ``SHA256SUMS``.
+        id: SHA-256 of its ``SHA256SUMS``, and so of all its files.
         state: the state of training.
         record: size and digest of ``metrics.jsonl``.
     """
 
     def __init__(self, directory: Path, opened: _OpenFiles, run: str) -> None:
         self.directory, self._files = directory, opened.files
-        self.digests = opened.digests
+        self.id = hashlib.sha256(opened.digests.encode()).hexdigest()
         for name, listed in opened.listed.items():
             if hashlib.file_digest(opened.files[name], "sha256").hexdigest() != listed:
                 raise CheckpointError(

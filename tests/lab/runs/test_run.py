@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -323,8 +324,8 @@ def test_tensors_of_an_adapted_run_that_do_not_fit(finished, tmp_path, change, m
     tensors = {"embedding": loaded.model.task_embedding.weight[0].detach()}
     tasks = loaded.task_list.add(TaskEntry("new", ("a", "b")), tensors)
     change(tasks.tensors)
-    with sharing_weights(finished[0], out, loaded.digests) as partial:
-        write_tasks(partial, tasks, loaded.digests)
+    with sharing_weights(finished[0], out, loaded.checkpoint) as partial:
+        write_tasks(partial, tasks, loaded.checkpoint)
     with pytest.raises(CheckpointError, match=rf"tasks\.safetensors .*{message}"):
         load_run(out)
 
@@ -394,8 +395,8 @@ def test_a_task_may_have_an_average_of_ordinary_models(finished, tmp_path):
     form, leaves = form_of(model, (1, 8, 8))
     entry = TaskEntry("new", ("a", "b"), method="average", model=form)
     tasks = loaded.task_list.add(entry, tensors_of(leaves))
-    with sharing_weights(finished[0], out, loaded.digests) as partial:
-        write_tasks(partial, tasks, loaded.digests)
+    with sharing_weights(finished[0], out, loaded.checkpoint) as partial:
+        write_tasks(partial, tasks, loaded.checkpoint)
     again = load_run(out)
     assert again.model.task_names == loaded.model.task_names
     parts = [
@@ -418,7 +419,7 @@ def test_a_task_may_have_an_average_of_ordinary_models(finished, tmp_path):
     ):
         damaged = TaskList(tasks.entries, dict(tasks.tensors))
         change(damaged.tensors)
-        write_tasks(out, damaged, loaded.digests)
+        write_tasks(out, damaged, loaded.checkpoint)
         with pytest.raises(CheckpointError, match=message):
             load_run(out)
 
@@ -427,7 +428,7 @@ def test_tasks_of_a_run_without_a_hypernetwork(with_method, tasks, finished, tmp
     run_experiment(with_method("experts"), tmp_path / "run", tasks=tasks, quiet=True)
     loaded = load_run(tmp_path / "run")
     tasks = loaded.task_list.add(TaskEntry("new", ("a", "b")), {})
-    write_tasks(tmp_path / "run", tasks, loaded.digests)
+    write_tasks(tmp_path / "run", tasks, loaded.checkpoint)
     with pytest.raises(CheckpointError, match=r"model is not a hypernetwork"):
         load_run(tmp_path / "run")
 
@@ -447,19 +448,26 @@ def test_an_entry_planted_in_a_checkpoint_is_not_shared(finished, tmp_path):
     assert set(os.listdir(tmp_path / "out" / "checkpoints" / "best")) == names
 
 
+def test_added_tasks_belong_to_the_checkpoint_with_these_digests(finished, tmp_path):
+    change_tasks(finished[0], tmp_path / "out", rename=("0-1", "low"))
+    digests = (finished[0] / "checkpoints" / "best" / "SHA256SUMS").read_bytes()
+    record = read_sealed(tmp_path / "out" / "tasks.json")
+    assert record["checkpoint"] == hashlib.sha256(digests).hexdigest()
+
+
 def test_a_run_that_gets_a_better_checkpoint_while_it_is_adapted(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     with (
         pytest.raises(CheckpointError, match="has just got a better checkpoint"),
-        sharing_weights(tmp_path / "run", tmp_path / "out", "other digests"),
+        sharing_weights(tmp_path / "run", tmp_path / "out", "another checkpoint"),
     ):
         pass
     assert not (tmp_path / "out").exists()
     # Once the weights are shared, training may go on.
     loaded = load_run(tmp_path / "run")
-    with sharing_weights(tmp_path / "run", tmp_path / "out", loaded.digests) as partial:
+    with sharing_weights(tmp_path / "run", tmp_path / "out", loaded.checkpoint) as partial:
         shutil.rmtree(tmp_path / "run" / "checkpoints")
-        write_tasks(partial, loaded.task_list, loaded.digests)
+        write_tasks(partial, loaded.task_list, loaded.checkpoint)
     assert load_run(tmp_path / "out").tasks.names == loaded.tasks.names
     assert not shares_weights(tmp_path / "run", tmp_path / "out")
 

@@ -85,9 +85,9 @@ def adapt_run(
     told = is_by_task(model) and loaded.tasks.columns is None
     profiles = find_profiles(loaded) if told else None
     resize = resize or loaded.experiment.data.image_size is not None
-    with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
+    with sharing_weights(Path(directory), Path(out), loaded.checkpoint) as partial:
         tasks, rows = fit_tasks(loaded, data, task=task, resize=resize, **settings)
-        write_tasks(partial, tasks, loaded.digests)
+        write_tasks(partial, tasks, loaded.checkpoint)
         if profiles is not None and is_by_task(model):
             labelled = read_new_tasks(loaded.tasks, data, task=task, resize=resize)
             images = {
@@ -95,7 +95,7 @@ def adapt_run(
                 for one in labelled
             }
             profiles = profiles.to(model.target.moments.device).add(model, images)
-            write_profiles(partial, profiles, loaded.digests)
+            write_profiles(partial, profiles, loaded.checkpoint)
     return rows
 
 
@@ -130,10 +130,10 @@ def change_tasks(
     for name in remove:
         tasks = tasks.remove(name)
         profiles = profiles and profiles.remove(name)
-    with sharing_weights(Path(directory), Path(out), loaded.digests) as partial:
-        write_tasks(partial, tasks, loaded.digests)
+    with sharing_weights(Path(directory), Path(out), loaded.checkpoint) as partial:
+        write_tasks(partial, tasks, loaded.checkpoint)
         if profiles is not None:
-            write_profiles(partial, profiles, loaded.digests)
+            write_profiles(partial, profiles, loaded.checkpoint)
 
 
 def describe_tasks(
@@ -198,7 +198,7 @@ def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:
 
 
 @contextmanager
-def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
+def sharing_weights(run: Path, out: Path, checkpoint: str) -> Iterator[Path]:
     """Make a new run directory that shares the weights of ``run``.
 
     It becomes ``out`` at the end of the block, whole or not at all.
@@ -206,7 +206,7 @@ def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
     Args:
         run: the run directory.
         out: the new run directory.
-        digests: ``SHA256SUMS`` of the checkpoint that was loaded.
+        checkpoint: `Checkpoint.id` of the one that was loaded.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -218,7 +218,7 @@ def sharing_weights(run: Path, out: Path, digests: str) -> Iterator[Path]:
             link_checkpoint(best, partial / CHECKPOINTS / "best")
             (partial / "config.json").write_bytes(read_file(run / "config.json"))
             with open_checkpoint(partial, "best", read_id(partial)) as shared:
-                same = shared.digests == digests
+                same = shared.id == checkpoint
         except FileNotFoundError:
             same = False
         if not same:

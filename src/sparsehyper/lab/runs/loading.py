@@ -42,7 +42,7 @@ class LoadedRun(NamedTuple):
     tasks: TaskInfo
     model: nn.Module  # in evaluation mode
     task_list: TaskList
-    digests: str  # SHA256SUMS of the checkpoint
+    checkpoint: str  # its `Checkpoint.id`
     directory: Path
 
     def hypernetwork(self) -> HyperNetwork:
@@ -153,11 +153,11 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
                 f"{path / 'config.json'} describes a model that cannot be built: {reason}"
             ) from error
         best.read_weights(model)
-    tasks = TaskList.read(path, info, best.digests)
+    tasks = TaskList.read(path, info, best.id)
     if is_adapted(path):
         tasks.apply(model, experiment, info, path)
         info = tasks.info(info)
-    return LoadedRun(experiment, info, model.eval(), tasks, best.digests, path)
+    return LoadedRun(experiment, info, model.eval(), tasks, best.id, path)
 
 
 def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> Experiment:

@@ -11,28 +11,19 @@ Training writes them last. Runs without them get them from their images, if thes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from sparsehyper._util.files import (
-    CheckpointError,
-    digest,
-    read_file,
-    read_sealed,
-    replaced,
-    write_sealed,
-)
+from sparsehyper._util.files import CheckpointError
 from sparsehyper.adaptation import TaskProfiles, task_profiles
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
 from sparsehyper.lab.runs.loading import LoadedRun
+from sparsehyper.lab.runs.records import read_record, tensors_of, write_record
 from sparsehyper.lab.runs.setup import load_tasks
-from sparsehyper.saving import read_tensors
 from sparsehyper.training.directory import read_id
 
 _FORMAT = 2
@@ -49,25 +40,22 @@ def make_profiles(model: HyperNetwork, tasks: TaskSet) -> TaskProfiles:
     return task_profiles(model, _images(tasks, tasks.train), validation=_images(tasks, tasks.val))
 
 
-def write_profiles(directory: Path, profiles: TaskProfiles, digests: str) -> None:
+def write_profiles(directory: Path, profiles: TaskProfiles, checkpoint: str) -> None:
     """Write profiles into a run directory, in place of older ones.
 
     Args:
         directory: the run directory.
         profiles: the profiles.
-        digests: ``SHA256SUMS`` of the checkpoint that they were made with.
+        checkpoint: `Checkpoint.id` of the one that they were made with.
     """
     tensors = {name: t.cpu().contiguous() for name, t in profiles.to_tensors().items()}
-    with replaced(directory / _TENSORS) as file:
-        file.write(safetensors.torch.save(tensors))
     record = {
         "format": _FORMAT,
         "run": read_id(directory),
-        "checkpoint": _hash(digests),
-        "tensors": digest(directory / _TENSORS),
+        "checkpoint": checkpoint,
         "tasks": list(profiles.tasks),
     }
-    write_sealed(directory / _ABOUT, record)
+    write_record(directory / _ABOUT, record, tensors)
 
 
 def find_profiles(loaded: LoadedRun) -> TaskProfiles | None:
@@ -92,25 +80,14 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
     path = loaded.directory / _ABOUT
     if not path.exists():
         return None
-    record = read_sealed(path)
-    if record.get("format") == _BEFORE_HEADS:
-        if loaded.hypernetwork().head is not None:
-            return None
-    elif record.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
-        )
+    record = read_record(path, (_BEFORE_HEADS, _FORMAT))
+    if record["format"] == _BEFORE_HEADS and loaded.hypernetwork().head is not None:
+        return None
     if record.get("run") != read_id(loaded.directory):
         raise CheckpointError(f"{path} belongs to another run")
-    if record.get("checkpoint") != _hash(loaded.digests):
+    if record.get("checkpoint") != loaded.checkpoint:
         return None  # training went on
-    file = loaded.directory / _TENSORS
-    if not file.exists():
-        raise CheckpointError(f"{file} is missing from the run")
-    data = read_file(file)
-    if hashlib.sha256(data).hexdigest() != record.get("tensors"):
-        raise CheckpointError(f"{file} is damaged: it is not what was written")
-    names, tensors = record.get("tasks"), read_tensors(data, file)
+    names, tensors = record.get("tasks"), tensors_of(record, path)
     known = loaded.tasks.names
     if not isinstance(names, list) or not names or not all(name in known for name in names):
         raise CheckpointError(f"{path} is damaged: its tasks are not those of the run")
@@ -118,7 +95,7 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
         profiles = TaskProfiles.from_tensors(names, tensors)
         _check(profiles, tensors, loaded.hypernetwork())
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+        raise CheckpointError(f"{loaded.directory / _TENSORS} is damaged: {error}") from error
     return profiles
 
 
@@ -202,8 +179,3 @@ def _check(profiles: TaskProfiles, tensors: Mapping[str, Tensor], model: HyperNe
         dtype = rows[int(statistic)].dtype if statistic != name else torch.float32
         if list(found.shape) != shape or found.dtype != dtype or not found.isfinite().all():
             raise ValueError(f"tensor {name!r} does not fit")
-
-
-def _hash(digests: str) -> str:
-    """A hash that identifies a checkpoint."""
-    return hashlib.sha256(digests.encode()).hexdigest()

@@ -128,7 +128,7 @@ def run_experiment(
         test = _evaluate(experiment, model, tasks, "test", here)
         if here.is_main and is_by_task(model) and tasks.columns is None:
             with open_checkpoint(path, "best", read_config(path)["run"]) as best:
-                write_profiles(path, make_profiles(model, tasks), best.digests)
+                write_profiles(path, make_profiles(model, tasks), best.id)
         result = {
             "experiment": experiment.to_dict(),
             "training": training.to_dict(),

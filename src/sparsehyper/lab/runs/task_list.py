@@ -14,7 +14,6 @@ the embedding tells which tasks are like it. Runs of every method can have model
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,15 +23,16 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number, check_type
-from sparsehyper._util.files import CheckpointError, digest, read_file, read_sealed, write_sealed
+from sparsehyper._util.files import CheckpointError
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskInfo
 from sparsehyper.lab.runs.config import Experiment
 from sparsehyper.lab.runs.fitted import add_fitted, fitted_like, tuned_like
 from sparsehyper.lab.runs.ordinary import Form, Leaf, build_leaf, form_from_dict, tensors_of_leaf
+from sparsehyper.lab.runs.records import read_record, tensors_of, write_record
 from sparsehyper.lab.runs.setup import build_ordinary
-from sparsehyper.saving import check_like, read_tensors, write_tensors
+from sparsehyper.saving import check_like
 
 _FORMAT = 1
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
@@ -171,13 +171,13 @@ class TaskList:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def read(cls, run: Path, trained: TaskInfo, digests: str) -> Self:
+    def read(cls, run: Path, trained: TaskInfo, checkpoint: str) -> Self:
         """Read the tasks of a run directory, adapted or not.
 
         Args:
             run: the run directory.
             trained: the tasks of the original run.
-            digests: ``SHA256SUMS`` of the run's best checkpoint.
+            checkpoint: `Checkpoint.id` of the run's best checkpoint.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not belong to the checkpoint.
@@ -186,12 +186,8 @@ class TaskList:
             columns = zip(trained.names, trained.classes, strict=True)
             return cls(tuple(TaskEntry(n, c, row=i) for i, (n, c) in enumerate(columns)), {})
         path = run / _TASKS
-        record = read_sealed(path)
-        if record.get("format") != _FORMAT:
-            raise CheckpointError(
-                f"{path} has format {record.get('format')!r}, this version reads format {_FORMAT}"
-            )
-        if record.get("checkpoint") != _checkpoint_hash(digests):
+        record = read_record(path, (_FORMAT,))
+        if record.get("checkpoint") != checkpoint:
             raise CheckpointError(f"{path} does not belong to the checkpoint of {run}")
         try:
             entries = tuple(map(TaskEntry.from_dict, record["tasks"]))
@@ -204,12 +200,7 @@ class TaskList:
                 raise ValueError(f"`row` must be below {len(trained.names)}, got {max(rows)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {error!r}") from error
-        if not (run / _TENSORS).exists():
-            raise CheckpointError(f"{run / _TENSORS} is missing from the run")
-        data = read_file(run / _TENSORS)
-        if hashlib.sha256(data).hexdigest() != record.get("tensors"):
-            raise CheckpointError(f"{run / _TENSORS} is damaged: it is not what was written")
-        return cls(entries, read_tensors(data, run / _TENSORS))
+        return cls(entries, tensors_of(record, path))
 
     def names(self) -> tuple[str, ...]:
         """Task names, in order."""
@@ -384,24 +375,17 @@ def _build(
     return build_leaf(leaf, target, info.image_shape, list(tensors))
 
 
-def write_tasks(directory: Path, tasks: TaskList, digests: str) -> None:
+def write_tasks(directory: Path, tasks: TaskList, checkpoint: str) -> None:
     """Write the tasks of an adapted run into its directory.
 
     Args:
         directory: the run directory.
         tasks: the tasks.
-        digests: ``SHA256SUMS`` of the checkpoint that the tasks were fitted to.
+        checkpoint: `Checkpoint.id` of the one that the tasks were fitted to.
     """
-    write_tensors(directory / _TENSORS, tasks.tensors)
     record = {
         "format": _FORMAT,
-        "checkpoint": _checkpoint_hash(digests),
-        "tensors": digest(directory / _TENSORS),
+        "checkpoint": checkpoint,
         "tasks": [entry.to_dict() for entry in tasks.entries],
     }
-    write_sealed(directory / _TASKS, record)
-
-
-def _checkpoint_hash(digests: str) -> str:
-    """A hash that identifies a checkpoint."""
-    return hashlib.sha256(digests.encode()).hexdigest()
+    write_record(directory / _TASKS, record, tasks.tensors)
