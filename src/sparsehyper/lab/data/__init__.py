@@ -2,7 +2,7 @@
 
 from sparsehyper.lab.data.assembly import make_tasks
 from sparsehyper.lab.data.batches import AUGMENTATIONS, Batches
-from sparsehyper.lab.data.columns import TARGETS, Columns, is_table, read_table
+from sparsehyper.lab.data.columns import TARGETS, Columns
 from sparsehyper.lab.data.datasets import SOURCES, is_source, load_source, prepared_by
 from sparsehyper.lab.data.folder import LabelledTask, load_folder, load_new_tasks
 from sparsehyper.lab.data.image_files import find_images, load_images
@@ -11,6 +11,7 @@ from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_t
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
 from sparsehyper.lab.data.table import load_new_rows, load_table, read_rows
+from sparsehyper.lab.data.table_files import is_table, read_table
 from sparsehyper.lab.data.tasks import Batch, TaskInfo, TaskSet, TaskSplit, images_of, shots_of
 
 __all__ = [

@@ -22,18 +22,18 @@ from torch import Tensor
 
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.text import listed
-from sparsehyper.lab.data.columns import (
-    Columns,
+from sparsehyper.lab.data.columns import Columns
+from sparsehyper.lab.data.folder import TEST_FRACTION, LabelledTask
+from sparsehyper.lab.data.sequences import Samples, Sequences, find_sequences
+from sparsehyper.lab.data.source import Images
+from sparsehyper.lab.data.splits import hold_out
+from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
     column_of,
     is_numbers,
     read_table,
 )
-from sparsehyper.lab.data.folder import TEST_FRACTION, LabelledTask
-from sparsehyper.lab.data.sequences import Samples, Sequences, find_sequences
-from sparsehyper.lab.data.source import Images
-from sparsehyper.lab.data.splits import hold_out
 from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sparsehyper._util.checks import check_integer
 from sparsehyper.lab.data import read_rows
-from sparsehyper.lab.data.columns import read_cells
+from sparsehyper.lab.data.table_files import read_cells
 from sparsehyper.lab.runs.loading import load_run
 from sparsehyper.training import processes
 

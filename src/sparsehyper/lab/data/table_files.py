@@ -1,0 +1,163 @@
+"""CSV and parquet files, read as columns of numbers or text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsehyper._util.extras import require
+from sparsehyper._util.text import listed
+
+SUFFIXES = (".csv", ".parquet")
+_BOOLEANS = {"true", "false"}
+
+Table = dict[str, NDArray[Any]]
+"""Columns by name: float64, where missing numbers are NaN; or objects, texts or None."""
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a table, by its suffix.
+
+    >>> is_table("sites.csv"), is_table("photos")
+    (True, False)
+    """
+    return Path(source).suffix.lower() in SUFFIXES
+
+
+def read_table(
+    path: Path,
+    texts: Collection[str] = (),
+    order: str | None = None,
+    used: Collection[str] | None = None,
+) -> Table:
+    """Read a CSV or parquet file.
+
+    Args:
+        path: the file.
+        texts: columns to read as text, whatever they hold.
+        order: a column to sort by, of numbers, dates or times; it becomes their ranks.
+        used: columns that are needed; others may hold anything, and come without values. None for
+            all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has no rows, has a column twice, or one that holds neither
+            numbers nor text.
+        ImportError: the ``data`` extra is not installed.
+    """
+    found = _open(path, texts)
+    table = {}
+    for name, column in zip(found.column_names, found.columns, strict=True):
+        if used is not None and name not in used:
+            table[name] = np.full(len(column), None)
+        elif name == order:
+            table[name] = _ranks(name, column)
+        else:
+            table[name] = _values(name, column, name in texts)
+    return table
+
+
+def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
+    """The cells of a CSV or parquet file as they are, by column; as `read_table` otherwise.
+
+    Those of a CSV file are text.
+    """
+    found: dict[str, list[Any]] = _open(path, texts, as_they_are=True).to_pydict()
+    return found
+
+
+def column_of(table: Table, name: str) -> NDArray[Any]:
+    """A column; raises ``KeyError`` if there is none of this name."""
+    if name not in table:
+        raise KeyError(f"the table has no column {name!r}; it has: {listed(table)}")
+    return table[name]
+
+
+def is_numbers(values: NDArray[Any]) -> bool:
+    """Whether a column holds numbers, or true and false, which count as 1 and 0."""
+    return values.dtype != object
+
+
+def check_complete(values: NDArray[Any], name: str) -> None:
+    """Raise ``ValueError`` if a column lacks a value."""
+    lacking = [i for i, value in enumerate(values) if value is None or value != value]
+    if lacking:
+        raise ValueError(
+            f"column {name!r} must have a value in every row, got none in row {lacking[0] + 1} "
+            f"(and {len(lacking) - 1} others); leave those rows out"
+        )
+
+
+def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> Any:
+    """The file as an Arrow table; ``as_they_are`` takes all cells of a CSV file as text."""
+    pa = require("pyarrow", "data")
+    if not path.is_file():
+        raise FileNotFoundError(f"`source` is not a file: {path}")
+    try:
+        if path.suffix.lower() == ".csv":
+            csv = require("pyarrow.csv", "data")
+            if as_they_are:
+                with csv.open_csv(path) as head:
+                    texts = head.schema.names
+            options = csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+            found = csv.read_csv(path, convert_options=options)
+        else:
+            found = require("pyarrow.parquet", "data").read_table(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    if not len(found):
+        raise ValueError(f"{path} must have at least one row, got none")
+    if len(set(found.column_names)) < len(found.column_names):
+        raise ValueError(f"{path} has a column twice: {listed(found.column_names)}")
+    return found
+
+
+def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
+    pa = require("pyarrow", "data")
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if text or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # pyarrow leaves an empty cell of a CSV file as empty text.
+        texts = [x or None for x in column.cast(pa.string()).to_pylist()]
+        if {x.lower() for x in texts if x} <= _BOOLEANS:  # pandas writes True, parquet has true
+            texts = [x and x.lower() for x in texts]
+        return np.array(texts, dtype=object)
+    if pa.types.is_boolean(kind):
+        if not column.null_count:
+            return np.array(column.to_pylist())
+        column = column.cast(pa.int8())
+    try:
+        values = column.cast(pa.float64(), safe=False).to_numpy()  # rounds large integers
+    except pa.ArrowException:
+        values = None
+    if values is None or not _is_number(pa.types, kind):
+        raise ValueError(
+            f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
+            "days, or leave it out"
+        )
+    if np.isinf(values).any():
+        raise ValueError(f"column {name!r} must hold finite numbers, got an infinite one")
+    return values
+
+
+def _ranks(name: str, column: Any) -> NDArray[np.float64]:
+    types = require("pyarrow", "data").types
+    if not (_is_number(types, column.type) or types.is_temporal(column.type)):
+        raise ValueError(
+            f"column {name!r} must hold numbers, dates or times to sort by, got {column.type}"
+        )
+    values = column.to_numpy()
+    if column.null_count or (values != values).any():
+        raise ValueError(f"column {name!r} must have a value in every row; leave out those without")
+    return np.unique(values, return_inverse=True)[1].astype(np.float64)
+
+
+def _is_number(types: Any, kind: Any) -> bool:
+    tests: tuple[Callable[[Any], bool], ...] = (
+        *(types.is_integer, types.is_floating, types.is_decimal),
+        *(types.is_boolean, types.is_null),
+    )
+    return any(test(kind) for test in tests)
