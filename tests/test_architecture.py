@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "adapters": {"target", "peft"},
     "heads": {"layout"},
     "recipes": set(),
-    "saving": {"generators", "conditioning", "heads", "recipes"},
+    "saving": {"conditioning"},
     "tasks": {"conditioning", "target", "heads"},
     "hub": set(),
     "storing": {*PARTS, *STORAGE, "tasks"},

@@ -1,4 +1,4 @@
-"""Hypernetworks on disk: a directory with ``config.json`` and ``model.safetensors``, no pickle.
+"""Models on disk: a directory with ``config.json`` and ``model.safetensors``, no pickle.
 
 ``config.json`` contains the digest of the weights, and ends with its own digest. A directory is
 written over in three steps, and is that of the old or of the new model after each: the new weights
@@ -14,16 +14,15 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.extras import MissingExtraError
 from sparsehyper._util.files import (
     CheckpointError,
     digest,
@@ -35,19 +34,11 @@ from sparsehyper._util.files import (
     write_sealed,
 )
 from sparsehyper._util.fingerprints import fingerprints
-from sparsehyper.conditioning import TASK_NAMES, Conditioner, conditioner_from_config
-from sparsehyper.generators import generator_from_config
-from sparsehyper.heads import SolvedHead, head_from_config
-from sparsehyper.recipes import build
+from sparsehyper.conditioning import TASK_NAMES
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _NEW_WEIGHTS = f"{WEIGHTS_FILE}.new"
-FROZEN = ("reference", "store")
-
-_SAVED_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
-
-Saved = TypeVar("Saved", bound=nn.Module)
 
 
 def save(
@@ -165,82 +156,6 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     except RuntimeError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
-def load(
-    make: Callable[..., Saved],
-    directory: str | os.PathLike[str],
-    target: nn.Module | None,
-    conditioner: Conditioner | None,
-    device: torch.device | str | None = None,
-    *,
-    copy: bool = True,
-    follow_links: bool = False,
-) -> Saved:
-    """Read what ``HyperNetwork.save`` wrote; see ``HyperNetwork.load``. ``make`` is the class."""
-    config, state = read(directory, follow_links=follow_links)
-    try:
-        saved = {name: tuple(shape) for name, shape in config["layout"]}
-        described = config["conditioner"]
-        generator = generator_from_config(config["generator"])
-        settings = {name: config[name] for name in _SAVED_SETTINGS}
-        settings["head"] = head_from_config(config.get("head"))  # older files have none
-        frozen, given = set(config["frozen"]), dict(config.get("given", {}))  # older: none
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(directory, error) from error
-    if conditioner is None:
-        try:
-            conditioner = conditioner_from_config(described)
-        except (KeyError, TypeError) as error:
-            raise _damaged(directory, error) from error
-    if conditioner.to_config() != described:
-        raise ValueError(
-            f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this is "
-            f"{conditioner.to_config()}"
-        )
-    if target is None:
-        target = _built_target(directory, config.get("target"), given)
-    _check_layout(saved, target)
-    settings["generate"] = lambda name, _: name in saved
-    hnet = make(target, generator, conditioner, copy=copy, **settings)
-    head, bias = hnet.head, state.get("head.bias")
-    if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
-        head.widen(bias.shape[1])  # new tasks may have had more classes
-    for name, parameter in hnet.named_parameters() if not copy else ():
-        if not parameter.requires_grad and name in state:  # the target's own values stay
-            parameter.data = parameter.data.clone()
-    if device is not None:
-        hnet = hnet.to(device)
-    load_state(hnet, state, Path(directory, WEIGHTS_FILE), given)
-    for name, parameter in hnet.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return hnet
-
-
-def _built_target(
-    directory: str | os.PathLike[str], recipe: Any, given: Mapping[str, str]
-) -> nn.Module:
-    if recipe is None or given:
-        why = (
-            f"{len(given)} of its tensors, such as {next(iter(given))!r}, are not in the files"
-            if given
-            else "it is neither an nn.Sequential of PyTorch's layers nor a model of transformers"
-        )
-        raise ValueError(
-            f"`target` is needed to load {str(directory)!r}: {why}; give a module like the one "
-            "that the hypernetwork was made with"
-            + (', or save with `frozen="store"`' if given else "")
-        )
-    try:
-        return build(recipe)
-    except MissingExtraError:
-        raise
-    except Exception as error:  # a model of transformers may raise anything
-        raise _damaged(directory, error) from error
-
-
-def _damaged(directory: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    return CheckpointError(f"{Path(directory, CONFIG_FILE)} is damaged: {error!r}")
 
 
 def load_state(
@@ -379,14 +294,3 @@ def _without_sharing(state: dict[str, Tensor]) -> dict[str, Tensor]:
         separate[name] = dense.clone() if storage in storages else dense
         storages.add(storage)
     return separate
-
-
-def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
-    found = {name: tuple(p.shape) for name, p in target.named_parameters() if p.requires_grad}
-    for name, shape in saved.items():
-        if found.get(name) != shape:
-            instead = f"shape {list(found[name])}" if name in found else "no such parameter"
-            raise ValueError(
-                f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
-                f"{list(shape)}, this target has {instead}"
-            )

@@ -14,13 +14,17 @@ from torch import nn
 
 from sparsehyper import hub, saving
 from sparsehyper._util.checks import check_choice
-from sparsehyper._util.files import replaced
+from sparsehyper._util.extras import MissingExtraError
+from sparsehyper._util.files import CheckpointError, replaced
 from sparsehyper._util.text import printable
-from sparsehyper.conditioning import Conditioner
+from sparsehyper.conditioning import Conditioner, conditioner_from_config
 from sparsehyper.generators import generator_from_config
-from sparsehyper.recipes import Recipe
+from sparsehyper.heads import SolvedHead, head_from_config
+from sparsehyper.recipes import Recipe, build
 from sparsehyper.tasks import NamedTasks
 
+FROZEN = ("reference", "store")
+_SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
 _MOST_NAMES = 20  # tasks that a model card lists
 
 
@@ -59,7 +63,7 @@ class Stored(NamedTasks):
             FileExistsError: ``directory`` exists; with ``overwrite``, if it holds other files.
             ValueError: ``frozen`` is neither.
         """
-        check_choice("frozen", frozen, saving.FROZEN)
+        check_choice("frozen", frozen, FROZEN)
         config = {
             **self.settings,
             "conditioner": self.conditioner.to_config(),
@@ -97,7 +101,7 @@ class Stored(NamedTasks):
             ValueError: a damaged file, a target with other parameters or other frozen values,
                 another conditioner, or no ``target`` where the files do not suffice.
         """
-        return saving.load(cls, directory, target, conditioner, device, copy=copy)
+        return cls._load(directory, target, conditioner, device, copy=copy)
 
     def save_pretrained(
         self,
@@ -161,7 +165,7 @@ class Stored(NamedTasks):
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        return saving.load(cls, directory, target, conditioner, device, follow_links=True).eval()
+        return cls._load(directory, target, conditioner, device, follow_links=True).eval()
 
     def push_to_hub(
         self,
@@ -205,6 +209,56 @@ class Stored(NamedTasks):
                 branch=branch,
                 create_pr=create_pr,
             )
+
+    @classmethod
+    def _load(
+        cls,
+        directory: str | PathLike[str],
+        target: nn.Module | None,
+        conditioner: Conditioner | None,
+        device: torch.device | str | None,
+        *,
+        copy: bool = True,
+        follow_links: bool = False,
+    ) -> Self:
+        """As `load`; with ``follow_links`` files may be links, as in the hub's cache."""
+        config, state = saving.read(directory, follow_links=follow_links)
+        try:
+            saved = {name: tuple(shape) for name, shape in config["layout"]}
+            described = config["conditioner"]
+            generator = generator_from_config(config["generator"])
+            settings = {name: config[name] for name in _SETTINGS}
+            settings["head"] = head_from_config(config.get("head"))  # older files have none
+            frozen, given = set(config["frozen"]), dict(config.get("given", {}))  # older: none
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(directory, error) from error
+        if conditioner is None:
+            try:
+                conditioner = conditioner_from_config(described)
+            except (KeyError, TypeError) as error:
+                raise _damaged(directory, error) from error
+        if conditioner.to_config() != described:
+            raise ValueError(
+                f"`conditioner` does not fit: {str(directory)!r} was saved with {described}, this "
+                f"is {conditioner.to_config()}"
+            )
+        if target is None:
+            target = _built_target(directory, config.get("target"), given)
+        _check_layout(saved, target)
+        settings["generate"] = lambda name, _: name in saved
+        hnet = cls(target, generator, conditioner, copy=copy, **settings)
+        head, bias = hnet.head, state.get("head.bias")
+        if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
+            head.widen(bias.shape[1])  # new tasks may have had more classes
+        for name, parameter in hnet.named_parameters() if not copy else ():
+            if not parameter.requires_grad and name in state:  # the target's own values stay
+                parameter.data = parameter.data.clone()
+        if device is not None:
+            hnet = hnet.to(device)
+        saving.load_state(hnet, state, Path(directory, saving.WEIGHTS_FILE), given)
+        for name, parameter in hnet.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        return hnet
 
     def _card(self, name: str, figures: Mapping[str, object]) -> str:
         """The text of the model card."""
@@ -257,3 +311,40 @@ def _quoted(name: str) -> str:
 def _cell(value: object) -> str:
     """Text in a cell of a table."""
     return printable(value).replace("|", "\\|")
+
+
+def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
+    found = {name: tuple(p.shape) for name, p in target.named_parameters() if p.requires_grad}
+    for name, shape in saved.items():
+        if found.get(name) != shape:
+            instead = f"shape {list(found[name])}" if name in found else "no such parameter"
+            raise ValueError(
+                f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
+                f"{list(shape)}, this target has {instead}"
+            )
+
+
+def _built_target(
+    directory: str | PathLike[str], recipe: Any, given: Mapping[str, str]
+) -> nn.Module:
+    if recipe is None or given:
+        why = (
+            f"{len(given)} of its tensors, such as {next(iter(given))!r}, are not in the files"
+            if given
+            else "it is neither an nn.Sequential of PyTorch's layers nor a model of transformers"
+        )
+        raise ValueError(
+            f"`target` is needed to load {str(directory)!r}: {why}; give a module like the one "
+            "that the hypernetwork was made with"
+            + (', or save with `frozen="store"`' if given else "")
+        )
+    try:
+        return build(recipe)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # a model of transformers may raise anything
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory: str | PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(f"{Path(directory, saving.CONFIG_FILE)} is damaged: {error!r}")
