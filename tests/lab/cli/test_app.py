@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,33 @@ def test_errors_speak_of_what_the_command_line_has(command, tmp_path):
     assert f"`--out` {tmp_path / 'nope'} holds no run" in resumed.err
     both = command("inspect", tmp_path, "--tasks", 3)
     assert "`--tasks` describes a model, and so does `RUN`" in both.err
+
+
+def test_what_to_mind_of_a_new_task_speaks_of_options_too(command, tmp_path, monkeypatch):
+    learned = {
+        "task": "hats",
+        "classes": ["a", "b"],
+        "images": 4,
+        "accuracy": 1.0,
+        "score": "accuracy",
+        "expected": None,
+        "interval": None,
+        "more": None,
+        "test_images": 0,
+        "test_accuracy": None,
+        "method": "head",
+        "seconds": 1.0,
+        "warnings": ["`seconds` sufficed for 1 of 3", "mind `batch_size` and `others`"],
+    }
+    experiment = SimpleNamespace(data=SimpleNamespace(samples="images"))
+    for name, found in (
+        *(("adapt_run", [learned]), ("read_experiment", experiment), ("shares_weights", True)),
+    ):
+        monkeypatch.setattr(f"sparsehyper.lab.runs.{name}", lambda *_, found=found, **__: found)
+    done = command("adapt", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
+    assert "hats: head. `--seconds` sufficed for 1 of 3. mind `--batch-size` and `others`." in (
+        done.out
+    )
 
 
 @pytest.mark.parametrize(

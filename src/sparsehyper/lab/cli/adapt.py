@@ -11,6 +11,7 @@ import typer
 from sparsehyper.lab.cli.options import TrustTarget
 from sparsehyper.lab.cli.output import (
     Json,
+    as_options,
     echo,
     expectation,
     mean_scored,
@@ -165,4 +166,4 @@ def _in_words(row: dict[str, Any], what: str) -> str:
     if row["more"] is not None:
         twice, four = (share(value, 0) for value in row["more"])
         text += f", about {twice} with twice as many {what} and {four} with four times"
-    return ". ".join([text, *row["warnings"]]).replace("`seconds`", "`--seconds`") + "."
+    return ". ".join([text, *map(as_options, row["warnings"])]) + "."

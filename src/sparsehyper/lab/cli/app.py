@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -21,7 +20,7 @@ from sparsehyper.lab.cli.doctor import doctor
 from sparsehyper.lab.cli.evaluate import evaluate
 from sparsehyper.lab.cli.export import export
 from sparsehyper.lab.cli.inspect import inspect
-from sparsehyper.lab.cli.output import echo, warnings_as_lines
+from sparsehyper.lab.cli.output import as_options, echo, naming_options, warnings_as_lines
 from sparsehyper.lab.cli.predict import predict
 from sparsehyper.lab.cli.report import report
 from sparsehyper.lab.cli.study import study
@@ -56,13 +55,11 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     if "run" in names:
         options |= {"run": "RUN", "directory": "RUN"}
 
-    def as_options(text: object) -> str:
-        return re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(text))
-
     @functools.wraps(command)
+    @naming_options(options)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            with raising_signals(), warnings_as_lines(as_options):
+            with raising_signals(), warnings_as_lines():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise SystemExit(str(error) or "interrupted") from None  # `run` prints it

@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +30,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 # Characters that start a formula in a spreadsheet, also in full width, or that it skips before one.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
+_OPTIONS: ContextVar[Mapping[str, str]] = ContextVar("options")
+
 
 def echo(text: object, *, err: bool = False) -> None:
     """Print one line on stdout, or on stderr."""
@@ -35,15 +39,27 @@ def echo(text: object, *, err: bool = False) -> None:
 
 
 @contextmanager
-def warnings_as_lines(said: Callable[[object], str]) -> Iterator[None]:
-    """Context in which a warning is one line on stderr, without its place in the code.
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Context of a command, for `as_options`: its options, by name of the Python argument."""
+    token = _OPTIONS.set(options)
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(token)
 
-    Args:
-        said: makes the line's text of a warning.
-    """
+
+def as_options(text: object) -> str:
+    """A message that names options of the command in place of Python arguments."""
+    options = _OPTIONS.get({})
+    return re.sub(r"`(\w+)`", lambda m: f"`{options.get(m[1], m[1])}`", str(text))
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Context in which a warning is one line on stderr, without its place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        echo(f"warning: {said(message)}", err=True)
+        echo(f"warning: {as_options(message)}", err=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
