@@ -2,9 +2,10 @@
 
 ``config.json`` contains the digest of the weights, and ends with its own digest. A directory is
 written over in three steps, and is that of the old or of the new model after each: the new weights
-as ``model.safetensors.new``, ``config.json``, and the weights get their name. What a model was
-given and does not train, such as the frozen part of a target, is not in the weights but by
-fingerprint in ``config.json``, under ``given``. Tied tensors are written once, by their first name.
+as ``model.safetensors.new``, ``config.json``, and the weights get their name. Tensors that the
+caller supplied and training has not changed, such as the frozen part of a target, need not be
+stored; ``config.json`` then lists their SHA-256 under ``given``. Tied tensors are written once, by
+their first name.
 """
 
 from __future__ import annotations

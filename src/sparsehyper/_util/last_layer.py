@@ -73,10 +73,12 @@ def last_layer(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[str, nn.Li
 def decides(layer: nn.Module, module: nn.Module, x: Inputs) -> bool:
     """Whether a module's output follows from a layer's output alone.
 
-    The layer's output may be squeezed, scaled or made probabilities; what the module computes
-    beside it, such as experts that it weighs, must not matter. It is replaced by random numbers,
-    which then decide the output, whatever the order of the samples. A layer that is applied to each
-    token is taken to decide it: which token counts may follow from the inputs.
+    The module may squeeze the layer's output, scale it or make it probabilities; nothing else that
+    the module computes, such as experts that it weighs, may matter.
+
+    Test: replace the layer's output by fixed random numbers. The module's output must be the same
+    for the samples in reversed order, and another one for other random numbers. A layer that is
+    applied to each token passes untested, as the inputs may decide which token counts.
 
     Args:
         layer: a layer in the module that is used.

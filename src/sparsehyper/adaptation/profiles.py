@@ -6,8 +6,8 @@ does: it has the mean of every class of the task, in a space that all tasks shar
     score of task t:  log p(x | t) = log mean_c N(x; class c of t)
     of n samples:     temperature · m · mean_i log p(x_i | t),   m = n / (1 + (n - 1) / most)
 
-What is wrong with a profile is wrong for all samples alike, so that further samples tell less and
-less. Both numbers are those under which held-out samples' own tasks are likeliest.
+A profile's errors are shared by all samples, so evidence must not grow linearly with n: m is at
+most `most`. `temperature` and `most` maximise the likelihood of the true task of held-out samples.
 
 Whether samples are typical of a task is tested by two numbers: how much likelier each sample is in
 the task than in a class of which nothing is known, and how likely it is in that. Both are compared
@@ -51,7 +51,8 @@ class Calibration:
 
     Attributes:
         temperature: factor of log-densities, ``[]``.
-        most: number of samples that ever more samples count as, ``[]``.
+        most: upper limit of the effective sample size, ``[]``: n samples count as
+            ``n / (1 + (n - 1) / most)``.
         quantiles: quantiles ``[2, levels]`` of the standardised scores of held-out samples.
     """
 

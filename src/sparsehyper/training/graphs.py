@@ -72,8 +72,8 @@ class StepGraphs:
     """Computes losses and gradients of batches, by graphs where a batch of the same kind was seen.
 
     The first batch of a kind runs as ever, so that libraries choose their kernels; the second is
-    recorded. All run on one stream, which waits for the current one, as the current one then does
-    for it.
+    recorded. All batches run on a side stream, synchronised with the current stream before and
+    after.
 
     Args:
         model: the model.

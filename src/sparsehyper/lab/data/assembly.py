@@ -32,10 +32,10 @@ def make_tasks(
 ) -> TaskSet:
     """Make tasks of a source's images.
 
-    Training images that the test set contains too are dropped (``copies_dropped`` counts them), as
-    are those that the source's own validation images contain, and of these those of the test set.
-    Without validation images of the source's own, some training images are held out for it, and
-    copies of an image stay on the same side.
+    An image is in one split only. Of an image in several, copies are dropped from the training
+    images first (``copies_dropped`` counts these), then from the source's own validation images.
+    If the source has no validation images of its own, some training images are held out for
+    validation; copies of an image then stay together.
 
     Args:
         source: a source from `load_source` or `load_folder`, or your own.

@@ -18,7 +18,7 @@ from sparsehyper.lab.data.transforms import affine, crop_and_flip
 AUGMENTATIONS = ("crop", "flip", "affine")
 # The furthest that "affine" goes from the image as it is.
 _TURN = 15.0  # degrees
-_SIZE = 0.2  # of the size
+_SIZE = 0.2  # change of scale: factors from 0.8 to 1.2
 _SHIFT = 0.1  # of each side
 
 

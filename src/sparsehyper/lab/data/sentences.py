@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class Sentences(nn.Module):
-    """States ``[n, words, width]`` to outputs, by way of the direction of a mean over words.
+    """A classifier of states ``[n, words, width]``: blocks, `sentence_vectors`, linear layer.
 
     Args:
         blocks: the upper blocks.
@@ -130,7 +130,11 @@ class Corpus(NamedTuple):
     def draw(
         self, part: str, intents: Sequence[str], each: int | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Numbers of sentences, ``each`` of every intent or all, and those of their intents."""
+        """Draw ``each`` sentences of every intent, or all if None.
+
+        Returns:
+            The numbers of the sentences, and of each its intent's position in ``intents``.
+        """
         found = []
         for intent in intents:
             first, count = self.rows[part][intent]
@@ -190,7 +194,7 @@ def write_corpus(
 
 
 def sentence_vectors(states: Tensor, there: Tensor) -> Tensor:
-    """The direction of the mean over words, of the length √width: ``[n, width]``."""
+    """The mean of each sentence's words, scaled to length √width: ``[n, width]``."""
     mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
     return F.normalize(mean, dim=1) * mean.shape[1] ** 0.5
 

@@ -78,7 +78,7 @@ class TaskInfo:
 
     @property
     def score(self) -> str:
-        """What `Evaluation.accuracies` of the tasks are."""
+        """Name of the measure in `Evaluation.accuracies`: ``"accuracy"`` or ``"R²"``."""
         return R_SQUARED if self.are_numbers else ACCURACY
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,7 +151,8 @@ class TaskSet(TaskInfo):
     `make_tasks` makes those of images, `load_table` those of a table.
 
     Attributes:
-        copies_dropped: number of training images dropped because the test set contains them too.
+        copies_dropped: number of training images dropped because the test images, or validation
+            images that the source itself has, contain them too.
         train: training images.
         val: validation images.
         test: test images.

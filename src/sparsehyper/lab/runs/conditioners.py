@@ -39,7 +39,7 @@ from sparsehyper.lab.runs.config import BY_EXAMPLES, Experiment
 from sparsehyper.lab.runs.targets import build_target
 
 _SHOTS = (1, 5, 20)  # images of each class in a support set, to draw from
-_FEATURES = 128  # of each of its images
+_FEATURES = 128  # length of the encoder's output for one image
 
 
 def build_conditioner(

@@ -132,7 +132,7 @@ class DataConfig:
         return "rows" if self.sequence_column is None else "sequences"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, without what is for tables alone where there is none."""
+        """A JSON-ready dict; settings that only tables have are left out if they are None."""
         values = dataclasses.asdict(self)
         for name in _OF_TABLES:
             if values[name] is None:
@@ -241,9 +241,10 @@ class Experiment:
         return replace(self, training=replace(self.training, seed=seed))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict of every setting, without those that were not always there.
+        """A JSON-ready dict of the settings.
 
-        These are left out where they have the value that all runs had before.
+        ``head`` and ``conditioner``, which early versions did not have, are left out where they
+        have the value that was then the only one. So records of early runs stay equal to new ones.
         """
         method = self.method
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

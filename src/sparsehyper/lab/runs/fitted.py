@@ -11,10 +11,10 @@ from sparsehyper.hypernetwork import HyperNetwork
 
 
 def fitted_tensors(model: HyperNetwork, task: int, n_classes: int) -> dict[str, Tensor]:
-    """What was fitted to a task, by the names that it has in a file.
+    """The tensors that were fitted to a task, by their names in a file.
 
-    It is the embedding, the batch-norm statistics, and the outputs of a head in closed form that
-    the task's classes need.
+    They are the embedding, the batch-norm statistics, and of a head in closed form the weights and
+    biases of the task's own classes.
     """
     norms = model.target.statistics
     rows = zip(norms.names, norms.row(model.target.module, task), strict=True)
@@ -37,9 +37,9 @@ def add_fitted(model: HyperNetwork, name: str, tensors: Mapping[str, Tensor]) ->
 
 
 def trimmed_head(model: HyperNetwork, module: nn.Module, n_classes: int) -> nn.Module:
-    """A materialised module whose head in closed form, if any, has outputs for its classes alone.
+    """Reduce the head in closed form of a materialised module, if any, to the task's own classes.
 
-    The heads of all tasks are as wide as the widest of them.
+    Until then it has as many outputs as the task with the most classes.
     """
     if model.head is not None:
         layer = module.get_submodule(model.head_layer)

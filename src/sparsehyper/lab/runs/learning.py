@@ -400,7 +400,7 @@ def _measured(
 def _warn_if_hardly_learned(
     one: LabelledTask, measured: Measured, part: str | None, samples: str
 ) -> None:
-    """Warn of a model that knows hardly more of its own images than their commonest class.
+    """Warn if accuracy on the task's own images is hardly above the share of the largest class.
 
     Args:
         one: the task.

@@ -163,8 +163,9 @@ def usual_head(experiment: Experiment, tasks: TaskInfo) -> str:
 def usual_batch(tasks: TaskSet) -> tuple[int, int]:
     """Batch size and tasks per batch to choose for a table.
 
-    A head in closed form learns from samples left out, so no row may be in a batch twice: a task
-    has at most as many rows there as the smallest task has, or 8.
+    A head in closed form learns from leave-one-out predictions, so a row must not be in a batch
+    twice. Each task has as many rows in a batch as the smallest task has in all, but at least 8 and
+    at most 50.
     """
     together = min(_TOGETHER, len(tasks.names))
     return together * max(8, min(*tasks.train.counts, 50)), together

@@ -219,7 +219,9 @@ class TaskList:
         return replace(trained, names=self.names(), classes=classes)
 
     def apply(self, model: nn.Module, experiment: Experiment, info: TaskInfo, run: Path) -> None:
-        """Replace the trained tasks of a model by those of these tasks that it generates.
+        """Give a model the tasks of this list: add, rename and remove tasks as needed.
+
+        Tasks that have a model of their own and no embedding are left out.
 
         Args:
             model: the model of the run, with the tasks it was trained on; a baseline keeps them.

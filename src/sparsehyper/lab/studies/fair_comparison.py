@@ -297,7 +297,7 @@ class FairComparison(Study):
 
 
 def held_back(tasks: TaskSet) -> TaskSet:
-    """The tasks with the half of their test images whose hash is odd, whatever the tasks."""
+    """Keep the test images whose hash is odd, about half; the same ones whatever the tasks are."""
     chosen = torch.from_numpy(digests(tasks.test.pixels) % 2 == 1)
     return replace(tasks, test=tasks.test.among(chosen))
 

@@ -50,8 +50,11 @@ def conclusions(
 
 
 def _ends(lengths: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Where the lead of sparse ends: ``updates`` of the first length from which on no verdict falls
-    for it, of those with a number of updates; None if one falls for the longest.
+    """Where the lead of sparse ends, for each set of tasks and budget.
+
+    ``updates`` is the shortest training longer than all trainings after which sparse is ahead
+    (claim "supported"); None if it is ahead after the longest one. Trainings without a fixed number
+    of updates do not count.
     """
     verdicts = {(c["family"], c["claim"]): c["verdict"] for c in claims if c["question"] == 3}
     ends = []

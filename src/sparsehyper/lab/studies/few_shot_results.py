@@ -19,7 +19,10 @@ FinalCells = Mapping[tuple[str, str, int], Sequence[CellResult]]
 
 
 def best_trials(kind: type[Learner], trials: Sequence[Mapping[str, Any]]) -> dict[int, list[str]]:
-    """The numbers of the trials to use, and the ways whose best they are."""
+    """The trials to use: by number of the trial, the ways for which it is the best one.
+
+    A learner that is judged by a single way, or has none, uses one trial for all.
+    """
 
     def best(way: str | None) -> int:
         return max(range(len(trials)), key=lambda number: _score(trials[number], way))

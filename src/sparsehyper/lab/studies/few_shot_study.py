@@ -134,7 +134,11 @@ class FewShotStudy(Study):
         seed: int,
         ways: Sequence[str] | None = None,
     ) -> Cell:
-        """The cell of one trial's settings; without ways it is the trial itself."""
+        """A cell with the settings of one trial.
+
+        With ``ways`` it measures these on test images; without, it is the trial itself, which is
+        judged on validation images.
+        """
         family, kind = self.families[name], self.learners[learner]
         trial, experiment = kind.trials[number], self.experiment(name, seed)
         of_experiment = {path: value for path, value in trial.items() if "." in path}

@@ -108,7 +108,8 @@ def in_images(interval: Mapping[str, Any], small: int = 25) -> str:
 
     Args:
         interval: the difference, as `paired` returns it.
-        small: images in 10,000 that a whole interval is within if the difference is small.
+        small: a difference is called small if its whole interval is within plus and minus this
+            number of images in 10,000.
 
     >>> in_images({"mean": -0.0005, "low": -0.001, "high": 0.0001})
     '5 images in 10,000 fewer, small'
@@ -194,8 +195,9 @@ def factor_tests(
         settings, outcomes, defaults: as `main_effects` takes them.
 
     Returns:
-        For each factor its name, the ``share`` of the outcome's variance that only it explains, and
-        the ``p`` of the test, None where the residuals have no degrees of freedom.
+        For each factor its name, the ``share`` of the outcome's variance that is explained with it
+        and not without it, and the ``p`` of the test, None where the residuals have no degrees of
+        freedom.
 
     >>> runs = [{"x": "a"}, {"x": "a"}, {"x": "b"}, {"x": "b"}]
     >>> test, = factor_tests(runs, [1.0, 2.0, 4.0, 5.0], {"x": "a"})

@@ -240,7 +240,10 @@ def shots_panels(
 def shots_lines(
     results: Mapping[str, Any], lines: Mapping[str, tuple[str, str, str]]
 ) -> dict[str, Any]:
-    """The same as `Study.by_shots` returns it, for the families with all numbers of images."""
+    """As `shots_panels`, but as data for `Study.by_shots`.
+
+    Methods that lack some number of images are left out, and families without any method.
+    """
     families: list[dict[str, Any]] = []
     shots = _all_shots(results)
     for family in results["study"]["families"]:
