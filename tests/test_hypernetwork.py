@@ -596,6 +596,14 @@ def test_a_pretrained_base_starts_near_the_given_module():
     assert change.detach() == pytest.approx(0.1, rel=0.2)
 
 
+def test_a_hypernetwork_says_where_it_is_and_of_what_type():
+    hnet = make(nn.Linear(4, 2).bfloat16())
+    assert (hnet.device, hnet.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert hnet.conditioner.weight.dtype == torch.bfloat16
+    assert hnet.double().dtype == torch.float64
+    assert hnet.to("meta").device == torch.device("meta")
+
+
 def test_batch_norm_of_a_bfloat16_target():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16()
     hnet = HyperNetwork(net, Sparse(), TaskEmbedding(2, dim=4))

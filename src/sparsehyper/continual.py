@@ -109,7 +109,7 @@ class OutputRegulariser:
             KeyError: a task that is held was removed or renamed.
         """
         if self._before is None or not self.tasks:
-            return self.hnet.target.moments.new_zeros(())
+            return torch.zeros((), device=self.hnet.device, dtype=self.hnet.dtype)
         chosen = self.tasks
         if self.tasks_per_step is not None:
             drawn = torch.randperm(len(chosen), generator=self._rng)[: self.tasks_per_step]
@@ -124,7 +124,7 @@ class OutputRegulariser:
 def _models(hnet: HyperNetwork, tasks: list[str]) -> tuple[Tensor, ...]:
     """The generated tensors ``[tasks, *shape]`` of several tasks."""
     table = hnet.tasks
-    rows = torch.tensor([table.index(name) for name in tasks], device=hnet.target.moments.device)
+    rows = torch.tensor([table.index(name) for name in tasks], device=hnet.device)
     return hnet.target.unpack(hnet.raw_theta(table(rows)))
 
 

@@ -184,11 +184,21 @@ class HyperNetwork(Stored, Generic[Output]):
             "head": head and head.to_config(),
             "seed": seed,
         }
-        self.generator.to(self.target.moments)
-        self.conditioner.to(self.target.moments)
+        self.generator.to(self.device, self.dtype)
+        self.conditioner.to(self.device, self.dtype)
         # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hypernetwork is, and where inputs and embeddings are wanted."""
+        return self.target.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of embeddings and of generated tensors."""
+        return self.target.dtype
 
     @property
     def accepts_loss_kwargs(self) -> bool:
@@ -309,7 +319,7 @@ class HyperNetwork(Stored, Generic[Output]):
         task = self.conditioner.read(task)
         if not is_ids(task) or task.ndim == 0:
             row = torch.tensor([self.conditioner.row(task)])
-            return Grouping(row, (batch,), None).to(self.target.moments.device)
+            return Grouping(row, (batch,), None).to(self.device)
         if task.shape != (batch,):
             raise ValueError(
                 f"`task` must have one entry for each of the {batch} samples, got shape "
@@ -321,7 +331,7 @@ class HyperNetwork(Stored, Generic[Output]):
         grouping = group_samples(task.cpu())
         for number in grouping.tasks.tolist():
             conditioner.index(number)
-        return grouping.to(self.target.moments.device)
+        return grouping.to(self.device)
 
     def _run(self, task: Condition | Grouping, args: Any, kwargs: Any) -> Any:
         """The target's output, with one model for the batch or one for each sample."""
@@ -387,10 +397,10 @@ class HyperNetwork(Stored, Generic[Output]):
         task = self.conditioner.read(task)
         names = [spec.name for spec in self.target.layout]
         if isinstance(task, Tensor) and task.ndim == 2 and task.is_floating_point():
-            tensors = self.target.unpack(self.raw_theta(task.to(self.target.moments.dtype)))
+            tensors = self.target.unpack(self.raw_theta(task.to(self.dtype)))
         elif is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
             rows = [self.conditioner.index(number) for number in task.tolist()]
-            z = self.conditioner(torch.tensor(rows, device=self.target.moments.device))
+            z = self.conditioner(torch.tensor(rows, device=self.device))
             tensors = self.target.unpack(self.raw_theta(z))
         else:
             tensors = self._tensors(self._embed_one(task)[0])

@@ -68,7 +68,7 @@ class Stored(NamedTasks):
             **self.settings,
             "conditioner": self.conditioner.to_config(),
             "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
-            "target": self._recipe and {**self._recipe, "dtype": str(self.target.moments.dtype)},
+            "target": self._recipe and {**self._recipe, "dtype": str(self.target.dtype)},
         }
         given = self._given if frozen == "reference" else {}
         saving.save(directory, config, self, given, overwrite=overwrite)

@@ -76,7 +76,7 @@ class NamedTasks(nn.Module):
     @torch.no_grad()
     def known_embeddings(self, rows: Sequence[int]) -> Tensor:
         """Embeddings ``[rows, latent_dim]`` of the tasks with these numbers."""
-        return self.tasks(torch.tensor(rows, device=self.target.moments.device))
+        return self.tasks(torch.tensor(rows, device=self.target.device))
 
     def check_kept(self, name: str, overwrite: bool) -> None:
         """Raise unless `keep_embedding` may keep an embedding for ``name``.
@@ -190,7 +190,7 @@ class NamedTasks(nn.Module):
 
     def _featured(self, task: str | int, examples: Any) -> tuple[Tensor, Tensor]:
         """Features ``[n, features]`` and labels of a task's examples, in evaluation mode."""
-        row, device = self.tasks.index(task), self.target.moments.device
+        row, device = self.tasks.index(task), self.target.device
         found: list[Tensor] = []
         labels: list[Tensor] = []
         with evaluation_mode(self):

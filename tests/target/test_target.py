@@ -451,7 +451,7 @@ def test_dtypes_of_what_is_not_generated_are_kept():
     module = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3))
     module.register_buffer("table", torch.ones(2, dtype=torch.float16))
     target = Target(module, generate="0.*")
-    assert target.moments.dtype == torch.float64
+    assert target.dtype == torch.float64
     assert target.module[1].weight.dtype == torch.float32
     assert target.module.table.dtype == torch.float16
 

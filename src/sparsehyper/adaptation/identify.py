@@ -72,7 +72,7 @@ def identify_task(
             f"`profiles` must be what `task_profiles` returned, got a {type(profiles).__name__}"
         )
     check_number("significance", significance, minimum=0, maximum=1)
-    x = Inputs.of(x, "`x`").to(hnet.target.moments.device)
+    x = Inputs.of(x, "`x`").to(hnet.device)
     if len(x) == 0:
         raise ValueError("`x` must hold at least one sample, got none")
     if y is not None:

@@ -48,7 +48,7 @@ def average_predictions(
             "`hnet(x, task=…)`, or average materialised models"
         )
     target, members = hnet.target, []
-    inputs = Inputs.of(x, "`x`").to(target.moments.device)
+    inputs = Inputs.of(x, "`x`").to(target.device)
     with frozen(hnet):
         for generated, *statistics in zip(
             hnet.raw_theta(fit.embeddings), *fit.statistics, strict=True

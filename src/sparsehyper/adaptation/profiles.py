@@ -263,7 +263,7 @@ def task_profiles(
 def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tuple[Inputs, Tensor]]:
     """Inputs and class numbers of each task, shuffled."""
     check_type("tasks", tasks, Mapping, 'samples by name, as in {"hats": (x, y)}')
-    device, gathered = hnet.target.moments.device, {}
+    device, gathered = hnet.device, {}
     for name, samples in tasks.items():
         hnet.tasks.index(name)
         found = TaskSamples.of(name, samples, None, False, device)

@@ -193,7 +193,7 @@ def gather(
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
-    device = hnet.target.moments.device
+    device = hnet.device
     found = [
         TaskSamples.of(name, samples, counts.get(name), are_classes, device, seed)
         for name, samples in tasks.items()

@@ -43,7 +43,7 @@ def count_operations(hnet: HyperNetwork, *example: Any) -> dict[str, dict[str, i
     """
     if not example:
         raise ValueError("`example` must hold what the target takes, got nothing")
-    z = torch.zeros(hnet.conditioner.dim).to(hnet.target.moments)
+    z = torch.zeros(hnet.conditioner.dim, device=hnet.device, dtype=hnet.dtype)
     head = None if hnet.head is None else 0  # those of all tasks are of one size
     model, generator = hnet.materialize(z, head=head).eval(), hnet.generator
     connections = sum(_connections(module) for module in generator.modules())

@@ -153,7 +153,7 @@ def _values(
     embeddings: Sequence[Tensor],
     head: int | str | None,
 ) -> tuple[float, ...]:
-    models = (hnet.materialize(z.to(hnet.target.moments), head=head) for z in embeddings)
+    models = (hnet.materialize(z.to(hnet.device, hnet.dtype), head=head) for z in embeddings)
     return tuple(float(evaluate(model.eval())) for model in models)
 
 

@@ -77,14 +77,14 @@ def effective_rank(
     >>> len(found.singular_values), f"{found.effective_rank:.1f}"
     (7, '7.0')
     """
-    generator, dim, like = hnet.generator, hnet.conditioner.dim, hnet.target.moments
+    generator, dim = hnet.generator, hnet.conditioner.dim
     samples = 4 * dim if samples is None else samples
     check_integer("samples", samples, minimum=2)
     check_integer("seed", seed, minimum=0)
     drawn = normal([samples, dim], seeded(seed))
-    exact = _is_affine(generator, *drawn[:2].to(like))
+    exact = _is_affine(generator, *drawn[:2].to(hnet.device, hnet.dtype))
     # Subtracting the mean projects embeddings onto the plane of mean zero, and removes a bias.
-    inputs = (torch.eye(dim) if exact else F.layer_norm(drawn, [dim])).to(like)
+    inputs = (torch.eye(dim) if exact else F.layer_norm(drawn, [dim])).to(hnet.device, hnet.dtype)
     products = gram_of_outputs(generator, inputs, hnet.target.numel)
     if not products.isfinite().all():
         raise ValueError("`hnet` must generate finite numbers, got some that are not")

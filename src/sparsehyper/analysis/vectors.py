@@ -68,7 +68,7 @@ def generated_weights(hnet: HyperNetwork, tasks: Sequence[Condition] | None = No
     torch.Size([2, 12])
     """
     z = embeddings(hnet, tasks)
-    theta = hnet.target.moments.new_empty(len(z), hnet.target.numel)
+    theta = torch.empty(len(z), hnet.target.numel, device=hnet.device, dtype=hnet.dtype)
     size = rows_at_once(hnet.target.numel)
     for rows, some in zip(theta.split(size), z.split(size), strict=True):
         rows.copy_(hnet.theta(some))

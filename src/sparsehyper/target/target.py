@@ -166,6 +166,16 @@ class Target(nn.Module):
         self._checked_buffers = False  # True after the first run in training, see `run`
         self.register_load_state_dict_post_hook(_follow_state)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the target is."""
+        return self.moments.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers that are generated."""
+        return self.moments.dtype
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Convert all tensors, as PyTorch's ``to`` and the like do."""
         super()._apply(fn, recurse)

@@ -252,7 +252,7 @@ class ThetaGradient:
     def _raw(self, tasks: Tensor) -> Tensor:
         """G(normalise(z)) ``[tasks, numel]`` of some of the tasks, generated with all of them."""
         model, everyone = self._model, self._everyone
-        raw = model.raw_theta(model.conditioner(everyone)).to(model.target.moments.dtype)
+        raw = model.raw_theta(model.conditioner(everyone)).to(model.dtype)
         raw = _Averaged.apply(raw, model.target.base, model.target, self._here)
         if len(everyone) == 1:
             return raw

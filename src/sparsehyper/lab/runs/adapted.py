@@ -94,7 +94,7 @@ def adapt_run(
                 one.name: (loaded.tasks.normalise(one.examples.pixels), one.examples.labels)
                 for one in labelled
             }
-            profiles = profiles.to(model.target.moments.device).add(model, images)
+            profiles = profiles.to(model.device).add(model, images)
             write_profiles(partial, profiles, loaded.checkpoint)
     return rows
 

@@ -213,8 +213,8 @@ def _affordable(model: nn.Module, split: TaskSplit, runs: int, least: int, most:
     """Number of images for each of ``runs`` passes through a target, within the limits."""
     x, _ = images_of(split, 0, 1)
     if isinstance(model, HyperNetwork):
-        task = 0 if is_by_task(model) else model.target.moments.new_zeros(model.conditioner.dim)
-        module = model.materialize(task).eval()
+        z = torch.zeros(model.conditioner.dim, device=model.device, dtype=model.dtype)
+        module = model.materialize(0 if is_by_task(model) else z).eval()
     elif isinstance(model, Experts):
         module = model.experts[0]
     else:
