@@ -133,6 +133,17 @@ def test_replicas_of_data_parallel_give_the_original_s_output(monkeypatch):
             torch.testing.assert_close(replica(x, task=task), hnet(x, task=task))
 
 
+def test_replicas_of_data_parallel_use_their_own_statistics(monkeypatch):
+    # On several devices, a table of another device would be an error.
+    hnet = make(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    x, before = torch.randn(2 * TASKS, 4), hnet.target.module[1].running_mean.clone()
+    for replica in replicas(hnet, monkeypatch):
+        replica(x, task=1)
+        replica(x, task=torch.arange(2 * TASKS) % TASKS)
+        assert bool((replica.target.module[1].running_mean != 0).any(1).all())
+    assert torch.equal(hnet.target.module[1].running_mean, before)
+
+
 def test_update_bn_renews_the_statistics_of_a_task():
     hnet = make(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
 
