@@ -24,7 +24,6 @@ from torch import Tensor
 
 from sparsehyper._util.checks import check_integer, check_number, check_type
 from sparsehyper._util.random import seeded
-from sparsehyper.conditioning import TaskConditioner, TaskExamples
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.norm_statistics import is_statistic
 
@@ -130,8 +129,7 @@ def _models(hnet: HyperNetwork, tasks: list[str]) -> tuple[Tensor, ...]:
 
 def _check_nothing_shared(hnet: HyperNetwork) -> None:
     """Raise if later tasks would change earlier ones by more than what is generated."""
-    of_examples = isinstance(hnet.conditioner, TaskExamples)
-    if of_examples or not isinstance(hnet.conditioner, TaskConditioner):
+    if not hnet.conditioner.by_task_alone:
         raise TypeError(
             "`hnet` must make one model for each named task, as with a TaskEmbedding; its "
             f"conditioner is a {type(hnet.conditioner).__name__}"

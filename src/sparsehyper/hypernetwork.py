@@ -162,11 +162,12 @@ class HyperNetwork(Stored, Generic[Output]):
         )
         # Fingerprints of what a file need not hold, by name: `load` is given it again.
         self._given = {f"target.{name}": found for name, found in self.target.given.items()}
+        networks = tuple(f"{name}." for name in conditioner.networks)
         self._given |= fingerprints(
             {
                 f"conditioner.{name}": parameter
                 for name, parameter in conditioner.named_parameters()
-                if name.startswith(("encoder.", "support.encoder.")) and not parameter.requires_grad
+                if name.startswith(networks) and not parameter.requires_grad
             }
         )
         self._synchronising = False

@@ -17,7 +17,6 @@ from sparsehyper.conditioning import (
     Conditioner,
     TaskConditioner,
     TaskEmbedding,
-    TaskFeatures,
 )
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
@@ -90,7 +89,7 @@ class NamedTasks(nn.Module):
                 "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, TaskFeatures or "
                 f"TaskExamples, got a {type(table).__name__}"
             )
-        if isinstance(table, TaskFeatures):
+        if table.described:
             table.index(name)
         elif name not in table.names:
             table.check_new("name", name)
@@ -224,9 +223,8 @@ class NamedTasks(nn.Module):
         table = self.tasks
         while len(table.names) > len(names):
             self.remove_task(table.names[-1])
-        blank = table.features[0] if isinstance(table, TaskFeatures) else torch.zeros(table.dim)
         for name in names[len(table.names) :]:
-            self.add_task(f"\0{name}", blank)  # a name that is free, for a moment
+            self.add_task(f"\0{name}", table.blank())  # a name that is free, for a moment
         table.set_names(names)
 
     def own_head(self) -> SolvedHead:

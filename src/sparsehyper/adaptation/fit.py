@@ -29,7 +29,6 @@ from sparsehyper.adaptation.samples import (
     gather,
     with_gradients,
 )
-from sparsehyper.conditioning import TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 
 EMBEDDING_INITS = ("mean", "nearest", "mixture", "random", "own")
@@ -175,7 +174,7 @@ def fit_embeddings(
     check_integer("steps", steps, minimum=2)
     check_integer("batch_size", batch_size, minimum=2)
     check_integer("seed", seed, minimum=0)
-    described = isinstance(hnet.conditioner, TaskFeatures)
+    described = hnet.conditioner.described
     if init is None:
         init = "own" if described else "nearest"
     if not isinstance(init, Tensor):

@@ -16,7 +16,6 @@ from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.objectives import own_losses
 from sparsehyper._util.random import seeded
-from sparsehyper.conditioning import TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 
 Samples = Iterable[Any]
@@ -183,7 +182,7 @@ def gather(
     for name in tasks:
         hnet.check_kept(name, overwrite)
     known = tuple(range(len(hnet.task_names)))
-    if not isinstance(hnet.conditioner, TaskFeatures):  # a described task may start from itself
+    if not hnet.conditioner.described:  # a described task may start from itself
         known = tuple(row for row in known if hnet.task_names[row] not in tasks)
     if not known:
         raise ValueError("`overwrite` must leave a known task to start from, got all of them")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from sparsehyper._util.checks import check_choice
 from sparsehyper.conditioning.base import (
     TASK_NAMES,
@@ -59,12 +57,9 @@ def conditioner_from_config(config: Mapping[str, Any]) -> Conditioner:
     settings = dict(config)
     kind = settings.pop("kind", None)
     check_choice("conditioner", kind, CONDITIONERS)
-    if kind == TaskFeatures.kind:
-        length = settings.pop("n_features")
-        settings["features"] = {name: torch.zeros(length) for name in settings.pop("tasks")}
-    elif kind not in (TaskEmbedding.kind, Noise.kind):
+    if CONDITIONERS[kind].networks:
         raise ValueError(
             f"a conditioner of kind {kind!r} holds a network of its own; give a `conditioner` like "
             "the one that was saved"
         )
-    return CONDITIONERS[kind](**settings)
+    return CONDITIONERS[kind].from_config(settings)

@@ -6,7 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, Self, SupportsIndex, TypeGuard
 
 import numpy as np
 import torch
@@ -40,9 +40,18 @@ class Conditioner(nn.Module, ABC):
         dim: Length of an embedding.
         names: Task names, in order; empty if the conditioner knows no tasks by name.
         per_sample: Whether every sample has an embedding, and so a model, of its own.
+        by_task_alone: Whether an embedding follows from the number of its task and nothing else,
+            such as examples that are drawn.
+        described: Whether a task is added by something that describes it, such as features, so
+            that examples only refine it.
+        networks: Names of the submodules that are the caller's own networks. Loading is given them
+            again, so a file need not hold them where they are frozen.
     """
 
     kind: ClassVar[str]
+    by_task_alone: ClassVar[bool] = False
+    described: ClassVar[bool] = False
+    networks: ClassVar[tuple[str, ...]] = ()
     per_sample = False
 
     def __init__(self, dim: int) -> None:
@@ -82,6 +91,14 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict."""
+
+    @classmethod
+    def from_config(cls, settings: Mapping[str, Any]) -> Self:
+        """A conditioner as `to_config` described it, with initial values; without ``kind``."""
+        return cls(**settings)
+
+    def renew(self) -> None:
+        """Compute anew what is kept for evaluation; here nothing is."""
 
     def given(self, task: Any) -> Tensor | None:
         """``task`` if it is an embedding ``[dim]`` itself, otherwise None."""
@@ -175,6 +192,10 @@ class TaskConditioner(Conditioner):
     @abstractmethod
     def add(self, name: str, init: Any) -> None:
         """Add a task."""
+
+    def blank(self) -> Tensor:
+        """What `add` takes for a task whose values are loaded afterwards."""
+        return torch.zeros(self.dim)
 
     def remove(self, name: str) -> None:
         """Remove a task; what was learned for it alone is lost.

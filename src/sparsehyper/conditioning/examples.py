@@ -52,6 +52,7 @@ class TaskExamples(TaskConditioner):
     """
 
     kind = "task_examples"
+    networks = ("support.encoder",)
 
     embeddings: Tensor
 

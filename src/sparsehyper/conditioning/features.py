@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class TaskFeatures(TaskConditioner):
     """
 
     kind = "task_features"
+    by_task_alone = True
+    described = True
 
     features: Tensor
     offsets: Tensor | None
@@ -100,6 +102,10 @@ class TaskFeatures(TaskConditioner):
             self.offsets = torch.cat([self.offsets, self.offsets.new_zeros(1, self.dim)])
         self.append_name(name)
 
+    def blank(self) -> Tensor:
+        """Features ``[n_features]`` for a task whose own are loaded afterwards."""
+        return self.features[0]
+
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         offsets = state.get(f"{prefix}offsets")
         self.offsets = None if offsets is None else self.features.new_zeros(offsets.shape)
@@ -130,6 +136,13 @@ class TaskFeatures(TaskConditioner):
             "hidden": self.first.out_features,
             **refined,
         }
+
+    @classmethod
+    def from_config(cls, settings: Mapping[str, Any]) -> Self:
+        """As `Conditioner.from_config`; the features are zeros."""
+        given = dict(settings)
+        length = given.pop("n_features")
+        return cls({name: torch.zeros(length) for name in given.pop("tasks")}, **given)
 
     @staticmethod
     def _checked(name: str, row: Any, length: int | None) -> Tensor:

@@ -35,6 +35,7 @@ class InputEncoder(Conditioner):
     """
 
     kind = "input_encoder"
+    networks = ("encoder",)
 
     def __init__(self, encoder: nn.Module, dim: int, *, per: str = "sample") -> None:
         super().__init__(dim)
@@ -92,6 +93,7 @@ class InputAndTask(Conditioner):
     """
 
     kind = "input_and_task"
+    networks = ("encoder",)
 
     def __init__(self, encoder: InputEncoder, tasks: TaskEmbedding, *, seed: int = 0) -> None:
         for argument, value, kind in (

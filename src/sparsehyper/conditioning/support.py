@@ -49,6 +49,7 @@ class SupportSet(Conditioner):
     """
 
     kind = "support_set"
+    networks = ("encoder",)
 
     def __init__(
         self,

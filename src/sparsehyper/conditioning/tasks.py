@@ -43,6 +43,7 @@ class TaskEmbedding(TaskConditioner):
     weight: nn.Parameter
 
     kind = "task_embedding"
+    by_task_alone = True
 
     def __init__(
         self,

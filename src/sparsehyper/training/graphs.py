@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from sparsehyper._util.devices import copy_all, to_device
 from sparsehyper._util.inputs import Inputs
-from sparsehyper.conditioning import TaskEmbedding, TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.many_tasks import Grouping
 from sparsehyper.training.processes import Processes
@@ -48,7 +47,7 @@ def check_recordable(model: nn.Module, here: Processes) -> HyperNetwork:
             "`cuda_graphs` needs a `HyperNetwork`, whose steps are alike for all tasks, got a "
             f"{type(model).__name__}"
         )
-    if not isinstance(model.conditioner, (TaskEmbedding, TaskFeatures)):
+    if not model.conditioner.by_task_alone:
         raise ValueError(
             "`cuda_graphs` needs a `conditioner` by which the task alone decides on the model, got "
             f"a {type(model.conditioner).__name__}; leave `cuda_graphs` out"

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
-from sparsehyper.conditioning import TaskExamples
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -304,7 +303,8 @@ def train(
                         model.sync_statistics()  # other processes have seen other tasks
                     parallel.synchronise()
                     if evaluating:
-                        _renew_embeddings(model)
+                        if isinstance(model, HyperNetwork):
+                            model.conditioner.renew()
                         if solved is not None and examples is not None:
                             _solve_heads(solved, examples, config)
                         evaluation = evaluate(
@@ -362,12 +362,6 @@ def _whole_afterwards(parallel: Parallel) -> Iterator[None]:
         parallel.close()
         raise
     parallel.close()
-
-
-def _renew_embeddings(model: nn.Module) -> None:
-    """Keep the embeddings that the examples of known tasks have by now."""
-    if isinstance(model, HyperNetwork) and isinstance(model.conditioner, TaskExamples):
-        model.conditioner.renew()
 
 
 def _copy(tensors: Mapping[str, Tensor], to_cpu: bool) -> dict[str, Tensor]:

@@ -34,7 +34,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from sparsehyper._util.devices import to_device
-from sparsehyper.conditioning import TaskEmbedding, TaskFeatures
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.target.target import Target
 from sparsehyper.training.config import TrainConfig
@@ -197,7 +196,7 @@ def shares_theta(model: nn.Module) -> bool:
     """Whether all processes can generate the same parameters for the same tasks."""
     return (
         isinstance(model, HyperNetwork)
-        and isinstance(model.conditioner, TaskEmbedding | TaskFeatures)
+        and model.conditioner.by_task_alone
         and not (model.settings["noise"] or model.settings["dropout"])
     )
 
