@@ -26,11 +26,11 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsehyper._util.checks import check_integer, check_number, check_type
+from sparsehyper._util.checks import check_integer, check_number, check_type, is_whole
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.random import spawn_seeds
-from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner, is_ids
+from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner
 from sparsehyper.generators import Generator
 from sparsehyper.heads import Head, SolvedHead, without_layer
 from sparsehyper.layout import Select, owner_of
@@ -273,7 +273,7 @@ class HyperNetwork(Stored, Generic[Output]):
         rows: int | Tensor | None
         if isinstance(task, Grouping):
             rows = task.of_samples()
-        elif is_ids(task) and task.ndim == 1:
+        elif is_whole(task) and task.ndim == 1:
             rows = task.to(features.device)
         elif isinstance(task, (tuple, list)) or self.tasks.given(task) is not None:
             rows = None  # examples or an embedding, without a name
@@ -318,7 +318,7 @@ class HyperNetwork(Stored, Generic[Output]):
                 f"{type(self.conditioner).__name__}"
             )
         task = self.conditioner.read(task)
-        if not is_ids(task) or task.ndim == 0:
+        if not is_whole(task) or task.ndim == 0:
             row = torch.tensor([self.conditioner.row(task)])
             return Grouping(row, (batch,), None).to(self.device)
         if task.shape != (batch,):
@@ -338,7 +338,7 @@ class HyperNetwork(Stored, Generic[Output]):
         """The target's output, with one model for the batch or one for each sample."""
         if isinstance(task, Grouping):
             return self._run_grouped(task, args, kwargs)
-        if is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+        if is_whole(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
             if task.is_meta:
                 raise ValueError(
                     "`task` is on the meta device and has no values, so the task of each sample is "
@@ -399,7 +399,7 @@ class HyperNetwork(Stored, Generic[Output]):
         names = [spec.name for spec in self.target.layout]
         if isinstance(task, Tensor) and task.ndim == 2 and task.is_floating_point():
             tensors = self.target.unpack(self.raw_theta(task.to(self.dtype)))
-        elif is_ids(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
+        elif is_whole(task) and task.ndim == 1 and isinstance(self.conditioner, TaskConditioner):
             rows = [self.conditioner.index(number) for number in task.tolist()]
             z = self.conditioner(torch.tensor(rows, device=self.device))
             tensors = self.target.unpack(self.raw_theta(z))

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import labelled
-from sparsehyper.conditioning import (
-    TASK_NAMES,
-    Conditioner,
-    TaskConditioner,
-    TaskEmbedding,
-)
+from sparsehyper.conditioning import TASK_NAMES, Conditioner, TaskConditioner, TaskEmbedding
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target
 
@@ -76,36 +71,6 @@ class NamedTasks(nn.Module):
     def known_embeddings(self, rows: Sequence[int]) -> Tensor:
         """Embeddings ``[rows, latent_dim]`` of the tasks with these numbers."""
         return self.tasks(torch.tensor(rows, device=self.target.device))
-
-    def check_kept(self, name: str, overwrite: bool) -> None:
-        """Raise unless `keep_embedding` may keep an embedding for ``name``.
-
-        Raises:
-            TypeError: embeddings are computed from something else than the task.
-        """
-        table = self.conditioner
-        if not isinstance(table, TaskConditioner):
-            raise TypeError(
-                "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, TaskFeatures or "
-                f"TaskExamples, got a {type(table).__name__}"
-            )
-        if table.described:
-            table.index(name)
-        elif name not in table.names:
-            table.check_new("name", name)
-        elif not overwrite:
-            raise ValueError(
-                f"`name` must not repeat a task, got {name!r}; `overwrite=True` learns it anew"
-            )
-
-    @torch.no_grad()
-    def keep_embedding(self, name: str, z: Tensor) -> int:
-        """Give a task an embedding ``[latent_dim]``, and return its number; add it if it is new."""
-        if name not in self.task_names:
-            return self.add_task(name, z)
-        row = self.tasks.index(name)
-        self.tasks.refine(row, z)
-        return row
 
     def add_task(self, name: str, init: str | Tensor | tuple[Tensor, Tensor] = "mean") -> int:
         """Add a task and return its number.

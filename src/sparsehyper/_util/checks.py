@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def check_size(what: str, count: int) -> None:
         )
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[Tensor]:
     """Whether ``value`` is a tensor of integers of any size; booleans are not integers."""
     return (
         isinstance(value, Tensor)

@@ -54,6 +54,7 @@ def frozen(hnet: HyperNetwork) -> Iterator[None]:
             parameter.requires_grad_()
 
 
+@torch.no_grad()
 def keep(hnet: HyperNetwork, task: TaskSamples, z: Tensor, statistics: Sequence[Tensor]) -> None:
     """Add a task, or change a known one, and solve its head.
 
@@ -63,7 +64,11 @@ def keep(hnet: HyperNetwork, task: TaskSamples, z: Tensor, statistics: Sequence[
         z: its embedding.
         statistics: its batch-norm statistics ``[1, *shape]``.
     """
-    number = hnet.keep_embedding(task.name, z)
+    if task.name in hnet.task_names:
+        number = hnet.tasks.index(task.name)
+        hnet.tasks.refine(number, z)
+    else:
+        number = hnet.add_task(task.name, z)
     hnet.target.statistics.set_rows(hnet.target.module, [number], statistics)
     if hnet.head is not None:
         hnet.solve_head(task.name, (task.x, task.y), n_classes=task.n_classes)

@@ -16,6 +16,7 @@ from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.objectives import own_losses
 from sparsehyper._util.random import seeded
+from sparsehyper.conditioning import Conditioner, TaskConditioner
 from sparsehyper.hypernetwork import HyperNetwork
 
 Samples = Iterable[Any]
@@ -180,7 +181,7 @@ def gather(
     if not tasks:
         raise ValueError("`tasks` must name at least one new task, got none")
     for name in tasks:
-        hnet.check_kept(name, overwrite)
+        _check_kept(hnet.conditioner, name, overwrite)
     known = tuple(range(len(hnet.task_names)))
     if not hnet.conditioner.described:  # a described task may start from itself
         known = tuple(row for row in known if hnet.task_names[row] not in tasks)
@@ -198,6 +199,23 @@ def gather(
         for name, samples in tasks.items()
     ]
     return found, known
+
+
+def _check_kept(table: Conditioner, name: str, overwrite: bool) -> None:
+    """Raise unless a task of this name may be learned."""
+    if not isinstance(table, TaskConditioner):
+        raise TypeError(
+            "this needs a hypernetwork whose `conditioner` is a TaskEmbedding, TaskFeatures or "
+            f"TaskExamples, got a {type(table).__name__}"
+        )
+    if table.described:
+        table.index(name)
+    elif name not in table.names:
+        table.check_new("name", name)
+    elif not overwrite:
+        raise ValueError(
+            f"`name` must not repeat a task, got {name!r}; `overwrite=True` learns it anew"
+        )
 
 
 def check_named(argument: str, tasks: Any) -> None:

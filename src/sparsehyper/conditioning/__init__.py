@@ -11,7 +11,6 @@ from sparsehyper.conditioning.base import (
     Condition,
     Conditioner,
     TaskConditioner,
-    is_ids,
 )
 from sparsehyper.conditioning.examples import TaskExamples
 from sparsehyper.conditioning.features import TaskFeatures
@@ -41,7 +40,6 @@ __all__ = [
     "TaskExamples",
     "TaskFeatures",
     "conditioner_from_config",
-    "is_ids",
 ]
 
 

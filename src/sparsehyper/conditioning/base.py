@@ -6,7 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ class TaskConditioner(Conditioner):
             if len(self.names) > 1:
                 raise TypeError(f"`task` is missing; the tasks are: {listed(self.names)}")
             return 0
-        if isinstance(task, Tensor) and (task.ndim or not is_ids(task)):
+        if isinstance(task, Tensor) and (task.ndim or not is_whole(task)):
             raise ValueError(
                 "`task` must be one name, number or embedding here, "
                 f"got a tensor of shape {list(task.shape)} and dtype {task.dtype}"
@@ -265,8 +265,3 @@ def initialise(module: nn.Module, seed: int) -> None:
             layer.weight.copy_(uniform(layer.weight.shape, gain / fan_in, rng))
             layer.bias.zero_()
             gain = 2.0
-
-
-def is_ids(task: Any) -> TypeGuard[Tensor]:
-    """Whether ``task`` is a tensor of task numbers."""
-    return is_whole(task)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.checks import check_choice, check_size
-from sparsehyper.conditioning.base import Conditioner, initialise, is_ids
+from sparsehyper._util.checks import check_choice, check_size, is_whole
+from sparsehyper.conditioning.base import Conditioner, initialise
 from sparsehyper.conditioning.tasks import TaskEmbedding
 
 PER = ("sample", "batch")
@@ -121,7 +121,7 @@ class InputAndTask(Conditioner):
     ) -> tuple[Tensor, int | None]:
         """Embeddings ``[batch, dim]``, or ``[dim]`` for the batch."""
         z, row = self.encoder.encode(args, kwargs), None
-        if is_ids(task) and task.ndim == 1:
+        if is_whole(task) and task.ndim == 1:
             if not self.per_sample:
                 raise ValueError("`task` must be one task, as the whole batch has one model")
             if len(task) != len(z):
