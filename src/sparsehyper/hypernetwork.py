@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper._util.checks import check_integer, check_number, check_type, is_whole
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.fingerprints import fingerprints
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner
 from sparsehyper.generators import Generator

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import labelled
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning import TASK_NAMES, Conditioner, TaskConditioner, TaskEmbedding
 from sparsehyper.heads import SolvedHead
 from sparsehyper.target.target import Target

@@ -1,4 +1,4 @@
-"""Classifiers that several tasks share: evaluation mode, class masks and accuracy.
+"""Classifiers that several tasks share: class masks and accuracy.
 
 A target has as many outputs as its largest task has classes. A task with fewer classes ignores the
 outputs beyond its own.
@@ -6,31 +6,10 @@ outputs beyond its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode; afterwards each submodule is in its previous mode again.
-
-    >>> module = nn.Dropout()
-    >>> with evaluation_mode(module):
-    ...     print(module.training)
-    False
-    >>> module.training
-    True
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+from torch import Tensor
 
 
 def mask_classes(logits: Tensor, n_classes: int | Tensor | None) -> Tensor:
@@ -64,7 +43,7 @@ def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, n_classes:
         y: class numbers ``[n]``.
         n_classes: number of classes; outputs beyond it are ignored.
 
-    >>> accuracy(nn.Identity(), torch.eye(3), torch.tensor([0, 1, 1]), n_classes=2)
+    >>> accuracy(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 1]), n_classes=2)
     0.6666666666666666
     """
     batches = zip(x.split(500), y.split(500), strict=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.fitter import keep
 from sparsehyper.adaptation.held_out import HeldOut, hold_out

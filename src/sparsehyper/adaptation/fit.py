@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from sparsehyper._util.checks import MOST_REPEATS, check_choice, check_integer
-from sparsehyper.adaptation.fitter import Fitter, frozen, keep
+from sparsehyper._util.modes import frozen
+from sparsehyper.adaptation.fitter import Fitter, keep
 from sparsehyper.adaptation.samples import (
     Loss,
     Samples,

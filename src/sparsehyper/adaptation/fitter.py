@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_vector
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs, logits_of
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
@@ -39,19 +37,6 @@ _HALVINGS = 3  # of the known tasks to compare, while the samples double
 _PIECE = 512  # samples at a time for losses without gradients
 
 _MORE_OUTPUTS = "train a target that has more (`sparsehyper train --outputs`)"
-
-
-@contextmanager
-def frozen(hnet: HyperNetwork) -> Iterator[None]:
-    """Context of evaluation mode without gradients for the hypernetwork's parameters."""
-    trained = [parameter for parameter in hnet.parameters() if parameter.requires_grad]
-    hnet.requires_grad_(False)
-    try:
-        with evaluation_mode(hnet):
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
 
 
 @torch.no_grad()

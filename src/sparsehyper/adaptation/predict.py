@@ -10,8 +10,8 @@ from torch import Tensor
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, logits_of
+from sparsehyper._util.modes import frozen
 from sparsehyper.adaptation.fit import Fit
-from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
 
 

@@ -28,11 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs, logits_of
 from sparsehyper._util.last_layer import linear_layers_used
+from sparsehyper._util.modes import evaluation_mode, frozen
 from sparsehyper._util.random import seeded
-from sparsehyper.adaptation.fitter import frozen
 from sparsehyper.hypernetwork import HyperNetwork
 
 _COMPONENTS = 64  # of the inputs, and of the features

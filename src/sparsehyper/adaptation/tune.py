@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.last_layer import decides, linear_layers_used
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.adaptation.samples import (
     Loss,
     SampleBatches,

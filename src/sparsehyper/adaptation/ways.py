@@ -19,10 +19,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.classifiers import evaluation_mode
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.last_layer import features_of, last_layer
-from sparsehyper.adaptation.fitter import Fitter, KnownOn, frozen
+from sparsehyper._util.modes import evaluation_mode, frozen
+from sparsehyper.adaptation.fitter import Fitter, KnownOn
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import check_type, check_vector
-from sparsehyper._util.classifiers import evaluation_mode
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning.base import TaskConditioner
 from sparsehyper.conditioning.support import SupportSet
 

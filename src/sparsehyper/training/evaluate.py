@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer
-from sparsehyper._util.classifiers import evaluation_mode, mask_classes
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes

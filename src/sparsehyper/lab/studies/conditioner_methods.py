@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.modes import frozen
 from sparsehyper.adaptation import fit_embedding
-from sparsehyper.adaptation.fitter import Fitter, frozen
+from sparsehyper.adaptation.fitter import Fitter
 from sparsehyper.adaptation.samples import TaskSamples
 from sparsehyper.conditioning import InputAndTask, InputEncoder, TaskEmbedding
 from sparsehyper.hypernetwork import HyperNetwork
