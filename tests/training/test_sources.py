@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, fit_embedding
+from sparsehyper._util.objectives import sample_losses
 from sparsehyper.training import TrainConfig, evaluate, train
 from sparsehyper.training.sources import ByTask, Passes
 
@@ -196,6 +197,72 @@ def test_tasks_without_names_or_data_are_refused():
 def test_labels_that_would_broadcast_are_refused(loss):
     with pytest.raises(ValueError, match="shape"):
         train(make(), named(), named(), CONFIG, loss=loss, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("y", "loss"),
+    [(Y.abs().round().long(), nn.PoissonNLLLoss()), (Y[:, None], nn.L1Loss())],
+    ids=["counts", "columns"],
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")  # PyTorch's, before the error
+def test_labels_that_a_mean_of_one_s_own_would_broadcast_are_refused(y, loss):
+    flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)) if y.ndim == 2 else nn.Linear(3, 1)
+    hnet = HyperNetwork(flat, Sparse(), TaskEmbedding(NAMES, dim=8))
+    with pytest.raises(ValueError, match=r"`loss` must return .* got shape \[n, n\] for labels"):
+        train(hnet, [(X, y, 0)], [(X, y, TASK)], CONFIG, loss=loss, quiet=True)
+
+
+def test_a_metric_gives_a_number_or_one_for_each_sample():
+    hnet, y = make(2), (Y > 0).long()
+    batch = [(X, y, TASK)]
+    right = lambda out, y: out.argmax(1) == y  # noqa: E731
+    share = lambda out, y: float(right(out, y).float().mean())  # noqa: E731
+    expected = evaluate(hnet, batch).accuracies
+    for metric in (right, share):
+        assert evaluate(hnet, batch, metric=metric).accuracies == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"`metric` must return the values .* shape \[n, n\]"):
+        evaluate(make(), [(X, Y, TASK)], metric=lambda o, y: -(o - y).abs(), loss=lambda o, _: o)
+
+
+@pytest.mark.parametrize("missing", [-100, -1])
+def test_negative_class_numbers_need_a_loss_of_one_s_own(missing):
+    y = (Y > 0).long()
+    whole = [(X, y, TASK)]
+    y = y.clone()
+    y[:10] = missing
+    some, advice = [(X, y, TASK)], f"must be from 0, got {missing}; .* nn.CrossEntropyLoss"
+    with pytest.raises(ValueError, match=advice):
+        train(make(2), some, whole, CONFIG, quiet=True)
+    with pytest.raises(ValueError, match=advice):
+        evaluate(make(2), some)
+    own = nn.CrossEntropyLoss(ignore_index=missing)
+    assert train(make(2), some, whole, CONFIG, loss=own, quiet=True).best.loss < 0.2
+
+
+def test_negative_class_numbers_on_a_device_have_no_loss():
+    # Labels on a device cannot be looked at without waiting for it.
+    found = sample_losses(torch.zeros(2, 2), torch.tensor([-100, 0]), None)
+    assert found.isnan().tolist() == [True, False]
+
+
+def test_parameters_of_a_loss_are_not_trained_silently():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, out, y):
+            return (self.scale * out[:, 0] - y).square()
+
+    loss, batch = Learned(), [(X, Y, TASK)]
+    with pytest.raises(ValueError, match="`loss` has the parameter 'scale', which `train` would"):
+        train(make(), batch, batch, CONFIG, loss=loss, quiet=True)
+    loss.requires_grad_(False)
+    assert train(make(), batch, batch, CONFIG, loss=loss, quiet=True).best.loss < 0.1
+    hnet = make()
+    hnet.target.module.scale = loss.scale.requires_grad_()  # trained with the model
+    assert train(hnet, batch, batch, CONFIG, loss=loss, quiet=True).best.loss < 0.1
+    assert loss.scale != 1
 
 
 def test_examples_of_a_head_and_evaluations_take_a_data_loader():

@@ -44,16 +44,30 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
             f"class numbers must have shape [n], got labels {list(y.shape)} for outputs "
             f"{list(outputs.shape)}; for labels of pixels or tokens give a `loss`"
         )
-    return F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
+    losses = F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
+    return losses.masked_fill(y < 0, torch.nan)  # PyTorch counts -100 as a loss of 0
 
 
-def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+def check_class_numbers(y: Tensor) -> None:
+    """Raise ``ValueError`` if labels are negative class numbers, such as -100 for none.
+
+    Labels on a device are not looked at, which would wait for it; `sample_losses` makes them NaN.
+    """
+    if y.is_cpu and y.dtype.is_signed and not y.is_floating_point() and len(y) and y.min() < 0:
+        raise ValueError(
+            f"class numbers must be from 0, got {int(y.min())}; for samples without a label give "
+            "a `loss` that leaves them out, such as nn.CrossEntropyLoss(), and a `metric` likewise"
+        )
+
+
+def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor], name: str = "loss") -> Tensor:
     """The losses of samples by a loss of the caller's own.
 
     Args:
         outputs: outputs of a model.
         y: labels ``[n, …]``.
         loss: called as ``loss(outputs, y)``. One with a ``reduction`` is used without it.
+        name: its name, for errors.
 
     Returns:
         What it gives for each sample, ``[n]``; or its mean, without dimensions.
@@ -64,16 +78,17 @@ def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
     if _reduces(loss):
         loss = copy.copy(loss)
         loss.reduction = "none"  # type: ignore[attr-defined]
-    return _each_of(loss(outputs, y), outputs, y)
+    return _each_of(loss(outputs, y), outputs, y, name)
 
 
-def loss_as_given(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tensor:
-    """What a loss of the caller's own gives, with its ``reduction`` if it has one.
+def value_as_given(outputs: Any, y: Tensor, of: Callable[..., Any], name: str) -> Tensor:
+    """What a loss or metric of the caller's own gives, with its ``reduction`` if it has one.
 
     Args:
         outputs: outputs of a model.
         y: labels ``[n, …]``.
-        loss: called as ``loss(outputs, y)``.
+        of: called as ``of(outputs, y)``.
+        name: its name, for errors: ``"loss"`` or ``"metric"``.
 
     Returns:
         Its mean, without dimensions, or what it gives for each sample, ``[n]``.
@@ -82,25 +97,40 @@ def loss_as_given(outputs: Any, y: Tensor, loss: Callable[..., Tensor]) -> Tenso
         ValueError: the ``reduction`` is a sum, or what it gives is not of the samples.
 
     >>> weights = torch.tensor([10.0, 1.0])
-    >>> loss_as_given(torch.zeros(2, 2), torch.tensor([0, 1]), nn.CrossEntropyLoss(weights))
+    >>> y = torch.tensor([0, 1])
+    >>> value_as_given(torch.zeros(2, 2), y, nn.CrossEntropyLoss(weights), "loss")
     tensor(0.6931)
     """
-    if getattr(loss, "reduction", None) == "sum":
+    if getattr(of, "reduction", None) == "sum":
         raise ValueError(
-            "`loss` has the reduction 'sum', which depends on the size of a batch; give one with "
-            "'mean' or 'none'"
+            f"`{name}` has the reduction 'sum', which depends on the size of a batch; give one "
+            "with 'mean' or 'none'"
         )
-    if _reduces(loss) and y.is_floating_point() and getattr(outputs, "shape", None) != y.shape:
-        own_losses(outputs, y, loss)  # an error if labels were broadcast; a mean does not show it
-    return _each_of(loss(outputs, y), outputs, y)
+    if _reduces(of) and _may_broadcast(outputs, y):
+        own_losses(outputs, y, of, name)  # raises if they do; a mean does not show it
+    value = of(outputs, y)
+    if name == "metric":  # a number, or whether each is right
+        value = torch.as_tensor(value, device=y.device).float()
+    return _each_of(value, outputs, y, name)
 
 
-def _reduces(loss: Callable[..., Tensor]) -> bool:
+def _reduces(loss: Callable[..., Any]) -> bool:
     return getattr(loss, "reduction", "none") != "none"
 
 
-def _each_of(each: Tensor, outputs: Any, y: Tensor) -> Tensor:
-    """Losses ``[n]`` from ``[n, …]``; a number as it is."""
+def _may_broadcast(outputs: Any, y: Tensor) -> bool:
+    """Whether outputs and labels may have been brought to one shape that neither has."""
+    shape = getattr(outputs, "shape", None)
+    if shape == y.shape:
+        return False
+    if y.is_floating_point() or shape is None:
+        return y.is_floating_point()
+    pairs = zip(reversed(shape), reversed(y.shape), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs)  # class numbers, beside logits, do not
+
+
+def _each_of(each: Tensor, outputs: Any, y: Tensor, name: str) -> Tensor:
+    """Numbers ``[n]`` from ``[n, …]``; a single one as it is."""
     if each.ndim == 0:
         return each
     # Outputs [n, 1] and labels [n] broadcast to [n, n].
@@ -111,8 +141,9 @@ def _each_of(each: Tensor, outputs: Any, y: Tensor) -> Tensor:
             ", ".join("n" if size == len(y) else str(size) for size in tensor.shape)
             for tensor in (each, y)
         )
+        what = "losses" if name == "loss" else "values"
         raise ValueError(
-            f"`loss` must return the losses [n] or [n, …] of n samples, got shape [{found}] for "
+            f"`{name}` must return the {what} [n] or [n, …] of n samples, got shape [{found}] for "
             f"labels [{of_y}]; see that outputs and labels have one shape"
         )
     return each.flatten(1).mean(1) if each.ndim > 1 else each

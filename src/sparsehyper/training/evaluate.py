@@ -176,6 +176,7 @@ def evaluate(
         for task in range(here.rank, len(names), here.count):
             numbers = []
             for x, y, _ in data.batches(task, batch_size):
+                measures.check_labels(y)
                 y = to_device(y, here.device)
                 out = Inputs.of(x).to(here.device).call(model, **condition(model, task))
                 losses = measures.losses(out, y, limits[task])
@@ -186,7 +187,8 @@ def evaluate(
                     numbers.append(y.flatten(1))
                 else:
                     logits = mask_classes(out, limits[task])
-                    scored[task] += (logits.argmax(1) == y).sum()
+                    right = (logits.argmax(1) == y).float()
+                    scored[task] += right.masked_fill(y < 0, torch.nan).sum()
                     entropy[task] += prediction_entropy(logits)
             if numbers:
                 kinds[task] = 1

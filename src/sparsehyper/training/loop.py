@@ -197,6 +197,7 @@ def train(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("`model` has no parameter that requires a gradient")
+    _check_not_trained(loss, trainable)
     optimizer = build_optimizer(config, trainable)
     state = TrainingState()
     if run is not None:
@@ -235,6 +236,7 @@ def train(
         state.step * config.accumulate,
         here.device,
         n_classes,
+        measures,
         move_tasks=not isinstance(model, HyperNetwork),  # it groups the samples on the CPU
     )
     with (
@@ -353,6 +355,19 @@ def train(
     )
 
 
+def _check_not_trained(loss: Measure | None, trainable: Sequence[nn.Parameter]) -> None:
+    """Raise if a loss has parameters of its own to train; only the model's are trained."""
+    known = {id(parameter) for parameter in trainable}
+    pairs = loss.named_parameters() if isinstance(loss, nn.Module) else ()
+    for name, parameter in pairs:
+        if parameter.requires_grad and id(parameter) not in known:
+            raise ValueError(
+                f"`loss` has the parameter {name!r}, which `train` would not train; freeze it by "
+                "`loss.requires_grad_(False)`, or train with a loop of your own, whose optimiser "
+                "gets the parameters of both"
+            )
+
+
 @contextmanager
 def _whole_afterwards(parallel: Parallel) -> Iterator[None]:
     """Context that leaves the whole model, also after errors that all processes raise together."""
@@ -412,6 +427,7 @@ def _stream(
     start: int,
     device: torch.device,
     n_classes: Sequence[int] | None,
+    measures: Measures,
     *,
     move_tasks: bool,
 ) -> Iterator[tuple[Inputs, Tensor, int | Tensor, int | Tensor | None]]:
@@ -419,6 +435,7 @@ def _stream(
     position, limits = start, torch.tensor(list(n_classes or ()), dtype=torch.int64)
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
+        measures.check_labels(y)
         x, y = Inputs.of(x).to(device), to_device(y, device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.inputs import Inputs, as_tensor
-from sparsehyper._util.objectives import loss_as_given, sample_losses
+from sparsehyper._util.objectives import check_class_numbers, sample_losses, value_as_given
 from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
@@ -33,16 +33,22 @@ class Measures:
     loss: Measure | None = None
     metric: Measure | None = None
 
+    def check_labels(self, y: Tensor) -> None:
+        """Raise ``ValueError`` if labels have no cross entropy; before they go to a device."""
+        if self.loss is None:
+            check_class_numbers(y)
+
     def losses(self, out: Any, y: Tensor, classes: int | Tensor | None = None) -> Tensor:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
-        found = loss_as_given(out, y, self.loss)
-        return found.expand(len(y)) if found.ndim == 0 else found
+        return _each(value_as_given(out, y, self.loss, "loss"), y)
 
     def scores(self, out: Any, y: Tensor, losses: Tensor) -> Tensor:
         """The ``metric`` of each sample, or minus its loss, ``[batch]``."""
-        return -losses if self.metric is None else _each("metric", self.metric(out, y), y)
+        if self.metric is None:
+            return -losses
+        return _each(value_as_given(out, y, self.metric, "metric"), y)
 
 
 class Passes:
@@ -143,12 +149,5 @@ def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
     return x, y, torch.tensor(numbers)
 
 
-def _each(argument: str, value: Tensor, y: Tensor) -> Tensor:
-    if value.ndim == 0:
-        return value.expand(len(y))
-    if len(value) != len(y):
-        raise ValueError(
-            f"`{argument}` must give a mean, or one number for each of the {len(y)} samples, got "
-            f"shape {list(value.shape)}"
-        )
-    return value.reshape(len(y), -1).mean(1)
+def _each(value: Tensor, y: Tensor) -> Tensor:
+    return value.expand(len(y)) if value.ndim == 0 else value
