@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, fit_embedding
 from sparsehyper._util.objectives import sample_losses
-from sparsehyper.training import TrainConfig, evaluate, train
-from sparsehyper.training.sources import ByTask, Passes
+from sparsehyper.training import NonFiniteError, TrainConfig, evaluate, train
+from sparsehyper.training.sources import ByTask, Passes, Tasks
 
 NAMES = ["up", "down"]
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -152,9 +152,105 @@ def test_training_and_adaptation_take_the_same_inputs(form):
     assert (out.argmax(1) == classes[up]).float().mean() > 0.9
 
 
+def four_tasks() -> HyperNetwork:
+    """A hypernetwork of four tasks, of which the third and the fourth are `NAMES`."""
+    return HyperNetwork(nn.Linear(3, 2), Sparse(), TaskEmbedding(["a", "b", *NAMES], dim=8))
+
+
+class Numbered:
+    """The samples of `NAMES` as a stream and as evaluation data, by position in given names."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, names):
+        self.names = names
+        self.counts = [32] * len(names)
+
+    def of(self, name):
+        rows = NAMES.index(name) == TASK
+        position = torch.full((32,), self.names.index(name))
+        return X[rows], (Y[rows] > 0).long(), position
+
+    def batch(self, epoch, step):
+        return tuple(map(torch.cat, zip(*map(self.of, self.names), strict=True)))
+
+    def batches(self, task, batch_size):
+        yield self.of(self.names[task])
+
+
+@pytest.mark.parametrize("names", [["up", "down"], ["down", "up"], ["down"]])
+@pytest.mark.parametrize("form", ["names", "numbers", "source"])
+def test_a_hypernetwork_is_asked_for_a_task_by_its_name(names, form):
+    hnet, source = four_tasks(), Numbered(names)
+    frozen = hnet.embedding("a").clone(), hnet.embedding("b").clone()
+    batches = [source.of(name) for name in names]
+    if form == "names":
+        batches = [(x, y, name) for (x, y, _), name in zip(batches, names, strict=True)]
+    data = source if form == "source" else batches
+    result = train(hnet, data, data, CONFIG, names=names, n_classes=[2] * len(names), quiet=True)
+    assert result.best.tasks == tuple(names)
+    assert result.best.accuracy > 0.9
+    assert evaluate(hnet, data, names=names).accuracies == result.best.accuracies
+    hnet.eval()
+    for name, share in zip(names, result.best.accuracies, strict=True):
+        x, y, _ = source.of(name)
+        assert (hnet(x, task=name).argmax(1) == y).float().mean().item() == pytest.approx(share)
+    assert torch.equal(hnet.embedding("a"), frozen[0])
+    assert torch.equal(hnet.embedding("b"), frozen[1])
+
+
+def test_more_tasks_may_be_trained_than_validated():
+    hnet, y = four_tasks(), (Y > 0).long()
+    batches = [(X, y, [NAMES[t] for t in TASK])]
+    validation = [(X[TASK == 1], y[TASK == 1], "down")]
+    result = train(hnet, batches, validation, CONFIG, names=["down"], n_classes=[2], quiet=True)
+    assert result.best.tasks == ("down",)
+    assert evaluate(hnet, batches, names=NAMES).worst_accuracy > 0.9
+    with pytest.raises(KeyError, match="unknown `task` 'up'; the tasks are: 'down'"):
+        train(hnet, batches, batches, CONFIG, names=["down"], quiet=True)
+    with pytest.raises(IndexError, match=r"`task` must be in \[0, 1\), got 1"):
+        train(hnet, [(X, y, TASK)], validation, CONFIG, names=["down"], quiet=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_task_of_the_hypernetwork():
+    x = X.clone()
+    x[TASK == 0] = torch.inf
+    good = [(X, (Y > 0).long(), TASK)]
+    bad = [(x, (Y > 0).long(), TASK)]
+    with pytest.raises(NonFiniteError) as caught:
+        train(four_tasks(), bad, good, CONFIG, names=NAMES, quiet=True)
+    assert caught.value.tasks == ("up",)
+
+
+def test_names_that_the_hypernetwork_does_not_know_or_that_are_missing():
+    source = Numbered(NAMES)
+    with pytest.raises(KeyError, match="unknown `task` 'left'; the tasks are: 'a', 'b', 'up'"):
+        evaluate(four_tasks(), source, names=["up", "left"])
+    with pytest.raises(ValueError, match="`names` must name the 2 tasks of the data, as .* 4: 'a'"):
+        evaluate(four_tasks(), source)
+    assert evaluate(make(2), source).tasks == ("up", "down")
+    one = [(X, (Y > 0).long(), "up")]
+    with pytest.raises(IndexError, match=r"\[0, 1\), a position in `names`, got \[0, 1\]"):
+        train(four_tasks(), source, one, CONFIG, names=["up"], quiet=True)
+
+
+def test_heads_are_solved_for_the_tasks_that_are_named():
+    target = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    embeddings = TaskEmbedding(["a", *NAMES], dim=8)
+    hnet = HyperNetwork(target, Sparse(), embeddings, head=Ridge())
+    loader = named((Y > 0).long())
+    settings = {"names": NAMES[::-1], "quiet": True}
+    result = train(hnet, loader, loader, CONFIG, examples=loader, **settings)
+    assert result.best.accuracy > 0.9
+    assert evaluate(hnet, loader, names=NAMES).accuracies == result.best.accuracies[::-1]
+    with pytest.raises(ValueError, match="`examples` must be of the 1 tasks 'up', got .* 2 tasks"):
+        one = [(X[TASK == 0], (Y[TASK == 0] > 0).long(), "up")]
+        train(hnet, one, one, CONFIG, names=["up"], examples=Numbered(NAMES), quiet=True)
+
+
 @pytest.mark.parametrize("task", ["down", 1, np.int64(1), ["down"] * 4, np.ones(4, int)])
 def test_a_batch_names_its_task_in_any_way(task):
-    stream = Passes([(torch.ones(4, 1), torch.ones(4), task)], NAMES)
+    stream = Passes([(torch.ones(4, 1), torch.ones(4), task)], Tasks.of(NAMES, nn.Linear(1, 1)))
     for epoch in range(2):
         assert stream.batch(epoch, 0)[2].tolist() == [1, 1, 1, 1]
 

@@ -21,7 +21,7 @@ from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.objectives import r_squared
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
-from sparsehyper.training.sources import ByTask, Measure, Measures, condition, known_names
+from sparsehyper.training.sources import ByTask, Measure, Measures, Tasks, condition
 
 ACCURACY, R_SQUARED, METRIC = "accuracy", "R²", "metric"
 
@@ -140,7 +140,8 @@ def evaluate(
     Args:
         model: called as `train` calls it, with an int ``task``. Its mode is restored afterwards.
         data: batches as `train` takes them; or an object as `EvaluationData`.
-        names: task names, by default ``"task 0"``, ``"task 1"``, ….
+        names: names of the tasks of the data, as `train` takes them; by default those of a
+            hypernetwork, or ``"task 0"``, ``"task 1"``, ….
         n_classes: number of classes of each task; by default every output counts.
         batch_size: number of samples per batch.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
@@ -162,10 +163,11 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
+    counted = len(data.counts) if isinstance(data, EvaluationData) else None
+    tasks = Tasks.of(names, model, counted)
     if not isinstance(data, EvaluationData):
-        names = known_names(names, model)
-        data = ByTask(data, names)
-    names = check_tasks(data.counts, names, n_classes)
+        data = ByTask(data, tasks.named)
+    names, numbers = check_tasks(data.counts, tasks.named, n_classes), tasks.numbers.tolist()
     tensor = next(model.parameters(), torch.empty(0))
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
@@ -174,26 +176,26 @@ def evaluate(
     scored, lost, spread, kinds, entropy = totals = torch.zeros(5, len(names), device=here.device)
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
-            numbers = []
+            labels = []
             for x, y, _ in data.batches(task, batch_size):
                 measures.check_labels(y)
                 y = to_device(y, here.device)
-                out = Inputs.of(x).to(here.device).call(model, **condition(model, task))
+                out = Inputs.of(x).to(here.device).call(model, **condition(model, numbers[task]))
                 losses = measures.losses(out, y, limits[task])
                 lost[task] += losses.sum()
                 if own:
                     scored[task] += measures.scores(out, y, losses).sum()
                 elif y.is_floating_point():
-                    numbers.append(y.flatten(1))
+                    labels.append(y.flatten(1))
                 else:
                     logits = mask_classes(out, limits[task])
                     right = (logits.argmax(1) == y).float()
                     scored[task] += right.masked_fill(y < 0, torch.nan).sum()
                     entropy[task] += prediction_entropy(logits)
-            if numbers:
+            if labels:
                 kinds[task] = 1
-                labels = torch.cat(numbers)
-                spread[task] = (labels - labels.mean(0)).square().mean(1).sum()
+                y = torch.cat(labels)
+                spread[task] = (y - y.mean(0)).square().mean(1).sum()
     totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
     scores, means, _, _, entropies = ((totals / counts)[i].tolist() for i in range(5))
     if own:
@@ -218,16 +220,15 @@ def prediction_entropy(logits: Tensor) -> Tensor:
 
 
 def check_tasks(
-    counts: Sequence[int], names: Sequence[str] | None, n_classes: Sequence[int] | None
+    counts: Sequence[int], names: tuple[str, ...], n_classes: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """Names of the tasks to evaluate, by default ``"task 0"``, ``"task 1"``, ….
+    """The names of the tasks to evaluate, checked.
 
     Raises:
         ValueError: the arguments do not describe the same tasks, a name occurs twice, a task has
             no samples (``counts``), or a number of classes is below 1.
     """
     count = len(counts)
-    names = tuple(f"task {task}" for task in range(count)) if names is None else tuple(names)
     for argument, values in (("names", names), ("n_classes", n_classes)):
         if values is not None and len(values) != count:
             raise ValueError(
@@ -240,7 +241,8 @@ def check_tasks(
         seen.add(name)
         if counts[i] == 0:
             raise ValueError(
-                f"task {name!r} has no samples to evaluate on; leave it out or give it some"
+                f"task {name!r} has no samples to evaluate on; give it some, or give `names` "
+                "without it"
             )
     for value in n_classes or ():
         check_integer("n_classes", value, minimum=1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
+from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.config import TrainConfig
@@ -47,8 +48,8 @@ from sparsehyper.training.sources import (
     Measure,
     Measures,
     Passes,
+    Tasks,
     condition,
-    known_names,
 )
 
 
@@ -148,8 +149,11 @@ def train(
             minus that loss.
         callback: called as ``callback(kind, step, values)`` with all metrics, of the kinds
             ``"train"`` (every ``config.log_every`` updates) and ``"validation"``.
-        names: task names, for metrics and errors; None for those of a hypernetwork.
-        n_classes: number of classes of each task; outputs beyond it are ignored.
+        names: names of the tasks of the validation data, in the order of their numbers; None for
+            those of a hypernetwork. A number in the data is a position in ``names``. A hypernetwork
+            looks the names up among its own, so that they may be some of its tasks; ``batches``
+            that call tasks by name may be of its others too.
+        n_classes: number of classes of each task in ``names``; outputs beyond it are ignored.
         examples: training samples, in the form of ``validation``; needed by a hypernetwork with a
             ``head`` in closed form, whose heads are solved from them before each evaluation.
         run: directory for metrics and checkpoints; training continues from a checkpoint if it has
@@ -170,14 +174,15 @@ def train(
     >>> train(hnet, [batch], [batch], config, quiet=True).best.accuracy > 0.9
     True
     """
+    counted = len(validation.counts) if isinstance(validation, EvaluationData) else None
+    tasks = Tasks.of(names, model, counted)
     if not isinstance(validation, EvaluationData):
-        names = known_names(names, model)
-        validation = ByTask(validation, names)
+        validation = ByTask(validation, tasks.named)
     if not isinstance(batches, BatchSource):
-        batches = Passes(batches, known_names(names, model))
+        batches = Passes(batches, tasks)
     if examples is not None and not isinstance(examples, EvaluationData):
-        examples = ByTask(examples, known_names(names, model))
-    names = check_tasks(validation.counts, names, n_classes)
+        examples = ByTask(examples, tasks.named)
+    names = check_tasks(validation.counts, tasks.named, n_classes)
     here = processes(config.device)
     check_tracker(config.log_with, has_run=run is not None)
     if config.shard:
@@ -189,6 +194,11 @@ def train(
         raise ValueError(
             "`examples` is missing: a model with a `head` solves its heads from the training "
             "samples; give them in the form of `validation`"
+        )
+    if solved is not None and examples is not None and len(examples.counts) != len(names):
+        raise ValueError(
+            f"`examples` must be of the {len(names)} tasks {listed(names)}, got examples of "
+            f"{len(examples.counts)} tasks"
         )
     was_training = model.training
     sharded = config.shard and here.count > 1
@@ -237,6 +247,7 @@ def train(
         here.device,
         n_classes,
         measures,
+        tasks,
         move_tasks=not isinstance(model, HyperNetwork),  # it groups the samples on the CPU
     )
     with (
@@ -282,7 +293,7 @@ def train(
             # The only wait for the device in a step: nothing may be updated before this check.
             loss_value, norm_value, stop = (here.sum(flags) / here.count).tolist()
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-                raise _non_finite(loss_value, norm_value, state, seen, names, here, run)
+                raise _non_finite(loss_value, norm_value, state, seen, tasks, here, run)
             if config.clip is not None and norm_value > config.clip:
                 torch._foreach_mul_(gradients, (config.clip / (norm + 1e-6)).clamp(max=1))
             optimizer.step()
@@ -308,7 +319,7 @@ def train(
                         if isinstance(model, HyperNetwork):
                             model.conditioner.renew()
                         if solved is not None and examples is not None:
-                            _solve_heads(solved, examples, config)
+                            _solve_heads(solved, examples, names, config)
                         evaluation = evaluate(
                             model,
                             validation,
@@ -386,18 +397,19 @@ def _copy(tensors: Mapping[str, Tensor], to_cpu: bool) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
-def _solve_heads(model: HyperNetwork, examples: EvaluationData, config: TrainConfig) -> None:
-    """Solve the heads of all tasks; those of numbers under the prior that the tasks give."""
+def _solve_heads(
+    model: HyperNetwork, examples: EvaluationData, names: Sequence[str], config: TrainConfig
+) -> None:
+    """Solve the heads of some tasks; those of numbers under the prior that the tasks give."""
 
     def pairs(task: int) -> Iterator[tuple[Any, Tensor]]:
         return ((x, y) for x, y, _ in examples.batches(task, config.eval_batch_size))
 
-    tasks = range(len(examples.counts))
-    if len(tasks) > 1 and not model.own_head().classes:
-        model.fit_head_prior({model.task_names[task]: pairs(task) for task in tasks})
+    if len(names) > 1 and not model.own_head().classes:
+        model.fit_head_prior({name: pairs(task) for task, name in enumerate(names)})
         return
-    for task in tasks:
-        model.solve_head(task, pairs(task))
+    for task, name in enumerate(names):
+        model.solve_head(name, pairs(task))
 
 
 class _Window:
@@ -428,20 +440,27 @@ def _stream(
     device: torch.device,
     n_classes: Sequence[int] | None,
     measures: Measures,
+    tasks: Tasks,
     *,
     move_tasks: bool,
 ) -> Iterator[tuple[Inputs, Tensor, int | Tensor, int | Tensor | None]]:
-    """Batches from a position in the stream on, moved to the device, and their tasks' classes."""
-    position, limits = start, torch.tensor(list(n_classes or ()), dtype=torch.int64)
+    """Batches from a position in the stream on, moved to the device, and their tasks' classes.
+
+    Tasks are the model's numbers.
+    """
+    among = len(tasks.known if isinstance(batches, Passes) else tasks.named)
+    position, limits = start, torch.full([len(tasks.known)], sys.maxsize)
+    limits[tasks.numbers[: len(tasks.named)]] = torch.tensor(list(n_classes or [sys.maxsize]))
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
+        task = tasks.numbered(task, among)
         measures.check_labels(y)
         x, y = Inputs.of(x).to(device), to_device(y, device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.
         if task.device.type == "cpu" and bool((task == task[0]).all()):
             only = int(task[0])
-            yield x, y, only, None if n_classes is None else n_classes[only]
+            yield x, y, only, None if n_classes is None else int(limits[only])
         else:
             each = None if n_classes is None else to_device(limits.to(task.device)[task], device)
             yield x, y, to_device(task, device) if move_tasks else task, each
@@ -469,11 +488,11 @@ def _non_finite(
     norm: float,
     state: TrainingState,
     seen: Sequence[tuple[Tensor, int | Tensor]],
-    names: Sequence[str],
+    known: Tasks,
     here: Processes,
     run: Run | None,
 ) -> NonFiniteError:
-    present, guilty = counts = torch.zeros(2, len(names), device=here.device)
+    present, guilty = counts = torch.zeros(2, len(known.known), device=here.device)
     for losses, task in seen:
         present[task] = 1
         if isinstance(task, int):
@@ -482,7 +501,8 @@ def _non_finite(
             guilty[task.to(losses.device)[~losses.isfinite()]] = 1
     present, guilty = here.sum(counts).bool().tolist()
     chosen = guilty if any(guilty) else present
-    tasks = tuple(name for name, chosen_ in zip(names, chosen, strict=True) if chosen_)
+    pairs = zip(known.known, known.numbers.tolist(), strict=True)
+    tasks = tuple(name for name, number in pairs if chosen[number])
     what = f"loss is {loss}" if any(guilty) else f"norm of the gradient is {norm}"
     return NonFiniteError(
         f"the {what} at step {state.step + 1}, on {_list(tasks)}; stopped before the update. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,16 +52,89 @@ class Measures:
         return _each(value_as_given(out, y, self.metric, "metric"), y)
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of some data, and how a model knows them; made by `Tasks.of`.
+
+    A number in the data is a position in ``named``. A plain model is called with this number; a
+    hypernetwork knows its tasks by name, and has a number of its own for each.
+
+    Attributes:
+        named: names of the tasks of the data, in order.
+        known: these, and then other tasks that the model knows.
+        numbers: the model's number for each of ``known``, ``[known]``.
+    """
+
+    named: tuple[str, ...]
+    known: tuple[str, ...]
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, names: Sequence[str] | None, model: nn.Module, count: int | None = None) -> Tasks:
+        """The tasks that are named; by default all that the model knows.
+
+        Args:
+            names: names of the tasks, or None.
+            model: the model.
+            count: number of tasks of the data, which "task 0", … are if nothing names them; None if
+                it has to follow from the names.
+
+        Raises:
+            ValueError: nothing names them, or not as many as there are.
+            KeyError: a hypernetwork does not know one of the names.
+        """
+        own = model.task_names if isinstance(model, HyperNetwork) else ()
+        if names is None and own and count not in (None, len(own)):
+            raise ValueError(
+                f"`names` must name the {count} tasks of the data, as the `model` knows "
+                f"{len(own)}: {listed(own)}"
+            )
+        if names is None and not own and count is None:
+            raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
+        if names is None:
+            names = own or [f"task {i}" for i in range(count or 0)]
+        named = tuple(names)
+        if not own:
+            return cls(named, named, torch.arange(len(named)))
+        rows = {name: i for i, name in enumerate(own)}
+        known = (*named, *(name for name in own if name not in named))
+        return cls(named, known, torch.tensor([task_index(name, rows) for name in known]))
+
+    @cached_property
+    def _as_numbered(self) -> bool:
+        return self.numbers.tolist() == list(range(len(self.numbers)))
+
+    def numbered(self, task: Tensor, count: int) -> Tensor:
+        """The model's numbers for positions in ``known``, ``[batch]``.
+
+        Args:
+            task: the positions.
+            count: of how many tasks these may be.
+
+        Raises:
+            IndexError: a position is none of these tasks. Where a model's numbers are the positions
+                in ``named``, it is left to the model to say so.
+        """
+        if self._as_numbered and len(self.named) == len(self.known):
+            return task  # on a device it is not looked at, which would wait for it
+        if len(task) and not 0 <= int(task.min()) <= int(task.max()) < count:
+            raise IndexError(
+                f"`task` must be in [0, {count}), a position in `names`, got "
+                f"{task.unique().tolist()}"
+            )
+        return self.numbers.to(task.device)[task]
+
+
 class Passes:
     """A stream that passes over an iterable of batches again and again.
 
     Args:
         batches: gives batches as `train` takes them.
-        names: names of the tasks, by which a batch may call them.
+        tasks: the tasks of the batches.
     """
 
-    def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
-        self._batches, self._names = batches, names
+    def __init__(self, batches: Iterable[Any], tasks: Tasks) -> None:
+        self._batches, self._tasks = batches, tasks
         self._pass: Iterator[Any] = iter(())
         # Without a length, all passes count as one.
         self.steps_per_epoch = max(1, len(batches)) if isinstance(batches, Sized) else sys.maxsize
@@ -76,7 +150,7 @@ class Passes:
                 "`batches` gave no batch in a pass; it must be iterable over again, such as a "
                 "list or a DataLoader, and not empty"
             )
-        return _read(found, self._names)
+        return _read(found, self._tasks.named, self._tasks.known)
 
 
 class ByTask:
@@ -90,7 +164,7 @@ class ByTask:
     def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
         self._kept: list[list[tuple[Inputs, Tensor, Tensor]]] = [[] for _ in names]
         for batch in batches:
-            x, y, task = _read(batch, names)
+            x, y, task = _read(batch, names, names)
             for number in task.unique().tolist():
                 rows = (task == number).nonzero()[:, 0]
                 self._kept[number].append((x[rows], y[rows], task[rows]))
@@ -111,16 +185,8 @@ def condition(model: nn.Module, task: Any) -> dict[str, Any]:
     return {"task": task} if takes_tasks else {}
 
 
-def known_names(names: Sequence[str] | None, model: nn.Module) -> Sequence[str]:
-    """``names``, or those of the tasks that the model knows."""
-    if names is None and isinstance(model, HyperNetwork) and model.task_names:
-        return model.task_names
-    if names is None:
-        raise ValueError("`names` must name the tasks of the batches, as the `model` does not")
-    return names
-
-
-def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
+def _read(batch: Any, named: Sequence[str], known: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
+    """Inputs, labels and positions in ``known``; a number is one in ``named``, its beginning."""
     if isinstance(batch, Mapping) and {"labels", "task"} <= set(batch):
         given = {key: value for key, value in batch.items() if key not in ("labels", "task")}
         batch = given, batch["labels"], batch["task"]
@@ -144,9 +210,9 @@ def _read(batch: Any, names: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
             f"a batch's `task` must name its {len(y)} samples, [{len(y)}], got shape "
             f"{list(np.shape(task))}"
         )
-    rows = {name: i for i, name in enumerate(names)}
-    numbers = [task_index(t, rows) for t in (task.tolist() if hasattr(task, "tolist") else task)]
-    return x, y, torch.tensor(numbers)
+    rows, first = ({name: i for i, name in enumerate(names)} for names in (known, named))
+    each = task.tolist() if hasattr(task, "tolist") else task
+    return x, y, torch.tensor([task_index(t, rows if isinstance(t, str) else first) for t in each])
 
 
 def _each(value: Tensor, y: Tensor) -> Tensor:
