@@ -226,7 +226,7 @@ def test_names_that_the_hypernetwork_does_not_know_or_that_are_missing():
     source = Numbered(NAMES)
     with pytest.raises(KeyError, match="unknown `task` 'left'; the tasks are: 'a', 'b', 'up'"):
         evaluate(four_tasks(), source, names=["up", "left"])
-    with pytest.raises(ValueError, match="`names` must name the 2 tasks of the data, as .* 4: 'a'"):
+    with pytest.raises(ValueError, match=r"`names` must name the 2 tasks of the data, .* 4: 'a'"):
         evaluate(four_tasks(), source)
     assert evaluate(make(2), source).tasks == ("up", "down")
     one = [(X, (Y > 0).long(), "up")]
@@ -243,8 +243,8 @@ def test_heads_are_solved_for_the_tasks_that_are_named():
     result = train(hnet, loader, loader, CONFIG, examples=loader, **settings)
     assert result.best.accuracy > 0.9
     assert evaluate(hnet, loader, names=NAMES).accuracies == result.best.accuracies[::-1]
-    with pytest.raises(ValueError, match="`examples` must be of the 1 tasks 'up', got .* 2 tasks"):
-        one = [(X[TASK == 0], (Y[TASK == 0] > 0).long(), "up")]
+    one = [(X[TASK == 0], (Y[TASK == 0] > 0).long(), "up")]
+    with pytest.raises(ValueError, match=r"`examples` must be of the 1 tasks 'up', got .* 2 tasks"):
         train(hnet, one, one, CONFIG, names=["up"], examples=Numbered(NAMES), quiet=True)
 
 
@@ -359,6 +359,100 @@ def test_parameters_of_a_loss_are_not_trained_silently():
     hnet.target.module.scale = loss.scale.requires_grad_()  # trained with the model
     assert train(hnet, batch, batch, CONFIG, loss=loss, quiet=True).best.loss < 0.1
     assert loss.scale != 1
+
+
+def f1(out, y):
+    found, true = out.argmax(1) == 1, y == 1
+    return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+
+@pytest.mark.parametrize("size", [3, 7, 64])
+def test_an_evaluation_does_not_depend_on_the_batches_of_a_loader(size):
+    hnet, y = make(2).eval(), (Y > 0).long()
+    loader = DataLoader([*zip(X, y, TASK, strict=True)], batch_size=size)
+    found = evaluate(hnet, loader, metric=f1).accuracies
+    whole = [(hnet(X[t == TASK], task=t), y[t == TASK]) for t in range(2)]
+    assert found == pytest.approx([f1(*one).item() for one in whole])
+    parts = [torch.stack([f1(o[:16], t[:16]), f1(o[16:], t[16:])]).mean() for o, t in whole]
+    halves = evaluate(hnet, loader, metric=f1, batch_size=16).accuracies
+    assert halves == pytest.approx([part.item() for part in parts])
+    seen = []
+    config = TrainConfig(steps=1, eval_batch_size=20, device="cpu")
+    count = lambda out, _: seen.append(len(out)) or 0.0  # noqa: E731
+    train(hnet, loader, loader, config, metric=count, quiet=True)
+    assert seen == [20, 12] * 2
+
+
+def test_samples_of_several_shapes_are_in_batches_of_their_own():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x, scale=1.0):
+            return self.linear(x).mean(1) * scale
+
+    hnet = HyperNetwork(Mean(), Sparse(), TaskEmbedding(["a"], dim=8))
+    kinds = [(4, 1.0), (6, 1.0), (4, 1.0), (4, -1.0), (6, 1.0)]
+    x = [torch.randn(5, length, 3) for length, _ in kinds]
+    y = [(part[:, 0, 0] > 0).long() for part in x]
+    batches = [
+        {"x": part, "scale": scale, "labels": labels, "task": "a"}
+        for part, labels, (_, scale) in zip(x, y, kinds, strict=True)
+    ]
+    sizes = [len(labels) for _, labels, _ in ByTask(batches, ["a"]).batches(0, 7)]
+    assert sizes == [7, 3, 7, 3, 5]
+    hnet.eval()
+    pairs = zip(x, y, kinds, strict=True)
+    right = [hnet(a, s, task=0).argmax(1) == b for a, b, (_, s) in pairs]
+    assert evaluate(hnet, batches).accuracy == pytest.approx(torch.cat(right).float().mean().item())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, torch.tensor([10.0, 1.0, 3.0])])
+def test_the_mean_of_a_weighted_loss_does_not_depend_on_the_batch_size(weight, smoothing):
+    loss = nn.CrossEntropyLoss(weight, ignore_index=2, label_smoothing=smoothing)
+    hnet, y = make(3).eval(), (Y > 0).long()
+    y[:20] = 2  # many batches are of these alone
+    found = evaluate(hnet, [(X, y, TASK)], loss=loss, batch_size=5)
+    expected = [loss(hnet(X[t == TASK], task=t), y[t == TASK]).item() for t in range(2)]
+    assert found.losses == pytest.approx(expected)
+    assert found.accuracies == pytest.approx([-one for one in expected])
+
+
+def test_outputs_beyond_the_classes_do_not_count_for_a_loss_or_metric_of_one_s_own():
+    hnet = make(3)
+    with torch.no_grad():
+        hnet.target.base[-1] += 100  # the bias of the third class
+    y, right = (Y > 0).long(), lambda out, y: out.argmax(1) == y
+    batch, own = [(X, y, TASK)], {"loss": nn.CrossEntropyLoss(), "metric": right}
+    plain = evaluate(hnet, batch, n_classes=[2, 2])
+    found = evaluate(hnet, batch, n_classes=[2, 2], **own)
+    assert found.losses == pytest.approx(plain.losses)
+    assert found.accuracies == plain.accuracies
+    assert evaluate(hnet, batch, n_classes=[2, 3], **own).accuracies[1] == 0
+    twin = make(3)
+    twin.load_state_dict(hnet.state_dict())
+    settings = {"n_classes": [2, 2], "quiet": True}
+    losses = train(hnet, batch, batch, CONFIG, **settings, **own).best.losses
+    assert losses == pytest.approx(train(twin, batch, batch, CONFIG, **settings).best.losses)
+
+
+@pytest.mark.parametrize(
+    ("y", "loss", "message"),
+    [
+        (Y[:, None], nn.L1Loss(), r"`n_classes` is for class numbers and logits .*float32 \[64, 1"),
+        ((Y > 0).long(), lambda out, _: out[..., 0], r"logits .* and outputs \[64, 1, 1\]"),
+        ((Y > 0).long(), nn.CrossEntropyLoss(label_smoothing=0.1), "`label_smoothing` over all"),
+    ],
+    ids=["numbers", "shape", "smoothing"],
+)
+def test_n_classes_where_outputs_cannot_be_left_out(y, loss, message):
+    shape = nn.Unflatten(1, (1, 1)) if "outputs" in message else nn.Identity()
+    target = nn.Sequential(nn.Linear(3, 1), shape)
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(NAMES, dim=8))
+    with pytest.raises(ValueError, match=message):
+        train(hnet, [(X, y, 0)], [(X, y, TASK)], CONFIG, loss=loss, n_classes=[2, 2], quiet=True)
 
 
 def test_examples_of_a_head_and_evaluations_take_a_data_loader():

@@ -114,6 +114,32 @@ def value_as_given(outputs: Any, y: Tensor, of: Callable[..., Any], name: str) -
     return _each_of(value, outputs, y, name)
 
 
+def mean_weight(loss: Callable[..., Tensor], y: Tensor) -> Tensor | None:
+    """By what PyTorch divides the sum over samples in the mean of a loss.
+
+    Args:
+        loss: a loss.
+        y: labels.
+
+    Returns:
+        The class weights of the labels that count, summed up, for a cross entropy of class numbers
+        (of NLLLoss too); None for the number of samples.
+
+    >>> loss = nn.CrossEntropyLoss(torch.tensor([10.0, 1.0]))
+    >>> mean_weight(loss, torch.tensor([0, 1, 1, -100]))
+    tensor(12.)
+    """
+    if type(loss) not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point():
+        return None
+    if not _reduces(loss):
+        return None
+    counted = y != loss.ignore_index  # type: ignore[attr-defined]
+    weight: Tensor | None = loss.weight  # type: ignore[attr-defined]
+    if weight is None:
+        return counted.sum()
+    return (weight[torch.where(counted, y, 0).long()] * counted).sum()
+
+
 def _reduces(loss: Callable[..., Any]) -> bool:
     return getattr(loss, "reduction", "none") != "none"
 

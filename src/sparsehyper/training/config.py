@@ -44,7 +44,8 @@ class TrainConfig:
         accumulate: number of batches per update.
         eval_every: updates between evaluations. Each evaluation writes a checkpoint; the last
             update is always evaluated.
-        eval_batch_size: number of samples per batch in evaluation.
+        eval_batch_size: number of samples per batch in evaluation, whatever the batches that
+            validation data come in.
         patience: evaluations without a higher accuracy before training stops; ``None`` for no early
             stopping.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.

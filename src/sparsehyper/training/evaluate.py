@@ -142,8 +142,11 @@ def evaluate(
         data: batches as `train` takes them; or an object as `EvaluationData`.
         names: names of the tasks of the data, as `train` takes them; by default those of a
             hypernetwork, or ``"task 0"``, ``"task 1"``, ….
-        n_classes: number of classes of each task; by default every output counts.
-        batch_size: number of samples per batch.
+        n_classes: number of classes of each task, as `train` takes it; by default every output
+            counts.
+        batch_size: number of samples per batch, also for ``loss`` and ``metric``. Batches that are
+            iterated over are put together anew; only samples of different shapes, such as sequences
+            of several lengths, stay apart.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
         loss, metric: as `train` takes them.
         processes: processes to share the tasks among; each returns the whole result.
@@ -173,7 +176,8 @@ def evaluate(
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
     measures, own = Measures(loss, metric), loss is not None or metric is not None
-    scored, lost, spread, kinds, entropy = totals = torch.zeros(5, len(names), device=here.device)
+    totals = torch.zeros(6, len(names), device=here.device)
+    scored, lost, weights, spread, kinds, entropy = totals
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
         for task in range(here.rank, len(names), here.count):
             labels = []
@@ -182,9 +186,12 @@ def evaluate(
                 y = to_device(y, here.device)
                 out = Inputs.of(x).to(here.device).call(model, **condition(model, numbers[task]))
                 losses = measures.losses(out, y, limits[task])
-                lost[task] += losses.sum()
+                loss_sum, weight = measures.total(losses, y)
+                lost[task] += loss_sum
+                weights[task] += weight
                 if own:
-                    scored[task] += measures.scores(out, y, losses).sum()
+                    if metric is not None:
+                        scored[task] += measures.scores(out, y, limits[task]).sum()
                 elif y.is_floating_point():
                     labels.append(y.flatten(1))
                 else:
@@ -197,12 +204,15 @@ def evaluate(
                 y = torch.cat(labels)
                 spread[task] = (y - y.mean(0)).square().mean(1).sum()
     totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
-    scores, means, _, _, entropies = ((totals / counts)[i].tolist() for i in range(5))
+    scores, entropies = ((totals / counts)[i].tolist() for i in (0, 5))
+    means = (totals[1] / totals[2]).tolist()
     if own:
+        if metric is None:
+            scores = [-mean for mean in means]
         return Evaluation(tuple(names), tuple(scores), tuple(means), METRIC)
-    if not bool(totals[3].any()):
+    if not bool(totals[4].any()):
         return Evaluation(tuple(names), tuple(scores), tuple(means), entropies=tuple(entropies))
-    variance = float(totals[2].sum() / counts.sum())
+    variance = float(totals[3].sum() / counts.sum())
     scores = [r_squared(value, variance) for value in means]
     return Evaluation(tuple(names), tuple(scores), tuple(means), R_SQUARED)
 

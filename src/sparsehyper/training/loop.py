@@ -142,18 +142,21 @@ def train(
         config: the settings.
         loss: called as ``loss(output, y)``; returns the mean over a batch, or one number for each
             sample. It is minimised as it is, with its own weights and reduction; the loss of an
-            evaluation is the mean over its batches, weighted by their samples. None for the cross
-            entropy, or for numbers the mean squared error.
-        metric: called like ``loss``; higher is better. It is used instead of the accuracy to choose
-            the best evaluation. None for the accuracy or R², or with a ``loss`` of one's own for
-            minus that loss.
+            evaluation is the mean over its batches, weighted by their samples (by the class weights
+            of the labels that count, for nn.CrossEntropyLoss and nn.NLLLoss). Its own parameters
+            are not trained. None for the cross entropy, or for numbers the mean squared error.
+        metric: called like ``loss``, for the batches of an evaluation, of
+            ``config.eval_batch_size`` samples of one task; higher is better. It is used instead of
+            the accuracy to choose the best evaluation. None for the accuracy or R², or with a
+            ``loss`` of one's own for minus that loss.
         callback: called as ``callback(kind, step, values)`` with all metrics, of the kinds
             ``"train"`` (every ``config.log_every`` updates) and ``"validation"``.
         names: names of the tasks of the validation data, in the order of their numbers; None for
             those of a hypernetwork. A number in the data is a position in ``names``. A hypernetwork
             looks the names up among its own, so that they may be some of its tasks; ``batches``
             that call tasks by name may be of its others too.
-        n_classes: number of classes of each task in ``names``; outputs beyond it are ignored.
+        n_classes: number of classes of each task in ``names``; outputs beyond it are ignored: a
+            ``loss`` or ``metric`` of one's own gets them as -inf.
         examples: training samples, in the form of ``validation``; needed by a hypernetwork with a
             ``head`` in closed form, whose heads are solved from them before each evaluation.
         run: directory for metrics and checkpoints; training continues from a checkpoint if it has

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, as_tensor
-from sparsehyper._util.objectives import check_class_numbers, sample_losses, value_as_given
+from sparsehyper._util.objectives import (
+    check_class_numbers,
+    mean_weight,
+    sample_losses,
+    value_as_given,
+)
 from sparsehyper._util.tasks import task_index
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
@@ -43,13 +49,24 @@ class Measures:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
-        return _each(value_as_given(out, y, self.loss, "loss"), y)
+        if classes is not None and getattr(self.loss, "label_smoothing", 0.0):
+            raise ValueError(
+                "`loss` spreads its `label_smoothing` over all outputs, those beyond `n_classes` "
+                "too; leave out one of both"
+            )
+        return _each(value_as_given(_masked(out, y, classes), y, self.loss, "loss"), y)
 
-    def scores(self, out: Any, y: Tensor, losses: Tensor) -> Tensor:
-        """The ``metric`` of each sample, or minus its loss, ``[batch]``."""
-        if self.metric is None:
-            return -losses
-        return _each(value_as_given(out, y, self.metric, "metric"), y)
+    def total(self, losses: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int]:
+        """The sum of the losses of samples, and by what to divide sums for their mean."""
+        weight = None if self.loss is None else mean_weight(self.loss, y)
+        if weight is None:
+            return losses.sum(), len(y)
+        return torch.where(weight > 0, losses.mean() * weight, 0), weight
+
+    def scores(self, out: Any, y: Tensor, classes: int | None = None) -> Tensor:
+        """The ``metric`` of each sample, ``[batch]``."""
+        assert self.metric is not None
+        return _each(value_as_given(_masked(out, y, classes), y, self.metric, "metric"), y)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class Passes:
 
 
 class ByTask:
-    """The batches of an iterable, taken apart by task and kept in memory.
+    """The samples of an iterable of batches, task by task, kept in memory.
 
     Args:
         batches: gives batches as `train` takes them.
@@ -162,27 +179,55 @@ class ByTask:
     """
 
     def __init__(self, batches: Iterable[Any], names: Sequence[str]) -> None:
-        self._kept: list[list[tuple[Inputs, Tensor, Tensor]]] = [[] for _ in names]
+        kept: list[_Kinds] = [{} for _ in names]
         for batch in batches:
             x, y, task = _read(batch, names, names)
             for number in task.unique().tolist():
                 rows = (task == number).nonzero()[:, 0]
-                self._kept[number].append((x[rows], y[rows], task[rows]))
-        self.counts = [sum(len(y) for _, y, _ in own) for own in self._kept]
+                kept[number].setdefault(_kind(x, y), []).append((x[rows], y[rows]))
+        self._kept: list[list[tuple[Inputs, Tensor]]] = []
+        while kept:  # not all twice in memory
+            self._kept.append([_joined(some) for some in kept.pop(0).values()])
+        self.counts = [sum(len(y) for _, y in own) for own in self._kept]
 
-    def batches(
-        self,
-        task: int,
-        batch_size: int,  # noqa: ARG002
-    ) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
-        """All samples of a task, in the batches they came in."""
-        return iter(self._kept[task])
+    def batches(self, task: int, batch_size: int) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
+        """All samples of a task; in each batch samples of one shape."""
+        for x, y in self._kept[task]:
+            for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+                yield part, labels, torch.full([len(labels)], task)
 
 
 def condition(model: nn.Module, task: Any) -> dict[str, Any]:
     """The argument ``task`` of a model; none of a hypernetwork that knows no tasks."""
     takes_tasks = not isinstance(model, HyperNetwork) or model.task_names
     return {"task": task} if takes_tasks else {}
+
+
+_Kinds = dict[Hashable, list[tuple[Inputs, Tensor]]]
+"""Inputs and labels by their `_kind`."""
+
+
+def _kind(x: Inputs, y: Tensor) -> Hashable:
+    """What samples must have in common to be in one batch."""
+    shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in (*x.tensors, y))
+    return shapes, repr(x.with_tensors([None] * len(x.tensors)))
+
+
+def _joined(some: Sequence[tuple[Inputs, Tensor]]) -> tuple[Inputs, Tensor]:
+    return Inputs.cat([x for x, _ in some]), torch.cat([y for _, y in some])
+
+
+def _masked(out: Any, y: Tensor, classes: int | Tensor | None) -> Any:
+    """Outputs for a loss or metric of one's own, -inf beyond the classes of a task."""
+    if classes is None:
+        return out
+    if not isinstance(out, Tensor) or out.ndim != 2 or y.is_floating_point():
+        found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ValueError(
+            "`n_classes` is for class numbers and logits [batch, outputs], got labels "
+            f"{y.dtype} {list(y.shape)} and outputs {found}; leave it out"
+        )
+    return mask_classes(out, classes)
 
 
 def _read(batch: Any, named: Sequence[str], known: Sequence[str]) -> tuple[Inputs, Tensor, Tensor]:
