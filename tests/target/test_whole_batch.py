@@ -40,6 +40,14 @@ def gpt() -> nn.Module:
     return lora(transformers.GPT2LMHeadModel(config), 2, "c_attn")
 
 
+def t5(feed_forward: str) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 2}
+    settings = {"num_layers": 1, "decoder_start_token_id": 0, "feed_forward_proj": feed_forward}
+    config = transformers.T5Config(**sizes, **settings)
+    return lora(transformers.T5ForConditionalGeneration(config), 1)
+
+
 def convolutional() -> nn.Module:
     layers = nn.Conv2d(4, 32, 3, padding=1, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return with_head(nn.Sequential(*layers, nn.Linear(32, 3)), "0", "3")
@@ -66,6 +74,17 @@ class SequenceFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.transpose(0, 1)).mean(0)
+
+
+class ByWeight(nn.Module):
+    """Computes with the weight of an adapted layer, of which there is none for many tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x.to(self.layer.weight.dtype) @ self.layer.weight
 
 
 class Centred(nn.Module):
@@ -125,6 +144,7 @@ def test_one_run_of_the_target_equals_a_loop_over_the_tasks(build, x):
     ("build", "x"),
     [
         (lambda: adapted(SequenceFirst()), torch.randn(7, 7, 20)),
+        (lambda: adapted(ByWeight()), torch.randn(7, 20)),
         (lambda: adapted(nn.Sequential(nn.Linear(20, 20), Centred())), torch.randn(7, 20)),
         (lambda: adapted(nn.Sequential(nn.Linear(20, 20), nn.BatchNorm1d(20))), torch.randn(7, 20)),
         (lambda: adapted(nn.TransformerEncoderLayer(20, 2, 20)), torch.randn(7, 3, 20)),
@@ -148,6 +168,22 @@ def test_the_loss_of_a_mixed_batch_is_that_of_an_ordinary_one():
     out = hnet(input_ids=IDS, labels=labels, task=TASK)
     expected = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(out.loss, expected)
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_a_target_may_ask_for_the_dtype_of_a_changed_weight(feed_forward):
+    hnet = make(t5(feed_forward)).eval()
+    labels = IDS.clone()
+    labels[:4, 1:] = -100
+    out = hnet(input_ids=IDS, labels=labels, task=TASK)
+    torch.testing.assert_close(
+        out.loss, F.cross_entropy(out.logits.flatten(0, 1), labels.flatten())
+    )
+    alone = [
+        hnet(input_ids=IDS[[i]], labels=labels[[i]], task=int(number)).logits
+        for i, number in enumerate(TASK)
+    ]
+    torch.testing.assert_close(out.logits, torch.cat(alone))
 
 
 def test_the_trial_changes_nothing():

@@ -49,7 +49,7 @@ class Measures:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
-        if classes is not None and getattr(self.loss, "label_smoothing", 0.0):
+        if classes is not None and getattr(self.loss, "label_smoothing", False):
             raise ValueError(
                 "`loss` spreads its `label_smoothing` over all outputs, those beyond `n_classes` "
                 "too; leave out one of both"

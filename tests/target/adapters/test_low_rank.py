@@ -135,7 +135,7 @@ def test_a_change_for_every_sample_equals_a_loop(kind):
     with pytest.raises(ValueError, match=r"each of 4 samples must get .* got shape \[3, "):
         run(torch.cat([x, x])[:3].unsqueeze(-1).squeeze(-1), factors)
     with pytest.raises(ValueError, match="no one weight; only the layer's own forward"):
-        copied[0].weight  # noqa: B018
+        copied[0].weight.sum()
 
 
 def test_padding_stays_zero():
@@ -291,3 +291,29 @@ def test_factors_of_a_quantised_layer_keep_their_precision():
     change = x.float() @ copied.lora.A.T @ copied.lora.B.T
     assert copied(x).dtype == torch.bfloat16
     torch.testing.assert_close(copied(x), layer(x) + change.bfloat16())
+
+
+def test_a_weight_of_many_samples_tells_its_kind_and_is_no_number():
+    adapted = lora(nn.Linear(5, 3).double(), 2)
+    change = adapted.parametrizations.weight[0]
+    change.A = nn.Parameter(torch.zeros(4, 2, 5))
+    weight = adapted.weight
+    assert isinstance(weight, torch.Tensor)
+    assert (weight.dtype, weight.device.type) == (torch.float64, "cpu")
+    assert (weight.shape, weight.size(0), weight.ndim, weight.dim()) == ((3, 5), 3, 2, 2)
+    assert (weight.numel(), weight.is_cuda, weight.is_floating_point()) == (15, False, True)
+    x = torch.zeros(5, dtype=torch.float64)
+    uses = [
+        lambda: weight + 1,
+        lambda: x @ weight.T,
+        lambda: nn.functional.linear(x, weight),
+        lambda: x.to(weight),
+        lambda: weight.detach(),
+        lambda: weight.numpy(),
+        lambda: weight.tolist(),
+        lambda: torch.empty(3, 5, dtype=torch.float64).copy_(weight),
+        lambda: weight[0],
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="every sample has factors of its own here"):
+            use()

@@ -6,7 +6,8 @@
 Both are the same function. Beside, no weight is made and the backward pass makes no gradient of
 one; and A and B may have a first dimension of samples, so that one run of a layer serves samples of
 many tasks. Whoever reads the weight of such a layer, as attention does with its output projection,
-still gets the changed one.
+still gets the changed one; for samples of many tasks there is none, but its dtype, device and shape
+can be asked for, as models of transformers do.
 
     layer                      A                     B                       beside
     Linear                     [r, in]               [out, r]                yes
@@ -90,22 +91,16 @@ class LowRank(Adapter):
         return f"rank={self.rank}, factor={self.factor:g}"
 
     def change(self) -> Tensor:
-        """The change as a matrix, as the weight has it: ``[rows, elements of a row]``.
-
-        Raises:
-            ValueError: A and B are those of many samples.
-        """
-        if self.A.ndim != 2:
-            raise ValueError(
-                f"every sample has factors of its own here, A {list(self.A.shape)}, so that there "
-                "is no one weight; only the layer's own forward can be called"
-            )
+        """The change as a matrix, as the weight has it: ``[rows, elements of a row]``."""
         change = self.factor * (self.B @ self.A)
         if self.padding is not None:
             change = change.index_fill(1, torch.tensor(self.padding, device=change.device), 0)
         return change.T if self.transposed else change
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The changed weight; a `_NoWeight` if A and B are those of many samples."""
+        if self.A.ndim != 2:
+            return weight.detach().as_subclass(_NoWeight)
         return weight + self.change().reshape(weight.shape)
 
     def add(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -175,6 +170,25 @@ class LowRank(Adapter):
         low = low.reshape(samples, layer.groups, rank, -1)
         B = self.B.view(*self.B.shape[:-2], layer.groups, -1, rank)
         return y + (self.factor * (B @ low)).view(y.shape)
+
+
+class _NoWeight(Tensor):
+    """Has dtype, device and shape of a weight of which every sample has another."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _ASKED:
+            raise ValueError(
+                "every sample has factors of its own here, so that there is no one weight; only "
+                "the layer's own forward can be called"
+            )
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+_ASKED = {
+    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "is_cuda")),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point),
+}
 
 
 class Dora(LowRank):
