@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper._util.files import read_sealed, sealed
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.lab.runs import (
@@ -32,7 +33,7 @@ from sparsehyper.lab.runs.loading import check_run, finished_result
 from sparsehyper.lab.runs.ordinary import form_of, tensors_of
 from sparsehyper.lab.runs.targets import UntrustedTargetError, build_target
 from sparsehyper.lab.runs.task_list import TaskEntry, TaskList, write_tasks
-from sparsehyper.training import CheckpointError, NonFiniteError, loop
+from sparsehyper.training import CheckpointError, NonFiniteError, Run, TrainConfig, loop, train
 
 
 def with_steps(experiment, steps):
@@ -171,6 +172,21 @@ def test_a_run_without_a_checkpoint(experiment, tasks, tmp_path):
     assert finished_result(tmp_path / "run", wild) is None
     with pytest.raises(FileNotFoundError, match="has no evaluated checkpoint yet; resume"):
         load_run(tmp_path / "run")
+
+
+def test_a_run_made_in_python_is_not_damaged(tmp_path):
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), TaskEmbedding(["a"], dim=8))
+    x = torch.randn(8, 2)
+    batch, config = (x, (x[:, 0] > 0).long(), "a"), TrainConfig(steps=2, device="cpu")
+    with Run.create(tmp_path / "run", {"about": "mine"}) as run:
+        train(hnet, [batch], [batch], config, run=run, quiet=True)
+    best = tmp_path / "run" / "checkpoints" / "best"
+    message = f"was made in Python, .* by HyperNetwork.load\\({str(best)!r}, module\\)"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_run(tmp_path / "run")
+    assert not isinstance(caught.value, CheckpointError)
+    again = HyperNetwork.load(best, nn.Linear(2, 2))
+    assert torch.equal(again(x, task="a"), hnet(x, task="a"))
 
 
 def test_damaged_files(experiment, tasks, tmp_path):

@@ -20,7 +20,7 @@ from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.runs.targets import check_trusted
 from sparsehyper.lab.runs.task_list import TaskList, is_adapted
 from sparsehyper.training import CheckpointError, Run
-from sparsehyper.training.checkpoint import open_checkpoint
+from sparsehyper.training.checkpoint import CHECKPOINTS, open_checkpoint
 from sparsehyper.training.directory import check_same, json_ready, read_config
 from sparsehyper.training.sources import condition
 
@@ -130,7 +130,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
     Raises:
         FileNotFoundError: there is no run in ``directory``, or no checkpoint in it yet.
         CheckpointError: a file is damaged or belongs to another run.
-        UntrustedTargetError: as `read_experiment`.
+        UntrustedTargetError, ValueError: as `read_experiment`.
     """
     path = Path(directory)
     experiment = read_experiment(path, trust=trust)
@@ -172,6 +172,7 @@ def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = 
     Raises:
         FileNotFoundError: there is no run in ``directory``.
         CheckpointError: its ``config.json`` is damaged.
+        ValueError: it was made in Python.
         UntrustedTargetError: its target is a function that ``trust`` does not contain.
     """
     path = Path(directory)
@@ -245,12 +246,14 @@ def read_run_config(directory: Path) -> dict[str, Any]:
     """The configuration of a run, `up_to_date`.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `read_experiment`.
+        FileNotFoundError, CheckpointError, ValueError: as `read_experiment`.
     """
     config = read_config(directory)["config"]
     if "resolved" not in config:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is damaged: it has no resolved configuration"
+        raise ValueError(
+            f"the run in {directory} was made in Python, not by the command line; its best model "
+            f"is loaded by HyperNetwork.load({str(directory / CHECKPOINTS / 'best')!r}, module), "
+            "where `module` is a target as it was trained"
         )
     try:
         return up_to_date(config)
