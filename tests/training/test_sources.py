@@ -335,6 +335,46 @@ def test_negative_class_numbers_need_a_loss_of_one_s_own(missing):
     assert train(make(2), some, whole, CONFIG, loss=own, quiet=True).best.loss < 0.2
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({}, "below the 2 outputs of the model, got 2"), ({"n_classes": [2, 1]}, "below the 1 cl")],
+)
+def test_class_numbers_beyond_those_of_the_task_are_refused(settings, message):
+    y = (Y > 0).long()
+    y[TASK == 1] = torch.where(y[TASK == 1] == 1, 2 if not settings else 1, 0)
+    batch, whole = [(X, y, TASK)], [(X, (Y > 9).long(), TASK)]
+    with pytest.raises(ValueError, match=message):
+        evaluate(make(2), batch, **settings)
+    with pytest.raises(ValueError, match=message):
+        train(make(2), batch, whole, CONFIG, quiet=True, **settings)
+
+
+def test_tasks_of_classes_and_of_numbers_need_a_metric():
+    y = (Y > 0).long()
+    up, down = TASK == 0, TASK == 1
+    batches = [(X[up], torch.zeros_like(y[up]), "up"), (X[down], Y[down, None], "down")]
+    message = "labels of task 'up' are class numbers, those of 'down' floating-point numbers"
+    with pytest.raises(ValueError, match=message):
+        evaluate(make(1), batches)
+    metric = lambda out, _: out[:, 0]  # noqa: E731
+    assert len(evaluate(make(1), batches, metric=metric).accuracies) == 2
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_every_submodule_is_in_its_own_mode_after_training(ends):
+    target = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(NAMES, dim=8))
+    hnet.target.module[0].train()
+    before = {name: module.training for name, module in hnet.named_modules()}
+    batch = [(X, (Y > 0).long(), TASK)]
+    if ends == "well":
+        train(hnet, batch, batch, CONFIG, quiet=True)
+    else:
+        with pytest.raises(NonFiniteError):
+            train(hnet, [(X * math.nan, *batch[0][1:])], batch, CONFIG, quiet=True)
+    assert {name: module.training for name, module in hnet.named_modules()} == before
+
+
 def test_negative_class_numbers_on_a_device_have_no_loss():
     # Labels on a device cannot be looked at without waiting for it.
     found = sample_losses(torch.zeros(2, 2), torch.tensor([-100, 0]), None)

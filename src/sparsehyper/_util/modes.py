@@ -1,4 +1,4 @@
-"""Contexts in which a module is only used: evaluation mode, and without gradients."""
+"""Contexts of evaluation and training mode, and without gradients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,29 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     >>> module.training
     True
     """
+    with _mode(module, training=False):
+        yield
+
+
+@contextmanager
+def training_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into training mode; afterwards each submodule is in its previous mode again.
+
+    >>> module = nn.Sequential(nn.Dropout()).eval()
+    >>> with training_mode(module):
+    ...     print(module[0].training)
+    True
+    >>> module[0].training
+    False
+    """
+    with _mode(module, training=True):
+        yield
+
+
+@contextmanager
+def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    module.train(training)
     try:
         yield
     finally:

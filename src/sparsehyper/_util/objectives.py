@@ -44,20 +44,38 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
             f"class numbers must have shape [n], got labels {list(y.shape)} for outputs "
             f"{list(outputs.shape)}; for labels of pixels or tokens give a `loss`"
         )
+    if y.is_cpu:
+        _check_below(y, outputs.shape[1], "outputs of the model")
     losses = F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
     return losses.masked_fill(y < 0, torch.nan)  # PyTorch counts -100 as a loss of 0
 
 
-def check_class_numbers(y: Tensor) -> None:
-    """Raise ``ValueError`` if labels are negative class numbers, such as -100 for none.
+def check_class_numbers(y: Tensor, n_classes: int | Tensor | None) -> None:
+    """Raise ``ValueError`` if labels are no class numbers of their tasks, such as -100 for none.
 
-    Labels on a device are not looked at, which would wait for it; `sample_losses` makes them NaN.
+    Labels on a device are not looked at, which would wait for it; `sample_losses` makes negative
+    ones NaN.
+
+    Args:
+        y: class numbers ``[n]``; numbers to predict are not looked at.
+        n_classes: as `mask_classes` takes it.
     """
-    if y.is_cpu and y.dtype.is_signed and not y.is_floating_point() and len(y) and y.min() < 0:
+    if not y.is_cpu or y.is_floating_point() or not len(y):
+        return
+    if n_classes is not None:
+        _check_below(y, n_classes, "classes of the task")
+    if y.dtype.is_signed and y.min() < 0:
         raise ValueError(
             f"class numbers must be from 0, got {int(y.min())}; for samples without a label give "
             "a `loss` that leaves them out, such as nn.CrossEntropyLoss(), and a `metric` likewise"
         )
+
+
+def _check_below(y: Tensor, limit: int | Tensor, what: str) -> None:
+    if y.ndim == 1 and bool((over := y >= limit).any()):
+        first = int(over.int().argmax())
+        most = limit if isinstance(limit, int) else int(limit[first])
+        raise ValueError(f"class numbers must be below the {most} {what}, got {int(y[first])}")
 
 
 def own_losses(outputs: Any, y: Tensor, loss: Callable[..., Tensor], name: str = "loss") -> Tensor:

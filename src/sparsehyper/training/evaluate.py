@@ -182,7 +182,7 @@ def evaluate(
         for task in range(here.rank, len(names), here.count):
             labels = []
             for x, y, _ in data.batches(task, batch_size):
-                measures.check_labels(y)
+                measures.check_labels(y, limits[task])
                 y = to_device(y, here.device)
                 out = Inputs.of(x).to(here.device).call(model, **condition(model, numbers[task]))
                 losses = measures.losses(out, y, limits[task])
@@ -210,7 +210,14 @@ def evaluate(
         if metric is None:
             scores = [-mean for mean in means]
         return Evaluation(tuple(names), tuple(scores), tuple(means), METRIC)
-    if not bool(totals[4].any()):
+    kinds = totals[4].bool()
+    if bool(kinds.any()) and not bool(kinds.all()):
+        of_numbers, of_classes = names[int(kinds.int().argmax())], names[int(kinds.int().argmin())]
+        raise ValueError(
+            f"tasks of classes and of numbers have no common score: labels of task {of_classes!r} "
+            f"are class numbers, those of {of_numbers!r} floating-point numbers; give a `metric`"
+        )
+    if not bool(kinds.any()):
         return Evaluation(tuple(names), tuple(scores), tuple(means), entropies=tuple(entropies))
     variance = float(totals[3].sum() / counts.sum())
     scores = [r_squared(value, variance) for value in means]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
+from sparsehyper._util.modes import training_mode
 from sparsehyper._util.text import listed
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.training.checkpoint import TrainingState
@@ -203,10 +204,9 @@ def train(
             f"`examples` must be of the {len(names)} tasks {listed(names)}, got examples of "
             f"{len(examples.counts)} tasks"
         )
-    was_training = model.training
     sharded = config.shard and here.count > 1
     # The parts of a model that is sharded are moved one by one.
-    model.to("cpu" if sharded else here.device).train()
+    model.to("cpu" if sharded else here.device)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("`model` has no parameter that requires a gradient")
@@ -254,6 +254,7 @@ def train(
         move_tasks=not isinstance(model, HyperNetwork),  # it groups the samples on the CPU
     )
     with (
+        training_mode(model),
         deferred_signals() as asked_to_stop,
         torch.random.fork_rng([here.device] if here.device.type == "cuda" else []),
         Recorder(
@@ -358,7 +359,6 @@ def train(
         run.restore_best(model)
     else:
         model.load_state_dict(best_weights)
-    model.train(was_training)
     return TrainResult(
         steps=state.step,
         best_step=state.best_step,
@@ -457,7 +457,8 @@ def _stream(
     while True:
         x, y, task = batches.batch(*divmod(position, batches.steps_per_epoch))
         task = tasks.numbered(task, among)
-        measures.check_labels(y)
+        each = None if n_classes is None else limits.to(task.device)[task]
+        measures.check_labels(y, each)
         x, y = Inputs.of(x).to(device), to_device(y, device)
         # A batch of one task needs only one set of parameters. This is checked on the CPU, where it
         # does not wait for the device.
@@ -465,7 +466,7 @@ def _stream(
             only = int(task[0])
             yield x, y, only, None if n_classes is None else int(limits[only])
         else:
-            each = None if n_classes is None else to_device(limits.to(task.device)[task], device)
+            each = None if each is None else to_device(each, device)
             yield x, y, to_device(task, device) if move_tasks else task, each
         position += 1
 

@@ -40,10 +40,10 @@ class Measures:
     loss: Measure | None = None
     metric: Measure | None = None
 
-    def check_labels(self, y: Tensor) -> None:
+    def check_labels(self, y: Tensor, classes: int | Tensor | None = None) -> None:
         """Raise ``ValueError`` if labels have no cross entropy; before they go to a device."""
         if self.loss is None:
-            check_class_numbers(y)
+            check_class_numbers(y, classes)
 
     def losses(self, out: Any, y: Tensor, classes: int | Tensor | None = None) -> Tensor:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
