@@ -21,7 +21,7 @@ from PIL import Image
 
 from helpers.command_line import QUICK
 from sparsehyper.lab import cli
-from sparsehyper.lab.cli.output import print_csv
+from sparsehyper.lab.cli.output import print_csv, print_json
 from sparsehyper.training.evaluate import Evaluation
 from sparsehyper.training.progress import Progress
 
@@ -124,6 +124,12 @@ def test_cells_are_no_formulas(capsys, cell, written):
     print_csv(["file", "label"], [[cell, 0.5], ["x", cell]])
     found = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert found == [["file", "label"], [written, "0.5"], ["x", written]]
+
+
+def test_json_has_no_numbers_that_are_not_finite(capsys):
+    with pytest.raises(RuntimeError, match="has a number that is not finite"):
+        print_json({"loss": float("nan")})
+    assert not capsys.readouterr().out
 
 
 def test_csv_of_hostile_names(command, hostile, trained, monkeypatch):

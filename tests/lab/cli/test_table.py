@@ -250,6 +250,25 @@ def test_images_have_no_columns(command, tmp_path):
     assert "`--task-column` is for a table, *.csv or *.parquet" in done.err
 
 
+@pytest.mark.parametrize("value", ["1e45", "1e300"])
+def test_a_number_too_large_is_refused_by_every_command(command, root, tmp_path, value):
+    head, first, *rows = (root / "more.csv").read_text().splitlines()
+    for name, place in (("age", 2), ("price", -1)):
+        cells = first.split(",")
+        cells[place] = value
+        file = tmp_path / f"{name}.csv"
+        file.write_text("\n".join([head, ",".join(cells), *rows]))
+        words = [
+            ["adapt", root / "run", "--data", file, "--out", tmp_path / "run"],
+            ["evaluate", root / "more", "--added", file, "--json"],
+        ]
+        for each in [*words, *([["predict", root / "more", file]] if name == "age" else [])]:
+            done = command(*each)
+            assert done.code == 2
+            assert not done.out
+            assert f"column '{name}' has {float(value):g} in row 1" in done.err
+
+
 def test_an_unknown_site_is_told(command, root):
     done = command("predict", root / "run", root / "more.csv")
     assert done.code == 2

@@ -98,6 +98,23 @@ def test_a_column_of_ids_is_no_category(table):
         Columns.fit(table, Samples.of_rows(np.arange(2400)), "site", "price", "numbers")
 
 
+@pytest.mark.parametrize("value", [1e25, 1e45, -1e300])
+def test_numbers_too_far_from_training_are_refused(table, columns, value):
+    """They would overflow in a model, which then predicts NaN."""
+    for name, taken in (("age", columns.encode), ("price", lambda t: columns.targets_of(t, ()))):
+        changed = table[name].copy()
+        changed[4] = value
+        with pytest.raises(
+            ValueError, match=rf"column '{name}' has {value:g} in row 5".replace("+", ".")
+        ):
+            taken({**table, name: changed})
+
+
+def test_numbers_that_are_only_far_are_taken(table, columns):
+    table["age"][4] = 1e12
+    assert columns.encode(table).square().isfinite().all()
+
+
 FILES = {
     "dates": ("a\n2020-01-01\n", r"column 'a' must hold numbers or text, got date32"),
     "no rows": ("a,b\n", "must have at least one row"),

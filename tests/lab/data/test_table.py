@@ -111,6 +111,21 @@ def test_numbers_too_large_to_scale_are_told_with_their_column(path):
         load(path)
 
 
+@pytest.mark.parametrize("column", ["size", "price"])
+def test_a_number_too_large_is_told_whichever_split_its_row_is_in(path, column):
+    head, *rows = path.read_text().splitlines()
+    place = head.split(",").index(column)
+    told = set()
+    for row in range(12):
+        cells = rows[row].split(",")
+        cells[place] = "1e300"
+        path.write_text("\n".join([head, *rows[:row], ",".join(cells), *rows[row + 1 :]]))
+        with pytest.raises(ValueError, match=rf"column '{column}' .* 1e\+300") as error:
+            load(path)
+        told.add(str(error.value).split()[2])
+    assert told == {"must", "has"}  # of training rows, and of those held out
+
+
 def test_integers_larger_than_a_float_holds_are_rounded(path):
     head, *rows = path.read_text().splitlines()
     lines = (f"{row},{1732686934 * 10**9 + i * 10**9}" for i, row in enumerate(rows))

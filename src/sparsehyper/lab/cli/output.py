@@ -67,8 +67,12 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print one JSON document on stdout; raises ``RuntimeError`` for a number that JSON lacks."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise RuntimeError(f"the result has a number that is not finite: {error}") from error
+    typer.echo(text)
 
 
 def print_csv(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:

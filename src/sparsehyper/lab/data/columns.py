@@ -29,6 +29,7 @@ TARGETS = ("numbers", "classes")
 MISSING = "(missing)"
 _MOST_VALUES = 1000  # of a category
 _LARGEST = 1e100  # number that can be scaled
+_FARTHEST = 1e15  # scaled number to calculate with: its square is far below float32's limit
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ class Columns:
 
         Raises:
             KeyError: a column is missing.
-            ValueError: a column of numbers holds text.
+            ValueError: a column of numbers holds text, or one far beyond those of training.
         """
         parts = []
         for column in self.numbers:
             values = self._numbers(table, column.name)
             values = np.where(np.isnan(values), column.median, values)
-            parts.append(((values - column.mean) / column.scale)[:, None])
+            parts.append(_scaled(values, column)[:, None])
         for category in self.categories:
             texts = column_of(table, category.name)
             own = np.array([MISSING if text is None else str(text) for text in texts], dtype=object)
@@ -201,14 +202,14 @@ class Columns:
 
         Raises:
             KeyError: the column is missing.
-            ValueError: a target is missing, or is none of ``classes``.
+            ValueError: a target is missing, is none of ``classes``, or is a number far beyond those
+                of training.
         """
         values = self._numbers(table, self.target) if self.scaling else table.get(self.target)
         values = column_of(table, self.target) if values is None else values
         check_complete(values, self.target)
         if self.scaling is not None:
-            scaled = (values - self.scaling.mean) / self.scaling.scale
-            return torch.from_numpy(scaled.astype(np.float32))[:, None]
+            return torch.from_numpy(_scaled(values, self.scaling).astype(np.float32))[:, None]
         numbers = {name: i for i, name in enumerate(classes)}
         if unknown := set(values) - numbers.keys():
             raise ValueError(
@@ -242,6 +243,21 @@ class Columns:
             wrong = next((x for x in values if x is not None and not says_number(x)), values[0])
             raise ValueError(f"column {name!r} must hold numbers, as in training, got {wrong!r}")
         return values
+
+
+def _scaled(values: NDArray[np.float64], column: Numbers) -> NDArray[np.float64]:
+    """Numbers of a column as a model takes them; raises ``ValueError`` for one that it cannot."""
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float64] = (values - column.mean) / column.scale
+    far = np.flatnonzero(~(np.abs(scaled) <= _FARTHEST))
+    if len(far):
+        row = far[0]
+        raise ValueError(
+            f"column {column.name!r} has {values[row]:g} in row {row + 1}, which is too far from "
+            f"the training rows (mean {column.mean:g}, standard deviation {column.scale:g}) to "
+            "calculate with; correct it, or leave the row out"
+        )
+    return scaled
 
 
 def _fit_numbers(columns: Table) -> tuple[Numbers, ...]:
