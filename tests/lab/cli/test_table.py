@@ -250,6 +250,21 @@ def test_images_have_no_columns(command, tmp_path):
     assert "`--task-column` is for a table, *.csv or *.parquet" in done.err
 
 
+@pytest.mark.filterwarnings("always")
+def test_codes_that_lost_their_zeros_are_told(command, tmp_path):
+    """A spreadsheet drops them where a file has no other texts in that column."""
+    write_sites(tmp_path / "sites.csv", range(3), 20)
+    text = (tmp_path / "sites.csv").read_text()
+    (tmp_path / "sites.csv").write_text(text.replace("old", "01").replace("new", "02x"))
+    data = ("--data", tmp_path / "sites.csv", "--out", tmp_path / "run")
+    assert command("train", *data, *OPTIONS, "--steps", 10).code == 0
+    (tmp_path / "rows.csv").write_text(text.replace("old", "1").replace("new", "2"))
+    done = command("predict", tmp_path / "run", tmp_path / "rows.csv")
+    assert done.code == 0
+    assert "warning: column 'state': " in done.err
+    assert "rows have a value that training had not: '1', '2'; it had" in done.err
+
+
 @pytest.mark.parametrize("value", ["1e45", "1e300"])
 def test_a_number_too_large_is_refused_by_every_command(command, root, tmp_path, value):
     head, first, *rows = (root / "more.csv").read_text().splitlines()

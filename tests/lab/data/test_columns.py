@@ -61,7 +61,15 @@ def test_a_target_of_numbers_is_scaled_and_scaled_back(table, columns):
 
 def test_a_value_that_training_lacked_is_all_zeros(table, columns):
     table["state"] = np.array(["torn"] * 60, dtype=object)
-    assert not columns.encode(table)[:, 2:].any()
+    with pytest.warns(
+        UserWarning, match="column 'state': 60 of 60 rows .* had not: 'torn'; it had"
+    ):
+        assert not columns.encode(table)[:, 2:].any()
+
+
+def test_a_few_rows_with_other_values_are_usual(table, columns):
+    table["state"][:20] = "torn"
+    assert not columns.encode(table)[:20, 2:].any()
 
 
 def test_names_of_tasks_stay_text(table):
@@ -96,6 +104,37 @@ def test_a_column_of_ids_is_no_category(table):
     table["note"] = np.array([f"note {i}" for i in range(2400)], dtype=object)
     with pytest.raises(ValueError, match=r"column 'note' has 2,400 different texts"):
         Columns.fit(table, Samples.of_rows(np.arange(2400)), "site", "price", "numbers")
+
+
+WITH_COMMAS = {
+    "decimals": ["1,5", "2", "-0,25", None],
+    "thousands": ["1,000", "12,500,000", "7", None],
+    "both": ["1.234,5", "1 000,0", "3", "4"],
+}
+
+
+@pytest.mark.parametrize("cells", WITH_COMMAS.values(), ids=WITH_COMMAS)
+def test_numbers_with_commas_are_no_categories(table, cells):
+    table["note"] = np.array(cells * 15, dtype=object)
+    with pytest.raises(
+        ValueError, match=f"column 'note' has numbers with commas, such as '1.*{cells[0][-1]}'"
+    ):
+        Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+
+
+def test_texts_with_commas_are_categories(table):
+    table["note"] = np.array(["1,5", "Lille, France", "01", None] * 15, dtype=object)
+    rows = Samples.of_rows(np.arange(60))
+    fitted = Columns.fit(table, rows, "site", "price", "numbers")
+    assert fitted.categories[-1].values == ("(missing)", "01", "1,5", "Lille, France")
+
+
+def test_a_column_of_nearly_as_many_texts_as_rows_is_told(table):
+    table["note"] = np.array([f"note {i % 56}" for i in range(60)], dtype=object)
+    with pytest.warns(
+        UserWarning, match="column 'note' has 28 different texts in 30 training rows"
+    ):
+        Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
 
 
 @pytest.mark.parametrize("value", [1e25, 1e45, -1e300])

@@ -111,6 +111,16 @@ def test_numbers_too_large_to_scale_are_told_with_their_column(path):
         load(path)
 
 
+@pytest.mark.parametrize("targets", [None, "numbers"])
+def test_a_target_with_decimal_commas_makes_no_classes(path, targets):
+    head, *rows = (line.rpartition(",") for line in path.read_text().splitlines())
+    lines = (f'{row},"{"1,5" if float(price) > 100 else "2,5"}"' for row, _, price in rows)
+    path.write_text("\n".join(["".join(head), *lines]))
+    with pytest.raises(ValueError, match=r"column 'price' has numbers with commas, such as '.,5'"):
+        load(path, targets=targets)
+    assert load(path, targets="classes").classes[0] == ("1,5", "2,5")  # as was asked for
+
+
 @pytest.mark.parametrize("column", ["size", "price"])
 def test_a_number_too_large_is_told_whichever_split_its_row_is_in(path, column):
     head, *rows = path.read_text().splitlines()

@@ -10,6 +10,7 @@ run has to be unpickled.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -23,13 +24,21 @@ from sparsehyper._util.checks import check_number, check_type
 from sparsehyper._util.extras import require
 from sparsehyper._util.text import listed, says_number
 from sparsehyper.lab.data.sequences import Samples, Sequences
-from sparsehyper.lab.data.table_files import Table, check_complete, column_of, is_numbers
+from sparsehyper.lab.data.table_files import (
+    Table,
+    check_complete,
+    check_points,
+    column_of,
+    is_numbers,
+)
 
 TARGETS = ("numbers", "classes")
 MISSING = "(missing)"
 _MOST_VALUES = 1000  # of a category
 _LARGEST = 1e100  # number that can be scaled
 _FARTHEST = 1e15  # scaled number to calculate with: its square is far below float32's limit
+_LIKE_IDS = 0.8  # share of rows with a text of their own from which on a warning tells of it
+_FEWEST_ROWS = 20  # that tell so
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ class Columns:
             sequences: how rows make sequences, if they do.
 
         Raises:
-            ValueError: there is no input, or a column of text has too many values.
+            ValueError: there is no input, or a column of text has too many values, or numbers with
+                commas.
         """
         own = {task, target, *((sequences.column, sequences.order) if sequences else ())}
         inputs = [name for name in table if name not in own]
@@ -138,6 +148,8 @@ class Columns:
         texts = [name for name in inputs if name not in numbers]
         if not inputs:
             raise ValueError(f"a table needs columns beside {task!r} and {target!r}, got none")
+        for name in texts:
+            check_points(table[name], name)
         fitted = _fit_numbers({name: table[name][samples.rows] for name in numbers})
         categories = _fit_categories({name: table[name][samples.rows] for name in texts})
         for category in categories:
@@ -147,6 +159,7 @@ class Columns:
                     f"id or a sentence has, and at most {_MOST_VALUES:,} can be categories; leave "
                     "it out of the table, or turn it into numbers"
                 )
+            _warn_of_ids(category, table[category.name][samples.rows])
         scaling = None
         if targets == "numbers":
             (scaling,) = _fit_numbers({target: table[target][samples.first]})
@@ -181,6 +194,8 @@ class Columns:
     def encode(self, table: Table) -> Tensor:
         """The rows of a table as inputs, float32 ``[rows, inputs]``.
 
+        A warning tells of a column of categories most of whose values training lacked.
+
         Raises:
             KeyError: a column is missing.
             ValueError: a column of numbers holds text, or one far beyond those of training.
@@ -194,6 +209,7 @@ class Columns:
             texts = column_of(table, category.name)
             own = np.array([MISSING if text is None else str(text) for text in texts], dtype=object)
             parts.append(own[:, None] == np.array(category.values, dtype=object)[None])
+            _warn_of_unknown(category, own[~parts[-1].any(axis=1)], len(own))
         joined = np.concatenate([part.astype(np.float32) for part in parts], axis=1)
         return torch.from_numpy(joined)
 
@@ -279,6 +295,29 @@ def _fit_numbers(columns: Table) -> tuple[Numbers, ...]:
         Numbers(name, *(float(value) if math.isfinite(value) else 0.0 for value in values))
         for name, *values in rows
     )
+
+
+def _warn_of_ids(category: Category, texts: NDArray[Any]) -> None:
+    """Warn if nearly every row has a text of its own."""
+    given = sum(text is not None for text in texts)
+    kinds = len(set(category.values) - {MISSING})
+    if given >= _FEWEST_ROWS and kinds > _LIKE_IDS * given:
+        warnings.warn(
+            f"column {category.name!r} has {kinds} different texts in {given} training rows, as an "
+            "id or a sentence has; each becomes an input, which says nothing of other rows: leave "
+            "it out of the table, or turn it into numbers",
+            stacklevel=3,
+        )
+
+
+def _warn_of_unknown(category: Category, unknown: NDArray[Any], rows: int) -> None:
+    """Warn if most of ``rows`` have a value that training lacked; a few such rows are usual."""
+    if 2 * len(unknown) > rows:
+        warnings.warn(
+            f"column {category.name!r}: {len(unknown)} of {rows} rows have a value that training "
+            f"had not: {listed(sorted(set(unknown)))}; it had {listed(category.values)}",
+            stacklevel=3,
+        )
 
 
 def _fit_categories(columns: Table) -> tuple[Category, ...]:

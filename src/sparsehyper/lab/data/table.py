@@ -30,6 +30,7 @@ from sparsehyper.lab.data.splits import hold_out
 from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
+    check_points,
     column_of,
     is_numbers,
     read_table,
@@ -125,6 +126,8 @@ def load_table(
         column_of(table, order_column)
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
+    if targets != "classes" and not is_numbers(values):
+        check_points(values, target_column)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
         if values.dtype == bool:

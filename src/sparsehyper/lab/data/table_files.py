@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsehyper._util.extras import require
-from sparsehyper._util.text import listed
+from sparsehyper._util.text import listed, says_number
 
 SUFFIXES = (".csv", ".parquet")
 _BOOLEANS = {"true", "false"}
@@ -89,6 +90,17 @@ def check_complete(values: NDArray[Any], name: str) -> None:
         raise ValueError(
             f"column {name!r} must have a value in every row, got none in row {lacking[0] + 1} "
             f"(and {len(lacking) - 1} others); leave those rows out"
+        )
+
+
+def check_points(values: NDArray[Any], name: str) -> None:
+    """Raise ``ValueError`` if all texts of a column are numbers with decimal or other commas."""
+    texts = [text for text in values if text is not None]
+    commas = [text for text in texts if "," in text]
+    if commas and all(says_number(re.sub(r"[\s.,']", "", text)) for text in texts):
+        raise ValueError(
+            f"column {name!r} has numbers with commas, such as {commas[0]!r}, which are read as "
+            "text; write 1.5 and 1000.5, or, if they are no numbers, something without commas"
         )
 
 
