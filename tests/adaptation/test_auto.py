@@ -72,6 +72,18 @@ def test_one_example_a_class(make):
     assert adapted.interval[1] - adapted.interval[0] > 0.5
 
 
+def test_a_class_that_no_example_can_judge_counts_as_it_is_known(make):
+    """The only example of the second class says nothing while it is held out."""
+    y = torch.tensor([0, 0, 0, 0, 0, 1])
+    adapted = adapt_task(make(steps=30), "new", (torch.zeros(6, 6), y), method="linear")
+    assert accuracy(adapted.model, torch.zeros(6, 6), y) == pytest.approx(5 / 6)
+    assert adapted.accuracy < 5 / 6
+    x = 9.0 * y[:, None].repeat(1, 6)
+    apart = adapt_task(make(steps=30), "new", (x, y), method="linear")
+    assert accuracy(apart.model, x, y) == 1
+    assert adapted.accuracy < apart.accuracy < 1
+
+
 def test_known_tasks_tell_what_ways_are_worth_from_one_example_a_class(make):
     hnet = make(steps=30, head=Ridge())
     known = {f"known {i}": samples(i) for i in range(4)}

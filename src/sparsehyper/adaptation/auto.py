@@ -45,6 +45,7 @@ _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
 _RATE, _RATE_SPREAD = 0.25, 0.15
 FEW = 5  # samples of a class, with which known tasks help to choose
 _FOR_EMBEDDING = 0.1  # share of the time that the task's own embedding has at least
+_PIECE = 512  # samples at a time
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 _Fitted = tuple[Tensor, list[Tensor]] | None  # embedding and batch-norm statistics
@@ -238,7 +239,7 @@ def _adapt(
         [choice.temperatures[way] for way in choice.weights],
         start.outputs,
     ).eval()
-    accuracy, interval = _expected(choice, held, task, usual)
+    accuracy, interval = _expected(choice, held, task, usual, model)
     more: dict[int, float] = {}
     if accuracy is not None:
         rate = _rate(start, choice, held, seed, deadline)
@@ -304,18 +305,31 @@ def _fit(start: Start, choice: Choice, seed: int, deadline: float) -> dict[str, 
     return models
 
 
+@torch.no_grad()
 def _expected(
-    choice: Choice, held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]
+    choice: Choice,
+    held: HeldOut,
+    task: TaskSamples,
+    usual: Mapping[str, Usual],
+    model: nn.Module,
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Accuracy to expect, and its interval."""
+    """Accuracy to expect of the task's ``model``, and its interval."""
     if not task.n_classes:
         return None, None
     guess = 1 / task.n_classes
     skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
-    right = float(choice.right.sum()) + _PRIOR_COUNT * (guess + (1 - guess) * skill)
+    of_usual = guess + (1 - guess) * skill
     count = len(choice.right) + _PRIOR_COUNT
+    accuracy = (float(choice.right.sum()) + _PRIOR_COUNT * of_usual) / count
+    judged = torch.stack([held.judged[way] for way in choice.weights]).all(0)
+    rest = held.out & ~judged
+    if rest.any():  # usual at best: a class is not known whose own examples the model gets wrong
+        outputs = torch.cat([x.call(model) for x in task.x[rest].split(_PIECE)])
+        own = float((outputs.argmax(1) == task.y[rest]).float().mean())
+        share = int(rest.sum()) / int(held.out.sum())
+        accuracy = (1 - share) * accuracy + share * own * of_usual
     # A model of all samples errs less than those of folds.
-    errors = (1 - right / count) * (1 if held.once else held.share**_RATE)
+    errors = (1 - accuracy) * (1 if held.once else held.share**_RATE)
     # Models of overlapping samples err alike, so that n samples tell less than n.
     worth = count / (1 + held.folds[0] * (1 - held.share) / held.share)
     return 1 - errors, wilson((1 - errors) * worth, worth)
