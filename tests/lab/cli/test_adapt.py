@@ -325,6 +325,21 @@ def test_added_tasks_are_evaluated_on_validation_images(command, adapted, tmp_pa
     assert "needs a folder val/" in done.err
 
 
+def test_errors_of_evaluate_name_its_own_options(command, trained, adapted, tmp_path):
+    done = command("evaluate", adapted, "--added", trained / "hats")  # classes, and no task
+    assert "put <class>/*.png into a folder of the task's name (`adapt --task NAME` t" in done.err
+    done = command("evaluate", adapted, "--added", tmp_path / "nowhere")
+    assert f"error: no folder of images at {tmp_path / 'nowhere'}" in done.err
+    done = command("evaluate", adapted, "--data", tmp_path / "nowhere")
+    assert "it has moved, say where it is now: `evaluate` and `train --resume` take `--" in done.err
+    done = command("evaluate", adapted, "--added", trained / "hats", "--data", trained / "data")
+    assert "`--data` is for the data of the run, and those of `--added` are evaluated" in done.err
+    shutil.copytree(trained / "data", tmp_path / "data")
+    paint(tmp_path / "data" / "bags" / "new" / "x.png", (4, 4))
+    done = command("evaluate", adapted, "--data", tmp_path / "data")
+    assert "make them so, or train with an `image_size` to resize them to" in done.err
+
+
 @pytest.mark.filterwarnings("always")
 def test_a_task_that_was_hardly_learned_is_told_of(command, trained, tmp_path):
     write_task(tmp_path / "same" / "hats", {"old": 120, "new": 120}, count=40)
@@ -351,7 +366,7 @@ BAD = {
     "one class": (lambda d: shutil.rmtree(d / "old"), "hats", "has one class, 'new'"),
     "no images": (lambda d: [p.unlink() for p in d.rglob("*.png")], "hats", "has no images"),
     "corrupt": (lambda d: (d / "old" / "0.png").write_bytes(b"x"), "hats", "cannot read image"),
-    "no folder": (shutil.rmtree, "hats", "is not a directory"),
+    "no folder": (shutil.rmtree, "hats", "no folder of images at "),
 }
 
 

@@ -191,6 +191,10 @@ def test_known_images_are_asked_where_a_class_has_few(command, trained, tmp_path
         (["--restarts", "2", "--method", "all"], "`--restarts` is for `--method` 'embedding' a"),
         (["--tune-steps", "7"], "`--tune-steps` is for `--method` 'embedding' alone, got 7"),
         (
+            ["--tune-steps", "7", "--method", "embedding"],
+            "`--tune-steps` is for `--tune`, which is not given; got 7",
+        ),
+        (
             ["--seconds", "3", "--method", "embedding"],
             "`--seconds` is not for `--method` 'embedding', got 3",
         ),

@@ -244,6 +244,31 @@ def test_what_tables_cannot_do(command, root, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_for_images_alone_is_refused_or_not_spoken_of(command, root, tmp_path):
+    def refused(*words: object) -> str:
+        done = command(*words)
+        assert done.code == 2
+        assert not (tmp_path / "out").exists()
+        return done.err
+
+    new = ("adapt", root / "run", "--data", root / "new.csv", "--out", tmp_path / "out")
+    added = ("evaluate", root / "more", "--added", root / "more.csv")
+    for words in (new, added, ("predict", root / "more", root / "more.csv")):
+        assert "`--resize` is for images, and this run is of a table" in refused(*words, "--resize")
+    told = refused(*new, "--seconds", 5)
+    assert "`--seconds` is not for runs that predict numbers, got 5" in told
+    told = refused(*added, "--split", "val")
+    assert "`--split` must be 'test' for" in told
+    assert "folder" not in told
+    assert f"no table at {tmp_path}; give one file" in refused("predict", root / "more", tmp_path)
+
+
+@pytest.mark.filterwarnings("always")
+def test_tasks_that_were_added_are_rows(command, root):
+    done = command("evaluate", root / "more")
+    assert "not evaluated: '012', '013'; give a table with their rows as `--added`" in done.err
+
+
 def test_images_have_no_columns(command, tmp_path):
     done = command("train", "--data", "digits", "--task-column", "site", "--out", tmp_path / "run")
     assert done.code == 2

@@ -15,13 +15,13 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     data: Annotated[
-        str | None, typer.Option(help="The run's folder of images, if it has moved.")
+        str | None, typer.Option(help="The run's folder of images or table, if it has moved.")
     ] = None,
     added: Annotated[
         Path | None,
         typer.Option(
             help=r"Evaluate the tasks of this folder alone, such as tasks that were added: "
-            r"[train|test]/TASK/CLASS/\*.png."
+            r"[train|test]/TASK/CLASS/\*.png. For a run of a table, a table."
         ),
     ] = None,
     resize: Annotated[

@@ -50,10 +50,12 @@ def predict(
     """
     from sparsehyper._util.checks import check_choice
     from sparsehyper.lab.runs import predict_run, read_experiment
+    from sparsehyper.lab.runs.setup import check_of_images
 
     check_choice("format", format, _FORMATS)
     started, trust = time.perf_counter(), trust_target or ()
     if read_experiment(run, trust=trust).data.is_table:
+        check_of_images(resize)
         _predict_table(
             run, images, format, task=task, batch_size=batch_size, device=device, trust=trust
         )

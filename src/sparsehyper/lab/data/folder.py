@@ -36,7 +36,7 @@ TEST_FRACTION = 0.2
 _PARTS = ("train", "test", "val")
 _LAYOUT = "<task>/<class>/*.png, with or without train/ and test/ above"
 _TRAINING_LAYOUT = f"{_LAYOUT}; put <class>/*.png into a folder of the task's name"
-_TASKS_LAYOUT = f"{_LAYOUT}; for <class>/*.png give the `task`"
+_TASKS_LAYOUT = f"{_TRAINING_LAYOUT} (`adapt --task NAME` takes it as it is)"
 _ONE_TASK_LAYOUT = "<class>/*.png, with or without train/ and test/ above"
 
 # task → class → image files
@@ -142,7 +142,7 @@ def load_new_tasks(
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"`root` is not a directory: {root}")
+        raise FileNotFoundError(f"no folder of images at {root}")
     layout = _TASKS_LAYOUT if task is None else _ONE_TASK_LAYOUT
     trees = [_scan(part, layout, task) for part in _parts(root)]
     _check_trees(trees, root, layout)
@@ -311,7 +311,8 @@ def _read(
         seen = ", ".join(f"{h}×{w} ({n})" for (h, w), n in sizes.most_common(5))
         raise ValueError(
             f"images must be of one size (height × width), got {len(sizes)}: {seen}"
-            f"{', …' if len(sizes) > 5 else ''}; give an `image_size` to resize them to"
+            f"{', …' if len(sizes) > 5 else ''}; make them so, or train with an "
+            "`image_size` to resize them to"
         )
     pixels = decode_files(paths, grey=all(header.grey for header in headers), size=size)
     part = torch.tensor([part for part, _, _ in files])

@@ -156,8 +156,8 @@ def find_sequences(
         row = rows[1:][apart][0]
         raise ValueError(
             f"sequence {table[column][row]!r} of task {tasks[row]!r} has rows apart from one "
-            f"another (row {row + 1} is one of them); give an `order_column` to sort them by, or "
-            "names that do not repeat"
+            f"another (row {row + 1} is one of them); put them together, give names that do not "
+            "repeat, or train with an `order_column` to sort them by"
         )
     if order is not None:
         same = (np.diff(sequence[rows]) == 0) & (table[order][rows][1:] == table[order][rows][:-1])

@@ -108,7 +108,7 @@ def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> A
     """The file as an Arrow table; ``as_they_are`` takes all cells of a CSV file as text."""
     pa = require("pyarrow", "data")
     if not path.is_file():
-        raise FileNotFoundError(f"`source` is not a file: {path}")
+        raise FileNotFoundError(f"no table at {path}; give one file, *.csv or *.parquet")
     try:
         if path.suffix.lower() == ".csv":
             csv = require("pyarrow.csv", "data")

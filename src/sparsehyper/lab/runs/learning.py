@@ -115,8 +115,8 @@ def fit_tasks(
         task: name of the one task that the folder holds.
         method: one of `LEARNED_BY`; ``"auto"`` chooses, and with support sets is ``"examples"``. A
             baseline takes no other.
-        seconds: time to take for each task, about; not for ``"examples"``, ``"embedding"`` and
-            baselines.
+        seconds: time to take for each task, about; not for ``"examples"``, ``"embedding"``, numbers
+            and baselines.
         tune: part of each new task's model to train further, as `fine_tune` takes it; for
             ``"embedding"`` and baselines.
         tune_steps: number of updates of this training.
@@ -142,7 +142,8 @@ def fit_tasks(
             "follow from examples; take 'auto'"
         )
     given = {"tune": tune, "tune_steps": tune_steps, "tune_lr": tune_lr, **settings}
-    _check_settings(model, method, {"seconds": seconds, **given})
+    follows = method == "examples" or (info.are_numbers and method == "auto")
+    _check_settings(model, method, {"seconds": seconds, **given}, follows=follows)
     device = next(model.parameters()).device
     if tune is not None:
         some = normal([2, *info.image_shape], seeded(0)).float().to(device)
@@ -161,7 +162,7 @@ def fit_tasks(
     tuning = _Tuning(tune, tune_steps, tune_lr, seed)
     if not isinstance(model, HyperNetwork):
         learned = _last_layers(loaded, labelled, samples, tuning)
-    elif method == "examples" or (info.are_numbers and method == "auto"):
+    elif follows:
         learned = _following(model, labelled, samples)
     elif method == "embedding":
         learned = _embeddings(model, labelled, samples, tuning, settings)
@@ -192,8 +193,17 @@ def fit_tasks(
     return tasks, rows
 
 
-def _check_settings(model: nn.Module, method: str, given: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a setting out of range, or one that does not apply."""
+def _check_settings(
+    model: nn.Module, method: str, given: Mapping[str, Any], *, follows: bool
+) -> None:
+    """Raise ``ValueError`` for a setting out of range, or one that does not apply.
+
+    Args:
+        model: the run's model.
+        method: the method.
+        given: the other settings.
+        follows: whether models follow from the examples, without training.
+    """
     check_choice("method", method, LEARNED_BY)
     check_number("seconds", given["seconds"], above=0)
     check_integer("tune_steps", given["tune_steps"], minimum=1)
@@ -213,13 +223,16 @@ def _check_settings(model: nn.Module, method: str, given: Mapping[str, Any]) -> 
                 f"`{name}` is for hypernetworks; a run of {type(model).__name__} learns a last "
                 f"layer; got {value!r}"
             )
-        if not baseline and name == "seconds" and method in ("embedding", "examples"):
-            raise ValueError(f"`seconds` is not for `method` {method!r}, got {value!r}")
+        if not baseline and name == "seconds" and (follows or method == "embedding"):
+            of = "runs that predict numbers" if method == "auto" else f"`method` {method!r}"
+            raise ValueError(f"`seconds` is not for {of}, got {value!r}")
         if not baseline and name not in ("method", "seconds") and method != "embedding":
             raise ValueError(
                 f"`{name}` is for `method` 'embedding' alone, got {value!r} with `method` "
                 f"{method!r}"
             )
+        if name in ("tune_steps", "tune_lr") and given["tune"] is None:
+            raise ValueError(f"`{name}` is for `tune`, which is not given; got {value!r}")
 
 
 def _way_to_numbers(model: nn.Module, method: str) -> str:

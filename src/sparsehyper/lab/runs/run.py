@@ -161,7 +161,8 @@ def evaluate_run(
             images in it; a warning names them.
         added: a folder ``<task>/<class>/*.png`` with images of some of the tasks, such as those
             that were added, with or without ``train/`` and ``test/`` above, and ``val/``; these
-            alone are evaluated. Without those folders, all images are its test images.
+            alone are evaluated. Without those folders, all images are its test images. For a run
+            of a table, a table.
         resize: resize images of ``added`` of other sizes than the model takes.
         data_dir: folder of the named data sets' files.
         device: ``"auto"`` or a device such as ``"cpu"``.
@@ -175,6 +176,11 @@ def evaluate_run(
     check_choice("split", split, SPLITS)
     loaded, here = load_run(directory, trust=trust), processes(device)
     if added is not None:
+        if source is not None:
+            raise ValueError(
+                f"`source` is for the data of the run, and those of `added` are evaluated alone; "
+                f"got {source!r}"
+            )
         return _evaluate_folder(loaded, Path(added), split, here, resize=resize)
     if resize:
         raise ValueError("`resize` is for images of `added`; those of the run have its own size")
@@ -188,9 +194,10 @@ def evaluate_run(
         )
     entries = loaded.task_list.entries
     if new := [entry.name for entry in entries if entry.row is None]:
+        holder = "a table" if data.is_table else "a folder"
         warnings.warn(
-            f"tasks that were added are not evaluated: {listed(new)}; give a folder with their "
-            "images as `added`",
+            f"tasks that were added are not evaluated: {listed(new)}; give {holder} with their "
+            f"{data.samples} as `added`",
             stacklevel=2,
         )
     batches = {
@@ -231,6 +238,10 @@ def _evaluate_folder(
             )
         parts = {"train": one.train, "val": one.val, "test": one.test or one.train}
         images = parts[split]
+        if images is None and info.columns is not None:
+            raise ValueError(
+                f"`split` must be 'test' for {folder}, all of whose rows are tested on, got 'val'"
+            )
         if images is None:
             raise ValueError(f"`split` 'val' needs a folder val/ in {folder}, which has none")
         x, y = info.normalise(images.pixels), images.labels

@@ -76,8 +76,15 @@ def read_new_tasks(
 ) -> list[LabelledTask]:
     """Read new tasks for a trained model, as `load_new_tasks` or `load_new_rows` does."""
     if info.columns is not None:
+        check_of_images(resize)
         return load_new_rows(Path(data), info.columns, info.classes[0], task=task)
     return load_new_tasks(data, info.image_shape, task=task, resize=resize)
+
+
+def check_of_images(resize: bool) -> None:
+    """Raise ``ValueError`` if the rows of a table are to be resized."""
+    if resize:
+        raise ValueError("`resize` is for images, and this run is of a table")
 
 
 def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> Source:
@@ -89,8 +96,9 @@ def source_of(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> 
     raise FileNotFoundError(
         "`source` must be a folder of images, a table (*.csv, *.parquet) or one of "
         f"{', '.join(map(repr, SOURCES))}, or several joined by '+'; got "
-        f"{data.source!r}, which is none of them; if it has moved, say where it is now (`train "
-        "--resume --data NEW` records it, for a finished run too)"
+        f"{data.source!r}, which is none of them; if it has moved, say where it is now: `evaluate` "
+        "and `train --resume` take `--data`, and the latter records it in a run whose tasks are "
+        "those that it was trained on"
     )
 
 
