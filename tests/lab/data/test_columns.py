@@ -159,15 +159,31 @@ FILES = {
     "no rows": ("a,b\n", "must have at least one row"),
     "twice": ("a,a\n1,2\n", "has a column twice"),
     "infinite": ("a\ninf\n", "must hold finite numbers"),
+    "semicolons": (
+        "a;b\n1,5;2\n",
+        "must have commas between its columns.* begins with 'a;b'; save",
+    ),
+    "semicolons alone": ("a;b\n1;2\n", "commas between its columns, and decimal points"),
+    "tabs": ("a\tb\n1\t2\n", "must have commas between its columns"),
+    "Latin-1": ("a,b\nMünchen,2\n", "'a' holds bytes that are no text in UTF-8; save it as CSV"),
+    "Latin-1 in its head": ("Straße,b\n1,2\n", "t.csv is no text in UTF-8; save it as CSV"),
     "no table": ("a,b\n1\n", "cannot be read as a table"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), FILES.values(), ids=FILES)
 def test_files_that_are_refused(tmp_path, text, message):
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "t.csv")
+
+
+def test_names_of_tasks_in_latin_1_are_told(tmp_path):
+    (tmp_path / "t.csv").write_bytes("a,b\nMünchen,2\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"cannot be read as a table: .*; save it as CSV with commas"
+    ):
+        read_table(tmp_path / "t.csv", ["a"])
 
 
 @pytest.mark.parametrize("change", [{"scale": 0}, {"mean": "1"}, {"median": float("nan")}])

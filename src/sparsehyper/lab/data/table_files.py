@@ -14,6 +14,8 @@ from sparsehyper._util.extras import require
 from sparsehyper._util.text import listed, says_number
 
 SUFFIXES = (".csv", ".parquet")
+_LONGEST_HEAD = 2**20  # bytes
+_SAVE_AS = "save it as CSV with commas and UTF-8, or as parquet"
 _BOOLEANS = {"true", "false"}
 
 Table = dict[str, NDArray[Any]]
@@ -111,6 +113,7 @@ def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> A
         raise FileNotFoundError(f"no table at {path}; give one file, *.csv or *.parquet")
     try:
         if path.suffix.lower() == ".csv":
+            _check_head(path)
             csv = require("pyarrow.csv", "data")
             if as_they_are:
                 with csv.open_csv(path) as head:
@@ -120,12 +123,28 @@ def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> A
         else:
             found = require("pyarrow.parquet", "data").read_table(path)
     except pa.ArrowException as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+        remedy = f"; {_SAVE_AS}" if "UTF8" in str(error) else ""
+        raise ValueError(f"{path} cannot be read as a table: {error}{remedy}") from error
     if not len(found):
         raise ValueError(f"{path} must have at least one row, got none")
     if len(set(found.column_names)) < len(found.column_names):
         raise ValueError(f"{path} has a column twice: {listed(found.column_names)}")
     return found
+
+
+def _check_head(path: Path) -> None:
+    """Raise ``ValueError`` for a CSV file of another encoding or separator, as programs write."""
+    with path.open("rb") as file:
+        head = file.readline(_LONGEST_HEAD)
+    try:
+        text = head.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; {_SAVE_AS}") from None
+    if "," not in text and (";" in text or "\t" in text):
+        raise ValueError(
+            f"{path} must have commas between its columns, and decimal points, but begins with "
+            f"{text.strip()[:80]!r}; {_SAVE_AS}"
+        )
 
 
 def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
@@ -145,6 +164,8 @@ def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
         values = column.cast(pa.float64(), safe=False).to_numpy()  # rounds large integers
     except pa.ArrowException:
         values = None
+    if pa.types.is_binary(kind):
+        raise ValueError(f"column {name!r} holds bytes that are no text in UTF-8; {_SAVE_AS}")
     if values is None or not _is_number(pa.types, kind):
         raise ValueError(
             f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
