@@ -102,6 +102,39 @@ def test_inputs_without_samples_in_common_are_refused():
         Inputs.cat([Inputs.of(A), Inputs.of(A[:, :2])])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"a": A, "b": A + 9}, {"b": A + 9, "a": A}),
+        (({"a": A, "b": [A + 9]}, 1), ({"b": [A + 9], "a": A}, 1)),
+    ],
+)
+def test_the_order_of_keys_does_not_matter(first, second):
+    batches = [Inputs.of(first), Inputs.of(second)]
+    assert batches[0].form == batches[1].form
+    joined = Inputs.cat(batches)
+    for tensor, expected in zip(joined.tensors, (A, A + 9), strict=True):
+        torch.testing.assert_close(tensor, torch.cat([expected, expected]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ({"p": A, "q": A}, {"p": A, "r": A}, "p, q and p, r"),
+        ({"p": A, "flag": True}, {"p": A, "flag": False}, "p, flag=True and p, flag=False"),
+        ({"p": A, "flag": True}, {"p": A}, "p, flag=True and p"),
+        ({"p": A, "of": {}}, {"p": A}, "p, of={} and p"),
+        ({"p": A, "q": {"r": A}}, {"p": A, "q": A}, r"p, q\.r and p, q"),
+        ((A, torch.tensor(1)), (A, torch.tensor(2)), r"0, 1=tensor\(1\) and 0, 1=tensor\(2\)"),
+        ((A, 1), (A, A), "0, 1=1 and 0, 1"),
+        (A, {"p": A}, "0 and p"),
+    ],
+)
+def test_batches_of_other_arguments_are_not_joined(first, second, found):
+    with pytest.raises(ValueError, match=f"same arguments in all batches, .*, got {found}$"):
+        Inputs.cat([Inputs.of(first), Inputs.of(second)])
+
+
 def test_logits_are_taken_from_outputs_that_hold_some():
     class Outputs(OrderedDict):
         pass

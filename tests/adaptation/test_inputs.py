@@ -157,6 +157,21 @@ def test_arrays_and_batches_are_as_good_as_tensors(kind):
         torch.testing.assert_close(found, expected)
 
 
+def test_the_order_of_keys_and_flags_of_a_task_change_nothing():
+    x, y = sentences(1)
+    expected = fit_embedding(made(Sentences), "new", (x, y), steps=3).embedding
+    parts = [{k: v[:30] if isinstance(v, Tensor) else v for k, v in x.items()}]
+    parts += [{k: x[k][30:] if isinstance(x[k], Tensor) else x[k] for k in reversed(x)}]
+    given = [(part, y[30 * i : 30 * i + 30]) for i, part in enumerate(parts)]
+    found = fit_embedding(made(Sentences), "new", given, steps=3).embedding
+    torch.testing.assert_close(found, expected)
+    # Tasks that call the target in different ways are run apart.
+    plain = {k: v for k, v in x.items() if k != "return_dict"}
+    both = fit_embeddings(made(Sentences), {"new": (x, y), "other": (plain, y)}, steps=3)
+    torch.testing.assert_close(both["new"].embedding, expected)
+    torch.testing.assert_close(both["other"].embedding, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_embedding_beyond_it_and_predictions(kind):
     module, samples = KINDS[kind]

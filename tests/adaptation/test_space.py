@@ -110,3 +110,19 @@ def test_targets_that_give_no_tensor_are_refused():
     hnet = HyperNetwork(Two(), Sparse(), TaskEmbedding(["a"], dim=16))
     with pytest.raises(ValueError, match=r"`hnet` must give outputs \[n, …\] of n .*, got tuple"):
         fit_space(hnet, [samples(0)])
+
+
+def test_inputs_by_name_in_any_order_are_the_same():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+
+        def forward(self, p, q):
+            return self.layer(torch.cat([p, q], 1))
+
+    x, y = samples(0)
+    hnet = HyperNetwork(Two(), Sparse(), TaskEmbedding(["a", "b"], dim=8))
+    first, second = {"q": x[:, :2], "p": x[:, 2:]}, {"p": x[:, 2:], "q": x[:, :2]}
+    space, _ = fit_space(hnet, [(first, y), (second, y)])
+    torch.testing.assert_close(space.locate(hnet, first), space.locate(hnet, second))

@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
 
+Place = tuple[Any, ...]  # the keys and numbers that lead to a part of nested arguments
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -72,9 +74,25 @@ class Inputs:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if _is_samples(leaf)]
 
     @property
+    def in_fixed_order(self) -> list[Tensor]:
+        """The tensors of samples in an order that is not that of the keys of dicts."""
+        leaves = _leaves((self.args, self.kwargs))
+        found = [(list(map(repr, place)), leaf) for place, leaf in leaves if _is_samples(leaf)]
+        return [leaf for _, leaf in sorted(found, key=lambda one: one[0])]
+
+    @property
     def device(self) -> torch.device:
         """The device of the first tensor."""
         return self.tensors[0].device
+
+    @property
+    def form(self) -> dict[Place, Any]:
+        """The shape of a sample of each tensor, a list, and what is the same for all samples.
+
+        The inputs of one form can be joined. The order of the keys of dicts does not matter.
+        """
+        leaves = _leaves((self.args, self.kwargs))
+        return {k: list(v.shape[1:]) if _is_samples(v) else (v,) for k, v in leaves}
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -105,14 +123,14 @@ class Inputs:
         first = several[0]
         if len(several) == 1:
             return first
-        shapes = [[list(tensor.shape[1:]) for tensor in one.tensors] for one in several]
-        if other := [shape for shape in shapes if shape != shapes[0]]:
-            raise ValueError(
-                f"inputs must have samples of one shape, got {shapes[0]} and {other[0]}; pad "
-                "sequences to one length"
-            )
-        columns = zip(*(one.tensors for one in several), strict=True)
-        return first.with_tensors([torch.cat(column) for column in columns])
+        form = first.form
+        for other in (one.form for one in several):
+            if other != form:
+                raise ValueError(_difference(form, other))
+        # By their places, as the keys of dicts may come in another order.
+        found = [dict(_leaves((one.args, one.kwargs))) for one in several]
+        places = [place for place, shape in form.items() if isinstance(shape, list)]
+        return first.with_tensors([torch.cat([own[place] for own in found]) for place in places])
 
     def with_tensors(self, tensors: Sequence[Any]) -> Inputs:
         """The same arguments with other tensors of samples, in the order of `tensors`."""
@@ -173,6 +191,40 @@ def _pair(value: Any) -> tuple[Any, Tensor] | None:
     x, y = value[0], as_tensor(value[1])
     single = isinstance(x, Tensor) and not x.ndim
     return None if single or not _is_samples(y) else (x, y)
+
+
+def _leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """The parts of nested arguments that hold no others, and their places."""
+    parts = pytree.tree_leaves(tree, is_leaf=lambda part: part is not tree)
+    if not parts or parts[0] is tree:
+        yield place, tree
+        return
+    keys = tree if isinstance(tree, dict) else range(len(parts))
+    for key, part in zip(keys, parts, strict=True):
+        yield from _leaves(part, (*place, key))
+
+
+def _difference(form: dict[Place, Any], other: dict[Place, Any]) -> str:
+    """What keeps inputs of two forms apart."""
+    a, b = ({k: v for k, v in one.items() if isinstance(v, list)} for one in (form, other))
+    if a != b and a.keys() == b.keys():
+        return (
+            f"inputs must have samples of one shape, got {list(a.values())} and "
+            f"{[b[place] for place in a]}; pad sequences to one length"
+        )
+    return (
+        "inputs must have the same arguments in all batches, and those that are no samples must "
+        f"be equal, got {_described(form)} and {_described(other)}"
+    )
+
+
+def _described(form: dict[Place, Any]) -> str:
+    """The arguments of a form, for an error."""
+    return ", ".join(
+        ".".join(map(str, place[1:])) + ("" if isinstance(shape, list) else f"={shape[0]!r}")
+        for place, shape in form.items()
+        if place[1:]
+    )
 
 
 def _is_samples(leaf: Any) -> bool:

@@ -206,16 +206,14 @@ class Fitter:
 
         Args:
             counts: number of samples of each embedding; a group's fit into memory.
-            *inputs: inputs of each; those of a group have one shape.
+            *inputs: inputs of each; those of a group have one form.
         """
-        shapes = [
-            [t.shape[1:] for x in own for t in x.tensors] for own in zip(*inputs, strict=True)
-        ]
+        forms = [[x.form for x in own] for own in zip(*inputs, strict=True)]
         groups, first, samples = [], 0, 0
         most = max(1, _MOST_GENERATED // self._hnet.target.numel)
         for i, count in enumerate(counts):
             full = samples + count > _MOST_SAMPLES or i - first == most
-            if i > first and (full or shapes[i] != shapes[first]):
+            if i > first and (full or forms[i] != forms[first]):
                 groups.append(slice(first, i))
                 first, samples = i, 0
             samples += count

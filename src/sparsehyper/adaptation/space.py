@@ -189,7 +189,7 @@ def _describe(model: nn.Module, x: Any, *, ends: bool) -> tuple[Tensor, Tensor]:
         ends: whether the model has its last layer; else its outputs are the features.
     """
     pieces = Inputs.of(x).split(_BATCH)
-    inputs = torch.cat([torch.cat(list(map(_reduced, some.tensors)), 1) for some in pieces])
+    inputs = torch.cat([torch.cat(list(map(_reduced, some.in_fixed_order)), 1) for some in pieces])
     return inputs, torch.cat([_features(model, some, ends=ends) for some in pieces])
 
 
