@@ -191,6 +191,31 @@ def test_identify_task_refuses_what_does_not_fit():
         identify_task(hnet, profiles, x, significance=2)
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite_are_named(wrong):
+    hnet, profiles = known()
+    x, y = drawn(0, 2, 60)
+    x[3, 2] = x[40, 0] = wrong
+    message = "must be finite numbers, got others in 2 of 60 samples, counted from 0: 3, 40$"
+    with pytest.raises(ValueError, match=f"^`x` {message}"):
+        identify_task(hnet, profiles, x)
+    for refused in (
+        lambda: task_profiles(hnet, {"left": [(x[:30], y[:30]), (x[30:], y[30:])]}),
+        lambda: task_profiles(hnet, {"left": drawn(0, 1)}, validation={"left": (x, y)}),
+        lambda: profiles.add(hnet, {"left": (x, y)}),
+    ):
+        with pytest.raises(ValueError, match=f"^inputs of task 'left' {message}"):
+            refused()
+
+
+def test_features_that_are_not_finite_are_refused():
+    hnet, profiles = known()
+    with torch.no_grad():
+        hnet.conditioner.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="features that `hnet` gives .* for 200 of 200 samples"):
+        task_profiles(hnet, {"left": drawn(0, 1)})
+
+
 @pytest.mark.parametrize(
     "conditioner", [InputEncoder(nn.Linear(6, 8), 8), SupportSet(nn.Linear(6, 8), 8, 3), Noise(8)]
 )

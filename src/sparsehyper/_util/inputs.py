@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.text import listed
 
 Place = tuple[Any, ...]  # the keys and numbers that lead to a part of nested arguments
 
@@ -112,6 +113,16 @@ class Inputs:
     def call(self, module: Callable[..., Any], **more: Any) -> Any:
         """What a module returns for the samples, by `logits_of`."""
         return logits_of(module(*self.args, **self.kwargs, **more))
+
+    def check_finite(self, of: str) -> None:
+        """Raise ``ValueError`` if numbers of some samples, which ``of`` names, are not finite."""
+        numbers = [t for t in self.tensors if t.is_floating_point()]
+        rows = [(~tensor.isfinite()).nonzero()[:, 0] for tensor in numbers]
+        if wrong := torch.cat(rows).unique().tolist() if rows else []:
+            raise ValueError(
+                f"{of} must be finite numbers, got others in {len(wrong)} of {len(self)} samples, "
+                f"counted from 0: {listed(wrong)}"
+            )
 
     @staticmethod
     def cat(several: Sequence[Inputs]) -> Inputs:

@@ -65,7 +65,8 @@ def identify_task(
 
     Raises:
         TypeError: ``x`` are no inputs, or ``profiles`` are not profiles.
-        ValueError: no samples, inputs of another shape, or labels that no task has.
+        ValueError: no samples, inputs of another shape or that are not finite, or labels that no
+            task has.
     """
     if not isinstance(profiles, TaskProfiles):
         raise TypeError(
@@ -75,6 +76,7 @@ def identify_task(
     x = Inputs.of(x, "`x`").to(hnet.device)
     if len(x) == 0:
         raise ValueError("`x` must hold at least one sample, got none")
+    x.check_finite("`x`")
     if y is not None:
         y = class_numbers("`y`", as_tensor(y), len(x)).to(x.device)
     space, tasks = profiles.space, list(profiles.tasks.values())

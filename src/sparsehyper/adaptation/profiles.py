@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_type, is_whole
-from sparsehyper._util.inputs import Inputs
+from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation.samples import Samples, TaskSamples
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
@@ -236,7 +236,8 @@ def task_profiles(
     Raises:
         TypeError: the hypernetwork knows no tasks by name, or ``tasks`` is not a mapping.
         KeyError: an unknown task.
-        ValueError: a task without samples, or nothing that differs within classes.
+        ValueError: a task without samples, inputs that are not finite, or nothing that differs
+            within classes.
 
     >>> from sparsehyper import Sparse, TaskEmbedding, identify_task
     >>> hnet = HyperNetwork(torch.nn.Linear(5, 2), Sparse(), TaskEmbedding(["low", "high"], dim=8))
@@ -266,7 +267,10 @@ def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tup
     device, gathered = hnet.device, {}
     for name, samples in tasks.items():
         hnet.tasks.index(name)
-        found = TaskSamples.of(name, samples, None, False, device)
+        batches = list(labelled(f"the samples of task {name!r}", samples))
+        if batches:
+            Inputs.cat([x for x, _ in batches]).check_finite(f"inputs of task {name!r}")
+        found = TaskSamples.of(name, batches, None, False, device)
         classes = is_whole(found.y) and found.y.ndim == 1 and bool((found.y >= 0).all())
         y = found.y.long() if classes else torch.zeros(len(found.x), dtype=torch.long).to(device)
         gathered[name] = found.x, y

@@ -190,7 +190,13 @@ def _describe(model: nn.Module, x: Any, *, ends: bool) -> tuple[Tensor, Tensor]:
     """
     pieces = Inputs.of(x).split(_BATCH)
     inputs = torch.cat([torch.cat(list(map(_reduced, some.in_fixed_order)), 1) for some in pieces])
-    return inputs, torch.cat([_features(model, some, ends=ends) for some in pieces])
+    features = torch.cat([_features(model, some, ends=ends) for some in pieces])
+    if wrong := int((~features.isfinite()).any(1).sum()):
+        raise ValueError(
+            f"the features that `hnet` gives must be finite, got others for {wrong} of "
+            f"{len(features)} samples; look at its parameters"
+        )
+    return inputs, features
 
 
 def _reduced(x: Tensor) -> Tensor:
