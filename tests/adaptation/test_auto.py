@@ -222,6 +222,30 @@ def test_one_sample_and_inputs_that_are_one_number(make):
         )
 
 
+@pytest.mark.parametrize("method", ["linear", "head"])
+def test_labels_of_another_precision_are_as_good(make, method):
+    x, _ = samples(99)
+    y = x[:, :3] - 1
+    for given in (y, y.double()):
+        adapted = adapt_task_within(
+            make(), "new", (x, given), method=method, loss=nn.MSELoss(), seconds=1.0
+        )
+        assert adapted.model(x).dtype == torch.float32
+        assert adapted.ways[method].loss < 2
+
+
+@pytest.mark.parametrize(("method", "head"), [("linear", Ridge()), ("head", None)])
+def test_a_hypernetwork_in_bfloat16(make, head, method):
+    hnet = make(head=head).bfloat16()
+    x, y = samples(99)
+    x = x.bfloat16()
+    adapted = adapt_task_within(hnet, "new", (x, y), method=method, seconds=1.0)
+    assert {p.dtype for p in adapted.model.parameters()} == {torch.bfloat16}
+    if method == "linear":
+        assert accuracy(adapted.model, x, y) > 0.8
+    assert hnet.embedding("new").dtype == torch.bfloat16
+
+
 class Scalars(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -264,6 +264,19 @@ def squared(outputs, y):
     return (outputs - y).square().mean(1)
 
 
+@pytest.mark.parametrize("space", ["free", "mixture"])
+def test_losses_of_another_precision(make, space):
+    x, y = samples(9)
+    narrow = make().bfloat16()
+    fit = fit_embedding(narrow, "new", (x.bfloat16(), y), space=space, steps=5)
+    assert narrow.embedding("new").dtype == torch.bfloat16
+    assert fit.loss < 1.1
+    of = [(x, x[:, :3].to(dtype)) for dtype in (torch.float32, torch.float64)]
+    a, b = [fit_embedding(make(), "new", s, loss=nn.MSELoss(), space=space, steps=5) for s in of]
+    assert a.embedding.dtype == b.embedding.dtype == torch.float32
+    torch.testing.assert_close(a.embedding, b.embedding)
+
+
 def test_batches_are_gathered(make):
     x, y = samples(5)
     whole = fit_embedding(make(), "new", (x, y), steps=5)

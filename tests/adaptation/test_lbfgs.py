@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sparsehyper.adaptation.lbfgs import minimize
@@ -89,3 +90,19 @@ def test_many_rounds_in_single_precision_stay_at_the_minimum():
     points, values = minimize(rosenbrock, STARTS.float(), 400)
     assert values.isfinite().all()
     torch.testing.assert_close(points, torch.ones_like(points), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("start", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", [torch.float64, torch.float32, torch.bfloat16])
+def test_points_keep_their_precision_whatever_that_of_the_loss(start, loss):
+    seen = set()
+
+    def bowl(points):
+        seen.add(points.dtype)
+        return (points**2).sum(1).to(loss), (2 * points).to(loss)
+
+    points, values = minimize(bowl, torch.ones(2, 3, dtype=start), 6)
+    own = torch.promote_types(start, torch.float32)
+    assert seen == {own}
+    assert points.dtype == values.dtype == own
+    assert points.abs().max() < 0.1

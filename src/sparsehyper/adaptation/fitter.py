@@ -165,7 +165,7 @@ class Fitter:
         return found, [table.unflatten(0, start.shape[:2]) for table in statistics]
 
     def _embeddings(self, points: Tensor, space: str) -> Tensor:
-        return points if space == "free" else points.softmax(-1) @ self._known
+        return points if space == "free" else points.softmax(-1) @ self._known.to(points)
 
     def _mean_losses(
         self, tasks: list[TaskSamples], counts: list[int], statistics: list[Tensor], space: str

@@ -46,7 +46,7 @@ def minimize(
 
     Returns:
         The best points found, ``[problems, dim]``, and their values ``[problems]``, which are never
-        above the initial ones.
+        above the initial ones; in the precision of ``start``, but at least in float32.
 
     >>> def bowls(x: Tensor) -> tuple[Tensor, Tensor]:
     ...     weights = torch.tensor([[1.0, 10.0], [5.0, 1.0]])
@@ -54,8 +54,13 @@ def minimize(
     >>> bool((minimize(bowls, torch.ones(2, 2), 20)[0].abs() < 1e-3).all())
     True
     """
-    x = start
-    value, gradient = evaluate(x)
+    x = start.to(torch.promote_types(start.dtype, torch.float32))
+
+    def at(points: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = evaluate(points)  # a loss may be of another precision
+        return value.to(x), gradient.to(x)
+
+    value, gradient = at(x)
     # The first step has the length of the gradient, at most 1.
     scale = 1 / gradient.norm(dim=1).clamp(min=1)
     direction = -scale[:, None] * gradient
@@ -65,7 +70,7 @@ def minimize(
         if time.perf_counter() > deadline:
             break
         tried = x + step[:, None] * direction
-        found, gradient_there = evaluate(tried)
+        found, gradient_there = at(tried)
         slope = _dot(gradient, direction)
         taken = (found <= value + _MIN_DECREASE * step * slope) & (slope < 0)
 

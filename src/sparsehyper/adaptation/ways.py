@@ -345,6 +345,7 @@ def _solved(
 ) -> tuple[Tensor, Tensor]:
     """Weight ``[outputs, F]`` and bias of the linear layer of least loss under a penalty."""
     count, width = features.shape
+    given, features = features, features.to(torch.promote_types(features.dtype, torch.float32))
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
     centred = (features - mean) / scale
@@ -361,4 +362,4 @@ def _solved(
     first = features.new_zeros(1, outputs * (width + 1))
     found = minimize(evaluate, first, _LINEAR_STEPS, deadline)[0][0]
     weight = found[outputs:].view(outputs, width) / scale
-    return weight, found[:outputs] - weight @ mean
+    return weight.to(given), (found[:outputs] - weight @ mean).to(given)
