@@ -247,6 +247,59 @@ def test_numbers_are_predicted_by_ridge() -> None:
         hnet(x[:100], task="a", solve_for=y[:100, 0])
 
 
+@pytest.mark.parametrize("head", KINDS)
+@pytest.mark.parametrize("count", [3, 60])  # as many samples as outputs, and more
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.bool])
+def test_class_numbers_of_any_integer_type(head: Head, count: int, dtype: torch.dtype) -> None:
+    hnet = made(head).eval()
+    x, y = samples(0)
+    x, y = x[:count], (y[:count] > 0).long()
+    hnet.solve_head("a", (x, y))
+    assert hnet.head is not None
+    weight = hnet.head.weight[0].clone()
+    hnet.solve_head("a", (x, y.to(dtype)))
+    torch.testing.assert_close(hnet.head.weight[0], weight)
+    each = torch.arange(count) % 3
+    for task in ("a", each):
+        expected = hnet(x, task=task, solve_for=y)
+        torch.testing.assert_close(hnet(x, task=task, solve_for=y.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_labels_that_are_no_class_numbers_are_refused(head: Head) -> None:
+    hnet = made(head).eval()
+    x, y = samples(0)
+    message = "^labels of a head of classes must be class numbers"
+    for wrong, found in (
+        (y + 0.9, r", a tensor of integers \[60\], .*float32; for numbers use `Ridge\(targets='n"),
+        (y[:, None], r", .*, got shape \[60, 1\]"),
+        (y - 1, " from 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message + found):
+            hnet.solve_head("a", (x, wrong))
+        for task in ("a", torch.arange(60) % 3):
+            with pytest.raises(ValueError, match=message + found):
+                hnet(x, task=task, solve_for=wrong)
+    assert hnet.head is not None
+    assert not hnet.head.weight.any()
+
+
+def test_a_head_of_what_is_not_finite_is_not_kept() -> None:
+    hnet = made(Ridge(targets="numbers")).eval()
+    x, _ = samples(0)
+    bad_x, bad_y = x.clone(), x[:, :3].clone()
+    bad_x[4, 1], bad_y[7, 2] = torch.nan, torch.inf
+    for examples, what in (((bad_x, x[:, :3]), "features"), ((x, bad_y), "labels")):
+        message = f"{what} of the `examples` of task 'a' must be finite, .* for 1 of 60"
+        with pytest.raises(ValueError, match=message):
+            hnet.solve_head("a", examples)
+        with pytest.raises(ValueError, match=message):
+            hnet.fit_head_prior({"b": (x, x[:, :3]), "a": examples})
+    assert hnet.head is not None
+    assert not hnet.head.weight.any()
+    assert not hnet.head.prior_noise.any()
+
+
 def test_a_prior_of_heads_helps_a_new_task_with_few_rows(tmp_path) -> None:
     torch.manual_seed(0)
     names = [f"site{i}" for i in range(12)]

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_choice, check_type, read_kind
+from sparsehyper._util.checks import check_choice, check_type, class_numbers, read_kind
 from sparsehyper._util.last_layer import last_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
@@ -100,7 +100,7 @@ class Ridge(Head):
     Args:
         layer: as for `Head`.
         targets: ``"classes"``: class numbers ``[n]``, and outputs are logits; or ``"numbers"``:
-            numbers ``[n, outputs]`` or ``[n]``, and outputs are predictions of them.
+            numbers ``[n, outputs]``, and outputs are predictions of them.
     """
 
     targets: str = "classes"
@@ -201,7 +201,11 @@ class SolvedHead(nn.Module):
         Returns:
             Weight ``[outputs, features]`` and bias ``[outputs]``; at least one output for each
             class.
+
+        Raises:
+            ValueError: labels that are neither, or not those of the head.
         """
+        y = self._labels(y, len(features))
         targets, present = self._targets(y, n_classes)
         if not self.classes and self.prior_noise.all():
             prior = LayerPrior(self.prior_mean, self.prior_covariance, self.prior_noise)
@@ -234,6 +238,7 @@ class SolvedHead(nn.Module):
             task: task of each sample, ``[n]``; None if all are of one.
         """
         self.check(features)
+        y = self._labels(y, len(features))
         if task is None:
             return self._leave_one_out(features, y, n_classes)
         if self.classes and len(y):
@@ -277,7 +282,7 @@ class SolvedHead(nn.Module):
                 "a prior of heads needs `Ridge(targets='numbers')` and at least 2 tasks, got "
                 f"{self.kind} and {len(tasks)}"
             )
-        prior = fit_prior([(features, self._targets(y)[0]) for features, y in tasks])
+        prior = fit_prior([(features, self._labels(y, len(features))) for features, y in tasks])
         self.prior_mean.copy_(prior.mean)
         self.prior_covariance.copy_(prior.covariance)
         self.prior_noise.copy_(prior.noise)
@@ -330,19 +335,32 @@ class SolvedHead(nn.Module):
             "layer by `layer`"
         )
 
+    def _labels(self, y: Tensor, count: int) -> Tensor:
+        """Labels as class numbers, int64 ``[n]``, or as numbers ``[n, outputs]``; ``count`` is n.
+
+        Raises:
+            ValueError: they are neither.
+        """
+        if self.classes:
+            remedy = "; for numbers use `Ridge(targets='numbers')`"
+            y = y.long() if y.dtype == torch.bool else y
+            return class_numbers("labels of a head of classes", y, count, remedy)
+        outputs = self.bias.shape[1]
+        targets = y[:, None] if y.ndim == 1 else y
+        if targets.shape != (count, outputs):
+            raise ValueError(
+                f"labels of a regression must have shape [n, {outputs}], as the target's "
+                f"outputs, got {list(y.shape)}; for class numbers use `Ridge()`"
+            )
+        return targets
+
     def _targets(self, y: Tensor, n_classes: int = 0) -> tuple[Tensor, Tensor]:
         """What the head regresses to, ``[n, outputs]``, and which outputs have examples."""
         outputs = self.bias.shape[1]
         if not self.classes:
-            targets = y[:, None] if y.ndim == 1 else y
-            if targets.ndim != 2 or targets.shape[1] != outputs:
-                raise ValueError(
-                    f"labels of a regression must have shape [n, {outputs}], as the target's "
-                    f"outputs, got {list(y.shape)}; for class numbers use `Ridge()`"
-                )
-            return targets, torch.ones(outputs, dtype=torch.bool, device=y.device)
+            return y, torch.ones(outputs, dtype=torch.bool, device=y.device)
         outputs = max(outputs, n_classes, int(y.max()) + 1 if len(y) else 0)
-        targets = F.one_hot(y.long(), outputs).to(self.weight.dtype)
+        targets = F.one_hot(y, outputs).to(self.weight.dtype)
         return targets, targets.sum(0) > 0
 
 

@@ -126,7 +126,8 @@ class NamedTasks(nn.Module):
             n_classes: number of classes of the task, if some of them have no example here.
 
         Raises:
-            ValueError: the hypernetwork has no ``head`` in closed form, or there are no examples.
+            ValueError: the hypernetwork has no ``head`` in closed form, there are no examples,
+                their labels do not fit the head, or features or labels are not finite.
             KeyError, IndexError: an unknown task.
         """
         head = self.own_head()
@@ -163,7 +164,14 @@ class NamedTasks(nn.Module):
                 labels.append(y.to(device))
         if not sum(map(len, labels)):
             raise ValueError(f"`examples` of task {task!r} must hold at least one, got none")
-        return torch.cat(found), torch.cat(labels)
+        features, y = torch.cat(found), torch.cat(labels)
+        for what, numbers in (("features", features), ("labels", y)):
+            if wrong := int((~numbers.isfinite()).reshape(len(y), -1).any(1).sum()):
+                raise ValueError(
+                    f"{what} of the `examples` of task {task!r} must be finite, got others for "
+                    f"{wrong} of {len(numbers)}; look at the samples"
+                )
+        return features, y
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
