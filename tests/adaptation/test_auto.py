@@ -12,6 +12,8 @@ from helpers.small_tasks import normed, plain, samples
 from sparsehyper import Ridge, adapt_tasks
 from sparsehyper import adapt_task as adapt_task_within
 from sparsehyper.adaptation import METHODS
+from sparsehyper.adaptation.samples import Unsuitable
+from sparsehyper.adaptation.ways import WAYS
 
 
 def adapt_task(*args, **settings):
@@ -90,8 +92,6 @@ def test_known_tasks_tell_what_ways_are_worth_from_one_example_a_class(make):
     plain = adapt_task(make(steps=30, head=Ridge()), "new", samples(99, 3))
     told = adapt_task(hnet, "new", samples(99, 3), known=known)
     assert {n: w.loss for n, w in told.ways.items()} != {n: w.loss for n, w in plain.ways.items()}
-    with pytest.raises(KeyError, match="'unknown'"):
-        adapt_task(hnet, "other", samples(99, 3), known={"unknown": samples(0)})
 
 
 def test_more_classes_than_the_target_has_outputs(make):
@@ -244,6 +244,69 @@ def test_a_hypernetwork_in_bfloat16(make, head, method):
     if method == "linear":
         assert accuracy(adapted.model, x, y) > 0.8
     assert hnet.embedding("new").dtype == torch.bfloat16
+
+
+def with_one(tensor, value):
+    changed = tensor.clone()
+    changed[7, 1] = value
+    return changed
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("wrong", "head"), [("an input", None), ("an input", Ridge()), ("a label", None)]
+)
+def test_a_sample_that_is_not_finite_is_an_error(make, method, wrong, head):
+    (x, y), loss = samples(99), None
+    if wrong == "an input":
+        x = with_one(x, torch.nan)
+    else:
+        y, loss = with_one(x[:, :3], torch.inf), nn.MSELoss()
+    hnet = make(normed(), head=head)
+    message = "(no way to learn 'new' applies, as|`method`) .*: the loss of task 'new' is .*; look"
+    with pytest.raises(ValueError, match=message):
+        adapt_task_within(hnet, "new", (x, y), method=method, loss=loss, seconds=0.1)
+    assert len(hnet.task_names) == 4
+
+
+def test_a_loss_may_leave_out_labels_that_are_not_numbers(make):
+    x, _ = samples(99)
+
+    def loss(outputs, y):
+        return torch.where(y.isnan(), 0, (outputs - y.nan_to_num()).square())
+
+    y = with_one(x[:, :3], torch.nan)
+    adapted = adapt_task_within(make(), "new", (x, y), loss=loss, seconds=0.5)
+    assert adapted.model(x).isfinite().all()
+    assert loss(adapted.model(x), y).mean() < 0.5
+
+
+def test_a_way_whose_outputs_a_loss_is_not_defined_for_is_left_out(make):
+    x, _ = samples(99)
+    y = x[:, :3].abs()
+
+    def loss(outputs, y):  # of outputs above -1 alone
+        return (outputs.log1p() - y.log1p()).square()
+
+    adapted = adapt_task_within(make(), "new", (10 * x, y), loss=loss, seconds=2.0)
+    assert any("is nan" in warning for warning in adapted.warnings)
+    assert 0 < len(adapted.ways) < 6
+    assert loss(adapted.model(10 * x), y).mean().isfinite()
+
+
+def test_what_cannot_be_fitted_to_all_examples_has_the_model_of_a_part(make, monkeypatch):
+    linear = WAYS["linear"]
+
+    def way(start, rows, seed, deadline):
+        if len(rows) in (30, 60):  # halves, of which the rate of learning is told, and all
+            raise Unsuitable("the loss is nan")
+        return linear(start, rows, seed, deadline)
+
+    monkeypatch.setitem(WAYS, "norms", way)
+    adapted = adapt_task(make(normed()), "new", samples(99), method="norms")
+    assert adapted.model(samples(99)[0]).shape == (60, 3)
+    assert any("norms could not be fitted to all examples" in w for w in adapted.warnings)
+    assert adapted.more[2] == pytest.approx(1 - (1 - adapted.accuracy) * 2**-0.25)
 
 
 class Scalars(nn.Module):

@@ -98,6 +98,15 @@ def test_what_is_usual_comes_from_tasks_learned_anew(make):
     assert found["head"] == USUAL["head"]
 
 
+def test_known_tasks_with_samples_that_are_not_finite_tell_nothing(make):
+    start = Start(
+        make(), (0, 1, 2, 3), TaskSamples.of("new", samples(9), 3, True, torch.device("cpu")), None
+    )
+    x, y = samples(0, 300)
+    x[20:] = torch.nan
+    assert usual_on(start, {"known 0": (x, y)}, 5, NAMES, 0, math.inf) == USUAL
+
+
 def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
     y = torch.arange(9) % 3
     start = Start(make(), (0, 1, 2, 3), task_of(y), None)

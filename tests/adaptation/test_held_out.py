@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from helpers.small_tasks import plain, samples
 from sparsehyper.adaptation import held_out
 from sparsehyper.adaptation.held_out import hold_out
-from sparsehyper.adaptation.samples import TaskSamples
+from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
 from sparsehyper.adaptation.ways import TUNED_WHOLE, WAYS, Start
 
 
@@ -73,6 +75,30 @@ def test_with_many_samples_the_best_that_tunes_all_has_most_of_the_time(fits):
     assert {count for *_, count in log} == {4000}
     assert found.once
     assert found.seconds["scratch"] == pytest.approx(longest + looks[-1])
+
+
+@pytest.mark.parametrize("when", ["at once", "in a later fold", "on samples held out"])
+def test_a_way_without_a_finite_loss_is_left_out(make, monkeypatch, when):
+    fitted = []
+
+    def way(start, rows, seed, deadline):
+        fitted.append(len(rows))
+        if when == "at once" or (when == "in a later fold" and len(fitted) > 1):
+            raise Unsuitable("the loss is nan")
+        return Constant(torch.nan if when == "on samples held out" else 0.1)
+
+    ways = {"norms": way, "linear": WAYS["linear"]}
+    monkeypatch.setattr(held_out, "WAYS", ways)
+    task = TaskSamples.of("new", samples(99, classes=2), 2, True, torch.device("cpu"), 0)
+    start = Start(make(plain(), tasks=2), (0, 1), task, None)
+    found = hold_out(start, list(ways), 0, math.inf)
+    assert found.folds == (5, 5)
+    assert len(fitted) == (2 if when == "in a later fold" else 1)
+    assert list(found.unsuitable) == ["norms"]
+    expected = "the loss of task 'new' is nan on samples held out; look at its samples"
+    assert found.unsuitable["norms"] in ("the loss is nan", expected)
+    for kept in (found.outputs, found.judged, found.seconds, found.models):
+        assert list(kept) == ["linear"]
 
 
 def test_a_way_alone_has_all_of_the_time(fits):

@@ -209,10 +209,10 @@ def test_samples_that_are_not_finite_are_named(wrong):
 
 
 def test_features_that_are_not_finite_are_refused():
-    hnet, profiles = known()
+    hnet, _ = known()
     with torch.no_grad():
         hnet.conditioner.weight[0] = torch.nan
-    with pytest.raises(ValueError, match="features that `hnet` gives .* for 200 of 200 samples"):
+    with pytest.raises(ValueError, match=r"features that `hnet` gives .* for 200 of 200 samples"):
         task_profiles(hnet, {"left": drawn(0, 1)})
 
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from helpers.small_tasks import layer_normed, normed, plain, samples
 from sparsehyper import fine_tune
+from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
+from sparsehyper.adaptation.tune import descend
 
 CHANGED = {
     "norm": {"1.weight", "1.bias"},
@@ -86,7 +88,7 @@ def test_refuses_what_a_model_lacks():
         fine_tune(plain(), samples(0), tune="norm")
     with pytest.raises(ValueError, match=r"`tune` must be one of .*got 'first'"):
         fine_tune(plain(), samples(0), tune="first")
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+; lower `lr`"):
+    with pytest.raises(ValueError, match=r"is (nan|inf) at step \d+; .*, or lower `lr`"):
         fine_tune(plain(), samples(0), lr=1e30)
     with pytest.raises(
         ValueError, match="has 5 classes, the model has 3 outputs; give its last layer"
@@ -189,6 +191,30 @@ def test_gradients_are_taken_within_no_grad_and_refused_in_inference_mode():
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"`torch.inference_mode\(\)`"):
         fine_tune(plain(), samples(3))
+
+
+def test_samples_that_are_not_finite_are_said_to_be_the_reason():
+    x, y = samples(3)
+    x[4, 1] = torch.nan
+    message = r"loss of task 'samples' is nan at step 1; look at its samples, or lower `lr`"
+    with pytest.raises(ValueError, match=message):
+        fine_tune(plain(), (x, y))
+
+
+def test_without_time_the_first_loss_is_still_looked_at():
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    for value in (0.0, torch.nan):
+        x, y = samples(3)
+        task = TaskSamples.of("new", (x + value, y), 3, True, x.device)
+        given = (model, list(model.parameters()), task, None, 9, 1e-2, 64, 0, None)
+        if value == 0:
+            descend(*given, deadline=0.0)
+        else:
+            with pytest.raises(Unsuitable, match="the loss of task 'new' is nan at step 1"):
+                descend(*given, deadline=0.0)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
 
 
 def test_a_hypernetwork_is_no_ordinary_model(make):

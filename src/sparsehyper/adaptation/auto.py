@@ -31,12 +31,13 @@ from sparsehyper.adaptation.samples import (
     Loss,
     Samples,
     TaskSamples,
+    Unsuitable,
     check_outputs,
     gather,
     with_gradients,
 )
 from sparsehyper.adaptation.usual import Usual, usual_given, usual_of, usual_on
-from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable, fit_near, ways_for
+from sparsehyper.adaptation.ways import WAYS, Start, fit_near, ways_for
 from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
@@ -176,10 +177,11 @@ def adapt_tasks(
 
     Raises:
         ValueError: a name is taken without ``overwrite``, a setting is out of range, samples do not
-            fit, or ``method`` does not apply. The hypernetwork is then unchanged.
-        KeyError: with `TaskFeatures`, a task that was not added.
+            fit, or no way applies, as where all losses are not finite. The hypernetwork is then
+            unchanged.
+        KeyError: ``known`` names an unknown task; with `TaskFeatures`, a task that was not added.
         TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, `TaskFeatures` or
-            `TaskExamples`, or ``tasks`` is not a mapping.
+            `TaskExamples`, or ``tasks`` or ``known`` is not a mapping.
         RuntimeError: called within ``torch.inference_mode()``.
     """
     check_choice("method", method, METHODS)
@@ -226,13 +228,18 @@ def _adapt(
     task = start.task
     held = hold_out(start, names, seed, deadline)
     if not held.outputs:
-        (way,) = names
-        raise ValueError(f"`method` {way!r} does not apply: {held.unsuitable[way]}")
+        way = names[-1]  # the first may have a reason of its own
+        alone = f"`method` {way!r} does not apply"
+        text = alone if len(names) == 1 else f"no way to learn {task.name!r} applies, as {way!r}"
+        raise ValueError(f"{text}: {held.unsuitable[way]}")
     if task.n_classes and "embedding" in held.outputs:
         judged = held.judged["embedding"]
         usual = usual_given(usual, start, held.outputs["embedding"][judged], task.y[judged])
     choice = choose(held, task, start.loss, usual)
-    models = held.models if held.once else _fit(start, choice, seed, deadline)
+    models = held.models
+    unfitted: dict[str, str] = {}
+    if not held.once:
+        models, unfitted = _fit(start, choice, held, seed, deadline)
     model = Mixture(
         [models[way] for way in choice.weights],
         list(choice.weights.values()),
@@ -253,6 +260,10 @@ def _adapt(
         )
     }
     fitted: _Fitted = None
+    notes = [
+        f"{way} could not be fitted to all examples, so that its model is of a part of them: {why}"
+        for way, why in unfitted.items()
+    ]
     with suppress(Unsuitable):
         limit = max(deadline, time.perf_counter() + _FOR_EMBEDDING * (deadline - began))
         z, statistics, _ = fit_near(start, _all(task), seed, 1, limit)
@@ -265,7 +276,7 @@ def _adapt(
         interval,
         more,
         _why(choice, held),
-        _warnings(choice, held, task, interval),
+        (*_warnings(choice, held, task, interval), *notes),
         time.perf_counter() - began,
     )
     return adapted, fitted
@@ -295,14 +306,20 @@ def _fewest(task: TaskSamples) -> int:
     return int(task.y.unique(return_counts=True)[1].min()) if task.n_classes else 0
 
 
-def _fit(start: Start, choice: Choice, seed: int, deadline: float) -> dict[str, nn.Module]:
-    """The chosen ways' models of all samples."""
+def _fit(
+    start: Start, choice: Choice, held: HeldOut, seed: int, deadline: float
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The chosen ways' models of all samples, and why some have that of a part of them instead."""
     models: dict[str, nn.Module] = {}
+    unfitted: dict[str, str] = {}
     for way in choice.weights:
         now = time.perf_counter()
         limit = now + max(deadline - now, 0.1) / (len(choice.weights) - len(models))
-        models[way] = WAYS[way](start, _all(start.task), seed, limit)
-    return models
+        try:
+            models[way] = WAYS[way](start, _all(start.task), seed, limit)
+        except Unsuitable as error:
+            models[way], unfitted[way] = held.models[way], str(error)
+    return models, unfitted
 
 
 @torch.no_grad()
@@ -346,6 +363,8 @@ def _rate(start: Start, choice: Choice, held: HeldOut, seed: int, deadline: floa
     if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
         return _RATE
     halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
+    if halves.unsuitable:
+        return _RATE
     right = right_of(halves, task, choice.weights, choice.temperatures)
     errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
     shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper.adaptation.judge import fitted_temperature, fold_numbers
-from sparsehyper.adaptation.samples import losses_of
-from sparsehyper.adaptation.ways import KEEP_CLASSES, TUNED_WHOLE, WAYS, Start, Unsuitable
+from sparsehyper.adaptation.samples import Unsuitable, check_loss, losses_of
+from sparsehyper.adaptation.ways import KEEP_CLASSES, TUNED_WHOLE, WAYS, Start
 
 _FOLDS = 5
 _FEW = 10  # samples that are left out one at a time
@@ -138,11 +138,13 @@ def _fit(
     limit = max(deadline - now, 0.1) / fits
     try:
         model = WAYS[name](start, (~out).nonzero()[:, 0], seed, now + limit)
+        fitted = time.perf_counter() - now
+        _keep(found, name, model, start, out)
     except Unsuitable as error:
         found.unsuitable[name] = str(error)
+        for kept in (found.outputs, found.judged, found.seconds, found.models):
+            kept.pop(name, None)  # of earlier folds
         return True
-    fitted = time.perf_counter() - now
-    _keep(found, name, model, start, out)
     found.seconds[name] = found.seconds.get(name, 0) + time.perf_counter() - now
     return fitted < _HURRIED * limit
 
@@ -161,6 +163,8 @@ def _keep(found: HeldOut, name: str, model: nn.Module, start: Start, out: Tensor
     outputs = torch.cat([x.call(model) for x in start.task.x[out].split(_PIECE)]).float()
     if start.outputs:
         outputs = outputs[:, : start.outputs]
+    each = losses_of(outputs, start.task.y[out], start.outputs or 0, start.loss)
+    check_loss(each.mean(), start.task, " on samples held out")
     if name not in found.outputs:
         found.outputs[name] = outputs.new_zeros(len(out), *outputs.shape[1:])
         found.judged[name] = torch.zeros_like(out)

@@ -34,6 +34,10 @@ without it. Of outputs that hold ``logits`` it gets these.
 """
 
 
+class Unsuitable(ValueError):
+    """A way to adapt does not apply to this target or these samples."""
+
+
 @dataclass(frozen=True)
 class TaskSamples:
     """All samples of one task.
@@ -281,6 +285,14 @@ def losses_of(outputs: Any, y: Tensor, n_classes: int | Tensor, loss: Loss | Non
             "its mean"
         )
     return each
+
+
+def check_loss(loss: Tensor, task: TaskSamples, when: str = "") -> None:
+    """Raise `Unsuitable` unless the loss of a task is finite; ``when`` says which loss it is."""
+    if not loss.isfinite():
+        raise Unsuitable(
+            f"the loss of task {task.name!r} is {loss.item()}{when}; look at its samples"
+        )
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from sparsehyper.adaptation.samples import (
     SampleBatches,
     Samples,
     TaskSamples,
+    Unsuitable,
+    check_loss,
     check_outputs,
     losses_of,
     pieces,
@@ -88,7 +90,10 @@ def fine_tune(
                 task.x[:2].call(model), [task], "model", "give its last layer more outputs first"
             )
     renewed_from = task if norm_stats == "renewed" else None
-    descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed_from)
+    try:
+        descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed_from)
+    except Unsuitable as error:
+        raise ValueError(f"{error}, or lower `lr`") from None
 
 
 def descend(
@@ -105,7 +110,7 @@ def descend(
     deadline: float = math.inf,
     pull: float = 0.0,
 ) -> None:
-    """The updates of `fine_tune`; the learning rate reaches 0 early if time runs out.
+    """The updates of `fine_tune`, at least one; the learning rate reaches 0 as time runs out.
 
     Source of the pull: L2-SP, X. Li et al., "Explicit inductive bias for transfer learning with
     convolutional networks" (ICML 2018).
@@ -118,6 +123,9 @@ def descend(
         renewed_from: samples to estimate batch-norm statistics from; None keeps them.
         deadline: value of ``time.perf_counter()`` to end at.
         pull: weight in the loss of half the squared distance to the initial parameters.
+
+    Raises:
+        Unsuitable: a loss is not finite.
     """
     began = time.perf_counter()
     initial = [parameter.detach().clone() for parameter in parameters] if pull else []
@@ -128,14 +136,13 @@ def descend(
             batches = SampleBatches(task, batch_size, seed)
             for step in range(steps):
                 spent = (time.perf_counter() - began) / max(deadline - began, 1e-9)
-                progress = max(step / steps, spent)
-                if progress >= 1:
+                progress = min(1.0, max(step / steps, spent))
+                if progress == 1 and step:  # the first loss shows whether there is one
                     break
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
                 x, y = batches.next()
                 mean = losses_of(x.call(model), y, task.n_classes, loss).mean()
-                if not mean.isfinite():
-                    raise ValueError(f"the loss is {mean.item()} at step {step + 1}; lower `lr`")
+                check_loss(mean.detach(), task, f" at step {step + 1}")
                 gradients = torch.autograd.grad(mean, parameters)
                 if pull:
                     away = torch._foreach_sub([p.detach() for p in parameters], initial)

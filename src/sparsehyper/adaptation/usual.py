@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from sparsehyper._util.inputs import labelled
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
-from sparsehyper.adaptation.samples import Samples, TaskSamples
-from sparsehyper.adaptation.ways import WAYS, Start, Unsuitable
+from sparsehyper.adaptation.samples import Samples, TaskSamples, Unsuitable, check_loss
+from sparsehyper.adaptation.ways import WAYS, Start
 
 _TASKS = 4  # known tasks to learn anew, at most
 _MOST_JUDGING = 200  # samples of each
@@ -138,10 +138,12 @@ def usual_on(
             limit = now + max(deadline - now, 0.1) / len(names)
             try:
                 model = WAYS[name](own, every.to(y.device), seed, limit)
+                with torch.no_grad():
+                    outputs = x.call(model)[:, : samples.n_classes].float()
+                check_loss(F.cross_entropy(outputs, y), samples)
             except Unsuitable:
                 continue
-            with torch.no_grad():
-                logits[name].append((x.call(model)[:, : samples.n_classes].float(), y))
+            logits[name].append((outputs, y))
     usual = usual_of(start)
     found = {name: of_tasks for name, of_tasks in logits.items() if of_tasks}
     return {**usual, **_summary(found, usual)}

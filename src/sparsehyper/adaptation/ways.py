@@ -25,7 +25,7 @@ from sparsehyper._util.modes import evaluation_mode, frozen
 from sparsehyper.adaptation.fitter import Fitter, KnownOn
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
-from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of
+from sparsehyper.adaptation.samples import Loss, TaskSamples, Unsuitable, check_loss, losses_of
 from sparsehyper.adaptation.tune import (
     batch_norms,
     descend,
@@ -50,10 +50,6 @@ _LR, _LR_OF_NORMS = 1e-3, 3e-3
 _STRONGEST_PULL = 0.1
 _FEWEST_FOR_STATISTICS, _MOST_FOR_STATISTICS = 32, 2048  # samples to estimate them from
 _PIECE = 512
-
-
-class Unsuitable(ValueError):
-    """A way does not apply to this target or these samples."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ def linear(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
 
 
 def scratch(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
-    """The target from scratch."""
+    """The target from scratch; what is frozen in it stays as it is."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = start.average_model(rows)
@@ -266,6 +262,10 @@ def fit_near(
 
     Returns:
         Embeddings ``[count, dim]``; their batch-norm statistics ``[count, *shape]``; their models.
+        Those whose loss is not finite are left out.
+
+    Raises:
+        Unsuitable: all losses are not finite, or the target has too few outputs.
     """
     hnet, task = start.hnet, start.task.some(rows[:_MOST_SAMPLES])
     start.check_outputs()
@@ -279,9 +279,11 @@ def fit_near(
         first = hnet.normalise(hnet.known_embeddings(near))[None]
         z, tables = fitter.fit(first, "free", _STEPS, _MOST_SAMPLES, deadline)
         losses, tables = fitter.assess(z, tables)
-        order = losses[0].argsort()
+        order = losses[0].argsort()  # NaN is last
+        check_loss(losses[0, order[0]], task)
+        order = order[losses[0, order].isfinite()]
     z, statistics = z[0, order], [table[0, order] for table in tables]
-    for i in range(len(near)):
+    for i in range(len(z)):
         with torch.no_grad():
             tensors = target.unpack(hnet.raw_theta(z[i][None])[0])
         model = target.materialize(tensors, [table[i] for table in statistics])
@@ -360,6 +362,8 @@ def _solved(
         return value.detach()[None], gradient
 
     first = features.new_zeros(1, outputs * (width + 1))
-    found = minimize(evaluate, first, _LINEAR_STEPS, deadline)[0][0]
+    points, values = minimize(evaluate, first, _LINEAR_STEPS, deadline)
+    check_loss(values[0], start.task)
+    found = points[0]
     weight = found[outputs:].view(outputs, width) / scale
     return weight.to(given), (found[:outputs] - weight @ mean).to(given)
