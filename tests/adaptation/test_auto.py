@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -12,8 +13,8 @@ from helpers.small_tasks import normed, plain, samples
 from sparsehyper import Ridge, adapt_tasks
 from sparsehyper import adapt_task as adapt_task_within
 from sparsehyper.adaptation import METHODS
-from sparsehyper.adaptation.samples import Unsuitable
-from sparsehyper.adaptation.ways import WAYS
+from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
+from sparsehyper.adaptation.ways import WAYS, Start
 
 
 def adapt_task(*args, **settings):
@@ -244,6 +245,39 @@ def test_a_hypernetwork_in_bfloat16(make, head, method):
     if method == "linear":
         assert accuracy(adapted.model, x, y) > 0.8
     assert hnet.embedding("new").dtype == torch.bfloat16
+
+
+class Frozen(nn.Module):
+    """A frozen first layer, a batch norm and a last layer whose bias alone is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 12), nn.BatchNorm1d(12)
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.last = nn.Linear(12, 3)
+        nn.init.constant_(self.attention.out_proj.bias, 3.0)
+        nn.init.constant_(self.last.bias, 2.0)
+        with torch.no_grad():
+            self.norm.running_mean.fill_(5.0)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))[:, None]
+        return self.last(x[:, 0] + self.attention(x, x, x, need_weights=False)[0][:, 0])
+
+
+def test_from_scratch_what_is_frozen_stays_as_it_is(make, monkeypatch):
+    monkeypatch.setattr("sparsehyper.adaptation.ways._tuned", lambda _, model, *__: model)
+    torch.manual_seed(1)
+    module = Frozen()
+    generate = ["last.weight", "attention.in_proj_weight"]
+    hnet = make(copy.deepcopy(module), generate=generate, others="frozen", norm_stats="shared")
+    task = TaskSamples.of("new", samples(99, 20), 3, True, torch.device("cpu"), 0)
+    start, rows = Start(hnet, (0, 1, 2, 3), task, None), torch.arange(20)
+    before, found = start.average_model(rows), WAYS["scratch"](start, rows, 0, 0.0)
+    assert {n for n, p in found.named_parameters() if p.requires_grad} == set(generate)
+    after = found.state_dict()
+    changed = {n for n, v in before.state_dict().items() if not torch.equal(after[n], v)}
+    assert changed == set(generate)
 
 
 def with_one(tensor, value):

@@ -218,10 +218,18 @@ def scratch(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = start.average_model(rows)
+        whole = all(p.requires_grad for p in model.parameters())
         for module in model.modules():
+            trained = [p.requires_grad for p in module.parameters()]
+            if not (any(trained) or (whole and not trained)):
+                continue
+            kept = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
             own = getattr(module, "_reset_parameters", None)  # attention
             if callable(reset := getattr(module, "reset_parameters", own)):
                 reset()
+                with torch.no_grad():
+                    for parameter, value in kept:
+                        parameter.copy_(value)
     return _tuned(start, model, rows, seed, deadline)
 
 
