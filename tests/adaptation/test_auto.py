@@ -107,6 +107,17 @@ def test_more_classes_than_the_target_has_outputs(make):
     assert hnet.task_names[4:] == ("new",)
 
 
+def test_says_where_its_own_embedding_of_a_task_was_not_fitted(make):
+    hnet, given = make(), samples(99, 100, classes=5)
+    before = hnet.embedding("known 1").clone()
+    for name, overwrite, left in (("known 1", True, "as it was"), ("new", False, "the mean of")):
+        adapted = adapt_task(hnet, name, given, method="linear", overwrite=overwrite)
+        (warning,) = adapted.warnings
+        assert f"own embedding of the task was not fitted and is {left}" in warning
+        assert warning.endswith("; use `model` instead: the target has 3 outputs only")
+    assert torch.equal(hnet.embedding("known 1"), before)
+
+
 def test_normalisation_layers_are_tuned_where_there_are_some(make):
     x, y = samples(99)
     assert "norms" in adapt_task(make(normed()), "new", (x, y)).ways

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -264,10 +263,16 @@ def _adapt(
         f"{way} could not be fitted to all examples, so that its model is of a part of them: {why}"
         for way, why in unfitted.items()
     ]
-    with suppress(Unsuitable):
-        limit = max(deadline, time.perf_counter() + _FOR_EMBEDDING * (deadline - began))
+    limit = max(deadline, time.perf_counter() + _FOR_EMBEDDING * (deadline - began))
+    try:
         z, statistics, _ = fit_near(start, _all(task), seed, 1, limit)
         fitted = z[0], statistics
+    except Unsuitable as error:
+        left = "as it was" if task.name in start.hnet.task_names else "the mean of the known ones"
+        notes.append(
+            f"The hypernetwork's own embedding of the task was not fitted and is {left}; use "
+            f"`model` instead: {error}"
+        )
     adapted = Adapted(
         task.name,
         model,
