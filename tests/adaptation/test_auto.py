@@ -95,6 +95,16 @@ def test_known_tasks_tell_what_ways_are_worth_from_one_example_a_class(make):
     assert {n: w.loss for n, w in told.ways.items()} != {n: w.loss for n, w in plain.ways.items()}
 
 
+def test_samples_of_known_tasks_must_be_of_known_tasks(make):
+    hnet = make()
+    for given in (samples(99, 3), samples(99)):  # few of a class, and many
+        with pytest.raises(KeyError, match="'unknown'"):
+            adapt_task(hnet, "new", given, known={"unknown": samples(0)})
+    with pytest.raises(TypeError, match="`known` must be samples of known tasks by name, got "):
+        adapt_task(hnet, "new", samples(99), known=[samples(0)])
+    assert len(hnet.task_names) == 4
+
+
 def test_more_classes_than_the_target_has_outputs(make):
     x, y = samples(99, 100, classes=5)
     hnet = make()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.checks import check_choice, check_integer, check_number
+from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.fitter import keep
@@ -188,6 +188,10 @@ def adapt_tasks(
     check_integer("seed", seed, minimum=0)
     names = ways_for(hnet) if method == "auto" else (method,)
     gathered, rows = gather(hnet, tasks, n_classes, loss is None, seed, overwrite)
+    if known is not None:
+        check_type("known", known, Mapping, "samples of known tasks by name")
+        for name in known:
+            hnet.tasks.index(name)
     learned_anew: dict[int, dict[str, Usual]] = {}
     found: dict[str, tuple[TaskSamples, Adapted, _Fitted]] = {}
     for task in gathered:
