@@ -18,7 +18,7 @@ import torch
 
 from sparsehyper._util.classifiers import accuracy
 from sparsehyper._util.random import seeded
-from sparsehyper.adaptation.ways import Unsuitable
+from sparsehyper.adaptation.samples import Unsuitable
 from sparsehyper.lab.data import SharedTasks, TaskSplit, images_of, shots_of
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.adaptation_families import Family
