@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from sparsehyper import Dense, HyperNetwork, TaskEmbedding
 from sparsehyper.adapters import lora
+from sparsehyper.target.trial import EvenDraws
+from sparsehyper.target.whole_batch import fits
 
 TASK = torch.tensor([2, 0, 0, 1, 2, 2, 2])
 IDS = torch.randint(0, 30, [7, 5], generator=torch.Generator().manual_seed(0))
@@ -94,6 +97,39 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
+class CentredInTraining(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x
+
+
+class OwnNorm(nn.Module):
+    """A batch norm that is none of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(20))
+        self.register_buffer("var", torch.ones(20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, training=self.training)
+
+
+class Skipping(nn.Module):
+    """Random numbers from PyTorch: one for each sample, noise, and one for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1) < 0.9
+        noise = torch.randn_like(x) + torch.zeros_like(x).normal_() + torch.empty_like(x).uniform_()
+        return F.dropout(x * kept + noise, 0.3, True) * torch.rand(())
+
+
+class SkippingByNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.random.random() < 2)  # noqa: NPY002
+
+
 def passes(hnet: HyperNetwork, run: Callable[[], object]) -> int:
     """The number of forward passes of the target's module in a run."""
     count = 0
@@ -159,6 +195,71 @@ def test_targets_that_cannot_serve_all_samples_in_one_run_have_more(build, x):
     for task in range(3):
         own = task == TASK
         torch.testing.assert_close(hnet(x, task=TASK)[own], hnet(x[own], task=task))
+
+
+@pytest.mark.filterwarnings("ignore:buffer .* changes in training")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("norm", [CentredInTraining, OwnNorm])
+def test_a_target_that_mixes_samples_in_training_has_one_run_in_evaluation_only(
+    norm, first, training
+):
+    hnet = make(adapted(nn.Sequential(nn.Linear(20, 20), norm())))
+    x, task = torch.randn(6, 20), torch.tensor([0, 1, 1, 0, 2, 2])
+    hnet.train(first)(x, task=task)  # what is found in one mode does not hold for the other
+    hnet.train(training)(x, task=task)
+    assert passes(hnet, lambda: hnet(x, task=task)) == (3 if training else 1)
+    for number in range(3):
+        own = task == number
+        torch.testing.assert_close(hnet(x, task=task)[own], hnet(x[own], task=number))
+    hnet.train().target.module[1].eval()  # the mode of a part counts, not that of the whole
+    hnet(x, task=task)
+    assert passes(hnet, lambda: hnet(x, task=task)) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (bert, IDS),  # dropout of layers and of attention
+        (lambda: adapted(nn.Sequential(nn.Linear(20, 20), Skipping())), torch.randn(7, 20)),
+    ],
+)
+def test_random_numbers_of_training_are_no_reason_for_more_runs(build, x):
+    hnet = make(build()).train()
+    hnet(x, task=TASK)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == 1
+
+
+def test_tasks_draw_for_themselves_from_the_random_numbers_of_numpy():
+    hnet = make(adapted(nn.Sequential(nn.Linear(20, 20), SkippingByNumpy())))
+    x, state = torch.randn(7, 20), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert not fits(hnet.target, hnet.raw_theta(torch.randn(3, 8)), ((x,), {}), 7)
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_nothing_is_dropped_out_while_draws_are_even(p):
+    x = torch.randn(50)
+    with EvenDraws():
+        torch.testing.assert_close(torch.native_dropout(x, p, True)[0], x)
+        assert F.dropout(x, p).div(x).unique().numel() <= 2  # one but for rounding
+        torch.testing.assert_close(torch.ones(3).bernoulli_(p), torch.full((3,), 0.5))
+
+
+def test_a_buffer_that_changes_in_one_run_for_all_tasks_is_told_of():
+    class Average(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("average", torch.zeros(20))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.average.lerp_(x.mean(0).detach(), 0.1)
+            return x
+
+    hnet = make(adapted(nn.Sequential(nn.Linear(20, 20), Average())))
+    with pytest.warns(UserWarning, match=r"buffer '1\.average' of the target changes in training"):
+        hnet(torch.randn(7, 20), task=TASK)
+    assert passes(hnet, lambda: hnet(torch.randn(7, 20), task=TASK)) == 1
 
 
 def test_the_loss_of_a_mixed_batch_is_that_of_an_ordinary_one():

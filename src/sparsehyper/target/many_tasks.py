@@ -113,7 +113,7 @@ def run_tasks(
     if len(counts) > 1 and fits(target, raw, inputs, sum(counts)):
         numbers = torch.arange(len(counts), device=raw.device)
         task = Grouping(numbers, tuple(counts), order).of_samples()
-        return run_once(target, target.unpack(raw), task, inputs, target.module), None
+        return run_once(target, target.unpack(raw), task, inputs), None
     if len(counts) > 1 and type(target.module) in (nn.RNN, nn.LSTM, nn.GRU):
         raise ValueError(
             f"an nn.{type(target.module).__name__} as the target returns its state with the layers "

@@ -1,4 +1,4 @@
-"""A trial of a module: does a run under ``torch.func.vmap`` work, and leave nothing behind?"""
+"""Trials of a module: what does a run leave behind, and does it mix samples?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_DRAWS = {
+    _aten.rand.default,
+    _aten.randn.default,
+    _aten.rand_like.default,
+    _aten.randn_like.default,
+    _aten.uniform_.default,
+    _aten.normal_.default,
+    _aten.exponential_.default,
+    _aten.bernoulli_.float,
+}
+# Where these have the probability of dropout among their arguments.
+_DROPOUT = {
+    _aten.native_dropout.default: 1,
+    _aten._scaled_dot_product_flash_attention.default: 3,
+    _aten._scaled_dot_product_efficient_attention.default: 5,
+    _aten._scaled_dot_product_cudnn_attention.default: 5,
+    _aten._cudnn_rnn.default: 11,
+}
 
 
 class Trial:
@@ -37,7 +57,7 @@ class Trial:
         with (
             warnings.catch_warnings(),
             torch.random.fork_rng(self._devices),
-            _other_generators() as were_used,
+            other_generators() as were_used,
             _without_collection(),
         ):
             warnings.simplefilter("ignore")
@@ -51,6 +71,19 @@ class Trial:
                 return False
             kept = _remove_kept_tensors()
         return not (kept or were_used() or _contents(self._module) != before)
+
+
+class EvenDraws(TorchDispatchMode):
+    """Context in which nothing is dropped out, and all random numbers are 0.5.
+
+    So each sample gets the same, however many there are. Draws that depend on a tensor stay random.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (place := _DROPOUT.get(func)) is not None and len(args) > place:
+            args = (*args[:place], 0.0, *args[place + 1 :])
+        out = func(*args, **(kwargs or {}))
+        return out.fill_(0.5) if func in _DRAWS else out
 
 
 class _Recorder(TorchDispatchMode):
@@ -95,7 +128,7 @@ def _remove_kept_tensors() -> bool:
 
 
 @contextmanager
-def _other_generators() -> Iterator[Callable[[], bool]]:
+def other_generators() -> Iterator[Callable[[], bool]]:
     """Context that restores Python's and NumPy's random state at its end.
 
     Yields a function that tells, afterwards, whether either of them was used.

@@ -9,7 +9,7 @@ too. Each sample's own part is a batched product. This is done if
 - tasks share at least four times as many parameters as are generated;
 - no batch norm mixes samples;
 - the tensors of all samples do not take too much memory;
-- a trial with a few samples gave what each sample gives alone.
+- a trial with a few samples, in the mode that the target is in, gave what each sample gives alone.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sparsehyper.target.adapters.low_rank import changes
 from sparsehyper.target.copying import copy_module
 from sparsehyper.target.sharing import is_batched
 from sparsehyper.target.target import Target
+from sparsehyper.target.trial import EvenDraws, other_generators
 
 _LEAST_SHARED = 4  # shared parameters for each generated number
 _MOST_NUMBERS = 1 << 26  # in the generated tensors of all samples, or as many as the target has
@@ -73,7 +74,8 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
     leaves, structure = pytree.tree_flatten(inputs)
     if any(is_batched(leaf) and len(leaf) != samples for leaf in leaves):
         return False
-    kind = (structure, *map(_kind_of, leaves))
+    modes = tuple(part.training for part in target.module.modules())
+    kind = (structure, modes, *map(_kind_of, leaves))
     if kind not in plan.kinds:
         if len(plan.kinds) >= _MAX_KINDS:
             plan.kinds.clear()
@@ -82,7 +84,11 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
 
 
 def run_once(
-    target: Target, tensors: Sequence[Tensor], task: Tensor, inputs: Any, module: nn.Module
+    target: Target,
+    tensors: Sequence[Tensor],
+    task: Tensor,
+    inputs: Any,
+    module: nn.Module | None = None,
 ) -> Any:
     """The target's output for the whole batch.
 
@@ -91,7 +97,7 @@ def run_once(
         tensors: the tasks' tensors ``[tasks, *shape]``, as ``target.unpack`` returns them.
         task: the row of the tensors for each sample, ``[batch]``.
         inputs: positional and keyword arguments of the target.
-        module: the target's module, or a copy.
+        module: a copy of the target's module to run instead; None for its own.
     """
     linear = _plan_of(target).linear
     assert linear is not None
@@ -149,16 +155,21 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def _agrees(target: Target, raw: Tensor, leaves: list[Any], structure: pytree.TreeSpec) -> bool:
-    """Whether a few samples give together what each gives alone, in evaluation mode."""
-    module = copy_module(target.module, target.module.parameters()).eval()
+    """Whether a few samples give together what each gives alone, but for what is drawn."""
+    module = copy_module(target.module, target.module.parameters())
 
     def run(samples: Tensor) -> list[Tensor]:
         own = [leaf[samples % len(leaf)] if is_batched(leaf) else leaf for leaf in leaves]
         inputs = pytree.tree_unflatten(own, structure)
-        out = run_once(target, tensors, samples, inputs, module)
+        with EvenDraws():
+            out = run_once(target, tensors, samples, inputs, module)
         return [leaf.double() for leaf in pytree.tree_leaves(out) if is_batched(leaf)]
 
-    with torch.random.fork_rng([raw.device] if raw.is_cuda else []), warnings.catch_warnings():
+    with (
+        torch.random.fork_rng([raw.device] if raw.is_cuda else []),
+        warnings.catch_warnings(),
+        other_generators() as were_used,
+    ):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         # A task for each sample, far from the others.
@@ -175,4 +186,4 @@ def _agrees(target: Target, raw: Tensor, leaves: list[Any], structure: pytree.Tr
                 return False
             if not apart < torch.finfo(raw.dtype).eps ** 0.5:
                 return False
-    return True
+    return not were_used()
