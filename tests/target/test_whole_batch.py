@@ -262,6 +262,59 @@ def test_a_buffer_that_changes_in_one_run_for_all_tasks_is_told_of():
     assert passes(hnet, lambda: hnet(torch.randn(7, 20), task=TASK)) == 1
 
 
+class CentredAlong(nn.Module):
+    """A layer, and then an argument of any kind that says which dimension to centre."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 20)
+
+    def forward(self, x: Tensor, dim) -> Tensor:
+        y = self.layer(x)
+        return y - y.mean(int(dim), keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [int, float, np.array])
+def test_what_is_found_out_holds_for_equal_arguments_only(kind):
+    hnet = make(adapted(CentredAlong())).eval()
+    x = torch.randn(7, 20)
+    for dim in map(kind, (1, 0)):
+        out = hnet(x, dim, task=TASK)
+        for number in range(3):
+            own = number == TASK
+            torch.testing.assert_close(out[own], hnet(x[own], dim, task=number))
+
+
+class Two(nn.Module):
+    """Two outputs, the second of which has been changed."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Linear(20, 20), change
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return y, self.change(y)
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        (lambda y: torch.cat([y - y.mean(0), torch.full_like(y, torch.inf)], 1), 3),
+        (lambda y: torch.cat([y - y.mean(0), torch.full_like(y, torch.nan)], 1), 3),
+        (lambda y: torch.complex(torch.ones_like(y), y - y.mean(0)), 3),
+        (lambda y: torch.complex(torch.ones_like(y), y), 1),
+        (torch.zeros_like, 1),
+        (lambda y: y > 0, 1),
+    ],
+)
+def test_every_output_counts_and_all_of_it(change, runs):
+    hnet = make(adapted(Two(change))).eval()
+    x = torch.randn(7, 20)
+    hnet(x, task=TASK)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == runs
+
+
 def test_the_loss_of_a_mixed_batch_is_that_of_an_ordinary_one():
     hnet = make(gpt()).eval()
     labels = IDS.clone()

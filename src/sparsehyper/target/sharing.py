@@ -232,6 +232,15 @@ def _has_grad(leaf: Any) -> bool:
 def _kind_of(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.dtype, leaf.shape[1:]
+    return value_of(leaf)
+
+
+def value_of(leaf: Any) -> tuple[type, Any]:
+    """An argument that is no tensor, as a key of what is found out of it.
+
+    Raises:
+        TypeError: an argument without a hash.
+    """
     hash(leaf)
     return type(leaf), leaf
 

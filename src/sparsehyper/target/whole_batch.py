@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters.low_rank import changes
 from sparsehyper.target.copying import copy_module
-from sparsehyper.target.sharing import is_batched
+from sparsehyper.target.sharing import is_batched, value_of
 from sparsehyper.target.target import Target
 from sparsehyper.target.trial import EvenDraws, other_generators
 
@@ -75,7 +75,10 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
     if any(is_batched(leaf) and len(leaf) != samples for leaf in leaves):
         return False
     modes = tuple(part.training for part in target.module.modules())
-    kind = (structure, modes, *map(_kind_of, leaves))
+    try:
+        kind = (structure, modes, *map(_kind_of, leaves))
+    except TypeError:  # an argument that cannot be compared with the next batch's
+        return False
     if kind not in plan.kinds:
         if len(plan.kinds) >= _MAX_KINDS:
             plan.kinds.clear()
@@ -126,9 +129,7 @@ def _plan_of(target: Target) -> _Plan:
 
 
 def _kind_of(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.dtype, leaf.ndim
-    return leaf if isinstance(leaf, bool | str) else type(leaf)
+    return (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else value_of(leaf)
 
 
 class _OfSamples(Tensor):
@@ -163,7 +164,7 @@ def _agrees(target: Target, raw: Tensor, leaves: list[Any], structure: pytree.Tr
         inputs = pytree.tree_unflatten(own, structure)
         with EvenDraws():
             out = run_once(target, tensors, samples, inputs, module)
-        return [leaf.double() for leaf in pytree.tree_leaves(out) if is_batched(leaf)]
+        return [leaf.cdouble() for leaf in pytree.tree_leaves(out) if is_batched(leaf)]
 
     with (
         torch.random.fork_rng([raw.device] if raw.is_cuda else []),
@@ -174,16 +175,16 @@ def _agrees(target: Target, raw: Tensor, leaves: list[Any], structure: pytree.Tr
         torch.manual_seed(0)
         # A task for each sample, far from the others.
         tensors = target.unpack(10 * torch.randn(max(_TRIED), target.numel).to(raw))
+        tolerance = torch.finfo(raw.dtype).eps ** 0.5
         for count in _TRIED:
             samples = torch.arange(count, device=raw.device)
             try:
                 alone = [run(sample[None]) for sample in samples]
                 pairs = zip(run(samples), map(torch.cat, zip(*alone, strict=True)), strict=True)
-                apart = max(
-                    ((one - two).abs().max() / two.abs().max() for one, two in pairs), default=0
-                )
+                # False for NaN
+                close = [(a - b).abs().max() <= tolerance * b.abs().max() for a, b in pairs]
             except Exception:  # whatever the target's own code raises
                 return False
-            if not apart < torch.finfo(raw.dtype).eps ** 0.5:
+            if not all(close):
                 return False
     return not were_used()
