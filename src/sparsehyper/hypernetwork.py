@@ -455,9 +455,6 @@ class HyperNetwork(Stored, Generic[Output]):
 
         Args:
             group: the processes; None for all.
-
-        Raises:
-            ValueError: the target has statistics, but no norm that counts its batches.
         """
         self.target.statistics.synchronise(self.target.module, group)
 

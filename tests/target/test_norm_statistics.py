@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -253,6 +255,94 @@ def test_processes_share_what_each_has_seen_of_a_task(tmp_path):
     means = [sum(state["running_mean"]) / 4 for state in found[0]]
     assert means == pytest.approx([5, 6, 5.5, 0], abs=0.15)
     assert [state["num_batches_tracked"] for state in found[0]] == [11, 11, 20, 0]
+
+
+class Uncounted(nn.BatchNorm1d):
+    """Keeps averages by itself, and counts nothing."""
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean(0), self.momentum)
+        return x - self.running_mean
+
+
+class Images(nn.InstanceNorm1d):
+    def forward(self, x):
+        return super().forward(x[:, :, None].expand(-1, -1, 2) + torch.tensor([-1.0, 1.0]))[..., 0]
+
+
+def instances() -> nn.Module:
+    return Images(4, track_running_stats=True, momentum=0.5)
+
+
+NORMS = {
+    "frozen, counting": lambda: [
+        nn.BatchNorm1d(4, affine=False).eval(),
+        nn.BatchNorm1d(4, momentum=0.5),
+    ],
+    "frozen, instances": lambda: [nn.BatchNorm1d(4, affine=False).eval(), instances()],
+    "instances": lambda: [instances()],
+    "instances, counting": lambda: [instances(), nn.BatchNorm1d(4, momentum=0.5)],
+    "own": lambda: [Uncounted(4, momentum=0.5)],
+    "without a buffer that counts": lambda: [Centre()],
+}
+
+
+@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("kind", NORMS)
+def test_processes_share_the_statistics_of_norms_that_count_nothing(kind, change, monkeypatch):
+    norms = NORMS[kind]()
+    module = nn.Sequential(*norms, nn.Linear(2 if kind.startswith("without") else 4, 2))
+    hnets = [make(copy.deepcopy(module)) for _ in range(2)]
+    frozen = kind.startswith("frozen")
+    for rank, hnet in enumerate(hnets):
+        if change:  # the counts of tasks follow
+            hnet.remove_task(hnet.task_names[3])
+            hnet.add_task("new")
+        hnet.target.module[0].train(not frozen)
+        for _ in range(60):
+            for task in (rank, 2):  # one task of this process alone, and one of both
+                hnet(torch.randn(32, 4) / 10 + 5 + rank, task=task)
+    before = hnets[0].target.module[0].running_mean.clone()
+    synchronise(hnets, monkeypatch)
+    first, second = (hnet.state_dict() for hnet in hnets)
+    for name in (name for name in first if "running_" in name or "num_batches" in name):
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+    means = hnets[1].target.module[int(frozen)].running_mean.mean(1)
+    expected = torch.tensor([5.0, 6, 5.5, 0, 0, 0])
+    torch.testing.assert_close(means, expected, rtol=0, atol=0.1)
+    assert not frozen or torch.equal(hnets[1].target.module[0].running_mean, before)
+    if kind == "instances, counting":
+        assert hnets[1].target.module[1].num_batches_tracked.tolist() == [60, 60, 120, 0, 0, 0]
+    synchronise(hnets, monkeypatch)  # nothing is new
+    torch.testing.assert_close(hnets[0].state_dict(), first, rtol=0, atol=0)
+
+
+def synchronise(hnets, monkeypatch) -> None:
+    """Let hypernetworks synchronise their statistics, as if each had a process of its own."""
+    here, given, all_there = threading.local(), {}, threading.Barrier(len(hnets))
+
+    def all_reduce(tensor, **_):
+        given[here.rank] = tensor.clone()
+        all_there.wait(60)
+        tensor.copy_(sum(given[rank] for rank in range(len(hnets))))
+
+    def one(rank: int) -> None:
+        here.rank = rank
+        hnets[rank].sync_statistics()
+
+    monkeypatch.setattr("torch.distributed.get_rank", lambda *_: here.rank)
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    with ThreadPoolExecutor(len(hnets)) as pool:
+        list(pool.map(one, range(len(hnets))))
+
+
+def test_instance_norms_average_the_batches_of_a_new_task():
+    hnet = make(nn.Sequential(instances(), nn.Linear(4, 2)))
+    x = torch.randn(40, 4) + 5
+    fit_embedding(hnet, "new", (x, torch.randint(2, (40,))), steps=2)
+    mean = hnet.materialize("new")[0].running_mean
+    torch.testing.assert_close(mean, x.mean(0), rtol=0, atol=0.2)
 
 
 def test_batches_before_a_state_was_loaded_are_no_new_ones(monkeypatch):

@@ -70,11 +70,9 @@ class NormStatistics:
             (tuple(filter(None, owner.split("."))), attribute)
             for (owner, attribute), *_ in self.places
         ]
-        # A buffer that counts each task's batches, and the counts at the last synchronisation.
-        self._counting = next(
-            (i for i, name in enumerate(self.names) if name.endswith("num_batches_tracked")), None
-        )
-        self._synchronised: Tensor | None = None
+        # Each task's batches since the last synchronisation, and the tables of integers then.
+        self._batches = torch.zeros(0, dtype=torch.int64)
+        self._synchronised: list[Tensor] = []
         # Of each batch norm whose statistics are its own alone: its name, the index of its count
         # of batches, and those of its averages.
         index = {of[0]: i for i, of in enumerate(self.places) if len(of) == 1}
@@ -82,7 +80,7 @@ class NormStatistics:
         self._running: list[tuple[str, int, list[int]]] = []
         for owner in dict.fromkeys(owner for owner, _ in index):
             counted = all((owner, kind) in index for kind in kinds)
-            if counted and isinstance(module.get_submodule(owner), nn.modules.batchnorm._NormBase):
+            if counted and isinstance(module.get_submodule(owner), nn.modules.batchnorm._BatchNorm):
                 count, *averages = (index[owner, kind] for kind in kinds)
                 self._running.append((owner, count, averages))
 
@@ -126,9 +124,23 @@ class NormStatistics:
         self.mark_synchronised(module)
 
     def mark_synchronised(self, module: nn.Module) -> None:
-        """Take the present counts of batches as those of the last synchronisation."""
-        if self._counting is not None:
-            self._synchronised = self.tables(module)[self._counting].clone()
+        """Take the present statistics as those of the last synchronisation."""
+        tables = self.tables(module)
+        if tables:
+            self._batches = torch.zeros(len(tables[0]), dtype=torch.int64, device=tables[0].device)
+        self._synchronised = [tables[i].clone() for i in self._counts(tables)]
+
+    def _counts(self, tables: Sequence[Tensor]) -> list[int]:
+        """Indices of the statistics that are integers, such as counts of batches."""
+        return [
+            i
+            for i, (table, averaged) in enumerate(zip(tables, self._averaged, strict=True))
+            if averaged and not _is_real_or_complex(table)
+        ]
+
+    def to(self, device: torch.device) -> None:
+        """Move what is counted to the device of the tables."""
+        self._batches = self._batches.to(device)
 
     def row(self, module: nn.Module, task: int | None) -> list[Tensor]:
         """Copies of one task's rows; for None, initial rows for a new task.
@@ -142,7 +154,7 @@ class NormStatistics:
             table[0].clone()
             if not averaged
             else table.mean(0)
-            if table.is_floating_point()
+            if _is_real_or_complex(table)
             else table.amax(0)
             for table, averaged in zip(self.tables(module), self._averaged, strict=True)
         ]
@@ -158,6 +170,7 @@ class NormStatistics:
         """Replace one task's rows."""
         rows = [table.select(0, task) for table in self.tables(module)]
         copy_all(rows, values)
+        self._batches.select(0, task).add_(1)
 
     @torch.no_grad()
     def set_rows(
@@ -168,6 +181,7 @@ class NormStatistics:
             return
         for table, value in zip(self.tables(module), values, strict=True):
             table[_index(tasks)] = value.to(table.dtype)
+        self._batches[_index(tasks)] += 1
 
     @torch.no_grad()
     def collect(
@@ -230,16 +244,21 @@ class NormStatistics:
         new = self.row(module, None)
         pairs = zip(self.tables(module), new, strict=True)
         self.set_tables(module, [torch.cat([table, row[None]]) for table, row in pairs])
-        if self._counting is not None and (counts := self._synchronised) is not None:
-            self._synchronised = torch.cat([counts, new[self._counting][None].to(counts)])
+        self._batches = torch.cat([self._batches, self._batches.new_zeros(1)])
+        self._synchronised = [
+            torch.cat([table, new[i][None].to(table)])
+            for table, i in zip(self._synchronised, self._counts(new), strict=True)
+        ]
 
     def remove_row(self, module: nn.Module, task: int) -> None:
         """Remove a task's rows."""
-        self.set_tables(
-            module, [torch.cat([table[:task], table[task + 1 :]]) for table in self.tables(module)]
-        )
-        if (counts := self._synchronised) is not None:
-            self._synchronised = torch.cat([counts[:task], counts[task + 1 :]])
+
+        def without(table: Tensor) -> Tensor:
+            return torch.cat([table[:task], table[task + 1 :]])
+
+        self.set_tables(module, [without(table) for table in self.tables(module)])
+        self._batches = without(self._batches)
+        self._synchronised = [without(table) for table in self._synchronised]
 
     @torch.no_grad()
     def settle(self, module: nn.Module) -> None:
@@ -288,35 +307,27 @@ class NormStatistics:
         A task's statistics become the mean over processes, weighted by the number of the task's
         batches that each process saw since. Counts of batches add up. Buffers that follow weights
         are taken from the first process. All processes must call this.
-
-        Raises:
-            ValueError: no norm counts its batches.
         """
-        tables = self.tables(module)
+        tables = [torch.view_as_real(t) if t.is_complex() else t for t in self.tables(module)]
         if not tables:
             return
-        if self._counting is None or self._synchronised is None:
-            raise ValueError(
-                f"the target's {self.names[0]!r} cannot be averaged over processes, because no "
-                "norm of the target counts its batches in a buffer `num_batches_tracked`"
-            )
-        counted = tables[self._counting]
-        new = (counted - self._synchronised.to(counted)).clamp(min=0).double()  # [tasks]
-        parts = [new]
+        # The library's own count: norms may be frozen, and PyTorch's instance norms count nothing.
+        new = self._batches.to(tables[0].device).double()  # [tasks]
+        before = iter(self._synchronised)
+        parts = []
         for table, averaged in zip(tables, self._averaged, strict=True):
-            weights = new.view(-1, *[1] * (table.ndim - 1))
             if not averaged:
-                part = table * (dist.get_rank(group) == 0)
+                part = table.double() * (dist.get_rank(group) == 0)
             elif table.is_floating_point():
-                part = weights * table
+                part = new.view(-1, *[1] * (table.ndim - 1)) * table.double()
             else:
-                part = weights * torch.ones_like(table)
-            parts.append(part.double().flatten())
-        summed = torch.cat(parts)
+                part = (table.double() - next(before).to(table.device)).clamp(min=0)
+            parts.append(part)
+        summed = torch.cat([new, *(part.flatten() for part in parts)])
         dist.all_reduce(summed, group=group)
-        total, *sums = summed.split([len(part) for part in parts])
+        total, *sums = summed.split([len(new), *(part.numel() for part in parts)])
         seen = total > 0
-        for table, averaged, values in zip(tables, self._averaged, sums, strict=True):
+        for table, averaged, own, values in zip(tables, self._averaged, parts, sums, strict=True):
             values = values.view(table.shape)
             if not averaged:
                 table.copy_(values)
@@ -324,8 +335,13 @@ class NormStatistics:
                 weights = total.view(-1, *[1] * (table.ndim - 1))
                 table[seen] = (values / weights)[seen].to(table.dtype)
             else:
-                table += (values - new.view(-1, *[1] * (table.ndim - 1))).round().to(table.dtype)
+                table += (values - own).round().to(table.dtype)
         self.mark_synchronised(module)
+
+
+def _is_real_or_complex(table: Tensor) -> bool:
+    """Whether a table has no integers or bools."""
+    return table.is_floating_point() or table.is_complex()
 
 
 def _index(tasks: Sequence[int] | Tensor) -> Any:
@@ -355,10 +371,10 @@ def average(norms: Iterable[nn.Module], batches: int) -> None:
     """In `batch_statistics`, let the next batch join the mean over ``batches`` earlier ones.
 
     A norm that counts its batches, from 0, weighs each of its uses alike, also those within one
-    forward pass.
+    forward pass. PyTorch's instance norms do not count.
     """
     for norm in norms:
-        counts = isinstance(norm, nn.modules.batchnorm._NormBase)
+        counts = isinstance(norm, nn.modules.batchnorm._BatchNorm)
         if counts and norm.num_batches_tracked is not None:
             vars(norm)["momentum"] = None
         elif isinstance(vars(norm).get("momentum"), float):

@@ -181,6 +181,7 @@ class Target(nn.Module):
         super()._apply(fn, recurse)
         if not self.moments.is_meta:
             self._unpack_plan = self._plan_unpacking()  # of the moments in their new precision
+            self.statistics.to(self.moments.device)
         return self
 
     def unpack(self, raw: Tensor) -> tuple[Tensor, ...]:

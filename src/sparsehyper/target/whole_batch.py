@@ -164,7 +164,7 @@ def _agrees(target: Target, raw: Tensor, leaves: list[Any], structure: pytree.Tr
         inputs = pytree.tree_unflatten(own, structure)
         with EvenDraws():
             out = run_once(target, tensors, samples, inputs, module)
-        return [leaf.cdouble() for leaf in pytree.tree_leaves(out) if is_batched(leaf)]
+        return [leaf.to(torch.complex128) for leaf in pytree.tree_leaves(out) if is_batched(leaf)]
 
     with (
         torch.random.fork_rng([raw.device] if raw.is_cuda else []),
