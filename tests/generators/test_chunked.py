@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.conformance import ConformingGenerator, embeddings
-from sparsehyper.generators import Chunked
+from sparsehyper.generators import Chunked, Composed, LowRank
 from sparsehyper.layout import pack
 
 
@@ -147,3 +147,18 @@ def test_refuses_settings_below_one(setting):
 def test_refuses_an_unknown_kind_of_chunks():
     with pytest.raises(ValueError, match=r"`by` must be one of 'flat'.*got 'layer'"):
         Chunked(by="layer")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Chunked(by="filter"),
+        LowRank(1, Chunked(by="filter")),
+        Composed({"*": Chunked(by="filter")}),
+        Chunked(hidden=2**20, embedding=1),  # the best number of chunks is beyond the limit
+    ],
+)
+def test_no_budget_is_too_large(spec):
+    for numel, budget in (300, 10**7), (10**7, 10**14):
+        layout = pack([("weight", torch.Size([10, numel // 10]))])
+        assert 0 < spec.with_budget(budget, 16, layout).count_parameters(16, layout) <= budget

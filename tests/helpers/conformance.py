@@ -139,6 +139,12 @@ class ConformingGenerator:
         with pytest.raises(ValueError, match=f"at least {smallest} .*, got {smallest - 1};"):
             self.spec.with_budget(smallest - 1, latent_dim, numel)
 
+    @pytest.mark.parametrize("numel", [1, 1000])
+    @pytest.mark.parametrize("budget", [10**7, 10**13])
+    def test_no_budget_is_too_large(self, budget, numel):
+        count = self.spec.with_budget(budget, 16, numel).count_parameters(16, numel)
+        assert 0 < count <= budget
+
     @pytest.mark.parametrize("weights_a_parameter", [4, 20])
     def test_a_budget_is_met_and_never_exceeded(self, weights_a_parameter):
         numel, latent_dim = 10_000, 16

@@ -113,7 +113,7 @@ class Chunked(Generator):
         numel = count_numbers(layout)
         # Fewer chunks need a larger output layer, more need more embeddings: one minimum between.
         middle = (self.width(latent_dim) + 1) * numel / self._embedding(latent_dim)
-        counts = {1, *(max(1, min(numel, c)) for c in _near(middle))}
+        counts = {1, *(max(1, min(numel, WIDEST, c)) for c in _near(middle))}
         specs = [replace(self, chunks=chunks) for chunks in sorted(counts)]
         return min(specs, key=lambda spec: spec.count_parameters(latent_dim, layout))
 
@@ -136,7 +136,8 @@ class Chunked(Generator):
 
         if count(1) > budget:
             raise too_small("chunked", budget, count(1), "lower `latent_dim` for a smaller one")
-        return replace(self, hidden=largest(lambda h: count(h) <= budget, 1, budget))
+        most = min(budget, WIDEST)
+        return replace(self, hidden=largest(lambda h: count(h) <= budget, 1, most))
 
     def _heads(self, latent_dim: int, layout: Layout) -> list[_Head]:
         self.width(latent_dim)

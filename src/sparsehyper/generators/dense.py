@@ -73,4 +73,4 @@ class Dense(Generator):
         def fits(hidden: int) -> bool:
             return replace(self, hidden=hidden).count_parameters(latent_dim, layout) <= budget
 
-        return replace(self, hidden=largest(fits, 1, budget))
+        return replace(self, hidden=largest(fits, 1, min(budget, WIDEST)))
