@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import jacfwd, jacrev
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
@@ -463,6 +465,30 @@ def test_grouping_needs_named_tasks():
     hnet = HyperNetwork(nn.Linear(4, 2), Sparse(), encoder)
     with pytest.raises(TypeError, match="a conditioner with named tasks, got a InputEncoder"):
         hnet.group(0, 3)
+
+
+# --- derivatives of derivatives -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generator", [Sparse(), Dense()])
+def test_second_derivatives_are_right_in_every_order_of_modes(generator):
+    target = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    hnet = make(target, generator, dim=5).double()
+    x, z = torch.randn(6, 4).double(), torch.randn(5).double()
+
+    def loss(z):
+        return hnet(x, task=z).square().mean()
+
+    expected = jacrev(jacrev(loss))(z)
+    for found in (jacfwd(jacrev(loss)), jacrev(jacfwd(loss)), jacfwd(jacfwd(loss))):
+        torch.testing.assert_close(found(z), expected)
+    direction = torch.randn(5).double()
+    with forward_ad.dual_level():
+        start = z.clone().requires_grad_()
+        slope = forward_ad.unpack_dual(loss(forward_ad.make_dual(start, direction))).tangent
+        torch.testing.assert_close(torch.autograd.grad(slope, start)[0], expected @ direction)
+    # Where there is no forward mode, the result is bit-identical to PyTorch's own layer norm.
+    assert torch.equal(hnet.normalise(z), F.layer_norm(z, z.shape))
 
 
 # --- precision, copies, the compiler --------------------------------------------------------

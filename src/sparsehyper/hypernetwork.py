@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -376,7 +377,11 @@ class HyperNetwork(Stored, Generic[Output]):
     @staticmethod
     def normalise(z: Tensor) -> Tensor:
         """Embeddings ``[…, latent_dim]`` with mean 0 and variance 1: the generator's input."""
-        return F.layer_norm(z, z.shape[-1:])
+        if forward_ad._current_level < 0:
+            return F.layer_norm(z, z.shape[-1:])
+        # The forward-mode derivative of PyTorch's own has wrong derivatives.
+        z = z - z.mean(-1, keepdim=True)
+        return z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
     def theta(self, z: Tensor) -> Tensor:
         """Flat parameter vectors θ ``[batch, numel]`` for embeddings ``[batch, latent_dim]``."""
