@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -581,3 +582,46 @@ def test_task_numbers_on_a_gpu_and_on_the_cpu():
     one = hnet.eval()(x, task=ids)
     torch.testing.assert_close(hnet(x, task=ids.cuda()), one)
     torch.testing.assert_close(hnet(x, task=hnet.group(ids, len(x))), one)
+
+
+def shared_part() -> nn.Module:
+    """A target of which tasks have a head of their own."""
+    target = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2))
+    target[0].requires_grad_(False)
+    return target
+
+
+@pytest.mark.parametrize("after_a_call", [False, True])
+@pytest.mark.parametrize("build", [TARGETS["mlp"][0], shared_part])
+def test_a_mixed_batch_within_transforms(build, after_a_call):
+    hnet, x, ids = make(build()).double(), torch.randn(12, 4).double(), torch.arange(12) % TASKS
+    trained = {name: p for name, p in hnet.named_parameters() if p.requires_grad}
+    params = {name: p.detach() for name, p in trained.items()}
+    tangents = {name: torch.randn_like(p) for name, p in params.items()}
+
+    def run(params, x):
+        return functional_call(hnet, params, (x,), {"task": ids}).square().sum()
+
+    if after_a_call:
+        hnet(x, task=ids)
+        with torch.no_grad():
+            hnet(x, task=ids)
+    slopes = grad(run)(params, x)
+    derivative = jvp(lambda params: run(params, x), (params,), (tangents,))[1]
+    many = vmap(run, (None, 0))(params, torch.stack([x, 2 * x]))
+    looped = torch.stack([hnet(x[[i]], task=int(ids[i])).square().sum() for i in range(12)]).sum()
+    expected = torch.autograd.grad(looped, list(trained.values()))
+    torch.testing.assert_close(tuple(slopes.values()), expected)
+    total = sum((slopes[name] * tangents[name]).sum() for name in params)
+    torch.testing.assert_close(derivative, total)
+    torch.testing.assert_close(many, torch.stack([run(params, x), run(params, 2 * x)]))
+
+
+@pytest.mark.parametrize("build", [lambda: Runs(TARGETS["mlp"][0]()), lambda: Runs(shared_part())])
+def test_a_transform_decides_nothing_for_later_batches(build):
+    hnet, x, ids = make(build()), torch.randn(12, 4), torch.arange(12) % TASKS
+    vmap(lambda x: hnet(x, task=ids))(torch.stack([x, x]))
+    hnet(x, task=ids)
+    sizes.clear()
+    hnet(x, task=ids)
+    assert sizes == [12] or sizes == [2]  # vmap sees the samples of one task

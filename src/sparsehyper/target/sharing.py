@@ -161,6 +161,8 @@ class Group:
         if any(limit == _MAX_CONVOLVED for limit in known.values()):
             return _MAX_CONVOLVED
         if self.count not in known:
+            if is_transformed():
+                return _NEVER
             with _trial_lock:
                 known[self.count] = self._try()
         return known[self.count]
@@ -223,6 +225,11 @@ def _alone(tensors: Sequence[Tensor]) -> Tensor:
 def is_batched(leaf: Any) -> TypeGuard[Tensor]:
     """Whether an argument's first dimension must be the batch: any tensor but a scalar."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is active, within which there can be no trial."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _has_grad(leaf: Any) -> bool:

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters.low_rank import changes
 from sparsehyper.target.copying import copy_module
-from sparsehyper.target.sharing import is_batched, value_of
+from sparsehyper.target.sharing import is_batched, is_transformed, value_of
 from sparsehyper.target.target import Target
 from sparsehyper.target.trial import EvenDraws, other_generators
 
@@ -80,6 +80,8 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
     except TypeError:  # an argument that cannot be compared with the next batch's
         return False
     if kind not in plan.kinds:
+        if is_transformed():
+            return False
         if len(plan.kinds) >= _MAX_KINDS:
             plan.kinds.clear()
         plan.kinds[kind] = _agrees(target, raw, leaves, structure)
