@@ -584,6 +584,13 @@ def test_task_numbers_on_a_gpu_and_on_the_cpu():
     torch.testing.assert_close(hnet(x, task=hnet.group(ids, len(x))), one)
 
 
+def test_a_batch_without_samples_is_none_of_any_task():
+    hnet = make(normed())
+    before = copy.deepcopy(hnet.state_dict())
+    assert hnet(torch.randn(0, 4), task=torch.tensor([], dtype=torch.int64)).shape == (0, 2)
+    torch.testing.assert_close(hnet.state_dict(), before, rtol=0, atol=0)
+
+
 def shared_part() -> nn.Module:
     """A target of which tasks have a head of their own."""
     target = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2))

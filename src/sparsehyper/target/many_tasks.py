@@ -139,8 +139,8 @@ def run_tasks(
         out = outputs[0]
     else:
         out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
-    if all(after is None for _, after in changed):
-        return out, None
+    if sum(counts) == 0 or all(after is None for _, after in changed):
+        return out, None  # a batch without samples is none of any task
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
     return out, [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in rows]
 
