@@ -275,6 +275,52 @@ def instances() -> nn.Module:
     return Images(4, track_running_stats=True, momentum=0.5)
 
 
+class Waves(nn.BatchNorm1d):
+    """A batch norm of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(4, momentum=0.5)
+        self.running_mean = self.running_mean * (1 + 0j)
+        self.register_buffer("average", torch.zeros(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        if self.training:
+            mean = torch.complex(x, 2 * x).detach().mean(0)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.average.copy_(mean)
+            self.num_batches_tracked += 1
+        return x - self.running_mean.real - self.running_mean.imag
+
+
+@pytest.mark.filterwarnings("ignore:buffer .* changes in training")
+def test_complex_statistics(monkeypatch):
+    hnets = [make(nn.Sequential(Waves(), nn.Linear(4, 2))) for _ in range(2)]
+    for rank, hnet in enumerate(hnets):
+        for _ in range(20):
+            hnet(torch.randn(32, 4) / 10 + 5 + rank, task=2)
+    mean = hnets[0].target.module[0].running_mean
+    torch.testing.assert_close(mean[2], torch.full((4,), 5 + 10j), rtol=0, atol=0.1)
+    new = hnets[0].materialize(torch.zeros(8))[0].running_mean
+    torch.testing.assert_close(new, mean.mean(0))
+    synchronise(hnets, monkeypatch)
+    for hnet in hnets:
+        mean = hnet.target.module[0].running_mean
+        torch.testing.assert_close(mean[2], torch.full((4,), 5.5 + 11j), rtol=0, atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:buffer .* changes in training")
+def test_a_complex_buffer_is_not_shared_with_the_target_that_was_given():
+    module = nn.Sequential(Waves(), nn.Linear(4, 2))
+    make(module, copy=False)(torch.randn(8, 4), task=1)
+    assert module[0].average.abs().max() == 0
+
+
+def test_a_complex_buffer_that_changes_is_told_of_too():
+    hnet = make(nn.Sequential(Waves(), nn.Linear(4, 2)))
+    with pytest.warns(UserWarning, match=r"buffer '0\.average' of the target changes in training"):
+        hnet(torch.randn(8, 4), task=1)
+
+
 NORMS = {
     "frozen, counting": lambda: [
         nn.BatchNorm1d(4, affine=False).eval(),

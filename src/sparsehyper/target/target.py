@@ -340,7 +340,9 @@ class Target(nn.Module):
         return {
             name: (buffer, buffer._version)
             for name, buffer in self.module.named_buffers()
-            if buffer.is_floating_point() and id(buffer) not in tables and not buffer.is_inference()
+            if (buffer.is_floating_point() or buffer.is_complex())
+            and id(buffer) not in tables
+            and not buffer.is_inference()
         }
 
     def _warn_of_changes(self, before: dict[str, tuple[Tensor, int]]) -> None:
@@ -361,7 +363,8 @@ def _frozen(module: nn.Module, generated: list[Tensor], *, everything: bool) -> 
     """The large tensors that no training changes: parameters, and integers of quantised layers."""
     ids = set(map(id, generated))
     parameters = [p for p in module.parameters() if everything or not p.requires_grad]
-    integers = [b for b in module.buffers() if b.ndim and not b.is_floating_point()]
+    buffers = [b for b in module.buffers() if b.ndim and not b.is_complex()]
+    integers = [b for b in buffers if not b.is_floating_point()]
     return [tensor for tensor in (*parameters, *integers) if id(tensor) not in ids]
 
 
