@@ -59,15 +59,17 @@ def count_numbers(layout: Layout) -> int:
     return sum(spec.numel for spec in as_tensors(layout))
 
 
-def pack(tensors: Iterable[tuple[str, torch.Size]]) -> tuple[TensorSpec, ...]:
-    """The layout of consecutive tensors, given by names and shapes.
+def pack(
+    tensors: Iterable[tuple[str, torch.Size] | tuple[str, torch.Size, tuple[str, ...]]],
+) -> tuple[TensorSpec, ...]:
+    """The layout of consecutive tensors, given by names, shapes and other names, if any.
 
     >>> [spec.offset for spec in pack([("a", torch.Size([2, 3])), ("b", torch.Size([4]))])]
     [0, 6]
     """
     layout, offset = [], 0
-    for name, shape in tensors:
-        layout.append(TensorSpec(name, shape, offset, shape.numel(), ()))
+    for name, shape, *aliases in tensors:
+        layout.append(TensorSpec(name, shape, offset, shape.numel(), *(aliases or [()])))
         offset += shape.numel()
     return tuple(layout)
 
@@ -77,7 +79,8 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
 
     Args:
         module: any module.
-        generate: a glob on parameter names, several, or a predicate of name and parameter.
+        generate: a glob on parameter names, several, or a predicate of name and parameter. A tied
+            parameter is selected by any of its names.
 
     Raises:
         TypeError, ValueError: a selection of a wrong type or that selects nothing, parameters
@@ -99,7 +102,14 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
                 )
             if kind == "parameter" and tensor.requires_grad:
                 names.setdefault(tensor, []).append(name)
-    chosen = _select(generate, {first: parameter for parameter, (first, *_) in names.items()})
+    every: dict[int, list[str]] = {}  # slots give those of a module that is used twice once
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        every.setdefault(id(parameter), []).append(name)
+    chosen = _select(
+        generate,
+        {first: parameter for parameter, (first, *_) in names.items()},
+        {first: every[id(parameter)] for parameter, (first, *_) in names.items()},
+    )
     layout, offset = [], 0
     for name in chosen:
         if name in scripted:
@@ -147,27 +157,35 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(prefix), attribute
 
 
-def _select(generate: Select, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def matches(names: Iterable[str], pattern: str) -> bool:
+    """Whether a glob matches one of the names of a tensor."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _select(
+    generate: Select, parameters: dict[str, nn.Parameter], names: dict[str, list[str]]
+) -> dict[str, nn.Parameter]:
+    """The selected of the parameters, which are given by their first names."""
     if not parameters:
         raise ValueError("`target` has no trainable parameter to generate")
-    known = ", ".join(parameters)
+    known = ", ".join(" = ".join(names[first]) for first in parameters)
     if callable(generate):
-        chosen = {name: p for name, p in parameters.items() if generate(name, p)}
+        selected = [
+            first for first, p in parameters.items() if any(generate(n, p) for n in names[first])
+        ]
     elif not isinstance(generate, Iterable):
         raise TypeError(f"`generate` must be a glob, several, or a predicate, got {generate!r}")
     else:
         patterns = [generate] if isinstance(generate, str) else list(generate)
         for pattern in patterns:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
+            if not any(matches(names[first], pattern) for first in parameters):
                 raise ValueError(
                     f"`generate` pattern {pattern!r} matches no trainable parameter of the "
                     f"target; it has: {known}"
                 )
-        chosen = {
-            name: p
-            for name, p in parameters.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        }
-    if not chosen:
+        selected = [
+            first for first in parameters if any(matches(names[first], each) for each in patterns)
+        ]
+    if not selected:
         raise ValueError(f"`generate` selects no parameter of the target; it has: {known}")
-    return chosen
+    return {first: parameters[first] for first in selected}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.conformance import embeddings
-from sparsehyper.generators import Chunked, Composed, Dense, Sparse
+from sparsehyper.generators import Chunked, Composed, Dense, LowRank, Sparse
 from sparsehyper.layout import pack
 
 LAYOUT = pack(
@@ -31,6 +31,15 @@ def test_each_tensor_is_made_by_the_first_generator_that_matches():
 def test_parts_differ_though_they_are_of_one_kind():
     one, two = Composed({"a.*": Dense(), "*": Dense()}).build(8, LAYOUT).parts
     assert not torch.equal(one.weight[:18], two.weight[:18])
+
+
+@pytest.mark.parametrize("around", [lambda spec: spec, lambda spec: Composed({"*": spec})])
+def test_a_tied_tensor_is_known_by_any_of_its_names(around):
+    layout = pack([("a.weight", torch.Size([5, 4]), ("b.weight",)), ("a.bias", torch.Size([4]))])
+    spec = around(Composed({"b.*": Dense(), "*": Dense(hidden=3)}))
+    assert spec.count_parameters(8, layout) == 8 * 20 + (8 + 1) * 3 + (3 + 1) * 4
+    ranked = LowRank(1, Composed({"b.weight.u": Dense(), "*": Dense(hidden=3)}))
+    assert ranked.count_parameters(8, layout) == 8 * 5 + (8 + 1) * 3 + (3 + 1) * 8
 
 
 def test_a_budget_is_shared_by_size():

@@ -191,6 +191,33 @@ def test_a_glob_several_globs_or_a_predicate_choose_what_is_generated(generate, 
     assert [spec.name for spec in plan_layout(module, generate)] == names
 
 
+@pytest.mark.parametrize(
+    ("generate", "names"),
+    [
+        ("output.*", ["embedding.weight"]),
+        ("embed*", ["embedding.weight"]),
+        ("again.bias", ["block.bias"]),
+        (["block.w*", "output.weight"], ["embedding.weight", "block.weight"]),
+        (lambda name, _: name.startswith(("output", "again.w")), ["embedding.weight", "block.w"]),
+        (lambda name, _: not name.startswith("output"), ["embedding.weight", "block."]),
+    ],
+)
+def test_a_tied_parameter_is_chosen_by_any_of_its_names(generate, names):
+    found = [spec.name for spec in plan_layout(Tied(), generate)]
+    assert all(any(name.startswith(each) for each in names) for name in found)
+    assert all(any(name.startswith(each) for name in found) for each in names)
+
+
+def test_an_unknown_pattern_is_told_every_name_of_a_tied_parameter():
+    known = (
+        r"embedding\.weight = output\.weight, block\.weight = again\.weight, block\.bias = again"
+    )
+    with pytest.raises(ValueError, match=known):
+        plan_layout(Tied(), "head.*")
+    with pytest.raises(ValueError, match=known):
+        plan_layout(Tied(), lambda *_: False)
+
+
 @pytest.mark.parametrize(("others", "trained"), [("shared", True), ("frozen", False)])
 def test_the_others_are_shared_and_trained_or_frozen(others, trained):
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_integer
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.generators.base import BudgetError, Generator, too_small
-from sparsehyper.layout import Layout, TensorSpec, as_tensors, pack
+from sparsehyper.layout import Layout, TensorSpec, as_tensors, matches, pack
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Composed(Generator):
     """Several generators side by side.
 
     Args:
-        parts: a generator for each glob of tensor names; the first glob that matches a tensor
-            counts.
+        parts: a generator for each glob of tensor names; the first glob that matches a tensor, by
+            any name that it has, counts.
 
     Raises:
         TypeError: ``parts`` is not a mapping from globs to generators.
@@ -105,7 +104,7 @@ class Composed(Generator):
         groups: list[tuple[Generator, list[TensorSpec]]] = [(g, []) for _, g in self._pairs]
         for spec in tensors:
             for (pattern, _), (_, own) in zip(self._pairs, groups, strict=True):
-                if fnmatch.fnmatchcase(spec.name, pattern):
+                if matches((spec.name, *spec.aliases), pattern):
                     own.append(spec)
                     break
             else:
@@ -135,4 +134,4 @@ class _Parts(nn.Module):
 
 
 def _repacked(own: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    return pack((spec.name, spec.shape) for spec in own)
+    return pack((spec.name, spec.shape, spec.aliases) for spec in own)

@@ -70,10 +70,11 @@ class LowRank(Generator):
         for spec in as_tensors(layout):
             m, r, n = self._sizes(spec)
             if r == 0:
-                tensors.append((spec.name, spec.shape))
-            else:
-                tensors.append((f"{spec.name}.u", torch.Size([m, r])))
-                tensors.append((f"{spec.name}.v", torch.Size([r, n])))
+                tensors.append((spec.name, spec.shape, spec.aliases))
+                continue
+            for factor, shape in ("u", [m, r]), ("v", [r, n]):
+                name, *aliases = (f"{each}.{factor}" for each in (spec.name, *spec.aliases))
+                tensors.append((name, torch.Size(shape), tuple(aliases)))
         return pack(tensors)
 
     def _sizes(self, spec: TensorSpec) -> tuple[int, int, int]:
