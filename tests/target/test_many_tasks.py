@@ -255,9 +255,27 @@ def test_checkpointing_does_not_see_the_trial():
     out.sum().backward()
 
 
-def test_a_lone_sample_of_a_task_for_a_batch_norm_is_told():
-    with pytest.raises(ValueError, match="the single sample that a task has in this batch; give"):
-        make(normed())(torch.randn(5, 4), task=torch.tensor([0, 0, 1, 2, 2]))
+def untracked() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False))
+
+
+@pytest.mark.parametrize(
+    ("build", "norm_stats", "training"),
+    [
+        (normed, "per_task", True),
+        (normed, "batch", True),
+        (normed, "batch", False),
+        (untracked, "per_task", False),
+    ],
+)
+def test_a_lone_sample_of_a_task_for_a_batch_norm_is_told(build, norm_stats, training):
+    hnet = make(build(), norm_stats=norm_stats).train(training)
+    wrong = (
+        "as all do in training and those without running statistics always, cannot normalise the "
+        "single sample that a task has in this batch; give"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        hnet(torch.randn(5, 4), task=torch.tensor([0, 0, 1, 2, 2]))
 
 
 @pytest.mark.parametrize("counts", [[2, 2], [3, 1]])

@@ -54,7 +54,8 @@ _trial_lock = threading.RLock()
 
 _TOO_FEW = "Expected more than 1 value per channel"  # of PyTorch's batch norm
 _ONE_SAMPLE = (
-    "a batch norm in training cannot normalise the single sample that a task has in this batch; "
+    "a batch norm that uses the statistics of its batch, as all do in training and those without "
+    "running statistics always, cannot normalise the single sample that a task has in this batch; "
     "give every task at least 2 samples, or leave such tasks out of the batch"
 )
 _CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten._convolution}
