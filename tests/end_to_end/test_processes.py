@@ -26,7 +26,7 @@ def test_two_processes_train_the_model_that_one_does(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += ["-m", "sparsehyper"]
     done = subprocess.run(
-        [sys.executable, *launch, *ARGUMENTS, "--out", tmp_path / "two"],
+        [sys.executable, *launch, *ARGUMENTS, "--json", "--out", tmp_path / "two"],
         env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
@@ -41,3 +41,4 @@ def test_two_processes_train_the_model_that_one_does(tmp_path):
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
     results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
     assert results[0]["test"]["accuracies"] == results[1]["test"]["accuracies"]
+    assert json.loads(done.stdout)["test"] == results[1]["test"]  # one document, from one process

@@ -91,6 +91,8 @@ def train(
     result = run_experiment(
         experiment, out, tasks=tasks, resume=resume, command=command, quiet=quiet
     )
+    if not is_main_process():
+        return
     if json:
         print_json(result)
         return
