@@ -43,13 +43,16 @@ def device(request, monkeypatch):
 def _make_masks_boolean(monkeypatch, builder):
     """Triton 3.9's interpreter spreads a comparison of two scalars as int32, which it then refuses
     as a mask."""
-    for name, place in {"create_masked_load": 1, "create_masked_store": 2}.items():
 
-        def access(self, *args, call=getattr(builder, name), mask=place, **kwargs):
+    def with_boolean(call, mask):
+        def access(self, *args, **kwargs):
             args[mask].data = args[mask].data.astype(bool)
             return call(self, *args, **kwargs)
 
-        monkeypatch.setattr(builder, name, access)
+        return access
+
+    for name, mask in {"create_masked_load": 1, "create_masked_store": 2}.items():
+        monkeypatch.setattr(builder, name, with_boolean(getattr(builder, name), mask))
 
 
 @pytest.fixture

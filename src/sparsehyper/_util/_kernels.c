@@ -5,7 +5,9 @@
    _util/kernels.py, check dtypes, strides and shapes. Sizes and shifts are checked here at the
    start of a call, and each source when it is used, because anybody may have written to the tensor
    of the sources. A product reads and writes each weight once, whatever the batch size, and splits
-   its work between the threads of PyTorch's own OpenMP pool. */
+   its work between the threads of PyTorch's own OpenMP pool.
+
+   Microsoft's compiler takes no variable declared in a parallel loop, and has a min and a max. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -43,8 +45,8 @@ enum {
     MAX_COPIES = 16      /* threads that sum up the input's gradient in a copy of their own */
 };
 
-static i64 min(i64 a, i64 b) { return a < b ? a : b; }
-static i64 max(i64 a, i64 b) { return a > b ? a : b; }
+static i64 least(i64 a, i64 b) { return a < b ? a : b; }
+static i64 most(i64 a, i64 b) { return a > b ? a : b; }
 
 /* Whether rows · k · m products are worth waking other threads. */
 static int in_parallel(i64 rows, i64 k, i64 m)
@@ -137,18 +139,19 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
                       const float *w, float *y)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (m + size - 1) / size;
+    i64 block;
     #pragma omp parallel for schedule(static) if (in_parallel(rows, k, m))
-    for (i64 block = 0; block < blocks; block++) {
-        const i64 end = min((block + 1) * size, m);
+    for (block = 0; block < blocks; block++) {
+        const i64 end = least((block + 1) * size, m);
         const float *from[8], *weights[8];
         for (i64 a = block * size, b; a < end; a = b) {
             const i64 copy = a / n, i = a % n;
-            b = min(end, (copy + 1) * n);
+            b = least(end, (copy + 1) * n);
             for (i64 t = 0; t < k; t++) /* stop where the first source wraps around */
-                b = min(b, a + n - (i + shifts[copy * k + t]) % n);
+                b = least(b, a + n - (i + shifts[copy * k + t]) % n);
             for (i64 r = 0; r < rows; r++)
                 for (i64 t = 0; t < k; t += 8) {
-                    const i64 some = min(8, k - t);
+                    const i64 some = least(8, k - t);
                     for (i64 u = 0; u < some; u++) {
                         from[u] = x + r * n + (i + shifts[copy * k + t + u]) % n;
                         weights[u] = w + (t + u) * m + a;
@@ -166,9 +169,10 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (n + size - 1) / size;
     const i64 copies = (m + n - 1) / n;
+    i64 block;
     #pragma omp parallel for schedule(static) if (in_parallel(rows, k, m))
-    for (i64 block = 0; block < blocks; block++) {
-        const i64 start = block * size, end = min(start + size, n);
+    for (block = 0; block < blocks; block++) {
+        const i64 start = block * size, end = least(start + size, n);
         if (gx)
             for (i64 r = 0; r < rows; r++)
                 memset(gx + r * n + start, 0, (end - start) * sizeof(float));
@@ -176,8 +180,8 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
             const i64 copy = tap / k, t = tap % k;
             for (i64 a = start, b; a < end; a = b) {
                 const i64 i = (a + n - shifts[tap]) % n, j = copy * n + i;
-                b = min(end, a + n - i);
-                const i64 l = min(b - a, m - j);
+                b = least(end, a + n - i);
+                const i64 l = least(b - a, m - j);
                 for (i64 r = 0, some; r < rows && l > 0; r += some) {
                     some = rows - r < 4 ? 1 : 4;
                     adjoint_rows(some, n, m, gx ? gx + r * n + a : NULL,
@@ -192,8 +196,9 @@ static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, 
 /* Transpose `width` rows of a batch: [width, n] to [n, width]. */
 static void interleave(float *to, const float *from, i64 width, i64 n)
 {
+    i64 i;
     #pragma omp parallel for schedule(static) if (in_parallel(width, 1, n))
-    for (i64 i = 0; i < n; i++)
+    for (i = 0; i < n; i++)
         for (i64 r = 0; r < width; r++) to[i * width + r] = from[r * n + i];
 }
 
@@ -215,7 +220,7 @@ VECTORISED static int gather_one(float *restrict y, const float *restrict x,
                                  i64 l, int fresh)
 {
     for (i64 a = 0, b; a < l; a = b) {
-        b = min(a + CHECKED, l);
+        b = least(a + CHECKED, l);
         if (!are_inputs(sources + a, b - a, n)) return 0;
         if (fresh)
             for (i64 j = a; j < b; j++) y[j] = w[j] * x[sources[j]];
@@ -243,12 +248,13 @@ static int indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const 
 {
     int ok = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
-        const i64 width = min(GROUP, rows - first);
+        const i64 width = least(GROUP, rows - first);
         if (width > 1) interleave(table, x + first * n, width, n);
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
+        i64 block;
         #pragma omp parallel for schedule(static) if (in_parallel(width, k, m)) reduction(&& : ok)
-        for (i64 block = 0; block < blocks; block++) {
-            const i64 start = block * size, l = min(size, m - start);
+        for (block = 0; block < blocks; block++) {
+            const i64 start = block * size, l = least(size, m - start);
             float sums[BLOCK];
             if (width == 1) {
                 for (i64 t = 0; t < k; t++)
@@ -273,7 +279,7 @@ VECTORISED static int scatter_one(float *gx, float *restrict gw, const float *re
                                   const int32_t *restrict sources, i64 n, i64 l, int fresh)
 {
     for (i64 a = 0, b; a < l; a = b) {
-        b = min(a + CHECKED, l);
+        b = least(a + CHECKED, l);
         if (!are_inputs(sources + a, b - a, n)) return 0;
         if (gx && gw && fresh) {
             for (i64 j = a; j < b; j++) {
@@ -330,7 +336,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
 {
     int ok = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
-        const i64 width = min(GROUP, rows - first);
+        const i64 width = least(GROUP, rows - first);
         const float *inputs = x + first * n;
         if (width > 1 && gw) {
             interleave(table, x + first * n, width, n);
@@ -350,7 +356,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
             float rows_of_g[BLOCK];
             for (i64 block = blocks * thread / threads; block < blocks * (thread + 1) / threads;
                  block++) {
-                const i64 start = block * size, l = min(size, m - start);
+                const i64 start = block * size, l = least(size, m - start);
                 const float *grad = g + first * m + start;
                 if (width > 1) {
                     for (i64 r = 0; r < width; r++)
@@ -370,8 +376,9 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
             }
         }
         if (!gx) continue;
+        i64 i;
         #pragma omp parallel for schedule(static) if (in_parallel(copies, width, n))
-        for (i64 i = 0; i < n; i++)
+        for (i = 0; i < n; i++)
             for (i64 r = 0; r < width; r++) {
                 float sum = 0;
                 for (i64 c = 0; c < used; c++) sum += sums[(c * n + i) * width + r];
@@ -394,8 +401,8 @@ static i64 threads_now(void)
    the k · m products, each thread adds up n sums. */
 static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
 {
-    if (!in_parallel(min(rows, GROUP), k, m)) return 1;
-    return min(threads, min(MAX_COPIES, max(2, k * m / n)));
+    if (!in_parallel(least(rows, GROUP), k, m)) return 1;
+    return least(threads, least(MAX_COPIES, most(2, k * m / n)));
 }
 
 /* One layer of a chain, as sparse/native.py packs it. */
@@ -415,14 +422,14 @@ typedef struct {
 static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
 {
     Space space = {0, {0, 0}, 0, 0};
-    const i64 width = min(GROUP, rows);
+    const i64 width = least(GROUP, rows);
     for (i64 i = 0; i < count; i++) {
         if (i < count - 1) space.between += rows * layer[i].m;
-        if (i > 0) space.gradients[i % 2] = max(space.gradients[i % 2], rows * layer[i].n);
+        if (i > 0) space.gradients[i % 2] = most(space.gradients[i % 2], rows * layer[i].n);
         if (layer[i].is_circulant) continue;
         const i64 copies = copies_of(threads, rows, layer[i].n, layer[i].m, layer[i].k);
-        if (width > 1) space.table = max(space.table, layer[i].n * width);
-        space.sums = max(space.sums, copies * layer[i].n * width);
+        if (width > 1) space.table = most(space.table, layer[i].n * width);
+        space.sums = most(space.sums, copies * layer[i].n * width);
     }
     return space;
 }
@@ -501,7 +508,7 @@ static void runs(int gather, i64 rows, i64 count, const i64 *sizes, const float 
         const i64 first = total * thread / threads, last = total * (thread + 1) / threads;
         i64 start = 0;
         for (i64 i = 0; i < count; start += sizes[i], i++) {
-            const i64 a = start > first ? start : first, b = min(start + sizes[i], last);
+            const i64 a = start > first ? start : first, b = least(start + sizes[i], last);
             for (i64 r = 0; r < rows && a < b && run[i]; r++) {
                 float *in_flat = flat + r * total + a, *in_run = run[i] + r * sizes[i] + a - start;
                 const float *in_added = added ? added + a : NULL;
