@@ -231,7 +231,7 @@ def edited(change):
     def damage(path):
         config = read_sealed(path)
         change(config)
-        path.write_text(sealed(config))
+        path.write_bytes(sealed(config).encode())
 
     return damage
 
@@ -375,6 +375,8 @@ def test_a_mask_of_infinities_comes_back(tmp_path):
 def test_only_regular_files_are_opened(tmp_path, name, kind):
     make().save(tmp_path / "model")
     file = tmp_path / "model" / name
+    if kind == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("Windows has no pipes among its files")
     file.rename(tmp_path / name)
     {
         "link": lambda: file.symlink_to(tmp_path / name),

@@ -29,6 +29,7 @@ from sparsehyper._util.files import (
     digest,
     read_file,
     read_sealed,
+    rename,
     sealed,
     sync,
     whole,
@@ -90,7 +91,7 @@ def save(
         new.mkdir()
         write_tensors(new / WEIGHTS_FILE, held)
         record["weights"] = digest(new / WEIGHTS_FILE)
-        (new / CONFIG_FILE).write_text(sealed(record), encoding="utf-8")
+        (new / CONFIG_FILE).write_bytes(sealed(record).encode())
 
 
 def read(
@@ -255,7 +256,7 @@ def _settle(path: Path) -> None:
     if not os.path.lexists(new):
         return
     if not new.is_symlink() and digest(new) == read_sealed(path / CONFIG_FILE).get("weights"):
-        new.replace(path / WEIGHTS_FILE)
+        rename(new, path / WEIGHTS_FILE, replace=True)
     else:
         new.unlink()
     sync(path)

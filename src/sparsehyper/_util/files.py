@@ -2,6 +2,9 @@
 
 Whatever is read may come from a stranger. Only regular files are opened: a link may lead anywhere,
 and a pipe or a device may never end. JSON is checked, not trusted.
+
+Windows has no descriptors of directories, flushes only what is open for writing, and moves nothing
+that another process has open.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import math
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
@@ -25,6 +29,10 @@ _SEAL = b',\n "sha256": "'
 class CheckpointError(ValueError):
     """A saved file is damaged, or does not belong to the others; the message names the file."""
 
+
+WINDOWS = os.name == "nt"
+_BINARY = getattr(os, "O_BINARY", 0)  # on Windows descriptors are of text otherwise
+_TRIES, _PAUSE = 100, 0.05
 
 # Errors of file systems without hard links.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -64,8 +72,8 @@ def whole(argument: str, path: Path) -> Iterator[Path]:
 def _move(argument: str, partial: Path, path: Path) -> None:
     """Move a file or directory to its path, unless another process was faster."""
     try:
-        if partial.is_dir():
-            partial.rename(path)
+        if partial.is_dir() or WINDOWS:  # where renaming replaces nothing
+            rename(partial, path)
         else:
             os.link(partial, path)  # renaming would replace an existing file
     except OSError as error:
@@ -73,6 +81,24 @@ def _move(argument: str, partial: Path, path: Path) -> None:
         if partial.is_dir() or error.errno not in _NO_HARD_LINKS:
             raise
         partial.rename(path)
+
+
+def rename(path: Path, new: Path, *, replace: bool = False) -> None:
+    """Rename a file or directory, as ``Path.rename`` and ``Path.replace`` do.
+
+    On Windows it is tried again for some seconds while another process, such as a reader or a virus
+    scanner, has a file of it open.
+    """
+    for attempt in range(_TRIES if WINDOWS else 1):
+        if attempt:
+            time.sleep(_PAUSE)
+        try:
+            path.replace(new) if replace else path.rename(new)
+        except PermissionError as error:
+            refused = error
+        else:
+            return
+    raise refused
 
 
 @contextmanager
@@ -85,7 +111,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        rename(temporary, path, replace=True)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -93,8 +119,10 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync(path: Path) -> None:
-    """Return once a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Return once a file or directory is on the disk; for a directory on Windows, at once."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, (os.O_RDWR if WINDOWS else os.O_RDONLY) | _BINARY)
     try:
         os.fsync(descriptor)
     finally:
@@ -117,20 +145,27 @@ def open_file(
         CheckpointError: the file is a link (without ``follow_links``), a pipe, a device or a
             directory.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY
     if not follow_links:
         flags |= getattr(os, "O_NOFOLLOW", 0)
+    link = f"{path} is a link, which is not followed; put a file there"
+    other = f"{path} is not a regular file; put a file there"
+    if WINDOWS and not follow_links and path.is_symlink():
+        raise CheckpointError(link)
     try:
-        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
+        if folder is None:
+            descriptor = os.open(path, flags)
+        else:
+            descriptor = os.open(path.name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise CheckpointError(
-                f"{path} is a link, which is not followed; put a file there"
-            ) from error
+            raise CheckpointError(link) from error
+        if WINDOWS and path.is_dir():
+            raise CheckpointError(other) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CheckpointError(f"{path} is not a regular file; put a file there")
+        raise CheckpointError(other)
     return os.fdopen(descriptor, "rb")
 
 

@@ -272,11 +272,11 @@ def write_checkpoint(
         "best": state.best and state.best.to_dict(),
         "metrics": record._asdict(),
     }
-    (directory / STATE_FILE).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(about, indent=1, allow_nan=False) + "\n"
+    (directory / STATE_FILE).write_bytes(text.encode())
     files = sorted(directory.iterdir())
-    (directory / DIGESTS_FILE).write_text(
-        "".join(f"{digest(path)}  {path.name}\n" for path in files), encoding="utf-8"
-    )
+    sums = "".join(f"{digest(path)}  {path.name}\n" for path in files)
+    (directory / DIGESTS_FILE).write_bytes(sums.encode())
     for path in (*files, directory / DIGESTS_FILE, directory):
         sync(path)
 
@@ -297,7 +297,7 @@ def link_checkpoint(source: Path, destination: Path) -> None:
             new = destination / name
             try:
                 os.link(source / name, new, follow_symlinks=False)
-            except OSError:  # a file system without hard links
+            except (OSError, NotImplementedError):  # a system without hard links, or such ones
                 file.seek(0)
                 with new.open("xb") as copy:
                     shutil.copyfileobj(file, copy)
@@ -317,15 +317,17 @@ def _open_when_settled(run_directory: Path, name: str, stack: ExitStack) -> tupl
             missing = error
     if directory.is_dir():
         raise CheckpointError(
-            f"{directory / missing.filename} is missing from the checkpoint, according to its "
-            f"{DIGESTS_FILE}"
+            f"{directory / Path(missing.filename).name} is missing from the checkpoint, according "
+            f"to its {DIGESTS_FILE}"
         )
     raise FileNotFoundError(f"{run_directory / CHECKPOINTS / name} is missing from the run")
 
 
 def _open_files(directory: Path, stack: ExitStack) -> _OpenFiles:
     """Open all files of a checkpoint; none is left open if one is missing."""
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    # Windows opens no directory; there the first file that is open keeps it where it is.
+    is_directory = getattr(os, "O_DIRECTORY", None)
+    folder = None if is_directory is None else os.open(directory, os.O_RDONLY | is_directory)
     try:
         with ExitStack() as opened:
 
@@ -339,7 +341,8 @@ def _open_files(directory: Path, stack: ExitStack) -> _OpenFiles:
             stack.push(opened.pop_all())
             return _OpenFiles(text, listed, files)
     finally:
-        os.close(folder)
+        if folder is not None:
+            os.close(folder)
 
 
 def _listed(path: Path, text: str) -> dict[str, str]:

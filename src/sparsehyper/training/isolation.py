@@ -158,7 +158,7 @@ def _outcome(receiver: Any, running: dict[Connection, tuple[int, Any]]) -> tuple
     if value is not None:
         return number, ChildError(value)
     how = f"the process died with exit code {process.exitcode}"
-    if process.exitcode == -signal.SIGKILL:
+    if process.exitcode == -9:  # SIGKILL, which Windows has not
         how += ", killed, most likely because memory ran out"
     return number, DiedError(how)
 

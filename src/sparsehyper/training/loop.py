@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.extras import require
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper._util.modes import training_mode
@@ -562,7 +563,9 @@ def _interrupted(state: TrainingState, run: Run | None) -> Interrupted:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(require("psutil", "train").Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -43,6 +43,7 @@ from sparsehyper._util.files import (
     parse_json,
     read_file,
     read_sealed,
+    rename,
     sync,
     write_sealed,
 )
@@ -242,8 +243,8 @@ class Run:
                 link_checkpoint(source, new / "best")
             sync(new)
             if self._checkpoints.exists():
-                self._checkpoints.rename(old)
-            new.rename(self._checkpoints)
+                rename(self._checkpoints, old)
+            rename(new, self._checkpoints)
         except BaseException:
             self._recover()  # frees space at once: the disk may be full
             raise
@@ -378,7 +379,7 @@ class Run:
     def _recover(self) -> None:
         """Undo what a crash left unfinished."""
         if self._checkpoints_old.exists() and not self._checkpoints.exists():
-            self._checkpoints_old.rename(self._checkpoints)
+            rename(self._checkpoints_old, self._checkpoints)
         for left in (self._checkpoints_old, self._checkpoints_new):
             if left.exists():
                 shutil.rmtree(left, ignore_errors=True)

@@ -315,4 +315,5 @@ def _append(path: Path, value: dict[str, Any]) -> None:
 def _open_journal(path: Path) -> BinaryIO:
     """The file, open for appending; a link is not followed."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags |= getattr(os, "O_BINARY", 0)  # Windows
     return os.fdopen(os.open(path, flags, 0o666), "ab")
