@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "target": {"layout"},
     "adapters": {"target", "peft"},
     "heads": {"layout"},
-    "recipes": set(),
+    "recipes": {"target"},
     "saving": {"conditioning"},
     "tasks": {"conditioning", "target", "heads"},
     "hub": set(),

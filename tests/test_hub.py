@@ -120,9 +120,13 @@ def test_what_is_pushed_comes_back_at_each_revision_and_offline(hub, tmp_path, m
     card = hub[0]["README.md"].decode()
     assert "| accuracy | 0.93 |" in card
     assert "from_pretrained('me/model')" in card
-    hub[0]["README.md"] = b"my own words"
-    second.push_to_hub("me/model", token="t")
-    assert hub[1]["README.md"] == b"my own words"
+    first.push_to_hub("me/model", token="t", figures={"accuracy": 0.95})
+    assert "| accuracy | 0.95 |" in hub[1]["README.md"].decode()
+    hub[1]["README.md"] = card.replace("0.93", "my own").encode()
+    with pytest.warns(UserWarning, match=r"the README\.md of me/model is not as .* `figures`"):
+        second.push_to_hub("me/model", token="t", figures={"accuracy": 0.97})
+    second.push_to_hub("me/model", token="t")  # without a warning
+    assert hub[1]["README.md"] == hub[2]["README.md"] == hub[3]["README.md"]
 
     cache = tmp_path / "cache"
     found = HyperNetwork.from_pretrained("me/model", cache_dir=cache)
@@ -152,6 +156,21 @@ def test_a_directory_needs_no_hub(tmp_path, monkeypatch):
         HyperNetwork.from_pretrained("me/model")
     with pytest.raises(FileNotFoundError, match="no directory"):
         HyperNetwork.from_pretrained("./model")
+
+
+def test_a_card_that_nobody_edited_is_written_anew(tmp_path):
+    card = tmp_path / "model" / "README.md"
+    hnet = make()
+    hnet.save_pretrained(tmp_path / "model", figures={"accuracy": 0.5})
+    hnet.add_task("hats")
+    hnet.save_pretrained(tmp_path / "model", figures={"accuracy": 0.9})
+    assert "| accuracy | 0.9 |" in card.read_text()
+    assert "`hats`" in card.read_text()
+    card.write_text("see also my page\n" + card.read_text())
+    before = card.read_text()
+    with pytest.warns(UserWarning, match=r"README\.md is not as sparsehyper wrote it"):
+        hnet.save_pretrained(tmp_path / "model", figures={"accuracy": 1})
+    assert card.read_text() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

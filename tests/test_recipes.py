@@ -9,9 +9,11 @@ from torch import nn
 from sparsehyper import Dense, HyperNetwork, Sparse, TaskEmbedding
 from sparsehyper._util.files import CheckpointError, read_sealed, sealed
 from sparsehyper.adapters import lora
+from sparsehyper.lab.runs import build_target
 from sparsehyper.recipes import _harmless, build, describe
 
 FLOAT = {"dtype": "torch.float32"}
+LINEAR = {"class": "Linear", "in_features": 2, "out_features": 2, **FLOAT}
 TARGET = nn.Sequential(
     nn.Conv2d(1, 4, (3, 5), padding="same", padding_mode="circular", bias=False),
     nn.BatchNorm2d(4, affine=False),
@@ -66,6 +68,31 @@ def test_a_module_that_a_recipe_could_not_give_back_has_none(module):
     assert describe(module) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("resnet:depth=8,width=4", "resnet:depth=10,width=4,stages=4,norm=none"),
+        *("resnet9:width=4", "thesis_resnet:blocks=2,width=4"),
+        *("mlp:16/masked:0.9", "resnet:depth=8,width=4/masked:0.9", "resnet9:width=4/masked:0.5"),
+    ],
+)
+def test_the_targets_of_the_command_line_are_built_from_the_file(tmp_path, text):
+    target = build_target(text, (3, 8, 8), n_classes=3)
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(2, 8), base="residual").eval()
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model").eval()
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(x, task=1), hnet(x, task=1))
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in hnet.named_parameters()]
+
+
+def test_a_residual_network_that_was_changed_has_no_recipe():
+    target = build_target("resnet:depth=8,width=4", (3, 8, 8), n_classes=3)
+    assert describe(target)["class"] == "ResNet"
+    target.head = nn.Linear(16, 5)
+    assert describe(target) is None
+
+
 def test_a_file_without_a_recipe_asks_for_the_target(tmp_path):
     HyperNetwork(nn.LSTM(2, 2), Sparse(), TaskEmbedding(2, 8)).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"`target` is needed .* neither an nn\.Sequential"):
@@ -109,6 +136,12 @@ def test_a_model_of_transformers_is_built_by_its_configuration(tmp_path):
         {"class": "Linear", "in_features": 10**7, "out_features": 10**7, **FLOAT},
         {"class": "BatchNorm1d", "num_features": 10**13, "affine": False, **FLOAT},
         {"class": "Sequential", "layers": [1], **FLOAT},
+        {"class": "ResNet", "image_shape": [3, 8, 8], "n_classes": 2, "depth": 7, **FLOAT},
+        {"class": "ResNet", "image_shape": [3, 8, 8], "n_classes": 2, "width": 10**6, **FLOAT},
+        {"class": "Shortcut", "inner": {"class": "Linear"}, "projection": 3, **FLOAT},
+        {**LINEAR, "masked": {"": 5}},
+        {**LINEAR, "masked": {"0": 1}},
+        {**LINEAR, "masked": {"": "all"}},
         {"transformers": "pipeline", "config": {}, **FLOAT},
         {"transformers": "AutoModel", "config": {"auto_map": {"AutoModel": "x--y.Z"}}, **FLOAT},
     ],

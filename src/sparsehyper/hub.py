@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ def downloaded(name: str | PathLike[str], files: Sequence[str], **where: Any) ->
 def upload(
     folder: Path,
     repo_id: str,
-    keep: str,
     *,
+    card: str,
+    keep: Callable[[str], bool],
     message: str,
     private: bool | None,
     token: str | bool | None,
@@ -49,7 +50,8 @@ def upload(
     Args:
         folder: the folder.
         repo_id: the repository, as ``"owner/name"``.
-        keep: a file that is not uploaded if the repository has one.
+        card: name of the model card.
+        keep: whether a model card that the repository has stays, by its text.
         message: message of the commit.
         private, token, branch, create_pr: as ``push_to_hub`` of ``huggingface_hub`` takes them.
 
@@ -60,13 +62,16 @@ def upload(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if branch is not None and not create_pr:
         api.create_branch(repo_id, branch=branch, exist_ok=True)
-    there = api.file_exists(repo_id, keep, revision=branch)
+    there = api.file_exists(repo_id, card, revision=branch)
+    if there:
+        found = Path(api.hf_hub_download(repo_id, card, revision=branch))
+        there = keep(found.read_text("utf-8", "replace"))
     commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         commit_message=message,
         revision=branch,
         create_pr=create_pr,
-        ignore_patterns=[keep] if there else None,
+        ignore_patterns=[card] if there else None,
     )
     return str(commit.commit_url)

@@ -1,9 +1,11 @@
 """Recipes: modules as data, from which they are built again without their code.
 
-A recipe names a layer of PyTorch's, with the arguments it was made with; an ``nn.Sequential`` of
-recipes; or a model of transformers, with its configuration. Other modules have none. A recipe says
-nothing of values. It may come from a stranger: it can name only the classes listed here and models
-that transformers itself contains, and is built without values before anything is allocated.
+A recipe names a layer of PyTorch's or a residual network of `sparsehyper.target.residual`, with the
+arguments it was made with; an ``nn.Sequential`` of recipes; or a model of transformers, with its
+configuration. ``masked`` has the number of entries that a fixed mask leaves, by layer. Other
+modules have none. A recipe says nothing of values. It may come from a stranger: it can name only
+the classes listed here and models that transformers itself contains, and is built without values
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,9 +20,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from sparsehyper._util.checks import check_size
 from sparsehyper._util.extras import MissingExtraError
+from sparsehyper.target.adapters import merge
+from sparsehyper.target.adapters.masks import Scatter, mask_first
+from sparsehyper.target.copying import copy_module
+from sparsehyper.target.residual import ResNet, Shortcut
 
 Recipe = dict[str, Any]
 
@@ -38,7 +45,7 @@ _LAYERS = {
         *("Sigmoid", "Tanh", "Softplus", "Softsign", "Hardswish", "Hardsigmoid", "LogSigmoid"),
         *("Softmax", "LogSoftmax", "Upsample", "PixelShuffle", "PixelUnshuffle"),
     )
-}
+} | {"ResNet": ResNet}
 # Settings of transformers by which it takes code from elsewhere, and one that torch gives.
 _NAMES_CODE = re.compile(r"auto_map|dtype|_?(attn|experts)_implementation").fullmatch
 _DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
@@ -82,7 +89,13 @@ def build(recipe: Mapping[str, Any]) -> nn.Module:
 
 
 def _described(module: nn.Module) -> Recipe | None:
+    if kept := _masked(module):
+        found = _described(merge(copy_module(module)))
+        return found and {**found, "masked": kept}
     kind = type(module)
+    if kind is Shortcut:
+        parts = {name: _described(part) for name, part in module.named_children()}
+        return None if None in parts.values() else {"class": "Shortcut", **parts}
     if kind is nn.Sequential:
         layers = {name: _described(layer) for name, layer in module.named_children()}
         if None in layers.values() or len(layers) < len(module._modules):  # one occurs twice
@@ -95,6 +108,17 @@ def _described(module: nn.Module) -> Recipe | None:
     if own and kind.__module__.startswith("transformers."):
         return {"transformers": kind.__name__, "config": module.config.to_dict()}  # type: ignore[operator, union-attr]
     return None
+
+
+def _masked(module: nn.Module) -> dict[str, int]:
+    """Number of entries that a fixed mask leaves of a layer's weight, by layer."""
+    found: dict[str, int] = {}
+    for name, layer in module.named_modules():
+        if is_parametrized(layer, "weight"):
+            parts: Any = layer.parametrizations
+            if isinstance(mask := parts.weight[0], Scatter):
+                found[name] = mask.index.numel()
+    return found
 
 
 def _setting(module: nn.Module, name: str) -> Any:
@@ -120,6 +144,14 @@ def _without_values(recipe: Mapping[str, Any]) -> nn.Module:
 
 def _built(recipe: Mapping[str, Any]) -> nn.Module:
     settings = {name: value for name, value in recipe.items() if name != "dtype"}
+    masked = settings.pop("masked", {})
+    module = _plain(settings)
+    for name, kept in masked.items():
+        mask_first(module.get_submodule(name), kept)
+    return module
+
+
+def _plain(settings: dict[str, Any]) -> nn.Module:
     if "transformers" in settings:
         return _transformer(settings["transformers"], settings["config"])
     kind = settings.pop("class")
@@ -128,6 +160,8 @@ def _built(recipe: Mapping[str, Any]) -> nn.Module:
         for name, layer in settings["layers"].items():
             layers.add_module(name, _built(layer))
         return layers
+    if kind == "Shortcut":
+        return Shortcut(_built(settings["inner"]), _built(settings["projection"]))
     if kind not in _LAYERS or set(settings) - set(_arguments(_LAYERS[kind])):
         raise ValueError(f"no layer {kind!r} with {list(settings)} can be built from a file")
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
@@ -167,7 +201,7 @@ def _structure(module: nn.Module) -> dict[str, Any]:
         *module.named_buffers(remove_duplicate=False),
     )
     parts = {
-        name: (type(part), part.extra_repr())
+        name: (type_before_parametrizations(part), part.extra_repr())
         for name, part in module.named_modules(remove_duplicate=False)
         if not (part._forward_hooks or part._forward_pre_hooks)
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from os import PathLike
@@ -26,6 +28,7 @@ from sparsehyper.tasks import NamedTasks
 FROZEN = ("reference", "store")
 _SETTINGS = ("others", "base", "init", "scale", "norm_stats", "noise", "dropout", "seed")
 _MOST_NAMES = 20  # tasks that a model card lists
+_MARK = "<!-- sparsehyper "  # before the digest of a model card, by which it is known as ours
 
 
 class Stored(NamedTasks):
@@ -89,8 +92,9 @@ class Stored(NamedTasks):
             directory: the directory.
             target: a module like the one that the hypernetwork was made with. Its values are
                 replaced by the saved ones, except those saved by reference, which must be equal.
-                None builds it from the files: an ``nn.Sequential`` of PyTorch's layers, or a model
-                of transformers by its configuration, if the files hold all values.
+                None builds it from the files: an ``nn.Sequential`` of PyTorch's layers, a residual
+                network of the command line or a model of transformers, if the files hold all
+                values.
             conditioner: a conditioner like the one that it was made with, if that holds a network
                 of your own; its values do not matter.
             device: device to put it on; None for that of ``target``.
@@ -112,7 +116,8 @@ class Stored(NamedTasks):
     ) -> None:
         """Save all of it, with a model card, as models of Hugging Face's libraries are.
 
-        It replaces a hypernetwork that was saved there. A model card there stays as it is.
+        It replaces a hypernetwork that was saved there, and its model card unless you edited it;
+        then your card stays as it is, with a warning where there are `figures`.
 
         Args:
             save_directory: the directory.
@@ -121,9 +126,11 @@ class Stored(NamedTasks):
         """
         self.save(save_directory, frozen=frozen, overwrite=True)
         card = Path(save_directory, saving.CARD_FILE)
-        if not card.exists():
-            with replaced(card) as file:
-                file.write(self._card(Path(save_directory).name, figures or {}).encode())
+        if card.exists() and not _is_ours(card.read_text("utf-8", "replace")):
+            _warn_kept(str(card), figures)
+            return
+        with replaced(card) as file:
+            file.write(self._card(Path(save_directory).name, figures or {}).encode())
 
     @classmethod
     def from_pretrained(
@@ -180,7 +187,7 @@ class Stored(NamedTasks):
     ) -> str:
         """Upload all of it to Hugging Face's hub in one commit; needs the extra ``hub``.
 
-        A model card that is there stays as it is.
+        A model card that is there is treated as `save_pretrained` does.
 
         Args:
             repo_id: the repository, as ``"owner/name"``; it is made if there is none.
@@ -199,10 +206,18 @@ class Stored(NamedTasks):
             self.save(directory, frozen="store")
             card = directory / saving.CARD_FILE
             card.write_text(self._card(repo_id, figures or {}), encoding="utf-8")
+
+            def keep(text: str) -> bool:
+                ours = _is_ours(text)
+                if not ours:
+                    _warn_kept(f"the {card.name} of {repo_id}", figures)
+                return not ours
+
             return hub.upload(
                 directory,
                 repo_id,
-                keep=card.name,
+                card=card.name,
+                keep=keep,
                 message=commit_message,
                 private=private,
                 token=token,
@@ -269,7 +284,7 @@ class Stored(NamedTasks):
         measured = [f"| {_cell(what)} | {_cell(value)} |" for what, value in figures.items()]
         target = "" if self._recipe else ", target=module"
         task = repr(names[0]) if len(self.task_names) > 1 else ""
-        return "\n".join(
+        text = "\n".join(
             [
                 "---",
                 "library_name: sparsehyper",
@@ -302,6 +317,25 @@ class Stored(NamedTasks):
                 "",
             ]
         )
+        return _marked(text)
+
+
+def _marked(card: str) -> str:
+    return f"{card}\n{_MARK}{hashlib.sha256(card.encode()).hexdigest()} -->\n"
+
+
+def _is_ours(card: str) -> bool:
+    """Whether a model card is still as `_marked` wrote it."""
+    return card == _marked(card.rpartition(f"\n{_MARK}")[0])
+
+
+def _warn_kept(card: str, figures: Mapping[str, object] | None) -> None:
+    if figures:
+        warnings.warn(
+            f"{card} is not as sparsehyper wrote it, so it stays as it is, without the `figures`; "
+            "add them there, or delete it to have a new one",
+            stacklevel=3,
+        )
 
 
 def _quoted(name: str) -> str:
@@ -331,7 +365,8 @@ def _built_target(
         why = (
             f"{len(given)} of its tensors, such as {next(iter(given))!r}, are not in the files"
             if given
-            else "it is neither an nn.Sequential of PyTorch's layers nor a model of transformers"
+            else "it is neither an nn.Sequential of PyTorch's layers, nor a residual network of "
+            "sparsehyper, nor a model of transformers"
         )
         raise ValueError(
             f"`target` is needed to load {str(directory)!r}: {why}; give a module like the one "

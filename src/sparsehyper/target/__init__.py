@@ -13,4 +13,5 @@ whole_batch       one run for all of them, every sample under its own tensors
 sharing, trial    which tasks share a run of the target
 adapters          targets that are changes of a module: LoRA, FiLM, masks
 copying           deep copies of modules
+residual          residual networks, as targets of experiments
 """

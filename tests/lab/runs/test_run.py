@@ -73,6 +73,13 @@ def test_a_loaded_model_is_the_best_one(finished):
     assert not loaded.model.training
     assert loaded.tasks.names == tuple(result["test"]["accuracies"])
     assert evaluate_run(path, split="val", device="cpu").to_dict() == result["training"]["best"]
+    values = result["test"]["accuracies"].values()
+    mean, worst = loaded.figures().items()
+    assert mean == (
+        f"test accuracy, mean of {len(values)} tasks",
+        f"{sum(values) / len(values):.1%}",
+    )
+    assert worst == ("test accuracy, worst of them", f"{min(values):.1%}")
 
 
 def test_nothing_is_written_over(experiment, finished, tasks):

@@ -19,7 +19,7 @@ from sparsehyper.lab.runs.fitted import trimmed_head
 from sparsehyper.lab.runs.setup import build_model
 from sparsehyper.lab.runs.targets import check_trusted
 from sparsehyper.lab.runs.task_list import TaskList, is_adapted
-from sparsehyper.training import CheckpointError, Run
+from sparsehyper.training import CheckpointError, Evaluation, Run
 from sparsehyper.training.checkpoint import CHECKPOINTS, open_checkpoint
 from sparsehyper.training.directory import check_same, json_ready, read_config
 from sparsehyper.training.sources import condition
@@ -53,6 +53,24 @@ class LoadedRun(NamedTuple):
                 "this needs a hypernetwork"
             )
         return self.model
+
+    def figures(self) -> dict[str, object]:
+        """What was measured on the test data, for a model card; empty for a run without a result.
+
+        Raises:
+            CheckpointError: ``result.json`` is damaged or belongs to another run.
+        """
+        result = finished_result(self.directory, self.experiment)
+        if result is None:
+            return {}
+        measured = Evaluation.from_dict(result["test"])
+        score, values = measured.score, measured.accuracies
+        words = {
+            f"test {score}, mean of {len(values)} tasks": sum(values) / len(values),
+            f"test {score}, worst of them": min(values),
+        }
+        form = "{:.1%}" if score == "accuracy" else "{:.3f}"
+        return {what: form.format(value) for what, value in words.items()}
 
     def altered_by(self, task: str) -> str | None:
         """How the images of a task were altered, such as ``permuted:10``; None if they were not."""

@@ -36,7 +36,7 @@ All targets take float32 images ``[batch, channels, height, width]`` of any size
 features]``; for sequences it is ``(channels, steps)``, and inputs are ``[batch, channels, steps]``.
 Where a number is predicted, ``n_classes`` is 1.
 
-Residual networks and their sources are in `residual`.
+Residual networks and their sources are in `sparsehyper.target.residual`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ import torch
 from torch import nn
 
 from sparsehyper._util.checks import WIDEST, check_choice, check_integer, check_type
-from sparsehyper.lab.runs.residual import NORMS, ResNet, convolution, resnet9, thesis_resnet
 from sparsehyper.target.adapters import masked
+from sparsehyper.target.residual import NORMS, ResNet, convolution, resnet9, thesis_resnet
 
 _POOLS = ("max", "stride")
 _POOLINGS: dict[int, Any] = {  # by the number of sides

@@ -80,20 +80,37 @@ def masked(
         # A new parameter, because another layer may use the old one too.
         values = weight.detach() * math.sqrt(weight.numel() / kept)
         layer.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
-        mask = _TopScores if learned else _Scatter
+        mask = _TopScores if learned else Scatter
         register_parametrization(layer, "weight", mask(values, kept, rng))
     return adapted
 
 
-class _Scatter(Adapter):
-    """A weight from the values of some of its entries."""
+def mask_first(layer: nn.Module, kept: int) -> None:
+    """Give a layer, in place, a fixed mask that leaves the first entries of its weight.
+
+    Which entries `masked` left is in the state dict, so this is the layer to load that into.
+
+    Args:
+        layer: a layer with a ``weight``.
+        kept: number of entries.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    check_integer("kept", kept, minimum=1, maximum=weight.numel())
+    register_parametrization(layer, "weight", Scatter(weight, kept, None))
+
+
+class Scatter(Adapter):
+    """A weight from the values of some of its entries: random ones, or without `rng` the first."""
 
     index: Tensor
 
-    def __init__(self, weight: Tensor, kept: int, rng: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, kept: int, rng: torch.Generator | None) -> None:
         super().__init__()
         self.shape = weight.shape
-        index = torch.randperm(weight.numel(), generator=rng, device="cpu")[:kept].sort().values
+        if rng is None:
+            index = torch.arange(kept)
+        else:
+            index = torch.randperm(weight.numel(), generator=rng, device="cpu")[:kept].sort().values
         self.register_buffer("index", index.to(weight.device))
 
     def forward(self, values: Tensor) -> Tensor:

@@ -65,6 +65,9 @@ class ResNet(nn.Module):
         if depth % layers != 2 % layers:
             some = ", ".join(str(layers * n + 2) for n in (1, 2, 3))
             raise ValueError(f"`depth` must be {layers}n + 2, such as {some}, got {depth}")
+        # What it was made with, for recipes.
+        self.image_shape, self.n_classes = tuple(image_shape), n_classes
+        self.depth, self.width, self.stages, self.norm = depth, width, stages, norm
         self.stem = convolution(image_shape[0], width, 1, norm)
         blocks = []
         channels = width
@@ -100,7 +103,7 @@ def resnet9(
         return nn.Sequential(layer(n_in, n_out), nn.MaxPool2d(2, ceil_mode=True))
 
     def block(n: int) -> nn.Module:
-        return _Shortcut(nn.Sequential(layer(n, n), layer(n, n)))
+        return Shortcut(nn.Sequential(layer(n, n), layer(n, n)))
 
     return nn.Sequential(
         layer(image_shape[0], width),
@@ -167,7 +170,7 @@ class _Block(nn.Module):
         return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
 
 
-class _Shortcut(nn.Module):
+class Shortcut(nn.Module):
     """A sum of a module's output and its input, which may be projected."""
 
     def __init__(self, inner: nn.Module, projection: nn.Module | None = None) -> None:
@@ -179,10 +182,10 @@ class _Shortcut(nn.Module):
         return self.inner(x) + self.projection(x)
 
 
-def _projected(n_in: int, n_out: int, convolutions: int) -> _Shortcut:
+def _projected(n_in: int, n_out: int, convolutions: int) -> Shortcut:
     stride = 1 if n_in == n_out else 2
     inner = [convolution(n_in, n_out, stride, "none")]
     if convolutions == 2:
         inner += [nn.ReLU(), convolution(n_out, n_out, 1, "none")]
     projection = None if stride == 1 else nn.Conv2d(n_in, n_out, 1, stride)
-    return _Shortcut(nn.Sequential(*inner), projection)
+    return Shortcut(nn.Sequential(*inner), projection)
