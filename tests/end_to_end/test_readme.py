@@ -26,6 +26,7 @@ PAGES = {  # by name, such as "README" and "how-to/data"
     for path in pages
     if DOCS / "results" not in path.parents
 }
+BLOB = "https://github.com/sparsehyper/sparsehyper/blob/main/"
 RAW = "https://raw.githubusercontent.com/sparsehyper/sparsehyper/main/"
 # Pages whose code is run by a test of their own.
 APART = {"README", "command-line", "benchmarks", "tutorial"}
@@ -119,12 +120,23 @@ def anchor(heading: str) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     file = (ROOT if page.isupper() else DOCS) / f"{page}.md"
-    for name, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", PAGES[page]):
-        there = (file.parent / name).resolve() if name else file
+    links = re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", PAGES[page])
+    links += re.findall(rf"({BLOB}[^)#\s]*)(#([^)\s]+))?", PAGES[page])
+    for name, _, place in links:
+        here = ROOT if name.startswith(BLOB) else file.parent
+        there = (here / name.removeprefix(BLOB)).resolve() if name else file
         assert there.exists(), name
         if place:
             headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE)
             assert place in map(anchor, headings), f"{name}#{place}"
+
+
+def test_the_links_of_the_readme_work_on_other_sites():
+    text = PAGES["README"]
+    assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
+    labels = re.findall(r"^\[(.*)\]: https://", text, re.MULTILINE)
+    assert labels
+    assert set(re.findall(r"\]\[([^\]]+)\]", text)) <= set(labels)
 
 
 def test_the_pictures_of_the_readme_have_an_address_that_other_sites_can_show():
@@ -146,7 +158,7 @@ def test_lines_are_narrow(page):
     for line in PAGES[page].splitlines():
         code ^= line.startswith("```")
         width = 88 if code else 100
-        assert len(line) <= width or line.startswith(("|", "![")), line
+        assert len(line) <= width or re.match(r"\||!\[|\[\S+\]: \S+$", line), line
 
 
 @pytest.mark.parametrize(
