@@ -136,6 +136,14 @@ def section(page, name):
     return found
 
 
+def violations(page):
+    """What axe finds wrong for people who hear or enlarge the page: ids of rules, with elements."""
+    axe = pytest.importorskip("axe_playwright_python")  # for its copy of the script axe-core
+    page.evaluate(Path(axe.__file__).with_name("axe.min.js").read_text("utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    return {rule["id"]: [node["html"][:200] for node in rule["nodes"]] for rule in found}
+
+
 def cells(table):
     """The texts of a table's body, row by row."""
     return table.evaluate(
@@ -165,6 +173,13 @@ def in_points(difference):
 
 def percent(share):
     return f"{share:.2%}"
+
+
+def test_axe_finds_nothing_wrong(show, tmp_path):
+    page = show(describe_run(run_of(tmp_path / "run", "split:2")))
+    open_all(page)
+    section(page, "Distances between tasks")
+    assert violations(page) == {}
 
 
 def test_a_run_s_page_says_when_and_on_what_it_was_made(show, described):

@@ -68,7 +68,7 @@ const FEW = 10;
 
 function distanceTable(run, { values, tasks: numbers }) {
   const name = (i) => run.tasks[numbers[i]].name, most = Math.max(...values.flat()) || 1;
-  return table({ label: "Distances between tasks", rows: numbers, columns: [
+  return table({ label: "Numbers of the distances", rows: numbers, columns: [
     { title: "task", text: (_, i) => link(run, numbers[i]) },
     ...numbers.map((_, j) => ({ title: name(j), text: (_, i) => values[i][j].toFixed(3), heat: (_, i) => 1 - values[i][j] / most })),
   ] });
