@@ -10,7 +10,8 @@ from sparsehyper.training.collating import DataCollatorWithTask
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.directory import RunInUseError
 from sparsehyper.training.evaluate import Evaluation, evaluate
-from sparsehyper.training.loop import NonFiniteError, TrainResult, train
+from sparsehyper.training.finite import NonFiniteError
+from sparsehyper.training.loop import TrainResult, train
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.run import Run
 

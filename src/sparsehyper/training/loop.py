@@ -37,6 +37,7 @@ from sparsehyper.training.evaluate import (
     check_tasks,
     evaluate,
 )
+from sparsehyper.training.finite import NonFiniteError, check_finite, non_finite
 from sparsehyper.training.graphs import StepGraphs, check_recordable
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 from sparsehyper.training.parallel import Parallel, Replicated
@@ -65,20 +66,6 @@ class BatchSource(Protocol):
 
     def batch(self, epoch: int, step: int) -> LabelledBatch:
         """One batch, the same on every call; `step` is in [0, steps_per_epoch)."""
-
-
-class NonFiniteError(ValueError):
-    """A loss or gradient is infinite or NaN.
-
-    Attributes:
-        step: number of the update that was not made, from 1.
-        tasks: names of the tasks that caused it.
-    """
-
-    def __init__(self, message: str, step: int, tasks: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.step = step
-        self.tasks = tasks
 
 
 @dataclass(frozen=True)
@@ -298,7 +285,7 @@ def train(
             # The only wait for the device in a step: nothing may be updated before this check.
             loss_value, norm_value, stop = (here.sum(flags) / here.count).tolist()
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-                raise _non_finite(loss_value, norm_value, state, seen, tasks, here, run)
+                raise non_finite(loss_value, norm_value, state, seen, tasks, here, run)
             if config.clip is not None and norm_value > config.clip:
                 torch._foreach_mul_(gradients, (config.clip / (norm + 1e-6)).clamp(max=1))
             optimizer.step()
@@ -336,7 +323,7 @@ def train(
                             metric=metric,
                             processes=here,
                         )
-                        _check_finite(evaluation, state, run)
+                        check_finite(evaluation, state, run)
                         improved = state.best is None or evaluation.is_better_than(state.best)
                         state.accuracies.append(evaluation.accuracy)
                         if improved:
@@ -488,71 +475,10 @@ def _out_of_patience(config: TrainConfig, state: TrainingState) -> bool:
     )
 
 
-def _non_finite(
-    loss: float,
-    norm: float,
-    state: TrainingState,
-    seen: Sequence[tuple[Tensor, int | Tensor]],
-    known: Tasks,
-    here: Processes,
-    run: Run | None,
-) -> NonFiniteError:
-    present, guilty = counts = torch.zeros(2, len(known.known), device=here.device)
-    for losses, task in seen:
-        present[task] = 1
-        if isinstance(task, int):
-            guilty[task] += (~losses.isfinite()).sum()
-        else:
-            guilty[task.to(losses.device)[~losses.isfinite()]] = 1
-    present, guilty = here.sum(counts).bool().tolist()
-    chosen = guilty if any(guilty) else present
-    pairs = zip(known.known, known.numbers.tolist(), strict=True)
-    tasks = tuple(name for name, number in pairs if chosen[number])
-    what = f"loss is {loss}" if any(guilty) else f"norm of the gradient is {norm}"
-    return NonFiniteError(
-        f"the {what} at step {state.step + 1}, on {_list(tasks)}; stopped before the update. "
-        f"{_kept(run)}Lower `lr`, add `warmup`, or look for extreme values in the samples of "
-        f"{'this task' if len(tasks) == 1 else 'these tasks'}",
-        state.step + 1,
-        tasks,
-    )
-
-
-def _check_finite(evaluation: Evaluation, state: TrainingState, run: Run | None) -> None:
-    tasks = tuple(
-        name
-        for name, loss in zip(evaluation.tasks, evaluation.losses, strict=True)
-        if not math.isfinite(loss)
-    )
-    if tasks:
-        raise NonFiniteError(
-            f"the validation loss is not finite after step {state.step}, on {_list(tasks)}. "
-            f"{_kept(run)}Lower `lr`, add `warmup`, or look at the task's validation samples",
-            state.step,
-            tasks,
-        )
-    scored = zip(evaluation.tasks, evaluation.accuracies, strict=True)
-    if tasks := tuple(name for name, score in scored if not math.isfinite(score)):
-        raise NonFiniteError(
-            f"the `metric` is not finite after step {state.step}, on {_list(tasks)}. {_kept(run)}"
-            "Let it return a number for every batch of validation samples",
-            state.step,
-            tasks,
-        )
-
-
 def _is_evaluated(run: Run, step: int) -> bool:
     """Whether the model was evaluated after an update."""
     metrics = run.read_metrics()
     return any(row["kind"] == "validation" and row["step"] == step for row in metrics)
-
-
-def _list(tasks: Sequence[str]) -> str:
-    return f"{'task' if len(tasks) == 1 else 'tasks'} {', '.join(map(repr, tasks))}"
-
-
-def _kept(run: Run | None) -> str:
-    return f"The last good checkpoint is {run.last}. " if run and run.last.exists() else ""
 
 
 def _interrupted(state: TrainingState, run: Run | None) -> Interrupted:
