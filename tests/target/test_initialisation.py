@@ -214,3 +214,10 @@ def test_a_deep_generated_network_keeps_its_signal_like_an_ordinary_one():
         generated = torch.stack([hnet(x, task=t).std() for t in range(20)]).mean()
         ordinary = torch.stack([make()(x).std() for _ in range(20)]).mean()
     assert math.log(generated / ordinary) == pytest.approx(0, abs=0.2)
+
+
+def test_biases_of_attention():
+    layer = nn.MultiheadAttention(12, 2)  # PyTorch starts them at 0
+    assert initial_moments(layer, "in_proj_bias", layer.in_proj_bias) == (0, 0.02)
+    found = initial_moments(layer.out_proj, "bias", layer.out_proj.bias)
+    assert found == pytest.approx((0, (3 * 12) ** -0.5))
