@@ -1,6 +1,7 @@
 """The device that training runs on, and the processes that share the work.
 
-``accelerate launch`` or ``torchrun`` starts the processes; each runs the same program.
+``torchrun`` starts the processes, and on GPUs ``accelerate launch`` does too; each runs the same
+program. On the CPU ``accelerate launch`` may start a single one, without a word.
 """
 
 from __future__ import annotations
