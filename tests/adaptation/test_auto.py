@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers.small_tasks import normed, plain, samples
-from sparsehyper import Ridge, adapt_tasks
+from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, adapt_tasks
 from sparsehyper import adapt_task as adapt_task_within
 from sparsehyper.adaptation import METHODS
 from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
@@ -157,6 +157,40 @@ def test_numbers_and_a_loss_of_ones_own(make):
     assert adapted.accuracy is None
 
 
+@pytest.mark.parametrize("method", ["linear", "embedding"])
+def test_numbers_are_learned_by_their_squares(make, method):
+    x, _ = samples(99)
+    given = x, x[:, :3]
+    a, b = [
+        adapt_task_within(make(), "new", given, method=method, seconds=60, **settings)
+        for settings in ({}, {"loss": nn.MSELoss()})
+    ]
+    assert torch.equal(a.model(x), b.model(x))
+    assert (a.accuracy, a.interval, a.more) == (None, None, {})
+
+
+def test_tasks_of_classes_beside_tasks_of_numbers(make):
+    x, y = samples(99)
+    tasks = {"classes": (x, y), "numbers": (x, x[:, :3])}
+    found = adapt_tasks(make(), tasks, method="linear", seconds=5.0)
+    assert accuracy(found["classes"].model, x, y) > 0.8
+    assert found["classes"].accuracy is not None
+    assert nn.functional.mse_loss(found["numbers"].model(x), x[:, :3]) < 0.2
+    assert found["numbers"].accuracy is None
+
+
+def test_numbers_of_another_shape_than_the_outputs_are_refused(make):
+    x, y = samples(99)
+    hnet = HyperNetwork(nn.Linear(6, 1), Sparse(), TaskEmbedding(["a", "b"], dim=8))
+    message = r"labels of task 'new' that are .* got \[n\] for outputs \[n, {}"
+    with pytest.raises(ValueError, match=message.format(r"1\]; give them as \[n, 1\]")):
+        adapt_task(hnet, "new", (x, x[:, 0]))
+    with pytest.raises(ValueError, match=message.format(r"3\]; class numbers must be integers")):
+        adapt_task(make(), "new", (x, y.float()))
+    with pytest.raises(ValueError, match="'known 0' must be class numbers, as those of the new"):
+        adapt_task(make(), "new", (x[:9], y[:9]), known={"known 0": (x, y.float())}, seconds=1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -292,8 +326,8 @@ def test_from_scratch_what_is_frozen_stays_as_it_is(make, monkeypatch):
     module = Frozen()
     generate = ["last.weight", "attention.in_proj_weight"]
     hnet = make(copy.deepcopy(module), generate=generate, others="frozen", norm_stats="shared")
-    task = TaskSamples.of("new", samples(99, 20), 3, True, torch.device("cpu"), 0)
-    start, rows = Start(hnet, (0, 1, 2, 3), task, None), torch.arange(20)
+    task = TaskSamples.of("new", samples(99, 20), torch.device("cpu"), n_classes=3)
+    start, rows = Start(hnet, (0, 1, 2, 3), task), torch.arange(20)
     before, found = start.average_model(rows), WAYS["scratch"](start, rows, 0, 0.0)
     assert {n for n, p in found.named_parameters() if p.requires_grad} == set(generate)
     after = found.state_dict()

@@ -40,7 +40,7 @@ def task_of(y):
 def test_the_way_that_knows_the_labels_is_chosen():
     y = torch.randint(3, (60,))
     good = 3 * torch.nn.functional.one_hot(y, 3).float()
-    choice = choose(held({"linear": good, "scratch": -good}), task_of(y), None, USUAL)
+    choice = choose(held({"linear": good, "scratch": -good}), task_of(y), USUAL)
     assert list(choice.weights) == ["linear"]
     assert choice.right.all()
     assert choice.losses["linear"] < choice.losses["scratch"]
@@ -52,14 +52,14 @@ def test_a_way_that_no_sample_judges_is_worth_what_is_usual():
     for sign, first in ((1, "embedding"), (-1, "scratch")):
         sure = sign * 9 * torch.nn.functional.one_hot(y, 3).float()
         outputs = {"embedding": sure, "scratch": torch.zeros(60, 3)}
-        choice = choose(held(outputs, judged), task_of(y), None, USUAL)
+        choice = choose(held(outputs, judged), task_of(y), USUAL)
         assert next(iter(choice.weights)) == first
         assert choice.losses["scratch"] == pytest.approx(USUAL["scratch"].loss * math.log(3))
 
 
 def test_every_sample_is_held_out_once(make):
     x, y = samples(3, 40)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3))
     found = hold_out(start, NAMES, 0, math.inf)
     assert found.folds == (5, 5)
     assert found.share == pytest.approx(0.8)
@@ -70,7 +70,7 @@ def test_every_sample_is_held_out_once(make):
 
 def test_one_example_a_class_judges_the_embedding_alone(make):
     x, y = samples(3, 3)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3))
     found = hold_out(start, NAMES, 0, math.inf)
     assert [bool(found.judged[name].any()) for name in NAMES] == [False, True, False]
     assert found.judged["embedding"].all()
@@ -78,7 +78,7 @@ def test_one_example_a_class_judges_the_embedding_alone(make):
 
 def test_without_time_one_fold_is_done(make):
     x, y = samples(3, 40)
-    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3), None)
+    start = Start(make(), (0, 1, 2, 3), TaskSamples("new", Inputs.of(x), y, 3))
     found = hold_out(start, NAMES, 0, 0.0)
     assert found.folds == (1, 5)
     assert int(found.out.sum()) == 8
@@ -87,7 +87,7 @@ def test_without_time_one_fold_is_done(make):
 def test_what_is_usual_comes_from_tasks_learned_anew(make):
     hnet = make(steps=30)
     start = Start(
-        hnet, (0, 1, 2, 3), TaskSamples.of("new", samples(9), 3, True, torch.device("cpu")), None
+        hnet, (0, 1, 2, 3), TaskSamples.of("new", samples(9), torch.device("cpu"), n_classes=3)
     )
     known = {f"known {i}": samples(i) for i in range(4)}
     found = usual_on(start, known, 20, NAMES, 0, math.inf)
@@ -100,7 +100,7 @@ def test_what_is_usual_comes_from_tasks_learned_anew(make):
 
 def test_known_tasks_with_samples_that_are_not_finite_tell_nothing(make):
     start = Start(
-        make(), (0, 1, 2, 3), TaskSamples.of("new", samples(9), 3, True, torch.device("cpu")), None
+        make(), (0, 1, 2, 3), TaskSamples.of("new", samples(9), torch.device("cpu"), n_classes=3)
     )
     x, y = samples(0, 300)
     x[20:] = torch.nan
@@ -109,7 +109,7 @@ def test_known_tasks_with_samples_that_are_not_finite_tell_nothing(make):
 
 def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
     y = torch.arange(9) % 3
-    start = Start(make(), (0, 1, 2, 3), task_of(y), None)
+    start = Start(make(), (0, 1, 2, 3), task_of(y))
     right = 5 * torch.nn.functional.one_hot(y, 3).float()
     assert usual_given(USUAL, start, right, y) == USUAL
     found = usual_given(USUAL, start, -right, y)
@@ -122,6 +122,6 @@ def test_a_task_unlike_the_known_ones_is_not_judged_by_them(make):
 
 def test_a_head_in_closed_form_learns_any_task_alike(make):
     y = torch.arange(9) % 3
-    start = Start(make(head=Ridge()), (0, 1, 2, 3), task_of(y), None)
+    start = Start(make(head=Ridge()), (0, 1, 2, 3), task_of(y))
     wrong = -5 * torch.nn.functional.one_hot(y, 3).float()
     assert usual_given(USUAL_WITH_HEAD, start, wrong, y) == USUAL_WITH_HEAD

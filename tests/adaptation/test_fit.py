@@ -11,7 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.small_tasks import layer_normed, normed, plain, samples
-from sparsehyper import HyperNetwork, Sparse, TaskEmbedding, fit_embedding, fit_embeddings
+from sparsehyper import (
+    HyperNetwork,
+    Ridge,
+    Sparse,
+    TaskEmbedding,
+    fit_embedding,
+    fit_embeddings,
+)
 from sparsehyper.adaptation.samples import TaskSamples
 
 MODULES = {"plain": plain, "batch norm": normed, "layer norm": layer_normed}
@@ -146,7 +153,7 @@ def test_a_task_is_fitted_to_so_many_samples_of_each_class(make):
     other = fit_embedding(make(), "new", (x[order], y[order]), steps=3, batch_size=30, seed=1)
     assert torch.equal(fit.embedding, again.embedding)
     assert not torch.equal(fit.embedding, other.embedding)
-    few = TaskSamples.of("few", (x, y), None, True, x.device).y[:9]
+    few = TaskSamples.of("few", (x, y), x.device).y[:9]
     assert few.bincount().tolist() == [3, 3, 3]
 
 
@@ -277,6 +284,37 @@ def test_losses_of_another_precision(make, space):
     torch.testing.assert_close(a.embedding, b.embedding)
 
 
+@pytest.mark.parametrize("head", [None, Ridge(targets="numbers")])
+def test_numbers_are_fitted_by_their_squares(make, head):
+    x, _ = samples(3)
+    y = x @ torch.randn(6, 3)
+    a, b = [
+        fit_embedding(make(head=head), "new", (x, y), steps=5, **settings)
+        for settings in ({}, {"loss": nn.MSELoss()})
+    ]
+    assert torch.equal(a.embedding, b.embedding)
+    assert a.loss == b.loss
+
+
+def test_classes_and_numbers_together(make):
+    x, classes = samples(3)
+    tasks = {"a": (x, classes), "b": (x, x[:, :3]), "c": samples(5), "d": (x, x[:, 3:])}
+    found = fit_embeddings(make(), tasks, steps=5)
+    for name, own in tasks.items():
+        alone = fit_embedding(make(), name, own, steps=5)
+        assert found[name].loss == pytest.approx(alone.loss, abs=1e-3)
+
+
+@pytest.mark.parametrize(("y", "own"), [(0, 1), (1, 0)])
+def test_validation_has_labels_of_the_same_kind(make, y, own):
+    x, classes = samples(3)
+    labels, hnet = (classes, x[:, :3]), make()
+    with pytest.raises(ValueError, match=r"labels like its samples|must be class numbers"):
+        fit_embedding(hnet, "new", (x, labels[y]), validation=(x, labels[own]), steps=2)
+    assert len(hnet.task_names) == 4
+    fit_embedding(hnet, "new", (x, labels[y]), validation=(x, labels[y]), steps=2)
+
+
 def test_batches_are_gathered(make):
     x, y = samples(5)
     whole = fit_embedding(make(), "new", (x, y), steps=5)
@@ -299,7 +337,26 @@ X, Y = samples(0)
         ("new", (X, Y * 0), {}, "'new' needs samples of at least 2 classes, got 0 alone"),
         ("new", (X, Y * 0 + 1), {}, "'new' needs samples of at least 2 classes, got 1 alone"),
         ("new", (X, Y - 1), {}, r"labels of task 'new' must be class numbers from 0, got -1"),
-        ("new", (X, Y.float()), {}, "labels of task 'new' must be class numbers"),
+        (
+            "new",
+            (X, Y.float()),
+            {},
+            r"labels of task 'new' that are floating-point numbers must have the shape of the "
+            r"outputs, got \[n\] for outputs \[n, 3\]; class numbers must be integers \[n\]",
+        ),
+        ("new", (X, X[:, :2]), {}, r"got \[n, 2\] for outputs \[n, 3\]; give a `loss`"),
+        (
+            "new",
+            (X, Y.float()),
+            {"n_classes": 3},
+            "'new' must be class numbers, .*float32; for numbers to predict leave out `n_classes`",
+        ),
+        (
+            "new",
+            (X, Y[:, None]),
+            {},
+            r"must be class numbers, .* got shape \[60, 1\].*; numbers to predict are floating-",
+        ),
         ("new", (X, Y + 2), {}, "'new' has 5 classes, the target has 3 outputs; .*train --outputs"),
         ("new", (X, Y), {"n_classes": 2}, "below its 2 classes, got 2"),
         ("new", (X, Y), {"init": "median"}, "`init` must be one of 'mean'.*got 'median'"),

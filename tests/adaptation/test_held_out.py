@@ -55,11 +55,9 @@ def fits(make, monkeypatch):
         monkeypatch.setattr(held_out, "WAYS", {name: way(name) for name in WAYS})
         x, y = samples(99, count)[0], torch.arange(count) % 2
         x[:, 0] = 1 - 2.0 * y
-        task = TaskSamples.of("new", (x, y), 2, True, x.device, 0)
+        task = TaskSamples.of("new", (x, y), x.device, n_classes=2)
         hnet = make(plain())
-        found = hold_out(
-            Start(hnet, (0, 1, 2, 3), task, None), names, 0, clock.now + 70, **settings
-        )
+        found = hold_out(Start(hnet, (0, 1, 2, 3), task), names, 0, clock.now + 70, **settings)
         return log, found
 
     return fit
@@ -89,8 +87,8 @@ def test_a_way_without_a_finite_loss_is_left_out(make, monkeypatch, when):
 
     ways = {"norms": way, "linear": WAYS["linear"]}
     monkeypatch.setattr(held_out, "WAYS", ways)
-    task = TaskSamples.of("new", samples(99, classes=2), 2, True, torch.device("cpu"), 0)
-    start = Start(make(plain(), tasks=2), (0, 1), task, None)
+    task = TaskSamples.of("new", samples(99, classes=2), torch.device("cpu"), n_classes=2)
+    start = Start(make(plain(), tasks=2), (0, 1), task)
     found = hold_out(start, list(ways), 0, math.inf)
     assert found.folds == (5, 5)
     assert len(fitted) == (2 if when == "in a later fold" else 1)

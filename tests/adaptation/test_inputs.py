@@ -134,8 +134,8 @@ def test_the_best_of_all_ways_is_an_ordinary_model(kind):
 
 def test_attention_starts_from_scratch_too(monkeypatch):
     monkeypatch.setattr("sparsehyper.adaptation.ways._tuned", lambda _, model, *__: model)
-    task = TaskSamples.of("new", sentences(1), 2, True, torch.device("cpu"))
-    start, rows = Start(made(Sentences), (0, 1, 2), task, None), torch.arange(60)
+    task = TaskSamples.of("new", sentences(1), torch.device("cpu"), n_classes=2)
+    start, rows = Start(made(Sentences), (0, 1, 2), task), torch.arange(60)
     average = start.average_model(rows).layer.self_attn.in_proj_weight
     found = scratch(start, rows, 0, 0.0).layer.self_attn.in_proj_weight
     assert not torch.allclose(found, average)

@@ -83,6 +83,18 @@ def test_only_batch_norms_leave_evaluation_mode_while_statistics_are_renewed():
     fine_tune(model, (x, (x[:, 0] > 0).long()), steps=1, norm_stats="renewed")
 
 
+def test_numbers_are_fitted_by_their_squares():
+    x, y = samples(3)
+    torch.manual_seed(0)
+    models = [model := plain(), copy.deepcopy(model)]
+    fine_tune(models[0], (x, x[:, :3]))
+    fine_tune(models[1], (x, x[:, :3]), loss=nn.MSELoss())
+    for a, b in zip(*[model.parameters() for model in models], strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"\[n\] for outputs \[n, 3\]; class numbers must be int"):
+        fine_tune(models[0], (x, y.float()))
+
+
 def test_refuses_what_a_model_lacks():
     with pytest.raises(ValueError, match="no parameters that `tune` 'norm' names"):
         fine_tune(plain(), samples(0), tune="norm")
@@ -206,8 +218,8 @@ def test_without_time_the_first_loss_is_still_looked_at():
     before = copy.deepcopy(model.state_dict())
     for value in (0.0, torch.nan):
         x, y = samples(3)
-        task = TaskSamples.of("new", (x + value, y), 3, True, x.device)
-        given = (model, list(model.parameters()), task, None, 9, 1e-2, 64, 0, None)
+        task = TaskSamples.of("new", (x + value, y), x.device, n_classes=3)
+        given = (model, list(model.parameters()), task, 9, 1e-2, 64, 0, None)
         if value == 0:
             descend(*given, deadline=0.0)
         else:

@@ -381,6 +381,17 @@ def test_negative_class_numbers_on_a_device_have_no_loss():
     assert found.isnan().tolist() == [True, False]
 
 
+def test_numbers_have_the_shape_of_the_outputs():
+    assert sample_losses(torch.zeros(2), torch.tensor([1.0, 2.0]), None).tolist() == [1, 4]
+    for outputs, message in ((3, r"integers \[n\]"), (1, r"give them as \[n, 1\]")):
+        with pytest.raises(
+            ValueError, match=rf"got \[n\] for outputs \[n, {outputs}\]; .*{message}"
+        ):
+            sample_losses(torch.zeros(2, outputs), torch.zeros(2), None)
+    with pytest.raises(ValueError, match=r"got \[n\] for outputs of type 'tuple'; give a `loss`"):
+        sample_losses((torch.zeros(2),), torch.zeros(2), None)
+
+
 def test_parameters_of_a_loss_are_not_trained_silently():
     class Learned(nn.Module):
         def __init__(self):

@@ -23,7 +23,7 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
 
     Args:
         outputs: ``[batch, outputs]``.
-        y: class numbers ``[batch]``, or numbers ``[batch, outputs]``.
+        y: class numbers ``[batch]``, or numbers of the shape of the outputs.
         n_classes: as `mask_classes` takes it; for class numbers.
 
     Raises:
@@ -33,12 +33,9 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
     tensor([1., 4.])
     """
     if y.is_floating_point():
-        if outputs.shape != y.shape:  # [n, 1] and [n] would broadcast to [n, n]
-            raise ValueError(
-                "numbers to predict must have the shape of the outputs, got outputs "
-                f"{list(outputs.shape)} and labels {list(y.shape)}"
-            )
-        return (outputs.float() - y).square().flatten(1).mean(1)
+        check_numbers(outputs, y)
+        squares = (outputs.float() - y).square()
+        return squares.flatten(1).mean(1) if squares.ndim > 1 else squares
     if y.ndim != 1:
         raise ValueError(
             f"class numbers must have shape [n], got labels {list(y.shape)} for outputs "
@@ -48,6 +45,40 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
         _check_below(y, outputs.shape[1], "outputs of the model")
     losses = F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
     return losses.masked_fill(y < 0, torch.nan)  # PyTorch counts -100 as a loss of 0
+
+
+def check_numbers(outputs: Any, y: Tensor, of: str = "labels") -> None:
+    """Raise ``ValueError`` unless numbers to predict have the shape of the outputs.
+
+    Args:
+        outputs: outputs of a model.
+        y: the numbers.
+        of: name of the numbers, at the beginning of the error.
+
+    >>> check_numbers(torch.zeros(2, 3), torch.zeros(2))
+    Traceback (most recent call last):
+    ValueError: labels that are floating-point numbers must have the shape of the outputs, got [n]
+    for outputs [n, 3]; class numbers must be integers [n]
+    """
+    if isinstance(outputs, Tensor) and outputs.shape == y.shape:
+        return  # [n, 1] and [n] would broadcast to [n, n]
+    found, remedy = f"of type {type(outputs).__name__!r}", "give a `loss`"
+    if isinstance(outputs, Tensor):
+        found = _of_n(outputs, len(y))
+        if outputs.numel() == y.numel():
+            remedy = f"give them as {found}"
+        elif outputs.ndim == 2 and y.numel() == len(y) == len(outputs):
+            remedy = "class numbers must be integers [n]"
+    raise ValueError(
+        f"{of} that are floating-point numbers must have the shape of the outputs, got "
+        f"{_of_n(y, len(y))} for outputs {found}; {remedy}"
+    )
+
+
+def _of_n(tensor: Tensor, count: int) -> str:
+    """The shape with n for ``count`` samples: a caller does not know how many run together."""
+    first = ["n" if size == count else str(size) for size in tensor.shape[:1]]
+    return f"[{', '.join([*first, *map(str, tensor.shape[1:])])}]"
 
 
 def check_class_numbers(y: Tensor, n_classes: int | Tensor | None) -> None:

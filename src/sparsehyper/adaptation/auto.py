@@ -31,7 +31,6 @@ from sparsehyper.adaptation.samples import (
     Samples,
     TaskSamples,
     Unsuitable,
-    check_outputs,
     gather,
     with_gradients,
 )
@@ -75,7 +74,7 @@ class Adapted:
     Attributes:
         name: task name.
         model: an ordinary module: calibrated log-probabilities ``[n, classes]``, which are logits
-            too; with a loss of one's own, outputs.
+            too; for numbers, or with a loss of one's own, outputs.
         ways: how each way did on held-out examples, by name, in order of weight.
         accuracy: accuracy to expect on new samples; None without classes.
         interval: its 95% interval.
@@ -164,8 +163,10 @@ def adapt_tasks(
         method: ``"auto"``, or the only way to use.
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
             label plus one. It may exceed the number of the target's outputs.
-        loss: function that returns the loss of each sample; by default cross entropy of logits
-            ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
+        loss: function that returns the loss of each sample; by default the cross entropy of logits
+            ``[n, outputs]``, or for labels that are floating-point numbers of the outputs' shape
+            the mean squared error. PyTorch's own, such as ``nn.MSELoss()``, are used without their
+            mean.
         overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
             were not known.
         seconds: time to take for each task, about.
@@ -187,7 +188,7 @@ def adapt_tasks(
     check_number("seconds", seconds, above=0)
     check_integer("seed", seed, minimum=0)
     names = ways_for(hnet) if method == "auto" else (method,)
-    gathered, rows = gather(hnet, tasks, n_classes, loss is None, seed, overwrite)
+    gathered, rows = gather(hnet, tasks, n_classes, loss, seed, overwrite)
     if known is not None:
         check_type("known", known, Mapping, "samples of known tasks by name")
         for name in known:
@@ -201,7 +202,7 @@ def adapt_tasks(
                 f"task {task.name!r} needs at least 2 samples, of which some are held out, got 1; "
                 "`fit_embedding` takes one"
             )
-        start, fewest = Start(hnet, rows, task, loss), _fewest(task)
+        start, fewest = Start(hnet, rows, task), _fewest(task)
         _check_target(start)
         usual = usual_of(start)
         if known and 0 < fewest <= FEW:
@@ -238,7 +239,7 @@ def _adapt(
     if task.n_classes and "embedding" in held.outputs:
         judged = held.judged["embedding"]
         usual = usual_given(usual, start, held.outputs["embedding"][judged], task.y[judged])
-    choice = choose(held, task, start.loss, usual)
+    choice = choose(held, task, usual)
     models = held.models
     unfitted: dict[str, str] = {}
     if not held.once:
@@ -294,11 +295,11 @@ def _adapt(
 @torch.no_grad()
 def _check_target(start: Start) -> None:
     """Raise ``ValueError`` unless the target's outputs can be averaged."""
+    task = start.task
     with evaluation_mode(start.hnet):
-        outputs = start.task.x[:2].call(start.hnet, task=0)
-    if start.loss is None:
-        check_outputs(outputs, (), "target", "")
-    elif not isinstance(outputs, Tensor):
+        outputs = task.x[:2].call(start.hnet, task=0)
+    task.check_outputs(outputs, task.y[:2], "target", None)
+    if not isinstance(outputs, Tensor):
         raise ValueError(
             "models are averaged, so the target must return a tensor, or `logits` among others, "
             f"got {type(outputs).__name__!r}; `fit_embedding` takes any outputs"

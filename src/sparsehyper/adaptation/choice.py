@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsehyper.adaptation.held_out import HeldOut
 from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
-from sparsehyper.adaptation.samples import Loss, TaskSamples, losses_of
+from sparsehyper.adaptation.samples import TaskSamples
 from sparsehyper.adaptation.usual import Usual
 
 _PRIOR_COUNT = 3.0  # samples that the prior on weights is worth
@@ -37,12 +37,10 @@ class Choice:
     right: Tensor
 
 
-def choose(
-    held: HeldOut, task: TaskSamples, loss: Loss | None, usual: Mapping[str, Usual]
-) -> Choice:
-    """Weight the ways so that labels held out are likeliest; with an own loss, choose the best."""
-    if loss is not None:
-        return _best(held, task, loss)
+def choose(held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]) -> Choice:
+    """Weight the ways so that labels held out are likeliest; without classes, choose the best."""
+    if not task.n_classes:
+        return _best(held, task)
     names, guess, y = list(held.outputs), math.log(task.n_classes), task.y
     temperatures, losses, scores = {}, {}, []
     for name in names:
@@ -88,9 +86,9 @@ def right_of(
     return torch.stack(logs).logsumexp(0).argmax(1) == task.y[judged]
 
 
-def _best(held: HeldOut, task: TaskSamples, loss: Loss) -> Choice:
+def _best(held: HeldOut, task: TaskSamples) -> Choice:
     losses = {
-        name: float(losses_of(outputs[held.out], task.y[held.out], 0, loss).mean())
+        name: float(task.losses(outputs[held.out], task.y[held.out]).mean())
         for name, outputs in held.outputs.items()
     }
     best = min(losses, key=losses.__getitem__)

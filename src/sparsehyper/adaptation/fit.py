@@ -148,9 +148,12 @@ def fit_embeddings(
         space: ``"free"``, any vector; or ``"mixture"``, a softmax mixture of the known embeddings,
             whose logits are fitted. The logits start at 0 (the mean), whatever ``init`` is.
         n_classes: number of classes of all new tasks, or of each by name; by default the largest
-            label plus one. Outputs beyond it are ignored. For the default loss only.
-        loss: function that returns the loss of each sample; by default cross entropy of logits
-            ``[n, outputs]``. PyTorch's own, such as ``nn.MSELoss()``, are used without their mean.
+            label plus one. Outputs beyond it are ignored. For class numbers and the default loss
+            only.
+        loss: function that returns the loss of each sample; by default the cross entropy of logits
+            ``[n, outputs]``, or for labels that are floating-point numbers of the outputs' shape
+            the mean squared error. PyTorch's own, such as ``nn.MSELoss()``, are used without their
+            mean.
         overwrite: whether ``tasks`` may name known tasks, which are then learned anew, as if they
             were not known.
         steps: number of evaluations of loss and gradient by L-BFGS, including the first.
@@ -162,9 +165,10 @@ def fit_embeddings(
         One `Fit` for each task, by name.
 
     Raises:
-        ValueError: a name is taken without ``overwrite``, there are no samples, labels are not
-            class numbers or all the same, a task has more classes than the target has outputs, or a
-            loss is not finite. The hypernetwork is then unchanged.
+        ValueError: a name is taken without ``overwrite``, there are no samples, labels are neither
+            class numbers nor numbers of the outputs' shape, or class numbers all the same, a task
+            has more classes than the target has outputs, or a loss is not finite. The hypernetwork
+            is then unchanged.
         KeyError: with `TaskFeatures`, a task that was not added.
         TypeError: the hypernetwork's conditioner is not a `TaskEmbedding`, `TaskFeatures` or
             `TaskExamples`, or ``tasks`` is not a mapping.
@@ -180,7 +184,7 @@ def fit_embeddings(
         init = "own" if described else "nearest"
     if not isinstance(init, Tensor):
         check_choice("init", init, EMBEDDING_INITS if described else EMBEDDING_INITS[:-1])
-    wanted, known = gather(hnet, tasks, n_classes, loss is None, seed, overwrite)
+    wanted, known = gather(hnet, tasks, n_classes, loss, seed, overwrite)
     names = list(tasks)
     wanted.sort(key=lambda task: min(len(task.x), batch_size))  # equal sizes run together
     held = wanted
@@ -188,15 +192,12 @@ def fit_embeddings(
         check_named("validation", validation)
         if missing := [name for name in names if name not in validation]:
             raise ValueError(f"`validation` has no samples of the new task {missing[0]!r}")
-        held = [
-            TaskSamples.of(t.name, validation[t.name], t.n_classes, loss is None, t.x.device, seed)
-            for t in wanted
-        ]
+        held = [_held(task, validation[task.name], seed) for task in wanted]
 
     started = time.perf_counter()
     fits: dict[str, Fit] = {}
     with frozen(hnet):
-        fitter = Fitter(hnet, wanted, held, restarts, loss, known)
+        fitter = Fitter(hnet, wanted, held, restarts, known)
         start = fitter.mixtures(seed) if space == "mixture" else fitter.starts(init, seed)
         z, statistics = fitter.fit(start, space, steps, batch_size)
         losses, statistics = fitter.assess(z, statistics)
@@ -218,3 +219,19 @@ def fit_embeddings(
         kept = [table[best : best + 1] for table in fit.statistics]
         keep(hnet, given[name], fit.embedding, kept)
     return {name: replace(fits[name], seconds=seconds) for name in names}
+
+
+def _held(task: TaskSamples, samples: Samples, seed: int) -> TaskSamples:
+    """The validation samples of a task."""
+    found = TaskSamples.of(
+        *(task.name, samples, task.y.device),
+        n_classes=task.n_classes or None,
+        loss=task.loss,
+        seed=seed,
+    )
+    if found.n_classes != task.n_classes:
+        raise ValueError(
+            f"`validation` of task {task.name!r} must have labels like its samples, "
+            f"{task.y.dtype}, got {found.y.dtype}"
+        )
+    return found

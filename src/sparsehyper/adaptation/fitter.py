@@ -13,15 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_vector
-from sparsehyper._util.inputs import Inputs, logits_of
+from sparsehyper._util.inputs import logits_of
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
-    Loss,
     ModelBatch,
     TaskSamples,
-    check_outputs,
-    losses_of,
     model_pieces,
 )
 from sparsehyper.hypernetwork import HyperNetwork
@@ -66,14 +63,12 @@ class KnownOn:
     Attributes:
         hnet: the hypernetwork.
         task: these samples.
-        loss: loss of each sample; None for cross entropy.
         found: losses ``[n]`` of each known task; with a head in closed form, features ``[n, F]``.
         seconds: time that a model took for a sample.
     """
 
     hnet: HyperNetwork
     task: TaskSamples
-    loss: Loss | None
     found: tuple[Tensor, ...]
     seconds: float
 
@@ -91,7 +86,7 @@ class KnownOn:
             return torch.stack([losses[rows].mean() for losses in self.found])
         count = self.task.n_classes
         outputs = [head.leave_one_out(some[rows], y[rows], None, count) for some in self.found]
-        each = [losses_of(one, y[rows], count, self.loss) for one in outputs]
+        each = [self.task.losses(one, y[rows]) for one in outputs]
         return torch.stack([losses.mean() for losses in each])
 
 
@@ -104,14 +99,12 @@ class Fitter:
         tasks: list[TaskSamples],
         held: list[TaskSamples],
         restarts: int,
-        loss: Loss | None,
         rows: Sequence[int],
     ) -> None:
         self._hnet = hnet
         self._tasks = tasks
         self._held = held
         self._restarts = restarts
-        self._loss = loss
         self._rows = rows
         self._known = hnet.known_embeddings(self._rows)
 
@@ -179,7 +172,7 @@ class Fitter:
             space: as for `fit`.
         """
         samples = [(task.x[:n], task.y[:n]) for task, n in zip(tasks, counts, strict=True)]
-        groups = self._groups(counts, [x for x, _ in samples])
+        groups = self._groups(counts, tasks)
         numbers = sum(tensor.numel() for x, _ in samples for tensor in x.tensors)
 
         def batch(own: slice) -> ModelBatch:
@@ -201,14 +194,14 @@ class Fitter:
 
         return evaluate
 
-    def _groups(self, counts: list[int], *inputs: list[Inputs]) -> list[slice]:
+    def _groups(self, counts: list[int], *tasks: list[TaskSamples]) -> list[slice]:
         """Divide embeddings into groups that run together.
 
         Args:
             counts: number of samples of each embedding; a group's fit into memory.
-            *inputs: inputs of each; those of a group have one form.
+            *tasks: tasks of each; those of a group have one form.
         """
-        forms = [[x.form for x in own] for own in zip(*inputs, strict=True)]
+        forms = [[task.form for task in own] for own in zip(*tasks, strict=True)]
         groups, first, samples = [], 0, 0
         most = max(1, _MOST_GENERATED // self._hnet.target.numel)
         for i, count in enumerate(counts):
@@ -236,7 +229,7 @@ class Fitter:
         counts = [n if n <= _PIECE else _MOST_SAMPLES for n in most]
         points, tables = z.flatten(0, 1), [table.flatten(0, 1) for table in statistics]
         losses = z.new_zeros(len(points))
-        for own in self._groups(counts, [t.x for t in tasks], [t.x for t in held]):
+        for own in self._groups(counts, tasks, held):
             raw = self._hnet.raw_theta(points[own])
             rows = [table[own] for table in tables]
             norms.start_mean(rows)
@@ -315,9 +308,9 @@ class Fitter:
 
     def _losses_of(self, outputs: Any, batch: ModelBatch) -> Tensor:
         """The loss of each sample ``[n]``."""
-        if self._loss is None:
-            check_outputs(outputs, batch.tasks, "target", _MORE_OUTPUTS)
-        return losses_of(outputs, batch.y, batch.limits, self._loss)
+        for task in batch.tasks:
+            task.check_outputs(outputs, batch.y, "target", _MORE_OUTPUTS)
+        return batch.losses(outputs)
 
     @torch.no_grad()
     def known_on(self, task: TaskSamples) -> KnownOn:
@@ -331,7 +324,7 @@ class Fitter:
         task = task.some(slice(count))
         found = self._of_known(numbers, [task] * len(numbers))
         seconds = (time.perf_counter() - began) / (len(numbers) * len(task.y))
-        return KnownOn(self._hnet, task, self._loss, tuple(found), seconds)
+        return KnownOn(self._hnet, task, tuple(found), seconds)
 
     def _of_known(self, numbers: Sequence[int], tasks: list[TaskSamples]) -> list[Tensor]:
         """The losses of known tasks' models; with a head in closed form, the features.
@@ -342,7 +335,7 @@ class Fitter:
         """
         hnet, norms = self._hnet, self._hnet.target.statistics
         found: list[Tensor] = []
-        for own in self._groups([len(task.y) for task in tasks], [task.x for task in tasks]):
+        for own in self._groups([len(task.y) for task in tasks], tasks):
             distinct, places = torch.tensor(numbers[own]).unique_consecutive(return_inverse=True)
             raw = hnet.raw_theta(self._known[distinct])
             raw = raw if len(distinct) == len(places) else raw[places]
@@ -391,7 +384,7 @@ class Fitter:
                 found[i][number] = torch.cat([*before, output])
             for i in {i for _, i, _ in models}:
                 of_left = tuple([found[i][number] for number in left[i]])
-                on = KnownOn(self._hnet, tasks[i].some(slice(seen[i])), self._loss, of_left, 0.0)
+                on = KnownOn(self._hnet, tasks[i].some(slice(seen[i])), of_left, 0.0)
                 most = max(2 * count, -(-len(left[i]) // 2)) if halvings else count
                 left[i] = [left[i][place] for place in on.losses().argsort()[:most].tolist()]
         return torch.tensor(left, device=self._known.device)

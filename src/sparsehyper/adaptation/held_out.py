@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper.adaptation.judge import fitted_temperature, fold_numbers
-from sparsehyper.adaptation.samples import Unsuitable, check_loss, losses_of
+from sparsehyper.adaptation.samples import Unsuitable, check_loss
 from sparsehyper.adaptation.ways import KEEP_CLASSES, TUNED_WHOLE, WAYS, Start
 
 _FOLDS = 5
@@ -153,9 +153,9 @@ def _loss(found: HeldOut, name: str, start: Start) -> float:
     """The mean loss of a way on samples held out, by calibrated probabilities for classifiers."""
     judged = found.judged[name]
     outputs, y = found.outputs[name][judged], start.task.y[judged]
-    if start.loss is None:
+    if start.outputs:
         outputs = outputs / fitted_temperature(outputs, y)
-    return float(losses_of(outputs, y, start.outputs or 0, start.loss).mean())
+    return float(start.task.losses(outputs, y).mean())
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def _keep(found: HeldOut, name: str, model: nn.Module, start: Start, out: Tensor
     outputs = torch.cat([x.call(model) for x in start.task.x[out].split(_PIECE)]).float()
     if start.outputs:
         outputs = outputs[:, : start.outputs]
-    each = losses_of(outputs, start.task.y[out], start.outputs or 0, start.loss)
+    each = start.task.losses(outputs, start.task.y[out])
     check_loss(each.mean(), start.task, " on samples held out")
     if name not in found.outputs:
         found.outputs[name] = outputs.new_zeros(len(out), *outputs.shape[1:])

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from sparsehyper._util.checks import check_type, is_whole
 from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.text import listed
-from sparsehyper.adaptation.samples import Samples, TaskSamples
+from sparsehyper.adaptation.samples import Samples, shuffled
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -270,10 +270,10 @@ def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tup
         batches = list(labelled(f"the samples of task {name!r}", samples))
         if batches:
             Inputs.cat([x for x, _ in batches]).check_finite(f"inputs of task {name!r}")
-        found = TaskSamples.of(name, batches, None, False, device)
-        classes = is_whole(found.y) and found.y.ndim == 1 and bool((found.y >= 0).all())
-        y = found.y.long() if classes else torch.zeros(len(found.x), dtype=torch.long).to(device)
-        gathered[name] = found.x, y
+        x, y = shuffled(name, batches, device)
+        classes = is_whole(y) and y.ndim == 1 and bool((y >= 0).all())
+        y = y.long() if classes else torch.zeros(len(x), dtype=torch.long).to(device)
+        gathered[name] = x, y
     return gathered
 
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_integer, class_numbers
-from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.inputs import Inputs, labelled
-from sparsehyper._util.objectives import own_losses
+from sparsehyper._util.objectives import check_numbers, own_losses, sample_losses
 from sparsehyper._util.random import seeded
 from sparsehyper.conditioning import Conditioner, TaskConditioner
 from sparsehyper.hypernetwork import HyperNetwork
@@ -45,49 +43,44 @@ class TaskSamples:
     Attributes:
         name: task name.
         x, y: inputs and labels.
-        n_classes: number of classes; 0 if labels are not class numbers.
+        n_classes: number of classes; 0 for numbers to predict, and with a loss of the caller's own.
+        loss: a loss of the caller's own; None for that of `sample_losses`.
     """
 
     name: str
     x: Inputs
     y: Tensor
     n_classes: int
+    loss: Loss | None = None
 
     @classmethod
     def of(
         cls,
         name: str,
         samples: Samples,
-        n_classes: int | None,
-        are_classes: bool,
         device: torch.device,
+        *,
+        n_classes: int | None = None,
+        loss: Loss | None = None,
         seed: int = 0,
     ) -> TaskSamples:
-        """Gather samples, check, move and shuffle them, and interleave their classes.
+        """Gather samples, move and shuffle them, check labels, and interleave classes.
 
         Args:
             name: task name.
             samples: the samples.
-            n_classes: number of classes; None for the largest label plus one.
-            are_classes: whether labels must be class numbers.
             device: device to move the samples to.
+            n_classes: number of classes; None for the largest label plus one.
+            loss: a loss of the caller's own, for any labels.
             seed: seed of the shuffle.
         """
-        batches = list(labelled(f"the samples of task {name!r}", samples))
-        if not batches:
-            raise ValueError(f"task {name!r} needs at least one sample, got none")
-        x = Inputs.cat([x for x, _ in batches]).to(device)
-        y = torch.cat([y for _, y in batches]).to(device)
-        if len(x) != len(y) or len(x) == 0:
-            raise ValueError(
-                f"task {name!r} needs at least one sample, and as many inputs as labels, got "
-                f"{len(x)} and {len(y)}"
-            )
-        order = torch.randperm(len(x), generator=seeded(seed)).to(device)
-        x, y = x[order], y[order]
-        if not are_classes:
-            return cls(name, x, y, 0)
-        y = class_numbers(f"labels of task {name!r}", y, len(x), "; give a `loss` for others")
+        x, y = shuffled(name, samples, device, seed)
+        if loss is not None or (y.is_floating_point() and n_classes is None):
+            return cls(name, x, y, 0, loss)
+        remedy = "; numbers to predict are floating-point, and other labels need a `loss`"
+        if y.is_floating_point():
+            remedy = "; for numbers to predict leave out `n_classes`"
+        y = class_numbers(f"labels of task {name!r}", y, len(x), remedy)
         classes = int(y.max()) + 1 if n_classes is None else n_classes
         if int(y.min()) == int(y.max()):
             raise ValueError(
@@ -105,6 +98,55 @@ class TaskSamples:
         """Some of the samples, by numbers, a slice or a mask."""
         return replace(self, x=self.x[rows], y=self.y[rows])
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What the samples of several tasks must have in common to run together."""
+        return self.x.form, self.y.dtype, self.y.shape[1:]
+
+    def losses(self, outputs: Any, y: Tensor, n_classes: int | Tensor | None = None) -> Tensor:
+        """The loss of each of some samples, ``[n]``.
+
+        Args:
+            outputs: outputs of a model.
+            y: labels.
+            n_classes: as `mask_classes` takes it; None for those of this task.
+        """
+        if self.loss is None:
+            return sample_losses(outputs, y, self.n_classes if n_classes is None else n_classes)
+        each = own_losses(outputs, y, self.loss)
+        if each.ndim == 0:
+            raise ValueError(
+                "`loss` must return the losses [n] or [n, …] of n samples, got their mean; leave "
+                "out its mean"
+            )
+        return each
+
+    def check_outputs(self, outputs: Any, y: Tensor, module: str, remedy: str | None) -> None:
+        """Raise ``ValueError`` if outputs have no loss, unless it is the caller's own.
+
+        Args:
+            outputs: outputs of a module.
+            y: labels.
+            module: name of the module, for the error.
+            remedy: advice for fewer outputs than classes, for the error; None to allow them.
+        """
+        if self.loss is not None:
+            return
+        if not self.n_classes:
+            check_numbers(outputs, y, f"labels of task {self.name!r}")
+            return
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            tensor = isinstance(outputs, Tensor)
+            found = list(outputs.shape) if tensor else repr(type(outputs).__name__)
+            raise ValueError(
+                f"the {module} must return logits [n, outputs], got {found}; give a `loss`"
+            )
+        if remedy is not None and self.n_classes > outputs.shape[1]:
+            raise ValueError(
+                f"task {self.name!r} has {self.n_classes} classes, the {module} has "
+                f"{outputs.shape[1]} outputs; {remedy}"
+            )
+
 
 @dataclass(frozen=True)
 class ModelBatch:
@@ -115,7 +157,7 @@ class ModelBatch:
         counts: number of samples of each model.
         owner: number of the model of each sample.
         limits: number of classes of each sample's task.
-        tasks: task of each model.
+        tasks: task of each model; all have one `TaskSamples.form`.
     """
 
     x: Inputs
@@ -134,6 +176,10 @@ class ModelBatch:
         owner = torch.arange(len(counts), device=y.device).repeat_interleave(repeats)
         limits = torch.tensor([task.n_classes for task in tasks], device=y.device)
         return cls(Inputs.cat([x for x, _ in samples]), y, counts, owner, limits[owner], tasks)
+
+    def losses(self, outputs: Any) -> Tensor:
+        """The loss of each sample, ``[n]``."""
+        return self.tasks[0].losses(outputs, self.y, self.limits)
 
     def means(self, values: Tensor) -> Tensor:
         """The mean over each model's samples, of values ``[n]``."""
@@ -162,11 +208,29 @@ class SampleBatches:
         return x[place], y[place]
 
 
+def shuffled(
+    name: str, samples: Samples, device: torch.device, seed: int = 0
+) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of all samples of a task, on a device, shuffled."""
+    batches = list(labelled(f"the samples of task {name!r}", samples))
+    if not batches:
+        raise ValueError(f"task {name!r} needs at least one sample, got none")
+    x = Inputs.cat([x for x, _ in batches]).to(device)
+    y = torch.cat([y for _, y in batches]).to(device)
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"task {name!r} needs at least one sample, and as many inputs as labels, got "
+            f"{len(x)} and {len(y)}"
+        )
+    order = torch.randperm(len(x), generator=seeded(seed)).to(device)
+    return x[order], y[order]
+
+
 def gather(
     hnet: HyperNetwork,
     tasks: Mapping[str, Samples],
     n_classes: int | Mapping[str, int] | None,
-    are_classes: bool,
+    loss: Loss | None,
     seed: int,
     overwrite: bool,
 ) -> tuple[list[TaskSamples], tuple[int, ...]]:
@@ -177,7 +241,7 @@ def gather(
         tasks: samples of each.
         n_classes: number of classes of all, or of each by name; None for the largest label plus
             one.
-        are_classes: whether labels must be class numbers.
+        loss: a loss of the caller's own.
         seed: seed of the shuffle.
         overwrite: whether they may be known tasks.
     """
@@ -197,9 +261,8 @@ def gather(
     for name in counts:
         if name not in tasks:
             raise ValueError(f"`n_classes` names {name!r}, which is not a new task")
-    device = hnet.device
     found = [
-        TaskSamples.of(name, samples, counts.get(name), are_classes, device, seed)
+        TaskSamples.of(name, samples, hnet.device, n_classes=counts.get(name), loss=loss, seed=seed)
         for name, samples in tasks.items()
     ]
     return found, known
@@ -243,48 +306,6 @@ def model_pieces(tasks: Sequence[TaskSamples], size: int) -> list[ModelBatch]:
     """The samples of tasks that have equally many `pieces`, piece by piece."""
     each = zip(*[pieces(task, size) for task in tasks], strict=True)
     return [ModelBatch.of(some, list(tasks)) for some in each]
-
-
-def check_outputs(outputs: Any, tasks: Iterable[TaskSamples], module: str, remedy: str) -> None:
-    """Raise ``ValueError`` unless outputs are logits with enough classes for the tasks.
-
-    Args:
-        outputs: outputs of a module.
-        tasks: tasks to classify.
-        module: name of the module, for the error.
-        remedy: advice for too few outputs, for the error.
-    """
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        found = list(outputs.shape) if isinstance(outputs, Tensor) else repr(type(outputs).__name__)
-        raise ValueError(
-            f"the {module} must return logits [n, outputs], got {found}; give a `loss`"
-        )
-    for task in tasks:
-        if task.n_classes > outputs.shape[1]:
-            raise ValueError(
-                f"task {task.name!r} has {task.n_classes} classes, the {module} has "
-                f"{outputs.shape[1]} outputs; {remedy}"
-            )
-
-
-def losses_of(outputs: Any, y: Tensor, n_classes: int | Tensor, loss: Loss | None) -> Tensor:
-    """The loss of each sample, ``[n]``.
-
-    Args:
-        outputs: outputs of a model.
-        y: labels.
-        n_classes: as `mask_classes` takes it, for the default loss.
-        loss: a loss of the caller's own; None for cross entropy.
-    """
-    if loss is None:
-        return F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
-    each = own_losses(outputs, y, loss)
-    if each.ndim == 0:
-        raise ValueError(
-            "`loss` must return the losses [n] or [n, …] of n samples, got their mean; leave out "
-            "its mean"
-        )
-    return each
 
 
 def check_loss(loss: Tensor, task: TaskSamples, when: str = "") -> None:

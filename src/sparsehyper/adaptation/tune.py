@@ -21,8 +21,6 @@ from sparsehyper.adaptation.samples import (
     TaskSamples,
     Unsuitable,
     check_loss,
-    check_outputs,
-    losses_of,
     pieces,
     with_gradients,
 )
@@ -82,16 +80,14 @@ def fine_tune(
     check_integer("seed", seed, minimum=0)
     check_number("lr", lr, above=0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    task = TaskSamples.of("samples", samples, n_classes, loss is None, device)
+    task = TaskSamples.of("samples", samples, device, n_classes=n_classes, loss=loss)
     parameters = tuned_parameters(model, tune, task.x)
-    if loss is None:
-        with evaluation_mode(model), torch.no_grad():
-            check_outputs(
-                task.x[:2].call(model), [task], "model", "give its last layer more outputs first"
-            )
+    with evaluation_mode(model), torch.no_grad():
+        outputs, remedy = task.x[:2].call(model), "give its last layer more outputs first"
+    task.check_outputs(outputs, task.y[:2], "model", remedy)
     renewed_from = task if norm_stats == "renewed" else None
     try:
-        descend(model, parameters, task, loss, steps, lr, batch_size, seed, renewed_from)
+        descend(model, parameters, task, steps, lr, batch_size, seed, renewed_from)
     except Unsuitable as error:
         raise ValueError(f"{error}, or lower `lr`") from None
 
@@ -100,7 +96,6 @@ def descend(
     model: nn.Module,
     parameters: list[nn.Parameter],
     task: TaskSamples,
-    loss: Loss | None,
     steps: int,
     lr: float,
     batch_size: int,
@@ -119,7 +114,7 @@ def descend(
         model: the model to train in place.
         parameters: its parameters to train.
         task: samples.
-        loss, steps, lr, batch_size, seed: as for `fine_tune`.
+        steps, lr, batch_size, seed: as for `fine_tune`.
         renewed_from: samples to estimate batch-norm statistics from; None keeps them.
         deadline: value of ``time.perf_counter()`` to end at.
         pull: weight in the loss of half the squared distance to the initial parameters.
@@ -141,7 +136,7 @@ def descend(
                     break
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
                 x, y = batches.next()
-                mean = losses_of(x.call(model), y, task.n_classes, loss).mean()
+                mean = task.losses(x.call(model), y).mean()
                 check_loss(mean.detach(), task, f" at step {step + 1}")
                 gradients = torch.autograd.grad(mean, parameters)
                 if pull:

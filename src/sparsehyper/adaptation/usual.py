@@ -125,7 +125,12 @@ def usual_on(
         if batches and len(torch.cat([y.flatten() for _, y in batches]).unique()) < 2:
             continue
         done += 1
-        samples = TaskSamples.of(task, batches, None, True, start.embeddings.device, seed)
+        samples = TaskSamples.of(task, batches, start.hnet.device, seed=seed)
+        if not samples.n_classes:
+            raise ValueError(
+                f"labels of the `known` task {task!r} must be class numbers, as those of the new "
+                f"task, got {samples.y.dtype}"
+            )
         chosen = _first_of_each(samples, shots)
         others = tuple(other for other in start.known if other != row)
         own = replace(start, known=others, task=samples.some(chosen))

@@ -25,7 +25,7 @@ from sparsehyper._util.modes import evaluation_mode, frozen
 from sparsehyper.adaptation.fitter import Fitter, KnownOn
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
-from sparsehyper.adaptation.samples import Loss, TaskSamples, Unsuitable, check_loss, losses_of
+from sparsehyper.adaptation.samples import TaskSamples, Unsuitable, check_loss
 from sparsehyper.adaptation.tune import (
     batch_norms,
     descend,
@@ -60,13 +60,11 @@ class Start:
         hnet: the hypernetwork; it is not changed.
         known: numbers of the known tasks to start from.
         task: samples of the new task.
-        loss: loss of each sample; None for cross entropy.
     """
 
     hnet: HyperNetwork
     known: tuple[int, ...]
     task: TaskSamples
-    loss: Loss | None
 
     @property
     def outputs(self) -> int | None:
@@ -129,7 +127,7 @@ class Start:
     def known_on(self) -> KnownOn:
         """How the known tasks' models do on the samples; they are run once for all ways."""
         with frozen(self.hnet):
-            fitter = Fitter(self.hnet, [self.task], [self.task], 1, self.loss, self.known)
+            fitter = Fitter(self.hnet, [self.task], [self.task], 1, self.known)
             return fitter.known_on(self.task)
 
     def nearest(self, rows: Tensor, count: int) -> list[int]:
@@ -283,7 +281,7 @@ def fit_near(
     near = near[: max(1, int(min(count, left / one)))]
     target, models = hnet.target, []
     with frozen(hnet):
-        fitter = Fitter(hnet, [task], [task], len(near), start.loss, near)
+        fitter = Fitter(hnet, [task], [task], len(near), near)
         first = hnet.normalise(hnet.known_embeddings(near))[None]
         z, tables = fitter.fit(first, "free", _STEPS, _MOST_SAMPLES, deadline)
         losses, tables = fitter.assess(z, tables)
@@ -342,7 +340,7 @@ def _tuned(
     if not parameters:
         raise Unsuitable("the target has no such layers")
     descend(
-        *(model, parameters, start.task.some(rows), start.loss, updates, lr, _BATCH, seed),
+        *(model, parameters, start.task.some(rows), updates, lr, _BATCH, seed),
         start.for_statistics(rows),
         deadline=deadline,
         pull=min(_STRONGEST_PULL, 1 / len(rows)) if pulled else 0.0,
@@ -359,12 +357,11 @@ def _solved(
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
     centred = (features - mean) / scale
-    n_classes = start.outputs or 0
 
     def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
         flat = points.detach().requires_grad_()
         weight, bias = flat[0, outputs:].view(outputs, width), flat[0, :outputs]
-        mean_loss = losses_of(centred @ weight.T + bias, y, n_classes, start.loss).mean()
+        mean_loss = start.task.losses(centred @ weight.T + bias, y).mean()
         value = mean_loss + _PENALTY / count * weight.square().sum() / 2
         (gradient,) = torch.autograd.grad(value, flat)
         return value.detach()[None], gradient

@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.objectives import sample_losses, score_of
+from sparsehyper._util.objectives import score_of
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
@@ -43,9 +42,6 @@ from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 LEARNED_BY = ("auto", "examples", "linear", "head", "embedding", "norms", "all", "scratch")
 """Ways to learn a new task; ``"examples"`` is for runs with support sets, and ``"embedding"`` takes
 settings of its own."""
-
-SQUARES = partial(sample_losses, n_classes=None)
-"""The loss of numbers."""
 
 _MOST_KNOWN = 300  # images of each known task
 # Share of the way from the commonest class to all images right below which a task was not learned.
@@ -85,7 +81,7 @@ class _Tuning:
             fine_tune(
                 *(module, (x, y)),
                 tune=self.tune,
-                **({"loss": SQUARES} if y.is_floating_point() else {"n_classes": n_classes}),
+                n_classes=None if y.is_floating_point() else n_classes,
                 steps=self.steps,
                 lr=self.lr,
                 seed=self.seed,
@@ -343,8 +339,9 @@ def _embeddings(
     learned = {}
     classes = {one.name: len(one.classes) for one in labelled}
     numbers = next(iter(samples.values()))[1].is_floating_point()
-    aim = {"loss": SQUARES} if numbers else {"n_classes": classes}
-    fits = fit_embeddings(model, samples, seed=tuning.seed, **aim, **settings)
+    fits = fit_embeddings(
+        model, samples, seed=tuning.seed, n_classes=None if numbers else classes, **settings
+    )
     for name, count in classes.items():
         began = time.perf_counter()
         module = trimmed_head(model, model.materialize(name), count)

@@ -70,10 +70,10 @@ class _ByTask(_Conditioned):
 
     def _nearest(self, hnet: HyperNetwork, samples: Shots, n_classes: int) -> Tensor:
         """The embedding of the known task whose model has the least loss on the images."""
-        task = TaskSamples.of(_NEW, samples, n_classes, True, samples[0].device, self.seed)
+        task = TaskSamples.of(_NEW, samples, samples[0].device, n_classes=n_classes, seed=self.seed)
         with frozen(hnet):
             rows = tuple(range(len(hnet.task_names)))
-            losses = Fitter(hnet, [task], [task], 1, None, rows).known_on(task).losses()
+            losses = Fitter(hnet, [task], [task], 1, rows).known_on(task).losses()
         return hnet.known_embeddings([int(losses.argmin())])[0]
 
 

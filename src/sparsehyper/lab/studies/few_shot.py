@@ -155,8 +155,10 @@ class _Hypernetwork(Learner):
 
     def _alone(self, hnet: HyperNetwork, way: Way, samples: Shots, n_classes: int) -> nn.Module:
         """What `adapt_task` fits to all samples, without the folds that judge it."""
-        task = TaskSamples.of("new", samples, n_classes, True, samples[0].device, self.seed)
-        start = Start(hnet, tuple(range(len(hnet.task_names))), task, None)
+        task = TaskSamples.of(
+            "new", samples, samples[0].device, n_classes=n_classes, seed=self.seed
+        )
+        start = Start(hnet, tuple(range(len(hnet.task_names))), task)
         deadline = time.perf_counter() + self.seconds
         return way(start, torch.arange(len(task.y)), self.seed, deadline)
 
