@@ -76,7 +76,6 @@ def main(images: int = 200, steps: int = 1200) -> dict[str, float]:
         hnet,
         "new",
         (place[seen], new[seen][:, None]),
-        loss=lambda values, truth: (values - truth).square().mean(1),
         restarts=8,
         steps=100,
     )

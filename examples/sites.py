@@ -88,7 +88,7 @@ def main(sites: int = 100, new: int = 20, rows: int = 60, few: int = 20, steps: 
         judge("known sites, a model each", site, own(x[site, held_out]))
         judge("known sites, one model for all", site, pooled(x[site, held_out]))
     names = {f"new {site}": (x[site, :few], y[site, :few]) for site in range(sites, sites + new)}
-    fit_embeddings(hnet, names, loss=squares)
+    fit_embeddings(hnet, names)
     for site in range(sites, sites + new):
         by_task = hnet(x[site, held_out], task=f"new {site}")
         judge(f"new sites of {few} rows, hypernetwork", site, by_task)

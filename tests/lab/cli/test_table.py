@@ -79,6 +79,13 @@ def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
     done = command(*new, tmp_path / "a", "--method", "embedding", "--steps", 5, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["tasks"][0]["method"] == "embedding"
+    tuned = command(
+        *(*new, tmp_path / "tuned", "--method", "embedding", "--steps", 5, "--json"),
+        *("--tune", "all", "--tune-lr", 1e-2),
+    )
+    assert tuned.code == 0, tuned.err
+    before, after = (json.loads(d.out)["tasks"][0]["accuracy"] for d in (done, tuned))
+    assert after > before
     done = command(*new, tmp_path / "b", "--method", "linear")
     assert done.code == 2
     assert "`--method` must be 'auto' or 'embedding' where the target is a number" in done.err
