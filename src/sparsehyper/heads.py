@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_choice, check_type, class_numbers, read_kind
+from sparsehyper._util.checks import check_choice, check_type, class_numbers, is_whole, read_kind
 from sparsehyper._util.last_layer import last_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
@@ -135,6 +135,14 @@ def head_from_config(config: dict[str, Any] | None) -> Head | None:
         return None
     kind, settings = read_kind("head", config, HEADS)
     return kind(**settings)
+
+
+class NonFiniteFeatures(ValueError):
+    """Features of a ``task`` that its head is to be solved from are infinite or NaN."""
+
+    def __init__(self, message: str, task: str) -> None:
+        super().__init__(message)
+        self.task = task
 
 
 class SolvedHead(nn.Module):
@@ -342,8 +350,8 @@ class SolvedHead(nn.Module):
             ValueError: they are neither.
         """
         if self.classes:
-            remedy = "; for numbers use `Ridge(targets='numbers')`"
             y = y.long() if y.dtype == torch.bool else y
+            remedy = "" if is_whole(y) else "; for numbers use `Ridge(targets='numbers')`"
             return class_numbers("labels of a head of classes", y, count, remedy)
         outputs = self.bias.shape[1]
         targets = y[:, None] if y.ndim == 1 else y

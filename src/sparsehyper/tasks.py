@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsehyper._util.inputs import labelled
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning import TASK_NAMES, Conditioner, TaskConditioner, TaskEmbedding
-from sparsehyper.heads import SolvedHead
+from sparsehyper.heads import NonFiniteFeatures, SolvedHead
 from sparsehyper.target.target import Target
 
 
@@ -167,10 +167,13 @@ class NamedTasks(nn.Module):
         features, y = torch.cat(found), torch.cat(labels)
         for what, numbers in (("features", features), ("labels", y)):
             if wrong := int((~numbers.isfinite()).reshape(len(y), -1).any(1).sum()):
-                raise ValueError(
+                message = (
                     f"{what} of the `examples` of task {task!r} must be finite, got others for "
                     f"{wrong} of {len(numbers)}; look at the samples"
                 )
+                if numbers is features:
+                    raise NonFiniteFeatures(message, str(task))
+                raise ValueError(message)
         return features, y
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

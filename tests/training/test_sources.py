@@ -493,17 +493,17 @@ def test_outputs_beyond_the_classes_do_not_count_for_a_loss_or_metric_of_one_s_o
     ("y", "loss", "message"),
     [
         (Y[:, None], nn.L1Loss(), r"`n_classes` is for class numbers and logits .*float32 \[64, 1"),
-        ((Y > 0).long(), lambda out, _: out[..., 0], r"logits .* and outputs \[64, 1, 1\]"),
+        ((Y > 0).long(), lambda out, _: out[..., 0], r"logits .* and outputs \[64, 1, 2\]"),
         ((Y > 0).long(), nn.CrossEntropyLoss(label_smoothing=0.1), "`label_smoothing` over all"),
     ],
     ids=["numbers", "shape", "smoothing"],
 )
 def test_n_classes_where_outputs_cannot_be_left_out(y, loss, message):
-    shape = nn.Unflatten(1, (1, 1)) if "outputs" in message else nn.Identity()
-    target = nn.Sequential(nn.Linear(3, 1), shape)
+    shape = nn.Unflatten(1, (1, 2)) if "outputs" in message else nn.Identity()
+    target = nn.Sequential(nn.Linear(3, 2), shape)
     hnet = HyperNetwork(target, Sparse(), TaskEmbedding(NAMES, dim=8))
     with pytest.raises(ValueError, match=message):
-        train(hnet, [(X, y, 0)], [(X, y, TASK)], CONFIG, loss=loss, n_classes=[2, 2], quiet=True)
+        train(hnet, [(X, y, 0)], [(X, y, TASK)], CONFIG, loss=loss, n_classes=[2, 1], quiet=True)
 
 
 def test_examples_of_a_head_and_evaluations_take_a_data_loader():
@@ -513,3 +513,46 @@ def test_examples_of_a_head_and_evaluations_take_a_data_loader():
     result = train(hnet, loader, loader, CONFIG, examples=loader, quiet=True)
     assert result.best.accuracy > 0.9
     assert evaluate(hnet, loader).accuracies == result.best.accuracies
+
+
+def test_training_that_diverges_with_a_head_in_closed_form_says_so():
+    module = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    hnet = HyperNetwork(module, Sparse(), TaskEmbedding(NAMES, dim=8), head=Ridge())
+    batch = [(X, (Y > 0).long(), TASK)]
+    config = TrainConfig(steps=1, lr=1e30, optimizer="sgd", schedule="constant", device="cpu")
+    with pytest.raises(NonFiniteError, match=r"after step 1 the features .* task 'up'") as caught:
+        train(hnet, batch, batch, config, examples=batch, quiet=True)
+    assert (caught.value.step, caught.value.tasks) == (1, ("up",))
+
+
+@pytest.mark.parametrize(
+    "y", [(Y > 0).long(), nn.functional.one_hot((Y > 0).long()).float()], ids=["smoothed", "soft"]
+)
+def test_n_classes_that_restrict_nothing_change_nothing(y):
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    hnet = make(2)
+    found = [evaluate(hnet, [(X, y, TASK)], loss=loss, n_classes=n) for n in (None, [2, 2])]
+    assert found[0] == found[1]
+
+
+def test_outputs_without_a_dimension_for_classes():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.layer(x)[:, 0]
+
+    hnet = HyperNetwork(Flat(), Sparse(), TaskEmbedding(NAMES, dim=8))
+    result = train(hnet, [(X, Y, TASK)], [(X, Y, TASK)], CONFIG, quiet=True)
+    assert result.best.score == "R²"
+    with pytest.raises(ValueError, match=r"class numbers need logits \[n, classes\], got .* \[n\]"):
+        evaluate(hnet, [(X, (Y > 0).long(), TASK)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint8, torch.int16])
+def test_class_numbers_may_be_of_any_integer_type(dtype):
+    hnet, y = make(2), (Y > 0).long()
+    found = [evaluate(hnet, [(X, labels, TASK)]) for labels in (y, y.to(dtype))]
+    assert found[0] == found[1]

@@ -41,9 +41,15 @@ def sample_losses(outputs: Tensor, y: Tensor, n_classes: int | Tensor | None) ->
             f"class numbers must have shape [n], got labels {list(y.shape)} for outputs "
             f"{list(outputs.shape)}; for labels of pixels or tokens give a `loss`"
         )
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"class numbers need logits [n, classes], got outputs {_of_n(outputs, len(y))}; give "
+            "numbers to predict as floating-point labels, or a `loss`"
+        )
+    y = y.long()
     if y.is_cpu:
         _check_below(y, outputs.shape[1], "outputs of the model")
-    losses = F.cross_entropy(mask_classes(outputs, n_classes), y.long(), reduction="none")
+    losses = F.cross_entropy(mask_classes(outputs, n_classes), y, reduction="none")
     return losses.masked_fill(y < 0, torch.nan)  # PyTorch counts -100 as a loss of 0
 
 
@@ -93,9 +99,10 @@ def check_class_numbers(y: Tensor, n_classes: int | Tensor | None) -> None:
     """
     if not y.is_cpu or y.is_floating_point() or not len(y):
         return
+    y = y.long()  # PyTorch hardly compares the larger unsigned types
     if n_classes is not None:
         _check_below(y, n_classes, "classes of the task")
-    if y.dtype.is_signed and y.min() < 0:
+    if y.min() < 0:
         raise ValueError(
             f"class numbers must be from 0, got {int(y.min())}; for samples without a label give "
             "a `loss` that leaves them out, such as nn.CrossEntropyLoss(), and a `metric` likewise"

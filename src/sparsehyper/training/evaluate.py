@@ -175,7 +175,8 @@ def evaluate(
     here = processes or Processes(tensor.device)
     limits = [None] * len(names) if n_classes is None else n_classes
     # Sums stay on the device until the end, so that nothing waits for it before.
-    measures, own = Measures(loss, metric), loss is not None or metric is not None
+    measures = Measures(loss, metric, n_classes)
+    own = loss is not None or metric is not None
     totals = torch.zeros(6, len(names), device=here.device)
     scored, lost, weights, spread, kinds, entropy = totals
     with evaluation_mode(model), torch.no_grad(), autocast(here.device, precision):
@@ -193,9 +194,9 @@ def evaluate(
                     if metric is not None:
                         scored[task] += measures.scores(out, y, limits[task]).sum()
                 elif y.is_floating_point():
-                    labels.append(y.flatten(1))
+                    labels.append(y.reshape(len(y), -1))
                 else:
-                    logits = mask_classes(out, limits[task])
+                    logits, y = mask_classes(out, limits[task]), y.long()
                     right = (logits.argmax(1) == y).float()
                     scored[task] += right.masked_fill(y < 0, torch.nan).sum()
                     entropy[task] += prediction_entropy(logits)

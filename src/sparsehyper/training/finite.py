@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from sparsehyper.heads import NonFiniteFeatures
 from sparsehyper.training.checkpoint import TrainingState
 from sparsehyper.training.evaluate import Evaluation
 from sparsehyper.training.processes import Processes
@@ -68,6 +70,19 @@ def non_finite(
         state.step + 1,
         tasks,
     )
+
+
+@contextmanager
+def features_finite(state: TrainingState, run: Run | None) -> Iterator[None]:
+    """Context in which features that are not finite are a `NonFiniteError`: training diverged."""
+    try:
+        yield
+    except NonFiniteFeatures as error:
+        raise NonFiniteError(
+            f"after step {state.step} the {error}. {_kept(run)}Lower `lr`, or add `warmup`",
+            state.step,
+            (error.task,),
+        ) from error
 
 
 def check_finite(evaluation: Evaluation, state: TrainingState, run: Run | None) -> None:

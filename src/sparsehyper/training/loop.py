@@ -37,7 +37,12 @@ from sparsehyper.training.evaluate import (
     check_tasks,
     evaluate,
 )
-from sparsehyper.training.finite import NonFiniteError, check_finite, non_finite
+from sparsehyper.training.finite import (
+    NonFiniteError,
+    check_finite,
+    features_finite,
+    non_finite,
+)
 from sparsehyper.training.graphs import StepGraphs, check_recordable
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
 from sparsehyper.training.parallel import Parallel, Replicated
@@ -212,7 +217,7 @@ def train(
             )
         run.record_config()
     best_weights: dict[str, Tensor] = {}
-    measures = Measures(loss, metric)
+    measures = Measures(loss, metric, n_classes)
 
     parallel = (Sharded if sharded else Replicated)(model, optimizer, config, here)
     optimizer = parallel.optimizer
@@ -311,7 +316,8 @@ def train(
                         if isinstance(model, HyperNetwork):
                             model.conditioner.renew()
                         if solved is not None and examples is not None:
-                            _solve_heads(solved, examples, names, config)
+                            with features_finite(state, run):
+                                _solve_heads(solved, examples, names, config)
                         evaluation = evaluate(
                             model,
                             validation,

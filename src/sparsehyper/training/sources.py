@@ -35,10 +35,12 @@ class Measures:
     Args:
         loss: None for the cross entropy of class numbers, or the mean squared error of numbers.
         metric: higher is better; None for minus the loss.
+        n_classes: number of classes of each task; None for as many as there are outputs.
     """
 
     loss: Measure | None = None
     metric: Measure | None = None
+    n_classes: Sequence[int] | None = None
 
     def check_labels(self, y: Tensor, classes: int | Tensor | None = None) -> None:
         """Raise ``ValueError`` if labels have no cross entropy; before they go to a device."""
@@ -49,12 +51,19 @@ class Measures:
         """The loss of each sample, ``[batch]``; classes as for `mask_classes`."""
         if self.loss is None:
             return sample_losses(out, y, classes)
+        classes = self._restricting(out, classes)
         if classes is not None and getattr(self.loss, "label_smoothing", False):
             raise ValueError(
                 "`loss` spreads its `label_smoothing` over all outputs, those beyond `n_classes` "
                 "too; leave out one of both"
             )
         return _each(value_as_given(_masked(out, y, classes), y, self.loss, "loss"), y)
+
+    def _restricting(self, out: Any, classes: int | Tensor | None) -> int | Tensor | None:
+        """The classes; None if no task has fewer than there are outputs."""
+        outputs = out.shape[-1] if isinstance(out, Tensor) and out.ndim else sys.maxsize
+        fewest = min(self.n_classes, default=0) if self.n_classes is not None else 0
+        return None if fewest >= outputs else classes
 
     def total(self, losses: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int]:
         """The sum of the losses of samples, and by what to divide sums for their mean."""
@@ -63,9 +72,10 @@ class Measures:
             return losses.sum(), len(y)
         return torch.where(weight > 0, losses.mean() * weight, 0), weight
 
-    def scores(self, out: Any, y: Tensor, classes: int | None = None) -> Tensor:
+    def scores(self, out: Any, y: Tensor, classes: int | Tensor | None = None) -> Tensor:
         """The ``metric`` of each sample, ``[batch]``."""
         assert self.metric is not None
+        classes = self._restricting(out, classes)
         return _each(value_as_given(_masked(out, y, classes), y, self.metric, "metric"), y)
 
 
