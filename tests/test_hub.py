@@ -168,7 +168,7 @@ def test_a_card_that_nobody_edited_is_written_anew(tmp_path):
     assert "`hats`" in card.read_text()
     card.write_text("see also my page\n" + card.read_text())
     before = card.read_text()
-    with pytest.warns(UserWarning, match=r"README\.md is not as sparsehyper wrote it"):
+    with pytest.warns(UserWarning, match=r"README\.md is not as this version of sparsehyper"):
         hnet.save_pretrained(tmp_path / "model", figures={"accuracy": 1})
     assert card.read_text() == before
 

@@ -332,8 +332,8 @@ def _is_ours(card: str) -> bool:
 def _warn_kept(card: str, figures: Mapping[str, object] | None) -> None:
     if figures:
         warnings.warn(
-            f"{card} is not as sparsehyper wrote it, so it stays as it is, without the `figures`; "
-            "add them there, or delete it to have a new one",
+            f"{card} is not as this version of sparsehyper wrote it, so it stays as it is, without "
+            "the `figures`; add them there, or delete it to have a new one",
             stacklevel=3,
         )
 
@@ -365,8 +365,8 @@ def _built_target(
         why = (
             f"{len(given)} of its tensors, such as {next(iter(given))!r}, are not in the files"
             if given
-            else "it is neither an nn.Sequential of PyTorch's layers, nor a residual network of "
-            "sparsehyper, nor a model of transformers"
+            else "the files do not say how to build it, as those of an nn.Sequential of PyTorch's "
+            "layers, of a residual network of sparsehyper and of a model of transformers do"
         )
         raise ValueError(
             f"`target` is needed to load {str(directory)!r}: {why}; give a module like the one "
