@@ -80,7 +80,7 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     Args:
         module: any module.
         generate: a glob on parameter names, several, or a predicate of name and parameter. A tied
-            parameter is selected by any of its names.
+            parameter is selected by a glob on any of its names; a predicate gets the first.
 
     Raises:
         TypeError, ValueError: a selection of a wrong type or that selects nothing, parameters
@@ -170,9 +170,7 @@ def _select(
         raise ValueError("`target` has no trainable parameter to generate")
     known = ", ".join(" = ".join(names[first]) for first in parameters)
     if callable(generate):
-        selected = [
-            first for first, p in parameters.items() if any(generate(n, p) for n in names[first])
-        ]
+        selected = [first for first, p in parameters.items() if generate(first, p)]
     elif not isinstance(generate, Iterable):
         raise TypeError(f"`generate` must be a glob, several, or a predicate, got {generate!r}")
     else:
