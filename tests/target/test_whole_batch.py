@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from sparsehyper import Dense, HyperNetwork, TaskEmbedding
 from sparsehyper.adapters import lora
+from sparsehyper.target import whole_batch
 from sparsehyper.target.trial import EvenDraws
 from sparsehyper.target.whole_batch import fits
 
@@ -283,6 +285,40 @@ def test_what_is_found_out_holds_for_equal_arguments_only(kind):
         for number in range(3):
             own = number == TASK
             torch.testing.assert_close(out[own], hnet(x[own], dim, task=number))
+
+
+class Scaled(nn.Module):
+    """A layer, and then an argument that is a number or has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 20)
+
+    def forward(self, x: Tensor, scale) -> Tensor:
+        return self.layer(x) * getattr(scale, "value", scale)
+
+
+class Context:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize("kind", [float, Context])
+def test_an_argument_that_changes_with_every_batch_needs_few_trials(kind, monkeypatch):
+    trials, found = [], whole_batch._agrees
+    monkeypatch.setattr(whole_batch, "_agrees", lambda *a: trials.append(1) or found(*a))
+    hnet = make(adapted(Scaled())).eval()
+    x = torch.randn(7, 20)
+    given = []
+    for i in range(1, 20):
+        scale = kind(i / 7)
+        out = hnet(x, scale, task=TASK)
+        torch.testing.assert_close(out[:1], hnet(x[:1], scale, task=2))
+        if kind is Context:
+            given.append(weakref.ref(scale))
+    del scale
+    assert len(trials) == 8
+    assert not any(each() for each in given)
 
 
 class Two(nn.Module):

@@ -39,17 +39,17 @@ from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import copies
 from sparsehyper.target.copying import copy_module
+from sparsehyper.target.kinds import Kinds
 from sparsehyper.target.target import Target
 from sparsehyper.target.trial import Trial
 
 _MIN_TASKS, _MIN_TASKS_ON_GPU = 4, 3
 _MAX_CONVOLVED = 2  # on the CPU: limit for targets with convolutions, in samples per task
-_MAX_KINDS = 64  # kinds of batches to remember for a target
 _NEVER = -1
 
 # Limits found by trials, by target, kind of batch, and samples per task: the largest number of
 # samples per task for which to share a run.
-_limits: WeakKeyDictionary[Target, dict[Any, dict[int, int]]] = WeakKeyDictionary()
+_limits: WeakKeyDictionary[Target, Kinds] = WeakKeyDictionary()
 _trial_lock = threading.RLock()
 
 _TOO_FEW = "Expected more than 1 value per channel"  # of PyTorch's batch norm
@@ -172,18 +172,19 @@ class Group:
         """Limits found so far for batches of this kind, by samples per task.
 
         Raises:
-            TypeError: an argument of the target that has no hash.
+            TypeError: an argument of the target that cannot be compared with the next batch's.
         """
-        kind = (
+        fixed = (
             self.structure,
-            tuple(_kind_of(leaf) for leaf in self.leaves),
+            tuple(
+                (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else None
+                for leaf in self.leaves
+            ),
             (self.raw.device.type, self.target.training, self.target.collects),
             torch.is_grad_enabled(),
         )
-        kinds = _limits.setdefault(self.target, {})
-        if kind not in kinds and len(kinds) >= _MAX_KINDS:
-            kinds.clear()
-        return kinds.setdefault(kind, {})
+        values = [leaf for leaf in self.leaves if not isinstance(leaf, Tensor)]
+        return _limits.setdefault(self.target, Kinds()).of(fixed, values)
 
     def _try(self) -> int:
         """The limit found by trying a shared run, forward and backward, on a copy of the module."""
@@ -235,22 +236,6 @@ def is_transformed() -> bool:
 
 def _has_grad(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _kind_of(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.dtype, leaf.shape[1:]
-    return value_of(leaf)
-
-
-def value_of(leaf: Any) -> tuple[type, Any]:
-    """An argument that is no tensor, as a key of what is found out of it.
-
-    Raises:
-        TypeError: an argument without a hash.
-    """
-    hash(leaf)
-    return type(leaf), leaf
 
 
 def _has_hooks(module: nn.Module) -> bool:

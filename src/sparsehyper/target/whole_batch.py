@@ -28,13 +28,13 @@ from torch.utils import _pytree as pytree
 from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters.low_rank import changes
 from sparsehyper.target.copying import copy_module
-from sparsehyper.target.sharing import is_batched, is_transformed, value_of
+from sparsehyper.target.kinds import Kinds
+from sparsehyper.target.sharing import is_batched, is_transformed
 from sparsehyper.target.target import Target
 from sparsehyper.target.trial import EvenDraws, other_generators
 
 _LEAST_SHARED = 4  # shared parameters for each generated number
 _MOST_NUMBERS = 1 << 26  # in the generated tensors of all samples, or as many as the target has
-_MAX_KINDS = 64  # kinds of batches to remember for a target
 _TRIED = (2, 3)  # numbers of samples; no dimension of another meaning equals both
 
 
@@ -51,7 +51,7 @@ class _Plan:
 
     linear: tuple[bool, ...] | None
     most: int
-    kinds: dict[Any, bool] = field(default_factory=dict)
+    kinds: Kinds = field(default_factory=Kinds)
 
 
 _plans: WeakKeyDictionary[Target, _Plan] = WeakKeyDictionary()
@@ -75,17 +75,20 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
     if any(is_batched(leaf) and len(leaf) != samples for leaf in leaves):
         return False
     modes = tuple(part.training for part in target.module.modules())
+    tensors = tuple(
+        (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else None for leaf in leaves
+    )
     try:
-        kind = (structure, modes, *map(_kind_of, leaves))
+        known = plan.kinds.of(
+            (structure, modes, tensors), [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        )
     except TypeError:  # an argument that cannot be compared with the next batch's
         return False
-    if kind not in plan.kinds:
+    if "once" not in known:
         if is_transformed():
             return False
-        if len(plan.kinds) >= _MAX_KINDS:
-            plan.kinds.clear()
-        plan.kinds[kind] = _agrees(target, raw, leaves, structure)
-    return plan.kinds[kind]
+        known["once"] = _agrees(target, raw, leaves, structure)
+    return bool(known["once"])
 
 
 def run_once(
@@ -128,10 +131,6 @@ def _plan_of(target: Target) -> _Plan:
         small = shared >= _LEAST_SHARED * target.numel
         _plans[target] = _Plan(linear if separable and small else None, max(_MOST_NUMBERS, shared))
     return _plans[target]
-
-
-def _kind_of(leaf: Any) -> Any:
-    return (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else value_of(leaf)
 
 
 class _OfSamples(Tensor):
