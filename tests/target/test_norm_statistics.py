@@ -408,5 +408,16 @@ def test_batches_before_a_state_was_loaded_are_no_new_ones(monkeypatch):
     torch.testing.assert_close(again.materialize(0)[0].running_mean, mean)
 
 
+@pytest.mark.gpu
+def test_a_replica_on_another_device_counts_its_batches_with_the_others():
+    """The count stays on one device, the tasks are where the replica is."""
+    hnet = make(normed()).cuda()
+    counted = hnet.target.statistics
+    counted.to(torch.device("cpu"))
+    x, task = torch.randn(12, 4).cuda(), torch.arange(12).cuda() % 3
+    hnet(x, task=task)
+    assert counted._batches.tolist() == [1, 1, 1, 0, 0, 0]
+
+
 def normed() -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))

@@ -181,7 +181,10 @@ class NormStatistics:
             return
         for table, value in zip(self.tables(module), values, strict=True):
             table[_index(tasks)] = value.to(table.dtype)
-        self._batches[_index(tasks)] += 1
+        index = _index(tasks)
+        if isinstance(index, Tensor):  # replicas of other devices count together
+            index = index.to(self._batches.device)
+        self._batches[index] += 1
 
     @torch.no_grad()
     def collect(
