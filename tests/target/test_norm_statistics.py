@@ -408,6 +408,15 @@ def test_batches_before_a_state_was_loaded_are_no_new_ones(monkeypatch):
     torch.testing.assert_close(again.materialize(0)[0].running_mean, mean)
 
 
+@pytest.mark.parametrize("task", [0, [0, 1] * 6])
+def test_training_goes_on_after_a_state_was_loaded_in_inference_mode(task):
+    hnet, x = make(normed()), torch.randn(12, 4)
+    with torch.inference_mode():
+        hnet.load_state_dict(hnet.state_dict())
+    hnet(x, task=task).sum().backward()
+    assert hnet.materialize(0)[0].num_batches_tracked == 1
+
+
 @pytest.mark.gpu
 def test_a_replica_on_another_device_counts_its_batches_with_the_others():
     """The count stays on one device, the tasks are where the replica is."""

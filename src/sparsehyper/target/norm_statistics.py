@@ -126,9 +126,11 @@ class NormStatistics:
     def mark_synchronised(self, module: nn.Module) -> None:
         """Take the present statistics as those of the last synchronisation."""
         tables = self.tables(module)
-        if tables:
-            self._batches = torch.zeros(len(tables[0]), dtype=torch.int64, device=tables[0].device)
-        self._synchronised = [tables[i].clone() for i in self._counts(tables)]
+        with torch.inference_mode(False):  # training after it changes them in place
+            if tables:
+                first = tables[0]
+                self._batches = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+            self._synchronised = [tables[i].clone() for i in self._counts(tables)]
 
     def _counts(self, tables: Sequence[Tensor]) -> list[int]:
         """Indices of the statistics that are integers, such as counts of batches."""
