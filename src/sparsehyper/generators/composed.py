@@ -20,8 +20,9 @@ class Composed(Generator):
     """Several generators side by side.
 
     Args:
-        parts: a generator for each glob of tensor names; the first glob that matches a tensor counts.
-            A tied tensor matches by any name, but by the first only where a module is used twice.
+        parts: a generator for each glob of tensor names; the first glob that matches a tensor
+            counts. A tied tensor matches by any name, but by the first only where a module is used
+            twice.
 
     Raises:
         TypeError: ``parts`` is not a mapping from globs to generators.

@@ -36,7 +36,8 @@ class Kinds:
         Raises:
             TypeError: an argument without a hash, or objects that are new again and again.
         """
-        types, objects, numbers = [], [], []
+        types: list[tuple[type, Any]] = []
+        objects, numbers = [], []
         for value in values:
             if isinstance(value, bool | str | Enum):
                 types.append((type(value), value))
