@@ -279,7 +279,7 @@ def test_losses_of_another_precision(make, space):
     assert narrow.embedding("new").dtype == torch.bfloat16
     assert fit.loss < 1.1
     of = [(x, x[:, :3].to(dtype)) for dtype in (torch.float32, torch.float64)]
-    a, b = [fit_embedding(make(), "new", s, loss=nn.MSELoss(), space=space, steps=5) for s in of]
+    a, b = [fit_embedding(make(), "new", s, loss=squared, space=space, steps=5) for s in of]
     assert a.embedding.dtype == b.embedding.dtype == torch.float32
     torch.testing.assert_close(a.embedding, b.embedding)
 
