@@ -192,6 +192,33 @@ def test_an_exported_model_says_how_to_use_it(command, root, tmp_path):
     np.testing.assert_allclose(predicted, expected, rtol=1e-5)
 
 
+def test_a_run_that_exists_is_used_whatever_a_new_one_would_be_told(command, tmp_path, monkeypatch):
+    """Of numbers with commas and of ids: its table can no longer be changed."""
+    head, *rows = write_sites(tmp_path / "sites.csv", range(3), 20).read_text().splitlines()
+    odd = [f'{row},"{i},5",id {i}' for i, row in enumerate(rows)]
+    (tmp_path / "sites.csv").write_text("\n".join([f"{head},share,id", *odd]))
+    out = ("--out", tmp_path / "run")
+    new = ("train", "--data", tmp_path / "sites.csv", *OPTIONS, "--steps", 2, *out)
+    refused = command(*new)
+    assert refused.code == 2
+    assert "column 'share' has numbers with commas" in refused.err
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as before:
+        before.setattr("sparsehyper.lab.data.columns.check_points", lambda *_: None)
+        before.setattr("sparsehyper.lab.data.columns._warn_of_ids", lambda *_: None)
+        assert command(*new).code == 0
+    for words in (
+        ("evaluate", tmp_path / "run"),
+        ("train", "--resume", "--steps", 4, "--quiet", *out),
+        ("report", tmp_path / "run", "--out", tmp_path / "report.html"),
+    ):
+        done = command(*words)
+        assert done.code == 0, done.err
+        assert "share" not in done.err
+        assert "an id" not in done.err
+    assert "cannot be used" not in (tmp_path / "report.html").read_text()
+
+
 def test_the_other_commands_work(command, root, tmp_path):
     done = command("report", root / "run", root / "more", "--out", tmp_path / "report.html")
     assert done.code == 0, done.err

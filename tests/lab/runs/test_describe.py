@@ -199,7 +199,7 @@ def test_an_adapted_run_has_no_images(finished, tmp_path):
 
 
 def test_a_run_whose_images_are_gone_or_have_changed(finished, tasks, monkeypatch):
-    def gone(*_):
+    def gone(*_, **__):
         raise FileNotFoundError("`source` is nowhere")
 
     monkeypatch.setattr(module, "load_tasks", gone)
@@ -208,7 +208,7 @@ def test_a_run_whose_images_are_gone_or_have_changed(finished, tasks, monkeypatc
     assert (found["confusion"], found["interpolation"]) == (None, None)
     assert found["evaluation"] == finished[1]["evaluation"]
     changed = replace(tasks, fingerprint="0123456789abcdef")
-    monkeypatch.setattr(module, "load_tasks", lambda *_: changed)
+    monkeypatch.setattr(module, "load_tasks", lambda *_, **__: changed)
     found = describe_run(finished[0])
     assert found["missing"].startswith("The images cannot be used: the data have changed since")
     assert "is '0123456789abcdef'" in found["missing"]
@@ -225,7 +225,7 @@ def test_a_run_whose_images_are_gone_or_have_changed(finished, tasks, monkeypatc
     ids=repr,
 )
 def test_a_run_whose_images_cannot_be_read(finished, monkeypatch, error):
-    def fails(*_):
+    def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(module, "load_tasks", fails)

@@ -157,7 +157,7 @@ def test_data_that_have_changed(experiment, finished, tasks, tmp_path, monkeypat
     message = rf"the data have changed .*was '{tasks.fingerprint}' and is '0123456789abcdef'"
     with pytest.raises(ValueError, match=message):
         run_experiment(experiment, finished[0], tasks=changed, resume=True, quiet=True)
-    monkeypatch.setattr("sparsehyper.lab.runs.run.load_tasks", lambda *_: changed)
+    monkeypatch.setattr("sparsehyper.lab.runs.run.load_tasks", lambda *_, **__: changed)
     with pytest.raises(ValueError, match=message):
         evaluate_run(finished[0])
 

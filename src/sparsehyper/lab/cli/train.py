@@ -77,7 +77,7 @@ def train(
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
-    tasks = load_tasks(experiment.data, options["data_dir"])
+    tasks = load_tasks(experiment.data, options["data_dir"], is_new=not resume)
     if not resume:
         if options["head"] is None and isinstance(experiment.method, Generator):
             options["head"] = usual_head(experiment, tasks)

@@ -128,6 +128,8 @@ class Columns:
         target: str,
         targets: str,
         sequences: Sequences | None = None,
+        *,
+        is_new: bool = True,
     ) -> Self:
         """Fit the columns to the training samples of a table.
 
@@ -137,6 +139,8 @@ class Columns:
             task, target: names of these two columns.
             targets: ``"numbers"`` or ``"classes"``.
             sequences: how rows make sequences, if they do.
+            is_new: whether no run has been made of it yet, so that the table can still be changed:
+                then numbers with commas are refused, and a warning tells of ids.
 
         Raises:
             ValueError: there is no input, or a column of text has too many values, or numbers with
@@ -148,7 +152,7 @@ class Columns:
         texts = [name for name in inputs if name not in numbers]
         if not inputs:
             raise ValueError(f"a table needs columns beside {task!r} and {target!r}, got none")
-        for name in texts:
+        for name in texts if is_new else ():
             check_points(table[name], name)
         fitted = _fit_numbers({name: table[name][samples.rows] for name in numbers})
         categories = _fit_categories({name: table[name][samples.rows] for name in texts})
@@ -159,7 +163,8 @@ class Columns:
                     f"id or a sentence has, and at most {_MOST_VALUES:,} can be categories; leave "
                     "it out of the table, or turn it into numbers"
                 )
-            _warn_of_ids(category, table[category.name][samples.rows])
+            if is_new:
+                _warn_of_ids(category, table[category.name][samples.rows])
         scaling = None
         if targets == "numbers":
             (scaling,) = _fit_numbers({target: table[target][samples.first]})

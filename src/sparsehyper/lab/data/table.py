@@ -89,6 +89,7 @@ def load_table(
     targets: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    is_new: bool = True,
 ) -> TaskSet:
     """Read a table, and make its tasks.
 
@@ -105,6 +106,8 @@ def load_table(
             true and false.
         val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
+        is_new: whether no run has been made of it yet, so that the table can still be changed: then
+            numbers with commas are refused, and a warning tells of ids.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `read_table`, `Columns` and `Sequences`.
@@ -126,7 +129,7 @@ def load_table(
         column_of(table, order_column)
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
-    if targets != "classes" and not is_numbers(values):
+    if is_new and targets != "classes" and not is_numbers(values):
         check_points(values, target_column)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
@@ -170,7 +173,9 @@ def load_table(
             these = listed(names[i] for i in lacking)
             raise ValueError(f"no {part} {what} are left for the {which} {these}; {remedy}")
     kept = samples.among(parts["training"])
-    columns = Columns.fit(table, kept, task_column, target_column, targets, sequences)
+    columns = Columns.fit(
+        table, kept, task_column, target_column, targets, sequences, is_new=is_new
+    )
     x, y = _inputs(table, columns, samples), columns.targets_of(table, classes)[samples.first]
     splits = [
         RowSplit(

@@ -126,12 +126,12 @@ def compare(
             raise ValueError(f"`{argument}` must be a list of different ones, got {values!r}")
     for seed in seeds:
         check_integer("seeds", seed, minimum=0)
-    tasks = load_tasks(experiment.data, data_dir)
+    out = Path(directory)
+    tasks = load_tasks(experiment.data, data_dir, is_new=not (out / "runs").exists())
     make_batches(experiment, tasks)  # checks the settings before anything runs
     entries, skipped = _plan(experiment, tasks, methods, budgets)
     if not entries or not seeds:
         raise ValueError(f"there is nothing to run: `seeds` is {seeds!r}, skipped is {skipped}")
-    out = Path(directory)
     jobs = [(entry, seed, out / "runs" / entry.name(seed)) for seed in seeds for entry in entries]
     for entry, seed, path in jobs:
         if (path / "config.json").exists():

@@ -179,7 +179,7 @@ def _load_run_tasks(
             "measured when they were learned is in the table of tasks."
         )
     try:
-        tasks = load_tasks(loaded.experiment.data, data_dir)
+        tasks = load_tasks(loaded.experiment.data, data_dir, is_new=False)
         check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
     except FileNotFoundError as error:
         return None, f"The {samples} were not found: {error}"

@@ -112,7 +112,7 @@ def own_images(loaded: LoadedRun, most: int = _MOST_IMAGES) -> dict[str, Images]
     """
     trained = {e.row: e.name for e in loaded.task_list.entries if e.row is not None}
     try:
-        tasks = load_tasks(loaded.experiment.data)
+        tasks = load_tasks(loaded.experiment.data, is_new=False)
     except (OSError, KeyError, ValueError):
         return None
     if tasks.fingerprint != loaded.tasks.fingerprint or not trained:

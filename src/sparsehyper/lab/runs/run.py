@@ -88,7 +88,7 @@ def run_experiment(
         NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
     """
     path = Path(directory)
-    tasks = tasks or load_tasks(experiment.data, data_dir)
+    tasks = tasks or load_tasks(experiment.data, data_dir, is_new=not resume)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     if experiment.training.cuda_graphs:
@@ -186,7 +186,7 @@ def evaluate_run(
         raise ValueError("`resize` is for images of `added`; those of the run have its own size")
     experiment = loaded.experiment
     data = experiment.data if source is None else replace(experiment.data, source=source)
-    tasks = load_tasks(data, data_dir)
+    tasks = load_tasks(data, data_dir, is_new=False)
     check_fingerprint(Path(directory), loaded.tasks.fingerprint, tasks.fingerprint)
     if not is_adapted(loaded.directory):
         return _evaluate(

@@ -44,12 +44,15 @@ from sparsehyper.target.target import TRAINED_BASES
 _TOGETHER = 8  # tasks of a table in a batch
 
 
-def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) -> TaskSet:
+def load_tasks(
+    data: DataConfig, data_dir: str | PathLike[str] | None = None, *, is_new: bool = True
+) -> TaskSet:
     """Read the images or the table, and make the tasks.
 
     Args:
         data: the images and tasks.
         data_dir: folder of the named data sets' files, as `load_source` takes it.
+        is_new: False for a run that exists, as `load_table` takes it.
 
     Raises:
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
@@ -67,6 +70,7 @@ def load_tasks(data: DataConfig, data_dir: str | PathLike[str] | None = None) ->
             targets=data.targets,
             val_fraction=data.val_fraction,
             seed=data.seed,
+            is_new=is_new,
         )
     return tasks_of(data, source_of(data, data_dir))
 
