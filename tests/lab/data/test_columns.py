@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -110,6 +111,10 @@ WITH_COMMAS = {
     "decimals": ["1,5", "2", "-0,25", None],
     "thousands": ["1,000", "12,500,000", "7", None],
     "both": ["1.234,5", "1 000,0", "3", "4"],
+    "a word for missing ones": ["1,5", "NA", "-", "n/a"],
+    "percent": ["1,5 %", "12%", "-3,25%", None],
+    "currencies": ["1,50 €", "$1,000.50", "-£3", None],
+    "two items": ["1,2", "3,4", "5,6", None],
 }
 
 
@@ -117,16 +122,27 @@ WITH_COMMAS = {
 def test_numbers_with_commas_are_no_categories(table, cells):
     table["note"] = np.array(cells * 15, dtype=object)
     with pytest.raises(
-        ValueError, match=f"column 'note' has numbers with commas, such as '1.*{cells[0][-1]}'"
+        ValueError,
+        match=f"column 'note' has numbers with commas, such as '{re.escape(cells[0])}'.* as 1;5",
     ):
         Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
 
 
-def test_texts_with_commas_are_categories(table):
-    table["note"] = np.array(["1,5", "Lille, France", "01", None] * 15, dtype=object)
+OTHERS_WITH_COMMAS = {
+    "words": ["1,5", "Lille, France", "01"],
+    "coordinates": ["48.1,2.3", "48.123,123.345", "-1.5,2"],
+    "versions": ["1,0,0", "1,2,0", "2,10,1"],
+    "dates": ["05,01,2024", "31,12,2023", "1,1,2024"],
+    "answers": ["1,2,4", "3", "1,2"],
+}
+
+
+@pytest.mark.parametrize("cells", OTHERS_WITH_COMMAS.values(), ids=OTHERS_WITH_COMMAS)
+def test_texts_with_commas_are_categories(table, cells):
+    table["note"] = np.array([*cells, None] * 15, dtype=object)
     rows = Samples.of_rows(np.arange(60))
     fitted = Columns.fit(table, rows, "site", "price", "numbers")
-    assert fitted.categories[-1].values == ("(missing)", "01", "1,5", "Lille, France")
+    assert fitted.categories[-1].values == tuple(sorted(["(missing)", *cells]))
 
 
 def test_a_column_of_nearly_as_many_texts_as_rows_is_told(table):

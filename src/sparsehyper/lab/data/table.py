@@ -130,7 +130,7 @@ def load_table(
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
     if is_new and targets != "classes" and not is_numbers(values):
-        check_points(values, target_column)
+        check_points(values, target_column, is_target=True)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
         if values.dtype == bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ SUFFIXES = (".csv", ".parquet")
 _LONGEST_HEAD = 2**20  # bytes
 _SAVE_AS = "save it as CSV with commas and UTF-8, or as parquet"
 _BOOLEANS = {"true", "false"}
+# 1,5 and 1,000 or 1.000.000,5; 48.1,2.3 and 1,0,0 are no numbers
+_WITH_COMMAS = re.compile(r"[-+]?(\d+,\d+|\d{1,3}([.,'\s])\d{3}(\2\d{3})*([.,]\d+)?)")
 
 Table = dict[str, NDArray[Any]]
 """Columns by name: float64, where missing numbers are NaN; or objects, texts or None."""
@@ -95,15 +98,27 @@ def check_complete(values: NDArray[Any], name: str) -> None:
         )
 
 
-def check_points(values: NDArray[Any], name: str) -> None:
-    """Raise ``ValueError`` if all texts of a column are numbers with decimal or other commas."""
-    texts = [text for text in values if text is not None]
+def check_points(values: NDArray[Any], name: str, *, is_target: bool = False) -> None:
+    """Raise ``ValueError`` if all texts of a column are numbers, some with commas.
+
+    Words for missing values do not count, nor do signs of percent and currencies.
+    """
+    missing = {"-", *require("pyarrow.csv", "data").ConvertOptions().null_values}
+    texts = [text for text in values if text is not None and text.strip() not in missing]
     commas = [text for text in texts if "," in text]
-    if commas and all(says_number(re.sub(r"[\s.,']", "", text)) for text in texts):
+    if commas and all(_may_be_number(text) for text in texts):
+        otherwise = "write something without commas, such as 1;5"
+        if is_target:
+            otherwise = "give `targets` 'classes'"
         raise ValueError(
             f"column {name!r} has numbers with commas, such as {commas[0]!r}, which are read as "
-            "text; write 1.5 and 1000.5, or, if they are no numbers, something without commas"
+            f"text; write 1.5 and 1000.5, or, if they are no numbers, {otherwise}"
         )
+
+
+def _may_be_number(text: str) -> bool:
+    bare = "".join(x for x in text if x != "%" and unicodedata.category(x) != "Sc").strip()
+    return says_number(bare) or _WITH_COMMAS.fullmatch(bare) is not None
 
 
 def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> Any:
