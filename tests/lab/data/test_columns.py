@@ -145,6 +145,14 @@ def test_texts_with_commas_are_categories(table, cells):
     assert fitted.categories[-1].values == tuple(sorted(["(missing)", *cells]))
 
 
+def test_a_column_of_text_without_any_in_training(table):
+    table["note"] = np.array([None, "torn"] * 30, dtype=object)  # training has every second row
+    fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    assert fitted.categories[-1].values == ("(missing)",)
+    assert "(missing)" in fitted.categories[0].values  # the other column is as it was
+    assert fitted.encode(table)[:, -1].tolist() == [1, 0] * 30
+
+
 def test_a_column_of_nearly_as_many_texts_as_rows_is_told(table):
     table["note"] = np.array([f"note {i % 56}" for i in range(60)], dtype=object)
     with pytest.warns(

@@ -330,7 +330,9 @@ def _fit_categories(columns: Table) -> tuple[Category, ...]:
         return ()
     impute, preprocess = require("sklearn.impute", "data"), require("sklearn.preprocessing", "data")
     x = np.stack(list(columns.values()), axis=1)
-    imputer = impute.SimpleImputer(missing_values=None, strategy="constant", fill_value=MISSING)
+    imputer = impute.SimpleImputer(
+        missing_values=None, strategy="constant", fill_value=MISSING, keep_empty_features=True
+    )
     encoder = preprocess.OneHotEncoder(handle_unknown="ignore").fit(imputer.fit_transform(x))
     return tuple(
         Category(name, tuple(map(str, values)))
