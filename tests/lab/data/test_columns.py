@@ -210,6 +210,20 @@ def test_names_of_tasks_in_latin_1_are_told(tmp_path):
         read_table(tmp_path / "t.csv", ["a"])
 
 
+def test_bytes_in_parquet_are_left_out(tmp_path):
+    pq.write_table(pa.table({"a": [b"M\xfcnchen"], "b": [1]}), tmp_path / "t.parquet")
+    message = r"column 'a' must hold numbers or text, got binary; .* or leave it out"
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", used=["b"])["b"].tolist() == [1]
+
+
+def test_bytes_in_parquet_that_are_text_are_taken_as_text(tmp_path):
+    """As older programs write them."""
+    pq.write_table(pa.table({"a": ["München".encode(), None]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet")["a"].tolist() == ["München", None]
+
+
 @pytest.mark.parametrize("change", [{"scale": 0}, {"mean": "1"}, {"median": float("nan")}])
 def test_damaged_columns_are_refused(columns, change):
     values = asdict(columns)

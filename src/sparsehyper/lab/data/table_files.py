@@ -55,7 +55,7 @@ def read_table(
             numbers nor text.
         ImportError: the ``data`` extra is not installed.
     """
-    found = _open(path, texts)
+    found, is_csv = _open(path, texts), path.suffix.lower() == ".csv"
     table = {}
     for name, column in zip(found.column_names, found.columns, strict=True):
         if used is not None and name not in used:
@@ -63,7 +63,7 @@ def read_table(
         elif name == order:
             table[name] = _ranks(name, column)
         else:
-            table[name] = _values(name, column, name in texts)
+            table[name] = _values(name, column, name in texts, is_csv)
     return table
 
 
@@ -162,12 +162,23 @@ def _check_head(path: Path) -> None:
         )
 
 
-def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
+def _values(name: str, column: Any, text: bool, is_csv: bool) -> NDArray[Any]:
     pa = require("pyarrow", "data")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if text or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    refused = (
+        f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
+        "days, or leave it out"
+    )
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if text or is_bytes or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowException as error:
+            if is_csv:
+                refused = f"column {name!r} holds bytes that are no text in UTF-8; {_SAVE_AS}"
+            raise ValueError(refused) from error
         # pyarrow leaves an empty cell of a CSV file as empty text.
-        texts = [x or None for x in column.cast(pa.string()).to_pylist()]
+        texts = [x or None for x in column.to_pylist()]
         if {x.lower() for x in texts if x} <= _BOOLEANS:  # pandas writes True, parquet has true
             texts = [x and x.lower() for x in texts]
         return np.array(texts, dtype=object)
@@ -179,13 +190,8 @@ def _values(name: str, column: Any, text: bool) -> NDArray[Any]:
         values = column.cast(pa.float64(), safe=False).to_numpy()  # rounds large integers
     except pa.ArrowException:
         values = None
-    if pa.types.is_binary(kind):
-        raise ValueError(f"column {name!r} holds bytes that are no text in UTF-8; {_SAVE_AS}")
     if values is None or not _is_number(pa.types, kind):
-        raise ValueError(
-            f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
-            "days, or leave it out"
-        )
+        raise ValueError(refused)
     if np.isinf(values).any():
         raise ValueError(f"column {name!r} must hold finite numbers, got an infinite one")
     return values
