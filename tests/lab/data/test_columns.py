@@ -173,6 +173,16 @@ def test_numbers_too_far_from_training_are_refused(table, columns, value):
             taken({**table, name: changed})
 
 
+def test_a_number_far_from_a_constant_column_is_told_so(table):
+    table["age"] = np.full(60, 0.1)
+    table["age"][5] = 1e16  # training has every second row
+    fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    message = r"'age' has 1e\+16 in row 6, .* all of which have 0\.1, or nearly; .* without the col"
+    with pytest.raises(ValueError, match=message) as error:
+        fitted.encode(table)
+    assert "deviation" not in str(error.value)
+
+
 def test_numbers_that_are_only_far_are_taken(table, columns):
     table["age"][4] = 1e12
     assert columns.encode(table).square().isfinite().all()

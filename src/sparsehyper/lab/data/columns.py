@@ -273,10 +273,17 @@ def _scaled(values: NDArray[np.float64], column: Numbers) -> NDArray[np.float64]
     far = np.flatnonzero(~(np.abs(scaled) <= _FARTHEST))
     if len(far):
         row = far[0]
+        found = f"column {column.name!r} has {values[row]:g} in row {row + 1}, which is too far"
+        # A constant column is not divided; one of as many 1 as -1 looks the same here.
+        if column.scale == 1 and math.isclose(column.mean, column.median):
+            raise ValueError(
+                f"{found} to calculate with from the training rows, all of which have "
+                f"{column.mean:g}, or nearly; correct it, leave the row out, or, if it is an "
+                "input, train without the column"
+            )
         raise ValueError(
-            f"column {column.name!r} has {values[row]:g} in row {row + 1}, which is too far from "
-            f"the training rows (mean {column.mean:g}, standard deviation {column.scale:g}) to "
-            "calculate with; correct it, or leave the row out"
+            f"{found} from the training rows (mean {column.mean:g}, standard deviation "
+            f"{column.scale:g}) to calculate with; correct it, or leave the row out"
         )
     return scaled
 
