@@ -199,6 +199,9 @@ def test_a_run_that_exists_is_used_whatever_a_new_one_would_be_told(command, tmp
     (tmp_path / "sites.csv").write_text("\n".join([f"{head},share,id", *odd]))
     out = ("--out", tmp_path / "run")
     new = ("train", "--data", tmp_path / "sites.csv", *OPTIONS, "--steps", 2, *out)
+    compare = ("compare", "--data", tmp_path / "sites.csv", *OPTIONS, "--steps", 2)
+    compare = (*compare, "--method", "experts", "--seeds", 1, "--out", tmp_path / "compared")
+    assert "column 'share' has numbers with commas" in command(*compare).err
     refused = command(*new)
     assert refused.code == 2
     assert "column 'share' has numbers with commas" in refused.err
@@ -207,7 +210,9 @@ def test_a_run_that_exists_is_used_whatever_a_new_one_would_be_told(command, tmp
         before.setattr("sparsehyper.lab.data.columns.check_points", lambda *_: None)
         before.setattr("sparsehyper.lab.data.columns._warn_of_ids", lambda *_: None)
         assert command(*new).code == 0
+        assert command(*compare).code == 0
     for words in (
+        compare,
         ("evaluate", tmp_path / "run"),
         ("train", "--resume", "--steps", 4, "--quiet", *out),
         ("report", tmp_path / "run", "--out", tmp_path / "report.html"),
