@@ -48,7 +48,8 @@ def fits(make, monkeypatch):
             def run(start, rows, seed, deadline):
                 log.append((name, round(deadline - clock.now, 6), len(rows)))
                 clock.now = deadline
-                return Constant((margins or {}).get(name, 0.1))
+                margin = (margins or {}).get(name, 0.1)
+                return Constant(margin.pop(0) if isinstance(margin, list) else margin)
 
             return run
 
@@ -109,3 +110,31 @@ def test_with_fewer_samples_time_is_left_to_fit_all_ways_again(fits):
     assert [name for name, *_ in log] == list(WAYS)
     assert sum(seconds for _, seconds, _ in log) < 36
     assert not found.once
+
+
+def test_a_longer_fit_that_is_worse_is_not_taken(fits):
+    log, found = fits(5000, margins={"scratch": [3.0, -3.0]})
+    assert [name for name, *_ in log] == [*WAYS, "scratch"]
+    assert found.models["scratch"].margin == 3
+
+
+@pytest.mark.parametrize("way", ["linear", "head"])
+def test_a_last_layer_is_solved_however_short_the_time_is(make, way):
+    x, y = samples(99, 400)
+    task = TaskSamples.of("new", (x, y), x.device)
+    model = WAYS[way](Start(make(plain(), steps=30), (0, 1, 2, 3), task), torch.arange(400), 0, 0.0)
+    assert float((model(task.x.args[0]).argmax(1) == task.y).float().mean()) > 0.6
+
+
+def test_statistics_are_those_of_all_classes(make):
+    x, y = samples(99, 4000)[0], torch.arange(4000) % 2
+    task = TaskSamples.of("new", (x, y), x.device)
+    some = Start(make(plain()), (0, 1, 2, 3), task).for_statistics(torch.arange(4000))
+    assert 900 < int(some.y.sum()) < len(some.y) - 900 < 1200
+
+
+def test_known_tasks_are_compared_on_samples_of_every_class(make):
+    x = samples(99, 600)[0]
+    task = TaskSamples.of("new", (x, torch.arange(600) % 3), x.device)
+    known = Start(make(plain()), (0, 1, 2, 3), task).known_on
+    assert known.losses(torch.arange(500, 600)).isfinite().all()  # of which none was compared

@@ -45,6 +45,7 @@ _RATE, _RATE_SPREAD = 0.25, 0.15
 FEW = 5  # samples of a class, with which known tasks help to choose
 _FOR_EMBEDDING = 0.1  # share of the time that the task's own embedding has at least
 _PIECE = 512  # samples at a time
+_LEAST_OF_FOLD = 0.5  # share of the time of a fold's fit that one to all samples needs
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 _Fitted = tuple[Tensor, list[Tensor]] | None  # embedding and batch-norm statistics
@@ -324,9 +325,11 @@ def _fit(
     unfitted: dict[str, str] = {}
     for way in choice.weights:
         now = time.perf_counter()
-        limit = now + max(deadline - now, 0.1) / (len(choice.weights) - len(models))
+        limit = max(deadline - now, 0.1) / (len(choice.weights) - len(models))
         try:
-            models[way] = WAYS[way](start, _all(start.task), seed, limit)
+            if limit < _LEAST_OF_FOLD * held.seconds[way] / held.folds[0]:
+                raise Unsuitable("`seconds` did not suffice for another fit")
+            models[way] = WAYS[way](start, _all(start.task), seed, now + limit)
         except Unsuitable as error:
             models[way], unfitted[way] = held.models[way], str(error)
     return models, unfitted

@@ -29,6 +29,7 @@ _MOST_GENERATED = 1 << 26  # generated numbers
 _MOST_KEPT = 1 << 26  # numbers in samples that are kept in the order of use too
 _MOST_SAMPLES = 1024
 _FEWEST_COMPARED, _ENOUGH_COMPARED, _MOST_COMPARED = 8, 64, 256  # samples to compare tasks on
+_OF_EACH_CLASS = 4  # samples of each class, where there are many classes
 _MOST_RUNS = 8192  # models times samples, to compare known tasks on enough samples
 _HALVINGS = 3  # of the known tasks to compare, while the samples double
 _PIECE = 512  # samples at a time for losses without gradients
@@ -78,10 +79,12 @@ class KnownOn:
 
         Args:
             rows: numbers of the samples that count, of which later ones are left out; None for
-                all.
+                all, as where none is left.
         """
         head, y = self.hnet.head, self.task.y
-        rows = torch.arange(len(y), device=y.device) if rows is None else rows[rows < len(y)]
+        every = torch.arange(len(y), device=y.device)
+        rows = every if rows is None else rows[rows < len(y)]
+        rows = rows if len(rows) else every
         if head is None:
             return torch.stack([losses[rows].mean() for losses in self.found])
         count = self.task.n_classes
@@ -320,7 +323,8 @@ class Fitter:
         """
         began = time.perf_counter()
         numbers = range(len(self._rows))
-        count = min(max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED), _MOST_COMPARED)
+        enough = max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED, _OF_EACH_CLASS * task.n_classes)
+        count = min(enough, max(_MOST_COMPARED, _OF_EACH_CLASS * task.n_classes))
         task = task.some(slice(count))
         found = self._of_known(numbers, [task] * len(numbers))
         seconds = (time.perf_counter() - began) / (len(numbers) * len(task.y))

@@ -112,9 +112,17 @@ def _hold_out_once(
     for i, name in enumerate(names):
         if not _fit(found, name, start, out, seed, look, len(names) - i) and name in TUNED_WHOLE:
             hurried[name] = _loss(found, name, start)
-    if hurried and len(names) > 1:
-        best = min(hurried, key=hurried.__getitem__)
-        _fit(found, best, start, out, seed, deadline, 1)
+    if not hurried or len(names) == 1:
+        return
+    best = min(hurried, key=hurried.__getitem__)
+    if deadline - time.perf_counter() < found.seconds[best]:
+        return
+    again = HeldOut(out)
+    _fit(again, best, start, out, seed, deadline, 1)
+    found.seconds[best] += again.seconds.get(best, 0.0)
+    if best in again.outputs and _loss(again, best, start) < hurried[best]:
+        found.outputs[best] = again.outputs[best]
+        found.models[best] = again.models[best]
 
 
 def _fit(

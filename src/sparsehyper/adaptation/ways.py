@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.last_layer import features_of, last_layer
 from sparsehyper._util.modes import evaluation_mode, frozen
+from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.fitter import Fitter, KnownOn
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.mixture import Mixture
@@ -42,8 +43,8 @@ _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
 _MOST_SAMPLES = 1024  # to fit an embedding to
 _PASSES = 3  # time of a step, in forward passes
 _PENALTY = 10.0  # on the weights of a linear layer, for features of unit variance
-_LINEAR_STEPS = 50
-_MOST_FEATURES = 20_000  # samples to solve a linear layer from
+_FEWEST_LINEAR_STEPS, _LINEAR_STEPS = 25, 50  # the fewest however short the time is
+_FEWEST_FEATURES, _MOST_FEATURES = 2000, 20_000  # samples to solve a linear layer from
 _BATCH = 64
 _EPOCHS, _FEWEST_UPDATES = 30, 150
 _LR, _LR_OF_NORMS = 1e-3, 3e-3
@@ -99,8 +100,11 @@ class Start:
 
     def for_statistics(self, rows: Tensor) -> TaskSamples | None:
         """Some of the samples to estimate batch-norm statistics from; None if there are too few."""
-        apart = -(-len(rows) // _MOST_FOR_STATISTICS)
-        return self.task.some(rows[::apart]) if len(rows) >= _FEWEST_FOR_STATISTICS else None
+        if len(rows) < _FEWEST_FOR_STATISTICS:
+            return None
+        # Drawn, as the samples are in an order of their classes.
+        drawn = torch.randperm(len(rows), generator=seeded(0))[:_MOST_FOR_STATISTICS]
+        return self.task.some(rows[drawn.to(rows.device)])
 
     @torch.no_grad()
     def with_head(self, model: nn.Module, rows: Tensor) -> nn.Module:
@@ -185,7 +189,12 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
         mean = start.hnet.normalise(start.embeddings).mean(0)
         return start.with_head(start.hnet.materialize(mean).eval(), rows)
     models = [start.hnet.materialize(task).eval() for task in start.nearest(rows, _STARTS)]
-    rows = rows[:_MOST_FEATURES]
+    began = time.perf_counter()
+    _features(models[0], start.task.x[rows[:_PIECE]])
+    now = time.perf_counter()
+    of_one = len(models) * (now - began) / min(len(rows), _PIECE)
+    affordable = max(int((deadline - now) / of_one), _FEWEST_FEATURES)
+    rows = rows[: min(affordable, _MOST_FEATURES)]
     x, y = start.task.x[rows], start.task.y[rows]
     features = [_features(model, x) for model in models]
     outputs = start.outputs or x[:2].call(models[0]).shape[1]
@@ -367,6 +376,10 @@ def _solved(
         return value.detach()[None], gradient
 
     first = features.new_zeros(1, outputs * (width + 1))
+    began = time.perf_counter()
+    evaluate(first)
+    now = time.perf_counter()
+    deadline = max(deadline, now + _FEWEST_LINEAR_STEPS * (now - began))
     points, values = minimize(evaluate, first, _LINEAR_STEPS, deadline)
     check_loss(values[0], start.task)
     found = points[0]
