@@ -323,9 +323,8 @@ class Fitter:
         """
         began = time.perf_counter()
         numbers = range(len(self._rows))
-        enough = max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED, _OF_EACH_CLASS * task.n_classes)
-        count = min(enough, max(_MOST_COMPARED, _OF_EACH_CLASS * task.n_classes))
-        task = task.some(slice(count))
+        count = min(max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED), _MOST_COMPARED)
+        task = task.some(slice(max(count, _OF_EACH_CLASS * task.n_classes)))
         found = self._of_known(numbers, [task] * len(numbers))
         seconds = (time.perf_counter() - began) / (len(numbers) * len(task.y))
         return KnownOn(self._hnet, task, tuple(found), seconds)

@@ -181,9 +181,9 @@ class NormStatistics:
         """Replace several tasks' rows by ``values`` ``[len(tasks), *shape]``."""
         if not self.names:
             return
-        for table, value in zip(self.tables(module), values, strict=True):
-            table[_index(tasks)] = value.to(table.dtype)
         index = _index(tasks)
+        for table, value in zip(self.tables(module), values, strict=True):
+            table[index] = value.to(table.dtype)
         if isinstance(index, Tensor):  # replicas of other devices count together
             index = index.to(self._batches.device)
         self._batches[index] += 1
