@@ -83,3 +83,11 @@ def test_labels_of_any_integers_become_int64(dtype):
 def test_labels_that_are_no_class_numbers(labels, message):
     with pytest.raises(ValueError, match=rf"^labels must be class numbers.*{message}.*; so\.$"):
         class_numbers("labels", labels, 3, "; so.")
+
+
+def test_one_hot_labels_are_told_their_numbers():
+    one_hot = torch.eye(3)[[0, 2]]
+    with pytest.raises(ValueError, match=r"\[2, 3\] .*; they are one-hot, .* `argmax\(1\)`$"):
+        class_numbers("labels", one_hot, 2, "; so.")
+    with pytest.raises(ValueError, match=r"; so\.$"):
+        class_numbers("labels", one_hot / 2, 2, "; so.")

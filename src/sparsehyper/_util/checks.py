@@ -151,6 +151,9 @@ def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
         found = (
             f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else repr(type(y))
         )
+        if isinstance(y, Tensor) and y.ndim == 2 and y.shape[1] > 1 and len(y) == count:
+            if bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
+                remedy = "; they are one-hot, so give their `argmax(1)`"
         raise ValueError(
             f"{of} must be class numbers, a tensor of integers [{count}], got {found}{remedy}"
         )

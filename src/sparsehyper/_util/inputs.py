@@ -114,11 +114,15 @@ class Inputs:
         """What a module returns for the samples, by `logits_of`."""
         return logits_of(module(*self.args, **self.kwargs, **more))
 
+    @property
+    def not_finite(self) -> Tensor:
+        """The numbers of the samples with NaN or infinity in them, in order."""
+        rows = [(~t.isfinite()).nonzero()[:, 0] for t in self.tensors if t.is_floating_point()]
+        return torch.cat(rows).unique() if rows else torch.empty(0, dtype=torch.long)
+
     def check_finite(self, of: str) -> None:
         """Raise ``ValueError`` if numbers of some samples, which ``of`` names, are not finite."""
-        numbers = [t for t in self.tensors if t.is_floating_point()]
-        rows = [(~tensor.isfinite()).nonzero()[:, 0] for tensor in numbers]
-        if wrong := torch.cat(rows).unique().tolist() if rows else []:
+        if wrong := self.not_finite.tolist():
             raise ValueError(
                 f"{of} must be finite numbers, got others in {len(wrong)} of {len(self)} samples, "
                 f"counted from 0: {listed(wrong)}"

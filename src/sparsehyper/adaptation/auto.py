@@ -295,7 +295,7 @@ def _adapt(
 
 @torch.no_grad()
 def _check_target(start: Start) -> None:
-    """Raise ``ValueError`` unless the target's outputs can be averaged."""
+    """Raise ``ValueError`` unless the target's outputs can be averaged and are finite."""
     task = start.task
     with evaluation_mode(start.hnet):
         outputs = task.x[:2].call(start.hnet, task=0)
@@ -304,6 +304,14 @@ def _check_target(start: Start) -> None:
         raise ValueError(
             "models are averaged, so the target must return a tensor, or `logits` among others, "
             f"got {type(outputs).__name__!r}; `fit_embedding` takes any outputs"
+        )
+    odd = task.x[task.x.not_finite]  # a target may take NaN for a missing number
+    with evaluation_mode(start.hnet):
+        finite = [x.call(start.hnet, task=0).isfinite().all() for x in odd.split(_PIECE)]
+    if not all(finite):
+        raise ValueError(
+            f"inputs of task {task.name!r} must be finite, as the target's outputs for others are "
+            f"not, got others in {len(odd)} of {len(task.x)} samples"
         )
 
 

@@ -28,6 +28,7 @@ from sparsehyper.adaptation.samples import (
     TaskSamples,
     check_named,
     gather,
+    shuffled,
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
@@ -192,7 +193,7 @@ def fit_embeddings(
         check_named("validation", validation)
         if missing := [name for name in names if name not in validation]:
             raise ValueError(f"`validation` has no samples of the new task {missing[0]!r}")
-        held = [_held(task, validation[task.name], seed) for task in wanted]
+        held = [_held(task, validation[task.name]) for task in wanted]
 
     started = time.perf_counter()
     fits: dict[str, Fit] = {}
@@ -221,17 +222,13 @@ def fit_embeddings(
     return {name: replace(fits[name], seconds=seconds) for name in names}
 
 
-def _held(task: TaskSamples, samples: Samples, seed: int) -> TaskSamples:
+def _held(task: TaskSamples, samples: Samples) -> TaskSamples:
     """The validation samples of a task."""
-    found = TaskSamples.of(
-        *(task.name, samples, task.y.device),
-        n_classes=task.n_classes or None,
-        loss=task.loss,
-        seed=seed,
-    )
-    if found.n_classes != task.n_classes:
+    x, y = shuffled(task.name, samples, task.y.device)
+    if task.loss is None and y.is_floating_point() != task.y.is_floating_point():
         raise ValueError(
             f"`validation` of task {task.name!r} must have labels like its samples, "
-            f"{task.y.dtype}, got {found.y.dtype}"
+            f"{task.y.dtype}, got {y.dtype}"
         )
-    return found
+    n_classes = task.n_classes or None
+    return TaskSamples.of(task.name, (x, y), y.device, n_classes=n_classes, loss=task.loss)

@@ -75,8 +75,15 @@ class TaskSamples:
             seed: seed of the shuffle.
         """
         x, y = shuffled(name, samples, device, seed)
-        if loss is not None or (y.is_floating_point() and n_classes is None):
+        if loss is not None:
             return cls(name, x, y, 0, loss)
+        if y.is_floating_point() and n_classes is None:
+            if wrong := len(Inputs.of(y).not_finite):
+                raise ValueError(
+                    f"labels of task {name!r} must be finite, got others for {wrong} of {len(y)} "
+                    "samples; for samples without a label give a `loss` that leaves them out"
+                )
+            return cls(name, x, y, 0)
         remedy = "; numbers to predict are floating-point, and other labels need a `loss`"
         if y.is_floating_point():
             remedy = "; for numbers to predict leave out `n_classes`"
