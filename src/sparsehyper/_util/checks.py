@@ -151,9 +151,8 @@ def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
         found = (
             f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else repr(type(y))
         )
-        if isinstance(y, Tensor) and y.ndim == 2 and y.shape[1] > 1 and len(y) == count:
-            if bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
-                remedy = "; they are one-hot, so give their `argmax(1)`"
+        if isinstance(y, Tensor) and y.ndim == 2 and _is_one_hot(y):
+            remedy = "; they are one-hot, so give their `argmax(1)`"
         raise ValueError(
             f"{of} must be class numbers, a tensor of integers [{count}], got {found}{remedy}"
         )
@@ -161,6 +160,11 @@ def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
     if count and int(y.min()) < 0:
         raise ValueError(f"{of} must be class numbers from 0, got {int(y.min())}{remedy}")
     return y
+
+
+def _is_one_hot(y: Tensor) -> bool:
+    """Whether the rows of a matrix of at least 2 columns are zeros but for a single 1."""
+    return y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
 
 
 _LARGEST_FLOAT = 1.7976931348623157e308

@@ -27,7 +27,7 @@ EMBEDDING, SHARED = "task embedding", "shared trunk"
 PROBE = "linear probe"
 
 _NEW = "new"
-_EVERY = 5  # known tasks are validated and tested on every fifth image
+_EVERY = 5  # known tasks are validated, tested and have heads solved on every fifth image
 _AT_ONCE = 100  # images with a model each
 
 
@@ -38,8 +38,11 @@ class _Conditioned(Learner):
     model: HyperNetwork
 
     def __init__(self, experiment: Experiment, known: TaskSet, *rest: Any) -> None:
-        own = replace(experiment, conditioner=self.conditioner)
-        super().__init__(own, _thinned(known), *rest)
+        super().__init__(self._own(experiment), _thinned(known, experiment), *rest)
+
+    def _own(self, experiment: Experiment) -> Experiment:
+        """The experiment of this method, from that of all."""
+        return replace(experiment, conditioner=self.conditioner)
 
     def learn(self, way: str, samples: Shots, n_classes: int) -> Learnt:
         hnet = copy.deepcopy(self.model)
@@ -100,10 +103,10 @@ class _ByInput(_Conditioned):
     conditioner = InputEncoder.kind
     ways = (INPUT,)
 
-    def __init__(self, experiment: Experiment, *rest: Any) -> None:
+    def _own(self, experiment: Experiment) -> Experiment:
         if experiment.head != GENERATED:
             experiment = replace(experiment, head=GENERATED, base="learned")
-        super().__init__(experiment, *rest)
+        return super()._own(experiment)
 
     def learn(self, way: str, samples: Shots, n_classes: int) -> Learnt:  # noqa: ARG002
         return Learnt(_called(self.model))
@@ -129,7 +132,7 @@ class _Trunk(TrunkLearner):
     ways: ClassVar[tuple[str, ...]] = (PROBE, "nearest mean")
 
     def __init__(self, experiment: Experiment, known: TaskSet, *rest: Any) -> None:
-        super().__init__(experiment, _thinned(known), *rest)
+        super().__init__(experiment, _thinned(known, experiment), *rest)
 
 
 METHODS: dict[str, type[Learner]] = {
@@ -152,10 +155,11 @@ def _called(hnet: HyperNetwork[Tensor], task: str | None = None) -> nn.Module:
     return Called()
 
 
-def _thinned(known: TaskSet) -> TaskSet:
-    """The tasks with fewer images to validate and test on."""
+def _thinned(known: TaskSet, experiment: Experiment) -> TaskSet:
+    """The tasks with fewer images to validate and test on, and to solve heads from."""
 
     def some(split: TaskSplit) -> TaskSplit:
         return split.among(torch.arange(len(split.pixels)) % _EVERY == 0)
 
-    return replace(known, val=some(known.val), test=some(known.test))
+    train = known.train if experiment.head == GENERATED else some(known.train)
+    return replace(known, train=train, val=some(known.val), test=some(known.test))

@@ -19,7 +19,8 @@ the model of the task that was copied?
   another with the same classes; heads are generated.
 - *Fashion-MNIST pairs*: all 45 pairs of classes, of which the seed draws 2. Tasks have classes of
   their own; heads are solved by ridge regression from a task's examples, the command line's
-  default. The input alone knows no tasks, so its head is generated; as most classes are the first
+  default. Known tasks are trained on every fifth image, as all of these must be read to solve their
+  heads. The input alone knows no tasks, so its head is generated; as most classes are the first
   of some pairs and the second of others, it cannot be right, and is there to show that.
 - *CIFAR-10 pairs, then other hues*: five pairs, drawn anew for each seed, in their own colours;
   their copies at hues a quarter and half a turn away, ten tasks, are new. All heads are generated,
@@ -61,7 +62,7 @@ it?), − linear probe, and − its own accuracy on the tasks that were trained 
 costs). A claim is supported if the difference is above zero, not supported if it is below, else
 undecided; an interval says by how much. The mean over numbers of images is the verdict of a family.
 
-**Cost.** The scale ``cpu`` is sized for about 20 minutes of one core.
+**Cost.** The scale ``cpu`` takes about 45 minutes of one core.
 """
 
 from __future__ import annotations
