@@ -254,9 +254,7 @@ def test_a_known_task_is_learned_anew(make):
     before = hnet.conditioner.weight.detach().clone()
     x, y = samples(99, 100, classes=5)
     known = {f"known {i}": samples(i) for i in range(4)}
-    adapted = adapt_task(
-        hnet, "known 1", (x, y), known=known, method="embedding", overwrite=True, seconds=0.01
-    )
+    adapted = adapt_task(hnet, "known 1", (x, y), known=known, method="embedding", overwrite=True)
     assert accuracy(adapted.model, x, y) > 0.6
     assert len(hnet.task_names) == 4
     assert torch.equal(hnet.conditioner.weight[[0, 2, 3]], before[[0, 2, 3]])

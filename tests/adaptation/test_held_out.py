@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers.small_tasks import plain, samples
-from sparsehyper.adaptation import held_out
+from sparsehyper.adaptation import fitter, held_out
 from sparsehyper.adaptation.held_out import hold_out
 from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
 from sparsehyper.adaptation.ways import TUNED_WHOLE, WAYS, Start
@@ -23,6 +23,9 @@ class Clock:
 
     def perf_counter(self):
         return self.now
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 class Constant(nn.Module):
@@ -38,16 +41,16 @@ class Constant(nn.Module):
 
 @pytest.fixture
 def fits(make, monkeypatch):
-    """Fit ways of which each takes all its time; returns a list of what was fitted and how long."""
+    """Fit ways of which each takes all its time and more; returns what was fitted and how long."""
 
-    def fit(count, names=tuple(WAYS), margins=None, **settings):
+    def fit(count, names=tuple(WAYS), margins=None, more=0.0, **settings):
         clock, log = Clock(), []
         monkeypatch.setattr(held_out, "time", clock)
 
         def way(name):
             def run(start, rows, seed, deadline):
                 log.append((name, round(deadline - clock.now, 6), len(rows)))
-                clock.now = deadline
+                clock.now = deadline + more
                 margin = (margins or {}).get(name, 0.1)
                 return Constant(margin.pop(0) if isinstance(margin, list) else margin)
 
@@ -112,6 +115,15 @@ def test_with_fewer_samples_time_is_left_to_fit_all_ways_again(fits):
     assert not found.once
 
 
+@pytest.mark.parametrize("count", [200, 5000])
+def test_ways_that_no_time_is_left_for_are_not_tried(fits, count):
+    log, found = fits(count, more=40.0)
+    assert [name for name, *_ in log] == list(WAYS)[:2]  # in 70 seconds
+    assert list(found.models) == list(WAYS)[:2]
+    assert set(found.unsuitable.values()) == {"`seconds` did not suffice to try it"}
+    assert list(found.unsuitable) == list(WAYS)[2:]
+
+
 def test_a_longer_fit_that_is_worse_is_not_taken(fits):
     log, found = fits(5000, margins={"scratch": [3.0, -3.0]})
     assert [name for name, *_ in log] == [*WAYS, "scratch"]
@@ -138,3 +150,33 @@ def test_known_tasks_are_compared_on_samples_of_every_class(make):
     task = TaskSamples.of("new", (x, torch.arange(600) % 3), x.device)
     known = Start(make(plain()), (0, 1, 2, 3), task).known_on
     assert known.losses(torch.arange(500, 600)).isfinite().all()  # of which none was compared
+
+
+class Slow(nn.Sequential):
+    """A target that takes a second a sample."""
+
+    def __init__(self, clock):
+        super().__init__(*plain())
+        self.clock = clock
+
+    def forward(self, x):
+        self.clock.now += len(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "models", "counts"), [(100, 1, 12), (600, 5, 12), (5e3, 40, 12), (1e5, 40, 204)]
+)
+def test_known_tasks_are_compared_in_a_tenth_of_the_time(
+    make, monkeypatch, seconds, models, counts
+):
+    clock = Clock()
+    monkeypatch.setattr(fitter, "time", clock)
+    x = samples(99, 600)[0]
+    task = TaskSamples.of("new", (x, torch.arange(600) % 3), x.device)
+    start = Start(make(Slow(clock), tasks=40), tuple(range(40)), task, seconds)
+    began, found = clock.now, start.known_on
+    assert (len(found.places), len(found.task.y)) == (models, counts)
+    assert clock.now - began <= max(seconds / 10, 12) + 24  # and trials
+    assert found.seconds == pytest.approx(1, rel=0.3)
+    assert set(start.nearest(torch.arange(600), 3)) <= set(found.places)

@@ -203,7 +203,7 @@ def adapt_tasks(
                 f"task {task.name!r} needs at least 2 samples, of which some are held out, got 1; "
                 "`fit_embedding` takes one"
             )
-        start, fewest = Start(hnet, rows, task), _fewest(task)
+        start, fewest = Start(hnet, rows, task, seconds), _fewest(task)
         _check_target(start)
         usual = usual_of(start)
         if known and 0 < fewest <= FEW:

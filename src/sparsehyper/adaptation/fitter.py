@@ -64,18 +64,20 @@ class KnownOn:
     Attributes:
         hnet: the hypernetwork.
         task: these samples.
-        found: losses ``[n]`` of each known task; with a head in closed form, features ``[n, F]``.
+        places: which of the known tasks, numbered in their order.
+        found: losses ``[n]`` of each of them; with a head in closed form, features ``[n, F]``.
         seconds: time that a model took for a sample.
     """
 
     hnet: HyperNetwork
     task: TaskSamples
+    places: tuple[int, ...]
     found: tuple[Tensor, ...]
     seconds: float
 
     @torch.no_grad()
     def losses(self, rows: Tensor | None = None) -> Tensor:
-        """Mean loss of each known task ``[known]``.
+        """Mean loss of each of the known tasks ``[known]``.
 
         Args:
             rows: numbers of the samples that count, of which later ones are left out; None for
@@ -316,18 +318,30 @@ class Fitter:
         return batch.losses(outputs)
 
     @torch.no_grad()
-    def known_on(self, task: TaskSamples) -> KnownOn:
+    def known_on(self, task: TaskSamples, seconds: float = math.inf) -> KnownOn:
         """How the known tasks' models do on the first samples of a new task.
 
-        The more known tasks there are, the fewer samples they are compared on.
+        The more known tasks there are, the fewer samples they are compared on. Where time is short
+        there are fewer samples still, and then fewer known tasks, evenly spaced.
+
+        Args:
+            task: samples of the new task.
+            seconds: time to take, about.
         """
-        began = time.perf_counter()
         numbers = range(len(self._rows))
+        fewest = max(_FEWEST_COMPARED, _OF_EACH_CLASS * task.n_classes)
         count = min(max(_MOST_RUNS // len(numbers), _ENOUGH_COMPARED), _MOST_COMPARED)
-        task = task.some(slice(max(count, _OF_EACH_CLASS * task.n_classes)))
+        if seconds < math.inf:
+            few, began = task.some(slice(fewest)), time.perf_counter()
+            self._of_known([0], [few])
+            runs = seconds / (time.perf_counter() - began) * len(few.y)  # models times samples
+            count = min(count, int(runs / len(numbers)))
+            numbers = numbers[:: math.ceil(fewest * len(numbers) / max(runs, fewest))]
+        task = task.some(slice(max(count, fewest)))
+        began = time.perf_counter()
         found = self._of_known(numbers, [task] * len(numbers))
-        seconds = (time.perf_counter() - began) / (len(numbers) * len(task.y))
-        return KnownOn(self._hnet, task, tuple(found), seconds)
+        of_one = (time.perf_counter() - began) / (len(numbers) * len(task.y))
+        return KnownOn(self._hnet, task, tuple(numbers), tuple(found), of_one)
 
     def _of_known(self, numbers: Sequence[int], tasks: list[TaskSamples]) -> list[Tensor]:
         """The losses of known tasks' models; with a head in closed form, the features.
@@ -387,7 +401,8 @@ class Fitter:
                 found[i][number] = torch.cat([*before, output])
             for i in {i for _, i, _ in models}:
                 of_left = tuple([found[i][number] for number in left[i]])
-                on = KnownOn(self._hnet, tasks[i].some(slice(seen[i])), of_left, 0.0)
+                some = tasks[i].some(slice(seen[i]))
+                on = KnownOn(self._hnet, some, tuple(left[i]), of_left, 0.0)
                 most = max(2 * count, -(-len(left[i]) // 2)) if halvings else count
                 left[i] = [left[i][place] for place in on.losses().argsort()[:most].tolist()]
         return torch.tensor(left, device=self._known.device)

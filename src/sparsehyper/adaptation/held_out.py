@@ -58,9 +58,10 @@ def hold_out(
     """Fit ways to some of the samples, and keep their outputs on the rest.
 
     Few samples are held out in folds while there is time, at least one, and time is left to fit all
-    ways once more. Many are held out once. Each way is then tried briefly, and of those that tune
-    the whole model and ran out of time the best is fitted again in the rest of it: with many
-    samples these ways gain most from more updates.
+    ways once more. Ways that no time is left for are not tried. Many samples are held out once.
+    Each way is then tried briefly, and of those that tune the whole model and ran out of time the
+    best is fitted again in the rest of it: with many samples these ways gain most from more
+    updates.
 
     Args:
         start: what ways start from.
@@ -92,6 +93,8 @@ def hold_out(
             # One fold shows whether a way applies at all.
             if name in found.unsuitable or (fold and not _judges(start, name, out).any()):
                 continue
+            if _too_late(found, name, deadline):
+                continue
             again = len(names) if fold == 0 else 0  # the fits to all samples
             _fit(found, name, start, out, seed, deadline, len(names) - i + again)
         found.out |= out
@@ -110,6 +113,8 @@ def _hold_out_once(
     look = now + (_LOOK if len(names) > 1 else 1.0) * (deadline - now)
     hurried: dict[str, float] = {}
     for i, name in enumerate(names):
+        if _too_late(found, name, deadline):
+            continue
         if not _fit(found, name, start, out, seed, look, len(names) - i) and name in TUNED_WHOLE:
             hurried[name] = _loss(found, name, start)
     if not hurried or len(names) == 1:
@@ -123,6 +128,14 @@ def _hold_out_once(
     if best in again.outputs and _loss(again, best, start) < hurried[best]:
         found.outputs[best] = again.outputs[best]
         found.models[best] = again.models[best]
+
+
+def _too_late(found: HeldOut, name: str, deadline: float) -> bool:
+    """Whether a way was never tried and is not to be, as others took all of the time."""
+    late = bool(found.models) and name not in found.models and time.perf_counter() > deadline
+    if late:
+        found.unsuitable[name] = "`seconds` did not suffice to try it"
+    return late
 
 
 def _fit(

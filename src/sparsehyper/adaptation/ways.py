@@ -11,6 +11,7 @@ parameters are the mean over the models of all known tasks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from sparsehyper.target.adapters import merge
 from sparsehyper.target.initialisation import NORMS
 from sparsehyper.target.norm_statistics import batch_statistics
 
+_FOR_KNOWN = 0.1  # share of the time in which known tasks are compared
 _STARTS, _STEPS = 6, 8  # embeddings, and evaluations of the loss for each
 _MOST_SAMPLES = 1024  # to fit an embedding to
 _PASSES = 3  # time of a step, in forward passes
@@ -61,11 +63,13 @@ class Start:
         hnet: the hypernetwork; it is not changed.
         known: numbers of the known tasks to start from.
         task: samples of the new task.
+        seconds: time that there is for the task.
     """
 
     hnet: HyperNetwork
     known: tuple[int, ...]
     task: TaskSamples
+    seconds: float = math.inf
 
     @property
     def outputs(self) -> int | None:
@@ -132,7 +136,7 @@ class Start:
         """How the known tasks' models do on the samples; they are run once for all ways."""
         with frozen(self.hnet):
             fitter = Fitter(self.hnet, [self.task], [self.task], 1, self.known)
-            return fitter.known_on(self.task)
+            return fitter.known_on(self.task, _FOR_KNOWN * self.seconds)
 
     def nearest(self, rows: Tensor, count: int) -> list[int]:
         """Numbers of the known tasks whose models do best on some samples, best first."""
@@ -140,8 +144,8 @@ class Start:
             self.check_outputs()
         except Unsuitable:
             return list(self.known[:: -(-len(self.known) // count)])
-        losses = self.known_on.losses(rows)
-        return [self.known[i] for i in losses.argsort()[:count].tolist()]
+        best = self.known_on.losses(rows).argsort()[:count].tolist()
+        return [self.known[self.known_on.places[i]] for i in best]
 
     def check_outputs(self) -> None:
         """Raise `Unsuitable` if the target has too few outputs."""
@@ -189,12 +193,12 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
         mean = start.hnet.normalise(start.embeddings).mean(0)
         return start.with_head(start.hnet.materialize(mean).eval(), rows)
     models = [start.hnet.materialize(task).eval() for task in start.nearest(rows, _STARTS)]
-    began = time.perf_counter()
-    _features(models[0], start.task.x[rows[:_PIECE]])
+    some, began = rows[:_BATCH], time.perf_counter()
+    _features(models[0], start.task.x[some])
     now = time.perf_counter()
-    of_one = len(models) * (now - began) / min(len(rows), _PIECE)
-    affordable = max(int((deadline - now) / of_one), _FEWEST_FEATURES)
-    rows = rows[: min(affordable, _MOST_FEATURES)]
+    affordable = int((deadline - now) / (now - began) * len(some))  # models times samples
+    models = models[: max(1, affordable // min(len(rows), _FEWEST_FEATURES))]
+    rows = rows[: min(max(affordable // len(models), _FEWEST_FEATURES), _MOST_FEATURES)]
     x, y = start.task.x[rows], start.task.y[rows]
     features = [_features(model, x) for model in models]
     outputs = start.outputs or x[:2].call(models[0]).shape[1]

@@ -158,7 +158,7 @@ class _Hypernetwork(Learner):
         task = TaskSamples.of(
             "new", samples, samples[0].device, n_classes=n_classes, seed=self.seed
         )
-        start = Start(hnet, tuple(range(len(hnet.task_names))), task)
+        start = Start(hnet, tuple(range(len(hnet.task_names))), task, self.seconds)
         deadline = time.perf_counter() + self.seconds
         return way(start, torch.arange(len(task.y)), self.seed, deadline)
 
