@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_choice, check_type, class_numbers, is_whole, read_kind
-from sparsehyper._util.last_layer import last_layer
+from sparsehyper._util.last_layer import last_layer, linear_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
     fit_prior,
@@ -43,7 +43,6 @@ from sparsehyper._util.ridge import (
     solve_under_prior,
 )
 from sparsehyper._util.text import listed
-from sparsehyper.layout import owner_of
 
 TARGETS = ("classes", "numbers")
 _ABSENT = -1e4  # logit of a class without examples
@@ -372,14 +371,6 @@ class SolvedHead(nn.Module):
         return targets, targets.sum(0) > 0
 
 
-def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with copies of these parameters; no random number is drawn."""
-    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone())
-    layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
-
-
 def ends_in_linear(target: nn.Module, *args: Any) -> bool:
     """Whether the linear layer that a target declares last follows others and is its output.
 
@@ -398,13 +389,6 @@ def ends_in_linear(target: nn.Module, *args: Any) -> bool:
         and found[0] == name
         and any(not n.startswith(f"{name}.") for n in trained)
     )
-
-
-def without_layer(target: nn.Module, name: str) -> nn.Module:
-    """Replace a layer by one that passes its input on, in place; returns the module."""
-    owner, attribute = owner_of(target, name)
-    setattr(owner, attribute, nn.Identity())
-    return target
 
 
 def _class_means(features: Tensor, targets: Tensor) -> Tensor:

@@ -29,12 +29,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper._util.checks import check_integer, check_number, check_type, is_whole
 from sparsehyper._util.fingerprints import fingerprints
+from sparsehyper._util.last_layer import without_layer
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner
 from sparsehyper.generators import Generator
-from sparsehyper.heads import Head, SolvedHead, without_layer
-from sparsehyper.layout import Select, owner_of
+from sparsehyper.heads import Head, SolvedHead
+from sparsehyper.layout import Select
 from sparsehyper.recipes import describe
 from sparsehyper.storing import Stored
 from sparsehyper.target.adapters import merge
@@ -435,8 +436,7 @@ class HyperNetwork(Stored, Generic[Output]):
         module = merge(self.target.materialize(self._tensors(z), statistics))
         last = row if head is None else self.tasks.index(head)
         if self.head is not None and last is not None:
-            owner, attribute = owner_of(module, self.head_layer)
-            setattr(owner, attribute, self.head.linear(last))
+            module.set_submodule(self.head_layer, self.head.linear(last))
         return module
 
     def embedding(self, task: Condition = None, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The linear layer that a module ends in: finding it, its inputs, and a smaller one."""
+"""The linear layer that a module ends in: finding it, its inputs, and putting another there."""
 
 from __future__ import annotations
 
@@ -136,3 +136,17 @@ def trim(layer: nn.Linear, outputs: int) -> None:
     layer.weight = nn.Parameter(layer.weight[:outputs].clone())
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias[:outputs].clone())
+
+
+def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with copies of these parameters; no random number is drawn."""
+    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def without_layer(target: nn.Module, name: str) -> nn.Module:
+    """Replace a layer by one that passes its input on, in place; returns the module."""
+    target.set_submodule(name, nn.Identity())
+    return target

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.inputs import Inputs
-from sparsehyper._util.last_layer import features_of, last_layer
+from sparsehyper._util.last_layer import features_of, last_layer, linear_layer
 from sparsehyper._util.modes import evaluation_mode, frozen
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.fitter import Fitter, KnownOn
@@ -33,9 +33,7 @@ from sparsehyper.adaptation.tune import (
     descend,
     renew_statistics,
 )
-from sparsehyper.heads import linear_layer
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.layout import owner_of
 from sparsehyper.target.adapters import merge
 from sparsehyper.target.initialisation import NORMS
 from sparsehyper.target.norm_statistics import batch_statistics
@@ -115,9 +113,8 @@ class Start:
         """The model; if the hypernetwork has a head in closed form, with that of some samples."""
         if self.hnet.head is not None:
             features = torch.cat([some.call(model) for some in self.task.x[rows].split(_PIECE)])
-            owner, attribute = owner_of(model, self.hnet.head_layer)
             found = self.hnet.head.solve(features, self.task.y[rows], self.task.n_classes)
-            setattr(owner, attribute, linear_layer(*found))
+            model.set_submodule(self.hnet.head_layer, linear_layer(*found))
         return model
 
     def _widened(self, model: nn.Module) -> nn.Module:
@@ -315,8 +312,7 @@ def _replace_last(model: nn.Module, x: Inputs, weight: Tensor, bias: Tensor) -> 
     name, _ = _last_layer(model, x)
     if not name:
         raise Unsuitable("the target is a linear layer itself")
-    owner, attribute = owner_of(model, name)
-    setattr(owner, attribute, linear_layer(weight, bias))
+    model.set_submodule(name, linear_layer(weight, bias))
 
 
 def _last_layer(model: nn.Module, x: Inputs) -> tuple[str, nn.Linear]:

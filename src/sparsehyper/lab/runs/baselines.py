@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper import saving
+from sparsehyper._util.last_layer import linear_layer
 from sparsehyper._util.tasks import task_index
-from sparsehyper.heads import linear_layer
 from sparsehyper.layout import count_numbers, plan_layout
 from sparsehyper.target.adapters import merge
 

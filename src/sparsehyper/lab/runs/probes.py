@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.last_layer import features_of, last_layer
+from sparsehyper._util.last_layer import features_of, last_layer, linear_layer
 from sparsehyper._util.ridge import leave_one_out, solve_ridge
-from sparsehyper.heads import linear_layer
 
 _PENALTIES = [10.0**i for i in range(-6, 3)]
 _SCALES = [2.0**i for i in range(8)]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.last_layer import without_layer
 from sparsehyper.adaptation import Adapted, adapt_task
 from sparsehyper.adaptation.samples import TaskSamples
 from sparsehyper.adaptation.ways import WAYS, Start, Way
-from sparsehyper.heads import Head, Prototypes, SolvedHead, without_layer
+from sparsehyper.heads import Head, Prototypes, SolvedHead
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, images_of
 from sparsehyper.lab.runs.baselines import Experts, SharedTrunk
