@@ -34,6 +34,9 @@ STYLES = {
     "butterfly": (VIOLET, "<"),
     "experts, masked": (DARK, "D"),
     "experts, pruned": (BLACK, "*"),
+    "thesis's sparse, uniform": (ORANGE, "^"),
+    "thesis's sparse, local": (ORANGE, "<"),
+    "thesis's chunked": (SKY, "p"),
 }
 _OTHERS = ((ORANGE, "P"), (SKY, "X"), (BLACK, "*"), (BROWN, "<"), (VIOLET, ">"))
 _LONGEST = 60  # characters of a title's part

@@ -289,11 +289,16 @@ class FairComparison(Study):
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:
-        Comparison.draw(results, path)
+        Comparison.draw(_without_variants(results), path)
 
     @staticmethod
     def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:
-        return Comparison.by_budget(results)
+        return Comparison.by_budget(_without_variants(results))
+
+
+def _without_variants(results: Results) -> Results:
+    """The results without the variants of sparse, which are for one question on one set alone."""
+    return {**results, "rows": [row for row in results["rows"] if row["method"] not in VARIANTS]}
 
 
 def held_back(tasks: TaskSet) -> TaskSet:
