@@ -36,7 +36,7 @@ from sparsehyper._util.files import (
     write_sealed,
 )
 from sparsehyper._util.fingerprints import fingerprints
-from sparsehyper.conditioning import TASK_NAMES
+from sparsehyper.conditioning import TASK_NAMES, Conditioner
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
@@ -180,10 +180,16 @@ def load_state(
             ``given`` describes. Nothing is loaded then.
     """
     expected = _tensors(model)
+    later = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, Conditioner)
+        for name in module.later
+    }
     for name, first in _first_names(expected).items():
         if name in state:
             check_like(name, state[name], expected[name], path)
-        elif first not in state and first not in given:
+        elif first not in state and first not in given and name not in later:
             raise CheckpointError(f"{path} does not fit this model: it lacks the tensor {name!r}")
     for name in (*state, *given):
         if name not in expected:

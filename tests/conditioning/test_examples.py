@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sparsehyper import (
@@ -16,6 +17,7 @@ from sparsehyper import (
     TaskExamples,
     fit_embedding,
 )
+from sparsehyper.saving import load_state
 from sparsehyper.training import TrainConfig, evaluate, train
 
 ANGLES = {f"{degrees}°": torch.tensor(degrees).deg2rad() for degrees in range(0, 360, 30)}
@@ -78,6 +80,44 @@ def test_evaluation_has_kept_embeddings_and_training_others_each_time(trained):
     torch.randn(7)
     trained.conditioner.renew()
     assert torch.equal(trained.conditioner.embeddings, before)
+
+
+def test_embeddings_are_standardised_over_the_tasks_of_a_batch():
+    made = conditioner()
+    z = made.train()(torch.arange(12))
+    torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.var(0, correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    made.renew()
+    kept = made.embeddings
+    torch.testing.assert_close(kept.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept.var(0, correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    # new examples of the first task are near it, and as they are in a batch of few tasks
+    torch.manual_seed(0)
+    new = made.of(samples("0°", 400))
+    assert int((kept - new).norm(dim=1).argmin()) == 0
+    torch.manual_seed(0)
+    made.draw = lambda name: samples(name, 400)
+    torch.testing.assert_close(made(torch.tensor([0])), new[None])
+
+
+def test_without_batches_of_several_tasks_nothing_is_standardised():
+    made = conditioner()
+    made.train()(torch.arange(3))
+    made.renew()
+    assert torch.equal(made.mean, torch.zeros(8))
+    assert torch.equal(made.variance, torch.ones(8))
+
+
+def test_files_without_statistics_are_loaded(trained, tmp_path):
+    directory = tmp_path / "model"
+    trained.save(directory)
+    state = load_file(directory / "model.safetensors")
+    for name in ("conditioner.mean", "conditioner.variance"):
+        del state[name]
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(trained.task_names, draw=None))
+    load_state(hnet, state, directory / "model.safetensors")
+    x, _ = samples("30°")
+    assert torch.equal(hnet.eval()(x, task="30°"), trained.eval()(x, task="30°"))
 
 
 def test_files_hold_embeddings_and_no_examples(trained, tmp_path):

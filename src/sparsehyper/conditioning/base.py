@@ -46,12 +46,14 @@ class Conditioner(nn.Module, ABC):
             that examples only refine it.
         networks: Names of the submodules that are the caller's own networks. Loading is given them
             again, so a file need not hold them where they are frozen.
+        later: Names of buffers that files of earlier versions lack; they keep their initial values.
     """
 
     kind: ClassVar[str]
     by_task_alone: ClassVar[bool] = False
     described: ClassVar[bool] = False
     networks: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[tuple[str, ...]] = ()
     per_sample = False
 
     def __init__(self, dim: int) -> None:

@@ -17,6 +17,8 @@ Draw = Callable[[str], tuple[Tensor, Tensor]]
 """From the name of a task to examples of it, ``[n, …]``, and their class numbers ``[n]``."""
 
 _DRAWS = 8  # that a kept embedding is of
+_FEWEST_TOGETHER = 4  # tasks of a batch that are standardised by one another
+_EPSILON = 1e-8  # added to a variance
 
 
 class TaskExamples(TaskConditioner):
@@ -29,6 +31,12 @@ class TaskExamples(TaskConditioner):
     ``hnet.add_task(name, (x, y))``, and with a head in closed form ``hnet.solve_head(name,
     (x, y))``; or ``hnet(x, task=(xs, ys))``.
 
+    What examples say of a task is small beside what all tasks have in common, so that a
+    hypernetwork would learn one model for all. In training, the embeddings of a batch of at least 4
+    tasks are therefore standardised over these tasks, as by a batch norm; the more tasks in a
+    batch, the better. All others are standardised by the mean and variance of the known tasks that
+    `renew` computes. Where no batch has so many tasks, nothing is standardised.
+
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, a pair of
     examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
 
@@ -40,6 +48,7 @@ class TaskExamples(TaskConditioner):
 
     Attributes:
         embeddings: Kept embeddings, a buffer ``[tasks, dim]``, at first zeros.
+        mean, variance: What embeddings are standardised by, buffers ``[dim]``.
 
     Raises:
         TypeError, ValueError: no `SupportSet`, no function, no task or a repeated name.
@@ -53,8 +62,11 @@ class TaskExamples(TaskConditioner):
 
     kind = "task_examples"
     networks = ("support.encoder",)
+    later = ("mean", "variance")
 
     embeddings: Tensor
+    mean: Tensor
+    variance: Tensor
 
     def __init__(
         self, support: SupportSet, tasks: int | Sequence[str], draw: Draw | None = None
@@ -66,7 +78,10 @@ class TaskExamples(TaskConditioner):
         self.support, self.draw = support, draw
         # The name to draw by of each task; None of those that were added, whose embeddings stay.
         self._drawn_by: list[str | None] = [*self.names]
+        self._together = False  # whether a batch has had enough tasks
         self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_buffer("variance", torch.ones(self.dim))
 
     def forward(self, task: Tensor) -> Tensor:
         """Embeddings ``[batch, dim]`` of task ids ``[batch]``."""
@@ -74,15 +89,28 @@ class TaskExamples(TaskConditioner):
         if not self.training or draw is None:
             return self._kept(task.long())
         names = [self._drawn_by[row] for row in task.tolist()]
-        return torch.stack(
-            [
-                self.embeddings[row] if name is None else self.of(draw(name))
-                for row, name in zip(task.tolist(), names, strict=True)
-            ]
-        )
+        drawn = [self._pooled(draw(name)) for name in names if name is not None]
+        if not drawn:
+            return self.embeddings[task.long()]
+        found = torch.stack(drawn)
+        if len(drawn) >= _FEWEST_TOGETHER:
+            self._together = True
+            found = _standardised(found, found.mean(0), found.var(0, correction=0))
+        else:
+            found = _standardised(found, self.mean, self.variance)
+        others = iter(found)
+        rows = [
+            self.embeddings[row] if name is None else next(others)
+            for row, name in zip(task.tolist(), names, strict=True)
+        ]
+        return torch.stack(rows)
 
     def of(self, examples: Any) -> Tensor:
         """The embedding ``[dim]`` of a pair of examples and class numbers."""
+        return _standardised(self._pooled(examples), self.mean, self.variance)
+
+    def _pooled(self, examples: Any) -> Tensor:
+        """What the support set makes of examples, not standardised."""
         if _are_examples(examples):
             examples = tuple(part.to(self.embeddings.device) for part in examples)
         return self.support.compute(examples, (), {})[0]
@@ -107,12 +135,19 @@ class TaskExamples(TaskConditioner):
         draw = self.draw
         if draw is None:
             return
+        found: dict[int, Tensor] = {}
         with evaluation_mode(self.support), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             for row, name in enumerate(self._drawn_by):
                 if name is not None:
                     parts = zip(*(draw(name) for _ in range(_DRAWS)), strict=True)
-                    self.embeddings[row] = self.of(tuple(map(torch.cat, parts)))
+                    found[row] = self._pooled(tuple(map(torch.cat, parts)))
+        if not found:
+            return
+        pooled = torch.stack([*found.values()])
+        if self._together and len(pooled) >= _FEWEST_TOGETHER:
+            self.mean, self.variance = pooled.mean(0), pooled.var(0, correction=0)
+        self.embeddings[list(found)] = _standardised(pooled, self.mean, self.variance)
 
     @torch.no_grad()
     def add(self, name: str, init: Any) -> None:
@@ -156,6 +191,10 @@ class TaskExamples(TaskConditioner):
                 "training and before evaluation, as `sparsehyper.training.train` does"
             )
         return found
+
+
+def _standardised(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return (z - mean) / (variance + _EPSILON).sqrt()
 
 
 def _are_examples(task: Any) -> bool:
