@@ -115,6 +115,8 @@ WITH_COMMAS = {
     "percent": ["1,5 %", "12%", "-3,25%", None],
     "currencies": ["1,50 €", "$1,000.50", "-£3", None],
     "two items": ["1,2", "3,4", "5,6", None],
+    "spaces": ["1 000", "12\u202f500.5", "7", None],
+    "signs alone": ["12 %", "€ 3", "7", None],
 }
 
 
@@ -123,7 +125,7 @@ def test_numbers_with_commas_are_no_categories(table, cells):
     table["note"] = np.array(cells * 15, dtype=object)
     with pytest.raises(
         ValueError,
-        match=f"column 'note' has numbers with commas, such as '{re.escape(cells[0])}'.* as 1;5",
+        match=f"column 'note' has numbers with commas, .* such as '{re.escape(cells[0])}'.* as 1;5",
     ):
         Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
 
@@ -134,6 +136,8 @@ OTHERS_WITH_COMMAS = {
     "versions": ["1,0,0", "1,2,0", "2,10,1"],
     "dates": ["05,01,2024", "31,12,2023", "1,1,2024"],
     "answers": ["1,2,4", "3", "1,2"],
+    "versions without commas": ["1.0.0", "1.2.0", "2.10.1"],
+    "sizes": ["38 40", "42 44", "46 48"],
 }
 
 

@@ -140,7 +140,7 @@ class Columns:
             targets: ``"numbers"`` or ``"classes"``.
             sequences: how rows make sequences, if they do.
             is_new: whether no run has been made of it yet, so that the table can still be changed:
-                then numbers with commas are refused, and a warning tells of ids.
+                then numbers with commas, spaces or signs are refused, and a warning tells of ids.
 
         Raises:
             ValueError: there is no input, or a column of text has too many values, or numbers with

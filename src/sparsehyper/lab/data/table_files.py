@@ -99,20 +99,20 @@ def check_complete(values: NDArray[Any], name: str) -> None:
 
 
 def check_points(values: NDArray[Any], name: str, *, is_target: bool = False) -> None:
-    """Raise ``ValueError`` if all texts of a column are numbers, some with commas.
+    """Raise ``ValueError`` if all texts of a column are numbers, some with commas, spaces or signs.
 
-    Words for missing values do not count, nor do signs of percent and currencies.
+    Signs are those of percent and currencies. Words for missing values do not count.
     """
     missing = {"-", *require("pyarrow.csv", "data").ConvertOptions().null_values}
     texts = [text for text in values if text is not None and text.strip() not in missing]
-    commas = [text for text in texts if "," in text]
-    if commas and all(_may_be_number(text) for text in texts):
-        otherwise = "write something without commas, such as 1;5"
+    odd = [text for text in texts if not says_number(text)]
+    if odd and all(_may_be_number(text) for text in texts):
+        otherwise = "write them otherwise, such as 1;5"
         if is_target:
             otherwise = "give `targets` 'classes'"
         raise ValueError(
-            f"column {name!r} has numbers with commas, such as {commas[0]!r}, which are read as "
-            f"text; write 1.5 and 1000.5, or, if they are no numbers, {otherwise}"
+            f"column {name!r} has numbers with commas, spaces or signs, such as {odd[0]!r}, which "
+            f"are read as text; write 1.5 and 1000.5, or, if they are no numbers, {otherwise}"
         )
 
 
