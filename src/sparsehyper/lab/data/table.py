@@ -107,7 +107,7 @@ def load_table(
         val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
         is_new: whether no run has been made of it yet, so that the table can still be changed: then
-            numbers with commas are refused, and a warning tells of ids.
+            numbers with commas, spaces or signs are refused, and a warning tells of ids.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `read_table`, `Columns` and `Sequences`.
