@@ -143,8 +143,8 @@ class Columns:
                 then numbers with commas, spaces or signs are refused, and a warning tells of ids.
 
         Raises:
-            ValueError: there is no input, or a column of text has too many values, or numbers written
-                with commas, spaces or signs.
+            ValueError: there is no input, or a column of text has too many values, or numbers with
+                commas, spaces or signs.
         """
         own = {task, target, *((sequences.column, sequences.order) if sequences else ())}
         inputs = [name for name in table if name not in own]
