@@ -114,7 +114,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             for row in results["causes"]
         ]
         columns = ["set", "variant of sparse", "of the gap to chunked it closes"]
-        found.append(Table(f"Why sparse is behind at {THESIS_BUDGET:g} N", columns, cells))
+        found.append(Table(f"Variants of sparse at {THESIS_BUDGET:g} N", columns, cells))
     return [*found, searches_table(results)]
 
 
