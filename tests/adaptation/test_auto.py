@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -352,10 +353,18 @@ def with_one(tensor, value):
 def test_an_input_that_is_not_finite_is_an_error(make, head):
     x, y = samples(99, 1200)
     hnet = make(normed(), head=head)
-    message = "inputs of task 'new' must be finite, .* got others in 1 of 1200 samples"
+    message = "inputs of task 'new' must be finite, got NaN or infinity in 1 of 1200 samples"
     with pytest.raises(ValueError, match=message):
         adapt_task(hnet, "new", (with_one(x, torch.nan), y))
     assert len(hnet.task_names) == 4
+
+
+def test_ways_that_no_time_was_left_for_are_told_together(make):
+    adapted = adapt_task_within(make(), "new", samples(99), seconds=1e-9)
+    told = [warning for warning in adapted.warnings if "to try" in warning]
+    assert len(told) == 1
+    assert re.match("`seconds` did not suffice to try 'head', .*'scratch'; give more$", told[0])
+    assert list(adapted.ways) == ["linear"]
 
 
 def test_a_target_may_take_inputs_that_are_not_finite(make):

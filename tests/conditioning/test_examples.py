@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from sparsehyper import (
     Sparse,
     SupportSet,
     TaskExamples,
+    adapt_task,
     fit_embedding,
 )
 from sparsehyper.saving import load_state
@@ -142,6 +145,16 @@ def test_tables_of_other_lengths_are_loaded(trained):
     assert torch.equal(shorter.conditioner.embeddings, trained.conditioner.embeddings)
 
 
+def test_adapting_to_more_classes_than_outputs(trained):
+    hnet = copy.deepcopy(trained)
+    x, _ = samples("0°", 60)
+    y = torch.arange(60) % 3
+    adapted = adapt_task(hnet, "more", (x + 3 * y[:, None], y), method="linear", seconds=1e6)
+    assert float((adapted.model(x + 3 * y[:, None]).argmax(1) == y).float().mean()) > 0.8
+    kept = hnet.conditioner.embeddings
+    torch.testing.assert_close(kept[-1], kept[:-1].mean(0))
+
+
 def test_an_embedding_can_be_fitted_too(trained):
     x, y = samples("0°", 60)
     fit = fit_embedding(trained, "fitted", (x, 1 - y))
@@ -164,7 +177,13 @@ def test_with_a_head_in_closed_form():
 @pytest.mark.parametrize(
     ("init", "error", "message"),
     [
-        ("mean", TypeError, "must be examples of 'new', .* got 'mean'"),
+        ("median", TypeError, "must be examples of 'new', .* or 'mean', got a str"),
+        (torch.full((8,), torch.nan), ValueError, "`init` must be finite numbers, got NaN"),
+        (
+            (torch.full((4, 2), torch.nan), torch.arange(4) % 2),
+            ValueError,
+            "examples of 'new' give an embedding that is not finite",
+        ),
         (torch.zeros(3), ValueError, r"`init` must have shape \[8\], got \[3\]"),
         ((torch.zeros(4, 2), torch.arange(4)), ValueError, r"labels must be in 0..1, got 3"),
     ],

@@ -126,13 +126,15 @@ def is_whole(value: Any) -> TypeGuard[Tensor]:
 
 
 def check_vector(argument: str, value: Tensor, length: int) -> None:
-    """Raise ``ValueError`` unless a tensor is a dense vector of real numbers."""
+    """Raise ``ValueError`` unless a tensor is a dense vector of finite real numbers."""
     real = value.is_floating_point() or is_whole(value)
     if value.shape != (length,) or value.layout is not torch.strided or not real:
         raise ValueError(
             f"`{argument}` must have shape [{length}], got {list(value.shape)} of "
             f"{value.dtype}, {value.layout}"
         )
+    if not value.is_meta and not bool(value.isfinite().all()):
+        raise ValueError(f"`{argument}` must be finite numbers, got NaN or infinity")
 
 
 def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:

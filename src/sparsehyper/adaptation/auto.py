@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number, check_type
 from sparsehyper._util.modes import evaluation_mode
+from sparsehyper._util.text import listed
 from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.fitter import keep
-from sparsehyper.adaptation.held_out import HeldOut, hold_out
+from sparsehyper.adaptation.held_out import UNTRIED, HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import (
@@ -310,8 +311,8 @@ def _check_target(start: Start) -> None:
         finite = [x.call(start.hnet, task=0).isfinite().all() for x in odd.split(_PIECE)]
     if not all(finite):
         raise ValueError(
-            f"inputs of task {task.name!r} must be finite, as the target's outputs for others are "
-            f"not, got others in {len(odd)} of {len(task.x)} samples"
+            f"inputs of task {task.name!r} must be finite, got NaN or infinity in {len(odd)} of "
+            f"{len(task.x)} samples, for which the target gives no finite outputs"
         )
 
 
@@ -400,9 +401,8 @@ def _why(choice: Choice, held: HeldOut) -> str:
     parts = [f"{way} ({weight:.0%})" for way, weight in choice.weights.items()]
     best = min(choice.losses, key=choice.losses.__getitem__)
     count = int(held.out.sum())
-    text = (
-        f"On {count} examples held out, {' and '.join(parts)} had a mean loss of {choice.loss:.2f}"
-    )
+    examples = f"{count} example{'s' if count > 1 else ''}"
+    text = f"On {examples} held out, {' and '.join(parts)} had a mean loss of {choice.loss:.2f}"
     if len(parts) > 1:
         text += f" together; the best alone, {best}, {choice.losses[best]:.2f}"
     unjudged = [way for way in choice.losses if not held.judged[way].any()]
@@ -417,7 +417,11 @@ def _why(choice: Choice, held: HeldOut) -> str:
 def _warnings(
     choice: Choice, held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
+    untried = [way for way, why in held.unsuitable.items() if why == UNTRIED]
+    others = {way: why for way, why in held.unsuitable.items() if way not in untried}
+    found = [f"{way} does not apply: {why}" for way, why in others.items()]
+    if untried:
+        found.append(f"`seconds` did not suffice to try {listed(untried)}; give more")
     if interval is not None and len(choice.right) and interval[0] <= _guessing(task):
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "

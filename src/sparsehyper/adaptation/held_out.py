@@ -19,6 +19,7 @@ _MANY, _ENOUGH = 5000, 1000  # samples of which so many are held out, once
 _LOOK = 0.2  # share of the time in which each way is tried, where samples are held out once
 _HURRIED = 0.9  # share of its time from which on a way is taken to have run out of it
 _PIECE = 512
+UNTRIED = "`seconds` did not suffice to try it"
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _too_late(found: HeldOut, name: str, deadline: float) -> bool:
     """Whether a way was never tried and is not to be, as others took all of the time."""
     late = bool(found.models) and name not in found.models and time.perf_counter() > deadline
     if late:
-        found.unsuitable[name] = "`seconds` did not suffice to try it"
+        found.unsuitable[name] = UNTRIED
     return late
 
 

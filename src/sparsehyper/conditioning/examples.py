@@ -150,19 +150,36 @@ class TaskExamples(TaskConditioner):
         self.embeddings[list(found)] = _standardised(pooled, self.mean, self.variance)
 
     @torch.no_grad()
-    def add(self, name: str, init: Any) -> None:
-        """Add a task by examples, as `of` takes them, or by an embedding ``[dim]``."""
+    def add(self, name: str, init: Any = "mean") -> None:
+        """Add a task.
+
+        Args:
+            name: a new name.
+            init: examples, as `of` takes them; an embedding ``[dim]``; or ``"mean"`` of those that
+                are kept.
+
+        Raises:
+            TypeError, ValueError: ``name`` is not a name, or is the name of a task; or ``init`` is
+                none of these, or gives no finite embedding.
+        """
         self.check_new("name", name)
         if _are_examples(init):
             with evaluation_mode(self.support):
                 z = self.of(init)
+            if not bool(z.isfinite().all()):
+                raise ValueError(
+                    f"examples of {name!r} give an embedding that is not finite; look for NaN or "
+                    "infinity in them"
+                )
+        elif isinstance(init, str) and init == "mean":
+            z = self.embeddings.mean(0)
         elif isinstance(init, Tensor):
             check_vector("init", init, self.dim)
             z = init
         else:
             raise TypeError(
                 f"`init` must be examples of {name!r}, a pair of a tensor [n, …] and class "
-                f"numbers [n], or an embedding [{self.dim}], got {init!r}"
+                f"numbers [n], an embedding [{self.dim}], or 'mean', got a {type(init).__name__}"
             )
         self.embeddings = torch.cat([self.embeddings, z[None].to(self.embeddings)])
         self.append_name(name)

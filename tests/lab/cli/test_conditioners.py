@@ -98,7 +98,7 @@ def test_a_new_task_follows_from_its_examples_without_training(command, shop, tm
     path, out = shop / slug(kind), tmp_path / "new"
     before = contents(path)
     hats = ("--data", shop / "hats", "--task", "hats")
-    done = command("adapt", path, *hats, "--out", out, "--json")
+    done = command("adapt", path, *hats, "--out", out, "--seconds", 5, "--json")
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)["tasks"]
     assert (row["method"], row["images"]) == ("examples", 20)

@@ -116,9 +116,7 @@ def test_a_target_with_decimal_commas_makes_no_classes(path, targets):
     head, *rows = (line.rpartition(",") for line in path.read_text().splitlines())
     lines = (f'{row},"{"1,5" if float(price) > 100 else "2,5"}"' for row, _, price in rows)
     path.write_text("\n".join(["".join(head), *lines]))
-    message = (
-        r"column 'price' has numbers with .* as '.,5'.* no numbers, give `targets`"
-    )
+    message = r"column 'price' has numbers with .* as '.,5'.* no numbers, give `targets`"
     with pytest.raises(ValueError, match=message):
         load(path, targets=targets)
     assert load(path, targets="classes").classes[0] == ("1,5", "2,5")  # as was asked for

@@ -120,9 +120,13 @@ def _show(summary: dict[str, Any]) -> None:
             for layer, used in zip(summary["layers"], wiring["coverage"], strict=True)
         ],
     )
+    embeddings = summary["tasks"] * summary["latent_dim"]
+    conditioner = f"{trainable['embeddings']:,} conditioner"  # with an encoder
+    if trainable["embeddings"] == embeddings:
+        conditioner = f"{embeddings:,} embeddings ({summary['tasks']} × {summary['latent_dim']})"
     echo(
-        f"Trainable: {trainable['generator']:,} generator, {trainable['embeddings']:,} embeddings "
-        f"({summary['tasks']} × {summary['latent_dim']}), {trainable['shared']:,} shared by tasks; "
+        f"Trainable: {trainable['generator']:,} generator, {conditioner}, "
+        f"{trainable['shared']:,} shared by tasks; "
         f"{summary['trainable_per_parameter']:.3f} per generated parameter."
     )
     echo(

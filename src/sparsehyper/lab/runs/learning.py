@@ -39,6 +39,7 @@ from sparsehyper.lab.runs.profiles import Images, own_images
 from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
 
+_SECONDS = 20.0  # for a task
 LEARNED_BY = ("auto", "examples", "linear", "head", "embedding", "norms", "all", "scratch")
 """Ways to learn a new task; ``"examples"`` is for runs with support sets, and ``"embedding"`` takes
 settings of its own."""
@@ -95,7 +96,7 @@ def fit_tasks(
     *,
     task: str | None = None,
     method: str = "auto",
-    seconds: float = 20.0,
+    seconds: float = _SECONDS,
     tune: str | None = None,
     tune_steps: int = 100,
     tune_lr: float = 1e-3,
@@ -131,7 +132,8 @@ def fit_tasks(
     if info.are_numbers:
         method = _way_to_numbers(model, method)
     elif by_examples and method == "auto":
-        method = "examples"
+        check_number("seconds", seconds, above=0)
+        method, seconds = "examples", _SECONDS  # far less is needed, whatever was given
     elif method == "examples" and not by_examples:
         raise ValueError(
             "`method` 'examples' is for a run with `conditioner` 'support_set', whose embeddings "
