@@ -359,6 +359,23 @@ def test_an_input_that_is_not_finite_is_an_error(make, head):
     assert len(hnet.task_names) == 4
 
 
+class Masked(nn.Sequential):
+    """Classes that a mask of -inf does not allow."""
+
+    def __init__(self):
+        super().__init__(*plain())
+
+    def forward(self, x, mask):
+        return super().forward(x) + mask
+
+
+def test_inputs_may_be_infinite_where_outputs_are_numbers(make):
+    (x, y), mask = samples(99, classes=2), torch.zeros(60, 3)
+    mask[:, 2] = -torch.inf
+    adapted = adapt_task(make(Masked()), "new", ((x, mask), y), n_classes=3)
+    assert float((adapted.model(x, mask).argmax(1) == y).float().mean()) > 0.6
+
+
 def test_ways_that_no_time_was_left_for_are_told_together(make):
     adapted = adapt_task_within(make(), "new", samples(99), seconds=1e-9)
     told = [warning for warning in adapted.warnings if "to try" in warning]

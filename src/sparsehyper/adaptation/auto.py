@@ -296,7 +296,7 @@ def _adapt(
 
 @torch.no_grad()
 def _check_target(start: Start) -> None:
-    """Raise ``ValueError`` unless the target's outputs can be averaged and are finite."""
+    """Raise ``ValueError`` unless the target's outputs can be averaged and are numbers."""
     task = start.task
     with evaluation_mode(start.hnet):
         outputs = task.x[:2].call(start.hnet, task=0)
@@ -308,11 +308,11 @@ def _check_target(start: Start) -> None:
         )
     odd = task.x[task.x.not_finite]  # a target may take NaN for a missing number
     with evaluation_mode(start.hnet):
-        finite = [x.call(start.hnet, task=0).isfinite().all() for x in odd.split(_PIECE)]
-    if not all(finite):
+        wrong = [x.call(start.hnet, task=0).isnan().any() for x in odd.split(_PIECE)]
+    if any(wrong):
         raise ValueError(
             f"inputs of task {task.name!r} must be finite, got NaN or infinity in {len(odd)} of "
-            f"{len(task.x)} samples, for which the target gives no finite outputs"
+            f"{len(task.x)} samples, of which the target makes NaN"
         )
 
 

@@ -133,7 +133,8 @@ def usual_on(
             )
         chosen = _first_of_each(samples, shots)
         others = tuple(other for other in start.known if other != row)
-        own = replace(start, known=others, task=samples.some(chosen))
+        left = max(deadline - time.perf_counter(), 0.0) / (_TASKS + 1 - done)
+        own = replace(start, known=others, task=samples.some(chosen), seconds=left)
         every = torch.arange(int(chosen.sum()))
         x, y = samples.x[~chosen][:_MOST_JUDGING], samples.y[~chosen][:_MOST_JUDGING]
         if not others or len(x) == 0:

@@ -46,7 +46,7 @@ class Conditioner(nn.Module, ABC):
             that examples only refine it.
         networks: Names of the submodules that are the caller's own networks. Loading is given them
             again, so a file need not hold them where they are frozen.
-        later: Names of buffers that files of earlier versions lack; they keep their initial values.
+        later: Names of buffers that files of earlier versions lack, and that loading fills in.
     """
 
     kind: ClassVar[str]

@@ -17,7 +17,7 @@ Draw = Callable[[str], tuple[Tensor, Tensor]]
 """From the name of a task to examples of it, ``[n, …]``, and their class numbers ``[n]``."""
 
 _DRAWS = 8  # that a kept embedding is of
-_FEWEST_TOGETHER = 4  # tasks of a batch that are standardised by one another
+_FEWEST_TOGETHER, _TOGETHER = 4, 10  # tasks that are standardised by one another
 _EPSILON = 1e-8  # added to a variance
 
 
@@ -32,10 +32,9 @@ class TaskExamples(TaskConditioner):
     (x, y))``; or ``hnet(x, task=(xs, ys))``.
 
     What examples say of a task is small beside what all tasks have in common, so that a
-    hypernetwork would learn one model for all. In training, the embeddings of a batch of at least 4
-    tasks are therefore standardised over these tasks, as by a batch norm; the more tasks in a
-    batch, the better. All others are standardised by the mean and variance of the known tasks that
-    `renew` computes. Where no batch has so many tasks, nothing is standardised.
+    hypernetwork would learn one model for all. Where at least 4 tasks are drawn, their embeddings
+    are therefore standardised: in training over 10 tasks, those of the batch and others drawn at
+    random, as by a batch norm; otherwise by the mean and variance of all that `renew` keeps.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, a pair of
     examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
@@ -78,7 +77,7 @@ class TaskExamples(TaskConditioner):
         self.support, self.draw = support, draw
         # The name to draw by of each task; None of those that were added, whose embeddings stay.
         self._drawn_by: list[str | None] = [*self.names]
-        self._together = False  # whether a batch has had enough tasks
+        self._trained = False  # whether mean and variance are of earlier weights
         self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
         self.register_buffer("mean", torch.zeros(self.dim))
         self.register_buffer("variance", torch.ones(self.dim))
@@ -89,21 +88,28 @@ class TaskExamples(TaskConditioner):
         if not self.training or draw is None:
             return self._kept(task.long())
         names = [self._drawn_by[row] for row in task.tolist()]
-        drawn = [self._pooled(draw(name)) for name in names if name is not None]
-        if not drawn:
+        own = [name for name in names if name is not None]
+        if not own:
             return self.embeddings[task.long()]
-        found = torch.stack(drawn)
-        if len(drawn) >= _FEWEST_TOGETHER:
-            self._together = True
-            found = _standardised(found, found.mean(0), found.var(0, correction=0))
-        else:
-            found = _standardised(found, self.mean, self.variance)
-        others = iter(found)
+        together = [*own, *self._others(own)]
+        pooled = torch.stack([self._pooled(draw(name)) for name in together])
+        mean, variance = self.mean, self.variance
+        if len(together) >= _FEWEST_TOGETHER:
+            mean, variance = pooled.mean(0), pooled.var(0, correction=0)
+            self._trained = True
+        found = iter(_standardised(pooled[: len(own)], mean, variance))
         rows = [
-            self.embeddings[row] if name is None else next(others)
+            self.embeddings[row] if name is None else next(found)
             for row, name in zip(task.tolist(), names, strict=True)
         ]
         return torch.stack(rows)
+
+    def _others(self, own: list[str]) -> list[str]:
+        """Names of tasks to standardise those of a batch with, drawn at random."""
+        known = [name for name in self._drawn_by if name is not None]
+        others = [name for name in known if name not in own]
+        count = max(_TOGETHER - len(own), 0) if len(known) >= _FEWEST_TOGETHER else 0
+        return [others[i] for i in torch.randperm(len(others))[:count].tolist()]
 
     def of(self, examples: Any) -> Tensor:
         """The embedding ``[dim]`` of a pair of examples and class numbers."""
@@ -144,9 +150,11 @@ class TaskExamples(TaskConditioner):
                     found[row] = self._pooled(tuple(map(torch.cat, parts)))
         if not found:
             return
-        pooled = torch.stack([*found.values()])
-        if self._together and len(pooled) >= _FEWEST_TOGETHER:
-            self.mean, self.variance = pooled.mean(0), pooled.var(0, correction=0)
+        pooled = torch.stack([*found.values()]).to(self.embeddings)
+        if self._trained and len(pooled) >= _FEWEST_TOGETHER:
+            self.mean.copy_(pooled.mean(0))
+            self.variance.copy_(pooled.var(0, correction=0))
+            self._trained = False
         self.embeddings[list(found)] = _standardised(pooled, self.mean, self.variance)
 
     @torch.no_grad()
@@ -196,13 +204,22 @@ class TaskExamples(TaskConditioner):
         self.embeddings = torch.cat([self.embeddings[:row], self.embeddings[row + 1 :]])
         del self._drawn_by[row]
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load tensors; those of earlier versions are not standardised."""
+        state_dict.setdefault(f"{prefix}mean", torch.zeros(self.dim))
+        state_dict.setdefault(f"{prefix}variance", torch.ones(self.dim))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""
         return {"kind": self.kind, "tasks": self.names, "support": self.support.to_config()}
 
     def _kept(self, rows: Tensor) -> Tensor:
         found = self.embeddings[rows]
-        if self.draw is not None and not bool(found.any(1).all()):
+        kept = found.any(1).all() or not (self.variance == 1).all()
+        if self.draw is not None and not bool(kept):
             raise RuntimeError(
                 "the embeddings of tasks were never kept; call `hnet.conditioner.renew()` after "
                 "training and before evaluation, as `sparsehyper.training.train` does"

@@ -17,7 +17,6 @@ from sparsehyper.lab.runs import (
     resolve,
 )
 from sparsehyper.lab.runs.config import EXPERIMENT_CONDITIONERS
-from sparsehyper.lab.runs.setup import usual_batch
 from sparsehyper.training.sources import condition
 
 
@@ -83,14 +82,6 @@ def test_support_sets_are_balanced_and_leave_images_over(experiment, tasks):
     assert 2 < least < 40
     drawn = [scarce.conditioner.draw(name)[1].bincount().tolist() for _ in range(20)]
     assert max(map(max, drawn)) == least // 2
-
-
-def test_batches_hold_several_tasks_where_these_are_described_by_examples(experiment, tasks):
-    own = replace(experiment, batch_size=50, tasks_per_batch=1)
-    assert usual_batch(own, tasks) == (50, 1)
-    for size, usual in ((50, 50), (64, 60), (8, 20)):  # five tasks, at least 4 images of each
-        by_examples = replace(own, batch_size=size, conditioner="support_set")
-        assert usual_batch(by_examples, tasks) == (usual, 5)
 
 
 def test_experts_differ_from_each_other(with_method, tasks):

@@ -82,8 +82,8 @@ def train(
         if options["head"] is None and isinstance(experiment.method, Generator):
             options["head"] = usual_head(experiment, tasks)
         chosen = {"batch_size", "tasks_per_batch"} & given(context).keys()
-        if not chosen:
-            options["batch_size"], options["tasks_per_batch"] = usual_batch(experiment, tasks)
+        if tasks.columns is not None and not chosen:
+            options["batch_size"], options["tasks_per_batch"] = usual_batch(tasks)
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
         echo(_found(tasks, experiment.data.samples), err=True)

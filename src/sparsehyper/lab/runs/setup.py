@@ -42,7 +42,6 @@ from sparsehyper.layout import Layout, count_numbers, plan_layout
 from sparsehyper.target.target import TRAINED_BASES
 
 _TOGETHER = 8  # tasks of a table in a batch
-_TOGETHER_BY_EXAMPLES, _LEAST_OF_TASK = 16, 4  # tasks in a batch, and samples of each
 
 
 def load_tasks(
@@ -173,22 +172,15 @@ def usual_head(experiment: Experiment, tasks: TaskInfo) -> str:
     return Ridge.kind if ends_in_linear(target, torch.zeros(2, *tasks.image_shape)) else GENERATED
 
 
-def usual_batch(experiment: Experiment, tasks: TaskSet) -> tuple[int, int]:
-    """Batch size and tasks per batch to choose: those of the experiment but in two cases.
+def usual_batch(tasks: TaskSet) -> tuple[int, int]:
+    """Batch size and tasks per batch to choose for a table.
 
-    For a table, a head in closed form learns from leave-one-out predictions, so a row must not be
-    in a batch twice. Each task has as many rows in a batch as the smallest task has in all, but at
-    least 8 and at most 50. Embeddings of examples are standardised over the tasks of a batch, so
-    there are several.
+    A head in closed form learns from leave-one-out predictions, so a row must not be in a batch
+    twice. Each task has as many rows in a batch as the smallest task has in all, but at least 8 and
+    at most 50.
     """
-    size, together = experiment.batch_size, experiment.tasks_per_batch
-    if tasks.columns is not None:
-        together = min(_TOGETHER, len(tasks.names))
-        size = together * max(8, min(*tasks.train.counts, 50))
-    elif experiment.conditioner in BY_EXAMPLES:
-        together = min(_TOGETHER_BY_EXAMPLES, len(tasks.names))
-        size = together * max(_LEAST_OF_TASK, size // together)
-    return size, together
+    together = min(_TOGETHER, len(tasks.names))
+    return together * max(8, min(*tasks.train.counts, 50)), together
 
 
 def fit_generator(experiment: Experiment, layout: Layout) -> Generator:
