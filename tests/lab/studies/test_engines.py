@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -94,10 +96,72 @@ def test_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
     }
 
 
+class Ray(ModuleType):
+    """Ray, whose tasks are done when they are asked for."""
+
+    def __init__(self):
+        super().__init__("ray")
+        self.log: list[object] = []
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **settings):
+        self.log.append(settings)
+
+    def shutdown(self):
+        self.log.append("shutdown")
+
+    def remote(self, **options):
+        self.log.append(options)
+
+        def task(function):
+            return SimpleNamespace(remote=lambda *args: partial(function, *args))
+
+        return task
+
+    def wait(self, refs, timeout):
+        assert timeout == 0
+        return refs, []
+
+    def get(self, ref):
+        return ref()
+
+
+def test_cells_by_ray_are_those_by_processes(tmp_path, monkeypatch):
+    ray = Ray()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    threads = torch.get_num_threads()
+    here = run_cells(FOUR[1:], half, tmp_path / "a", tmp_path, workers=2, quiet=True)
+    engine = {"workers": 2, "engine": "ray:address=head:6379,mem=2,gpus=1", "quiet": True}
+    try:
+        assert run_cells(FOUR[1:], half, tmp_path / "b", tmp_path, **engine) == here
+    finally:
+        torch.set_num_threads(threads)
+    connected, asked, ended = ray.log
+    assert connected == {"address": "head:6379", "log_to_driver": False}
+    assert asked["num_gpus"] == 1
+    assert asked["memory"] == 2 * 2**30
+    assert ended == "shutdown"
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_are_processes_and_one_that_dies_is_told(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    importable_by_jobs(monkeypatch)
+    arguments = [(True,), (False,)]
+    with closing(calls_by("ray", pid_or_death, arguments, tmp_path, workers=2)) as outcomes:
+        found = dict(outcomes)
+    assert isinstance(found[0], DiedError)
+    assert found[1] != os.getpid()
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("pbs", "`engine` must be one of 'local', 'slurm'; got 'pbs'"),
+        ("pbs", "`engine` must be one of 'local', 'slurm', 'ray'; got 'pbs'"),
+        ("ray:time=5", "`engine` 'ray' takes settings such as address=….*'time=5'"),
         ("slurm:queue=gpu", "`engine` 'slurm' takes settings such as partition=….*'queue=gpu'"),
         ("slurm:time=1h", "`engine` must have a whole number for 'time', got '1h'"),
         ("local:time=1", "`engine` 'local' takes none, got 'time=1'"),
@@ -111,7 +175,8 @@ def test_an_unknown_engine_or_setting_is_refused(tmp_path, engine, message):
     assert not (tmp_path / "s").exists()
 
 
-def test_an_engine_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(MissingExtraError, match=r"sparsehyper\[slurm\]"):
-        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine="slurm", quiet=True)
+@pytest.mark.parametrize(("engine", "module"), [("slurm", "submitit"), ("ray", "ray")])
+def test_an_engine_that_is_not_installed(tmp_path, monkeypatch, engine, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"sparsehyper\[{engine}\]"):
+        run_cells(FOUR, touch, tmp_path / "s", tmp_path, engine=engine, quiet=True)

@@ -19,6 +19,7 @@ _EXTRAS = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
     "slurm": ("submitit",),
+    "ray": ("ray",),
     "onnx": ("onnx", "onnxscript"),
     "hub": ("huggingface_hub",),
 }

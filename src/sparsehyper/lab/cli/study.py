@@ -40,7 +40,8 @@ def study(
         str,
         typer.Option(
             help="Where they run: local; slurm, with settings as in "
-            "slurm:partition=P,account=A,qos=Q,time=600,mem=8,gpus=1 (minutes, GB)."
+            "slurm:partition=P,account=A,qos=Q,time=600,mem=8,gpus=1 (minutes, GB); or ray, as in "
+            "ray:address=A,mem=8,gpus=1."
         ),
     ] = "local",
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""Where cells are computed: in processes of this machine, or by SLURM.
+"""Where cells are computed: in processes of this machine, by SLURM, or by Ray.
 
 An engine is a text:
 
@@ -8,17 +8,20 @@ An engine is a text:
                                  ``partition``, ``account``, ``qos``, ``time`` (minutes), ``mem``
                                  (GB) and ``gpus`` of a job, each of which may be left out;
                                  ``time`` is a day then
+``ray:address=A,mem=8,gpus=1``   tasks of the Ray cluster at ``address``, with ``mem`` (GB) and
+                                 ``gpus`` for each; without ``address`` that of ``RAY_ADDRESS``, or
+                                 one that runs on this machine, or one started for this
 ===============================  ===================================================================
 
 All machines must see the study's directory under the same path and have this package installed.
-Jobs that are not done end with the command, unless it is killed.
+Jobs and tasks that are not done end with the command, unless it is killed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +32,21 @@ from sparsehyper._util.extras import require
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.isolation import ChildError, DiedError, calls_in_processes, scratch
 
-ENGINES = ("local", "slurm")
+ENGINES = ("local", "slurm", "ray")
 _POLL_SECONDS = 0.5
 _MINUTES = 24 * 60  # of a job, by default; submitit's are 5
-# Settings of a SLURM job, as submitit calls them, and their types.
-_SLURM: dict[str, tuple[str, type]] = {
-    "partition": ("slurm_partition", str),
-    "account": ("slurm_account", str),
-    "qos": ("slurm_qos", str),
-    "time": ("timeout_min", int),
-    "mem": ("mem_gb", int),
-    "gpus": ("gpus_per_node", int),
+# Settings of a SLURM job, as submitit calls them, and of Ray, with their types.
+_SETTINGS: dict[str, dict[str, tuple[str, type]]] = {
+    "local": {},
+    "slurm": {
+        "partition": ("slurm_partition", str),
+        "account": ("slurm_account", str),
+        "qos": ("slurm_qos", str),
+        "time": ("timeout_min", int),
+        "mem": ("mem_gb", int),
+        "gpus": ("gpus_per_node", int),
+    },
+    "ray": {"address": ("address", str), "mem": ("memory", int), "gpus": ("num_gpus", int)},
 }
 
 Outcomes = Generator[tuple[int, Any]]
@@ -79,13 +86,17 @@ def calls_by(
     if kind == "local":
         yield from calls_in_processes(function, arguments, workers=workers, threads=1)
         return
+    if kind == "ray":
+        with _ray(**settings) as submit:
+            yield from _outcomes(submit, function, arguments, workers)
+        return
     with scratch(directory, ".jobs") as folder:
         submit = _to_slurm("slurm", folder, settings)
         yield from _outcomes(submit, function, arguments, workers)
 
 
 def check_engine(engine: str) -> tuple[str, dict[str, Any]]:
-    """Read an engine: its kind, and its settings as submitit calls them.
+    """Read an engine: its kind, and its settings as submitit or Ray call them.
 
     Raises:
         ValueError: an unknown kind or setting, or a value that it cannot take.
@@ -98,7 +109,7 @@ def check_engine(engine: str) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         name, _, value = item.partition("=")
-        known = _SLURM if kind == "slurm" else {}
+        known = _SETTINGS[kind]
         if name not in known or not value:
             allowed = f"settings such as {', '.join(f'{n}=…' for n in known)}" if known else "none"
             raise ValueError(f"`engine` {kind!r} takes {allowed}, got {item!r}")
@@ -120,6 +131,34 @@ def _to_slurm(cluster: str, folder: Path, settings: dict[str, Any]) -> Callable[
         return _Job(job.done, job.result, job.cancel)
 
     return submit
+
+
+@contextmanager
+def _ray(
+    address: str | None = None, memory: int | None = None, num_gpus: int | None = None
+) -> Iterator[Callable[..., _Job]]:
+    """Context with a function that submits calls to Ray, each of which has a process of its own."""
+    ray = require("ray", "ray")
+    connected = ray.is_initialized()  # by the caller
+    if not connected:
+        ray.init(address=address, log_to_driver=False)
+    bytes_ = None if memory is None else memory * 2**30
+    options = {"num_cpus": 1, "num_gpus": num_gpus, "memory": bytes_}
+    task = ray.remote(max_calls=1, max_retries=0, **options)(_attempt)
+
+    def submit(*call: Any) -> _Job:
+        ref = task.remote(*call)
+        return _Job(
+            lambda: bool(ray.wait([ref], timeout=0)[0]),
+            lambda: ray.get(ref),
+            lambda: ray.cancel(ref, force=True),
+        )
+
+    try:
+        yield submit
+    finally:
+        if not connected:
+            ray.shutdown()
 
 
 def _outcomes(

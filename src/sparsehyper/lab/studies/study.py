@@ -183,7 +183,7 @@ def run_study(
         scale: scale that the settings were made for.
         data_dir: folder of the named data sets' files.
         workers: processes at a time, of one thread each.
-        engine: where they run: ``"local"`` or ``"slurm"``; see `engines`.
+        engine: where they run: ``"local"``, ``"slurm"`` or ``"ray"``; see `engines`.
         quiet: show no progress.
 
     Returns:
