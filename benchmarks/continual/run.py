@@ -249,7 +249,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", action="append", choices=list(STEPS))
+    parser.add_argument("--steps", type=int, help="for each task, in the search too")
     options = parser.parse_args()
+    if options.steps:
+        STEPS.update(dict.fromkeys(STEPS, options.steps))
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"  # what it holds is not measured again
