@@ -46,14 +46,15 @@ class Conditioner(nn.Module, ABC):
             that examples only refine it.
         networks: Names of the submodules that are the caller's own networks. Loading is given them
             again, so a file need not hold them where they are frozen.
-        later: Names of buffers that files of earlier versions lack, and that loading fills in.
+        later: Buffers that files of earlier versions lack, with the number that loading fills them
+            with.
     """
 
     kind: ClassVar[str]
     by_task_alone: ClassVar[bool] = False
     described: ClassVar[bool] = False
     networks: ClassVar[tuple[str, ...]] = ()
-    later: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[Mapping[str, float]] = {}
     per_sample = False
 
     def __init__(self, dim: int) -> None:
@@ -114,6 +115,13 @@ class Conditioner(nn.Module, ABC):
             )
         tensors = itertools.chain(self.parameters(), self.buffers(), [task])
         return task.to(next(t for t in tensors if t.is_floating_point()).dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name, value in self.later.items():
+            state_dict.setdefault(prefix + name, torch.full_like(getattr(self, name), value))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Sizes, as ``print`` shows them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class TaskExamples(TaskConditioner):
 
     kind = "task_examples"
     networks = ("support.encoder",)
-    later = ("mean", "variance")
+    later: ClassVar[Mapping[str, float]] = {"mean": 0.0, "variance": 1.0}  # not standardised
 
     embeddings: Tensor
     mean: Tensor
@@ -91,10 +91,10 @@ class TaskExamples(TaskConditioner):
         own = [name for name in names if name is not None]
         if not own:
             return self.embeddings[task.long()]
-        together = [*own, *self._others(own)]
-        pooled = torch.stack([self._pooled(draw(name)) for name in together])
+        others = self._others(own) if self._standardises else []
+        pooled = torch.stack([self._pooled(draw(name)) for name in (*own, *others)])
         mean, variance = self.mean, self.variance
-        if len(together) >= _FEWEST_TOGETHER:
+        if self._standardises:
             mean, variance = pooled.mean(0), pooled.var(0, correction=0)
             self._trained = True
         found = iter(_standardised(pooled[: len(own)], mean, variance))
@@ -104,11 +104,15 @@ class TaskExamples(TaskConditioner):
         ]
         return torch.stack(rows)
 
+    @property
+    def _standardises(self) -> bool:
+        """Whether enough tasks are drawn to standardise their embeddings."""
+        return len(self._drawn_by) - self._drawn_by.count(None) >= _FEWEST_TOGETHER
+
     def _others(self, own: list[str]) -> list[str]:
         """Names of tasks to standardise those of a batch with, drawn at random."""
-        known = [name for name in self._drawn_by if name is not None]
-        others = [name for name in known if name not in own]
-        count = max(_TOGETHER - len(own), 0) if len(known) >= _FEWEST_TOGETHER else 0
+        others = [name for name in self._drawn_by if name is not None and name not in own]
+        count = max(_TOGETHER - len(own), 0)
         return [others[i] for i in torch.randperm(len(others))[:count].tolist()]
 
     def of(self, examples: Any) -> Tensor:
@@ -151,7 +155,7 @@ class TaskExamples(TaskConditioner):
         if not found:
             return
         pooled = torch.stack([*found.values()]).to(self.embeddings)
-        if self._trained and len(pooled) >= _FEWEST_TOGETHER:
+        if self._trained and self._standardises:
             self.mean.copy_(pooled.mean(0))
             self.variance.copy_(pooled.var(0, correction=0))
             self._trained = False
@@ -203,14 +207,6 @@ class TaskExamples(TaskConditioner):
         """Drop the embedding of a task."""
         self.embeddings = torch.cat([self.embeddings[:row], self.embeddings[row + 1 :]])
         del self._drawn_by[row]
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Load tensors; those of earlier versions are not standardised."""
-        state_dict.setdefault(f"{prefix}mean", torch.zeros(self.dim))
-        state_dict.setdefault(f"{prefix}variance", torch.ones(self.dim))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""

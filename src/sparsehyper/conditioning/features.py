@@ -106,7 +106,7 @@ class TaskFeatures(TaskConditioner):
         """Features ``[n_features]`` for a task whose own are loaded afterwards."""
         return self.features[0]
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         offsets = state.get(f"{prefix}offsets")
         self.offsets = None if offsets is None else self.features.new_zeros(offsets.shape)
         super()._load_from_state_dict(state, prefix, *rest)
