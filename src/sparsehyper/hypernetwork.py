@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper._util.checks import check_integer, check_number, check_type, is_whole
 from sparsehyper._util.fingerprints import fingerprints
-from sparsehyper._util.last_layer import without_layer
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.random import spawn_seeds
 from sparsehyper.conditioning import Condition, Conditioner, TaskConditioner
@@ -145,7 +144,8 @@ class HyperNetwork(Stored, Generic[Output]):
             self.head_layer, layer = head.find(target)
             self.head = SolvedHead(head, layer, len(self.tasks.names))
             tensors = [*target.parameters(), *target.buffers()]  # copied below
-            target = without_layer(copy_module(target, tensors), self.head_layer)
+            target = copy_module(target, tensors)
+            target.set_submodule(self.head_layer, nn.Identity())
         self.target = Target(
             target,
             generate=generate,

@@ -144,9 +144,3 @@ def linear_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach().clone())
     layer.bias = nn.Parameter(bias.detach().clone())
     return layer
-
-
-def without_layer(target: nn.Module, name: str) -> nn.Module:
-    """Replace a layer by one that passes its input on, in place; returns the module."""
-    target.set_submodule(name, nn.Identity())
-    return target

@@ -417,9 +417,9 @@ def _why(choice: Choice, held: HeldOut) -> str:
 def _warnings(
     choice: Choice, held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    untried = [way for way, why in held.unsuitable.items() if why == UNTRIED]
-    others = {way: why for way, why in held.unsuitable.items() if way not in untried}
-    found = [f"{way} does not apply: {why}" for way, why in others.items()]
+    unsuitable = held.unsuitable.items()
+    untried = [way for way, why in unsuitable if why == UNTRIED]
+    found = [f"{way} does not apply: {why}" for way, why in unsuitable if why != UNTRIED]
     if untried:
         found.append(f"`seconds` did not suffice to try {listed(untried)}; give more")
     if interval is not None and len(choice.right) and interval[0] <= _guessing(task):

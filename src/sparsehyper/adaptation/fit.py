@@ -28,7 +28,7 @@ from sparsehyper.adaptation.samples import (
     TaskSamples,
     check_named,
     gather,
-    shuffled,
+    joined,
     with_gradients,
 )
 from sparsehyper.hypernetwork import HyperNetwork
@@ -224,7 +224,7 @@ def fit_embeddings(
 
 def _held(task: TaskSamples, samples: Samples) -> TaskSamples:
     """The validation samples of a task."""
-    x, y = shuffled(task.name, samples, task.y.device)
+    x, y = joined(task.name, samples, task.y.device)
     if task.loss is None and y.is_floating_point() != task.y.is_floating_point():
         raise ValueError(
             f"`validation` of task {task.name!r} must have labels like its samples, "

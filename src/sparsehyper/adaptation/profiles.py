@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_type, is_whole
-from sparsehyper._util.inputs import Inputs, labelled
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.text import listed
-from sparsehyper.adaptation.samples import Samples, shuffled
+from sparsehyper.adaptation.samples import Samples, joined, shuffled
 from sparsehyper.adaptation.space import Located, Space, class_means, fit_space
 from sparsehyper.hypernetwork import HyperNetwork
 
@@ -267,10 +267,9 @@ def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tup
     device, gathered = hnet.device, {}
     for name, samples in tasks.items():
         hnet.tasks.index(name)
-        batches = list(labelled(f"the samples of task {name!r}", samples))
-        if batches:
-            Inputs.cat([x for x, _ in batches]).check_finite(f"inputs of task {name!r}")
-        x, y = shuffled(name, batches, device)
+        x, y = joined(name, samples, device)
+        x.check_finite(f"inputs of task {name!r}")
+        x, y = shuffled(x, y)
         classes = is_whole(y) and y.ndim == 1 and bool((y >= 0).all())
         y = y.long() if classes else torch.zeros(len(x), dtype=torch.long).to(device)
         gathered[name] = x, y

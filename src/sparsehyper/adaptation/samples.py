@@ -74,7 +74,7 @@ class TaskSamples:
             loss: a loss of the caller's own, for any labels.
             seed: seed of the shuffle.
         """
-        x, y = shuffled(name, samples, device, seed)
+        x, y = shuffled(*joined(name, samples, device), seed)
         if loss is not None:
             return cls(name, x, y, 0, loss)
         if y.is_floating_point() and n_classes is None:
@@ -215,10 +215,8 @@ class SampleBatches:
         return x[place], y[place]
 
 
-def shuffled(
-    name: str, samples: Samples, device: torch.device, seed: int = 0
-) -> tuple[Inputs, Tensor]:
-    """Inputs and labels of all samples of a task, on a device, shuffled."""
+def joined(name: str, samples: Samples, device: torch.device) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of all samples of a task, on a device, in the order given."""
     batches = list(labelled(f"the samples of task {name!r}", samples))
     if not batches:
         raise ValueError(f"task {name!r} needs at least one sample, got none")
@@ -229,7 +227,12 @@ def shuffled(
             f"task {name!r} needs at least one sample, and as many inputs as labels, got "
             f"{len(x)} and {len(y)}"
         )
-    order = torch.randperm(len(x), generator=seeded(seed)).to(device)
+    return x, y
+
+
+def shuffled(x: Inputs, y: Tensor, seed: int = 0) -> tuple[Inputs, Tensor]:
+    """Inputs and labels in random order."""
+    order = torch.randperm(len(y), generator=seeded(seed)).to(y.device)
     return x[order], y[order]
 
 

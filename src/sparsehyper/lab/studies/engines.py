@@ -32,10 +32,9 @@ from sparsehyper._util.extras import require
 from sparsehyper._util.interrupt import Interrupted, deferred_signals
 from sparsehyper.training.isolation import ChildError, DiedError, calls_in_processes, scratch
 
-ENGINES = ("local", "slurm", "ray")
 _POLL_SECONDS = 0.5
 _MINUTES = 24 * 60  # of a job, by default; submitit's are 5
-# Settings of a SLURM job, as submitit calls them, and of Ray, with their types.
+# Engines, with their settings as submitit and Ray call them, and the types of these.
 _SETTINGS: dict[str, dict[str, tuple[str, type]]] = {
     "local": {},
     "slurm": {
@@ -105,7 +104,7 @@ def check_engine(engine: str) -> tuple[str, dict[str, Any]]:
     ('slurm', {'slurm_partition': 'gpu', 'gpus_per_node': 1})
     """
     kind, _, rest = engine.partition(":")
-    check_choice("engine", kind, ENGINES)
+    check_choice("engine", kind, _SETTINGS)
     settings: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         name, _, value = item.partition("=")

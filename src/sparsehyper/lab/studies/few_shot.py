@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.classifiers import mask_classes
-from sparsehyper._util.last_layer import without_layer
 from sparsehyper.adaptation import Adapted, adapt_task
 from sparsehyper.adaptation.samples import TaskSamples
 from sparsehyper.adaptation.ways import WAYS, Start, Way
@@ -197,9 +196,9 @@ class _ProtoNets(Learner):
     ways = ("Prototypical Networks",)
 
     def pretrain(self) -> None:
-        target = self._untrained()
-        name, layer = Head().find(target)
-        trunk = without_layer(target, name)
+        trunk = self._untrained()
+        name, layer = Head().find(trunk)
+        trunk.set_submodule(name, nn.Identity())
         head = SolvedHead(Prototypes(), layer, 1)
         self.model, self._head = trunk, head
         config, batches = self.experiment.training, make_batches(self.experiment, self.known)
