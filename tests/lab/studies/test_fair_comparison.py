@@ -7,8 +7,9 @@ import pytest
 from sparsehyper.lab.runs import load_tasks
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import read_cells
-from sparsehyper.lab.studies.fair_comparison import FairComparison, held_back
+from sparsehyper.lab.studies.fair_comparison import FairComparison
 from sparsehyper.lab.studies.fair_sets import METHODS, UNTIL, VARIANTS
+from sparsehyper.lab.studies.fresh_study import held_back
 
 
 @pytest.fixture(scope="module")

@@ -64,57 +64,38 @@ tasks of all seeds take about 5 GB of disk meanwhile. Sets are run one after ano
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from sparsehyper.lab.data import SharedTasks, TaskSet
-from sparsehyper.lab.data.splits import digests
+from sparsehyper.lab.data import SharedTasks
 from sparsehyper.lab.runs.config import DataConfig, Experiment
-from sparsehyper.lab.studies.cells import Cell, Workspace, slug
-from sparsehyper.lab.studies.comparison import Comparison
+from sparsehyper.lab.studies.cells import Workspace
 from sparsehyper.lab.studies.fair_results import conclusions, tables
 from sparsehyper.lab.studies.fair_sets import (
     AT_EVERY_BUDGET,
     CHUNKED,
     CPU_SETS,
     FULL_SETS,
-    METHODS,
     PERMUTED,
     SPARSE,
     THESIS_CHUNKED,
     THESIS_SPARSE,
     TWENTY,
-    UNTIL,
     VARIANTS,
     FreshTasks,
 )
+from sparsehyper.lab.studies.fresh_study import FreshStudy, Place, cell_of, measure, row_of
 from sparsehyper.lab.studies.pages import Table
-from sparsehyper.lab.studies.search import LR, SEARCH_SEED, run_searches, with_settings
-from sparsehyper.lab.studies.study import Results, Study
-from sparsehyper.lab.studies.trainings import measured, trained
-from sparsehyper.training import NonFiniteError, evaluate
+from sparsehyper.lab.studies.search import LR, SEARCH_SEED, with_settings
+from sparsehyper.lab.studies.study import Results
+from sparsehyper.lab.studies.trainings import trained
+from sparsehyper.training import NonFiniteError
 
 _RATES = (1.0, 0.5, 0.25)  # of the learning rate that was found, for longer trainings
-_OF_TRAINING = 10  # every tenth training image measures how well these are learned
-
-
-class _Place(NamedTuple):
-    """A method at a budget on a set of tasks."""
-
-    family: str
-    method: str
-    budget: float | None
-
-    def __str__(self) -> str:
-        budget = "" if self.budget is None else f"--{self.budget:g}N"
-        return f"{slug(self.family)}--{slug(self.method)}{budget}"
 
 
 @dataclass(frozen=True)
-class FairComparison(Study):
+class FairComparison(FreshStudy):
     """The fair comparison.
 
     Results: ``searches``, by name of the cell; ``rows``, with the set as ``family``, ``method``,
@@ -123,32 +104,20 @@ class FairComparison(Study):
     trainings, with ``updates``; and ``claims``, with the number of their ``question``.
 
     Args:
-        sets: sets of tasks, by name.
         long_sets: sets on which longer trainings are compared.
-        budgets: trainable parameters ÷ N at which sparse and chunked generators are compared.
-        long_budgets: those of longer trainings.
+        long_budgets: trainable parameters ÷ N of longer trainings.
         lengths: updates of longer trainings; None for the thesis's way to stop, after at most the
             longest.
         rates_at: updates after which learning rates are chosen for trainings of this length or
             longer.
-        trials: number of trials for each setting that is searched.
-        seeds: number of seeds.
         long_seeds: number of seeds of longer trainings.
-        stops: stop all trainings as the thesis did, by patience.
-        device: training device.
     """
 
-    sets: dict[str, FreshTasks]
     long_sets: tuple[str, ...] = (PERMUTED, TWENTY)
-    budgets: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
     long_budgets: tuple[float, ...] = (0.25, 4.0)
     lengths: tuple[int | None, ...] = (500, 1500, 5000, 20_000, None)
     rates_at: int = 5000
-    trials: int = 3
-    seeds: int = 8
     long_seeds: int = 4
-    stops: bool = False
-    device: str = "cpu"
 
     name = "fair-comparison"
     title = "A fair comparison"
@@ -165,7 +134,6 @@ class FairComparison(Study):
         "t intervals, and verdicts hold after Holm's correction over the claims of a question. The "
         "plan, written before the results, is in `sparsehyper/lab/studies/fair_comparison.py`."
     )
-    picture = Comparison.picture
 
     @classmethod
     def smoke(cls) -> FairComparison:
@@ -175,8 +143,15 @@ class FairComparison(Study):
             methods=(*methods, next(iter(VARIANTS))),
         )
         return cls(
-            *({"digits": pairs}, ("digits",), (1.0, 4.0), (4.0,), (6, 12, None)),
-            *(12, 1, 2, 2),
+            {"digits": pairs},
+            budgets=(1.0, 4.0),
+            trials=1,
+            seeds=2,
+            long_sets=("digits",),
+            long_budgets=(4.0,),
+            lengths=(6, 12, None),
+            rates_at=12,
+            long_seeds=2,
         )
 
     @classmethod
@@ -186,76 +161,30 @@ class FairComparison(Study):
     @classmethod
     def full(cls) -> FairComparison:
         """Settings of the thesis's protocol: its targets and batches, 300 epochs, patience 10."""
-        return cls(FULL_SETS, (), stops=True, device="auto")
-
-    def task_sets(self) -> list[DataConfig]:
-        seeds = (*range(self.seeds), SEARCH_SEED)
-        return [tasks.data(seed) for tasks in self.sets.values() for seed in seeds]
+        return cls(FULL_SETS, stops=True, device="auto", long_sets=())
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
-        searches: dict[str, dict[str, Any]] = {}
-        done: dict[_Place, list[dict[str, Any]]] = {}
-        for name in self.sets:
-            places = self._places(name)
-            searched = {
-                f"search--{place}": (
-                    self._experiment(place, SEARCH_SEED),
-                    METHODS[place.method].space,
-                )
-                for place in places
-            }
-            searches |= run_searches(searched, self.trials, workspace, UNTIL)
-            cells = {
-                place: [
-                    _cell_of(
-                        workspace,
-                        f"{place}--{seed}",
-                        self._experiment(place, seed, searches[f"search--{place}"]),
-                    )
-                    for seed in range(self.seeds)
-                ]
-                for place in places
-            }
-            found = workspace.run([cell for some in cells.values() for cell in some], _measure)
-            done |= {place: [found[cell.name] for cell in some] for place, some in cells.items()}
-        lengths = {
-            (place, updates): cells
+        searches, rows = self.measure_all(workspace)
+        longer = [
+            row_of(place, cells, updates)
             for name in self.long_sets
-            for place in (_Place(name, m, b) for b in self.long_budgets for m in AT_EVERY_BUDGET)
+            for place in (Place(name, m, b) for b in self.long_budgets for m in AT_EVERY_BUDGET)
             for updates, cells in self._longer(place, searches, workspace).items()
-        }
-        rows = [_row(place, cells) for place, cells in done.items()]
-        longer = [_row(place, cells, updates) for (place, updates), cells in lengths.items()]
+        ]
         return conclusions(searches, rows, longer)
 
-    def _places(self, name: str) -> list[_Place]:
-        return [
-            _Place(name, method, budget)
-            for method in self.sets[name].methods
-            for budget in (self.budgets if method in AT_EVERY_BUDGET else [METHODS[method].budget])
-        ]
-
-    def _experiment(
-        self, place: _Place, seed: int, search: Mapping[str, Any] | None = None, **how: Any
-    ) -> Experiment:
-        """The experiment of a place, with the settings that a search has found."""
-        how = {"stops": self.stops, "device": self.device, **how}
-        tasks = self.sets[place.family]
-        experiment = tasks.experiment(place.method, place.budget, seed, **how)
-        return experiment if search is None else with_settings(experiment, search["settings_found"])
-
     def _longer(
-        self, place: _Place, searches: Mapping[str, Mapping[str, Any]], workspace: Workspace
+        self, place: Place, searches: Mapping[str, Mapping[str, Any]], workspace: Workspace
     ) -> dict[int | None, list[dict[str, Any]]]:
         """Trainings of a place for each of the lengths."""
         search = searches[f"search--{place}"]
         lr = search["settings_found"][LR]
         tried = {
-            factor * lr: _cell_of(
+            factor * lr: cell_of(
                 workspace,
                 f"rate--{place}--{factor:g}",
                 with_settings(
-                    self._experiment(place, SEARCH_SEED, search, steps=self.rates_at),
+                    self.experiment(place, SEARCH_SEED, search, steps=self.rates_at),
                     {LR: factor * lr},
                 ),
             )
@@ -266,11 +195,11 @@ class FairComparison(Study):
         longest = max(updates for updates in self.lengths if updates is not None)
         cells = {
             updates: [
-                _cell_of(
+                cell_of(
                     workspace,
                     f"{place}--{updates or 'stops'}--{seed}",
                     with_settings(
-                        self._experiment(
+                        self.experiment(
                             place, seed, search, steps=updates or longest, stops=updates is None
                         ),
                         {LR: best if (updates or longest) >= self.rates_at else lr},
@@ -280,47 +209,12 @@ class FairComparison(Study):
             ]
             for updates in self.lengths
         }
-        found = workspace.run([cell for some in cells.values() for cell in some], _measure)
+        found = workspace.run([cell for some in cells.values() for cell in some], measure)
         return {updates: [found[cell.name] for cell in some] for updates, some in cells.items()}
 
     @staticmethod
     def tables(results: Results) -> list[Table]:
         return tables(results)
-
-    @staticmethod
-    def draw(results: Results, path: str | PathLike[str]) -> None:
-        Comparison.draw(_without_variants(results), path)
-
-    @staticmethod
-    def by_budget(results: Results) -> list[tuple[str, list[Mapping[str, Any]]]]:
-        return Comparison.by_budget(_without_variants(results))
-
-
-def _without_variants(results: Results) -> Results:
-    """The results without the variants of sparse, which are for one question on one set alone."""
-    return {**results, "rows": [row for row in results["rows"] if row["method"] not in VARIANTS]}
-
-
-def held_back(tasks: TaskSet) -> TaskSet:
-    """Keep the test images whose hash is odd, about half; the same ones whatever the tasks are."""
-    chosen = torch.from_numpy(digests(tasks.test.pixels) % 2 == 1)
-    return replace(tasks, test=tasks.test.among(chosen))
-
-
-def _cell_of(workspace: Workspace, name: str, experiment: Experiment) -> Cell:
-    fingerprint = workspace.files[experiment.data].fingerprint
-    return Cell(name, {"fingerprint": fingerprint, "experiment": experiment.to_dict()})
-
-
-def _row(place: _Place, cells: list[dict[str, Any]], updates: int | None = None) -> dict[str, Any]:
-    each = ("accuracy", "trained", "step_ms")
-    return {
-        **place._asdict(),
-        "updates": updates,
-        **{key: [cell[key] for cell in cells] for key in each},
-        "parameters": cells[0]["parameters"],
-        "generator": cells[0]["generator"],
-    }
 
 
 def _validate(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
@@ -330,13 +224,3 @@ def _validate(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks])
         return {"validation": trained(experiment, files[experiment.data].load())[1].best.accuracy}
     except NonFiniteError:
         return {"validation": 0.0}
-
-
-def _measure(settings: dict[str, Any], files: Mapping[DataConfig, SharedTasks]) -> dict[str, Any]:
-    """Train, and measure on the held-back half of the test images."""
-    experiment = Experiment.from_dict(settings["experiment"])
-    tasks = held_back(files[experiment.data].load())
-    model, values = measured(experiment, tasks)
-    some = tasks.train.among(torch.arange(len(tasks.train.pixels)) % _OF_TRAINING == 0)
-    learned = evaluate(model, some, names=tasks.names, n_classes=tasks.n_classes)
-    return {**values, "trained": learned.accuracy}
