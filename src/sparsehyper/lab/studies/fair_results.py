@@ -90,12 +90,7 @@ def _causes(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """The accuracies of every set and of longer trainings, and the settings found."""
-    found = []
-    for family in results["study"]["sets"]:
-        rows = [row for row in results["rows"] if row["family"] == family]
-        columns = ["method", "budget ÷ N", *_COLUMNS]
-        cells = [[row["method"], _budget(row), *_measured(row)] for row in rows]
-        found.append(Table(family, columns, cells))
+    found = accuracy_tables(results)
     if results["lengths"]:
         columns = ["method", "set", "budget ÷ N", "updates", *_COLUMNS]
         cells = [
@@ -116,6 +111,23 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         columns = ["set", "variant of sparse", "of the gap to chunked it closes"]
         found.append(Table(f"Variants of sparse at {THESIS_BUDGET:g} N", columns, cells))
     return [*found, searches_table(results)]
+
+
+def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The accuracies of every set of tasks."""
+    columns = ["method", "budget ÷ N", *_COLUMNS]
+    return [
+        Table(
+            family,
+            columns,
+            [
+                [row["method"], _budget(row), *_measured(row)]
+                for row in results["rows"]
+                if row["family"] == family
+            ],
+        )
+        for family in results["study"]["sets"]
+    ]
 
 
 _COLUMNS = ("trainable ÷ N", "accuracy, %", "on training images, %", "difference", "step, ms")
@@ -169,22 +181,22 @@ def _pairs(
     ]
 
 
-def _claim(question: int | None, pair: tuple[Row, Row], words: str) -> dict[str, Any]:
-    one, other = pair
+def difference(question: int | None, one: Row, other: Row, words: str) -> dict[str, Any]:
+    """The claim that the first of two rows is more accurate."""
     values = one["accuracy"], other["accuracy"]
     return claim_of(one["family"], words, *values, question=question)
 
 
 def _at_budgets(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
-        _claim(1, pair, f"{SPARSE} − {CHUNKED}, {pair[0]['budget']:g} N")
+        difference(1, *pair, f"{SPARSE} − {CHUNKED}, {pair[0]['budget']:g} N")
         for pair in _pairs(rows, SPARSE, CHUNKED)
     ]
 
 
 def _thesis(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
-        _claim(2, pair, f"{method} − {THESIS_CHUNKED}")
+        difference(2, *pair, f"{method} − {THESIS_CHUNKED}")
         for method in THESIS_SPARSE
         for pair in _pairs(rows, method, THESIS_CHUNKED, THESIS_BUDGET)
     ]
@@ -195,19 +207,12 @@ def _words(row: Row) -> str:
 
 
 def _by_length(lengths: Sequence[Row]) -> list[dict[str, Any]]:
-    return [
-        _claim(
-            3,
-            pair,
-            _words(pair[0]),
-        )
-        for pair in _pairs(lengths, SPARSE, CHUNKED)
-    ]
+    return [difference(3, *pair, _words(pair[0])) for pair in _pairs(lengths, SPARSE, CHUNKED)]
 
 
 def _variants(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
-        _claim(4, pair, f"{method} − {CHUNKED}, {THESIS_BUDGET:g} N")
+        difference(4, *pair, f"{method} − {CHUNKED}, {THESIS_BUDGET:g} N")
         for method in VARIANTS
         for pair in _pairs(rows, method, CHUNKED, THESIS_BUDGET)
     ]
@@ -215,7 +220,7 @@ def _variants(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _frame(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
-        _claim(None, pair, f"{SPARSE}, {THESIS_BUDGET:g} N − {other}")
+        difference(None, *pair, f"{SPARSE}, {THESIS_BUDGET:g} N − {other}")
         for other in FRAME
         for pair in _pairs(rows, SPARSE, other, THESIS_BUDGET)
     ]

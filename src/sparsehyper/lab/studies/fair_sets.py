@@ -47,6 +47,13 @@ UNTIL: Space = {
     "method.embedding": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
 }
 
+_SMALL_CHUNKED = "chunked:hidden=64,embedding=64"
+
+
+def _but_base(space: Space) -> Space:
+    return {path: choices for path, choices in space.items() if path != "base"}
+
+
 AT_EVERY_BUDGET = SPARSE, CHUNKED = "sparse", "chunked"
 THESIS_SPARSE = ("thesis's sparse, uniform", "thesis's sparse, local")
 THESIS_CHUNKED = "thesis's chunked"
@@ -68,17 +75,22 @@ VARIANTS = {
         {"training.optimizer": "adamw", "training.weight_decay": 0.1},
     ),
 }
+# N parameters in a base that all tasks share, and an eighth of N in the generator.
+BASED = SPARSE_BASED, CHUNKED_BASED = "sparse and a base", "chunked and a base"
+BASED_BUDGET = 1.125
 METHODS: dict[str, Method] = {
     SPARSE: Method("sparse", _BOTH),
-    CHUNKED: Method("chunked:hidden=64,embedding=64", _CHUNKED),
+    CHUNKED: Method(_SMALL_CHUNKED, _CHUNKED),
     THESIS_SPARSE[0]: Method("sparse:topology=uniform", _FEW),
     THESIS_SPARSE[1]: Method("sparse:topology=local", _FEW),
     THESIS_CHUNKED: Method("chunked", _FEW, THESIS_BUDGET),
     "experts": Method("experts", _LR),
     "shared trunk": Method("shared_trunk", _LR),
     **VARIANTS,
+    SPARSE_BASED: Method("sparse", _but_base(_BOTH), BASED_BUDGET, _LEARNED),
+    CHUNKED_BASED: Method(_SMALL_CHUNKED, _but_base(_CHUNKED), BASED_BUDGET, _LEARNED),
 }
-USUAL = tuple(name for name in METHODS if name not in VARIANTS)
+USUAL = tuple(name for name in METHODS if name not in (*VARIANTS, *BASED))
 
 
 @dataclass(frozen=True)

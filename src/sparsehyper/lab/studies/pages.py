@@ -48,7 +48,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
             *([shots_text(claim["shots"])] if "shots" in claim else []),
             f"{100 * claim['mean']:+.2f}",
             interval_text(claim),
-            *([f"{claim['p']:.3f}", in_images(claim)] if "p" in claim else []),
+            *([_p(claim["p"]), in_images(claim)] if "p" in claim else []),
             claim["verdict"],
         ]
         for claim in claims
@@ -57,6 +57,11 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
     corrected = ["p, corrected", "in images"] if "p" in claims[0] else []
     columns = ["where", "difference", *shots, "points", "95% interval", *corrected, "above zero?"]
     return Table("Differences of accuracy", columns, rows)
+
+
+def _p(p: float | None) -> str:
+    """A p value; a claim that does not count has none."""
+    return "–" if p is None else f"{p:.3f}"
 
 
 def goal_row(figure: str, goal: str, found: str, reached: bool) -> dict[str, Any]:
