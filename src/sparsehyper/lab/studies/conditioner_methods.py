@@ -22,6 +22,7 @@ from sparsehyper.lab.studies.learners import Shots
 
 MEAN, NEAREST, FITTED = "mean embedding", "nearest embedding", "fitted embedding"
 BY_CLASS, WHOLE = "support set, by class", "support set, mean"
+THEN_FITTED = "support set, then fitted"
 INPUT, BOTH = "input", "input and task"
 EMBEDDING, SHARED = "task embedding", "shared trunk"
 PROBE = "linear probe"
@@ -84,10 +85,23 @@ class _ByClass(_Conditioned):
     """Examples of the task, pooled by class."""
 
     conditioner = BY_EXAMPLES[0]
-    ways = (BY_CLASS,)
+    ways: ClassVar[tuple[str, ...]] = (BY_CLASS,)
 
     def _add(self, hnet: HyperNetwork, way: str, samples: Shots, n_classes: int) -> None:  # noqa: ARG002
         hnet.add_task(_NEW, samples)
+
+
+class _ByClassOrFitted(_ByClass):
+    """The embedding of the examples as it is, or where a fit starts from."""
+
+    ways = (BY_CLASS, THEN_FITTED)
+    judged = BY_CLASS
+
+    def _add(self, hnet: HyperNetwork, way: str, samples: Shots, n_classes: int) -> None:
+        super()._add(hnet, way, samples, n_classes)
+        if way == THEN_FITTED:
+            how: dict[str, Any] = {"n_classes": n_classes, "overwrite": True, "seed": self.seed}
+            fit_embedding(hnet, _NEW, samples, init=hnet.known_embeddings([-1])[0], **how)
 
 
 class _Whole(_ByClass):
@@ -141,6 +155,12 @@ METHODS: dict[str, type[Learner]] = {
     WHOLE: _Whole,
     INPUT: _ByInput,
     BOTH: _ByBoth,
+    SHARED: _Trunk,
+}
+# Those of the study of support sets.
+SUPPORT_METHODS: dict[str, type[Learner]] = {
+    EMBEDDING: _ByTask,
+    BY_CLASS: _ByClassOrFitted,
     SHARED: _Trunk,
 }
 

@@ -67,9 +67,9 @@ undecided; an interval says by how much. The mean over numbers of images is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from sparsehyper.lab import plots
 from sparsehyper.lab.runs.config import GENERATED, Experiment
@@ -85,8 +85,10 @@ from sparsehyper.lab.studies.conditioner_methods import (
     NEAREST,
     PROBE,
     SHARED,
+    THEN_FITTED,
     WHOLE,
 )
+from sparsehyper.lab.studies.few_shot import Learner
 from sparsehyper.lab.studies.few_shot_results import (
     FinalCells,
     Trials,
@@ -114,12 +116,13 @@ _CLAIMS = (
 _HUE_CLAIMS = ((FITTED, NEAREST), (FITTED, PROBE))
 
 # Lines of the picture, in the order of its legend: colour, marker and style.
-_LINES = {
+LINES = {
     FITTED: (plots.VERMILION, "o", "-"),
     NEAREST: (plots.ORANGE, "^", "-"),
     MEAN: (plots.BROWN, "v", "-"),
     BY_CLASS: (plots.BLUE, "s", "-"),
     WHOLE: (plots.SKY, "D", "-"),
+    THEN_FITTED: (plots.SKY, "D", "-"),
     BOTH: (plots.PURPLE, "P", "-"),
     INPUT: (plots.GREEN, "X", "-"),
     PROBE: (plots.DARK, "<", "--"),
@@ -136,15 +139,14 @@ def _family(source: str, tasks: str, held_out: int | tuple[int, ...], target: st
     )
 
 
-_PAIRS = "split:{0}-{1},{2}-{3},{4}-{5},{6}-{7},{8}-{9}"
-_SMALL = "cnn:8-16,norm=none,pool=max"
+PAIRS = "split:{0}-{1},{2}-{3},{4}-{5},{6}-{7},{8}-{9}"
+SMALL_CNN = "cnn:8-16,norm=none,pool=max"
+STRIDED_CNN = "cnn:16-32-64,norm=none,pool=stride"
 _COPIES = tuple(range(5, 15))  # of five pairs in their own colours
 _CPU = {
-    "rotated MNIST": _family("mnist", "rotated:12", 2, _SMALL),
-    "Fashion-MNIST pairs": _family("fashion_mnist", "split:2,all", 2, _SMALL),
-    HUES: _family(
-        *("cifar10", f"{_PAIRS}/hue:0,0.25,0.5", _COPIES), "cnn:16-32-64,norm=none,pool=stride"
-    ),
+    "rotated MNIST": _family("mnist", "rotated:12", 2, SMALL_CNN),
+    "Fashion-MNIST pairs": _family("fashion_mnist", "split:2,all", 2, SMALL_CNN),
+    HUES: _family("cifar10", f"{PAIRS}/hue:0,0.25,0.5", _COPIES, STRIDED_CNN),
 }
 _SOLVED = {"Fashion-MNIST pairs": "ridge"}
 
@@ -164,8 +166,8 @@ class Conditioners(FewShotStudy):
     test_images: int = 500
     heads: dict[str, str] = field(default_factory=dict)
 
-    learners = METHODS
-    lines = _LINES
+    learners: ClassVar[Mapping[str, type[Learner]]] = METHODS
+    lines = LINES
     name = "conditioners"
     title = "Conditioners"
     question = (
@@ -215,14 +217,20 @@ class Conditioners(FewShotStudy):
             base="learned" if head == GENERATED else "residual",
         )
 
+    def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Ways that are compared on the new tasks of a family."""
+        return (*_CLAIMS, *(_HUE_CLAIMS if name == HUES else ()))
+
     def conclude(self, trials: Trials, final: FinalCells) -> dict[str, Any]:
-        rows = list(rows_of(self.families, METHODS, self.seeds, final))
+        rows = list(rows_of(self.families, self.learners, self.seeds, final))
         trained = list(trained_of(self.families, self.seeds, final))
-        claims = [holm(list(_claims(name, rows, trained))) for name in self.families]
+        claims = [
+            holm(list(_claims(name, rows, trained, self.pairs(name)))) for name in self.families
+        ]
         return {
             "rows": rows,
             "trained": trained,
-            "trials": searches_of(METHODS, trials),
+            "trials": searches_of(self.learners, trials),
             "claims": [claim for of_family in claims for claim in of_family],
         }
 
@@ -232,7 +240,10 @@ class Conditioners(FewShotStudy):
 
 
 def _claims(
-    family: str, rows: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]
+    family: str,
+    rows: Sequence[Mapping[str, Any]],
+    trained: Sequence[Mapping[str, Any]],
+    pairs: Iterable[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """The differences of the plan, paired over seeds; at last those of the known tasks."""
     found: dict[str, dict[Any, list[float]]] = {}
@@ -242,14 +253,14 @@ def _claims(
     for own in found.values():
         own[_MEAN] = mean_of(own.values())
     known = {row["learner"]: row["accuracy"] for row in trained if row["family"] == family}
-    for ours, theirs in (*_CLAIMS, *(_HUE_CLAIMS if family == HUES else ())):
+    for ours, theirs in pairs:
         for shots, values in found[ours].items():
             yield claim_of(family, f"{ours} − {theirs}", values, found[theirs][shots], shots=shots)
     if family == HUES:
         for shots, values in found[FITTED].items():
             what = f"{FITTED} − {EMBEDDING} on known tasks"
             yield claim_of(family, what, values, known[EMBEDDING], shots=shots)
-    for learner in METHODS:
+    for learner, values in known.items():
         if learner not in (EMBEDDING, SHARED):
             what = f"{learner} − {EMBEDDING}"
-            yield claim_of(family, what, known[learner], known[EMBEDDING], shots=_KNOWN)
+            yield claim_of(family, what, values, known[EMBEDDING], shots=_KNOWN)
