@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_choice, check_type, class_numbers, is_whole, read_kind
+from sparsehyper._util.checks import check_choice, check_type, class_numbers, read_kind
 from sparsehyper._util.last_layer import last_layer, linear_layer
 from sparsehyper._util.ridge import (
     LayerPrior,
@@ -349,8 +349,7 @@ class SolvedHead(nn.Module):
             ValueError: they are neither.
         """
         if self.classes:
-            y = y.long() if y.dtype == torch.bool else y
-            remedy = "" if is_whole(y) else "; for numbers use `Ridge(targets='numbers')`"
+            remedy = "; for numbers use `Ridge(targets='numbers')`" if y.is_floating_point() else ""
             return class_numbers("labels of a head of classes", y, count, remedy)
         outputs = self.bias.shape[1]
         targets = y[:, None] if y.ndim == 1 else y

@@ -72,10 +72,9 @@ def test_labels_of_any_integers_become_int64(dtype):
     ("labels", "message"),
     [
         (torch.zeros(3), r"shape \[3\] and dtype torch.float32"),
-        (torch.zeros(3, dtype=torch.bool), r"shape \[3\] and dtype torch.bool"),
         (torch.zeros(3, dtype=torch.complex64), r"dtype torch.complex64"),
         (torch.zeros(2, dtype=torch.int64), r"shape \[2\]"),
-        (torch.zeros(3, 1, dtype=torch.int64), r"shape \[3, 1\]"),
+        (torch.zeros(3, 1), r"shape \[3, 1\] and dtype torch.float32"),
         ([0, 1, 2], r"list"),
         (torch.tensor([0, -1, 2]), r"from 0, got -1"),
     ],
@@ -83,6 +82,19 @@ def test_labels_of_any_integers_become_int64(dtype):
 def test_labels_that_are_no_class_numbers(labels, message):
     with pytest.raises(ValueError, match=rf"^labels must be class numbers.*{message}.*; so\.$"):
         class_numbers("labels", labels, 3, "; so.")
+
+
+def test_booleans_are_class_numbers():
+    found = class_numbers("labels", torch.tensor([True, False]), 2)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [1, 0]
+
+
+def test_labels_in_a_column_are_told_to_leave_it():
+    with pytest.raises(
+        ValueError, match=r"got shape \[3, 1\] .*; give their only column, `\[:, 0\]`$"
+    ):
+        class_numbers("labels", torch.zeros(3, 1, dtype=torch.int64), 3, "; so.")
 
 
 def test_one_hot_labels_are_told_their_numbers():

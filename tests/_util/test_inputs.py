@@ -57,6 +57,11 @@ def test_arrays_become_tensors_of_the_default_precision():
     assert as_tensor(A) is A
 
 
+def test_arrays_of_texts_are_refused():
+    with pytest.raises(TypeError, match=r"must hold numbers, got dtype <U4; number classes from 0"):
+        as_tensor(np.array(["bags", "hats"]))
+
+
 @pytest.mark.parametrize(
     "samples",
     [

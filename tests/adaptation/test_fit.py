@@ -326,6 +326,13 @@ def test_batches_are_gathered(make):
 X, Y = samples(0)
 
 
+def test_one_hot_labels_are_numbers_with_a_warning(make):
+    hnet = make()
+    with pytest.warns(UserWarning, match=r"labels of task 'new' are one-hot .*`argmax\(1\)`"):
+        fit = fit_embedding(hnet, "new", (X, nn.functional.one_hot(Y, 3).float()), steps=2)
+    assert fit.loss < 10
+
+
 @pytest.mark.parametrize(
     ("name", "data", "settings", "message"),
     [
@@ -355,7 +362,7 @@ X, Y = samples(0)
             "new",
             (X, Y[:, None]),
             {},
-            r"must be class numbers, .* got shape \[60, 1\].*; numbers to predict are floating-",
+            r"must be class numbers, .* got shape \[60, 1\].*; give their only column, `\[:, 0\]`",
         ),
         ("new", (X, Y + 2), {}, "'new' has 5 classes, the target has 3 outputs; .*train --outputs"),
         ("new", (X, Y), {"n_classes": 2}, "below its 2 classes, got 2"),

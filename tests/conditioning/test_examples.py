@@ -218,6 +218,17 @@ def test_what_makes_no_embedding_is_refused(init, error, message):
     assert "new" not in hnet.task_names
 
 
+def test_examples_may_be_arrays():
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner()).eval()
+    x, y = torch.randn(6, 2), torch.arange(6) % 2
+    hnet.add_task("tensors", (x, y))
+    hnet.add_task("arrays", (x.double().numpy(), y.numpy()))
+    z = hnet.conditioner.embeddings
+    torch.testing.assert_close(z[-1], z[-2])
+    outputs = hnet(x, task=(x.numpy(), y.numpy()))
+    torch.testing.assert_close(outputs, hnet(x, task="tensors"))
+
+
 def test_a_support_set_and_a_function_are_needed():
     with pytest.raises(TypeError, match="`support` must be a SupportSet, got Linear"):
         TaskExamples(nn.Linear(2, 8), ["a"])

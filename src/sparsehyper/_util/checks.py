@@ -138,7 +138,7 @@ def check_vector(argument: str, value: Tensor, length: int) -> None:
 
 
 def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
-    """Labels of any integer dtype as int64 ``[count]``.
+    """Labels of any integer dtype, or booleans, as int64 ``[count]``.
 
     Args:
         of: name of the labels, at the beginning of the error.
@@ -149,12 +149,16 @@ def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
     Raises:
         ValueError: labels that are not integers, negative, or not one per sample.
     """
+    if isinstance(y, Tensor) and y.dtype == torch.bool:
+        y = y.long()
     if not is_whole(y) or y.ndim != 1 or len(y) != count:
         found = (
             f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else repr(type(y))
         )
-        if isinstance(y, Tensor) and y.ndim == 2 and _is_one_hot(y):
+        if is_one_hot(y):
             remedy = "; they are one-hot, so give their `argmax(1)`"
+        elif is_whole(y) and y.shape == (count, 1):
+            remedy = "; give their only column, `[:, 0]`"
         raise ValueError(
             f"{of} must be class numbers, a tensor of integers [{count}], got {found}{remedy}"
         )
@@ -164,9 +168,11 @@ def class_numbers(of: str, y: Any, count: int, remedy: str = "") -> Tensor:
     return y
 
 
-def _is_one_hot(y: Tensor) -> bool:
-    """Whether the rows of a matrix of at least 2 columns are zeros but for a single 1."""
-    return y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
+def is_one_hot(y: Any) -> bool:
+    """Whether it is a matrix of at least 2 columns whose rows are zeros but for a single 1."""
+    if not isinstance(y, Tensor) or y.ndim != 2 or y.shape[1] < 2:
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
 
 
 _LARGEST_FLOAT = 1.7976931348623157e308

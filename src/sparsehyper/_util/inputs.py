@@ -160,9 +160,18 @@ class Inputs:
 
 
 def as_tensor(value: Any) -> Any:
-    """A NumPy array as a tensor, float64 in PyTorch's default precision; other values unchanged."""
+    """A NumPy array as a tensor, float64 in PyTorch's default precision; other values unchanged.
+
+    Raises:
+        TypeError: an array of something else than numbers.
+    """
     if not isinstance(value, np.ndarray):
         return value
+    if value.dtype.kind not in "biufc":
+        raise TypeError(
+            f"an array must hold numbers, got dtype {value.dtype}; number classes from 0, as by "
+            "`numpy.unique(labels, return_inverse=True)[1]`"
+        )
     tensor = torch.from_numpy(np.array(value, order="C"))
     return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 

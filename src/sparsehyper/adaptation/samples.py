@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehyper._util.checks import check_integer, class_numbers
+from sparsehyper._util.checks import check_integer, class_numbers, is_one_hot
 from sparsehyper._util.inputs import Inputs, labelled
 from sparsehyper._util.objectives import check_numbers, own_losses, sample_losses
 from sparsehyper._util.random import seeded
@@ -82,6 +83,12 @@ class TaskSamples:
                 raise ValueError(
                     f"labels of task {name!r} must be finite, got others for {wrong} of {len(y)} "
                     "samples; for samples without a label give a `loss` that leaves them out"
+                )
+            if is_one_hot(y):
+                warnings.warn(
+                    f"labels of task {name!r} are one-hot floating-point numbers, which are "
+                    "predicted as numbers; for classes give their `argmax(1)`",
+                    stacklevel=3,
                 )
             return cls(name, x, y, 0)
         remedy = "; numbers to predict are floating-point, and other labels need a `loss`"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper._util.checks import check_type, check_vector
+from sparsehyper._util.inputs import as_tensor
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning.base import TaskConditioner
 from sparsehyper.conditioning.support import SupportSet
@@ -37,7 +38,7 @@ class TaskExamples(TaskConditioner):
     random, as by a batch norm; otherwise by the mean and variance of all that `renew` keeps.
 
     ``task`` is a name, a number, an integer tensor ``[batch]`` of one task per sample, a pair of
-    examples ``[n, …]`` and class numbers ``[n]``, or an embedding ``[dim]``.
+    examples ``[n, …]`` and class numbers ``[n]``, tensors or arrays, or an embedding ``[dim]``.
 
     Args:
         support: what makes an embedding of examples.
@@ -121,19 +122,23 @@ class TaskExamples(TaskConditioner):
 
     def _pooled(self, examples: Any) -> Tensor:
         """What the support set makes of examples, not standardised."""
-        if _are_examples(examples):
-            examples = tuple(part.to(self.embeddings.device) for part in examples)
+        if (pair := _pair(examples)) is not None:
+            examples = tuple(part.to(self.embeddings.device) for part in pair)
         return self.support.compute(examples, (), {})[0]
 
     def read(self, task: Any) -> Any:
         """As `TaskConditioner.read`; a pair of examples stays one."""
-        return task if _are_examples(task) else super().read(task)
+        return super().read(task) if (pair := _pair(task)) is None else pair
 
     def compute(
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
         """The embedding ``[dim]`` of a task, or of examples of one without a name."""
-        return (self.of(task), None) if _are_examples(task) else super().compute(task, args, kwargs)
+        return (
+            (self.of(task), None)
+            if _pair(task) is not None
+            else super().compute(task, args, kwargs)
+        )
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -175,7 +180,7 @@ class TaskExamples(TaskConditioner):
                 none of these, or gives no finite embedding.
         """
         self.check_new("name", name)
-        if _are_examples(init):
+        if _pair(init) is not None:
             with evaluation_mode(self.support):
                 z = self.of(init)
             if not bool(z.isfinite().all()):
@@ -190,8 +195,9 @@ class TaskExamples(TaskConditioner):
             z = init
         else:
             raise TypeError(
-                f"`init` must be examples of {name!r}, a pair of a tensor [n, …] and class "
-                f"numbers [n], an embedding [{self.dim}], or 'mean', got a {type(init).__name__}"
+                f"`init` must be examples of {name!r}, a pair of a tensor or array [n, …] and "
+                f"class numbers [n], an embedding [{self.dim}], or 'mean', got a "
+                f"{type(init).__name__}"
             )
         self.embeddings = torch.cat([self.embeddings, z[None].to(self.embeddings)])
         self.append_name(name)
@@ -227,10 +233,10 @@ def _standardised(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return (z - mean) / (variance + _EPSILON).sqrt()
 
 
-def _are_examples(task: Any) -> bool:
-    """Whether ``task`` is a pair of tensors with a dimension of samples."""
-    return (
-        isinstance(task, (tuple, list))
-        and len(task) == 2
-        and all(isinstance(part, Tensor) and part.ndim > 0 for part in task)
-    )
+def _pair(task: Any) -> tuple[Tensor, Tensor] | None:
+    """Examples and class numbers, tensors with a dimension of samples; None if it is no pair."""
+    if not isinstance(task, (tuple, list)) or len(task) != 2:
+        return None
+    x, y = map(as_tensor, task)
+    tensors = all(isinstance(part, Tensor) and part.ndim > 0 for part in (x, y))
+    return (x, y) if tensors else None
