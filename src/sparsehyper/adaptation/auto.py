@@ -24,7 +24,7 @@ from sparsehyper._util.modes import evaluation_mode
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation.choice import Choice, choose, right_of
 from sparsehyper.adaptation.fitter import keep
-from sparsehyper.adaptation.held_out import UNTRIED, HeldOut, hold_out
+from sparsehyper.adaptation.held_out import HeldOut, hold_out
 from sparsehyper.adaptation.judge import wilson
 from sparsehyper.adaptation.mixture import Mixture
 from sparsehyper.adaptation.samples import (
@@ -234,7 +234,7 @@ def _adapt(
     task = start.task
     held = hold_out(start, names, seed, deadline)
     if not held.outputs:
-        way = names[-1]  # the first may have a reason of its own
+        way = [*held.unsuitable][-1]  # the first may have a reason of its own
         alone = f"`method` {way!r} does not apply"
         text = alone if len(names) == 1 else f"no way to learn {task.name!r} applies, as {way!r}"
         raise ValueError(f"{text}: {held.unsuitable[way]}")
@@ -385,7 +385,7 @@ def _rate(start: Start, choice: Choice, held: HeldOut, seed: int, deadline: floa
     if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
         return _RATE
     halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
-    if halves.unsuitable:
+    if halves.unsuitable or halves.untried:
         return _RATE
     right = right_of(halves, task, choice.weights, choice.temperatures)
     errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
@@ -405,6 +405,8 @@ def _why(choice: Choice, held: HeldOut) -> str:
     text = f"On {examples} held out, {' and '.join(parts)} had a mean loss of {choice.loss:.2f}"
     if len(parts) > 1:
         text += f" together; the best alone, {best}, {choice.losses[best]:.2f}"
+        if choice.losses[best] < choice.loss:
+            text += "; so few examples do not show that it is the better one"
     unjudged = [way for way in choice.losses if not held.judged[way].any()]
     if unjudged:
         text += (
@@ -417,11 +419,9 @@ def _why(choice: Choice, held: HeldOut) -> str:
 def _warnings(
     choice: Choice, held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    unsuitable = held.unsuitable.items()
-    untried = [way for way, why in unsuitable if why == UNTRIED]
-    found = [f"{way} does not apply: {why}" for way, why in unsuitable if why != UNTRIED]
-    if untried:
-        found.append(f"`seconds` did not suffice to try {listed(untried)}; give more")
+    found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
+    if held.untried:
+        found.append(f"`seconds` did not suffice to try {listed(held.untried)}; give more")
     if interval is not None and len(choice.right) and interval[0] <= _guessing(task):
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "

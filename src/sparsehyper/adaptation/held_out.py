@@ -19,7 +19,6 @@ _MANY, _ENOUGH = 5000, 1000  # samples of which so many are held out, once
 _LOOK = 0.2  # share of the time in which each way is tried, where samples are held out once
 _HURRIED = 0.9  # share of its time from which on a way is taken to have run out of it
 _PIECE = 512
-UNTRIED = "`seconds` did not suffice to try it"
 
 
 @dataclass
@@ -32,6 +31,7 @@ class HeldOut:
         seconds: duration of each way's fits.
         models: the last fold's models.
         unsuitable: why ways do not apply.
+        untried: ways that there was no time to try.
         out: whether a sample was held out, ``[n]``.
         share: share of the samples that a model was fitted to.
         folds: number of folds done, and wanted.
@@ -44,6 +44,7 @@ class HeldOut:
     seconds: dict[str, float] = field(default_factory=dict)
     models: dict[str, nn.Module] = field(default_factory=dict)
     unsuitable: dict[str, str] = field(default_factory=dict)
+    untried: list[str] = field(default_factory=list)
     share: float = 1.0
     folds: tuple[int, int] = (0, 0)
     once: bool = False
@@ -92,7 +93,8 @@ def hold_out(
         out = numbers == fold
         for i, name in enumerate(names):
             # One fold shows whether a way applies at all.
-            if name in found.unsuitable or (fold and not _judges(start, name, out).any()):
+            left_out = name in found.unsuitable or name in found.untried
+            if left_out or (fold and not _judges(start, name, out).any()):
                 continue
             if _too_late(found, name, deadline):
                 continue
@@ -135,7 +137,7 @@ def _too_late(found: HeldOut, name: str, deadline: float) -> bool:
     """Whether a way was never tried and is not to be, as others took all of the time."""
     late = bool(found.models) and name not in found.models and time.perf_counter() > deadline
     if late:
-        found.unsuitable[name] = UNTRIED
+        found.untried.append(name)
     return late
 
 

@@ -283,6 +283,15 @@ def test_what_tables_cannot_do(command, root, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_auto_takes_seconds_though_numbers_need_fewer(command, root, tmp_path):
+    out = tmp_path / "out"
+    new = ("adapt", root / "run", "--data", root / "new.csv", "--out", out)
+    assert command(*new, "--seconds", 0).code == 2
+    done = command(*new, "--seconds", 5, "--json")
+    assert done.code == 0
+    assert all(row["seconds"] < 5 for row in json.loads(done.out)["tasks"])
+
+
 def test_what_is_for_images_alone_is_refused_or_not_spoken_of(command, root, tmp_path):
     def refused(*words: object) -> str:
         done = command(*words)
@@ -294,8 +303,8 @@ def test_what_is_for_images_alone_is_refused_or_not_spoken_of(command, root, tmp
     added = ("evaluate", root / "more", "--added", root / "more.csv")
     for words in (new, added, ("predict", root / "more", root / "more.csv")):
         assert "`--resize` is for images, and this run is of a table" in refused(*words, "--resize")
-    told = refused(*new, "--seconds", 5)
-    assert "`--seconds` is not for runs that predict numbers, got 5" in told
+    told = refused(*new, "--method", "embedding", "--seconds", 5)
+    assert "`--seconds` is not for `--method` 'embedding', got 5" in told
     told = refused(*added, "--split", "val")
     assert "`--split` must be 'test' for" in told
     assert "folder" not in told

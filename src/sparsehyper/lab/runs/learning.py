@@ -112,8 +112,8 @@ def fit_tasks(
         task: name of the one task that the folder holds.
         method: one of `LEARNED_BY`; ``"auto"`` chooses, and with support sets is ``"examples"``. A
             baseline takes no other.
-        seconds: time to take for each task, about; not for ``"examples"``, ``"embedding"``, numbers
-            and baselines.
+        seconds: time to take for each task, about; ``"auto"`` takes far less for numbers and with
+            support sets. Not for ``"examples"``, ``"embedding"`` and baselines.
         tune: part of each new task's model to train further, as `fine_tune` takes it; for
             ``"embedding"`` and baselines.
         tune_steps: number of updates of this training.
@@ -129,11 +129,11 @@ def fit_tasks(
     """
     model, info, tasks = loaded.model, loaded.tasks, loaded.task_list
     by_examples = isinstance(model, HyperNetwork) and isinstance(model.conditioner, TaskExamples)
+    asked = method
     if info.are_numbers:
         method = _way_to_numbers(model, method)
     elif by_examples and method == "auto":
-        check_number("seconds", seconds, above=0)
-        method, seconds = "examples", _SECONDS  # far less is needed, whatever was given
+        method = "examples"
     elif method == "examples" and not by_examples:
         raise ValueError(
             "`method` 'examples' is for a run with `conditioner` 'support_set', whose embeddings "
@@ -141,7 +141,7 @@ def fit_tasks(
         )
     given = {"tune": tune, "tune_steps": tune_steps, "tune_lr": tune_lr, **settings}
     follows = method == "examples" or (info.are_numbers and method == "auto")
-    _check_settings(model, method, {"seconds": seconds, **given}, follows=follows)
+    _check_settings(model, method, asked, {"seconds": seconds, **given})
     device = next(model.parameters()).device
     if tune is not None:
         some = normal([2, *info.image_shape], seeded(0)).float().to(device)
@@ -191,16 +191,14 @@ def fit_tasks(
     return tasks, rows
 
 
-def _check_settings(
-    model: nn.Module, method: str, given: Mapping[str, Any], *, follows: bool
-) -> None:
+def _check_settings(model: nn.Module, method: str, asked: str, given: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for a setting out of range, or one that does not apply.
 
     Args:
         model: the run's model.
         method: the method.
+        asked: the method that was asked for.
         given: the other settings.
-        follows: whether models follow from the examples, without training.
     """
     check_choice("method", method, LEARNED_BY)
     check_number("seconds", given["seconds"], above=0)
@@ -221,9 +219,8 @@ def _check_settings(
                 f"`{name}` is for hypernetworks; a run of {type(model).__name__} learns a last "
                 f"layer; got {value!r}"
             )
-        if not baseline and name == "seconds" and (follows or method == "embedding"):
-            of = "runs that predict numbers" if method == "auto" else f"`method` {method!r}"
-            raise ValueError(f"`seconds` is not for {of}, got {value!r}")
+        if not baseline and name == "seconds" and asked in ("examples", "embedding"):
+            raise ValueError(f"`seconds` is not for `method` {asked!r}, got {value!r}")
         if not baseline and name not in ("method", "seconds") and method != "embedding":
             raise ValueError(
                 f"`{name}` is for `method` 'embedding' alone, got {value!r} with `method` "
