@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
@@ -142,6 +143,7 @@ class HyperNetwork(Stored, Generic[Output]):
         if head is not None:
             check_type("head", head, Head, "a head such as Ridge()")
             self.head_layer, layer = head.find(target)
+            head = replace(head, layer=self.head_layer)  # "the last" may be another when loaded
             self.head = SolvedHead(head, layer, len(self.tasks.names))
             tensors = [*target.parameters(), *target.buffers()]  # copied below
             target = copy_module(target, tensors)
@@ -192,6 +194,9 @@ class HyperNetwork(Stored, Generic[Output]):
         # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
+        for name, part in conditioner.named_modules():
+            if not f"{name}.".startswith(networks):
+                part.training = target.training
 
     @property
     def device(self) -> torch.device:
