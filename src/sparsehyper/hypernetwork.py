@@ -238,11 +238,12 @@ class HyperNetwork(Stored, Generic[Output]):
             *args, **kwargs: arguments of the target.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; one for each sample, in a list, tuple, array or integer tensor
-                ``[batch]``, where the first dimension of every tensor argument and output must be
-                the batch (best on the CPU, since the work depends on the numbers: a GPU has to be
-                waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out
-                if there is one task, or none. What `group` returns stands for the tasks that it was
-                given. An embedding has no head, so that with a ``head`` the output is the features.
+                ``[batch]``, where the first dimension of every argument that is a tensor or array,
+                and of every output, must be the batch (best on the CPU, since the work depends on
+                the numbers: a GPU has to be waited for); or an embedding, a float tensor
+                ``[latent_dim]``. It can be left out if there is one task, or none. What `group`
+                returns stands for the tasks that it was given. An embedding has no head, so that
+                with a ``head`` the output is the features.
             solve_for: labels of the samples, class numbers ``[batch]`` or numbers
                 ``[batch, outputs]``; only to train a hypernetwork with a ``head``. Each sample is
                 then predicted by the head solved from the other samples of its task in this batch,
