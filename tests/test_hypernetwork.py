@@ -400,7 +400,7 @@ def test_adding_a_task_leaves_everything_else_bit_identical():
     assert hnet.add_task("socks", init="bags") == 4
     assert hnet.add_task("gloves", init=torch.ones(8).cumsum(0)) == 5
     assert hnet.task_names == ("shoes", "bags", "hats", "coats", "socks", "gloves")
-    del before["task_names"]
+    del before["notes"]
     for name in before:
         value = hnet.state_dict()[name]
         grown = name == "conditioner.weight" or name.startswith("target.module.1.")
@@ -746,10 +746,49 @@ def test_a_state_dict_of_described_tasks_brings_them_along():
 
 def test_a_state_dict_without_names_keeps_those_of_the_hypernetwork():
     state = make().state_dict()
-    del state["task_names"]
+    del state["notes"]
     again = make(tasks=["a", "b", "c"])
     again.load_state_dict(state)
     assert again.task_names == ("a", "b", "c")
+
+
+def test_a_state_dict_of_earlier_versions_holds_names_alone():
+    state = make(tasks=["a", "b"]).state_dict()
+    del state["notes"]
+    state["task_names"] = torch.tensor(list(b'["a", "b"]'), dtype=torch.uint8)
+    again = make()
+    again.load_state_dict(state)
+    assert again.task_names == ("a", "b")
+
+
+class Swapped(nn.Module):
+    """Two layers of one shape, declared in either order."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("target", "there", "here"),
+    [
+        (Swapped("b", "a"), r"\['a.weight', \[4, 4\]\]", r"\['b.weight', \[4, 4\]\]"),
+        (Swapped("a", "b", "c"), "None", r"\['c.weight', \[4, 4\]\]"),
+    ],
+)
+def test_a_state_dict_of_another_layout_is_refused(target, there, here):
+    hnet, other = make(Swapped("a", "b")), make(target, tasks=["d"])
+    before = copy.deepcopy(other.state_dict())
+    message = f"tensor . of θ is {there} there and {here} here"
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(hnet.state_dict())
+    assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
+    with pytest.raises(ValueError, match=message):
+        nn.ModuleList([other]).load_state_dict(nn.ModuleList([hnet]).state_dict())
 
 
 # --- printing -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 
 import pytest
 import safetensors
@@ -9,7 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sparsehyper import Chunked, Dense, HyperNetwork, Sparse, TaskEmbedding, saving
+from sparsehyper import (
+    Chunked,
+    Composed,
+    Dense,
+    HyperNetwork,
+    LowRank,
+    Ridge,
+    Sparse,
+    TaskEmbedding,
+    saving,
+)
 from sparsehyper._util.files import CheckpointError, digest, read_sealed, sealed
 
 GENERATORS = [
@@ -247,6 +258,17 @@ def edited(change):
         ("config.json", edited(lambda c: c.pop("generator")), "config.json .*'generator'"),
         ("config.json", edited(lambda c: c.pop("base")), "config.json .*'base'"),
         ("config.json", edited(lambda c: c.update(layout=3)), "config.json is damaged"),
+        ("config.json", edited(lambda c: c.update(layout=[])), "selects no parameter"),
+        (
+            "config.json",
+            edited(lambda c: c["task_names"].reverse()),
+            "its tasks are 'coats', 'büge', 'shoes', the model's are 'shoes', 'büge', 'coats'",
+        ),
+        (
+            "config.json",
+            edited(lambda c: c.update(task_names=3)),
+            "config.json is damaged.*a list, got 3",
+        ),
         (
             "config.json",
             edited(lambda c: c["generator"].update(kind="magic")),
@@ -486,4 +508,97 @@ def test_an_empty_directory_is_written_to(tmp_path):
     (tmp_path / "model").mkdir()
     hnet = make()
     hnet.save(tmp_path / "model", overwrite=True)
+    assert_equal(hnet, HyperNetwork.load(tmp_path / "model", make_target()))
+
+
+# --- a target that declares its parameters in another order ----------------------------------
+
+SIZES = {"first": (4, 6), "second": (6, 6), "third": (6, 2)}
+
+
+class Declared(nn.Module):
+    """Three layers, declared in any order, the second with the first's bias."""
+
+    def __init__(self, *order: str, tied: bool = True) -> None:
+        super().__init__()
+        for name in order:
+            setattr(self, name, nn.Linear(*SIZES[name]))
+        if tied:
+            self.second.bias = self.first.bias
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.third(self.norm(self.second(self.first(x).relu()).relu()))
+
+
+ORDER, OTHER = ("first", "second", "third"), ("third", "second", "first")
+
+
+@pytest.mark.parametrize("base", ["learned", "residual"])
+@pytest.mark.parametrize(
+    "generator",
+    [
+        *(Sparse(), Chunked(by="filter"), LowRank(rank=1)),
+        Composed({"first.bias": Dense(), "*.weight": Chunked(by="tensor"), "*": Sparse()}),
+    ],
+)
+def test_the_order_of_the_saved_layout_counts(tmp_path, generator, base):
+    embedding = TaskEmbedding(["a", "b"], dim=8)
+    hnet = HyperNetwork(Declared(*ORDER), generator, embedding, base=base)
+    hnet(torch.randn(20, 4), task=torch.arange(20) % 2)
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", Declared(*OTHER))
+    assert_equal(hnet, again)
+    x, tasks = torch.randn(6, 4), torch.arange(6) % 2
+    torch.testing.assert_close(again(x, task=tasks), hnet(x, task=tasks))
+    torch.testing.assert_close(again.materialize("b")(x), hnet.materialize("b")(x))
+    again.save(tmp_path / "again")
+    files = [(tmp_path / d / "config.json").read_text() for d in ("model", "again")]
+    assert json.loads(files[0])["layout"] == json.loads(files[1])["layout"]
+    hnet.load_state_dict(again.state_dict())
+
+
+@pytest.mark.parametrize("generate", ["third.*", "first.*"])
+def test_what_is_shared_and_tied_comes_back_in_any_order(tmp_path, generate):
+    settings = {"generate": generate, "head": None if generate == "third.*" else Ridge("third")}
+    hnet = HyperNetwork(Declared(*ORDER), Sparse(), TaskEmbedding(2, 8), **settings)
+    hnet.save(tmp_path / "model")
+    assert_equal(hnet, HyperNetwork.load(tmp_path / "model", Declared(*OTHER)))
+
+
+def test_the_last_layer_that_a_head_replaced_is_the_same_in_any_order(tmp_path):
+    hnet = HyperNetwork(Declared(*ORDER), Sparse(), TaskEmbedding(2, 8), head=Ridge())
+    hnet.solve_head("1", (torch.randn(9, 4), torch.arange(9) % 2))
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", Declared(*OTHER))
+    assert_equal(hnet, again)
+    x = torch.randn(6, 4)
+    assert torch.equal(again.materialize("1")(x), hnet.materialize("1")(x))
+
+
+def test_a_module_that_is_used_twice_may_be_declared_by_its_other_name(tmp_path):
+    def make_twice(*names: str) -> nn.Module:
+        shared = nn.Linear(4, 4)
+        return nn.Sequential(OrderedDict.fromkeys(names, shared))
+
+    hnet = HyperNetwork(make_twice("a", "b"), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    again = HyperNetwork.load(tmp_path / "model", make_twice("b", "a"))
+    assert_equal(hnet, again)
+    assert [(s.name, s.aliases) for s in again.target.layout] == [("a.weight", ()), ("a.bias", ())]
+
+
+def test_what_was_separate_may_not_be_tied(tmp_path):
+    hnet = HyperNetwork(Declared(*ORDER, tied=False), Sparse(), TaskEmbedding(2, 8))
+    hnet.save(tmp_path / "model")
+    message = r"generates 'second.bias' of shape \[6\], this target has tied it to 'first.bias'"
+    with pytest.raises(ValueError, match=message):
+        HyperNetwork.load(tmp_path / "model", Declared(*ORDER))
+
+
+def test_files_without_names_are_loaded(tmp_path):
+    hnet = make()
+    hnet.save(tmp_path / "model")
+    older = edited(lambda c: (c.pop("task_names"), c.pop("conditioner_notes")))
+    older(tmp_path / "model" / "config.json")
     assert_equal(hnet, HyperNetwork.load(tmp_path / "model", make_target()))

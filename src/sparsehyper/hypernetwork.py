@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
@@ -142,6 +143,7 @@ class HyperNetwork(Stored, Generic[Output]):
         if head is not None:
             check_type("head", head, Head, "a head such as Ridge()")
             self.head_layer, layer = head.find(target)
+            head = replace(head, layer=self.head_layer)  # "the last" may be another when loaded
             self.head = SolvedHead(head, layer, len(self.tasks.names))
             tensors = [*target.parameters(), *target.buffers()]  # copied below
             target = copy_module(target, tensors)
@@ -192,6 +194,9 @@ class HyperNetwork(Stored, Generic[Output]):
         # Parts of the target, and networks in the conditioner, keep the mode they are in.
         self.training = self.target.training = target.training
         self.generator.train(target.training)
+        for name, part in conditioner.named_modules():
+            if not f"{name}.".startswith(networks):
+                part.training = target.training
 
     @property
     def device(self) -> torch.device:
@@ -233,11 +238,12 @@ class HyperNetwork(Stored, Generic[Output]):
             *args, **kwargs: arguments of the target.
             task: a condition that the conditioner accepts. With named tasks: a name or number for
                 the whole batch; one for each sample, in a list, tuple, array or integer tensor
-                ``[batch]``, where the first dimension of every tensor argument and output must be
-                the batch (best on the CPU, since the work depends on the numbers: a GPU has to be
-                waited for); or an embedding, a float tensor ``[latent_dim]``. It can be left out
-                if there is one task, or none. What `group` returns stands for the tasks that it was
-                given. An embedding has no head, so that with a ``head`` the output is the features.
+                ``[batch]``, where the first dimension of every argument that is a tensor or array,
+                and of every output, must be the batch (best on the CPU, since the work depends on
+                the numbers: a GPU has to be waited for); or an embedding, a float tensor
+                ``[latent_dim]``. It can be left out if there is one task, or none. What `group`
+                returns stands for the tasks that it was given. An embedding has no head, so that
+                with a ``head`` the output is the features.
             solve_for: labels of the samples, class numbers ``[batch]`` or numbers
                 ``[batch, outputs]``; only to train a hypernetwork with a ``head``. Each sample is
                 then predicted by the head solved from the other samples of its task in this batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsehyper._util.checks import check_integer
 
-Select = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+Select = str | Sequence[str] | Mapping[str, torch.Size] | Callable[[str, nn.Parameter], bool]
 
 
 class TensorSpec(NamedTuple):
@@ -80,11 +80,14 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     Args:
         module: any module.
         generate: a glob on parameter names, several, or a predicate of name and parameter. A tied
-            parameter is selected by a glob on any of its names; a predicate gets the first.
+            parameter is selected by a glob on any of its names; a predicate gets the first. Or the
+            shapes of a layout that was saved, by name: their order is then that of θ, in whatever
+            order the module declares its parameters.
 
     Raises:
         TypeError, ValueError: a selection of a wrong type or that selects nothing, parameters
-            without a shape, of several dtypes, complex, or of a ScriptModule.
+            without a shape, of several dtypes, complex, or of a ScriptModule; or others than those
+            that were saved.
 
     >>> [tuple(spec[:4]) for spec in plan_layout(nn.Linear(3, 2), "w*")]
     [('weight', torch.Size([2, 3]), 0, 6)]
@@ -105,12 +108,14 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
     every: dict[int, list[str]] = {}  # slots give those of a module that is used twice once
     for name, parameter in module.named_parameters(remove_duplicate=False):
         every.setdefault(id(parameter), []).append(name)
-    chosen = _select(
-        generate,
-        {first: parameter for parameter, (first, *_) in names.items()},
-        {first: every[id(parameter)] for parameter, (first, *_) in names.items()},
-    )
-    layout, offset = [], 0
+    if isinstance(generate, Mapping) and generate:
+        chosen = _saved(generate, {parameter: every[id(parameter)] for parameter in names})
+    else:
+        chosen = _select(
+            generate,
+            {first: parameter for parameter, (first, *_) in names.items()},
+            {first: every[id(parameter)] for parameter, (first, *_) in names.items()},
+        )
     for name in chosen:
         if name in scripted:
             raise TypeError(
@@ -118,12 +123,6 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
                 "be put; give the module that was scripted or traced, or leave its parameters out "
                 "by `generate`"
             )
-    for parameter, (name, *aliases) in names.items():
-        if name in chosen:
-            layout.append(
-                TensorSpec(name, parameter.shape, offset, parameter.numel(), tuple(aliases))
-            )
-            offset += parameter.numel()
     dtypes = {parameter.dtype: name for name, parameter in chosen.items()}
     if len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
         found = ", ".join(f"{dtype} ({name!r})" for dtype, name in dtypes.items())
@@ -136,7 +135,10 @@ def plan_layout(module: nn.Module, generate: Select = "*") -> tuple[TensorSpec, 
         raise ValueError(
             f"`generate` must select parameters of one real dtype, got {found}; {remedy}"
         )
-    return tuple(layout)
+    return pack(
+        (name, parameter.shape, _others(module, name, names[parameter]))
+        for name, parameter in chosen.items()
+    )
 
 
 def slots(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Module, str, Any]]:
@@ -160,6 +162,12 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 def matches(names: Iterable[str], pattern: str) -> bool:
     """Whether a glob matches one of the names of a tensor."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _others(module: nn.Module, name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a tensor in other places than that of ``name``."""
+    place = owner_of(module, name)
+    return tuple(other for other in names if owner_of(module, other) != place)
 
 
 def _select(
@@ -187,3 +195,27 @@ def _select(
     if not selected:
         raise ValueError(f"`generate` selects no parameter of the target; it has: {known}")
     return {first: parameters[first] for first in selected}
+
+
+def _saved(
+    shapes: Mapping[str, torch.Size], names: Mapping[nn.Parameter, Sequence[str]]
+) -> dict[str, nn.Parameter]:
+    """The parameters of a saved layout, in its order; each has all its names."""
+    found = {name: parameter for parameter, every in names.items() for name in every}
+    chosen: dict[nn.Parameter, str] = {}
+    for name, shape in shapes.items():
+        parameter = found.get(name)
+        if parameter is None:
+            instead = "no such parameter"
+        elif parameter.shape != shape:
+            instead = f"shape {list(parameter.shape)}"
+        elif parameter in chosen:
+            instead = f"tied it to {chosen[parameter]!r}"
+        else:
+            chosen[parameter] = name
+            continue
+        raise ValueError(
+            f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
+            f"{list(shape)}, this target has {instead}"
+        )
+    return {name: parameter for parameter, name in chosen.items()}

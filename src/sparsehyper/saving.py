@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sparsehyper._util.checks import check_type
 from sparsehyper._util.files import (
     CheckpointError,
     digest,
@@ -36,7 +37,9 @@ from sparsehyper._util.files import (
     write_sealed,
 )
 from sparsehyper._util.fingerprints import fingerprints
-from sparsehyper.conditioning import TASK_NAMES, Conditioner
+from sparsehyper._util.notes import KEYS, NOTES, as_bytes, from_bytes
+from sparsehyper._util.text import listed
+from sparsehyper.conditioning import Conditioner
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
@@ -69,7 +72,7 @@ def save(
     replacing = overwrite and os.path.lexists(path)
     if replacing:
         _check_own(path)
-    state = _tensors(model)
+    state, notes = _parts(model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     first = _first_names(state)
     state = {name: tensor for name, tensor in state.items() if first[name] == name}
@@ -81,6 +84,7 @@ def save(
         "format": FORMAT,
         "torch": torch.__version__,
         **config,
+        **notes,
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "given": given,
     }
@@ -165,6 +169,7 @@ def load_state(
     state: dict[str, Tensor],
     path: Path,
     given: Mapping[str, str] = MappingProxyType({}),
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """``load_state_dict`` with errors that name the file and the first tensor that does not fit.
 
@@ -173,23 +178,27 @@ def load_state(
         state: the tensors of the file.
         path: path of the file, for errors.
         given: fingerprints of the tensors that the file does not hold, by name.
+        notes: what `notes_of` finds in the configuration.
 
     Raises:
         CheckpointError: a missing or unexpected tensor, a tensor of another shape or dtype, one
-            with NaN or infinity where the model's is finite, or other tensors than those that
-            ``given`` describes. Nothing is loaded then.
+            with NaN or infinity where the model's is finite, other tensors than those that
+            ``given`` describes, or tasks of other names or another layout. Nothing is loaded then.
     """
-    expected = _tensors(model)
+    expected, own = _parts(model)
     later = {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
         if isinstance(module, Conditioner)
         for name in module.later
     }
-    for name, first in _first_names(expected).items():
+    firsts = _first_names(expected)
+    # A tied tensor is there by any of its names: which is the first depends on the target.
+    there = {first for name, first in firsts.items() if name in state or name in given}
+    for name, first in firsts.items():
         if name in state:
             check_like(name, state[name], expected[name], path)
-        elif first not in state and first not in given and name not in later:
+        elif first not in there and name not in later:
             raise CheckpointError(f"{path} does not fit this model: it lacks the tensor {name!r}")
     for name in (*state, *given):
         if name not in expected:
@@ -198,7 +207,19 @@ def load_state(
     # Files lack the version numbers of modules, without which some modules expect an older format.
     state = OrderedDict(state)
     state._metadata = expected._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state, strict=False)
+    if notes:
+        # Whoever made the model may have numbered its tasks, so it does not take other names.
+        names = own.get("task_names")
+        if notes.get("task_names", names) != names:
+            raise CheckpointError(
+                f"{path} does not fit this model: its tasks are {listed(notes['task_names'])}, the "
+                f"model's are {listed(names or [])}; give a model of the same tasks in their order"
+            )
+        state[NOTES] = as_bytes(dict(notes))
+    try:
+        model.load_state_dict(state, strict=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit this model: {error}") from error
 
 
 def _check_given(given: Mapping[str, str], found: Mapping[str, str], path: Path) -> None:
@@ -227,11 +248,22 @@ def check_like(name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: tensor {name!r} holds NaN or infinity")
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's tensors; the names of its tasks are in ``config.json``."""
+def notes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes on a state in files, which ``config.json`` holds.
+
+    Raises:
+        TypeError: they are damaged.
+    """
+    notes = {key: config[key] for key in KEYS if key in config}  # older files have fewer
+    check_type("task_names", notes.get("task_names", []), list, "a list")
+    return notes
+
+
+def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's tensors and notes."""
     state = model.state_dict()
-    state.pop(TASK_NAMES, None)
-    return state
+    notes = state.pop(NOTES, None)
+    return state, {} if notes is None else from_bytes(notes)
 
 
 def _check_own(path: Path) -> None:

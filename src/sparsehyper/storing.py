@@ -70,7 +70,6 @@ class Stored(NamedTasks):
         config = {
             **self.settings,
             "conditioner": self.conditioner.to_config(),
-            "layout": [[spec.name, list(spec.shape)] for spec in self.target.layout],
             "target": self._recipe and {**self._recipe, "dtype": str(self.target.dtype)},
         }
         given = self._given if frozen == "reference" else {}
@@ -239,12 +238,13 @@ class Stored(NamedTasks):
         """As `load`; with ``follow_links`` files may be links, as in the hub's cache."""
         config, state = saving.read(directory, follow_links=follow_links)
         try:
-            saved = {name: tuple(shape) for name, shape in config["layout"]}
+            layout = {name: torch.Size(shape) for name, shape in config["layout"]}
             described = config["conditioner"]
             generator = generator_from_config(config["generator"])
             settings = {name: config[name] for name in _SETTINGS}
             settings["head"] = head_from_config(config.get("head"))  # older files have none
             frozen, given = set(config["frozen"]), dict(config.get("given", {}))  # older: none
+            notes = saving.notes_of(config)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(directory, error) from error
         if conditioner is None:
@@ -259,9 +259,7 @@ class Stored(NamedTasks):
             )
         if target is None:
             target = _built_target(directory, config.get("target"), given)
-        _check_layout(saved, target)
-        settings["generate"] = lambda name, _: name in saved
-        hnet = cls(target, generator, conditioner, copy=copy, **settings)
+        hnet = cls(target, generator, conditioner, generate=layout, copy=copy, **settings)
         head, bias = hnet.head, state.get("head.bias")
         if isinstance(head, SolvedHead) and bias is not None and bias.ndim == 2:
             head.widen(bias.shape[1])  # new tasks may have had more classes
@@ -270,7 +268,7 @@ class Stored(NamedTasks):
                 parameter.data = parameter.data.clone()
         if device is not None:
             hnet = hnet.to(device)
-        saving.load_state(hnet, state, Path(directory, saving.WEIGHTS_FILE), given)
+        saving.load_state(hnet, state, Path(directory, saving.WEIGHTS_FILE), given, notes)
         for name, parameter in hnet.named_parameters():
             parameter.requires_grad_(name not in frozen)
         return hnet
@@ -345,17 +343,6 @@ def _quoted(name: str) -> str:
 def _cell(value: object) -> str:
     """Text in a cell of a table."""
     return printable(value).replace("|", "\\|")
-
-
-def _check_layout(saved: dict[str, tuple[int, ...]], target: nn.Module) -> None:
-    found = {name: tuple(p.shape) for name, p in target.named_parameters() if p.requires_grad}
-    for name, shape in saved.items():
-        if found.get(name) != shape:
-            instead = f"shape {list(found[name])}" if name in found else "no such parameter"
-            raise ValueError(
-                f"`target` does not fit: the saved hypernetwork generates {name!r} of shape "
-                f"{list(shape)}, this target has {instead}"
-            )
 
 
 def _built_target(

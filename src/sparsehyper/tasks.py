@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from sparsehyper._util.inputs import labelled
 from sparsehyper._util.modes import evaluation_mode
-from sparsehyper.conditioning import TASK_NAMES, Conditioner, TaskConditioner, TaskEmbedding
+from sparsehyper._util.notes import NOTES, as_bytes, from_bytes
+from sparsehyper.conditioning import Conditioner, TaskConditioner, TaskEmbedding
 from sparsehyper.heads import NonFiniteFeatures, SolvedHead
 from sparsehyper.target.target import Target
+
+_TASK_NAMES = "task_names"  # the entry of earlier state dicts, which held these notes alone
 
 
 class NamedTasks(nn.Module):
@@ -22,7 +25,8 @@ class NamedTasks(nn.Module):
 
     A task has a row in the conditioner's table; if the target has batch norms, a row in the tables
     of statistics; and with a head in closed form, a row there. They are added and removed together.
-    A state dict holds the names too, and loading one brings its tasks along.
+    A state dict holds the names too, and loading one brings its tasks along. It holds the layout
+    as well: the numbers of θ mean other tensors where the target declares them in another order.
     """
 
     conditioner: Conditioner
@@ -178,21 +182,46 @@ class NamedTasks(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.conditioner.names:
-            names = json.dumps(self.conditioner.names).encode()
-            destination[prefix + TASK_NAMES] = torch.tensor(list(names), dtype=torch.uint8)
+        notes = {
+            "layout": self._noted_layout(),
+            "task_names": self.conditioner.names,
+            "conditioner_notes": self.conditioner.notes(),
+        }
+        destination[prefix + NOTES] = as_bytes(notes)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # PyTorch gives a shallow copy, and loads the parts afterwards, whose tables then fit.
-        names = state_dict.pop(prefix + TASK_NAMES, None)
-        if names is not None and self.conditioner.names:
-            self._take_names(json.loads(bytes(names.tolist())))
+        notes = {}
+        if (names := state_dict.pop(prefix + _TASK_NAMES, None)) is not None:
+            notes = {"task_names": from_bytes(names)}
+        if (entry := state_dict.pop(prefix + NOTES, None)) is not None:
+            notes = from_bytes(entry)
+        if "layout" in notes:
+            self._check_layout(notes["layout"])
+        if self.conditioner.names and notes.get("task_names"):
+            self._take_names(notes["task_names"])
+        if "conditioner_notes" in notes:
+            self.conditioner.take_notes(notes["conditioner_notes"])
         outputs = state_dict.get(f"{prefix}head.bias")
         if self.head is not None and outputs is not None and outputs.ndim == 2:
             self.head.resize(outputs.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _noted_layout(self) -> list[list[Any]]:
+        return [[spec.name, list(spec.shape)] for spec in self.target.layout]
+
+    def _check_layout(self, noted: Sequence[Any]) -> None:
+        """Raise ``ValueError`` if a state is of another layout."""
+        for place, (there, here) in enumerate(zip_longest(noted, self._noted_layout())):
+            if there != here:
+                raise ValueError(
+                    f"the state is of another layout: tensor {place} of θ is {there} there and "
+                    f"{here} here, by name and shape; give the hypernetwork a target that declares "
+                    "the same parameters in the same order (what `save` wrote, "
+                    "`HyperNetwork.load` puts in their order by name)"
+                )
 
     def _take_names(self, names: list[str]) -> None:
         """Have tasks of these names, in this order; new rows hold nothing of use."""

@@ -20,6 +20,7 @@ from sparsehyper import (
     adapt_task,
     fit_embedding,
 )
+from sparsehyper._util.files import CheckpointError, read_sealed, sealed
 from sparsehyper.saving import load_state
 from sparsehyper.training import TrainConfig, evaluate, train
 
@@ -266,6 +267,90 @@ def test_a_task_that_was_added_keeps_its_embedding_in_training_too():
     hnet.remove_task("east")
     hnet.conditioner.renew()
     torch.testing.assert_close(hnet.conditioner.embeddings[-1], kept[-1])
+
+
+def changed() -> HyperNetwork:
+    """Tasks that are drawn by their first names, and others whose embeddings were given."""
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°", "60°", "90°", "120°"]))
+    hnet.conditioner.renew()
+    hnet.add_task("hats", samples("180°"))
+    hnet.remove_task("30°")
+    hnet.rename_task("60°", "sixty")
+    hnet.conditioner.refine(0, torch.arange(8.0))
+    hats = hnet.embedding("hats").clone()
+    hnet.conditioner.renew()
+    assert torch.equal(hnet.conditioner.embeddings[[0, 4]], torch.stack([torch.arange(8.0), hats]))
+    return hnet
+
+
+def assert_renewing_changes_nothing(table, expected):
+    table.embeddings[1:4] = 7
+    table.renew()
+    torch.testing.assert_close(table.embeddings, expected)
+
+
+@pytest.mark.parametrize("names", [["hats", "120°"], ["0°", "sixty", "90°", "120°", "hats"]])
+def test_a_state_dict_brings_along_what_tasks_are_drawn_by(names):
+    hnet, again = changed(), HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(names))
+    again.load_state_dict(hnet.state_dict())
+    assert_renewing_changes_nothing(again.conditioner, hnet.conditioner.embeddings)
+
+
+def test_a_file_tells_what_tasks_are_drawn_by(tmp_path):
+    hnet = changed()
+    hnet.save(tmp_path / "model")
+    table = conditioner(hnet.task_names)
+    again = HyperNetwork.load(tmp_path / "model", nn.Linear(2, 2), table)
+    assert_renewing_changes_nothing(again.conditioner, hnet.conditioner.embeddings)
+
+
+@pytest.mark.parametrize("drawn_by", [["0°"], [None, 1, None, None, None], 3])
+def test_a_damaged_list_of_what_tasks_are_drawn_by_is_refused(tmp_path, drawn_by):
+    hnet = changed()
+    hnet.save(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = read_sealed(file)
+    config["conditioner_notes"]["drawn_by"] = drawn_by
+    file.write_bytes(sealed(config).encode())
+    with pytest.raises(CheckpointError, match=r"does not fit this model: .*(drawn_by|iterable)"):
+        HyperNetwork.load(tmp_path / "model", nn.Linear(2, 2), conditioner(hnet.task_names))
+
+
+def test_a_state_dict_of_earlier_versions_has_tasks_drawn_by_its_names():
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
+    hnet.conditioner.renew()
+    again = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["30°", "0°"]))
+    state = hnet.state_dict()
+    del state["notes"]
+    state["task_names"] = torch.tensor(list('["0°", "30°"]'.encode()), dtype=torch.uint8)
+    again.load_state_dict(state)
+    again.conditioner.renew()
+    torch.testing.assert_close(again.conditioner.embeddings, hnet.conditioner.embeddings)
+
+
+@pytest.mark.parametrize("way", ["file", "state dict"])
+def test_what_was_trained_is_standardised_though_it_was_not_kept_yet(tmp_path, way):
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner())
+    hnet(torch.ones(1, 2), task="0°")  # in training
+    if way == "file":
+        hnet.save(tmp_path / "model")
+        again = HyperNetwork.load(tmp_path / "model", nn.Linear(2, 2), conditioner())
+    else:
+        again = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner())
+        again.load_state_dict(hnet.state_dict())
+    again.conditioner.renew()
+    kept = again.conditioner.embeddings
+    torch.testing.assert_close(kept.var(0, correction=0), torch.ones(8), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_conditioner_has_the_mode_of_the_target_and_its_networks_their_own(training):
+    made = conditioner().train(not training)
+    target = nn.Linear(2, 2).train(training)
+    hnet = HyperNetwork(target, Sparse(), made)
+    own = [made, made.support, made.support.each, made.support.whole]
+    assert {part.training for part in (hnet, *own)} == {training}
+    assert {part.training for part in made.support.encoder.modules()} == {not training}
 
 
 def test_embeddings_that_were_never_kept_are_no_embeddings():

@@ -97,6 +97,13 @@ def test_a_file_need_not_hold_a_frozen_network_of_the_caller_s(tmp_path):
     assert torch.equal(again.theta(again.embedding(1)[None]), hnet.theta(hnet.embedding(1)[None]))
 
 
+def test_a_file_of_tasks_in_another_order_is_refused(tmp_path):
+    make().save(tmp_path / "saved")
+    other = Coded(make().conditioner.reader, ["task 2", "task 1", "task 0"])
+    with pytest.raises(ValueError, match=r"its tasks are 'task 0', .* the model's are 'task 2'"):
+        HyperNetwork.load(tmp_path / "saved", nn.Linear(5, 2), other)
+
+
 def test_training_renews_before_each_evaluation():
     hnet, x, y = make(), torch.randn(32, 5), torch.arange(32) % 2
     batches = [(x, y, 0), (x, y, 1), (x, y, 2)]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -125,6 +126,17 @@ class Padded(nn.Module):
         return self.out(self.words(x))
 
 
+class PaddedByHand(nn.Module):
+    """Token embeddings with padding, and no attribute that tells of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Parameter(torch.randn(7, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(F.embedding(x, self.words, padding_idx=0))
+
+
 # A target, the shape of a sample, and whether several tasks may share a run of it.
 TARGETS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), (4,), True),
@@ -135,6 +147,7 @@ TARGETS = {
     "padding": (lambda: Padded(-1), (3,), False),
     "padding, not zero": (lambda: Padded(0), (3,), False),
     "padding, tied weights": (lambda: Padded(2, tied=True), (3,), False),
+    "padding by hand": (PaddedByHand, (3,), False),
     "dict": (lambda: Dict(4, 2), (4,), True),
     "convolutions": (convolutions, (2, 4, 4), False),
     "lstm": (lambda: Last(4, 3, batch_first=True), (5, 4), None),
@@ -245,6 +258,18 @@ def test_padding_stays_zero_in_any_precision(dtype):
     assert all(p.grad is not None for p in hnet.generator.parameters())
 
 
+@pytest.mark.parametrize("wanted", ["no gradient", "no gradient of the padding", "all"])
+def test_padding_is_a_reason_for_more_runs_only_where_its_gradient_is_generated(wanted):
+    hnet = make(
+        Runs(Padded(0)), generate="*" if wanted != "no gradient of the padding" else "*out*"
+    )
+    with torch.set_grad_enabled(wanted != "no gradient"):
+        for _ in range(2):
+            sizes.clear()
+            hnet(samples("padding", 3 * TASKS), task=torch.arange(TASKS).repeat(3))
+    assert sizes == ([3] * TASKS if wanted == "all" else [3])
+
+
 def test_checkpointing_does_not_see_the_trial():
     hnet, x, ids = make(TARGETS["mlp"][0]()), torch.randn(12, 4), torch.arange(12) % TASKS
     expected = hnet(x, task=ids)
@@ -285,6 +310,93 @@ def test_a_recurrent_layer_alone_takes_one_task_at_a_time(counts):
     ids = torch.arange(2).repeat_interleave(torch.tensor(counts))
     with pytest.raises(ValueError, match=r"an nn\.LSTM as the target .* wrap it in a module"):
         hnet(torch.randn(4, 5, 4), task=ids)
+
+
+class WithState(nn.Module):
+    """A recurrent layer, and its state as `change` returns it."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.layer, self.change = nn.LSTM(4, 3, num_layers=2, batch_first=True), change
+
+    def forward(self, x):
+        out, (state, _) = self.layer(x)
+        return out, self.change(state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_state_with_the_layers_first_is_told_though_they_are_as_many_as_samples(count, training):
+    x, ids = torch.randn(3 * count, 2, 4), torch.arange(3).repeat(count)
+    hnet = make(WithState(lambda state: state))
+    with torch.set_grad_enabled(training):
+        wrong = rf"got shape \[2, {count}, 3\] .*recurrent layer: `state\.transpose\(0, 1\)`"
+        with pytest.raises(ValueError, match=wrong):
+            hnet(x, task=ids)
+        hnet = make(WithState(lambda state: state.transpose(0, 1)))
+        together = hnet(x, task=ids)
+        for task in range(3):
+            own = [each[ids == task] for each in together]
+            torch.testing.assert_close(tuple(own), hnet(x[ids == task], task=task))
+
+
+class Pooled(nn.Linear):
+    """The mean of the steps of a sequence, of which each sample has its own number."""
+
+    def forward(self, x, lengths):
+        lengths = lengths["n"] if isinstance(lengths, dict) else lengths
+        steps = [own[: int(n)].mean(0) for own, n in zip(x, lengths, strict=True)]
+        return super().forward(torch.stack(steps))
+
+
+LENGTHS = [1, 2, 3, 4, 5, 6]
+
+
+def test_arrays_are_divided_among_the_tasks_as_tensors_are():
+    hnet = make(Pooled(4, 2))
+    x, ids = torch.randn(TASKS, 7, 4), torch.tensor([0, 1, 0, 1, 2, 2])
+    given = np.array(LENGTHS)
+    out = hnet(x, given, task=ids)
+    alone = [hnet(x[[i]], given[[i]], task=int(ids[i])) for i in range(TASKS)]
+    torch.testing.assert_close(out, torch.cat(alone))
+    torch.testing.assert_close(hnet(x, lengths={"n": given}, task=ids), out)
+
+
+@pytest.mark.parametrize("tasks", [2, TASKS])
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (LENGTHS, "list"),
+        (tuple(LENGTHS), "tuple"),
+        ({"n": LENGTHS}, "list"),
+        (list("abcdef"), "list"),
+        ([[1], [2, 3], [], [1], [1], [1]], "list"),
+    ],
+)
+def test_a_list_with_an_entry_for_each_sample_is_refused(given, kind, tasks):
+    hnet, x, ids = make(Pooled(4, 2)), torch.randn(TASKS, 7, 4), torch.arange(TASKS) % tasks
+    for call in (lambda: hnet(x, given, task=ids), lambda: hnet(x, lengths=given, task=ids)):
+        with pytest.raises(
+            ValueError, match=rf"`lengths` has a {kind} of 6 entries.* give a tenso"
+        ):
+            call()
+
+
+def test_lists_that_are_none_of_samples_are_left_alone():
+    class Resized(nn.Linear):
+        def forward(self, x, size, weights=(1, 2)):
+            return super().forward(x).expand(len(x), *size) * sum(weights)
+
+    hnet, x = make(Resized(4, 2)), torch.randn(TASKS, 4)
+    assert hnet(x, [2], task=torch.arange(TASKS)).shape == (TASKS, 2)
+    assert hnet(x, (2,), (1,) * TASKS, task=torch.arange(TASKS)).shape == (TASKS, 2)
+    one = torch.zeros(TASKS, dtype=torch.int64)
+    assert make(Pooled(4, 2))(torch.randn(TASKS, 7, 4), LENGTHS, task=one).shape == (TASKS, 2)
+
+
+def test_an_array_of_texts_is_refused():
+    with pytest.raises(TypeError, match="an array must hold numbers, got dtype <U1"):
+        make(Pooled(4, 2))(torch.randn(2, 7, 4), np.array(["a", "b"]), task=torch.arange(2))
 
 
 def test_dropout_differs_between_tasks_that_share_a_run():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from helpers.small_targets import Attention, Gain, Tied
@@ -544,3 +545,32 @@ def test_script_modules_are_refused_with_what_to_do():
         with pytest.raises(TypeError, match=r"'(1\.)?weight' .* ScriptModule's.*`generate`"):
             Target(module)
     assert Target(nn.Sequential(nn.Linear(3, 3), scripted), generate="0.*").numel == 12
+
+
+class TiedByHand(nn.Module):
+    """Embeddings that are the weights of the outputs too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(6, 4, padding_idx=0)
+
+    def forward(self, x):
+        return F.linear(self.words(x).mean(1), self.words.weight)
+
+
+@pytest.mark.parametrize("base", ["zeros", "learned", "residual"])
+def test_nothing_depends_on_what_is_generated_for_padding(base):
+    target = Target(TiedByHand().double(), base=base)
+    raw = torch.randn(target.numel, dtype=torch.double, requires_grad=True)
+    x = torch.tensor([[1, 2, 0], [3, 4, 5]])
+
+    def out(raw):
+        return target(target.unpack(raw), None, (x,), {}).tanh()
+
+    assert (out(raw)[:, 0] == 0).all()
+    assert torch.autograd.gradcheck(out, raw, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(out, raw)
+    out(raw).sum().backward()
+    assert (raw.grad[:4] == 0).all()
+    if target.base is not None:
+        assert (target.base.grad[:4] == 0).all()

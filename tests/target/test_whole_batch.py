@@ -199,6 +199,122 @@ def test_targets_that_cannot_serve_all_samples_in_one_run_have_more(build, x):
         torch.testing.assert_close(hnet(x, task=TASK)[own], hnet(x[own], task=task))
 
 
+class ByHead(nn.Module):
+    """Frozen layers, a head that is generated, and what is computed by the head's weight."""
+
+    def __init__(self, compute: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.head, self.compute = nn.Linear(20, 20), nn.Linear(20, 2), compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.head, self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("compute", "runs"),
+    [
+        (lambda head, x: head(x) + head.weight.square().sum(), 3),
+        (lambda head, x: F.linear(x, F.normalize(head.weight), head.bias), 3),
+        (lambda head, x: head(x) + head.bias.mean(), 3),
+        (lambda head, x: head(x) / head.weight.shape[1] ** 0.5 * head.bias.ndim, 1),
+        (lambda head, x: head(x.to(head.weight.dtype)) * head.weight.size(0), 1),
+    ],
+)
+def test_the_weight_of_a_generated_head_is_that_of_one_task(compute, runs):
+    hnet, x = make(ByHead(compute), generate="head.*").eval(), torch.randn(7, 20)
+    hnet(x, task=TASK)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == runs
+    for task in range(3):
+        own = task == TASK
+        torch.testing.assert_close(hnet(x, task=TASK)[own], hnet(x[own], task=task))
+
+
+def test_a_penalty_of_the_weights_is_refused_as_a_loss_is():
+    hnet = make(ByHead(lambda head, _: head.weight.square().sum()), generate="head.*")
+    with pytest.raises(ValueError, match=r"the batch as its first dimension, got shape \[\]"):
+        hnet(torch.randn(7, 20), task=TASK)
+
+
+def test_under_autocast_a_batch_of_many_tasks_has_the_dtype_of_one():
+    hnet = make(ByHead(lambda head, x: head(x)), generate="head.*").eval()
+    x = torch.randn(7, 20)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert hnet(x, task=TASK).dtype == hnet(x, task=0).dtype == dtype
+            assert passes(hnet, lambda: hnet(x, task=TASK)) == 1
+
+
+class Steps(nn.Module):
+    """Sequences: a layer, and then a change that may depend on their length."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Linear(20, 20), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.layer(x))
+
+
+class Flattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        Flattened,
+        lambda: Steps(lambda y: y - y.mean(0) if y.shape[1] > 1 else y),
+        lambda: Steps(lambda y: y.flip(0) if y.shape[1] == 2 else y),
+    ],
+)
+def test_what_is_found_out_of_one_length_does_not_hold_for_another(build):
+    hnet = make(adapted(build())).eval()
+    for length in (1, 2, 3):
+        x = torch.randn(7, length, 20)
+        together = hnet(x, task=TASK)
+        for task in range(3):
+            own = task == TASK
+            torch.testing.assert_close(together[own], hnet(x[own], task=task))
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_lengths_that_change_with_every_batch_need_few_trials(mixing, monkeypatch):
+    trials, found = [], whole_batch._agrees
+    monkeypatch.setattr(whole_batch, "_agrees", lambda *a: trials.append(1) or found(*a))
+    target = Steps(lambda y: y - y.mean(0) if mixing and y.shape[1] == 3 else y)
+    hnet = make(adapted(target)).eval()
+    for length in range(1, 30):
+        hnet(torch.randn(7, length, 20), task=TASK)
+    assert len(trials) == 8
+    x = torch.randn(7, 30, 20)
+    assert passes(hnet, lambda: hnet(x, task=TASK)) == (3 if mixing else 1)
+
+
+class Pooled(nn.Module):
+    """A layer, and the mean of the steps of a sequence, of which each sample has its own number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 20)
+
+    def forward(self, x: Tensor, lengths) -> Tensor:
+        steps = [own[: int(n)].mean(0) for own, n in zip(x, lengths, strict=True)]
+        return self.layer(torch.stack(steps))
+
+
+def test_arrays_are_of_samples_as_tensors_are():
+    hnet, x, lengths = make(adapted(Pooled())).eval(), torch.randn(7, 9, 20), np.arange(1, 8)
+    together = hnet(x, lengths, task=TASK)
+    assert passes(hnet, lambda: hnet(x, lengths, task=TASK)) == 1
+    alone = [hnet(x[[i]], lengths[[i]], task=int(TASK[i])) for i in range(7)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
 @pytest.mark.filterwarnings("ignore:buffer .* changes in training")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("first", [True, False])

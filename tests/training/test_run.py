@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,35 @@ def test_a_checkpoint_holds_what_is_trained_and_continues_over_the_same_frozen_p
         assert same(again[0], saved)
         with pytest.raises(CheckpointError, match=r"1 of 2 frozen .* 'target\.module\.0\.weight'"):
             run.restore(*make(2.0))
+
+
+@pytest.mark.parametrize(
+    ("names", "tasks", "message"),
+    [
+        ("ba", ["red", "blue"], r"tensor 0 of θ is \['a.weight', \[4, 4\]\] there and .*'b.weight"),
+        (
+            "ab",
+            ["blue", "red"],
+            r"its tasks are 'red', 'blue', the model's are 'blue', 'red'; give",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_tasks_or_of_another_layout_is_refused(
+    tmp_path, names, tasks, message
+):
+    def make(names: str, tasks: list[str]) -> tuple[HyperNetwork, torch.optim.Optimizer]:
+        target = nn.Sequential(OrderedDict((name, nn.Linear(4, 4)) for name in names))
+        hnet = HyperNetwork(target, Dense(), TaskEmbedding(tasks, 4))
+        return hnet, torch.optim.SGD(hnet.parameters())
+
+    saved, other = make("ab", ["red", "blue"]), make(names, tasks)
+    before = {name: tensor.clone() for name, tensor in other[0].state_dict().items()}
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        run.save(*saved, TrainingState(step=1, best_step=1), best=True)
+        for restored in (lambda: run.restore(*other), lambda: run.restore_best(other[0])):
+            with pytest.raises(CheckpointError, match=message):
+                restored()
+    assert all(torch.equal(before[name], t) for name, t in other[0].state_dict().items())
 
 
 def test_what_a_new_run_records(tmp_path):

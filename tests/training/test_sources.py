@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, fit_embedding
 from sparsehyper._util.objectives import sample_losses
@@ -36,6 +36,24 @@ def test_a_data_loader_of_samples_with_names_trains_a_classifier():
     result = train(hnet, loader, loader, CONFIG, quiet=True)
     assert result.best.tasks == ("up", "down")
     assert result.best.accuracy > 0.9
+    again = evaluate(hnet, ByTask(loader, NAMES), names=NAMES)
+    assert again.accuracies == result.best.accuracies
+
+
+def test_a_data_loader_of_a_stream_has_no_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from zip(X, (Y > 0).long(), TASK, strict=True)
+
+    result = train(make(2), DataLoader(Stream(), 16), named((Y > 0).long()), CONFIG, quiet=True)
+    assert result.best.accuracy > 0.9
+
+
+def test_modules_whose_state_has_a_version_are_trained():
+    target = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 8)), nn.Tanh(), nn.Linear(8, 2))
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(NAMES, dim=8))
+    loader = named((Y > 0).long())
+    result = train(hnet, loader, loader, CONFIG, quiet=True)
     again = evaluate(hnet, ByTask(loader, NAMES), names=NAMES)
     assert again.accuracies == result.best.accuracies
 

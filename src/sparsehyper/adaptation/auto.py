@@ -41,7 +41,8 @@ from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
 _PRIOR_COUNT = 1.0  # samples that the usual accuracy is worth
-# Usual exponent at which errors fall with the number of samples, and its standard deviation.
+# Usual exponent at which errors fall with the number of samples where most can be learned, and the
+# standard deviation of such exponents.
 _RATE, _RATE_SPREAD = 0.25, 0.15
 FEW = 5  # samples of a class, with which known tasks help to choose
 _FOR_EMBEDDING = 0.1  # share of the time that the task's own embedding has at least
@@ -81,7 +82,8 @@ class Adapted:
         ways: how each way did on held-out examples, by name, in order of weight.
         accuracy: accuracy to expect on new samples; None without classes.
         interval: its 95% interval.
-        more: accuracy to expect with 2 and with 4 times as many examples, by that factor.
+        more: accuracy to expect with 2 and with 4 times as many examples, by that factor; nothing
+            where that with these may be no better than guessing.
         why: what was chosen and why, in words.
         warnings: what to mind, in words.
         seconds: duration.
@@ -255,8 +257,8 @@ def _adapt(
     ).eval()
     accuracy, interval = _expected(choice, held, task, usual, model)
     more: dict[int, float] = {}
-    if accuracy is not None:
-        rate = _rate(start, choice, held, seed, deadline)
+    if accuracy is not None and not _may_be_guessing(choice, task, interval):
+        rate = _rate(start, choice, held, accuracy, seed, deadline)
         more = {times: 1 - (1 - accuracy) * times**-rate for times in (2, 4)}
     ways = {
         way: Judged(
@@ -374,33 +376,41 @@ def _expected(
         share = int(rest.sum()) / int(held.out.sum())
         accuracy = (1 - share) * accuracy + share * own * of_usual
     # A model of all samples errs less than those of folds.
-    errors = (1 - accuracy) * (1 if held.once else held.share**_RATE)
+    errors = (1 - accuracy) * (1 if held.once else held.share ** _usual_rate(accuracy, task))
     # Models of overlapping samples err alike, so that n samples tell less than n.
     worth = count / (1 + held.folds[0] * (1 - held.share) / held.share)
     return 1 - errors, wilson((1 - errors) * worth, worth)
 
 
-def _rate(start: Start, choice: Choice, held: HeldOut, seed: int, deadline: float) -> float:
+def _usual_rate(accuracy: float, task: TaskSamples) -> float:
+    """The usual exponent at which errors fall, 0 where nothing was learned: noise is for ever."""
+    guess = _guessing(task)
+    return _RATE * max(0.0, (accuracy - guess) / (1 - guess))
+
+
+def _rate(
+    start: Start, choice: Choice, held: HeldOut, accuracy: float, seed: int, deadline: float
+) -> float:
     """The exponent at which errors fall with the number of samples.
 
     It is that between models of half the samples and those of folds, as far as the numbers of
     errors tell it, and the usual one otherwise.
     """
     count = sum(held.seconds[way] for way in choice.weights) / held.folds[0]
-    task = start.task
+    task, usual = start.task, _usual_rate(accuracy, start.task)
     if _fewest(task) < _FEWEST_HALVED or held.once or time.perf_counter() + 2 * count > deadline:
-        return _RATE
+        return usual
     halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
     if halves.unsuitable or halves.untried:
-        return _RATE
+        return usual
     right = right_of(halves, task, choice.weights, choice.temperatures)
     errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
     shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]
     apart = math.log(held.share / halves.share)
     found = math.log(shares[0] / shares[1]) / apart
     certainty = apart**2 / (1 / errors[0] + 1 / errors[1])
-    usual = 1 / _RATE_SPREAD**2
-    return max(0.0, (certainty * found + usual * _RATE) / (certainty + usual))
+    prior = 1 / _RATE_SPREAD**2
+    return max(0.0, (certainty * found + prior * usual) / (certainty + prior))
 
 
 def _why(choice: Choice, held: HeldOut) -> str:
@@ -428,7 +438,7 @@ def _warnings(
     found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
     if held.untried:
         found.append(f"`seconds` did not suffice to try {listed(held.untried)}; give more")
-    if interval is not None and len(choice.right) and interval[0] <= _guessing(task):
+    if _may_be_guessing(choice, task, interval):
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "
             "a class, and see that inputs and labels are right"
@@ -439,10 +449,25 @@ def _warnings(
             f"{equal} of {len(task.y)} examples have the inputs of others; these are held out "
             "together, as the accuracy to expect is that on inputs which are not among the examples"
         )
+    if not task.n_classes and task.loss is None:
+        variance = float(task.y.float().var(0, correction=0).mean())
+        if choice.loss >= variance:
+            found.append(
+                f"The squared error on examples held out, {choice.loss:.3g}, is no less than the "
+                f"labels' variance, {variance:.3g}: give more examples, and labels in the units "
+                "and of the size of the known tasks'"
+            )
     done, wanted = held.folds
     if done < wanted:
         found.append(f"`seconds` sufficed for {done} of {wanted} parts to hold out; give more")
     return tuple(found)
+
+
+def _may_be_guessing(
+    choice: Choice, task: TaskSamples, interval: tuple[float, float] | None
+) -> bool:
+    """Whether a classifier may be no better than guessing."""
+    return interval is not None and len(choice.right) > 0 and interval[0] <= _guessing(task)
 
 
 def _guessing(task: TaskSamples) -> float:

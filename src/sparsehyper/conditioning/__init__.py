@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsehyper._util.checks import check_choice
-from sparsehyper.conditioning.base import (
-    TASK_NAMES,
-    Condition,
-    Conditioner,
-    TaskConditioner,
-)
+from sparsehyper.conditioning.base import Condition, Conditioner, TaskConditioner
 from sparsehyper.conditioning.examples import TaskExamples
 from sparsehyper.conditioning.features import TaskFeatures
 from sparsehyper.conditioning.inputs import InputAndTask, InputEncoder, Noise
@@ -28,7 +23,6 @@ CONDITIONERS: dict[str, type[Conditioner]] = {
 
 __all__ = [
     "CONDITIONERS",
-    "TASK_NAMES",
     "Condition",
     "Conditioner",
     "InputAndTask",

@@ -29,9 +29,6 @@ Condition = (
 )
 """Types of ``task``: a name, a number, an embedding, …; each conditioner says what it takes."""
 
-TASK_NAMES = "task_names"
-"""The entry of a hypernetwork's state dict that holds the names of its tasks: bytes of JSON."""
-
 
 class Conditioner(nn.Module, ABC):
     """A module from a task, an input or examples to an embedding z.
@@ -99,6 +96,17 @@ class Conditioner(nn.Module, ABC):
     def from_config(cls, settings: Mapping[str, Any]) -> Self:
         """A conditioner as `to_config` described it, with initial values; without ``kind``."""
         return cls(**settings)
+
+    def notes(self) -> dict[str, Any]:
+        """What belongs to the state besides tensors and names, JSON-ready; here nothing does."""
+        return {}
+
+    def take_notes(self, notes: Mapping[str, Any]) -> None:
+        """Load what `notes` returned, once the tasks have the same names.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not return them.
+        """
 
     def renew(self) -> None:
         """Compute anew what is kept for evaluation; here nothing is."""

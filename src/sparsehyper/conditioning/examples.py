@@ -76,7 +76,7 @@ class TaskExamples(TaskConditioner):
             raise TypeError(f"`draw` must be a function or None, got {draw!r}")
         super().__init__(tasks, support.dim)
         self.support, self.draw = support, draw
-        # The name to draw by of each task; None of those that were added, whose embeddings stay.
+        # The name to draw by of each task; None of those whose embeddings were given, and stay.
         self._drawn_by: list[str | None] = [*self.names]
         self._trained = False  # whether mean and variance are of earlier weights
         self.register_buffer("embeddings", torch.zeros(len(self.names), self.dim))
@@ -144,8 +144,8 @@ class TaskExamples(TaskConditioner):
     def renew(self) -> None:
         """Keep the embeddings of the tasks that were trained, each of several draws together.
 
-        The draws are always the same ones. Without ``draw``, and of tasks that were added, they
-        stay.
+        The draws are always the same ones. Without ``draw``, and of tasks that were added or
+        refined, they stay.
         """
         draw = self.draw
         if draw is None:
@@ -205,14 +205,35 @@ class TaskExamples(TaskConditioner):
 
     @torch.no_grad()
     def refine(self, row: int, z: Tensor) -> None:
-        """Keep the embedding z ``[dim]`` for the task with this number."""
+        """Keep the embedding z ``[dim]`` for the task with this number, which is drawn no more."""
         check_vector("z", z, self.dim)
         self.embeddings[row] = z
+        self._drawn_by[row] = None
 
     def drop(self, row: int) -> None:
         """Drop the embedding of a task."""
         self.embeddings = torch.cat([self.embeddings[:row], self.embeddings[row + 1 :]])
         del self._drawn_by[row]
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """As `TaskConditioner.set_names`; a task of another name is drawn by that."""
+        rows = zip(names, self.names, self._drawn_by, strict=True)
+        self._drawn_by = [by if new == old else new for new, old, by in rows]
+        super().set_names(names)
+
+    def notes(self) -> dict[str, Any]:
+        """The names that tasks are drawn by, and whether mean and variance wait for `renew`."""
+        return {"drawn_by": self._drawn_by, "trained": self._trained}
+
+    def take_notes(self, notes: Mapping[str, Any]) -> None:
+        """As `Conditioner.take_notes`."""
+        drawn_by = [*notes["drawn_by"]]
+        if len(drawn_by) != len(self.names) or {*map(type, drawn_by)} - {str, type(None)}:
+            raise ValueError(
+                f"`drawn_by` must be a name or None for each of {len(self.names)} tasks, "
+                f"got {drawn_by}"
+            )
+        self._drawn_by, self._trained = drawn_by, bool(notes["trained"])
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict, without the encoder."""

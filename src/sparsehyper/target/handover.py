@@ -68,9 +68,10 @@ class _GradientForwarder:
 
     def leaf(self, tensor: Tensor) -> Tensor:
         """A leaf with the tensor's values, whose gradient becomes the tensor's."""
+        kind, tensor = type(tensor), tensor.as_subclass(Tensor)  # a subclass may allow no more
         leaf = tensor.detach().requires_grad_()
         leaf.register_post_accumulate_grad_hook(functools.partial(self._take, tensor))
-        return leaf
+        return leaf.as_subclass(kind)
 
     def _take(self, tensor: Tensor, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None

@@ -89,7 +89,7 @@ def padding_row(module: nn.Module, name: str) -> int | None:
     row = getattr(module, "padding_idx", None)
     if not isinstance(module, _EMBEDDINGS) or row is None or name != "weight":
         return None
-    return None if module.weight[row].any() else row
+    return None if module.weight[row].any() else row % len(module.weight)
 
 
 def _usual_moments(

@@ -1,9 +1,9 @@
 """Kinds of batches, so that a trial with one batch tells of the next ones of its kind.
 
 Batches of a kind have equal arguments beside tensors. A number that changes with every batch, such
-as a step, would make each a kind of its own, with a trial each: after 8 numbers all further ones
-are one kind, of which the least that those 8 gave is known. Objects are compared by weak
-references, which keep nothing alive; where they change with every batch, nothing is known.
+as a step or a length, would make each a kind of its own, with a trial each: after 8 numbers all
+further ones are one kind, of which the least that those 8 gave is known. Objects are compared by
+weak references, which keep nothing alive; where they change with every batch, nothing is known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kinds:
 
         Args:
             fixed: what must be equal.
-            values: arguments that are no tensors.
+            values: arguments that are no tensors, and other numbers that may change.
 
         Raises:
             TypeError: an argument without a hash, or objects that are new again and again.

@@ -11,15 +11,19 @@ same up to rounding and the random numbers of dropout. Fixed rules decide betwee
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Number
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.inputs import as_tensor
 from sparsehyper.target.sharing import Group, is_batched
 from sparsehyper.target.target import Target
 from sparsehyper.target.whole_batch import fits, run_once
@@ -29,7 +33,12 @@ _NO_LOSS = (
     "samples: leave out the labels and compute it from the outputs (Hugging Face's Trainer does "
     "with `compute_loss_func`), or let the target return one loss for each sample"
 )
-_NO_OTHER = "have the target leave out other outputs (a cache of transformers: `use_cache=False`)"
+_NO_OTHER = (
+    "have the target leave out other outputs (a cache of transformers: `use_cache=False`), or put "
+    "the batch first (the state of a recurrent layer: `state.transpose(0, 1)`)"
+)
+
+_PLAIN = (Number, str, bytes, type(None))
 
 
 class Grouping(NamedTuple):
@@ -101,15 +110,21 @@ def run_tasks(
         counts: number of samples of each task; equal counts must be neighbours.
         order: indices ``[batch]`` that sort the samples by task; None if they are sorted.
         inputs: positional and keyword arguments of the target; the first dimension of every tensor
-            is the batch.
+            and array is the batch. The target gets arrays as tensors.
 
     Returns:
         The output, and the statistics afterwards; None if they did not change.
 
     Raises:
+        TypeError: an array of something else than numbers.
         ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
-            than one task, such an output; one sample of a task for a batch norm in training.
+            than one task, such an output or a list with an entry for each sample; one sample of a
+            task for a batch norm in training.
     """
+    leaves, structure = pytree.tree_flatten(inputs)
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        leaves = [_of_array(leaf, raw.device) for leaf in leaves]
+        inputs = pytree.tree_unflatten(leaves, structure)
     if len(counts) > 1 and fits(target, raw, inputs, sum(counts)):
         numbers = torch.arange(len(counts), device=raw.device)
         task = Grouping(numbers, tuple(counts), order).of_samples()
@@ -120,7 +135,8 @@ def run_tasks(
             "first, so it takes no batch of several tasks; wrap it in a module that returns the "
             "output alone, or give one task at a time"
         )
-    leaves, structure = pytree.tree_flatten(inputs)
+    if len(counts) > 1:
+        _check_lists(target.module, inputs, sum(counts))
     leaves = [_reordered(leaf, sum(counts), order) for leaf in leaves]
     groups = [(count, len(list(same))) for count, same in itertools.groupby(counts)]
     # A single group needs no split, whose gradient would be a copy.
@@ -138,11 +154,54 @@ def run_tasks(
     if len(counts) == 1:  # an ordinary run, whose output may be anything
         out = outputs[0]
     else:
-        out = _join_outputs(outputs, None if order is None else order.argsort(), sizes)
+        out = _join_outputs(
+            target.module, outputs, None if order is None else order.argsort(), sizes
+        )
     if sum(counts) == 0 or all(after is None for _, after in changed):
         return out, None  # a batch without samples is none of any task
     rows = zip(*[before if after is None else after for before, after in changed], strict=True)
     return out, [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in rows]
+
+
+def _of_array(leaf: Any, device: torch.device) -> Any:
+    """An array as a tensor; one without dimensions is no samples and stays as it is."""
+    if not isinstance(leaf, np.ndarray) or leaf.ndim == 0:
+        return leaf
+    return to_device(as_tensor(leaf), device)
+
+
+def _check_lists(
+    module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], count: int
+) -> None:
+    """Raise ``ValueError`` for a list with an entry for each sample, of which no task gets its own.
+
+    One with equal entries, such as the sizes of a square, may be meant for all samples.
+    """
+    args, kwargs = inputs
+    for place, given in (*enumerate(args), *kwargs.items()):
+        for value in _lists(given):
+            if len(value) == count and any(entry != value[0] for entry in value):
+                names: dict[Any, str] = dict(
+                    enumerate(inspect.signature(module.forward).parameters)
+                )
+                raise ValueError(
+                    f"`{names.get(place, place)}` has a {type(value).__name__} of {count} entries, "
+                    "as many as there are samples, and every task would get all of them; give a "
+                    "tensor or an array, of which a task gets its own rows, or make it an "
+                    "attribute of the target if it is for all samples"
+                )
+
+
+def _lists(value: Any) -> Iterator[list[Any] | tuple[Any, ...]]:
+    """The lists and tuples in an argument, at any depth, that hold no tensors or objects."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    elif type(value) not in (list, tuple):
+        return
+    elif all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value)):
+        yield value
+    for each in value:
+        yield from _lists(each)
 
 
 def _reordered(leaf: Any, count: int, order: Tensor | None) -> Any:
@@ -150,20 +209,22 @@ def _reordered(leaf: Any, count: int, order: Tensor | None) -> Any:
         return leaf
     if len(leaf) != count:
         raise ValueError(
-            f"`task` names {count} samples, so every tensor given to the target must "
-            f"have {count} as its first size, got a tensor of shape {list(leaf.shape)}"
+            f"`task` names {count} samples, so every tensor or array given to the target must "
+            f"have {count} as its first size, got shape {list(leaf.shape)}"
         )
     return leaf if order is None else leaf[order]
 
 
-def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) -> Any:
+def _join_outputs(
+    module: nn.Module, outputs: list[Any], order: Tensor | None, sizes: list[int]
+) -> Any:
     """Outputs of consecutive runs as one batch, in the order of the samples."""
 
     def join(*leaves: Any) -> Any:
         if all(leaf is None for leaf in leaves):
             return None
         for leaf, size in zip(leaves, sizes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,) or _is_state(module, leaf):
                 found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
                 raise ValueError(
                     "with samples of several tasks every output of the target must be a tensor "
@@ -174,3 +235,19 @@ def _join_outputs(outputs: list[Any], order: Tensor | None, sizes: list[int]) ->
         return joined if order is None else joined[order]
 
     return pytree.tree_map(join, *outputs)
+
+
+def _is_state(module: nn.Module, out: Tensor) -> bool:
+    """Whether an output is a recurrent layer's state for as many samples as there are layers.
+
+    A state ``[layers, samples, size]`` that is transposed, or an output ``[samples, steps, size]``
+    of such a layer, is not contiguous. With a single sample nothing tells them apart.
+    """
+    if out.ndim != 3 or not 1 < out.shape[0] == out.shape[1] or not out.is_contiguous():
+        return False
+    return any(
+        part.num_layers * (1 + part.bidirectional) == out.shape[0]
+        and out.shape[2] in (part.hidden_size, part.proj_size)
+        for part in module.modules()
+        if isinstance(part, nn.RNNBase)
+    )

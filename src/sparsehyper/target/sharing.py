@@ -10,8 +10,8 @@ Every task has its own run in these cases:
 - The target keeps something of a run: in buffers other than batch-norm statistics, in attributes,
   or in a list or dict.
 - The target draws random numbers from another source than PyTorch, or has hooks.
-- An embedding with a ``padding_idx`` is generated: vmap gives the padding row of all tasks but the
-  first a gradient.
+- A generated tensor is looked up with a ``padding_idx``, and gradients are wanted: vmap gives the
+  padding row of all tasks but the first a gradient.
 
 On a GPU a shared run takes as long for ten tasks as for two, since the host is busy launching it.
 On an H200 that was as long as two or three runs of one task, with convolutions (28 ms against 10 ms
@@ -152,8 +152,6 @@ class Group:
         if torch.compiler.is_compiling() or len(self.raw) < fewest:
             return _NEVER
         if torch.is_autocast_enabled(self.raw.device.type) or _has_hooks(self.target.module):
-            return _NEVER
-        if self.target.generates_padding:
             return _NEVER
         try:
             known = self._known_limits()

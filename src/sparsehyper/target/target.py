@@ -112,13 +112,6 @@ class Target(nn.Module):
             for index, spec in enumerate(self.layout)
             if (row := padding_row(*owner_of(module, spec.name))) is not None and not spec.aliases
         ]
-        generated = [name for spec in self.layout for name in (spec.name, *spec.aliases)]
-        # Whether an embedding whose padding gets no gradient is generated.
-        self.generates_padding = any(
-            getattr(part, "padding_idx", None) is not None
-            and any(name.startswith(f"{path}." if path else "") for name in generated)
-            for path, part in module.named_modules()
-        )
         self._unpack_plan = self._plan_unpacking()
         if base == "learned":
             sizes = torch.tensor(self._unpack_plan.sizes, device=means.device)
@@ -194,12 +187,7 @@ class Target(nn.Module):
             New tensors ``[…, *shape]``.
         """
         base = self.base.detach() if self.base_apart and self.base is not None else self.base
-        tensors = unpack(raw.to(self.moments.dtype), self._unpack_plan, base)
-        if self._padding:
-            with torch.no_grad():
-                for index, row in self._padding:
-                    tensors[index][..., row, :] = 0
-        return tensors
+        return unpack(raw.to(self.moments.dtype), self._unpack_plan, base)
 
     def base_gradient(self, of_raw: Tensor) -> Tensor:
         """The gradient of the base ``[numel]`` that follows from that of the generator's output.
@@ -332,7 +320,7 @@ class Target(nn.Module):
     def _plan_unpacking(self) -> UnpackPlan:
         means, stds = self.moments.tolist()
         sizes, shapes = [spec.numel for spec in self.layout], [spec.shape for spec in self.layout]
-        return UnpackPlan(sizes, shapes, stds, means)
+        return UnpackPlan(sizes, shapes, stds, means, self._padding)
 
     def _shared_buffers(self) -> dict[str, tuple[Tensor, int]]:
         """The floating-point buffers that all tasks share, with their versions."""

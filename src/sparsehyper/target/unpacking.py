@@ -2,6 +2,8 @@
 
     tensor_i = base_i + std_i · raw[offset_i : offset_i + size_i]
 
+Rows that stand for padding are zero instead, and nothing depends on them.
+
 This is one node of the autograd graph, whatever the number of tensors. The forward pass reads the
 vector once and writes every tensor once. The backward pass writes the scaled gradients into one
 flat buffer. Each of the two linear maps is the other's derivative, so derivatives of any order
@@ -40,12 +42,14 @@ class UnpackPlan:
         shapes: Shape of each tensor.
         stds: Factor of each tensor.
         means: Number added to each tensor where there is no base.
+        zeros: Matrices and their rows that are zero, whatever the vector and the base.
     """
 
     sizes: Sequence[int]
     shapes: Sequence[torch.Size]
     stds: Sequence[float]
     means: Sequence[float]
+    zeros: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         for size, shape, _, _ in zip(self.sizes, self.shapes, self.stds, self.means, strict=True):
@@ -66,6 +70,15 @@ class UnpackPlan:
         """Sizes, standard deviations and means in the kernels' format."""
         codes = zip("qff", (self.sizes, self.stds, self.means), strict=True)
         return tuple([array(code, values).tobytes() for code, values in codes])  # type: ignore
+
+    @cached_property
+    def gaps(self) -> list[tuple[int, int]]:
+        """Where ``zeros`` lie in the vector: their starts and lengths."""
+        found = []
+        for index, row in self.zeros:
+            length = self.shapes[index][1]
+            found.append((sum(self.sizes[:index]) + row * length, length))
+        return found
 
     def blocks(self, like: Tensor) -> Blocks:
         """The plan for the device and dtype of a tensor, made at the first call and kept."""
@@ -111,7 +124,19 @@ def _unpack(raw: Tensor, base: Tensor | None, plan: UnpackPlan) -> tuple[Tensor,
         for piece, mean in zip(out, plan.means, strict=True):
             if mean:
                 piece += mean
-    return tuple(out)
+    return _padded(out, plan)
+
+
+def _padded(tensors: Sequence[Tensor], plan: UnpackPlan) -> tuple[Tensor, ...]:
+    for index, row in plan.zeros:
+        tensors[index][..., row, :] = 0
+    return tuple(tensors)
+
+
+def _without_gaps(flat: Tensor, plan: UnpackPlan) -> Tensor:
+    for start, length in plan.gaps:
+        flat.narrow(-1, start, length).zero_()
+    return flat
 
 
 def _divided(flat: Tensor, plan: UnpackPlan) -> list[Tensor]:
@@ -129,7 +154,7 @@ class _Unpack(torch.autograd.Function):
             base is None or base.shape == raw.shape[-1:]
         )
         if fitting and _on_gpu(raw) and kernels.has_address(raw):
-            return plan.blocks(raw).divide(raw, base)
+            return _padded(plan.blocks(raw).divide(raw, base), plan)
         if not (fitting and all(t is None or kernels.at_address(t) for t in (raw, base))):
             return _unpack(raw, base, plan)
         shapes = [raw.shape[:-1] + shape for shape in plan.shapes]
@@ -138,7 +163,7 @@ class _Unpack(torch.autograd.Function):
         else:
             out = _side_by_side(empty_as(raw, raw.shape), shapes)
         kernels.scale_runs(raw, out, *plan.packed, base)
-        return tuple(out)
+        return _padded(out, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
@@ -154,7 +179,7 @@ class _Unpack(torch.autograd.Function):
         grads = tuple([g if g.layout is torch.strided else g.to_dense() for g in grads])
         if _on_gpu(grads[0]):
             blocks = plan.blocks(grads[0])
-            flat = blocks.join(grads, ctx.lead)
+            flat = _without_gaps(blocks.join(grads, ctx.lead), plan)
             of_raw = blocks.scaled(flat) if needs_raw else None
             return of_raw, flat.sum_to_size(ctx.base_shape) if needs_base else None, None
         of_raw = _Pack.apply(plan.linear, ctx.lead, *grads) if needs_raw else None
@@ -203,7 +228,7 @@ class _Pack(torch.autograd.Function):
             for place, tensor, std, done in zip(places, tensors, plan.stds, ready, strict=True):
                 if not done:  # one pass, whatever the strides; a gradient is often a transpose
                     torch.mul(tensor, std, out=place.view(tensor.shape))
-        return flat
+        return _without_gaps(flat, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sparsehyper.layout import owner_of
-from sparsehyper.target.adapters.low_rank import changes
+from sparsehyper.target.adapters.low_rank import ASKED, changes
 from sparsehyper.target.copying import copy_module
 from sparsehyper.target.kinds import Kinds
 from sparsehyper.target.sharing import is_batched, is_transformed
@@ -75,13 +75,13 @@ def fits(target: Target, raw: Tensor, inputs: Any, samples: int) -> bool:
     if any(is_batched(leaf) and len(leaf) != samples for leaf in leaves):
         return False
     modes = tuple(part.training for part in target.module.modules())
-    tensors = tuple(
-        (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else None for leaf in leaves
-    )
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    types = tuple((leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else None for leaf in leaves)
+    # Sizes, such as the lengths of sequences, may be others in every batch, as numbers may.
+    values = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    values += [size for tensor in tensors for size in tensor.shape[1:]]
     try:
-        known = plan.kinds.of(
-            (structure, modes, tensors), [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        )
+        known = plan.kinds.of((structure, modes, types), values)
     except TypeError:  # an argument that cannot be compared with the next batch's
         return False
     if "once" not in known:
@@ -134,13 +134,26 @@ def _plan_of(target: Target) -> _Plan:
 
 
 class _OfSamples(Tensor):
-    """The weight or bias of a linear layer for each sample, ``[batch, out, in]``."""
+    """The weight or bias of a linear layer for each sample, ``[batch, out, in]``.
+
+    It has the dtype, device and shape of one sample's. Anything else computed from it, such as a
+    penalty, would be that of all samples.
+    """
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
+        if func not in _ASKED:
+            raise ValueError(
+                "every sample has a weight of its own here, so that there is no one weight; only "
+                "the layer's own forward can be called"
+            )
+        own, *others = args
+        return func(own.as_subclass(Tensor)[0], *others, **(kwargs or {}))
+
+
+_ASKED = {*ASKED, Tensor.requires_grad.__get__}  # type: ignore[attr-defined]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -149,9 +162,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     of_samples = isinstance(weight, _OfSamples)
     out = rows @ weight.as_subclass(Tensor).mT if of_samples else F.linear(rows, weight)
     if isinstance(bias, _OfSamples):
-        out = out + bias.as_subclass(Tensor)[:, None]
-    elif bias is not None:
-        out = out + bias
+        bias = bias.as_subclass(Tensor)[:, None]
+    if bias is not None:
+        out = out + bias.to(out.dtype)  # autocast gives the product another
     return out.view(*x.shape[:-1], -1)
 
 

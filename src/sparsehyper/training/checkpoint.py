@@ -37,7 +37,14 @@ from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper._util.files import CheckpointError, digest, open_file, parse_json, sync
-from sparsehyper.saving import CONFIG_FILE, WEIGHTS_FILE, load_state, read_tensors, write_tensors
+from sparsehyper.saving import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    load_state,
+    notes_of,
+    read_tensors,
+    write_tensors,
+)
 from sparsehyper.training.evaluate import Evaluation
 from sparsehyper.training.optim import moment_shapes
 
@@ -138,15 +145,17 @@ class Checkpoint:
         """Load the weights into `model`.
 
         Raises:
-            CheckpointError: the tensors do not fit the model, or its frozen part is another.
+            CheckpointError: the tensors, their layout or their tasks do not fit the model, or its
+            frozen part is another.
         """
         path = self.directory / CONFIG_FILE
         try:
-            given = dict(parse_json(_read(self._files[CONFIG_FILE]), path).get("given", {}))
+            config = parse_json(_read(self._files[CONFIG_FILE]), path)
+            given, notes = dict(config.get("given", {})), notes_of(config)
         except (AttributeError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error!r}") from error
         path = self.directory / WEIGHTS_FILE
-        load_state(model, self._tensors(WEIGHTS_FILE), path, given)
+        load_state(model, self._tensors(WEIGHTS_FILE), path, given, notes)
 
     def read(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load the weights into `model`, and the optimiser's tensors into `optimizer`.

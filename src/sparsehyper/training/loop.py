@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -341,7 +341,7 @@ def train(
                     if run is not None:
                         run.save(model, whole_optimizer, state, best=improved)
                     elif improved:
-                        best_weights = _copy(model.state_dict(), sharded)
+                        best_weights = _copied_state(model, sharded)
             if stop:
                 raise _interrupted(state, run)
         if asked_to_stop():
@@ -387,11 +387,13 @@ def _whole_afterwards(parallel: Parallel) -> Iterator[None]:
     parallel.close()
 
 
-def _copy(tensors: Mapping[str, Tensor], to_cpu: bool) -> dict[str, Tensor]:
-    found = {name: tensor.detach() for name, tensor in tensors.items()}
-    if to_cpu:  # a device may hold the whole model for a while only
-        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
-    return {name: tensor.clone() for name, tensor in found.items()}
+def _copied_state(model: nn.Module, to_cpu: bool) -> dict[str, Any]:
+    """The model's state with tensors of its own."""
+    state = model.state_dict()  # replaced in place, as the dict also knows the modules' versions
+    for name, tensor in state.items():
+        # A device may hold the whole model for a while only.
+        state[name] = tensor.to("cpu", copy=True) if to_cpu else tensor.clone()
+    return state
 
 
 def _solve_heads(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -163,8 +163,10 @@ class Passes:
     def __init__(self, batches: Iterable[Any], tasks: Tasks) -> None:
         self._batches, self._tasks = batches, tasks
         self._pass: Iterator[Any] = iter(())
-        # Without a length, all passes count as one.
-        self.steps_per_epoch = max(1, len(batches)) if isinstance(batches, Sized) else sys.maxsize
+        try:
+            self.steps_per_epoch = max(1, len(batches))  # type: ignore[arg-type]
+        except TypeError:  # without a length, as of a DataLoader of a stream, one pass is all
+            self.steps_per_epoch = sys.maxsize
 
     def batch(self, epoch: int, step: int) -> tuple[Inputs, Tensor, Tensor]:  # noqa: ARG002
         """The next batch."""

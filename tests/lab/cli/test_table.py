@@ -53,6 +53,25 @@ def test_known_sites_are_learned(command, root):
     assert run.model.head.prior_noise.all()
 
 
+def test_tasks_with_the_mean_embedding_are_near_none(command, root):
+    rows = {
+        row["task"]: row
+        for row in json.loads(command("tasks", root / "more", "--json").out)["tasks"]
+    }
+    added = [name for name, row in rows.items() if row["origin"] == "head"]
+    assert len(added) == 2
+    for name, row in rows.items():
+        assert (row["nearest"] is None) == (name in added)
+        assert row["nearest"] not in added
+
+
+def test_an_evaluation_of_a_file_names_it(command, root):
+    shown = command("evaluate", root / "more", "--added", root / "more.csv").out
+    assert "All of" in shown
+    assert "more.csv" in shown
+    assert "Test" not in shown
+
+
 def test_a_run_goes_on(command, root, tmp_path):
     data = ("--data", root / "sites.csv", "--out", tmp_path / "run", *OPTIONS)
     assert command("train", *data, "--steps", 10).code == 0

@@ -20,14 +20,13 @@ from sparsehyper.lab.runs.config import up_to_date
 from sparsehyper.lab.runs.setup import tasks_of
 from sparsehyper.lab.studies import STUDIES, engines, run_study, study
 from sparsehyper.lab.studies.cells import CELLS, read_cells
-from sparsehyper.lab.studies.fair_sets import PERMUTED
 from sparsehyper.training.directory import json_ready
 
 DOCS = Path(__file__).parents[3] / "docs" / "results"
 # What has been run of a study; the rest goes on in the same folder.
-RUN_SO_FAR: dict[str, dict[str, Any]] = {
-    "fair-comparison": {"long_sets": (PERMUTED,), "long_budgets": (0.25,)}
-}
+RUN_SO_FAR: dict[str, dict[str, Any]] = {"fair-comparison": {"long_budgets": (0.25,)}}
+PLANNED = {"support-sets"}  # and not run yet
+RECORDED = [name for name in STUDIES if name not in PLANNED]
 
 
 def recorded(name):
@@ -89,7 +88,7 @@ def without_data(monkeypatch):
     monkeypatch.setattr(engines, "calls_in_processes", nothing_to_do)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded_cells_are_accepted_and_conclusions_follow_from_them(
     name, without_data, tmp_path, monkeypatch
 ):
@@ -114,7 +113,7 @@ def test_recorded_cells_are_accepted_and_conclusions_follow_from_them(
     assert (tmp_path / CELLS).read_bytes() == (DOCS / name / CELLS).read_bytes()
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_the_page_is_that_of_the_results(name):
     assert STUDIES[name].page(recorded(name)) == (DOCS / name / "results.md").read_text()
     assert (DOCS / name / STUDIES[name].picture).is_file()

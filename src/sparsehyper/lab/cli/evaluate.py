@@ -57,4 +57,4 @@ def evaluate(
     if json:
         print_json(evaluation)
     else:
-        print_tasks(split.capitalize(), evaluation)
+        print_tasks(f"All of {added}" if added is not None else split.capitalize(), evaluation)

@@ -80,8 +80,7 @@ def inspect(
         summary["statistics"] = layer_statistics(model)
         summary["nearest"] = [
             {"task": task, "nearest": nearest, "cosine_distance": 1 - cosine}
-            for task, (nearest, cosine) in zip(model.task_names, nearest_tasks(model), strict=True)
-            if cosine is not None
+            for task, (nearest, cosine) in nearest_tasks(loaded).items()
         ]
     if json:
         print_json(summary)

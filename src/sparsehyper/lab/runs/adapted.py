@@ -24,10 +24,9 @@ from typing import Any
 
 from sparsehyper._util.files import CheckpointError, check_absent, read_file, whole
 from sparsehyper.analysis import nearest_vectors, task_embeddings
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.runs.conditioners import is_by_task
 from sparsehyper.lab.runs.learning import fit_tasks
-from sparsehyper.lab.runs.loading import load_run
+from sparsehyper.lab.runs.loading import LoadedRun, load_run
 from sparsehyper.lab.runs.profiles import find_profiles, read_profiles, write_profiles
 from sparsehyper.lab.runs.setup import read_new_tasks
 from sparsehyper.lab.runs.task_list import write_tasks
@@ -153,10 +152,7 @@ def describe_tasks(
         embedding.
     """
     loaded = load_run(directory, trust=trust)
-    model = loaded.model
-    nearest: dict[str, tuple[str | None, float | None]] = {}
-    if is_by_task(model):
-        nearest = dict(zip(model.task_names, nearest_tasks(model), strict=True))
+    nearest = nearest_tasks(loaded)
     rows = []
     for entry in loaded.task_list.entries:
         other, cosine = nearest.get(entry.name, (None, None))
@@ -174,18 +170,25 @@ def describe_tasks(
     return rows
 
 
-def nearest_tasks(model: HyperNetwork) -> list[tuple[str, float]] | list[tuple[None, None]]:
-    """For each task the task with the most similar embedding, and the cosine of the two.
+def nearest_tasks(loaded: LoadedRun) -> dict[str, tuple[str, float]]:
+    """For each task with an embedding of its own the one with the most similar embedding.
 
-    Embeddings are compared as the generator sees them. Both values are None for a lone task.
+    Embeddings are compared as the generator sees them.
+
+    Returns:
+        By name, the other task and the cosine of the two; nothing for a lone task.
     """
-    names = model.task_names
-    if len(names) == 1:
-        return [(None, None)]
-    indices, cosines = nearest_vectors(task_embeddings(model))
-    return [
-        (names[i], cosine) for i, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)
-    ]
+    model = loaded.model
+    if not is_by_task(model):
+        return {}
+    own = {entry.name for entry in loaded.task_list.entries if entry.has_embedding}
+    rows = [i for i, name in enumerate(model.task_names) if name in own]
+    if len(rows) < 2:
+        return {}
+    indices, cosines = nearest_vectors(task_embeddings(model)[rows])
+    names = [model.task_names[row] for row in rows]
+    others = zip(indices.tolist(), cosines.tolist(), strict=True)
+    return {name: (names[i], cosine) for name, (i, cosine) in zip(names, others, strict=True)}
 
 
 def shares_weights(run: PathLike[str], out: PathLike[str]) -> bool:

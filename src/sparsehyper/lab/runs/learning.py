@@ -37,7 +37,7 @@ from sparsehyper.lab.runs.ordinary import Form, form_of, tensors_of
 from sparsehyper.lab.runs.probes import best_of
 from sparsehyper.lab.runs.profiles import Images, own_images
 from sparsehyper.lab.runs.setup import read_new_tasks
-from sparsehyper.lab.runs.task_list import Measured, TaskEntry, TaskList
+from sparsehyper.lab.runs.task_list import HEAD, Measured, TaskEntry, TaskList
 
 _SECONDS = 20.0  # for a task
 LEARNED_BY = ("auto", "examples", "linear", "head", "embedding", "norms", "all", "scratch")
@@ -281,7 +281,7 @@ def _following(
             model.solve_head(one.name, own)
         module = trimmed_head(model, model.materialize(one.name), count).eval()
         tensors = fitted_tensors(model, number, count)
-        how = "examples" if by_examples else "head"
+        how = "examples" if by_examples else HEAD
         learned[one.name] = Learned(module, tensors, time.perf_counter() - began, method=how)
     return learned
 

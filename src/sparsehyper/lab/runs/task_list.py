@@ -35,6 +35,7 @@ from sparsehyper.lab.runs.setup import build_ordinary
 from sparsehyper.saving import check_like
 
 _FORMAT = 1
+HEAD = "head"  # the method of a task of which a head alone was learned, with the mean embedding
 _TASKS, _TENSORS = "tasks.json", "tasks.safetensors"
 
 
@@ -120,6 +121,11 @@ class TaskEntry:
             return "trained"
         method = self.method or "embedding"
         return method if self.tune is None else f"{method} + {self.tune}"
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether an embedding was learned for it, rather than a head with the mean one."""
+        return self.model is not None or self.method != HEAD
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -8,7 +8,9 @@ from sparsehyper.lab.studies.fair_comparison import FairComparison
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
 from sparsehyper.lab.studies.scaling import Scaling
+from sparsehyper.lab.studies.shared_base import SharedBase
 from sparsehyper.lab.studies.study import SCALES, Study, run_study
+from sparsehyper.lab.studies.support_sets import SupportSets
 from sparsehyper.lab.studies.target_sparsity import TargetSparsity
 from sparsehyper.lab.studies.typology import Typology
 from sparsehyper.lab.studies.variations import Variations
@@ -18,10 +20,12 @@ _ALL: tuple[type[Study], ...] = (
         Variations,
         Comparison,
         FairComparison,
+        SharedBase,
         NewTasks,
         Adaptation,
         Adapters,
         Conditioners,
+        SupportSets,
         Interpolation,
         TargetSparsity,
         Scaling,

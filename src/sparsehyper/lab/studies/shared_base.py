@@ -103,7 +103,7 @@ class SharedBase(FreshStudy):
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
         searches, rows = self.measure_all(workspace)
-        return {"searches": searches, "rows": rows, "claims": list(_claims(rows))}
+        return {"searches": searches, "rows": rows, "claims": claims_of(rows)}
 
     @staticmethod
     def tables(results: Results) -> list[Table]:
@@ -114,7 +114,7 @@ def _with_methods(sets: Mapping[str, FreshTasks]) -> dict[str, FreshTasks]:
     return {name: replace(tasks, methods=_METHODS) for name, tasks in sets.items()}
 
 
-def _claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Sparse and a base against its rivals; the set that suggested the study has no verdict."""
     found = []
     for question, (method, budget) in enumerate(_RIVALS, 1):

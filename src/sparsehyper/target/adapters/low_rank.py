@@ -177,7 +177,7 @@ class _NoWeight(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _ASKED:
+        if func not in ASKED:
             raise ValueError(
                 "every sample has factors of its own here, so that there is no one weight; only "
                 "the layer's own forward can be called"
@@ -185,7 +185,7 @@ class _NoWeight(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-_ASKED = {
+ASKED = {
     *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "is_cuda")),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point),
 }
