@@ -82,7 +82,7 @@ def test_a_class_that_no_example_can_judge_counts_as_it_is_known(make):
     adapted = adapt_task(make(steps=30), "new", (torch.zeros(6, 6), y), method="linear")
     assert accuracy(adapted.model, torch.zeros(6, 6), y) == pytest.approx(5 / 6)
     assert adapted.accuracy < 5 / 6
-    x = 9.0 * y[:, None].repeat(1, 6)
+    x = 9.0 * y[:, None] + 0.1 * samples(99, 6)[0]  # no two are equal
     apart = adapt_task(make(steps=30), "new", (x, y), method="linear")
     assert accuracy(apart.model, x, y) == 1
     assert adapted.accuracy < apart.accuracy < 1
