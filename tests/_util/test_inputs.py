@@ -39,6 +39,29 @@ def test_a_module_is_called_with_what_was_given(value):
     torch.testing.assert_close(inputs[B > 3].call(both), both(A, B)[4:])
 
 
+def test_equal_samples_are_found_by_all_their_tensors():
+    a = torch.tensor([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0]])
+    b = torch.tensor([0, 0, 1, 1, 1])
+    assert Inputs.of(a).first_equal.tolist() == [0, 0, 2, 0, 2]
+    assert Inputs.of({"a": a, "b": b}).first_equal.tolist() == [0, 0, 2, 3, 2]
+    many = torch.arange(1500).repeat(2)
+    assert torch.equal(Inputs.of(many).first_equal, many)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.randn(4, 3).T[:3],
+        torch.randn(3, 2, 2).bfloat16(),
+        torch.randn(3, 2, dtype=torch.complex64).conj(),
+        torch.arange(3).to(torch.uint16),
+        torch.randn(3, 1, requires_grad=True),
+    ],
+)
+def test_equal_samples_are_found_whatever_their_numbers_are(rows):
+    assert Inputs.of(torch.cat([rows, rows])).first_equal.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_nested_arguments_keep_their_structure():
     inputs = Inputs.of(({"a": A, "others": [B, None]}, "mean"))
     ((first, how),) = [inputs[:2].args]

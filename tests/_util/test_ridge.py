@@ -44,6 +44,19 @@ def test_left_out_predictions_equal_those_of_a_second_fit(n: int, width: int) ->
         torch.testing.assert_close(found[i], features[i] @ weight.T + bias)
 
 
+@pytest.mark.parametrize(("n", "width"), SIZES)
+def test_equal_samples_are_left_out_together(n: int, width: int) -> None:
+    features, targets = _samples(n, width)
+    features = torch.cat([features, features[:2]])
+    targets = torch.cat([targets, targets.flip(0)[:2]])
+    first_equal = torch.tensor([*range(n), 0, 1])
+    found = leave_one_out(features, targets, 0.3, first_equal)
+    for i in range(n + 2):
+        others = first_equal != first_equal[i]
+        weight, bias = solve_ridge(features[others], targets[others], 0.3)
+        torch.testing.assert_close(found[i], features[i] @ weight.T + bias)
+
+
 @pytest.mark.parametrize(("n", "width"), [(6, 9), (9, 4)])
 def test_left_out_predictions_have_exact_gradients(n: int, width: int) -> None:
     features, targets = _samples(n, width)

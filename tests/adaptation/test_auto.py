@@ -82,7 +82,7 @@ def test_a_class_that_no_example_can_judge_counts_as_it_is_known(make):
     adapted = adapt_task(make(steps=30), "new", (torch.zeros(6, 6), y), method="linear")
     assert accuracy(adapted.model, torch.zeros(6, 6), y) == pytest.approx(5 / 6)
     assert adapted.accuracy < 5 / 6
-    x = 9.0 * y[:, None].repeat(1, 6)
+    x = 9.0 * y[:, None] + 0.1 * samples(99, 6)[0]  # no two are equal
     apart = adapt_task(make(steps=30), "new", (x, y), method="linear")
     assert accuracy(apart.model, x, y) == 1
     assert adapted.accuracy < apart.accuracy < 1
@@ -271,6 +271,53 @@ def test_a_known_task_is_learned_anew(make):
     assert torch.equal(hnet.conditioner.weight[[0, 2, 3]], before[[0, 2, 3]])
     assert not torch.equal(hnet.conditioner.weight[1], before[1])
     assert accuracy(lambda x: hnet.eval()(x, task="known 1"), x, y) > 0.6
+
+
+@pytest.mark.parametrize("method", ["norms", "all", "scratch", "head"])
+def test_a_task_learned_anew_leaves_nothing_of_its_batch_norms(make, method):
+    hnet, (x, y) = make(normed(), head=Ridge() if method == "head" else None), samples(99, 20)
+    found = []
+    for value in (0.0, 100.0):
+        anew = copy.deepcopy(hnet)
+        anew.target.module[1].running_mean[1] = value
+        found.append(adapt_task(anew, "known 1", (x, y), method=method, overwrite=True).model(x))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("method", ["auto", "norms", "all", "scratch"])
+@pytest.mark.parametrize("running", [True, False])
+def test_one_example_of_two_classes_and_a_batch_norm(method, running):
+    """A way that would fit to one sample, or judge by one, is left out."""
+    norm = nn.BatchNorm1d(12, track_running_stats=running)
+    target = nn.Sequential(nn.Linear(6, 12), norm, nn.ReLU(), nn.Linear(12, 3))
+    hnet = HyperNetwork(target, Sparse(), TaskEmbedding(["a", "b"], dim=16)).eval()
+    x, y = samples(99, 2, classes=2)
+    if method != "auto" and not running:
+        with pytest.raises(ValueError, match=f"'{method}' does not apply: a batch norm cannot use"):
+            adapt_task(hnet, "new", (x, y), method=method)
+        return
+    adapted = adapt_task(hnet, "new", (x, y), method=method)
+    assert adapted.model(x).shape == (2, 2)
+    assert hnet(x, task="new").isfinite().all()
+    if method == "auto":
+        assert not {"embedding", "embedding, all"} & {*adapted.ways}
+        assert any(w.startswith("embedding does not apply: a batch") for w in adapted.warnings)
+
+
+@pytest.mark.parametrize("method", ["linear", "scratch"])
+def test_examples_given_several_times_tell_no_more_than_once(make, method):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 6, generator=rng), torch.arange(20) % 2
+    once = adapt_task(make(), "new", (x, y), method=method)
+    several = adapt_task(make(), "new", (x.repeat(10, 1), y.repeat(10)), method=method)
+    assert several.interval[0] < 0.5
+    assert several.accuracy < 0.75
+    width, expected = (a.interval[1] - a.interval[0] for a in (several, once))
+    assert width == pytest.approx(expected, rel=0.25)
+    (warning,) = (
+        w for w in several.warnings if w.startswith("180 of 200 examples have the inputs")
+    )
+    assert warning not in once.warnings
 
 
 def test_one_sample_and_inputs_that_are_one_number(make):

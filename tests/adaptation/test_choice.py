@@ -16,6 +16,7 @@ from sparsehyper.adaptation.usual import (
     USUAL_WHERE_UNLIKE,
     USUAL_WITH_HEAD,
     usual_given,
+    usual_of,
     usual_on,
 )
 from sparsehyper.adaptation.ways import Start
@@ -125,3 +126,12 @@ def test_a_head_in_closed_form_learns_any_task_alike(make):
     start = Start(make(head=Ridge()), (0, 1, 2, 3), task_of(y))
     wrong = -5 * torch.nn.functional.one_hot(y, 3).float()
     assert usual_given(USUAL_WITH_HEAD, start, wrong, y) == USUAL_WITH_HEAD
+
+
+def test_known_tasks_do_not_judge_ways_by_copies(make):
+    """Every sample is one that the task was learned anew from."""
+    hnet = make(tasks=2)
+    x, y = samples(0, 3)
+    start = Start(hnet, (0, 1), TaskSamples.of("new", samples(99, 3), x.device))
+    known = {"known 0": (x.repeat(20, 1), y.repeat(20))}
+    assert usual_on(start, known, 1, ["linear"], 0, math.inf) == usual_of(start)

@@ -103,6 +103,27 @@ def test_a_way_without_a_finite_loss_is_left_out(make, monkeypatch, when):
         assert list(kept) == ["linear"]
 
 
+@pytest.mark.parametrize(("different", "folds"), [(4, 4), (20, 5), (1, 5)])
+def test_equal_samples_are_held_out_together(make, monkeypatch, different, folds):
+    fitted = []
+
+    def way(start, rows, seed, deadline):
+        fitted.append(rows)
+        return Constant(0.1)
+
+    monkeypatch.setattr(held_out, "WAYS", {"norms": way})
+    x, y = samples(99, 20)[0][:different].repeat(60 // different, 1), torch.arange(60) % 2
+    task = TaskSamples.of("new", (x, y), x.device)
+    found = hold_out(Start(make(plain()), (0, 1, 2, 3), task), ["norms"], 0, math.inf)
+    assert found.folds == (folds, folds)
+    inputs = task.x.args[0]
+    for rows in fitted:
+        assert 0 < len(rows) < 60
+        rest = ~torch.isin(torch.arange(60), rows)
+        both = (inputs[rows][:, None] == inputs[rest]).all(2).any()
+        assert both == (different == 1)  # where no others are left
+
+
 def test_a_way_alone_has_all_of_the_time(fits):
     for name in ("embedding", *TUNED_WHOLE):
         assert fits(5000, (name,))[0] == [(name, 70.0, 4000)]

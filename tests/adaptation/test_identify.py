@@ -72,6 +72,28 @@ def test_known_tasks_are_seldom_taken_for_none(count):
         assert none / 150 <= 1.5 * significance
 
 
+def test_labels_do_not_make_none_of_known_tasks_with_classes_that_overlap():
+    def overlapping(task, count, seed):
+        rng = torch.Generator().manual_seed(1000 * seed + task)
+        centres = 0.3 * torch.randn(10, 6, generator=torch.Generator().manual_seed(100 + task))
+        y = torch.arange(count) % 10
+        return 2 * task + centres[y] + torch.randn(count, 6, generator=rng), y
+
+    hnet = HyperNetwork(nn.Linear(6, 10), Sparse(), TaskEmbedding(NAMES, dim=16))
+    train, validation = (
+        {name: overlapping(i, 300, seed) for i, name in enumerate(NAMES)} for seed in (1, 2)
+    )
+    profiles = task_profiles(hnet, train, validation=validation)
+    for significance in (0.01, 0.1):
+        none = 0
+        for i in range(3):
+            x, y = overlapping(i, 1000, 3)
+            for rows in torch.arange(1000).split(20):
+                found = identify_task(hnet, profiles, x[rows], y[rows], significance=significance)
+                none += found.name is None
+        assert none / 150 <= 1.5 * significance
+
+
 def test_samples_of_one_class_are_of_their_task():
     hnet, profiles = known()
     x, y = drawn(1, 2)
@@ -112,6 +134,11 @@ def test_labels_tell_tasks_with_the_same_inputs():
     assert unsure.probabilities["swapped"] == pytest.approx(0.5, abs=1e-3)
     assert identify_task(hnet, profiles, fresh, labels).name == "as it is"
     assert identify_task(hnet, profiles, fresh, 1 - labels).name == "swapped"
+    found = identify_task(hnet, profiles, fresh, labels)
+    assert found.probabilities["as it is"] > 0.99
+    other = identify_task(hnet, profiles, fresh, torch.arange(20) // 10)  # right for half
+    assert other.name is None
+    assert unsure.name is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.uint16])

@@ -13,11 +13,20 @@ from sparsehyper.adaptation.judge import (
 
 def test_folds_share_every_class_evenly():
     y = torch.tensor([0] * 10 + [1] * 7 + [2] * 3)[torch.randperm(20)]
-    numbers = fold_numbers(y, 5)
+    numbers = fold_numbers(y, torch.arange(20), 5)
     assert numbers.bincount().tolist() == [4] * 5
     assert numbers[y == 0].bincount(minlength=5).tolist() == [2] * 5
     assert numbers[y == 1].bincount(minlength=5).max() == 2
     assert numbers[y == 2].bincount(minlength=5).max() == 1
+
+
+def test_equal_samples_are_in_one_fold():
+    first_equal = torch.arange(20).repeat(3)
+    y = (torch.arange(20) % 2).repeat(3)
+    numbers = fold_numbers(y, first_equal, 5)
+    assert torch.equal(numbers, numbers[:20].repeat(3))
+    for label in (0, 1):
+        assert numbers[y == label].bincount().tolist() == [6] * 5
 
 
 def test_the_temperature_undoes_a_scale_as_far_as_there_are_samples():

@@ -77,6 +77,56 @@ def test_validation_samples_say_how_sure_one_can_be(make):
     assert probabilities[1] < probabilities[0] - 0.05
 
 
+def test_labels_that_are_booleans_are_classes(make):
+    hnet = make(tasks=3)
+    tasks = {f"known {i}": shifted(i) for i in range(3)}
+    numbers = task_profiles(hnet, {name: (x, (y > 0).long()) for name, (x, y) in tasks.items()})
+    booleans = task_profiles(hnet, {name: (x, y > 0) for name, (x, y) in tasks.items()})
+    for name, tensor in numbers.to_tensors().items():
+        assert torch.equal(booleans.to_tensors()[name], tensor), name
+
+
+def test_copies_are_held_out_together(make):
+    hnet, own = make(tasks=2), {f"known {i}": samples(i, 100) for i in range(2)}
+    copied = {name: (x.repeat(20, 1), y.repeat(20)) for name, (x, y) in own.items()}
+    once, several = (task_profiles(hnet, of).calibration.temperature for of in (own, copied))
+    assert several[0] <= once[0]  # no surer
+
+
+def test_validation_samples_of_other_classes_are_left_out(make):
+    hnet = make(tasks=2)
+    tasks = {f"known {i}": shifted(i) for i in range(2)}
+    validation = {f"known {i}": shifted(i, seed=1) for i in range(2)}
+    x, y = validation["known 0"]
+    more = {**validation, "known 0": (torch.cat([x, x + 9]), torch.cat([y, y + 5]))}
+    expected = task_profiles(hnet, tasks, validation=validation)
+    found = task_profiles(hnet, tasks, validation=more)
+    fresh = shifted(0, seed=2)
+    for labels in (None, fresh[1]):
+        one, other = (identify_task(hnet, p, fresh[0], labels) for p in (expected, found))
+        assert one.p_value == pytest.approx(other.p_value, abs=0.05)
+
+
+def before_labels(tensors):
+    """The tensors of profiles from before typical scores with labels were among them."""
+    pairs = ("/score_", "/held", "calibration/")
+    return {n: t[0] if any(p in n for p in pairs) else t for n, t in tensors.items()}
+
+
+def test_profiles_from_before_labels_were_calibrated_are_read(profiled):
+    hnet, profiles = profiled
+    older = TaskProfiles.from_tensors(profiles.tasks, before_labels(profiles.to_tensors()))
+    x, y = shifted(1, seed=1)
+    expected = identify_task(hnet, profiles, x)
+    assert identify_task(hnet, older, x) == expected
+    found = identify_task(hnet, older, x, y)
+    assert (found.name, found.p_value) == ("known 1", expected.p_value)
+    hnet.add_task("new")
+    more = older.add(hnet, {"new": shifted(5)})
+    again = TaskProfiles.from_tensors(more.tasks, more.to_tensors())
+    assert identify_task(hnet, again, *shifted(5, seed=1)).name == "new"
+
+
 def test_labels_that_are_no_classes_are_ignored(make):
     hnet = make(tasks=3)
     tasks = {f"known {i}": (shifted(i)[0], torch.randn(60, 2)) for i in range(3)}

@@ -7,7 +7,7 @@ from torch.distributions import MultivariateNormal
 
 from helpers.small_tasks import samples
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
-from sparsehyper.adaptation.space import class_means, fit_space
+from sparsehyper.adaptation.space import Located, class_means, fit_space
 
 
 @pytest.fixture
@@ -60,12 +60,19 @@ def test_densities_are_those_of_the_next_sample(fitted):
 def test_a_sample_is_left_out_of_its_own_class(fitted):
     space, (located, _) = fitted
     z, y = located
-    found = space.log_density_alone(located, *class_means(z, y))
+    every = torch.ones(len(y))
+    found = space.log_density_alone(located, *class_means(z, y), every)
+    several = Located(z.repeat(3, 1), y.repeat(3))
+    copied = space.log_density_alone(several, *class_means(*several), 3 * every.repeat(3))
     for i in (0, 7):
         rest = torch.arange(len(z)) != i
         counts, means = class_means(z[rest], y[rest])
         expected = space.log_density(z[i : i + 1], counts, means)[0, y[i]]
         torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=1e-3)
+        rest = rest.repeat(3)
+        counts, means = class_means(several.z[rest], several.y[rest])
+        expected = space.log_density(z[i : i + 1], counts, means)[0, y[i]]
+        torch.testing.assert_close(copied[i], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_samples_are_located_as_the_known_ones_were(make):

@@ -428,5 +428,18 @@ def test_a_replica_on_another_device_counts_its_batches_with_the_others():
     assert counted._batches.tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def test_the_mean_of_some_tasks_knows_nothing_of_the_others():
+    hnet = make(normed())
+    for task in (0, 1, 2):
+        for _ in range(task + 1):
+            hnet(torch.randn(12, 4) + task, task=task)
+    statistics, module = hnet.target.statistics, hnet.target.module
+    rows = [statistics.row(module, task) for task in (0, 2)]
+    for found, *both in zip(statistics.row(module, None, (0, 2)), *rows, strict=True):
+        whole = not found.is_floating_point()
+        expected = torch.stack(both)
+        torch.testing.assert_close(found, expected.amax(0) if whole else expected.mean(0))
+
+
 def normed() -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.text import listed
+
+_PIECE = 1024  # samples at a time
 
 Place = tuple[Any, ...]  # the keys and numbers that lead to a part of nested arguments
 
@@ -119,6 +122,18 @@ class Inputs:
         """The numbers of the samples with NaN or infinity in them, in order."""
         rows = [(~t.isfinite()).nonzero()[:, 0] for t in self.tensors if t.is_floating_point()]
         return torch.cat(rows).unique() if rows else torch.empty(0, dtype=torch.long)
+
+    @property
+    def first_equal(self) -> Tensor:
+        """The number of the first sample that equals each one, to the bit, ``[n]``."""
+        seen: dict[bytes, int] = {}
+        found: list[int] = []
+        for piece in self.split(_PIECE):  # one piece at a time is copied from a GPU
+            rows = [_bytes(tensor) for tensor in piece.tensors]
+            for of_sample in zip(*rows, strict=True):
+                digest = blake2b(b"".join(of_sample), digest_size=16).digest()
+                found.append(seen.setdefault(digest, len(found)))
+        return torch.tensor(found, device=self.device)
 
     def check_finite(self, of: str) -> None:
         """Raise ``ValueError`` if numbers of some samples, which ``of`` names, are not finite."""
@@ -249,6 +264,13 @@ def _described(form: dict[Place, Any]) -> str:
         for place, shape in form.items()
         if place[1:]
     )
+
+
+def _bytes(tensor: Tensor) -> list[bytes]:
+    """The bytes of each sample."""
+    rows = tensor.detach().cpu().resolve_conj().resolve_neg()
+    rows = (rows[:, None] if rows.ndim == 1 else rows.flatten(1)).contiguous()
+    return [row.tobytes() for row in rows.view(torch.uint8).numpy()]
 
 
 def _is_samples(leaf: Any) -> bool:

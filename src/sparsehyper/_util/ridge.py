@@ -3,7 +3,8 @@
     W, b = argmin  Σ_i |y_i - W φ_i / √F - b|² + penalty · |W|²
 
 The bias is not penalised. With the matrix H that maps targets to fitted values, the prediction for
-sample i from all others is (ŷ_i - H_ii y_i) / (1 - H_ii), without a second fit. Everything is
+sample i from all others is (ŷ_i - H_ii y_i) / (1 - H_ii), without a second fit. From all but i and
+its equals, k samples whose residuals sum to r, it is ŷ_i - H_ii r / (1 - k H_ii). Everything is
 differentiable in the features, the targets and the penalty.
 
 Where many tasks share the meaning of their targets, a layer has a prior N(mean, covariance), which
@@ -71,12 +72,19 @@ def solve_ridge(
     return weight.to(features.dtype), bias.to(features.dtype)
 
 
-def leave_one_out(features: Tensor, targets: Tensor, penalty: Tensor | float) -> Tensor:
+def leave_one_out(
+    features: Tensor,
+    targets: Tensor,
+    penalty: Tensor | float,
+    first_equal: Tensor | None = None,
+) -> Tensor:
     """Predictions ``[n, C]`` of each sample by the layer that is fitted to all others.
 
     Args:
         features: ``[n, F]``, at least 2 samples.
         targets, penalty: as for `solve_ridge`.
+        first_equal: as `Inputs.first_equal`, to leave out the equals of a sample too, at least 2
+            different samples; None if all differ.
     """
     centred, _, y, y_mean = _centred(features, targets)
     n, width = centred.shape
@@ -89,6 +97,10 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: Tensor | float) ->
         half = torch.linalg.solve(gram, centred.T)
         fitted, own = centred @ (half @ y), (centred * half.T).sum(1)
     own = (own + 1 / n)[:, None]
+    if first_equal is not None:
+        rest = torch.zeros_like(y).index_add(0, first_equal, y - fitted)[first_equal]
+        count = first_equal.bincount(minlength=n)[first_equal][:, None]
+        return (y_mean + fitted - own * rest / (1 - count * own)).to(features.dtype)
     return (y_mean + (fitted - own * y) / (1 - own)).to(features.dtype)
 
 

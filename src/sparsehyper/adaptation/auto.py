@@ -48,6 +48,7 @@ FEW = 5  # samples of a class, with which known tasks help to choose
 _FOR_EMBEDDING = 0.1  # share of the time that the task's own embedding has at least
 _PIECE = 512  # samples at a time
 _LEAST_OF_FOLD = 0.5  # share of the time of a fold's fit that one to all samples needs
+_MANY_EQUAL = 0.1  # share of the samples that repeat others, to warn of
 _FEWEST_HALVED = 4  # samples of each class to fit to half of the samples
 
 _Fitted = tuple[Tensor, list[Tensor]] | None  # embedding and batch-norm statistics
@@ -324,8 +325,11 @@ def _all(task: TaskSamples) -> Tensor:
 
 
 def _fewest(task: TaskSamples) -> int:
-    """The number of samples of the rarest class; 0 without classes."""
-    return int(task.y.unique(return_counts=True)[1].min()) if task.n_classes else 0
+    """The number of different samples of the rarest class; 0 without classes."""
+    if not task.n_classes:
+        return 0
+    classes = torch.stack([task.y, task.first_equal]).unique(dim=1)[0]
+    return int(classes.unique(return_counts=True)[1].min())
 
 
 def _fit(
@@ -360,9 +364,11 @@ def _expected(
     guess = 1 / task.n_classes
     skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
     of_usual = guess + (1 - guess) * skill
-    count = len(choice.right) + _PRIOR_COUNT
-    accuracy = (float(choice.right.sum()) + _PRIOR_COUNT * of_usual) / count
     judged = torch.stack([held.judged[way] for way in choice.weights]).all(0)
+    distinct = len(task.first_equal[judged].unique())  # equal samples are right or wrong together
+    right = distinct * float(choice.right.float().mean()) if distinct else 0.0
+    count = distinct + _PRIOR_COUNT
+    accuracy = (right + _PRIOR_COUNT * of_usual) / count
     rest = held.out & ~judged
     if rest.any():  # usual at best: a class is not known whose own examples the model gets wrong
         outputs = torch.cat([x.call(model) for x in task.x[rest].split(_PIECE)])
@@ -436,6 +442,12 @@ def _warnings(
         found.append(
             "The accuracy on examples held out may be no better than guessing: give more examples "
             "a class, and see that inputs and labels are right"
+        )
+    equal = len(task.y) - len(task.first_equal.unique())
+    if equal > _MANY_EQUAL * len(task.y):
+        found.append(
+            f"{equal} of {len(task.y)} examples have the inputs of others; these are held out "
+            "together, as the accuracy to expect is that on inputs which are not among the examples"
         )
     if not task.n_classes and task.loss is None:
         variance = float(task.y.float().var(0, correction=0).mean())

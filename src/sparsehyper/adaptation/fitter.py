@@ -152,7 +152,7 @@ class Fitter:
         owners = [task for task in self._tasks for _ in range(self._restarts)]
         counts = [min(len(task.y), batch_size) for task in owners]
         target = self._hnet.target
-        mean = target.statistics.row(target.module, None)
+        mean = target.statistics.row(target.module, None, self._rows)
         statistics = [value.expand(len(owners), *value.shape).clone() for value in mean]
         evaluate = self._mean_losses(owners, counts, statistics, space)
         with target.statistics.from_batches(target.module):

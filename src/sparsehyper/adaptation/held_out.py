@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper.adaptation.judge import fitted_temperature, fold_numbers
-from sparsehyper.adaptation.samples import Unsuitable, check_loss
+from sparsehyper.adaptation.samples import Unsuitable, check_loss, unsuitable_for_one
 from sparsehyper.adaptation.ways import KEEP_CLASSES, TUNED_WHOLE, WAYS, Start
 
 _FOLDS = 5
@@ -60,10 +60,10 @@ def hold_out(
     """Fit ways to some of the samples, and keep their outputs on the rest.
 
     Few samples are held out in folds while there is time, at least one, and time is left to fit all
-    ways once more. Ways that no time is left for are not tried. Many samples are held out once.
-    Each way is then tried briefly, and of those that tune the whole model and ran out of time the
-    best is fitted again in the rest of it: with many samples these ways gain most from more
-    updates.
+    ways once more. Equal samples are held out together. Ways that no time is left for are not
+    tried. Many samples are held out once. Each way is then tried briefly, and of those that tune
+    the whole model and ran out of time the best is fitted again in the rest of it: with many
+    samples these ways gain most from more updates.
 
     Args:
         start: what ways start from.
@@ -76,11 +76,15 @@ def hold_out(
     count = len(task.x)
     found = HeldOut(torch.zeros(count, dtype=torch.bool, device=task.y.device))
     y = task.y if start.outputs else torch.zeros(count, dtype=torch.long, device=task.y.device)
-    found.once = folds is None and count >= _MANY
+    first_equal = task.first_equal
+    if not first_equal.any():  # with nothing else to fit to
+        first_equal = torch.arange(count, device=y.device)
+    distinct = len(first_equal.unique())
+    found.once = folds is None and distinct >= _MANY
     if folds is None:
-        folds = count // _ENOUGH if found.once else count if count <= _FEW else _FOLDS
+        folds = distinct // _ENOUGH if found.once else distinct if distinct <= _FEW else _FOLDS
     found.share = 1 - 1 / folds
-    numbers = fold_numbers(y, folds)
+    numbers = fold_numbers(y, first_equal, folds)
     if found.once:
         _hold_out_once(found, start, names, numbers == 0, seed, deadline)
         return found
@@ -161,9 +165,10 @@ def _fit(
     now = time.perf_counter()
     limit = max(deadline - now, 0.1) / fits
     try:
-        model = WAYS[name](start, (~out).nonzero()[:, 0], seed, now + limit)
-        fitted = time.perf_counter() - now
-        _keep(found, name, model, start, out)
+        with unsuitable_for_one():
+            model = WAYS[name](start, (~out).nonzero()[:, 0], seed, now + limit)
+            fitted = time.perf_counter() - now
+            _keep(found, name, model, start, out)
     except Unsuitable as error:
         found.unsuitable[name] = str(error)
         for kept in (found.outputs, found.judged, found.seconds, found.models):

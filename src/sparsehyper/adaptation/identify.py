@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsehyper._util.checks import check_number, class_numbers
 from sparsehyper._util.inputs import Inputs, as_tensor
-from sparsehyper.adaptation.profiles import TaskProfiles
+from sparsehyper.adaptation.profiles import TaskProfiles, in_own_classes
 from sparsehyper.hypernetwork import HyperNetwork
 
 _DRIFT = 0.01  # variance of a set's mean score that is no sign of another task; 1 is a sample's
@@ -52,8 +52,9 @@ def identify_task(
     """Tell the known task that samples belong to, or that they belong to none.
 
     All samples must be of one task. The answer is none if they fit the likeliest task worse than
-    nearly all sets of that task's own samples do. A mixture of samples of several tasks gives none
-    too; ``shares`` then estimates the mixture. One sample is seldom enough to tell.
+    nearly all sets of that task's own samples do, each in the class of its label where labels are
+    given. A mixture of samples of several tasks gives none too; ``shares`` then estimates the
+    mixture. One sample is seldom enough to tell.
 
     Args:
         hnet: the hypernetwork that the profiles were made with.
@@ -82,33 +83,30 @@ def identify_task(
     space, tasks = profiles.space, list(profiles.tasks.values())
     z = space.locate(hnet, x)
     tables = [profile.log_densities(space, z) for profile in tasks]
+    kind = min(int(y is not None), len(profiles.calibration.temperature) - 1)
+    compared = tables  # with typical scores, which older profiles have without labels only
     if y is not None:
-        tables = [_in_own_classes(table, y) for table in tables]
+        tables = [in_own_classes(table, y) for table in tables]
+        compared = tables if kind else compared
     each = torch.stack([p.mixed(table) for p, table in zip(tasks, tables, strict=True)], 1)
     total = each.mean(0)
     if y is not None and total.max() == -torch.inf:
         raise ValueError(f"`y` must be labels that some task has, got {y.unique().tolist()}")
-    probabilities = (profiles.calibration.factor(len(x)) * total).softmax(0)
+    probabilities = (profiles.calibration.factor(len(x), kind) * total).softmax(0)
     best = int(probabilities.argmax())
     p_value = _p_value(
-        tasks[best].standardised(space, z, tables[best]),
-        profiles.calibration.quantiles,
-        float(tasks[best].held),
+        tasks[best].standardised(space, z, compared[best], kind),
+        profiles.calibration.quantiles[kind],
+        float(tasks[best].held[kind]),
     )
     name = list(profiles.tasks)[best] if p_value >= significance else None
-    shares = _shares(profiles.calibration.temperature * each)
+    shares = _shares(profiles.calibration.temperature[kind] * each)
     return Identified(
         name,
         dict(zip(profiles.tasks, probabilities.tolist(), strict=True)),
         p_value,
         dict(zip(profiles.tasks, shares.tolist(), strict=True)),
     )
-
-
-def _in_own_classes(log_densities: Tensor, y: Tensor) -> Tensor:
-    """Log-densities ``[n, classes]``, which are -inf in all classes but that of the label."""
-    other = torch.arange(log_densities.shape[1], device=y.device) != y[:, None]
-    return log_densities.masked_fill(other, -torch.inf)
 
 
 def _p_value(scores: Tensor, quantiles: Tensor, held: float) -> float:

@@ -27,16 +27,20 @@ _ROUNDS = 200
 _Z = 1.959964  # of a normal distribution, for 95%
 
 
-def fold_numbers(y: Tensor, folds: int) -> Tensor:
+def fold_numbers(y: Tensor, first_equal: Tensor, folds: int) -> Tensor:
     """The fold of each sample, so that every class is spread evenly over the folds.
+
+    Equal samples are in one fold: a model would know those held out from those it is fitted to.
 
     Args:
         y: class numbers ``[n]``, in any order.
+        first_equal: as `Inputs.first_equal`.
         folds: number of folds.
     """
+    distinct = first_equal.unique()
     place = torch.empty_like(y)
-    place[y.argsort(stable=True)] = torch.arange(len(y), device=y.device)
-    return place % folds
+    place[distinct[y[distinct].argsort(stable=True)]] = torch.arange(len(distinct), device=y.device)
+    return place[first_equal] % folds
 
 
 def fitted_temperature(logits: Tensor, y: Tensor, usual: float = 1.0) -> float:

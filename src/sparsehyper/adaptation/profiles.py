@@ -11,7 +11,9 @@ most `most`. `temperature` and `most` maximise the likelihood of the true task o
 
 Whether samples are typical of a task is tested by two numbers: how much likelier each sample is in
 the task than in a class of which nothing is known, and how likely it is in that. Both are compared
-with those of held-out samples that are likeliest in the same class.
+with those of held-out samples that are likeliest in the same class. Where labels are known, a
+sample is in the class of its label instead of the whole task, and so are the held-out samples that
+it is compared with.
 
 Source: the ratio of likelihoods to that of an unknown class, as in speaker verification: S. Prince
 and J. Elder, "Probabilistic linear discriminant analysis for inferences about identity" (ICCV
@@ -20,7 +22,7 @@ and J. Elder, "Probabilistic linear discriminant analysis for inferences about i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsehyper._util.checks import check_type, is_whole
+from sparsehyper._util.checks import check_type, class_numbers
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.text import listed
 from sparsehyper.adaptation.samples import Samples, joined, shuffled
@@ -49,20 +51,23 @@ Part = TypeVar("Part", Space, "Calibration", "Profile")
 class Calibration:
     """What makes the scores of all tasks comparable.
 
+    The first dimension is without and with labels; those of older files have the former only.
+
     Attributes:
-        temperature: factor of log-densities, ``[]``.
-        most: upper limit of the effective sample size, ``[]``: n samples count as
+        temperature: factor of log-densities, ``[2]``.
+        most: upper limit of the effective sample size, ``[2]``: n samples count as
             ``n / (1 + (n - 1) / most)``.
-        quantiles: quantiles ``[2, levels]`` of the standardised scores of held-out samples.
+        quantiles: quantiles of the two standardised scores of held-out samples,
+            ``[2, 2, levels]``.
     """
 
     temperature: Tensor
     most: Tensor
     quantiles: Tensor
 
-    def factor(self, count: int) -> Tensor:
-        """Factor of the mean log-density of some samples."""
-        return _factor(self.temperature, count, self.most)
+    def factor(self, count: int, kind: int) -> Tensor:
+        """Factor of the mean log-density of some samples; ``kind`` is 1 if labels are known."""
+        return _factor(self.temperature[kind], count, self.most[kind])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,9 +78,9 @@ class Profile:
         counts: number of samples of each class, ``[classes]``.
         means: mean of each class, ``[classes, D]``.
         score_means: mean scores of held-out samples by the class that they are likeliest in,
-            ``[2, classes]``.
-        score_stds: standard deviations of both scores, ``[2]``.
-        held: number of held-out samples, ``[]``.
+            ``[2, 2, classes]``; the first dimension is as in `Calibration`.
+        score_stds: standard deviations of both scores, ``[2, 2]``.
+        held: number of held-out samples, ``[2]``.
     """
 
     counts: Tensor
@@ -93,24 +98,31 @@ class Profile:
         """Log-density ``[n]`` of samples in the task; its classes are equally frequent."""
         return log_densities.logsumexp(1) - (self.counts > 0).sum().log()
 
-    def standardised(self, space: Space, z: Tensor, log_densities: Tensor) -> Tensor:
+    def standardised(self, space: Space, z: Tensor, log_densities: Tensor, kind: int) -> Tensor:
         """The two scores ``[2, n]`` of samples, in standard deviations from typical ones."""
         likeliest = log_densities.argmax(1)
         scores = self._scores(space, z, log_densities)
-        return (scores - self.score_means[:, likeliest]) / self.score_stds[:, None]
+        return (scores - self.score_means[kind][:, likeliest]) / self.score_stds[kind][:, None]
 
     def _scores(self, space: Space, z: Tensor, log_densities: Tensor) -> Tensor:
         unknown = space.log_density_unknown(z)
         return torch.stack([self.mixed(log_densities) - unknown, unknown])
 
-    def scored(self, space: Space, z: Tensor, log_densities: Tensor) -> Self:
-        """A copy with the scores of held-out samples."""
+    def scored(self, space: Space, z: Tensor, tables: Sequence[Tensor]) -> Self:
+        """A copy with the scores of held-out samples; their log-densities are of each kind."""
+        each = zip(*[self._typical(space, z, table) for table in tables], strict=True)
+        means, stds, held = map(torch.stack, each)
+        return replace(self, score_means=means, score_stds=stds, held=held)
+
+    def _typical(
+        self, space: Space, z: Tensor, log_densities: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         scores, likeliest = self._scores(space, z, log_densities), log_densities.argmax(1)
         number = torch.bincount(likeliest, minlength=len(self.counts)).to(scores)
-        sums = torch.zeros_like(self.score_means).index_add_(1, likeliest, scores)
+        sums = scores.new_zeros(2, len(number)).index_add_(1, likeliest, scores)
         means = (sums + _PSEUDO * scores.mean(1, keepdim=True)) / (number + _PSEUDO)
         stds = (scores - means[:, likeliest]).square().mean(1).sqrt().clamp(min=1e-3)
-        return replace(self, score_means=means, score_stds=stds, held=number.sum())
+        return means, stds, number.sum()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,7 +150,7 @@ class TaskProfiles:
         added = {}
         for name, (x, y) in _gathered(hnet, tasks).items():
             train = Located(self.space.locate(hnet, x), y)
-            added[name], _ = _profile(self.space, train, None)
+            added[name], _ = _profile(self.space, x, train, train)
         return replace(self, tasks={**self.tasks, **added})
 
     def remove(self, name: str) -> Self:
@@ -190,6 +202,9 @@ class TaskProfiles:
         Raises:
             KeyError: a tensor is missing.
         """
+        if tensors["calibration/temperature"].ndim == 0:  # from before labels were calibrated
+            shared = ("space/", "/counts", "/means")
+            tensors = {n: t if any(s in n for s in shared) else t[None] for n, t in tensors.items()}
 
         def read(kind: type[Part], prefix: str, **others: Any) -> Part:
             for field in fields(kind):
@@ -222,16 +237,17 @@ def task_profiles(
 ) -> TaskProfiles:
     """Describe what the samples of known tasks look like, for `identify_task`.
 
-    Labels that are class numbers divide the samples of a task into classes; other labels are
-    ignored. A thousand samples of a task are plenty.
+    Labels that are class numbers, or booleans, divide the samples of a task into classes; other
+    labels are ignored. A thousand samples of a task are plenty.
 
     Args:
         hnet: hypernetwork with named tasks; used in evaluation mode.
         tasks: samples of each task, by name: inputs, which are whatever the target takes, and
             labels; or batches of them.
-        validation: samples of some or all tasks that nothing was trained on, to calibrate by. Of a
-            task with fewer than 10, its own samples are held out one at a time instead, which is
-            optimistic if the hypernetwork was trained on them and they are few.
+        validation: samples of some or all tasks that nothing was trained on, to calibrate by;
+            those of classes that ``tasks`` have no sample of are left out. Of a task with fewer
+            than 10, its own samples are held out one at a time instead, which is optimistic if the
+            hypernetwork was trained on them and they are few.
 
     Raises:
         TypeError: the hypernetwork knows no tasks by name, or ``tasks`` is not a mapping.
@@ -250,14 +266,16 @@ def task_profiles(
     if not samples:
         raise ValueError("`tasks` must name at least one task, got none")
     space, located = fit_space(hnet, list(samples.values()))
-    held = {
-        name: Located(space.locate(hnet, x), y)
-        for name, (x, y) in _gathered(hnet, {} if validation is None else validation).items()
-        if len(x) >= _FEWEST
-    }
-    profiles, own = {}, {}
-    for name, train in zip(samples, located, strict=True):
-        profiles[name], own[name] = _profile(space, train, held.setdefault(name, train))
+    held_out = _gathered(hnet, {} if validation is None else validation)
+    profiles, held, own = {}, {}, {}
+    for (name, (x, y)), train in zip(samples.items(), located, strict=True):
+        held[name] = train
+        if name in held_out:
+            others, labels = held_out[name]
+            known = torch.isin(labels, y)
+            if int(known.sum()) >= _FEWEST:
+                held[name] = Located(space.locate(hnet, others[known]), labels[known])
+        profiles[name], own[name] = _profile(space, x, train, held[name])
     return TaskProfiles(space, _calibrate(space, profiles, held, own), profiles)
 
 
@@ -270,37 +288,51 @@ def _gathered(hnet: HyperNetwork, tasks: Mapping[str, Samples]) -> dict[str, tup
         x, y = joined(name, samples, device)
         x.check_finite(f"inputs of task {name!r}")
         x, y = shuffled(x, y)
-        classes = is_whole(y) and y.ndim == 1 and bool((y >= 0).all())
-        y = y.long() if classes else torch.zeros(len(x), dtype=torch.long).to(device)
+        try:
+            y = class_numbers("labels", y, len(x))
+        except ValueError:
+            y = torch.zeros(len(x), dtype=torch.long, device=device)
         gathered[name] = x, y
     return gathered
 
 
-def _profile(space: Space, train: Located, held: Located | None) -> tuple[Profile, Tensor]:
+def _copies(x: Inputs, y: Tensor) -> Tensor:
+    """Number of samples that equal each one in inputs and class, with itself, ``[n]``."""
+    pairs = torch.stack([x.first_equal, y], 1)
+    _, places, counts = pairs.unique(dim=0, return_inverse=True, return_counts=True)
+    return counts[places]
+
+
+def _profile(
+    space: Space, x: Inputs, train: Located, held: Located
+) -> tuple[Profile, list[Tensor]]:
     """The profile of a task, and log-densities ``[n, classes]`` of held-out samples in its classes.
 
     Args:
         space: the space.
-        train: samples of the task.
-        held: held-out samples; None or ``train`` itself to hold out one at a time.
+        x: inputs of samples of the task.
+        train: these samples.
+        held: held-out samples; ``train`` itself to hold out one at a time, with its copies.
+
+    Returns:
+        The log-densities without labels, and with them.
     """
     counts, means = class_means(*train)
-    nothing = means.new_zeros(2, len(counts))
-    profile = Profile(counts, means, nothing, nothing[:, 0], nothing[0, 0])
-    if held is None or held is train:
-        held = train
-        alone = space.log_density_alone(train, counts, means)
-        own = profile.log_densities(space, train.z).scatter(1, train.y[:, None], alone[:, None])
-    else:
-        own = profile.log_densities(space, held.z)
-    return profile.scored(space, held.z, own), own
+    nothing = means.new_zeros(2, 2, len(counts))
+    profile = Profile(counts, means, nothing, nothing[..., 0], nothing[:, 0, 0])
+    own = profile.log_densities(space, held.z)
+    if held is train:
+        alone = space.log_density_alone(train, counts, means, _copies(x, train.y))
+        own = own.scatter(1, train.y[:, None], alone[:, None])
+    tables = [own, in_own_classes(own, held.y)]
+    return profile.scored(space, held.z, tables), tables
 
 
 def _calibrate(
     space: Space,
     profiles: Mapping[str, Profile],
     held: Mapping[str, Located],
-    own: Mapping[str, Tensor],
+    own: Mapping[str, Sequence[Tensor]],
 ) -> Calibration:
     """The calibration that fits held-out samples.
 
@@ -308,14 +340,29 @@ def _calibrate(
         space: the space.
         profiles: the profiles.
         held: held-out samples of each task.
-        own: their log-densities in the classes of their own task.
+        own: their log-densities in the classes of their own task, of each kind.
     """
+    each = [_calibrated(space, profiles, held, own, kind) for kind in (0, 1)]
+    return Calibration(*map(torch.stack, zip(*each, strict=True)))
+
+
+def _calibrated(
+    space: Space,
+    profiles: Mapping[str, Profile],
+    held: Mapping[str, Located],
+    own: Mapping[str, Sequence[Tensor]],
+    kind: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of `Calibration` of one kind."""
     scores, tables = [], []
-    for task in profiles:
-        z = held[task].z
-        scores.append(profiles[task].standardised(space, z, own[task]))
-        table = {name: p.mixed(p.log_densities(space, z)) for name, p in profiles.items()}
-        table[task] = profiles[task].mixed(own[task])
+    for task, profile in profiles.items():
+        z, y = held[task]
+        scores.append(profile.standardised(space, z, own[task][kind], kind))
+        table = {}
+        for name, other in profiles.items():
+            found = other.log_densities(space, z)
+            table[name] = other.mixed(in_own_classes(found, y) if kind else found)
+        table[task] = profile.mixed(own[task][kind])
         tables.append(torch.stack(list(table.values()), 1))
     together = torch.cat(scores, 1).sort(1)[0]
     levels = torch.linspace(0, together.shape[1] - 1, _LEVELS, dtype=torch.float64).long()
@@ -325,7 +372,13 @@ def _calibrate(
         _MOST.to(together),
         key=lambda m: sum(_loss(tables, size, _factor(temperature, size, m)) for size in sizes),
     )
-    return Calibration(temperature, most, together[:, levels.to(together.device)])
+    return temperature, most, together[:, levels.to(together.device)]
+
+
+def in_own_classes(log_densities: Tensor, y: Tensor) -> Tensor:
+    """Log-densities ``[n, classes]``, which are -inf in all classes but that of the label."""
+    other = torch.arange(log_densities.shape[1], device=y.device) != y[:, None]
+    return log_densities.masked_fill(other, -torch.inf)
 
 
 def _factor(temperature: Tensor, count: int, most: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sparsehyper._util.objectives import check_numbers, own_losses, sample_losse
 from sparsehyper._util.random import seeded
 from sparsehyper.conditioning import Conditioner, TaskConditioner
 from sparsehyper.hypernetwork import HyperNetwork
+from sparsehyper.target.norm_statistics import has_one_value
 
 Samples = Iterable[Any]
 """A pair ``(x, y)`` of inputs and labels ``[n, …]``, or batches of such; all are kept in memory.
@@ -111,6 +113,11 @@ class TaskSamples:
     def some(self, rows: slice | Tensor) -> TaskSamples:
         """Some of the samples, by numbers, a slice or a mask."""
         return replace(self, x=self.x[rows], y=self.y[rows])
+
+    @cached_property
+    def first_equal(self) -> Tensor:
+        """As `Inputs.first_equal`."""
+        return self.x.first_equal
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -331,6 +338,19 @@ def check_loss(loss: Tensor, task: TaskSamples, when: str = "") -> None:
         raise Unsuitable(
             f"the loss of task {task.name!r} is {loss.item()}{when}; look at its samples"
         )
+
+
+@contextmanager
+def unsuitable_for_one() -> Iterator[None]:
+    """Context in which a batch norm that gets a single value a channel raises `Unsuitable`."""
+    try:
+        yield
+    except ValueError as error:
+        if has_one_value(error):
+            raise Unsuitable(
+                "a batch norm cannot use the statistics of a single sample; give more samples"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -98,16 +98,20 @@ class Space:
         squares = z.square() @ precise.T - 2 * z @ (expected * precise).T
         return -0.5 * (squares + (expected.square() * precise + variances.log()).sum(1))
 
-    def log_density_alone(self, located: Located, counts: Tensor, means: Tensor) -> Tensor:
+    def log_density_alone(
+        self, located: Located, counts: Tensor, means: Tensor, copies: Tensor
+    ) -> Tensor:
         """Log-density ``[n]`` of samples in their own classes, each as if it were not known.
 
         Args:
             located: the samples.
             counts, means: as for `log_density`, with these samples.
+            copies: number of samples ``[n]`` that equal each one, with itself.
         """
         z, y = located
-        others = counts[y] - 1
-        without = (counts[y][:, None] * means[y] - z) / others.clamp(min=1)[:, None]
+        others = counts[y] - copies
+        without = counts[y][:, None] * means[y] - copies[:, None] * z
+        without = without / others.clamp(min=1)[:, None]
         expected, variances = self._predict(others, without)
         return -0.5 * ((z - expected).square() / variances + variances.log()).sum(1)
 

@@ -25,7 +25,13 @@ from torch.nn import functional as F
 from sparsehyper._util.inputs import labelled
 from sparsehyper._util.random import seeded
 from sparsehyper.adaptation.judge import fitted_temperature, stacking_weights
-from sparsehyper.adaptation.samples import Samples, TaskSamples, Unsuitable, check_loss
+from sparsehyper.adaptation.samples import (
+    Samples,
+    TaskSamples,
+    Unsuitable,
+    check_loss,
+    unsuitable_for_one,
+)
 from sparsehyper.adaptation.ways import WAYS, Start
 
 _TASKS = 4  # known tasks to learn anew, at most
@@ -136,15 +142,18 @@ def usual_on(
         left = max(deadline - time.perf_counter(), 0.0) / (_TASKS + 1 - done)
         own = replace(start, known=others, task=samples.some(chosen), seconds=left)
         every = torch.arange(int(chosen.sum()))
-        x, y = samples.x[~chosen][:_MOST_JUDGING], samples.y[~chosen][:_MOST_JUDGING]
+        first = samples.first_equal
+        rest = ~torch.isin(first, first[chosen])
+        x, y = samples.x[rest][:_MOST_JUDGING], samples.y[rest][:_MOST_JUDGING]
         if not others or len(x) == 0:
             continue
         for name in names:
             now = time.perf_counter()
             limit = now + max(deadline - now, 0.1) / len(names)
             try:
-                model = WAYS[name](own, every.to(y.device), seed, limit)
-                with torch.no_grad():
+                with unsuitable_for_one():
+                    model = WAYS[name](own, every.to(y.device), seed, limit)
+                with torch.no_grad(), unsuitable_for_one():
                     outputs = x.call(model)[:, : samples.n_classes].float()
                 check_loss(F.cross_entropy(outputs, y), samples)
             except Unsuitable:

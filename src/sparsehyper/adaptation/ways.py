@@ -90,11 +90,21 @@ class Start:
             pieces = [self.hnet.raw_theta(z).sum(0) for z in self.embeddings.split(16)]
             return list(self.hnet.target.unpack(torch.stack(pieces).sum(0) / len(self.known)))
 
+    @property
+    def _statistics(self) -> list[Tensor]:
+        """The mean batch-norm statistics of the known tasks."""
+        return self.hnet.target.statistics.row(self.hnet.target.module, None, self.known)
+
+    def mean_embedding_model(self) -> nn.Module:
+        """The model of the mean embedding of the known tasks, without a head in closed form."""
+        mean = self.hnet.normalise(self.embeddings).mean(0)
+        with torch.no_grad():
+            tensors = self.hnet.target.unpack(self.hnet.raw_theta(mean[None])[0])
+        return merge(self.hnet.target.materialize(tensors, self._statistics)).eval()
+
     def average_model(self, rows: Tensor) -> nn.Module:
         """The average model, with as many outputs as the task needs."""
-        target = self.hnet.target
-        statistics = target.statistics.row(target.module, None)
-        model = merge(target.materialize(self._average, statistics)).eval()
+        model = merge(self.hnet.target.materialize(self._average, self._statistics)).eval()
         if (some := self.for_statistics(rows)) is not None:
             with batch_statistics(norms := batch_norms(model)):
                 renew_statistics(model, norms, some)
@@ -187,8 +197,7 @@ def head(start: Start, rows: Tensor, seed: int, deadline: float) -> nn.Module:
     With a head in closed form, that head on the features of the mean embedding, as in training.
     """
     if start.hnet.head is not None:
-        mean = start.hnet.normalise(start.embeddings).mean(0)
-        return start.with_head(start.hnet.materialize(mean).eval(), rows)
+        return start.with_head(start.mean_embedding_model(), rows)
     models = [start.hnet.materialize(task).eval() for task in start.nearest(rows, _STARTS)]
     some, began = rows[:_BATCH], time.perf_counter()
     _features(models[0], start.task.x[some])

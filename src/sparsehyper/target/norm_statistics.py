@@ -144,21 +144,24 @@ class NormStatistics:
         """Move what is counted to the device of the tables."""
         self._batches = self._batches.to(device)
 
-    def row(self, module: nn.Module, task: int | None) -> list[Tensor]:
+    def row(
+        self, module: nn.Module, task: int | None, among: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Copies of one task's rows; for None, initial rows for a new task.
 
         Initial rows are the mean over tasks, the largest count of batches, and the first task's
-        buffers that follow weights.
+        buffers that follow weights. ``among`` are the tasks that count, all by default.
         """
         if task is not None:
             return copies([table.select(0, task) for table in self.tables(module)])
+        tables = self.tables(module) if among is None else self.rows(module, among)
         return [
             table[0].clone()
             if not averaged
             else table.mean(0)
             if _is_real_or_complex(table)
             else table.amax(0)
-            for table, averaged in zip(self.tables(module), self._averaged, strict=True)
+            for table, averaged in zip(tables, self._averaged, strict=True)
         ]
 
     def rows(self, module: nn.Module, tasks: Sequence[int] | Tensor) -> list[Tensor]:
@@ -384,6 +387,11 @@ def average(norms: Iterable[nn.Module], batches: int) -> None:
             vars(norm)["momentum"] = None
         elif isinstance(vars(norm).get("momentum"), float):
             vars(norm)["momentum"] = 1 / (batches + 1)
+
+
+def has_one_value(error: ValueError) -> bool:
+    """Whether an error is that a batch norm got one value a channel, too few for statistics."""
+    return str(error.__cause__ or error).startswith("Expected more than 1 value per channel")
 
 
 def is_statistic(attribute: str) -> bool:

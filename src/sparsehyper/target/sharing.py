@@ -40,6 +40,7 @@ from torch.utils import _pytree as pytree
 from sparsehyper._util.devices import copies
 from sparsehyper.target.copying import copy_module
 from sparsehyper.target.kinds import Kinds
+from sparsehyper.target.norm_statistics import has_one_value
 from sparsehyper.target.target import Target
 from sparsehyper.target.trial import Trial
 
@@ -52,7 +53,6 @@ _NEVER = -1
 _limits: WeakKeyDictionary[Target, Kinds] = WeakKeyDictionary()
 _trial_lock = threading.RLock()
 
-_TOO_FEW = "Expected more than 1 value per channel"  # of PyTorch's batch norm
 _ONE_SAMPLE = (
     "a batch norm that uses the statistics of its batch, as all do in training and those without "
     "running statistics always, cannot normalise the single sample that a task has in this batch; "
@@ -106,7 +106,7 @@ class Group:
             try:
                 out, after = self.target.run(self.target.unpack(raw), before, args, kwargs)
             except ValueError as error:
-                if self.count == 1 and str(error).startswith(_TOO_FEW):
+                if self.count == 1 and has_one_value(error):
                     raise ValueError(_ONE_SAMPLE) from error
                 raise
             outputs.append(out)

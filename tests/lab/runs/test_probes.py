@@ -33,6 +33,16 @@ def test_a_last_layer_of_another_size_tells_new_classes_apart():
         assert float(F.cross_entropy(module(new_x), new_y)) == pytest.approx(loss, abs=0.25)
 
 
+def test_copies_of_an_image_do_not_judge_it():
+    x, y = samples()
+    y = y[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    module = build_target("mlp:32", (1, 8, 8), 2).eval()
+    losses = [
+        fit_last_layer(copy.deepcopy(module), x.repeat(n, 1, 1, 1), y.repeat(n), 4) for n in (1, 5)
+    ]
+    assert min(losses) > 1.2
+
+
 @pytest.mark.parametrize("each", [1, 2])
 def test_few_images_of_a_class_do_not_mislead(each):
     x, y = samples(each=each)

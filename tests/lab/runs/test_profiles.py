@@ -85,6 +85,19 @@ def test_profiles_of_another_checkpoint_are_not_used(copied):
     assert read_profiles(load_run(copied)) is None
 
 
+def test_profiles_of_an_earlier_format_are_read(copied):
+    """They have no typical scores with labels."""
+    tensors = load_file(copied / "profiles.safetensors")
+    before = {
+        name: tensor[0] if any(p in name for p in ("/score_", "/held", "calibration/")) else tensor
+        for name, tensor in tensors.items()
+    }
+    rewrite(copied, before, format=2)
+    found = read_profiles(load_run(copied))
+    assert found is not None
+    assert found.calibration.temperature.shape == (1,)
+
+
 def test_damaged_profiles_are_told(copied):
     loaded, tensors = load_run(copied), load_file(copied / "profiles.safetensors")
     wrong = {
@@ -101,7 +114,7 @@ def test_damaged_profiles_are_told(copied):
     with pytest.raises(CheckpointError, match=r"profiles.json is damaged: its tasks are not those"):
         read_profiles(loaded)
     rewrite(copied, tensors, format=9)
-    with pytest.raises(CheckpointError, match="has format 9, this version reads format 2"):
+    with pytest.raises(CheckpointError, match="has format 9, this version reads format 3"):
         read_profiles(loaded)
     rewrite(copied, tensors, format=2, run="another")
     with pytest.raises(CheckpointError, match=r"profiles.json belongs to another run"):

@@ -3,9 +3,9 @@
 A shared trunk gives the features, or the expert whose features suit the task best. The last layer
 is solved by ridge regression on class numbers as one-hot vectors, for many penalties and scales.
 Those are kept under which the leave-one-out predictions have the lowest cross entropy, so that
-nothing is held out, and the logits are calibrated. A class of one image has none left when that is
-left out, so such images do not count there; if there are no others, both numbers are those that
-suited trunks of hand-written characters from one image a class.
+nothing is held out, and the logits are calibrated. Copies of an image are left out with it. A class
+of one image has none left when that is left out, so such images do not count there; if there are no
+others, both numbers are those that suited trunks of hand-written characters from one image a class.
 
 Source: a linear classifier on frozen features, as in G. Alain and Y. Bengio, "Understanding
 intermediate layers using linear classifier probes" (2016).
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.last_layer import features_of, last_layer, linear_layer
 from sparsehyper._util.ridge import leave_one_out, solve_ridge
 
@@ -54,10 +55,12 @@ def fit_last_layer(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> f
     name, last = ending
     features = features_of(module, last, x)
     targets = F.one_hot(y, n_classes).to(features)
-    counted = y.bincount(minlength=n_classes)[y] > 1
+    first_equal = Inputs.of(x).first_equal
+    distinct = torch.stack([y, first_equal]).unique(dim=1)[0]
+    counted = distinct.bincount(minlength=n_classes)[y] > 1
     found = [(math.inf, *_FROM_ONE_IMAGE)]
     for penalty in _PENALTIES if counted.any() else ():
-        predicted = leave_one_out(features, targets, penalty)[counted]
+        predicted = leave_one_out(features, targets, penalty, first_equal)[counted]
         found += [(float(F.cross_entropy(s * predicted, y[counted])), penalty, s) for s in _SCALES]
     loss, penalty, scale = min(entry for entry in found if not math.isnan(entry[0]))
     weight, bias = solve_ridge(features, targets, penalty)

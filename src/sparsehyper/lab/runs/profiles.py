@@ -11,7 +11,7 @@ Training writes them last. Runs without them get them from their images, if thes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -26,7 +26,8 @@ from sparsehyper.lab.runs.records import read_record, tensors_of, write_record
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.training.directory import read_id
 
-_FORMAT = 2
+_FORMAT = 3
+_BEFORE_LABELS = 2  # typical scores were those without labels alone
 _BEFORE_HEADS = 1  # models that end in a head had their inputs as features
 _ABOUT, _TENSORS = "profiles.json", "profiles.safetensors"
 _MOST_IMAGES = 500  # of a task, in each split
@@ -80,7 +81,7 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
     path = loaded.directory / _ABOUT
     if not path.exists():
         return None
-    record = read_record(path, (_BEFORE_HEADS, _FORMAT))
+    record = read_record(path, (_BEFORE_HEADS, _BEFORE_LABELS, _FORMAT))
     if record["format"] == _BEFORE_HEADS and loaded.hypernetwork().head is not None:
         return None
     if record.get("run") != read_id(loaded.directory):
@@ -93,7 +94,7 @@ def read_profiles(loaded: LoadedRun) -> TaskProfiles | None:
         raise CheckpointError(f"{path} is damaged: its tasks are not those of the run")
     try:
         profiles = TaskProfiles.from_tensors(names, tensors)
-        _check(profiles, tensors, loaded.hypernetwork())
+        _check(profiles, tensors.keys(), loaded.hypernetwork())
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{loaded.directory / _TENSORS} is damaged: {error}") from error
     return profiles
@@ -142,9 +143,16 @@ def _images(tasks: TaskSet, split: TaskSplit, most: int = _MOST_IMAGES) -> Image
     }
 
 
-def _check(profiles: TaskProfiles, tensors: Mapping[str, Tensor], model: HyperNetwork) -> None:
-    """Raise ``ValueError`` unless the numbers are finite and fit each other and the model."""
+def _check(profiles: TaskProfiles, names: Set[str], model: HyperNetwork) -> None:
+    """Raise ``ValueError`` unless the numbers are finite and fit each other and the model.
+
+    Args:
+        profiles: the profiles.
+        names: names of the tensors of the file.
+        model: the model.
+    """
     space, dim = profiles.space, len(profiles.space.centre)
+    tensors, kinds = profiles.to_tensors(), 1 if len(profiles.calibration.temperature) == 1 else 2
     target = model.target
     rows = target.statistics.row(target.module, None)
     inputs, features = len(space.input_mean), len(space.feature_mean)
@@ -157,9 +165,9 @@ def _check(profiles: TaskProfiles, tensors: Mapping[str, Tensor], model: HyperNe
         "space/whitener": [dim, dim],
         "space/centre": [dim],
         "space/between": [dim],
-        "calibration/temperature": [],
-        "calibration/most": [],
-        "calibration/quantiles": [2, profiles.calibration.quantiles.shape[-1]],
+        "calibration/temperature": [kinds],
+        "calibration/most": [kinds],
+        "calibration/quantiles": [kinds, 2, profiles.calibration.quantiles.shape[-1]],
     }
     shapes |= {f"space/statistics/{i}": list(row.shape) for i, row in enumerate(rows)}
     for i, profile in enumerate(profiles.tasks.values()):
@@ -167,12 +175,12 @@ def _check(profiles: TaskProfiles, tensors: Mapping[str, Tensor], model: HyperNe
         shapes |= {
             f"tasks/{i}/counts": [classes],
             f"tasks/{i}/means": [classes, dim],
-            f"tasks/{i}/score_means": [2, classes],
-            f"tasks/{i}/score_stds": [2],
-            f"tasks/{i}/held": [],
+            f"tasks/{i}/score_means": [kinds, 2, classes],
+            f"tasks/{i}/score_stds": [kinds, 2],
+            f"tasks/{i}/held": [kinds],
         }
-    if tensors.keys() != shapes.keys():
-        raise ValueError(f"unexpected tensors {sorted(tensors.keys() ^ shapes.keys())}")
+    if names != shapes.keys():
+        raise ValueError(f"unexpected tensors {sorted(names ^ shapes.keys())}")
     for name, shape in shapes.items():
         found = tensors[name]
         statistic = name.removeprefix("space/statistics/")

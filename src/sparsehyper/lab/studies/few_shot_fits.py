@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsehyper._util.classifiers import mask_classes
+from sparsehyper._util.inputs import Inputs
 from sparsehyper.adaptation import fine_tune
 from sparsehyper.adaptation.judge import fold_numbers
 from sparsehyper.lab.studies.learners import Shots
@@ -73,10 +74,11 @@ def tuned(
     most = LEARNING["epochs"] * len(y) // batch_size
     choices = [first, usual, *(count for count in more if count <= most)]
     every = torch.arange(len(y))
-    if int(y.bincount().min()) < 2:
+    folds = _folds(x, y)
+    if not folds:
         return fit(every, usual)
     losses = {
-        steps: sum(_loss(fit(rows, steps), x[rest], y[rest], n_classes) for rows, rest in _folds(y))
+        steps: sum(_loss(fit(rows, steps), x[rest], y[rest], n_classes) for rows, rest in folds)
         for steps in choices
     }
     return fit(every, min(losses, key=losses.__getitem__))
@@ -123,22 +125,25 @@ def logistic(
         return layer.requires_grad_(False)
 
     every = torch.arange(len(y))
-    if len(penalties) == 1 or int(y.bincount().min()) < 2:
+    folds = _folds(features, y) if len(penalties) > 1 else []
+    if not folds:
         return fit(every, penalties[min(1, len(penalties) - 1)])
     losses = {
         penalty: sum(
-            _loss(fit(rows, penalty), features[rest], y[rest], n_classes)
-            for rows, rest in _folds(y)
+            _loss(fit(rows, penalty), features[rest], y[rest], n_classes) for rows, rest in folds
         )
         for penalty in penalties
     }
     return fit(every, min(losses, key=losses.__getitem__))
 
 
-def _folds(y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Rows to fit to and rows to judge by; every class has some to fit to."""
-    count = min(LEARNING["folds"], int(y.bincount().min()))
-    numbers = fold_numbers(y, count)
+def _folds(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows to fit to and rows to judge by; every class has some to fit to, or there are none."""
+    first_equal = Inputs.of(x).first_equal
+    count = min(LEARNING["folds"], int(y[first_equal.unique()].bincount().min()))
+    if count < 2:
+        return []
+    numbers = fold_numbers(y, first_equal, count)
     used = 1 if len(y) >= _MANY else count
     return [((numbers != k).nonzero()[:, 0], (numbers == k).nonzero()[:, 0]) for k in range(used)]
 
