@@ -100,10 +100,29 @@ def test_a_table_goes_in_and_comes_out(command, root):
     assert np.corrcoef(price, predicted)[0, 1] > 0.7
     found = json.loads(command("predict", root / "more", root / "more.csv", "--format", "json").out)
     assert [row["predicted"] for row in found["rows"]] == predicted.tolist()
-    as_one = command(
-        "predict", root / "more", root / "more.csv", "--task", "003", "--format", "json"
-    )
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_task_that_is_named_is_no_selection_of_rows(command, root, tmp_path):
+    """The column of tasks says what the rows are of."""
+    words = ("predict", root / "more", root / "more.csv", "--task", "003", "--format", "json")
+    as_one = command(*words)
     assert {row["task"] for row in json.loads(as_one.out)["rows"]} == {"003"}
+    assert "`--task` is '003', but the column 'site' says '012', '013'; all rows" in as_one.err
+    out = tmp_path / "out"
+    refused = command(
+        *("adapt", root / "run", "--data", root / "new.csv", "--task", "012", "--out", out)
+    )
+    assert refused.code == 2
+    assert "rows of 2 tasks: '012', '013'; leave it out, or give a table of one" in refused.err
+    assert not out.exists()
+    lines = (root / "new.csv").read_text().splitlines()
+    (tmp_path / "one.csv").write_text("\n".join(lines[:7]))
+    done = command(
+        *("adapt", root / "run", "--data", tmp_path / "one.csv", "--task", "lille", "--out", out)
+    )
+    assert done.code == 0, done.err
+    assert "warning" not in command("predict", out, tmp_path / "one.csv", "--task", "012").err
 
 
 def test_a_csv_file_comes_out_as_it_is_and_goes_in_again(command, root, tmp_path):
@@ -176,6 +195,7 @@ def test_data_that_have_moved_are_recorded_for_a_finished_run_too(command, root,
     assert command("evaluate", tmp_path / "run").code == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*says '013'")
 def test_an_exported_model_says_how_to_use_it(command, root, tmp_path):
     file = tmp_path / "site.safetensors"
     assert command("export", root / "more", "--task", "012", "--out", file).code == 0

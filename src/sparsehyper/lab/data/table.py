@@ -216,9 +216,15 @@ def load_new_rows(
         task: name of the one task that all rows are of; None to read it from the column of tasks.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: as `read_table` and `Columns`.
+        FileNotFoundError, KeyError: as `read_table` and `Columns`.
+        ValueError: as these; or ``task`` is given for a table with the rows of several.
     """
     found = read_rows(path, columns, task=task)
+    if task is not None and len(found.named) > 1:
+        raise ValueError(
+            f"`task` names the one task of a table, got {task!r} for {path} with rows of "
+            f"{len(found.named)} tasks: {listed(found.named)}; leave it out, or give a table of one"
+        )
     first = found.samples.first
     if columns.sequences is not None:
         _check_constant(found.table, found.samples, columns.target, columns.sequences.column)
@@ -236,6 +242,7 @@ class Rows(NamedTuple):
     table: Table
     samples: Samples
     tasks: NDArray[Any]  # the task of each sample
+    named: tuple[str, ...]  # what the column of tasks names, if there is one
     x: Tensor  # float32 [samples, features], or [samples, channels, steps]
 
 
@@ -266,7 +273,8 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
         # Names of sequences may repeat between the tasks of the file, whatever task they count as.
         keys = table.get(columns.task, tasks)
         samples = find_sequences(keys, table, sequences.column, order)
-    return Rows(table, samples, tasks[samples.first], _inputs(table, columns, samples))
+    named = tuple(sorted({*table.get(columns.task, ())} - {None}))
+    return Rows(table, samples, tasks[samples.first], named, _inputs(table, columns, samples))
 
 
 def _inputs(table: Table, columns: Columns, samples: Samples) -> Tensor:
