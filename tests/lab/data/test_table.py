@@ -37,6 +37,15 @@ def test_scaling_is_of_the_training_rows_alone(path):
     torch.testing.assert_close(y.std(correction=0), torch.tensor(1.0))
 
 
+def test_variance_is_of_the_training_rows_within_tasks(path):
+    tasks = load(path)
+    parts = [tasks.train.labels(i) for i in range(3)]
+    free = sum(len(part) - 1 for part in parts)
+    expected = sum(float((part - part.mean()).square().sum()) for part in parts) / free
+    assert tasks.variance == pytest.approx(expected)
+    assert tasks.score == "R²"
+
+
 def test_copies_of_a_row_stay_together(path):
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([head, *rows, *rows]))

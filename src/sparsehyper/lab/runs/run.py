@@ -122,6 +122,7 @@ def run_experiment(
             names=tasks.names,
             n_classes=tasks.n_classes,
             examples=tasks.train,
+            variance=tasks.variance,
             run=run,
             quiet=quiet,
         )
@@ -205,7 +206,8 @@ def evaluate_run(
         for entry in entries
         if entry.row is not None
     }
-    return _evaluate_tasks(loaded, {n: [(x, y) for x, y, _ in b] for n, b in batches.items()}, here)
+    pairs = {name: [(x, y) for x, y, _ in own] for name, own in batches.items()}
+    return _evaluate_tasks(loaded, pairs, here, tasks.variance)
 
 
 def _evaluate(
@@ -218,6 +220,7 @@ def _evaluate(
         n_classes=tasks.n_classes,
         batch_size=experiment.training.eval_batch_size,
         precision=experiment.training.precision,
+        variance=tasks.variance,
         processes=here,
     )
 
@@ -252,7 +255,10 @@ def _evaluate_folder(
 
 
 def _evaluate_tasks(
-    loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
+    loaded: LoadedRun,
+    batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
+    here: Processes,
+    variance: float | None = None,
 ) -> Evaluation:
     """Accuracy, loss and entropy of the ordinary models of some tasks."""
     names, info = tuple(batches), loaded.tasks
@@ -260,7 +266,12 @@ def _evaluate_tasks(
     data = ByTask(((x, y, name) for name, own in batches.items() for x, y in own), names)
     models = _OrdinaryModels(loaded, names)
     return evaluate(
-        models, data, names=names, n_classes=None if info.are_numbers else n_classes, processes=here
+        models,
+        data,
+        names=names,
+        n_classes=None if info.are_numbers else n_classes,
+        variance=variance,
+        processes=here,
     )
 
 
