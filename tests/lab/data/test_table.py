@@ -115,7 +115,7 @@ def test_tables_that_are_refused(path, change, error, message):
 
 def test_numbers_too_large_to_scale_are_told_with_their_column(path):
     head, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([f"{head},big", *(f"{row},1e200" for row in rows)]))
+    path.write_text("\n".join([f"{head},big", *(f"{row},{i % 2}e200" for i, row in enumerate(rows))]))
     with pytest.raises(ValueError, match=r"column 'big' must hold .* at most 1e\+100, got 1e\+200"):
         load(path)
 

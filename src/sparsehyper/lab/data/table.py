@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,9 @@ from sparsehyper.lab.data.table_files import (
     column_of,
     is_numbers,
     read_table,
+    respelled,
 )
-from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
+from sparsehyper.lab.data.tasks import Batch, TaskInfo, TaskSet, TaskSplit
 
 
 class RowSplit(TaskSplit):
@@ -89,7 +90,7 @@ def load_table(
     targets: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    is_new: bool = True,
+    known: TaskInfo | None = None,
 ) -> TaskSet:
     """Read a table, and make its tasks.
 
@@ -106,8 +107,8 @@ def load_table(
             true and false.
         val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
-        is_new: whether no run has been made of it yet, so that the table can still be changed: then
-            numbers with commas, spaces or signs are refused, and a warning tells of ids.
+        known: the tasks of a run that was made of the table, whose columns are then taken; None for
+            a new one.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `read_table`, `Columns` and `Sequences`.
@@ -129,7 +130,7 @@ def load_table(
         column_of(table, order_column)
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
-    if is_new and targets != "classes" and not is_numbers(values):
+    if known is None and targets != "classes" and not is_numbers(values):
         check_points(values, target_column, is_target=True)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
@@ -147,7 +148,8 @@ def load_table(
     if sequence_column is not None:
         what = "sequences"
         samples = find_sequences(of_rows, table, sequence_column, order_column)
-        sequences = Sequences.fit(samples, sequence_column, order_column)
+        if known is None:
+            sequences = Sequences.fit(samples, sequence_column, order_column)
         _check_constant(table, samples, target_column, sequence_column)
     names = tuple(sorted(set(of_rows)))
     task = np.array([*map({name: i for i, name in enumerate(names)}.get, of_rows[samples.first])])
@@ -172,10 +174,12 @@ def load_table(
             which = "task" if len(lacking) == 1 else "tasks"
             these = listed(names[i] for i in lacking)
             raise ValueError(f"no {part} {what} are left for the {which} {these}; {remedy}")
-    kept = samples.among(parts["training"])
-    columns = Columns.fit(
-        table, kept, task_column, target_column, targets, sequences, is_new=is_new
-    )
+    if known is None:
+        kept = samples.among(parts["training"])
+        columns = Columns.fit(table, kept, task_column, target_column, targets, sequences)
+    else:
+        assert known.columns is not None
+        columns = known.columns
     x, y = _inputs(table, columns, samples), columns.targets_of(table, classes)[samples.first]
     splits = [
         RowSplit(
@@ -205,7 +209,12 @@ def load_table(
 
 
 def load_new_rows(
-    path: Path, columns: Columns, classes: Sequence[str], *, task: str | None = None
+    path: Path,
+    columns: Columns,
+    classes: Sequence[str],
+    *,
+    task: str | None = None,
+    names: Collection[str] = (),
 ) -> list[LabelledTask]:
     """Read new tasks for a trained model from a table; no samples are held out.
 
@@ -214,12 +223,13 @@ def load_new_rows(
         columns: the columns of the model's own table.
         classes: the classes that its tasks have.
         task: name of the one task that all rows are of; None to read it from the column of tasks.
+        names: the tasks that the model has.
 
     Raises:
         FileNotFoundError, KeyError: as `read_table` and `Columns`.
         ValueError: as these; or ``task`` is given for a table with the rows of several.
     """
-    found = read_rows(path, columns, task=task)
+    found = read_rows(path, columns, task=task, names=names)
     if task is not None and len(found.named) > 1:
         raise ValueError(
             f"`task` names the one task of a table, got {task!r} for {path} with rows of "
@@ -246,13 +256,16 @@ class Rows(NamedTuple):
     x: Tensor  # float32 [samples, features], or [samples, channels, steps]
 
 
-def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
+def read_rows(
+    path: Path, columns: Columns, *, task: str | None = None, names: Collection[str] = ()
+) -> Rows:
     """Read a table for a trained model; the column of targets may be missing.
 
     Args:
         path: a CSV or parquet file.
         columns: the columns of the model's own table.
         task: the task that all rows are of; None to read it from the column of tasks.
+        names: the tasks that the model has; a column of true and false is written as they are.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: as `read_table`, `Columns` and `Sequences`.
@@ -260,6 +273,8 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
     sequences = columns.sequences
     order = None if sequences is None else sequences.order
     table = read_table(path, columns.texts, order, columns.used)
+    if columns.task in table:
+        table[columns.task] = respelled(table[columns.task], names)
     if task is not None:
         tasks = np.full(len(next(iter(table.values()))), task, dtype=object)
     else:

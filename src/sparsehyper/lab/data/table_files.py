@@ -46,8 +46,9 @@ def read_table(
         path: the file.
         texts: columns to read as text, whatever they hold.
         order: a column to sort by, of numbers, dates or times; it becomes their ranks.
-        used: columns that are needed; others may hold anything, and come without values. None for
-            all.
+        used: columns that are needed, of a model; others may hold anything, and come without
+            values. None for all of a table to train on: then a column of true and false is written
+            so, in small letters.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,8 +64,28 @@ def read_table(
         elif name == order:
             table[name] = _ranks(name, column)
         else:
-            table[name] = _values(name, column, name in texts, is_csv)
+            values = _values(name, column, name in texts, is_csv)
+            if used is None and values.dtype == object:
+                if {text.lower() for text in values if text} <= _BOOLEANS:
+                    values = respelled(values, _BOOLEANS)
+            table[name] = values
     return table
+
+
+def respelled(texts: NDArray[Any], known: Collection[str]) -> NDArray[Any]:
+    """Texts of a column with true and false in the letters of ``known``, which has them otherwise.
+
+    pandas writes True and False, and parquet has true and false.
+
+    >>> respelled(np.array(["TRUE", "False", "b"], dtype=object), ["True", "a", "B"]).tolist()
+    ['True', 'False', 'b']
+    """
+    spelling = {text.lower(): text for text in known if text.lower() in _BOOLEANS}
+    if not spelling:
+        return texts
+    kept = {None, *known}
+    changed = [x if x in kept else spelling.get(x.lower(), x) for x in texts.tolist()]
+    return np.array(changed, dtype=object)
 
 
 def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
@@ -179,8 +200,6 @@ def _values(name: str, column: Any, text: bool, is_csv: bool) -> NDArray[Any]:
             raise ValueError(refused) from error
         # pyarrow leaves an empty cell of a CSV file as empty text.
         texts = [x or None for x in column.to_pylist()]
-        if {x.lower() for x in texts if x} <= _BOOLEANS:  # pandas writes True, parquet has true
-            texts = [x and x.lower() for x in texts]
         return np.array(texts, dtype=object)
     if pa.types.is_boolean(kind):
         if not column.null_count:

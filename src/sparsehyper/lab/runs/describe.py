@@ -36,6 +36,7 @@ from sparsehyper.lab.runs.loading import (
     finished_result,
     load_run,
     read_run_config,
+    recorded_tasks,
 )
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.lab.runs.task_list import is_adapted
@@ -185,7 +186,7 @@ def _load_run_tasks(
             "measured when they were learned is in the table of tasks."
         )
     try:
-        tasks = load_tasks(loaded.experiment.data, data_dir, is_new=False)
+        tasks = load_tasks(loaded.experiment.data, data_dir, known=recorded_tasks(path))
         check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
     except FileNotFoundError as error:
         return None, f"The {samples} were not found: {error}"

@@ -98,7 +98,7 @@ def predict_table(
     info, columns = loaded.tasks, loaded.tasks.columns
     if columns is None:
         raise ValueError(f"`directory` {directory} holds a run of images, not of a table")
-    found = read_rows(Path(file), columns, task=task)
+    found = read_rows(Path(file), columns, task=task, names=info.names)
     if task is not None and (others := [name for name in found.named if name != task]):
         warnings.warn(
             f"`task` is {task!r}, but the column {columns.task!r} says {listed(others)}; all rows "

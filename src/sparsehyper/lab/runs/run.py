@@ -31,6 +31,7 @@ from sparsehyper.lab.runs.loading import (
     check_run,
     finished_result,
     load_run,
+    recorded_tasks,
 )
 from sparsehyper.lab.runs.profiles import make_profiles, write_profiles
 from sparsehyper.lab.runs.setup import (
@@ -88,7 +89,9 @@ def run_experiment(
         NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
     """
     path = Path(directory)
-    tasks = tasks or load_tasks(experiment.data, data_dir, is_new=not resume)
+    if tasks is None:
+        known = recorded_tasks(path) if resume else None
+        tasks = load_tasks(experiment.data, data_dir, known=known)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     if experiment.training.cuda_graphs:
@@ -187,7 +190,7 @@ def evaluate_run(
         raise ValueError("`resize` is for images of `added`; those of the run have its own size")
     experiment = loaded.experiment
     data = experiment.data if source is None else replace(experiment.data, source=source)
-    tasks = load_tasks(data, data_dir, is_new=False)
+    tasks = load_tasks(data, data_dir, known=recorded_tasks(loaded.directory))
     check_fingerprint(Path(directory), loaded.tasks.fingerprint, tasks.fingerprint)
     if not is_adapted(loaded.directory):
         return _evaluate(
