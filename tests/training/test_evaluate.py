@@ -51,7 +51,7 @@ def test_tasks_of_one_number_do_not_change_the_variance():
     assert found.accuracies == (0.0, 0.5, 0.5)  # the variance is 2 / (1 + 0 + 0)
     given = evaluate(Constant(3.0), Given(*labels[1:]), variance=4.0)
     assert (given.score, given.accuracies) == ("R²", (0.75, 0.75))
-    with pytest.raises(ValueError, match="`variance` must be .* got 0"):
+    with pytest.raises(ValueError, match=r"`variance` must be .* got 0"):
         evaluate(Constant(3.0), Given(*labels), variance=0)
 
 

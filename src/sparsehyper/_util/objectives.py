@@ -1,8 +1,8 @@
 """The loss and the score of outputs: of class numbers, or of numbers to predict.
 
 Labels that are floating-point numbers make a regression: the loss is the mean squared error, and
-the score R², 1 - error / variance of the labels within tasks. Others are class numbers: the loss is the cross
-entropy of logits, and the score the accuracy.
+the score R², 1 - error / variance of the labels within tasks. Others are class numbers: the loss is
+the cross entropy of logits, and the score the accuracy.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_a_run_that_exists_is_used_whatever_a_new_one_would_be_told(command, tmp
     assert "column 'share' has numbers with commas" in refused.err
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as before:
-        before.setattr("sparsehyper.lab.data.columns.check_points", lambda *_: None)
+        before.setattr("sparsehyper.lab.data.columns.check_texts", lambda *_: None)
         before.setattr("sparsehyper.lab.data.columns._warn_of_ids", lambda *_: None)
         assert command(*new).code == 0
         assert command(*compare).code == 0
@@ -284,6 +284,10 @@ BAD = {
     "no task column": (
         ["--target-column", "price"],
         "`--task-column` must name a column of the table",
+    ),
+    "no target column": (
+        ["--task-column", "site"],
+        "sites.csv': 'site', 'size', 'age', 'state', 'price'",
     ),
     "images": ([*OPTIONS, "--image-size", "8"], "`--image-size` is for images; got 8"),
     "augmented": ([*OPTIONS, "--augment", "flip"], "`--augment` is for images"),
@@ -381,3 +385,4 @@ def test_an_unknown_site_is_told(command, root):
     done = command("predict", root / "run", root / "more.csv")
     assert done.code == 2
     assert "unknown task '012'" in done.err
+    assert "; `adapt` learns new ones" in done.err

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -137,6 +138,7 @@ OTHERS_WITH_COMMAS = {
     "dates": ["05,01,2024", "31,12,2023", "1,1,2024"],
     "answers": ["1,2,4", "3", "1,2"],
     "versions without commas": ["1.0.0", "1.2.0", "2.10.1"],
+    "some dates": ["03.05.2024", "unknown", "31.12.2023"],
     "sizes": ["38 40", "42 44", "46 48"],
 }
 
@@ -172,7 +174,7 @@ def test_a_column_with_one_value_in_training_is_left_out(table, values):
         fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
     assert fitted == before
     alone = {name: table[name] for name in ("site", "note", "price")}
-    with pytest.raises(ValueError, match="'price' whose values differ .*, got 'note'"):
+    with pytest.raises(ValueError, match=r"'price' whose values differ .*, got 'note'"):
         Columns.fit(alone, Samples.of_rows(ROWS), "site", "price", "numbers")
 
 
@@ -253,6 +255,37 @@ def test_a_number_far_from_a_constant_column_is_told_so(table):
 def test_numbers_that_are_only_far_are_taken(table, columns):
     table["age"][4] = 1e12
     assert columns.encode(table).square().isfinite().all()
+
+
+DATES = {
+    "day first": ["03.05.2024", "31.12.2023", None],
+    "month first": ["5/3/2024", "12/31/2023"],
+    "year first": ["2024/05/03", "2023/12/31", "NA"],
+    "with hours": ["03-05-2024 12:30", "31-12-2023T08:00:00"],
+}
+
+
+@pytest.mark.parametrize("cells", DATES.values(), ids=DATES)
+def test_dates_are_no_categories_however_they_are_written(table, cells):
+    table["day"] = np.resize(np.array(cells, dtype=object), 60)
+    message = rf"column 'day' must hold numbers or text, got dates such as '{re.escape(cells[0])}'"
+    with pytest.raises(ValueError, match=message):
+        Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_index_that_pandas_writes_is_left_out(tmp_path, suffix):
+    """With a warning, as long as no run has it among its inputs."""
+    path, name = tmp_path / f"t.{suffix}", {"csv": "", "parquet": "__index_level_0__"}[suffix]
+    whole = pa.table({name: [7, 8], "a": [1, 2], "b": ["x", "y"]})
+    write = {"csv": pyarrow.csv.write_csv, "parquet": pq.write_table}[suffix]
+    write(whole, path)
+    with pytest.warns(UserWarning, match=rf"has the index that pandas writes, in '{name}'; left"):
+        found = read_table(path)
+    assert list(found) == ["a", "b"]
+    assert list(read_table(path, index=["a"])) == ["a", "b"]
+    assert read_table(path, index=[name])[name].tolist() == [7, 8]
+    assert read_table(path, used=[name])[name].tolist() == [7, 8]
 
 
 FILES = {

@@ -27,7 +27,7 @@ from sparsehyper.lab.data.sequences import Samples, Sequences
 from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
-    check_points,
+    check_texts,
     column_of,
     is_numbers,
     respelled,
@@ -151,7 +151,7 @@ class Columns:
         numbers = [name for name in inputs if is_numbers(table[name])]
         texts = [name for name in inputs if name not in numbers]
         for name in texts:
-            check_points(table[name], name)
+            check_texts(table[name], name)
         training = {name: table[name][samples.rows] for name in inputs}
         varied = [name for name in inputs if _varies(training[name])]
         if not varied:

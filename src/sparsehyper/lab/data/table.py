@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsehyper._util.devices import to_device
-from sparsehyper._util.text import listed
+from sparsehyper._util.text import by_value, listed
 from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.folder import TEST_FRACTION, LabelledTask
 from sparsehyper.lab.data.sequences import Samples, Sequences, find_sequences
@@ -30,7 +30,7 @@ from sparsehyper.lab.data.splits import hold_out
 from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
-    check_points,
+    check_texts,
     column_of,
     is_numbers,
     read_table,
@@ -122,7 +122,8 @@ def load_table(
         sequence_column=sequence_column,
         order_column=order_column,
     )
-    table = read_table(path, texts, order_column)
+    index = None if known is None or known.columns is None else known.columns.used
+    table = read_table(path, texts, order_column, index=index)
     values, of_rows = column_of(table, target_column), column_of(table, task_column)
     if sequence_column is not None:
         check_complete(column_of(table, sequence_column), sequence_column)
@@ -131,12 +132,11 @@ def load_table(
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
     if known is None and targets != "classes" and not is_numbers(values):
-        check_points(values, target_column, is_target=True)
+        check_texts(values, target_column, is_target=True)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
         if values.dtype == bool:
-            table = read_table(path, [*texts, target_column], order_column)
-            values = column_of(table, target_column)
+            values = table[target_column] = np.where(values, "true", "false").astype(object)
     if targets == "numbers" and not is_numbers(values):
         raise ValueError(
             f"`targets` 'numbers' needs numbers in the column {target_column!r}, got text"
@@ -152,6 +152,8 @@ def load_table(
             sequences = Sequences.fit(samples, sequence_column, order_column)
         _check_constant(table, samples, target_column, sequence_column)
     names = tuple(sorted(set(of_rows)))
+    if known is None or known.names != names:  # runs of early versions sorted numbers as text
+        names = tuple(sorted(names, key=by_value))
     task = np.array([*map({name: i for i, name in enumerate(names)}.get, of_rows[samples.first])])
     classes = (target_column,) if targets == "numbers" else tuple(sorted(set(values)))
     if targets == "classes" and len(classes) < 2:
@@ -166,12 +168,15 @@ def load_table(
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
         if lacking := sorted(set(range(len(names))) - set(task[chosen])):
+            of_one = " of one class" if targets == "classes" else ""
             remedy = (
                 "`val_fraction` must be above 0"
                 if part == "validation" and not val_fraction
-                else f"give it more {what}, or leave it out"
+                else f"a task needs at least 3 different {what}{of_one}, to train on, to validate "
+                "and to test; give more, or leave such tasks out, and learn them later: `adapt` "
+                f"takes a few {what}, or one"
             )
-            which = "task" if len(lacking) == 1 else "tasks"
+            which = "task" if len(lacking) == 1 else f"{len(lacking)} tasks"
             these = listed(names[i] for i in lacking)
             raise ValueError(f"no {part} {what} are left for the {which} {these}; {remedy}")
     if known is None:
@@ -241,7 +246,7 @@ def load_new_rows(
     y = columns.targets_of(found.table, classes)[first]
     return [
         LabelledTask(name, tuple(classes), Images(found.x[own], y[own]))
-        for name in sorted(set(found.tasks))
+        for name in sorted(set(found.tasks), key=by_value)
         for own in [torch.from_numpy(found.tasks == name)]
     ]
 
@@ -288,7 +293,7 @@ def read_rows(
         # Names of sequences may repeat between the tasks of the file, whatever task they count as.
         keys = table.get(columns.task, tasks)
         samples = find_sequences(keys, table, sequences.column, order)
-    named = tuple(sorted({*table.get(columns.task, ())} - {None}))
+    named = tuple(sorted({*table.get(columns.task, ())} - {None}, key=by_value))
     return Rows(table, samples, tasks[samples.first], named, _inputs(table, columns, samples))
 
 

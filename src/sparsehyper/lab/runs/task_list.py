@@ -212,7 +212,9 @@ class TaskList:
         for entry in self.entries:
             if entry.name == name:
                 return entry
-        raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
+        raise KeyError(
+            f"unknown task {name!r}; the tasks are: {listed(self.names())}; `adapt` learns new ones"
+        )
 
     def info(self, trained: TaskInfo) -> TaskInfo:
         """What a model needs to know about these tasks."""
