@@ -91,6 +91,20 @@ def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
     assert "`--method` must be 'auto' or 'embedding' where the target is a number" in done.err
 
 
+def test_a_site_of_one_row_is_learned_without_an_r_squared(command, root, tmp_path):
+    """One row has no variance that its error could be compared with."""
+    (tmp_path / "one.csv").write_text("\n".join((root / "new.csv").read_text().splitlines()[:2]))
+    words = ("adapt", root / "run", "--data", tmp_path / "one.csv", "--out")
+    assert json.loads(command(*words, tmp_path / "a", "--json").out)["tasks"][0]["accuracy"] is None
+    assert "–" in command(*words, tmp_path / "b").out
+    assert command("tasks", tmp_path / "b").code == 0
+    alone = command("evaluate", tmp_path / "b", "--added", tmp_path / "one.csv", "--json")
+    found = json.loads(alone.out)
+    assert found["score"] == "metric"
+    assert found["accuracy"] == -found["loss"]
+    assert command("report", tmp_path / "b", "--out", tmp_path / "report.html").code == 0
+
+
 def test_a_table_goes_in_and_comes_out(command, root):
     done = command("predict", root / "more", root / "more.csv", "--format", "csv")
     assert done.code == 0, done.err

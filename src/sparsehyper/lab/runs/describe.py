@@ -111,7 +111,8 @@ def describe_run(
     evaluation: dict[str, Any] | None = result["test"] if result else None
     if evaluation is None and tasks is not None:
         evaluation = evaluate(
-            *(model, images),
+            model,
+            getattr(tasks, split),
             names=info.names,
             n_classes=n_classes,
             variance=tasks.variance,
