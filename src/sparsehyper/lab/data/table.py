@@ -168,13 +168,13 @@ def load_table(
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
         if lacking := sorted(set(range(len(names))) - set(task[chosen])):
-            of_one = " of one class" if targets == "classes" else ""
+            of_one, one = (" of one class", "") if targets == "classes" else ("", ", or one")
             remedy = (
                 "`val_fraction` must be above 0"
                 if part == "validation" and not val_fraction
                 else f"a task needs at least 3 different {what}{of_one}, to train on, to validate "
                 "and to test; give more, or leave such tasks out, and learn them later: `adapt` "
-                f"takes a few {what}, or one"
+                f"takes a few {what}{one}"
             )
             which = "task" if len(lacking) == 1 else f"{len(lacking)} tasks"
             these = listed(names[i] for i in lacking)
