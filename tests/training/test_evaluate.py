@@ -39,10 +39,30 @@ def test_numbers_are_scored_by_r_squared():
     data = Given([[1.0], [3.0]], [[2.0], [2.0]])
     found = evaluate(Constant(2.0), data)
     assert found.losses == (1.0, 0.0)
-    assert found.accuracies == (-1.0, 1.0)  # the mean variance within tasks is 0.5
-    assert found.shown(found.accuracy) == "R² 0.000"
+    assert found.accuracies == (0.0, 1.0)  # the variance within tasks is 2 / (1 + 1)
+    assert found.shown(found.accuracy) == "R² 0.500"
     assert Evaluation.from_dict(found.to_dict()) == found
-    assert evaluate(Constant(1.0), Given([[2.0], [2.0]])).accuracies == (0.0,)
+
+
+def test_tasks_of_one_number_do_not_change_the_variance():
+    """They have errors, but say nothing of how numbers differ within a task."""
+    labels = [[1.0], [3.0]], [[2.0]], [[2.0]]
+    found = evaluate(Constant(3.0), Given(*labels))
+    assert found.accuracies == (0.0, 0.5, 0.5)  # the variance is 2 / (1 + 0 + 0)
+    given = evaluate(Constant(3.0), Given(*labels[1:]), variance=4.0)
+    assert (given.score, given.accuracies) == ("R²", (0.75, 0.75))
+    with pytest.raises(ValueError, match=r"`variance` must be .* got 0"):
+        evaluate(Constant(3.0), Given(*labels), variance=0)
+
+
+@pytest.mark.parametrize("labels", [[[[2.0]], [[5.0]]], [[[2.0], [2.0]]]])
+def test_numbers_that_do_not_differ_within_tasks_are_scored_by_the_loss(labels):
+    """There is no R² then, and 0 would say that nothing was learned."""
+    near, far = (evaluate(Constant(value), Given(*labels)) for value in (3.0, -9.0))
+    assert near.score == "metric"
+    assert near.accuracy == -near.loss
+    assert near.is_better_than(far)
+    assert not far.is_better_than(near)
 
 
 def test_accuracy_and_loss_of_each_task():

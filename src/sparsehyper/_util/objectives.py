@@ -1,14 +1,14 @@
 """The loss and the score of outputs: of class numbers, or of numbers to predict.
 
 Labels that are floating-point numbers make a regression: the loss is the mean squared error, and
-the score R², 1 - error / variance of the labels. Others are class numbers: the loss is the cross
-entropy of logits, and the score the accuracy.
+the score R², 1 - error / variance of the labels within tasks. Others are class numbers: the loss is
+the cross entropy of logits, and the score the accuracy.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -231,20 +231,41 @@ def _each_of(each: Tensor, outputs: Any, y: Tensor, name: str) -> Tensor:
     return each.flatten(1).mean(1) if each.ndim > 1 else each
 
 
-def r_squared(loss: float, variance: float) -> float:
-    """R² of a mean squared error; 0 where there is no variance to explain."""
-    return 1 - loss / variance if variance > 0 else 0.0
+def squares_within(y: Tensor) -> Tensor:
+    """The squared distances of numbers ``[n, …]`` from their mean, summed over n."""
+    return (y - y.mean(0)).square().flatten(1).mean(1).sum()
+
+
+def variance_within(squares: float, counts: Sequence[int]) -> float | None:
+    """The variance of numbers within tasks, unbiased, pooled over the tasks.
+
+    Args:
+        squares: the sum of `squares_within` over the tasks.
+        counts: number of samples of each task.
+
+    Returns:
+        The variance; None where no task has two numbers that differ.
+
+    >>> variance_within(2.0, [2, 3, 1]), variance_within(0.0, [1, 1])
+    (0.6666666666666666, None)
+    """
+    return squares / (sum(counts) - len(counts)) if squares > 0 else None
 
 
 @torch.no_grad()
-def score_of(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float:
+def score_of(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float | None:
     """Accuracy or R² of a module; called with 500 samples at a time.
 
+    R² is None where no two numbers differ, as of one sample.
+
     >>> score_of(nn.Identity(), torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]]), 1)
-    -1.0
+    0.0
     """
     if not y.is_floating_point():
         return accuracy(module, x, y, n_classes)
     parts = zip(x.split(500), y.split(500), strict=True)
+    variance = variance_within(float(squares_within(y)), [len(y)])
+    if variance is None:
+        return None
     losses = [sample_losses(module(a), b, None) for a, b in parts]
-    return r_squared(float(torch.cat(losses).mean()), float(y.var(0, correction=0).mean()))
+    return 1 - float(torch.cat(losses).mean()) / variance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -38,6 +39,16 @@ def listed(names: Iterable[object]) -> str:
     names = list(names)
     more = f" and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
     return ", ".join(map(repr, names[:_MAX_LISTED])) + more
+
+
+def by_value(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by, with the numbers in them by value.
+
+    >>> sorted(["site 10", "site 9", "hall"], key=by_value)
+    ['hall', 'site 9', 'site 10']
+    """
+    pieces = re.split(r"([0-9]+)", name)
+    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], name
 
 
 def says_number(text: str) -> bool:

@@ -1,7 +1,9 @@
 """Accuracy, loss and entropy of every task, each among its own classes (`mask_classes`).
 
 Labels may be numbers to predict, floats ``[batch, outputs]``. The loss is then the mean squared
-error, and what stands for the accuracy is R²: 1 - error / the mean variance within tasks.
+error, and what stands for the accuracy is R²: 1 - error / variance, the same variance for all
+tasks, that of the labels within tasks: Σ squares ÷ Σ (samples - 1). Where no task has two labels
+that differ, there is no R², and minus the loss is the score.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sparsehyper._util.checks import check_choice, check_integer
+from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.classifiers import mask_classes
 from sparsehyper._util.devices import to_device
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.modes import evaluation_mode
-from sparsehyper._util.objectives import r_squared
+from sparsehyper._util.objectives import squares_within, variance_within
 from sparsehyper.training.config import PRECISIONS
 from sparsehyper.training.processes import Processes
 from sparsehyper.training.sources import ByTask, Measure, Measures, Tasks, condition
@@ -48,7 +50,7 @@ class Evaluation:
     Attributes:
         tasks: task names, in order.
         accuracies: accuracy of each task, in [0, 1]; of numbers R², at most 1; or its mean of a
-            ``metric`` of one's own.
+            ``metric`` of one's own, or minus its loss where there is neither.
         losses: mean cross entropy of each task, in nats; of numbers the mean squared error; or the
             mean of a ``loss`` of one's own.
         score: what ``accuracies`` are: ``"accuracy"``, ``"R²"`` or ``"metric"``.
@@ -133,6 +135,7 @@ def evaluate(
     precision: str = "fp32",
     loss: Measure | None = None,
     metric: Measure | None = None,
+    variance: float | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Accuracy, loss and entropy of a model on every task, in evaluation mode, without gradients.
@@ -149,6 +152,8 @@ def evaluate(
             of several lengths, stay apart.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
         loss, metric: as `train` takes them.
+        variance: of labels that are numbers, within tasks, for R²; above 0. None for that of the
+            labels of ``data``, which takes at least a task with two samples.
         processes: processes to share the tasks among; each returns the whole result.
 
     Raises:
@@ -166,6 +171,8 @@ def evaluate(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_choice("precision", precision, PRECISIONS)
+    if variance is not None:
+        check_number("variance", variance, above=0)
     counted = len(data.counts) if isinstance(data, EvaluationData) else None
     tasks = Tasks.of(names, model, counted)
     if not isinstance(data, EvaluationData):
@@ -202,8 +209,7 @@ def evaluate(
                     entropy[task] += prediction_entropy(logits)
             if labels:
                 kinds[task] = 1
-                y = torch.cat(labels)
-                spread[task] = (y - y.mean(0)).square().mean(1).sum()
+                spread[task] = squares_within(torch.cat(labels))
     totals, counts = here.sum(totals).cpu().double(), torch.tensor(data.counts)
     scores, entropies = ((totals / counts)[i].tolist() for i in (0, 5))
     means = (totals[1] / totals[2]).tolist()
@@ -220,8 +226,10 @@ def evaluate(
         )
     if not bool(kinds.any()):
         return Evaluation(tuple(names), tuple(scores), tuple(means), entropies=tuple(entropies))
-    variance = float(totals[3].sum() / counts.sum())
-    scores = [r_squared(value, variance) for value in means]
+    variance = variance or variance_within(float(totals[3].sum()), data.counts)
+    if variance is None:
+        return Evaluation(tuple(names), tuple(-mean for mean in means), tuple(means), METRIC)
+    scores = [1 - mean / variance for mean in means]
     return Evaluation(tuple(names), tuple(scores), tuple(means), R_SQUARED)
 
 

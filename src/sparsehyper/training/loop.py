@@ -112,6 +112,7 @@ def train(
     names: Sequence[str] | None = None,
     n_classes: Sequence[int] | None = None,
     examples: Iterable[Any] | EvaluationData | None = None,
+    variance: float | None = None,
     run: Run | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -153,6 +154,7 @@ def train(
             ``loss`` or ``metric`` of one's own gets them as -inf.
         examples: training samples, in the form of ``validation``; needed by a hypernetwork with a
             ``head`` in closed form, whose heads are solved from them before each evaluation.
+        variance: of labels that are numbers, within tasks, for R², as `evaluate` takes it.
         run: directory for metrics and checkpoints; training continues from a checkpoint if it has
             one. The model must then have a method ``save(directory)``. ``None`` trains in memory.
         quiet: show no progress.
@@ -327,6 +329,7 @@ def train(
                             precision=config.precision,
                             loss=loss,
                             metric=metric,
+                            variance=variance,
                             processes=here,
                         )
                         check_finite(evaluation, state, run)

@@ -110,6 +110,20 @@ def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
     assert "`--method` must be 'auto' or 'embedding' where the target is a number" in done.err
 
 
+def test_a_site_of_one_row_is_learned_without_an_r_squared(command, root, tmp_path):
+    """One row has no variance that its error could be compared with."""
+    (tmp_path / "one.csv").write_text("\n".join((root / "new.csv").read_text().splitlines()[:2]))
+    words = ("adapt", root / "run", "--data", tmp_path / "one.csv", "--out")
+    assert json.loads(command(*words, tmp_path / "a", "--json").out)["tasks"][0]["accuracy"] is None
+    assert "–" in command(*words, tmp_path / "b").out
+    assert command("tasks", tmp_path / "b").code == 0
+    alone = command("evaluate", tmp_path / "b", "--added", tmp_path / "one.csv", "--json")
+    found = json.loads(alone.out)
+    assert found["score"] == "metric"
+    assert found["accuracy"] == -found["loss"]
+    assert command("report", tmp_path / "b", "--out", tmp_path / "report.html").code == 0
+
+
 def test_a_table_goes_in_and_comes_out(command, root):
     done = command("predict", root / "more", root / "more.csv", "--format", "csv")
     assert done.code == 0, done.err
@@ -119,10 +133,29 @@ def test_a_table_goes_in_and_comes_out(command, root):
     assert np.corrcoef(price, predicted)[0, 1] > 0.7
     found = json.loads(command("predict", root / "more", root / "more.csv", "--format", "json").out)
     assert [row["predicted"] for row in found["rows"]] == predicted.tolist()
-    as_one = command(
-        "predict", root / "more", root / "more.csv", "--task", "003", "--format", "json"
-    )
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_task_that_is_named_is_no_selection_of_rows(command, root, tmp_path):
+    """The column of tasks says what the rows are of."""
+    words = ("predict", root / "more", root / "more.csv", "--task", "003", "--format", "json")
+    as_one = command(*words)
     assert {row["task"] for row in json.loads(as_one.out)["rows"]} == {"003"}
+    assert "`--task` is '003', but the column 'site' says '012', '013'; all rows" in as_one.err
+    out = tmp_path / "out"
+    refused = command(
+        *("adapt", root / "run", "--data", root / "new.csv", "--task", "012", "--out", out)
+    )
+    assert refused.code == 2
+    assert "rows of 2 tasks: '012', '013'; leave it out, or give a table of one" in refused.err
+    assert not out.exists()
+    lines = (root / "new.csv").read_text().splitlines()
+    (tmp_path / "one.csv").write_text("\n".join(lines[:7]))
+    done = command(
+        *("adapt", root / "run", "--data", tmp_path / "one.csv", "--task", "lille", "--out", out)
+    )
+    assert done.code == 0, done.err
+    assert "warning" not in command("predict", out, tmp_path / "one.csv", "--task", "012").err
 
 
 def test_a_csv_file_comes_out_as_it_is_and_goes_in_again(command, root, tmp_path):
@@ -195,6 +228,7 @@ def test_data_that_have_moved_are_recorded_for_a_finished_run_too(command, root,
     assert command("evaluate", tmp_path / "run").code == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*says '013'")
 def test_an_exported_model_says_how_to_use_it(command, root, tmp_path):
     file = tmp_path / "site.safetensors"
     assert command("export", root / "more", "--task", "012", "--out", file).code == 0
@@ -226,7 +260,7 @@ def test_a_run_that_exists_is_used_whatever_a_new_one_would_be_told(command, tmp
     assert "column 'share' has numbers with commas" in refused.err
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as before:
-        before.setattr("sparsehyper.lab.data.columns.check_points", lambda *_: None)
+        before.setattr("sparsehyper.lab.data.columns.check_texts", lambda *_: None)
         before.setattr("sparsehyper.lab.data.columns._warn_of_ids", lambda *_: None)
         assert command(*new).code == 0
         assert command(*compare).code == 0
@@ -283,6 +317,10 @@ BAD = {
     "no task column": (
         ["--target-column", "price"],
         "`--task-column` must name a column of the table",
+    ),
+    "no target column": (
+        ["--task-column", "site"],
+        "sites.csv': 'site', 'size', 'age', 'state', 'price'",
     ),
     "images": ([*OPTIONS, "--image-size", "8"], "`--image-size` is for images; got 8"),
     "augmented": ([*OPTIONS, "--augment", "flip"], "`--augment` is for images"),
@@ -380,3 +418,4 @@ def test_an_unknown_site_is_told(command, root):
     done = command("predict", root / "run", root / "more.csv")
     assert done.code == 2
     assert "unknown task '012'" in done.err
+    assert "; `adapt` learns new ones" in done.err

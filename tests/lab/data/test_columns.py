@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from helpers.sites import write_sites
-from sparsehyper.lab.data import Columns, read_table
+from sparsehyper.lab.data import Columns, read_rows, read_table
 from sparsehyper.lab.data.sequences import Samples
 
 ROWS = np.arange(0, 60, 2)
@@ -137,6 +138,7 @@ OTHERS_WITH_COMMAS = {
     "dates": ["05,01,2024", "31,12,2023", "1,1,2024"],
     "answers": ["1,2,4", "3", "1,2"],
     "versions without commas": ["1.0.0", "1.2.0", "2.10.1"],
+    "some dates": ["03.05.2024", "unknown", "31.12.2023"],
     "sizes": ["38 40", "42 44", "46 48"],
 }
 
@@ -149,12 +151,73 @@ def test_texts_with_commas_are_categories(table, cells):
     assert fitted.categories[-1].values == tuple(sorted(["(missing)", *cells]))
 
 
-def test_a_column_of_text_without_any_in_training(table):
-    table["note"] = np.array([None, "torn"] * 30, dtype=object)  # training has every second row
-    fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
-    assert fitted.categories[-1].values == ("(missing)",)
-    assert "(missing)" in fitted.categories[0].values  # the other column is as it was
-    assert fitted.encode(table)[:, -1].tolist() == [1, 0] * 30
+ALIKE = {
+    "numbers": [100.0],
+    "numbers and none": [100.0, np.nan],
+    "no number": [np.nan],
+    "texts": ["old"],
+    "no text": [None],
+    "true": [True],
+}
+
+
+@pytest.mark.parametrize("values", ALIKE.values(), ids=ALIKE)
+def test_a_column_with_one_value_in_training_is_left_out(table, values):
+    """It would come in later unscaled, by weights that were never trained."""
+    kind = float if isinstance(values[0], float) else object if values[0] is not True else bool
+    training = (values * 30)[:30]
+    others = {float: 120.0, object: "torn", bool: False}[kind]
+    mixed = [value for one in training for value in (one, others)]  # training has every second row
+    before = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    table["note"] = np.array(mixed, dtype=kind)
+    with pytest.warns(UserWarning, match="same value in 'note', which says nothing; left out"):
+        fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    assert fitted == before
+    alone = {name: table[name] for name in ("site", "note", "price")}
+    with pytest.raises(ValueError, match=r"'price' whose values differ .*, got 'note'"):
+        Columns.fit(alone, Samples.of_rows(ROWS), "site", "price", "numbers")
+
+
+def test_a_column_whose_rows_are_mostly_far_from_training_is_told(table, columns):
+    table["age"][:20] += 1e4  # a few are usual
+    columns.encode(table)
+    table["age"][:] = 1e4
+    message = r"'age': 60 of 60 rows are far .* they have 10000 to 10000, and training had about "
+    with pytest.warns(UserWarning, match=message):
+        columns.encode(table)
+    table["price"] = table["price"] * 1e3
+    with pytest.warns(UserWarning, match="'price': 60 of 60 .* see that the unit is the same"):
+        columns.targets_of(table, ())
+
+
+def test_true_and_false_are_spelled_as_in_training_whatever_else_a_file_has(table, tmp_path):
+    cells = np.array(["True", "False", "Unknown"] * 20, dtype=object)
+    table["sold"] = cells
+    rows = Samples.of_rows(np.arange(60))
+    fitted = Columns.fit(table, rows, "site", "price", "numbers")
+    pq.write_table(
+        pa.table({name: list(column[cells != "Unknown"]) for name, column in table.items()}),
+        tmp_path / "t.parquet",
+    )
+    later = read_rows(tmp_path / "t.parquet", fitted)
+    torch.testing.assert_close(later.x, fitted.encode(table)[cells != "Unknown"])
+    classes = ("False", "True", "Unknown")
+    graded = replace(fitted, target="sold", scaling=None, categories=())
+    assert graded.targets_of(later.table, classes).tolist() == [1, 0] * 20
+    lower = np.array([cell.lower() for cell in cells], dtype=object)
+    assert graded.targets_of({"sold": lower[:2]}, classes).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="has the class 'unknown'"):
+        graded.targets_of({"sold": lower}, classes)
+
+
+def test_tasks_called_true_and_false_are_those_of_training(tmp_path, columns, table):
+    table["site"] = np.array(["True", "False"] * 30, dtype=object)
+    pq.write_table(
+        pa.table({name: list(column) for name, column in table.items()}), tmp_path / "t.parquet"
+    )
+    for names in (("false", "true"), ("False", "True", "Unknown")):
+        found = read_rows(tmp_path / "t.parquet", columns, names=names)
+        assert set(found.tasks) == set(names[:2])
 
 
 def test_a_column_of_nearly_as_many_texts_as_rows_is_told(table):
@@ -178,18 +241,51 @@ def test_numbers_too_far_from_training_are_refused(table, columns, value):
 
 
 def test_a_number_far_from_a_constant_column_is_told_so(table):
-    table["age"] = np.full(60, 0.1)
-    table["age"][5] = 1e16  # training has every second row
+    table["price"] = np.full(60, 0.1)
+    table["price"][5] = 1e16  # training has every second row
     fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
-    message = r"'age' has 1e\+16 in row 6, .* all of which have 0\.1, or nearly; .* without the col"
+    message = (
+        r"'price' has 1e\+16 in row 6, .* all of which have 0\.1, or nearly; .* without the col"
+    )
     with pytest.raises(ValueError, match=message) as error:
-        fitted.encode(table)
+        fitted.targets_of(table, ())
     assert "deviation" not in str(error.value)
 
 
 def test_numbers_that_are_only_far_are_taken(table, columns):
     table["age"][4] = 1e12
     assert columns.encode(table).square().isfinite().all()
+
+
+DATES = {
+    "day first": ["03.05.2024", "31.12.2023", None],
+    "month first": ["5/3/2024", "12/31/2023"],
+    "year first": ["2024/05/03", "2023/12/31", "NA"],
+    "with hours": ["03-05-2024 12:30", "31-12-2023T08:00:00"],
+}
+
+
+@pytest.mark.parametrize("cells", DATES.values(), ids=DATES)
+def test_dates_are_no_categories_however_they_are_written(table, cells):
+    table["day"] = np.resize(np.array(cells, dtype=object), 60)
+    message = rf"column 'day' must hold numbers or text, got dates such as '{re.escape(cells[0])}'"
+    with pytest.raises(ValueError, match=message):
+        Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_index_that_pandas_writes_is_left_out(tmp_path, suffix):
+    """With a warning, as long as no run has it among its inputs."""
+    path, name = tmp_path / f"t.{suffix}", {"csv": "", "parquet": "__index_level_0__"}[suffix]
+    whole = pa.table({name: [7, 8], "a": [1, 2], "b": ["x", "y"]})
+    write = {"csv": pyarrow.csv.write_csv, "parquet": pq.write_table}[suffix]
+    write(whole, path)
+    with pytest.warns(UserWarning, match=rf"has the index that pandas writes, in '{name}'; left"):
+        found = read_table(path)
+    assert list(found) == ["a", "b"]
+    assert list(read_table(path, index=["a"])) == ["a", "b"]
+    assert read_table(path, index=[name])[name].tolist() == [7, 8]
+    assert read_table(path, used=[name])[name].tolist() == [7, 8]
 
 
 FILES = {

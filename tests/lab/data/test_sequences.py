@@ -204,7 +204,7 @@ BAD = {
         ),
         {},
         ValueError,
-        "sequences are left for the task 'm02'; give it more sequences, or leave it out",
+        "sequences are left for the task 'm02'; a task needs at least 3 different sequences of one",
     ),
 }
 

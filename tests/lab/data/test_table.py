@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from helpers.sites import write_sites
-from sparsehyper.lab.data import Batches, load_table
+from sparsehyper.lab.data import Batches, TaskInfo, load_table
+from sparsehyper.lab.data.columns import Numbers
 
 
 @pytest.fixture
@@ -35,6 +38,15 @@ def test_scaling_is_of_the_training_rows_alone(path):
     y = torch.cat([tasks.train.labels(i) for i in range(3)])
     torch.testing.assert_close(y.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.std(correction=0), torch.tensor(1.0))
+
+
+def test_variance_is_of_the_training_rows_within_tasks(path):
+    tasks = load(path)
+    parts = [tasks.train.labels(i) for i in range(3)]
+    free = sum(len(part) - 1 for part in parts)
+    expected = sum(float((part - part.mean()).square().sum()) for part in parts) / free
+    assert tasks.variance == pytest.approx(expected)
+    assert tasks.score == "R²"
 
 
 def test_copies_of_a_row_stay_together(path):
@@ -80,6 +92,42 @@ def test_text_makes_classes_and_numbers_can_be_classes(tmp_path):
         load_table(path, "site", "grade", targets="numbers")
 
 
+def test_numbers_in_names_of_tasks_are_sorted_by_value(path):
+    """In new runs; those that sorted them as text keep their order."""
+    names = {"000": "site 10", "001": "site 9", "002": "site 1"}
+    text = path.read_text()
+    for old, new in names.items():
+        text = text.replace(f"\n{old},", f"\n{new},")
+    path.write_text(text)
+    tasks = load(path)
+    assert tasks.names == ("site 1", "site 9", "site 10")
+    before = TaskInfo.from_dict({**tasks.to_dict(), "names": ["site 1", "site 10", "site 9"]})
+    again = load(path, known=before)
+    assert again.names == before.names
+    torch.testing.assert_close(again.train.labels(1), tasks.train.labels(2))
+    assert load(path, known=tasks).fingerprint == tasks.fingerprint
+
+
+def test_a_run_keeps_its_columns(path):
+    """Whatever a new one would leave out, so that runs of early versions are still used."""
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f",{head},year", *(f"{i},{r},2024" for i, r in enumerate(rows))]))
+    with (
+        pytest.warns(UserWarning, match="has the index that pandas writes, in ''; left out"),
+        pytest.warns(UserWarning, match="same value in 'year', which says nothing; left out"),
+    ):
+        new = load(path)
+    assert new.columns.used == ["site", "price", "size", "age", "state"]
+    index, year = Numbers("", 30.0, 30.0, 17.0), Numbers("year", 2024.0, 2024.0, 1.0)
+    columns = replace(new.columns, numbers=(index, *new.columns.numbers, year))
+    known = TaskInfo.from_dict(
+        {**new.to_dict(), "columns": columns.to_dict(), "image_shape": columns.shape}
+    )
+    again = load(path, known=known)
+    assert again.columns == columns
+    assert again.image_shape == columns.shape
+
+
 BAD = {
     "no such column": ({"old": "price", "new": "cost"}, KeyError, "no column 'price'"),
     "a task without a name": (
@@ -90,7 +138,7 @@ BAD = {
     "too few rows": (
         {"old": "\n002,", "new": "\n001,", "but": 1},
         ValueError,
-        "no .* rows are left",
+        "no .* rows are left for the task '002'; a task needs at least 3 .* `adapt` takes a few",
     ),
 }
 
@@ -106,7 +154,9 @@ def test_tables_that_are_refused(path, change, error, message):
 
 def test_numbers_too_large_to_scale_are_told_with_their_column(path):
     head, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([f"{head},big", *(f"{row},1e200" for row in rows)]))
+    path.write_text(
+        "\n".join([f"{head},big", *(f"{row},{i % 2}e200" for i, row in enumerate(rows))])
+    )
     with pytest.raises(ValueError, match=r"column 'big' must hold .* at most 1e\+100, got 1e\+200"):
         load(path)
 
@@ -149,5 +199,7 @@ def test_integers_larger_than_a_float_holds_are_rounded(path):
 def test_all_tasks_with_too_few_rows_are_named(path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1].replace("000,", "a,"), "b" + lines[2][3:]]))
-    with pytest.raises(ValueError, match="rows are left for the tasks 'a', 'b'; give it more"):
+    with pytest.raises(
+        ValueError, match="rows are left for the 2 tasks 'a', 'b'; a task needs at least 3 "
+    ):
         load(path)

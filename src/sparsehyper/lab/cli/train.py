@@ -69,7 +69,7 @@ def train(
     On several processes: **torchrun --nproc-per-node 2 -m sparsehyper train …**
     """
     from sparsehyper.generators import Generator
-    from sparsehyper.lab.runs import load_tasks, run_experiment
+    from sparsehyper.lab.runs import load_tasks, recorded_tasks, run_experiment
     from sparsehyper.lab.runs.setup import usual_batch, usual_head
     from sparsehyper.training.processes import is_main_process
 
@@ -77,7 +77,8 @@ def train(
         experiment = _resumed(context, out, trust_target or ())
     else:
         experiment = experiment_from(options, _config(method), budget=budget)
-    tasks = load_tasks(experiment.data, options["data_dir"], is_new=not resume)
+    known = recorded_tasks(out) if resume else None
+    tasks = load_tasks(experiment.data, options["data_dir"], known=known)
     if not resume:
         if options["head"] is None and isinstance(experiment.method, Generator):
             options["head"] = usual_head(experiment, tasks)

@@ -11,7 +11,7 @@ from sparsehyper.lab.data.parsing import TASK_MAKERS, maker_from_config, parse_t
 from sparsehyper.lab.data.shared import SharedTasks
 from sparsehyper.lab.data.source import Images, Source, Task, join_sources
 from sparsehyper.lab.data.table import load_new_rows, load_table, read_rows
-from sparsehyper.lab.data.table_files import is_table, read_table
+from sparsehyper.lab.data.table_files import is_table, names_of_columns, read_table
 from sparsehyper.lab.data.tasks import Batch, TaskInfo, TaskSet, TaskSplit, images_of, shots_of
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "load_table",
     "make_tasks",
     "maker_from_config",
+    "names_of_columns",
     "parse_tasks",
     "prepared_by",
     "read_rows",

@@ -27,9 +27,10 @@ from sparsehyper.lab.data.sequences import Samples, Sequences
 from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
-    check_points,
+    check_texts,
     column_of,
     is_numbers,
+    respelled,
 )
 
 TARGETS = ("numbers", "classes")
@@ -39,6 +40,7 @@ _LARGEST = 1e100  # number that can be scaled
 _FARTHEST = 1e15  # scaled number to calculate with: its square is far below float32's limit
 _LIKE_IDS = 0.8  # share of rows with a text of their own from which on a warning tells of it
 _FEWEST_ROWS = 20  # that tell so
+_FAR = 10  # standard deviations; of training rows at most one in a hundred is as far
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,10 @@ class Columns:
         target: str,
         targets: str,
         sequences: Sequences | None = None,
-        *,
-        is_new: bool = True,
     ) -> Self:
         """Fit the columns to the training samples of a table.
+
+        Columns with one value in all of them are left out. Warnings tell of these, and of ids.
 
         Args:
             table: the table; all columns but those of task, target and sequences are inputs.
@@ -139,23 +141,32 @@ class Columns:
             task, target: names of these two columns.
             targets: ``"numbers"`` or ``"classes"``.
             sequences: how rows make sequences, if they do.
-            is_new: whether no run has been made of it yet, so that the table can still be changed:
-                then numbers with commas, spaces or signs are refused, and a warning tells of ids.
 
         Raises:
-            ValueError: there is no input, or a column of text has too many values, or numbers with
-                commas, spaces or signs.
+            ValueError: there is no input whose values differ, or a column of text has too many
+                values, or numbers with commas, spaces or signs.
         """
         own = {task, target, *((sequences.column, sequences.order) if sequences else ())}
         inputs = [name for name in table if name not in own]
         numbers = [name for name in inputs if is_numbers(table[name])]
         texts = [name for name in inputs if name not in numbers]
-        if not inputs:
-            raise ValueError(f"a table needs columns beside {task!r} and {target!r}, got none")
-        for name in texts if is_new else ():
-            check_points(table[name], name)
-        fitted = _fit_numbers({name: table[name][samples.rows] for name in numbers})
-        categories = _fit_categories({name: table[name][samples.rows] for name in texts})
+        for name in texts:
+            check_texts(table[name], name)
+        training = {name: table[name][samples.rows] for name in inputs}
+        varied = [name for name in inputs if _varies(training[name])]
+        if not varied:
+            raise ValueError(
+                f"a table needs columns beside {task!r} and {target!r} whose values differ in the "
+                f"training rows, got {listed(inputs) or 'none'}"
+            )
+        if alike := [name for name in inputs if name not in varied]:
+            warnings.warn(
+                f"all training rows have the same value in {listed(alike)}, which says nothing; "
+                "left out",
+                stacklevel=3,
+            )
+        fitted = _fit_numbers({name: training[name] for name in numbers if name in varied})
+        categories = _fit_categories({name: training[name] for name in texts if name in varied})
         for category in categories:
             if len(category.values) > _MOST_VALUES:
                 raise ValueError(
@@ -163,8 +174,7 @@ class Columns:
                     f"id or a sentence has, and at most {_MOST_VALUES:,} can be categories; leave "
                     "it out of the table, or turn it into numbers"
                 )
-            if is_new:
-                _warn_of_ids(category, table[category.name][samples.rows])
+            _warn_of_ids(category, training[category.name])
         scaling = None
         if targets == "numbers":
             (scaling,) = _fit_numbers({target: table[target][samples.first]})
@@ -211,7 +221,7 @@ class Columns:
             values = np.where(np.isnan(values), column.median, values)
             parts.append(_scaled(values, column)[:, None])
         for category in self.categories:
-            texts = column_of(table, category.name)
+            texts = respelled(column_of(table, category.name), category.values)
             own = np.array([MISSING if text is None else str(text) for text in texts], dtype=object)
             parts.append(own[:, None] == np.array(category.values, dtype=object)[None])
             _warn_of_unknown(category, own[~parts[-1].any(axis=1)], len(own))
@@ -231,7 +241,7 @@ class Columns:
         check_complete(values, self.target)
         if self.scaling is not None:
             return torch.from_numpy(_scaled(values, self.scaling).astype(np.float32))[:, None]
-        numbers = {name: i for i, name in enumerate(classes)}
+        values, numbers = respelled(values, classes), {name: i for i, name in enumerate(classes)}
         if unknown := set(values) - numbers.keys():
             raise ValueError(
                 f"column {self.target!r} has the class {min(unknown)!r}; the classes are: "
@@ -285,7 +295,22 @@ def _scaled(values: NDArray[np.float64], column: Numbers) -> NDArray[np.float64]
             f"{found} from the training rows (mean {column.mean:g}, standard deviation "
             f"{column.scale:g}) to calculate with; correct it, or leave the row out"
         )
+    far = np.flatnonzero(np.abs(scaled) > _FAR)
+    if 2 * len(far) > len(values):  # a few such rows are usual
+        warnings.warn(
+            f"column {column.name!r}: {len(far)} of {len(values)} rows are far from those of "
+            f"training: they have {values[far].min():g} to {values[far].max():g}, and training had "
+            f"about {column.mean:g} ± {column.scale:g}; see that the unit is the same",
+            stacklevel=4,
+        )
     return scaled
+
+
+def _varies(values: NDArray[Any]) -> bool:
+    """Whether a column has more than one value; a missing number becomes one of the others."""
+    if values.dtype == object:
+        return len(set(values)) > 1
+    return len(np.unique(values[~np.isnan(values.astype(float))])) > 1
 
 
 def _fit_numbers(columns: Table) -> tuple[Numbers, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsehyper._util.text import by_value
 from sparsehyper.lab.data.images import Header, channels_first, decode, in_threads, read_header
 
 FORMATS_READ = "PNG, JPEG and WebP are read"
@@ -116,12 +116,8 @@ def _readable(read: Callable[[Path], _T], path: Path) -> _T:
 
 
 def visible(parent: Path) -> list[Path]:
-    return sorted((p for p in parent.iterdir() if not p.name.startswith(".")), key=_natural)
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    pieces = re.split(r"([0-9]+)", path.name)
-    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], path.name
+    shown = (path for path in parent.iterdir() if not path.name.startswith("."))
+    return sorted(shown, key=lambda path: by_value(path.name))
 
 
 def is_image(path: Path) -> bool:

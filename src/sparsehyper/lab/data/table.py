@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsehyper._util.devices import to_device
-from sparsehyper._util.text import listed
+from sparsehyper._util.text import by_value, listed
 from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.folder import TEST_FRACTION, LabelledTask
 from sparsehyper.lab.data.sequences import Samples, Sequences, find_sequences
@@ -30,12 +30,13 @@ from sparsehyper.lab.data.splits import hold_out
 from sparsehyper.lab.data.table_files import (
     Table,
     check_complete,
-    check_points,
+    check_texts,
     column_of,
     is_numbers,
     read_table,
+    respelled,
 )
-from sparsehyper.lab.data.tasks import Batch, TaskSet, TaskSplit
+from sparsehyper.lab.data.tasks import Batch, TaskInfo, TaskSet, TaskSplit
 
 
 class RowSplit(TaskSplit):
@@ -89,7 +90,7 @@ def load_table(
     targets: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    is_new: bool = True,
+    known: TaskInfo | None = None,
 ) -> TaskSet:
     """Read a table, and make its tasks.
 
@@ -106,8 +107,8 @@ def load_table(
             true and false.
         val_fraction: share of the training samples of each task to validate on, in [0, 1).
         seed: seed of the split, at least 0.
-        is_new: whether no run has been made of it yet, so that the table can still be changed: then
-            numbers with commas, spaces or signs are refused, and a warning tells of ids.
+        known: the tasks of a run that was made of the table, whose columns are then taken; None for
+            a new one.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `read_table`, `Columns` and `Sequences`.
@@ -121,7 +122,8 @@ def load_table(
         sequence_column=sequence_column,
         order_column=order_column,
     )
-    table = read_table(path, texts, order_column)
+    index = None if known is None or known.columns is None else known.columns.used
+    table = read_table(path, texts, order_column, index=index)
     values, of_rows = column_of(table, target_column), column_of(table, task_column)
     if sequence_column is not None:
         check_complete(column_of(table, sequence_column), sequence_column)
@@ -129,13 +131,12 @@ def load_table(
         column_of(table, order_column)
         if sequence_column is None:
             raise ValueError(f"`order_column` {order_column!r} needs a `sequence_column`")
-    if is_new and targets != "classes" and not is_numbers(values):
-        check_points(values, target_column, is_target=True)
+    if known is None and targets != "classes" and not is_numbers(values):
+        check_texts(values, target_column, is_target=True)
     if targets is None:
         targets = "classes" if values.dtype in (object, bool) else "numbers"
         if values.dtype == bool:
-            table = read_table(path, [*texts, target_column], order_column)
-            values = column_of(table, target_column)
+            values = table[target_column] = np.where(values, "true", "false").astype(object)
     if targets == "numbers" and not is_numbers(values):
         raise ValueError(
             f"`targets` 'numbers' needs numbers in the column {target_column!r}, got text"
@@ -147,9 +148,12 @@ def load_table(
     if sequence_column is not None:
         what = "sequences"
         samples = find_sequences(of_rows, table, sequence_column, order_column)
-        sequences = Sequences.fit(samples, sequence_column, order_column)
+        if known is None:
+            sequences = Sequences.fit(samples, sequence_column, order_column)
         _check_constant(table, samples, target_column, sequence_column)
     names = tuple(sorted(set(of_rows)))
+    if known is None or known.names != names:  # runs of early versions sorted numbers as text
+        names = tuple(sorted(names, key=by_value))
     task = np.array([*map({name: i for i, name in enumerate(names)}.get, of_rows[samples.first])])
     classes = (target_column,) if targets == "numbers" else tuple(sorted(set(values)))
     if targets == "classes" and len(classes) < 2:
@@ -164,18 +168,23 @@ def load_table(
     parts = {"training": ~test & ~val, "validation": val, "test": test}
     for part, chosen in parts.items():
         if lacking := sorted(set(range(len(names))) - set(task[chosen])):
+            of_one, one = (" of one class", "") if targets == "classes" else ("", ", or one")
             remedy = (
                 "`val_fraction` must be above 0"
                 if part == "validation" and not val_fraction
-                else f"give it more {what}, or leave it out"
+                else f"a task needs at least 3 different {what}{of_one}, to train on, to validate "
+                "and to test; give more, or leave such tasks out, and learn them later: `adapt` "
+                f"takes a few {what}{one}"
             )
-            which = "task" if len(lacking) == 1 else "tasks"
+            which = "task" if len(lacking) == 1 else f"{len(lacking)} tasks"
             these = listed(names[i] for i in lacking)
             raise ValueError(f"no {part} {what} are left for the {which} {these}; {remedy}")
-    kept = samples.among(parts["training"])
-    columns = Columns.fit(
-        table, kept, task_column, target_column, targets, sequences, is_new=is_new
-    )
+    if known is None:
+        kept = samples.among(parts["training"])
+        columns = Columns.fit(table, kept, task_column, target_column, targets, sequences)
+    else:
+        assert known.columns is not None
+        columns = known.columns
     x, y = _inputs(table, columns, samples), columns.targets_of(table, classes)[samples.first]
     splits = [
         RowSplit(
@@ -205,7 +214,12 @@ def load_table(
 
 
 def load_new_rows(
-    path: Path, columns: Columns, classes: Sequence[str], *, task: str | None = None
+    path: Path,
+    columns: Columns,
+    classes: Sequence[str],
+    *,
+    task: str | None = None,
+    names: Collection[str] = (),
 ) -> list[LabelledTask]:
     """Read new tasks for a trained model from a table; no samples are held out.
 
@@ -214,18 +228,25 @@ def load_new_rows(
         columns: the columns of the model's own table.
         classes: the classes that its tasks have.
         task: name of the one task that all rows are of; None to read it from the column of tasks.
+        names: the tasks that the model has.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: as `read_table` and `Columns`.
+        FileNotFoundError, KeyError: as `read_table` and `Columns`.
+        ValueError: as these; or ``task`` is given for a table with the rows of several.
     """
-    found = read_rows(path, columns, task=task)
+    found = read_rows(path, columns, task=task, names=names)
+    if task is not None and len(found.named) > 1:
+        raise ValueError(
+            f"`task` names the one task of a table, got {task!r} for {path} with rows of "
+            f"{len(found.named)} tasks: {listed(found.named)}; leave it out, or give a table of one"
+        )
     first = found.samples.first
     if columns.sequences is not None:
         _check_constant(found.table, found.samples, columns.target, columns.sequences.column)
     y = columns.targets_of(found.table, classes)[first]
     return [
         LabelledTask(name, tuple(classes), Images(found.x[own], y[own]))
-        for name in sorted(set(found.tasks))
+        for name in sorted(set(found.tasks), key=by_value)
         for own in [torch.from_numpy(found.tasks == name)]
     ]
 
@@ -236,16 +257,20 @@ class Rows(NamedTuple):
     table: Table
     samples: Samples
     tasks: NDArray[Any]  # the task of each sample
+    named: tuple[str, ...]  # what the column of tasks names, if there is one
     x: Tensor  # float32 [samples, features], or [samples, channels, steps]
 
 
-def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
+def read_rows(
+    path: Path, columns: Columns, *, task: str | None = None, names: Collection[str] = ()
+) -> Rows:
     """Read a table for a trained model; the column of targets may be missing.
 
     Args:
         path: a CSV or parquet file.
         columns: the columns of the model's own table.
         task: the task that all rows are of; None to read it from the column of tasks.
+        names: the tasks that the model has; a column of true and false is written as they are.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: as `read_table`, `Columns` and `Sequences`.
@@ -253,6 +278,8 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
     sequences = columns.sequences
     order = None if sequences is None else sequences.order
     table = read_table(path, columns.texts, order, columns.used)
+    if columns.task in table:
+        table[columns.task] = respelled(table[columns.task], names)
     if task is not None:
         tasks = np.full(len(next(iter(table.values()))), task, dtype=object)
     else:
@@ -266,7 +293,8 @@ def read_rows(path: Path, columns: Columns, *, task: str | None = None) -> Rows:
         # Names of sequences may repeat between the tasks of the file, whatever task they count as.
         keys = table.get(columns.task, tasks)
         samples = find_sequences(keys, table, sequences.column, order)
-    return Rows(table, samples, tasks[samples.first], _inputs(table, columns, samples))
+    named = tuple(sorted({*table.get(columns.task, ())} - {None}, key=by_value))
+    return Rows(table, samples, tasks[samples.first], named, _inputs(table, columns, samples))
 
 
 def _inputs(table: Table, columns: Columns, samples: Samples) -> Tensor:

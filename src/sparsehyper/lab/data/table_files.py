@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ from sparsehyper._util.text import listed, says_number
 SUFFIXES = (".csv", ".parquet")
 _LONGEST_HEAD = 2**20  # bytes
 _SAVE_AS = "save it as CSV with commas and UTF-8, or as parquet"
+_REFUSED = (
+    "column {!r} must hold numbers or text, got {}; turn it into numbers, such as days, or leave "
+    "it out"
+)
 _BOOLEANS = {"true", "false"}
 # 1,5 and 1,000 or 1.000.000,5; 48.1,2.3 and 1,0,0 are no numbers
+_DATE = re.compile(r"(\d{1,2}([./-])\d{1,2}\2\d{4}|\d{4}([./-])\d{1,2}\3\d{1,2})([T,\s]+\d.*)?")
+_OF_INDEX = re.compile(r"__index_level_\d+__")
 _WITH_COMMAS = re.compile(r"[-+]?(\d+,\d+|\d{1,3}([.,'\s])\d{3}(\2\d{3})*([.,]\d+)?)")
 
 Table = dict[str, NDArray[Any]]
@@ -39,15 +46,22 @@ def read_table(
     texts: Collection[str] = (),
     order: str | None = None,
     used: Collection[str] | None = None,
+    index: Collection[str] | None = None,
 ) -> Table:
     """Read a CSV or parquet file.
+
+    The index that pandas writes beside the columns says nothing of a row and is left out: a first
+    column without a name in CSV, ``__index_level_0__`` in parquet.
 
     Args:
         path: the file.
         texts: columns to read as text, whatever they hold.
         order: a column to sort by, of numbers, dates or times; it becomes their ranks.
-        used: columns that are needed; others may hold anything, and come without values. None for
-            all.
+        used: columns that are needed, of a model; others may hold anything, and come without
+            values. None for all of a table to train on: then a column of true and false is written
+            so, in small letters.
+        index: columns of an index to read all the same, for a run that exists; None for a new one,
+            which a warning tells of those that are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,14 +71,42 @@ def read_table(
     """
     found, is_csv = _open(path, texts), path.suffix.lower() == ".csv"
     table = {}
+    if used is None:
+        of_index = [name for i, name in enumerate(found.column_names) if _is_index(name, i)]
+        left_out = [name for name in of_index if name not in (*texts, order, *(index or ()))]
+        found = found.drop_columns(left_out)
+        if left_out and index is None:
+            warnings.warn(
+                f"{path} has the index that pandas writes, in {listed(left_out)}; left out",
+                stacklevel=3,
+            )
     for name, column in zip(found.column_names, found.columns, strict=True):
         if used is not None and name not in used:
             table[name] = np.full(len(column), None)
         elif name == order:
             table[name] = _ranks(name, column)
         else:
-            table[name] = _values(name, column, name in texts, is_csv)
+            values = _values(name, column, name in texts, is_csv)
+            if used is None and values.dtype == object and _are_booleans(values):
+                values = respelled(values, _BOOLEANS)
+            table[name] = values
     return table
+
+
+def respelled(texts: NDArray[Any], known: Collection[str]) -> NDArray[Any]:
+    """Texts of a column with true and false in the letters of ``known``, which has them otherwise.
+
+    pandas writes True and False, and parquet has true and false.
+
+    >>> respelled(np.array(["TRUE", "False", "b"], dtype=object), ["True", "a", "B"]).tolist()
+    ['True', 'False', 'b']
+    """
+    spelling = {text.lower(): text for text in known if text.lower() in _BOOLEANS}
+    if not spelling:
+        return texts
+    kept = {None, *known}
+    changed = [x if x in kept else spelling.get(x.lower(), x) for x in texts.tolist()]
+    return np.array(changed, dtype=object)
 
 
 def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
@@ -74,6 +116,12 @@ def read_cells(path: Path, texts: Collection[str] = ()) -> dict[str, list[Any]]:
     """
     found: dict[str, list[Any]] = _open(path, texts, as_they_are=True).to_pydict()
     return found
+
+
+def names_of_columns(path: Path) -> list[str]:
+    """The names of a file's columns; raises as `read_table`."""
+    names: list[str] = _open(path, ()).column_names
+    return names
 
 
 def column_of(table: Table, name: str) -> NDArray[Any]:
@@ -98,13 +146,16 @@ def check_complete(values: NDArray[Any], name: str) -> None:
         )
 
 
-def check_points(values: NDArray[Any], name: str, *, is_target: bool = False) -> None:
-    """Raise ``ValueError`` if all texts of a column are numbers, some with commas, spaces or signs.
+def check_texts(values: NDArray[Any], name: str, *, is_target: bool = False) -> None:
+    """Raise ``ValueError`` if all texts of a column are dates, or numbers written otherwise.
 
-    Signs are those of percent and currencies. Words for missing values do not count.
+    These have commas, spaces or signs, of percent and currencies. Words for missing values do not
+    count.
     """
     missing = {"-", *require("pyarrow.csv", "data").ConvertOptions().null_values}
     texts = [text for text in values if text is not None and text.strip() not in missing]
+    if texts and all(_DATE.fullmatch(text.strip()) for text in texts):
+        raise ValueError(_REFUSED.format(name, f"dates such as {texts[0]!r}"))
     odd = [text for text in texts if not says_number(text)]
     if odd and all(_may_be_number(text) for text in texts):
         otherwise = "write them otherwise, such as 1;5"
@@ -147,6 +198,14 @@ def _open(path: Path, texts: Collection[str], *, as_they_are: bool = False) -> A
     return found
 
 
+def _are_booleans(texts: NDArray[Any]) -> bool:
+    return {text.lower() for text in texts if text} <= _BOOLEANS
+
+
+def _is_index(name: str, place: int) -> bool:
+    return _OF_INDEX.fullmatch(name) is not None or (not name and place == 0)
+
+
 def _check_head(path: Path) -> None:
     """Raise ``ValueError`` for a CSV file of another encoding or separator, as programs write."""
     with path.open("rb") as file:
@@ -165,10 +224,7 @@ def _check_head(path: Path) -> None:
 def _values(name: str, column: Any, text: bool, is_csv: bool) -> NDArray[Any]:
     pa = require("pyarrow", "data")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    refused = (
-        f"column {name!r} must hold numbers or text, got {kind}; turn it into numbers, such as "
-        "days, or leave it out"
-    )
+    refused = _REFUSED.format(name, kind)
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if text or is_bytes or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
@@ -179,8 +235,6 @@ def _values(name: str, column: Any, text: bool, is_csv: bool) -> NDArray[Any]:
             raise ValueError(refused) from error
         # pyarrow leaves an empty cell of a CSV file as empty text.
         texts = [x or None for x in column.to_pylist()]
-        if {x.lower() for x in texts if x} <= _BOOLEANS:  # pandas writes True, parquet has true
-            texts = [x and x.lower() for x in texts]
         return np.array(texts, dtype=object)
     if pa.types.is_boolean(kind):
         if not column.null_count:

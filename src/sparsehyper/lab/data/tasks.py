@@ -26,12 +26,13 @@ from sparsehyper._util.checks import (
     is_whole,
 )
 from sparsehyper._util.devices import to_device
+from sparsehyper._util.objectives import squares_within, variance_within
 from sparsehyper._util.random import seeded
 from sparsehyper._util.text import listed
 from sparsehyper.lab.data.columns import Columns
 from sparsehyper.lab.data.source import Images, Task
 from sparsehyper.lab.data.transforms import Transform
-from sparsehyper.training.evaluate import ACCURACY, R_SQUARED
+from sparsehyper.training.evaluate import ACCURACY, METRIC, R_SQUARED
 
 
 class Batch(NamedTuple):
@@ -162,6 +163,23 @@ class TaskSet(TaskInfo):
     train: TaskSplit
     val: TaskSplit
     test: TaskSplit
+
+    @property
+    def score(self) -> str:
+        """As in `TaskInfo`; ``"metric"``, minus the loss, where R² has no `variance`."""
+        return METRIC if self.are_numbers and self.variance is None else super().score
+
+    @property
+    def variance(self) -> float | None:
+        """Variance of the training rows' targets within tasks, which R² compares errors with.
+
+        None of classes, and where no task has two that differ.
+        """
+        if not self.are_numbers:
+            return None
+        counts = self.train.counts
+        squares = sum(float(squares_within(self.train.labels(i))) for i in range(len(counts)))
+        return variance_within(squares, counts)
 
     __eq__ = object.__eq__  # not that of what is known of them, as images may differ
     __hash__ = object.__hash__

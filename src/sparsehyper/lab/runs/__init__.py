@@ -6,7 +6,7 @@ from sparsehyper.lab.runs.compare import COMPARED, compare
 from sparsehyper.lab.runs.config import METHODS, DataConfig, Experiment, parse_method
 from sparsehyper.lab.runs.describe import describe_run
 from sparsehyper.lab.runs.export import FORMATS, export_run
-from sparsehyper.lab.runs.loading import LoadedRun, load_run, read_experiment
+from sparsehyper.lab.runs.loading import LoadedRun, load_run, read_experiment, recorded_tasks
 from sparsehyper.lab.runs.predict import Prediction, predict_run
 from sparsehyper.lab.runs.predict_table import TablePrediction, predict_table
 from sparsehyper.lab.runs.run import evaluate_run, run_experiment
@@ -41,6 +41,7 @@ __all__ = [
     "predict_run",
     "predict_table",
     "read_experiment",
+    "recorded_tasks",
     "resolve",
     "run_experiment",
     "shares_weights",

@@ -30,7 +30,7 @@ from sparsehyper.lab.data import SharedTasks, TaskSet
 from sparsehyper.lab.machine import machine
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.config import GENERATED, Experiment, parse_method, up_to_date
-from sparsehyper.lab.runs.loading import MAY_DIFFER, check_run, finished_result
+from sparsehyper.lab.runs.loading import MAY_DIFFER, check_run, finished_result, recorded_tasks
 from sparsehyper.lab.runs.run import run_experiment
 from sparsehyper.lab.runs.setup import (
     fit_generator,
@@ -127,7 +127,9 @@ def compare(
     for seed in seeds:
         check_integer("seeds", seed, minimum=0)
     out = Path(directory)
-    tasks = load_tasks(experiment.data, data_dir, is_new=not (out / "runs").exists())
+    begun = next(out.glob("runs/*/config.json"), None)
+    known = None if begun is None else recorded_tasks(begun.parent)
+    tasks = load_tasks(experiment.data, data_dir, known=known)
     make_batches(experiment, tasks)  # checks the settings before anything runs
     entries, skipped = _plan(experiment, tasks, methods, budgets)
     if not entries or not seeds:

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 from sparsehyper._util.checks import (
@@ -20,6 +21,7 @@ from sparsehyper._util.checks import (
     check_settings,
     check_type,
 )
+from sparsehyper._util.text import listed
 from sparsehyper.conditioning import InputAndTask, InputEncoder, SupportSet, TaskEmbedding
 from sparsehyper.generators import (
     GENERATORS,
@@ -30,7 +32,7 @@ from sparsehyper.generators import (
     parse_generator,
 )
 from sparsehyper.heads import HEADS
-from sparsehyper.lab.data import TARGETS, is_source, is_table, parse_tasks
+from sparsehyper.lab.data import TARGETS, is_source, is_table, names_of_columns, parse_tasks
 from sparsehyper.lab.runs.baselines import BASELINES
 from sparsehyper.lab.runs.targets import recorded_target, spelled_out
 from sparsehyper.target.initialisation import INIT_RULES
@@ -113,7 +115,9 @@ class DataConfig:
         named = ("task_column", "target_column")
         for name in named if self.is_table else ():
             if getattr(self, name) is None:
-                raise ValueError(f"`{name}` must name a column of the table {self.source!r}")
+                found = os.path.isfile(self.source)
+                names = f": {listed(names_of_columns(Path(self.source)))}" if found else ""
+                raise ValueError(f"`{name}` must name a column of the table {self.source!r}{names}")
         for name in ("tasks", "image_size") if self.is_table else _OF_TABLES:
             if (value := getattr(self, name)) is not None:
                 kind = "images" if self.is_table else "a table, *.csv or *.parquet"

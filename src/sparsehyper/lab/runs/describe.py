@@ -36,11 +36,13 @@ from sparsehyper.lab.runs.loading import (
     finished_result,
     load_run,
     read_run_config,
+    recorded_tasks,
 )
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.lab.runs.task_list import is_adapted
 from sparsehyper.training import Run, evaluate
 from sparsehyper.training.directory import read_config
+from sparsehyper.training.evaluate import ACCURACY
 from sparsehyper.training.sources import condition
 
 _COMPARED = 200  # most tasks in the table of distances
@@ -107,8 +109,14 @@ def describe_run(
     images = None if tasks is None else getattr(tasks, split)
     n_classes = info.n_classes
     evaluation: dict[str, Any] | None = result["test"] if result else None
-    if evaluation is None and images is not None:
-        evaluation = evaluate(model, images, names=info.names, n_classes=n_classes).to_dict()
+    if evaluation is None and tasks is not None:
+        evaluation = evaluate(
+            model,
+            getattr(tasks, split),
+            names=info.names,
+            n_classes=n_classes,
+            variance=tasks.variance,
+        ).to_dict()
     rows: list[dict[str, Any]] = [
         {
             "name": entry.name,
@@ -133,7 +141,7 @@ def describe_run(
         "name": path.resolve().name,
         "config": _without_tasks(read_run_config(path)),
         "versions": versions,
-        "score": info.score,
+        "score": evaluation.get("score", ACCURACY) if evaluation else info.score,
         "samples": experiment.data.samples,
         "missing": missing,
         "split": split,
@@ -179,7 +187,7 @@ def _load_run_tasks(
             "measured when they were learned is in the table of tasks."
         )
     try:
-        tasks = load_tasks(loaded.experiment.data, data_dir, is_new=False)
+        tasks = load_tasks(loaded.experiment.data, data_dir, known=recorded_tasks(path))
         check_fingerprint(path, loaded.tasks.fingerprint, tasks.fingerprint)
     except FileNotFoundError as error:
         return None, f"The {samples} were not found: {error}"

@@ -417,6 +417,7 @@ def _warn_if_hardly_learned(
         part: the method, if a part of the model was all that could be learned.
         samples: what its samples are, such as images.
     """
+    assert measured.accuracy is not None
     commonest = float(one.examples.labels.bincount().max()) / measured.images
     if measured.accuracy < commonest + _LEAST_LEARNED * (1 - commonest):
         right = "its images are in the folders of their classes"

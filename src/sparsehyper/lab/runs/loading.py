@@ -152,10 +152,7 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
     """
     path = Path(directory)
     experiment = read_experiment(path, trust=trust)
-    try:
-        info = TaskInfo.from_dict(read_run_config(path)["resolved"]["tasks"])
-    except _MALFORMED as error:
-        raise _damaged(path, error) from error
+    info = recorded_tasks(path)
     try:
         best = open_checkpoint(path, "best", read_config(path)["run"])
     except FileNotFoundError:
@@ -176,6 +173,14 @@ def load_run(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> 
         tasks.apply(model, experiment, info, path)
         info = tasks.info(info)
     return LoadedRun(experiment, info, model.eval(), tasks, best.id, path)
+
+
+def recorded_tasks(directory: Path) -> TaskInfo:
+    """The tasks that a run was trained on; raises as `read_experiment`."""
+    try:
+        return TaskInfo.from_dict(read_run_config(directory)["resolved"]["tasks"])
+    except _MALFORMED as error:
+        raise _damaged(directory, error) from error
 
 
 def read_experiment(directory: str | PathLike[str], *, trust: Collection[str] = ()) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from sparsehyper._util.checks import check_integer
+from sparsehyper._util.text import listed
 from sparsehyper.lab.data import read_rows
 from sparsehyper.lab.data.table_files import read_cells
 from sparsehyper.lab.runs.loading import load_run
@@ -80,7 +82,8 @@ def predict_table(
     Args:
         directory: directory of a run of a table, adapted or not.
         file: a table with the same columns; that of the target may be missing.
-        task: the task of all rows; None to read it from the column of tasks.
+        task: the task of all rows, with a warning where the column of tasks names others; None to
+            read it from that column.
         device: ``"auto"`` or a device such as ``"cpu"``.
         batch_size: number of samples at a time.
         trust: as `load_run` takes it.
@@ -95,7 +98,13 @@ def predict_table(
     info, columns = loaded.tasks, loaded.tasks.columns
     if columns is None:
         raise ValueError(f"`directory` {directory} holds a run of images, not of a table")
-    found = read_rows(Path(file), columns, task=task)
+    found = read_rows(Path(file), columns, task=task, names=info.names)
+    if task is not None and (others := [name for name in found.named if name != task]):
+        warnings.warn(
+            f"`task` is {task!r}, but the column {columns.task!r} says {listed(others)}; all rows "
+            f"are predicted by the model of {task!r}",
+            stacklevel=2,
+        )
     names, x, here = found.tasks, found.x, processes(device).device
     predicted: list[float | str] = [""] * len(x)
     probabilities = [0.0] * len(x)

@@ -21,7 +21,7 @@ from sparsehyper._util.files import CheckpointError
 from sparsehyper.adaptation import TaskProfiles, task_profiles
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import TaskSet, TaskSplit, images_of
-from sparsehyper.lab.runs.loading import LoadedRun
+from sparsehyper.lab.runs.loading import LoadedRun, recorded_tasks
 from sparsehyper.lab.runs.records import read_record, tensors_of, write_record
 from sparsehyper.lab.runs.setup import load_tasks
 from sparsehyper.training.directory import read_id
@@ -113,7 +113,7 @@ def own_images(loaded: LoadedRun, most: int = _MOST_IMAGES) -> dict[str, Images]
     """
     trained = {e.row: e.name for e in loaded.task_list.entries if e.row is not None}
     try:
-        tasks = load_tasks(loaded.experiment.data, is_new=False)
+        tasks = load_tasks(loaded.experiment.data, known=recorded_tasks(loaded.directory))
     except (OSError, KeyError, ValueError):
         return None
     if tasks.fingerprint != loaded.tasks.fingerprint or not trained:

@@ -31,6 +31,7 @@ from sparsehyper.lab.runs.loading import (
     check_run,
     finished_result,
     load_run,
+    recorded_tasks,
 )
 from sparsehyper.lab.runs.profiles import make_profiles, write_profiles
 from sparsehyper.lab.runs.setup import (
@@ -88,7 +89,9 @@ def run_experiment(
         NonFiniteError, Interrupted, CheckpointError: as `sparsehyper.training.train`.
     """
     path = Path(directory)
-    tasks = tasks or load_tasks(experiment.data, data_dir, is_new=not resume)
+    if tasks is None:
+        known = recorded_tasks(path) if resume else None
+        tasks = load_tasks(experiment.data, data_dir, known=known)
     model = build_model(experiment, tasks)
     here = processes(experiment.training.device)
     if experiment.training.cuda_graphs:
@@ -122,6 +125,7 @@ def run_experiment(
             names=tasks.names,
             n_classes=tasks.n_classes,
             examples=tasks.train,
+            variance=tasks.variance,
             run=run,
             quiet=quiet,
         )
@@ -186,7 +190,7 @@ def evaluate_run(
         raise ValueError("`resize` is for images of `added`; those of the run have its own size")
     experiment = loaded.experiment
     data = experiment.data if source is None else replace(experiment.data, source=source)
-    tasks = load_tasks(data, data_dir, is_new=False)
+    tasks = load_tasks(data, data_dir, known=recorded_tasks(loaded.directory))
     check_fingerprint(Path(directory), loaded.tasks.fingerprint, tasks.fingerprint)
     if not is_adapted(loaded.directory):
         return _evaluate(
@@ -205,7 +209,8 @@ def evaluate_run(
         for entry in entries
         if entry.row is not None
     }
-    return _evaluate_tasks(loaded, {n: [(x, y) for x, y, _ in b] for n, b in batches.items()}, here)
+    pairs = {name: [(x, y) for x, y, _ in own] for name, own in batches.items()}
+    return _evaluate_tasks(loaded, pairs, here, tasks.variance)
 
 
 def _evaluate(
@@ -218,6 +223,7 @@ def _evaluate(
         n_classes=tasks.n_classes,
         batch_size=experiment.training.eval_batch_size,
         precision=experiment.training.precision,
+        variance=tasks.variance,
         processes=here,
     )
 
@@ -252,7 +258,10 @@ def _evaluate_folder(
 
 
 def _evaluate_tasks(
-    loaded: LoadedRun, batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]], here: Processes
+    loaded: LoadedRun,
+    batches: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
+    here: Processes,
+    variance: float | None = None,
 ) -> Evaluation:
     """Accuracy, loss and entropy of the ordinary models of some tasks."""
     names, info = tuple(batches), loaded.tasks
@@ -260,7 +269,12 @@ def _evaluate_tasks(
     data = ByTask(((x, y, name) for name, own in batches.items() for x, y in own), names)
     models = _OrdinaryModels(loaded, names)
     return evaluate(
-        models, data, names=names, n_classes=None if info.are_numbers else n_classes, processes=here
+        models,
+        data,
+        names=names,
+        n_classes=None if info.are_numbers else n_classes,
+        variance=variance,
+        processes=here,
     )
 
 

@@ -45,14 +45,17 @@ _TOGETHER = 8  # tasks of a table in a batch
 
 
 def load_tasks(
-    data: DataConfig, data_dir: str | PathLike[str] | None = None, *, is_new: bool = True
+    data: DataConfig,
+    data_dir: str | PathLike[str] | None = None,
+    *,
+    known: TaskInfo | None = None,
 ) -> TaskSet:
     """Read the images or the table, and make the tasks.
 
     Args:
         data: the images and tasks.
         data_dir: folder of the named data sets' files, as `load_source` takes it.
-        is_new: False for a run that exists, as `load_table` takes it.
+        known: the tasks of a run that exists, as `load_table` takes it.
 
     Raises:
         FileNotFoundError: the source is neither a name nor a folder, or its files are missing.
@@ -70,7 +73,7 @@ def load_tasks(
             targets=data.targets,
             val_fraction=data.val_fraction,
             seed=data.seed,
-            is_new=is_new,
+            known=known,
         )
     return tasks_of(data, source_of(data, data_dir))
 
@@ -81,7 +84,9 @@ def read_new_tasks(
     """Read new tasks for a trained model, as `load_new_tasks` or `load_new_rows` does."""
     if info.columns is not None:
         check_of_images(resize)
-        return load_new_rows(Path(data), info.columns, info.classes[0], task=task)
+        return load_new_rows(
+            *(Path(data), info.columns, info.classes[0]), task=task, names=info.names
+        )
     return load_new_tasks(data, info.image_shape, task=task, resize=resize)
 
 

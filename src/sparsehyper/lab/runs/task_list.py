@@ -45,7 +45,8 @@ class Measured:
 
     Attributes:
         images: number of images that it was learned from.
-        accuracy: accuracy on them; of numbers R², as for ``test_accuracy``.
+        accuracy: accuracy on them; of numbers R², as for ``test_accuracy``, None where no two of
+            them differ.
         test_images: number of images of its own that were only tested on.
         test_accuracy: accuracy on these; None if there were none.
         expected: accuracy to expect on new images; None where nothing was held out.
@@ -56,7 +57,7 @@ class Measured:
     """
 
     images: int
-    accuracy: float
+    accuracy: float | None
     test_images: int = 0
     test_accuracy: float | None = None
     expected: float | None = None
@@ -73,7 +74,7 @@ class Measured:
         for name in ("images", "test_images"):
             check_integer(name, getattr(found, name), minimum=0)
         for name, least in (("accuracy", None), ("test_accuracy", None), ("expected", 0)):
-            if (value := getattr(found, name)) is not None or name == "accuracy":
+            if (value := getattr(found, name)) is not None:
                 check_number(name, value, minimum=least, maximum=1)
         for name in ("interval", "more"):
             if (pair := getattr(found, name)) is None:
@@ -217,7 +218,9 @@ class TaskList:
         for entry in self.entries:
             if entry.name == name:
                 return entry
-        raise KeyError(f"unknown task {name!r}; the tasks are: {listed(self.names())}")
+        raise KeyError(
+            f"unknown task {name!r}; the tasks are: {listed(self.names())}; `adapt` learns new ones"
+        )
 
     def info(self, trained: TaskInfo) -> TaskInfo:
         """What a model needs to know about these tasks."""

@@ -122,6 +122,7 @@ def trained(
         names=tasks.names,
         n_classes=tasks.n_classes,
         examples=tasks.train,
+        variance=tasks.variance,
         quiet=True,
     )
     return model, result

@@ -35,6 +35,7 @@ const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 const SCORES = {
   accuracy: { name: "accuracy", title: "Accuracy", several: "accuracies", loss: "loss", losses: "Loss, in nats", text: percent, sd: (sd) => fixed(100 * sd), axis: inPercent, share: true },
   "R²": { name: "R²", title: "R²", several: "R²", loss: "squared error", losses: "Squared error, in scaled units", text: decimals, sd: decimals, axis: (value) => minus(number(value)), share: false },
+  metric: { name: "minus the loss", title: "Minus the loss", several: "losses", loss: "squared error", losses: "Squared error, in scaled units", text: decimals, sd: decimals, axis: (value) => minus(number(value)), share: false },
 };
 
 const scroll = (label, ...children) =>

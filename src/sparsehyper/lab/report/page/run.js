@@ -17,7 +17,7 @@ function runPanel(index, run) {
     { id: "glance", title: "At a glance", draw: () => glance(run, where) },
     { id: "tasks", title: evaluated ? `${scores.title} per task` : "Tasks", draw: () => perTask(run, where),
       note: evaluated && (scores.share ? `The share of each task's ${where} ${samples} that is classified correctly, with Wilson's 95% interval for that many ${samples}.`
-        : `1 − mean squared error on each task's ${where} ${samples} ÷ mean variance within tasks: 1 without errors, and 0 on average where every prediction is its task's mean.`) },
+        : `1 − mean squared error on each task's ${where} ${samples} ÷ variance of the training ${samples} within tasks: 1 without errors, and 0 on average where every prediction is its task's mean.`) },
     run.curves.validation.step.length && { id: "curves", title: "Learning curves", draw: () => learning(run) },
     run.confusion && { id: "confusion", title: "Confusion matrices", draw: () => confusion(run, where),
       note: "Rows are true classes, columns are predicted ones. Blue is right, orange is wrong." },
