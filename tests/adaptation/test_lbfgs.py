@@ -55,6 +55,19 @@ def test_values_never_rise_and_evaluations_are_counted():
         before = values
 
 
+def test_so_many_evaluations_are_made_however_short_the_time_is():
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        return rosenbrock(x)
+
+    for fewest, made in ((1, 1), (7, 7), (30, 20)):
+        calls.clear()
+        minimize(counted, STARTS, 20, 0.0, fewest)
+        assert len(calls) == made
+
+
 def test_what_is_not_finite_is_not_entered():
     def log(x):
         return (x - x.log()).sum(1), 1 - 1 / x

@@ -34,6 +34,7 @@ def minimize(
     start: Tensor,
     evaluations: int,
     deadline: float = math.inf,
+    fewest: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Minimise several functions at once.
 
@@ -43,6 +44,7 @@ def minimize(
         start: initial points ``[problems, dim]``.
         evaluations: number of calls of ``evaluate``, including the first; at least 1.
         deadline: value of ``time.perf_counter()`` after which there are no more calls.
+        fewest: number of calls that are made however short the time is.
 
     Returns:
         The best points found, ``[problems, dim]``, and their values ``[problems]``, which are never
@@ -66,8 +68,8 @@ def minimize(
     direction = -scale[:, None] * gradient
     step, shortened = torch.ones_like(value), torch.zeros_like(value)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(evaluations - 1):
-        if time.perf_counter() > deadline:
+    for done in range(1, evaluations):
+        if done >= fewest and time.perf_counter() > deadline:
             break
         tried = x + step[:, None] * direction
         found, gradient_there = at(tried)

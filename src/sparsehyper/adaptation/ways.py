@@ -385,11 +385,7 @@ def _solved(
         return value.detach()[None], gradient
 
     first = features.new_zeros(1, outputs * (width + 1))
-    began = time.perf_counter()
-    evaluate(first)
-    now = time.perf_counter()
-    deadline = max(deadline, now + _FEWEST_LINEAR_STEPS * (now - began))
-    points, values = minimize(evaluate, first, _LINEAR_STEPS, deadline)
+    points, values = minimize(evaluate, first, _LINEAR_STEPS, deadline, _FEWEST_LINEAR_STEPS)
     check_loss(values[0], start.task)
     found = points[0]
     weight = found[outputs:].view(outputs, width) / scale

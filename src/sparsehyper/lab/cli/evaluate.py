@@ -57,4 +57,5 @@ def evaluate(
     if json:
         print_json(evaluation)
     else:
-        print_tasks(f"All of {added}" if added is not None else split.capitalize(), evaluation)
+        title = split.capitalize() if added is None else f"All of {Path(added).name}"
+        print_tasks(title, evaluation)
