@@ -776,8 +776,8 @@ class Swapped(nn.Module):
 @pytest.mark.parametrize(
     ("target", "there", "here"),
     [
-        (Swapped("b", "a"), r"\['a.weight', \[4, 4\]\]", r"\['b.weight', \[4, 4\]\]"),
-        (Swapped("a", "b", "c"), "None", r"\['c.weight', \[4, 4\]\]"),
+        (Swapped("b", "a"), r"'a.weight' of shape \[4, 4\]", r"'b.weight' of shape \[4, 4\]"),
+        (Swapped("a", "b", "c"), r"'nothing' of shape \[\]", r"'c.weight' of shape \[4, 4\]"),
     ],
 )
 def test_a_state_dict_of_another_layout_is_refused(target, there, here):
@@ -789,6 +789,31 @@ def test_a_state_dict_of_another_layout_is_refused(target, there, here):
     assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
     with pytest.raises(ValueError, match=message):
         nn.ModuleList([other]).load_state_dict(nn.ModuleList([hnet]).state_dict())
+
+
+def test_a_state_dict_of_a_wrapped_target_is_loaded():
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Swapped("a", "b")
+
+        def forward(self, x):
+            return self.net(x)
+
+    hnet, other = make(Swapped("a", "b")), make(Wrapped())
+    other.load_state_dict(hnet.state_dict())
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(other(x, task=0), hnet(x, task=0))
+
+
+def test_every_entry_of_the_state_is_found_by_its_name():
+    # as torch.distributed.checkpoint looks for it
+    hnet = make()
+    for name in nn.ModuleDict({"hnet": hnet}).state_dict():
+        part = nn.ModuleDict({"hnet": hnet})
+        for step in name.split("."):
+            part = getattr(part, step)
+        assert isinstance(part, torch.Tensor)
 
 
 # --- printing -------------------------------------------------------------------------------

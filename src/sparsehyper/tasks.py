@@ -182,12 +182,7 @@ class NamedTasks(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        notes = {
-            "layout": self._noted_layout(),
-            "task_names": self.conditioner.names,
-            "conditioner_notes": self.conditioner.notes(),
-        }
-        destination[prefix + NOTES] = as_bytes(notes)
+        destination[prefix + NOTES] = self.notes
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -209,18 +204,36 @@ class NamedTasks(nn.Module):
             self.head.resize(outputs.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    @property
+    def notes(self) -> Tensor:
+        """What belongs to the state and is no tensor, as bytes: the names of tasks and others."""
+        return as_bytes(
+            {
+                "layout": self._noted_layout(),
+                "task_names": self.conditioner.names,
+                "conditioner_notes": self.conditioner.notes(),
+            }
+        )
+
     def _noted_layout(self) -> list[list[Any]]:
         return [[spec.name, list(spec.shape)] for spec in self.target.layout]
 
     def _check_layout(self, noted: Sequence[Any]) -> None:
-        """Raise ``ValueError`` if a state is of another layout."""
-        for place, (there, here) in enumerate(zip_longest(noted, self._noted_layout())):
-            if there != here:
+        """Raise ``ValueError`` if a state is of tensors of other shapes, or in another order.
+
+        Names alone may differ, as where the target is wrapped or a layer renamed.
+        """
+        own = self._noted_layout()
+        both = {name for name, _ in noted} & {name for name, _ in own}
+        nothing: list[Any] = ["nothing", []]
+        for place, (there, here) in enumerate(zip_longest(noted, own, fillvalue=nothing)):
+            moved = there[0] != here[0] and not both.isdisjoint((there[0], here[0]))
+            if moved or there[1] != here[1]:
                 raise ValueError(
-                    f"the state is of another layout: tensor {place} of θ is {there} there and "
-                    f"{here} here, by name and shape; give the hypernetwork a target that declares "
-                    "the same parameters in the same order (what `save` wrote, "
-                    "`HyperNetwork.load` puts in their order by name)"
+                    f"the state is of another layout: tensor {place} of θ is {there[0]!r} of shape "
+                    f"{there[1]} there and {here[0]!r} of shape {here[1]} here; give the "
+                    "hypernetwork a target that declares the same parameters in the same order "
+                    "(what `save` wrote, `HyperNetwork.load` puts in their order by name)"
                 )
 
     def _take_names(self, names: list[str]) -> None:

@@ -59,6 +59,8 @@ def test_equal_samples_are_found_by_all_their_tensors():
     ],
 )
 def test_equal_samples_are_found_whatever_their_numbers_are(rows):
+    column = torch.linspace(-1, 1, 5)[None].T  # with the strides of a row
+    assert Inputs.of(column).first_equal.tolist() == [0, 1, 2, 3, 4]
     assert Inputs.of(torch.cat([rows, rows])).first_equal.tolist() == [0, 1, 2, 0, 1, 2]
 
 

@@ -123,6 +123,8 @@ def test_profiles_from_before_labels_were_calibrated_are_read(profiled):
     assert (found.name, found.p_value) == ("known 1", expected.p_value)
     hnet.add_task("new")
     more = older.add(hnet, {"new": shifted(5)})
+    kinds = {len(profile.held) for profile in more.tasks.values()}
+    assert kinds == {1}  # a file holds those of one kind or of two
     again = TaskProfiles.from_tensors(more.tasks, more.to_tensors())
     assert identify_task(hnet, again, *shifted(5, seed=1)).name == "new"
 

@@ -328,6 +328,19 @@ def test_a_state_dict_of_earlier_versions_has_tasks_drawn_by_its_names():
     torch.testing.assert_close(again.conditioner.embeddings, hnet.conditioner.embeddings)
 
 
+def test_tasks_that_were_added_to_a_state_dict_of_earlier_versions_are_not_drawn():
+    hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
+    hnet.conditioner.renew()
+    hnet.add_task("given", samples("60°", 20))
+    again = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
+    state = hnet.state_dict()
+    del state["notes"]
+    state["task_names"] = torch.tensor(list('["0°", "30°", "given"]'.encode()), dtype=torch.uint8)
+    again.load_state_dict(state)
+    again.conditioner.renew()
+    torch.testing.assert_close(again.conditioner.embeddings, hnet.conditioner.embeddings)
+
+
 @pytest.mark.parametrize("way", ["file", "state dict"])
 def test_what_was_trained_is_standardised_though_it_was_not_kept_yet(tmp_path, way):
     hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner())

@@ -394,9 +394,35 @@ def test_lists_that_are_none_of_samples_are_left_alone():
     assert make(Pooled(4, 2))(torch.randn(TASKS, 7, 4), LENGTHS, task=one).shape == (TASKS, 2)
 
 
-def test_an_array_of_texts_is_refused():
-    with pytest.raises(TypeError, match="an array must hold numbers, got dtype <U1"):
-        make(Pooled(4, 2))(torch.randn(2, 7, 4), np.array(["a", "b"]), task=torch.arange(2))
+def test_an_array_of_texts_is_a_list():
+    given = np.array(["a", "b"])
+    with pytest.raises(ValueError, match="`lengths` has a list of 2 entries"):
+        make(Pooled(4, 2))(torch.randn(2, 7, 4), given, task=torch.arange(2))
+
+
+def test_sizes_and_what_is_not_declared_are_no_lists_of_samples():
+    class Resized(nn.Linear):
+        def forward(self, x, size=(2, 4), **more):
+            return super().forward(x).view(len(x), *size)
+
+    hnet, x = make(Resized(4, 8)), torch.randn(2, 4)
+    assert hnet(x, size=(4, 2), task=[0, 1]).shape == (2, 4, 2)
+    assert hnet(x, ids=["p", "q"], task=[0, 1]).shape == (2, 2, 4)
+    assert hnet(x, ids=np.array(["p", "q"]), task=[0, 0]).shape == (2, 2, 4)
+
+
+def test_the_outputs_of_a_recurrent_layer_s_follower_are_no_state():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = nn.GRU(3, 5, 2, batch_first=True), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0])
+
+    hnet, x, ids = make(Steps()), torch.randn(4, 2, 3), torch.tensor([0, 1, 0, 1])
+    loop = torch.cat([hnet(x[i : i + 1], task=int(ids[i])) for i in range(4)])
+    torch.testing.assert_close(hnet(x, task=ids), loop)
 
 
 def test_dropout_differs_between_tasks_that_share_a_run():

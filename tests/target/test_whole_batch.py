@@ -218,6 +218,8 @@ class ByHead(nn.Module):
         (lambda head, x: head(x) + head.bias.mean(), 3),
         (lambda head, x: head(x) / head.weight.shape[1] ** 0.5 * head.bias.ndim, 1),
         (lambda head, x: head(x.to(head.weight.dtype)) * head.weight.size(0), 1),
+        (lambda head, x: head(x.to(head.weight).type_as(head.bias)) * len(head.weight), 1),
+        (lambda head, x: head(x) * head.weight.to(torch.float64).sum().float(), 3),
     ],
 )
 def test_the_weight_of_a_generated_head_is_that_of_one_task(compute, runs):

@@ -65,6 +65,15 @@ def test_numbers_that_do_not_differ_within_tasks_are_scored_by_the_loss(labels):
     assert not far.is_better_than(near)
 
 
+def test_the_loss_decides_among_evaluations_of_numbers():
+    def found(loss, r_squared):
+        return Evaluation(("a",), (r_squared,), (loss,), "R²")
+
+    near, far = found(1.0, 0.5), found(2.0, 0.9)  # compared with other variances
+    assert near.is_better_than(far)
+    assert not far.is_better_than(near)
+
+
 def test_accuracy_and_loss_of_each_task():
     model = Constant(math.log(3.0), 0.0)
     found = evaluate(model, Given([0, 0, 0, 1], [1, 1]), names=["a", "b"], batch_size=3)

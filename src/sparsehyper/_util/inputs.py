@@ -269,7 +269,8 @@ def _described(form: dict[Place, Any]) -> str:
 def _bytes(tensor: Tensor) -> list[bytes]:
     """The bytes of each sample."""
     rows = tensor.detach().cpu().resolve_conj().resolve_neg()
-    rows = (rows[:, None] if rows.ndim == 1 else rows.flatten(1)).contiguous()
+    rows = rows[:, None] if rows.ndim == 1 else rows.flatten(1)
+    rows = rows.clone(memory_format=torch.contiguous_format)  # a column may keep other strides
     return [row.tobytes() for row in rows.view(torch.uint8).numpy()]
 
 

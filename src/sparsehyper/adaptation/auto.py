@@ -422,7 +422,7 @@ def _why(choice: Choice, held: HeldOut) -> str:
     if len(parts) > 1:
         text += f" together; the best alone, {best}, {choice.losses[best]:.2f}"
         if choice.losses[best] < choice.loss:
-            text += "; so few examples do not show that it is the better one"
+            text += "; the others are kept all the same, as a mixture is safer"
     unjudged = [way for way in choice.losses if not held.judged[way].any()]
     if unjudged:
         text += (

@@ -114,6 +114,15 @@ class Profile:
         means, stds, held = map(torch.stack, each)
         return replace(self, score_means=means, score_stds=stds, held=held)
 
+    def of_kinds(self, count: int) -> Self:
+        """A copy with the scores of so many kinds; older profiles have those without labels."""
+        return replace(
+            self,
+            score_means=self.score_means[:count],
+            score_stds=self.score_stds[:count],
+            held=self.held[:count],
+        )
+
     def _typical(
         self, space: Space, z: Tensor, log_densities: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +159,8 @@ class TaskProfiles:
         added = {}
         for name, (x, y) in _gathered(hnet, tasks).items():
             train = Located(self.space.locate(hnet, x), y)
-            added[name], _ = _profile(self.space, x, train, train)
+            found, _ = _profile(self.space, x, train, train)
+            added[name] = found.of_kinds(len(self.calibration.temperature))
         return replace(self, tasks={**self.tasks, **added})
 
     def remove(self, name: str) -> Self:

@@ -142,9 +142,11 @@ def usual_on(
         left = max(deadline - time.perf_counter(), 0.0) / (_TASKS + 1 - done)
         own = replace(start, known=others, task=samples.some(chosen), seconds=left)
         every = torch.arange(int(chosen.sum()))
-        first = samples.first_equal
-        rest = ~torch.isin(first, first[chosen])
-        x, y = samples.x[rest][:_MOST_JUDGING], samples.y[rest][:_MOST_JUDGING]
+        others_left = (~chosen).nonzero()[:_MOST_JUDGING, 0]
+        both = torch.cat([chosen.nonzero()[:, 0], others_left])
+        first = samples.x[both].first_equal
+        rest = others_left[first[len(every) :] >= len(every)]  # no copies of the chosen ones
+        x, y = samples.x[rest], samples.y[rest]
         if not others or len(x) == 0:
             continue
         for name in names:

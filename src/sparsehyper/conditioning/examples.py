@@ -216,9 +216,9 @@ class TaskExamples(TaskConditioner):
         del self._drawn_by[row]
 
     def set_names(self, names: Sequence[str]) -> None:
-        """As `TaskConditioner.set_names`; a task of another name is drawn by that."""
+        """As `TaskConditioner.set_names`; a drawn task of another name is drawn by that."""
         rows = zip(names, self.names, self._drawn_by, strict=True)
-        self._drawn_by = [by if new == old else new for new, old, by in rows]
+        self._drawn_by = [by if by is None or new == old else new for new, old, by in rows]
         super().set_names(names)
 
     def notes(self) -> dict[str, Any]:
@@ -245,7 +245,8 @@ class TaskExamples(TaskConditioner):
         if self.draw is not None and not bool(kept):
             raise RuntimeError(
                 "the embeddings of tasks were never kept; call `hnet.conditioner.renew()` after "
-                "training and before evaluation, as `sparsehyper.training.train` does"
+                "training and before evaluation, as `sparsehyper.training.train` does; to train, "
+                "call `hnet.train()` first"
             )
         return found
 

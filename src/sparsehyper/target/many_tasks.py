@@ -39,6 +39,7 @@ _NO_OTHER = (
 )
 
 _PLAIN = (Number, str, bytes, type(None))
+_LONGEST_SIZE = 3  # entries of a tuple that is the size of something
 
 
 class Grouping(NamedTuple):
@@ -116,7 +117,6 @@ def run_tasks(
         The output, and the statistics afterwards; None if they did not change.
 
     Raises:
-        TypeError: an array of something else than numbers.
         ValueError: a tensor in ``inputs`` whose first dimension is not the batch, or, with more
             than one task, such an output or a list with an entry for each sample; one sample of a
             task for a batch norm in training.
@@ -164,8 +164,8 @@ def run_tasks(
 
 
 def _of_array(leaf: Any, device: torch.device) -> Any:
-    """An array as a tensor; one without dimensions is no samples and stays as it is."""
-    if not isinstance(leaf, np.ndarray) or leaf.ndim == 0:
+    """An array of numbers as a tensor; one without dimensions is no samples and stays as it is."""
+    if not isinstance(leaf, np.ndarray) or leaf.ndim == 0 or leaf.dtype.kind not in "biufc":
         return leaf
     return to_device(as_tensor(leaf), device)
 
@@ -175,30 +175,37 @@ def _check_lists(
 ) -> None:
     """Raise ``ValueError`` for a list with an entry for each sample, of which no task gets its own.
 
-    One with equal entries, such as the sizes of a square, may be meant for all samples.
+    One with equal entries may be meant for all samples, and a short tuple is a size. What the
+    target only takes among others, by ``**kwargs``, it may well ignore.
     """
     args, kwargs = inputs
-    for place, given in (*enumerate(args), *kwargs.items()):
+    names = [*inspect.signature(module.forward).parameters]
+    named = {name: kwargs[name] for name in names if name in kwargs}
+    for place, given in (*enumerate(args), *named.items()):
         for value in _lists(given):
             if len(value) == count and any(entry != value[0] for entry in value):
-                names: dict[Any, str] = dict(
-                    enumerate(inspect.signature(module.forward).parameters)
-                )
+                name = dict(enumerate(names)).get(place, place)  # type: ignore[call-overload]
                 raise ValueError(
-                    f"`{names.get(place, place)}` has a {type(value).__name__} of {count} entries, "
-                    "as many as there are samples, and every task would get all of them; give a "
-                    "tensor or an array, of which a task gets its own rows, or make it an "
-                    "attribute of the target if it is for all samples"
+                    f"`{name}` has a {type(value).__name__} of {count} entries, as many as there "
+                    "are samples, and every task would get all of them; give a tensor or an array "
+                    "of numbers, of which a task gets its own rows, or make it an attribute of the "
+                    "target if it is for all samples"
                 )
 
 
-def _lists(value: Any) -> Iterator[list[Any] | tuple[Any, ...]]:
-    """The lists and tuples in an argument, at any depth, that hold no tensors or objects."""
+def _lists(value: Any) -> Iterator[Sequence[Any]]:
+    """The lists in an argument, at any depth, that hold no tensors or objects."""
+    if isinstance(value, np.ndarray):
+        if value.ndim:
+            yield value.tolist()
+        return
     if isinstance(value, Mapping):
         value = [*value.values()]
     elif type(value) not in (list, tuple):
         return
-    elif all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value)):
+    elif (type(value) is list or len(value) > _LONGEST_SIZE) and all(
+        isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value)
+    ):
         yield value
     for each in value:
         yield from _lists(each)
@@ -219,12 +226,14 @@ def _join_outputs(
     module: nn.Module, outputs: list[Any], order: Tensor | None, sizes: list[int]
 ) -> Any:
     """Outputs of consecutive runs as one batch, in the order of the samples."""
+    several = len(pytree.tree_leaves(outputs[0])) > 1  # a lone output is no state
 
     def join(*leaves: Any) -> Any:
         if all(leaf is None for leaf in leaves):
             return None
         for leaf, size in zip(leaves, sizes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,) or _is_state(module, leaf):
+            state = several and isinstance(leaf, Tensor) and _is_state(module, leaf)
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,) or state:
                 found = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
                 raise ValueError(
                     "with samples of several tasks every output of the target must be a tensor "

@@ -144,16 +144,21 @@ class _OfSamples(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
-        if func not in _ASKED:
+        like = func in _LIKE and not isinstance(args[0], _OfSamples)
+        if func not in _ASKED and not like:
             raise ValueError(
                 "every sample has a weight of its own here, so that there is no one weight; only "
                 "the layer's own forward can be called"
             )
-        own, *others = args
-        return func(own.as_subclass(Tensor)[0], *others, **(kwargs or {}))
+
+        def of_one(value: Any) -> Any:
+            return value.as_subclass(Tensor)[0] if isinstance(value, _OfSamples) else value
+
+        return func(*map(of_one, args), **{k: of_one(v) for k, v in (kwargs or {}).items()})
 
 
-_ASKED = {*ASKED, Tensor.requires_grad.__get__}  # type: ignore[attr-defined]
+_ASKED = {*ASKED, Tensor.requires_grad.__get__, Tensor.stride}  # type: ignore[attr-defined]
+_LIKE = {Tensor.to, Tensor.type_as}  # another tensor is made like it
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -81,7 +81,12 @@ class Evaluation:
         return None if self.entropies is None else sum(self.entropies) / len(self.entropies)
 
     def is_better_than(self, other: Evaluation) -> bool:
-        """Whether the accuracy is higher or, if both are equal, the loss lower."""
+        """Whether the accuracy is higher or, if both are equal, the loss lower.
+
+        With R² the loss alone decides, whatever variance it was compared with.
+        """
+        if self.score == R_SQUARED:
+            return self.loss < other.loss
         return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
     @property

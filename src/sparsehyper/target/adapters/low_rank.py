@@ -185,9 +185,10 @@ class _NoWeight(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+_ATTRIBUTES = ("dtype", "device", "shape", "ndim", "is_cuda", "layout", "is_sparse")
 ASKED = {
-    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "is_cuda")),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point),
+    *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__),
 }
 
 
