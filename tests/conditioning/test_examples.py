@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -316,14 +317,19 @@ def test_a_damaged_list_of_what_tasks_are_drawn_by_is_refused(tmp_path, drawn_by
         HyperNetwork.load(tmp_path / "model", nn.Linear(2, 2), conditioner(hnet.task_names))
 
 
+def of_earlier_versions(hnet: HyperNetwork) -> dict[str, torch.Tensor]:
+    """A state dict with the names of the tasks in place of the notes."""
+    state, names = hnet.state_dict(), json.dumps(hnet.task_names)
+    del state["notes"]
+    state["task_names"] = torch.tensor(list(names.encode()), dtype=torch.uint8)
+    return state
+
+
 def test_a_state_dict_of_earlier_versions_has_tasks_drawn_by_its_names():
     hnet = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
     hnet.conditioner.renew()
     again = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["30°", "0°"]))
-    state = hnet.state_dict()
-    del state["notes"]
-    state["task_names"] = torch.tensor(list('["0°", "30°"]'.encode()), dtype=torch.uint8)
-    again.load_state_dict(state)
+    again.load_state_dict(of_earlier_versions(hnet))
     again.conditioner.renew()
     torch.testing.assert_close(again.conditioner.embeddings, hnet.conditioner.embeddings)
 
@@ -333,10 +339,7 @@ def test_tasks_that_were_added_to_a_state_dict_of_earlier_versions_are_not_drawn
     hnet.conditioner.renew()
     hnet.add_task("given", samples("60°", 20))
     again = HyperNetwork(nn.Linear(2, 2), Sparse(), conditioner(["0°", "30°"]))
-    state = hnet.state_dict()
-    del state["notes"]
-    state["task_names"] = torch.tensor(list('["0°", "30°", "given"]'.encode()), dtype=torch.uint8)
-    again.load_state_dict(state)
+    again.load_state_dict(of_earlier_versions(hnet))
     again.conditioner.renew()
     torch.testing.assert_close(again.conditioner.embeddings, hnet.conditioner.embeddings)
 

@@ -134,11 +134,9 @@ class TaskExamples(TaskConditioner):
         self, task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, int | None]:
         """The embedding ``[dim]`` of a task, or of examples of one without a name."""
-        return (
-            (self.of(task), None)
-            if _pair(task) is not None
-            else super().compute(task, args, kwargs)
-        )
+        if _pair(task) is None:
+            return super().compute(task, args, kwargs)
+        return self.of(task), None
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -180,9 +178,9 @@ class TaskExamples(TaskConditioner):
                 none of these, or gives no finite embedding.
         """
         self.check_new("name", name)
-        if _pair(init) is not None:
+        if (pair := _pair(init)) is not None:
             with evaluation_mode(self.support):
-                z = self.of(init)
+                z = self.of(pair)
             if not bool(z.isfinite().all()):
                 raise ValueError(
                     f"examples of {name!r} give an embedding that is not finite; look for NaN or "

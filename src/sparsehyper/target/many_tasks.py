@@ -179,11 +179,12 @@ def _check_lists(
     target only takes among others, by ``**kwargs``, it may well ignore.
     """
     args, kwargs = inputs
-    names = [*inspect.signature(module.forward).parameters]
-    named = {name: kwargs[name] for name in names if name in kwargs}
-    for place, given in (*enumerate(args), *named.items()):
+    for place, given in (*enumerate(args), *kwargs.items()):
         for value in _lists(given):
             if len(value) == count and any(entry != value[0] for entry in value):
+                names = [*inspect.signature(module.forward).parameters]  # slow, so only here
+                if isinstance(place, str) and place not in names:
+                    continue
                 name = dict(enumerate(names)).get(place, place)  # type: ignore[call-overload]
                 raise ValueError(
                     f"`{name}` has a {type(value).__name__} of {count} entries, as many as there "

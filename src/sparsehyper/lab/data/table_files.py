@@ -23,9 +23,9 @@ _REFUSED = (
     "it out"
 )
 _BOOLEANS = {"true", "false"}
-# 1,5 and 1,000 or 1.000.000,5; 48.1,2.3 and 1,0,0 are no numbers
 _DATE = re.compile(r"(\d{1,2}([./-])\d{1,2}\2\d{4}|\d{4}([./-])\d{1,2}\3\d{1,2})([T,\s]+\d.*)?")
 _OF_INDEX = re.compile(r"__index_level_\d+__")
+# 1,5 and 1,000 or 1.000.000,5; 48.1,2.3 and 1,0,0 are no numbers
 _WITH_COMMAS = re.compile(r"[-+]?(\d+,\d+|\d{1,3}([.,'\s])\d{3}(\2\d{3})*([.,]\d+)?)")
 
 Table = dict[str, NDArray[Any]]

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, NamedTuple
@@ -169,7 +170,7 @@ class TaskSet(TaskInfo):
         """As in `TaskInfo`; ``"metric"``, minus the loss, where R² has no `variance`."""
         return METRIC if self.are_numbers and self.variance is None else super().score
 
-    @property
+    @cached_property
     def variance(self) -> float | None:
         """Variance of the training rows' targets within tasks, which R² compares errors with.
 

@@ -69,7 +69,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sparsehyper.lab import plots
 from sparsehyper.lab.runs.config import GENERATED, Experiment
@@ -199,13 +199,14 @@ class Conditioners(FewShotStudy):
         return cls(families, 2, 2, test_images=50, heads={"solved": "ridge"})
 
     @classmethod
-    def cpu(cls) -> Conditioners:
+    def cpu(cls) -> Self:
         return cls(_CPU, heads=_SOLVED)
 
     @classmethod
-    def full(cls) -> Conditioners:
-        full = {name: replace(family, steps=20_000) for name, family in _CPU.items()}
-        return cls(full, trials=4, test_images=10_000, device="auto", heads=_SOLVED)
+    def full(cls) -> Self:
+        cpu = cls.cpu()
+        longer = {name: replace(family, steps=20_000) for name, family in cpu.families.items()}
+        return replace(cpu, families=longer, trials=4, test_images=10_000, device="auto")
 
     def experiment(self, name: str, seed: int) -> Experiment:
         """With the head that the plan names and the base that goes with it."""

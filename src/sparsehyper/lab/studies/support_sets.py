@@ -49,7 +49,8 @@ every step, and took more than five minutes beside other work, one of embeddings
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Self
 
 from sparsehyper.lab.studies.adaptation_families import Family
 from sparsehyper.lab.studies.conditioner_methods import (
@@ -100,14 +101,7 @@ class SupportSets(Conditioners):
         "How good are models that follow from examples of a new task, without training or as the "
         "start of a fit, where few or many tasks are known?"
     )
-    method = (
-        "Every method has trials of its learning rate on tasks of another seed, is trained on "
-        "the same known tasks and gets the same 1, 5 and 20 images per class of new ones; every "
-        "seed has fresh tasks. Accuracies are means over tasks ± standard deviation over seeds; "
-        "claims are differences paired over seeds, with Student's t intervals, and verdicts hold "
-        "after Holm's correction within a family. The plan, written before the results, is in "
-        "`sparsehyper/lab/studies/support_sets.py`."
-    )
+    method = Conditioners.method.replace("conditioners.py", "support_sets.py")
 
     @classmethod
     def smoke(cls) -> SupportSets:
@@ -122,13 +116,8 @@ class SupportSets(Conditioners):
         )
 
     @classmethod
-    def cpu(cls) -> SupportSets:
+    def cpu(cls) -> Self:
         return cls(_CPU, heads=_HEADS)
-
-    @classmethod
-    def full(cls) -> SupportSets:
-        full = {name: replace(family, steps=20_000) for name, family in _CPU.items()}
-        return cls(full, trials=4, test_images=10_000, device="auto", heads=_HEADS)
 
     def pairs(self, name: str) -> tuple[tuple[str, str], ...]:  # noqa: ARG002
         rivals = tuple((BY_CLASS, rival) for rival in (FITTED, NEAREST, PROBE))
