@@ -5,6 +5,7 @@ from sparsehyper.lab.studies.adapters import Adapters
 from sparsehyper.lab.studies.comparison import Comparison
 from sparsehyper.lab.studies.conditioners import Conditioners
 from sparsehyper.lab.studies.fair_comparison import FairComparison
+from sparsehyper.lab.studies.generator_size import GeneratorSize
 from sparsehyper.lab.studies.interpolation import Interpolation
 from sparsehyper.lab.studies.new_tasks import NewTasks
 from sparsehyper.lab.studies.scaling import Scaling
@@ -21,6 +22,7 @@ _ALL: tuple[type[Study], ...] = (
         Comparison,
         FairComparison,
         SharedBase,
+        GeneratorSize,
         NewTasks,
         Adaptation,
         Adapters,

@@ -119,13 +119,13 @@ class Learner:
         return Learnt(model)
 
 
-class _Hypernetwork(Learner):
+class HypernetworkLearner(Learner):
     """The default generator, with the head that follows from the tasks; all that it can do.
 
     The single ways have the pretraining that is best for `adapt_task`.
     """
 
-    ways = (AUTO, *SINGLE)
+    ways: ClassVar[tuple[str, ...]] = (AUTO, *SINGLE)
     judged = AUTO
 
     def __init__(self, experiment: Experiment, known: TaskSet, *rest: Any) -> None:
@@ -305,7 +305,7 @@ class _Experts(Learner):
 
 HYPERNETWORK, TRUNK, EXPERTS = "hypernetwork", "shared trunk", "experts"
 LEARNERS: dict[str, type[Learner]] = {
-    HYPERNETWORK: _Hypernetwork,
+    HYPERNETWORK: HypernetworkLearner,
     TRUNK: TrunkLearner,
     "Prototypical Networks": _ProtoNets,
     "Reptile": _Reptile,

@@ -1,0 +1,55 @@
+"""The study of the generator's size, at its smallest."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsehyper.analysis import summarize
+from sparsehyper.lab.runs.setup import build_model, load_tasks, target_numel
+from sparsehyper.lab.studies.generator_size import EVERYWHERE, LARGE, PROBE, SMALL, GeneratorSize
+
+WAYS = [f"{size}, {way}" for size in (SMALL, LARGE) for way in ("adapt_task", "embedding")]
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    return run("generator-size")[0]
+
+
+def test_every_way_learns_every_family_from_every_number_of_images(results):
+    for family in ("pairs", "longer"):
+        own = [row for row in results["rows"] if row["family"] == family]
+        assert [(r["method"], r["shots"]) for r in own] == [
+            (way, shots) for way in [*WAYS, PROBE] for shots in (1, 5)
+        ]
+
+
+def test_the_sizes_are_as_named():
+    study = GeneratorSize.smoke()
+    name = "pairs"
+    known, _ = study.families[name].split(load_tasks(study.families[name].data(0)), 0)
+    for learner, low, high in ((SMALL, 0.1, 0.125), (LARGE, 3.5, 4.1)):
+        own = study.learners[learner](study.experiment(name, 0), known, {}, 1.0, (1, 2))
+        model = build_model(own.experiment, known)
+        generator = summarize(model)["trainable"]["generator"]
+        assert low < generator / target_numel(model) <= high
+
+
+def test_claims_are_those_of_the_plan_and_their_means(results):
+    pairs = [f"{SMALL} − {LARGE}, known tasks", f"{WAYS[0]} − {WAYS[2]}"]
+    pairs += [f"{WAYS[1]} − {WAYS[3]}", f"{WAYS[0]} − {PROBE}"]
+    found = [(c["question"], c["claim"], c["family"]) for c in results["claims"]]
+    families = ("pairs", "longer", EVERYWHERE)
+    assert found == [(q, what, f) for q, what in enumerate(pairs, 1) for f in families]
+    for start in range(0, len(found), 3):
+        one, other, mean = (claim["mean"] for claim in results["claims"][start : start + 3])
+        assert mean == pytest.approx((one + other) / 2)
+
+
+def test_long_trainings_differ_in_nothing_else():
+    families = GeneratorSize.cpu().families
+    for name, family in families.items():
+        if name.endswith("updates"):
+            short = families[name.rpartition(", ")[0]]
+            assert family.steps > short.steps
+            assert vars(family) | {"steps": short.steps} == vars(short)
