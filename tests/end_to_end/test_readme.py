@@ -104,6 +104,8 @@ def test_the_commands_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys)
         arguments = shlex.split(command.partition("#")[0])
         if arguments[0] == "train":
             arguments += ["--steps", "30", "--batch-size", "8", "--eval-every", "10", "--quiet"]
+        if arguments[0] == "adapt":
+            arguments += ["--seconds", "3"]
         assert run(arguments) == 0, capsys.readouterr().err
     model = load_run("runs/shop").materialize("front")
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 2)
