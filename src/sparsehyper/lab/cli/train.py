@@ -127,11 +127,12 @@ def _found(tasks: TaskSet, what: str) -> str:
 
 def _inputs(columns: Columns) -> str:
     """The columns of a table that are inputs, in words; warnings tell of those left out."""
-    kinds = {"numbers": columns.numbers, "categories": columns.categories}
+    kinds = {
+        "numbers": [column.name for column in columns.numbers],
+        "categories": [column.name for column in columns.categories],
+    }
     return "inputs: " + "; ".join(
-        f"{len(of_kind):,} of {kind} ({listed(column.name for column in of_kind)})"
-        for kind, of_kind in kinds.items()
-        if of_kind
+        f"{len(names):,} of {kind} ({listed(names)})" for kind, names in kinds.items() if names
     )
 
 
