@@ -39,6 +39,7 @@ from sparsehyper._util.ridge import (
     LayerPrior,
     fit_prior,
     leave_one_out,
+    leave_one_out_under_prior,
     solve_ridge,
     solve_under_prior,
 )
@@ -214,8 +215,7 @@ class SolvedHead(nn.Module):
         """
         y = self._labels(y, len(features))
         targets, present = self._targets(y, n_classes)
-        if not self.classes and self.prior_noise.all():
-            prior = LayerPrior(self.prior_mean, self.prior_covariance, self.prior_noise)
+        if (prior := self._prior()) is not None:
             return solve_under_prior(features, targets, prior)
         if isinstance(self.kind, Ridge):
             weight, bias = solve_ridge(features, targets, self.log_penalty.exp())
@@ -255,6 +255,23 @@ class SolvedHead(nn.Module):
         groups = order.split(counts.tolist())
         outputs = [self._leave_one_out(features[own], y[own], n_classes) for own in groups]
         return torch.cat(outputs)[order.argsort()]
+
+    @torch.no_grad()
+    def numbers_left_out(self, features: Tensor, y: Tensor, first_equal: Tensor) -> Tensor:
+        """Outputs ``[n, outputs]`` for each sample by the head that `solve` finds from all others.
+
+        Unlike those of `leave_one_out`, which train the features, they are under the prior.
+
+        Args:
+            features: ``[n, features]`` of one task, not trained on its samples.
+            y: numbers ``[n, outputs]``.
+            first_equal: as `Inputs.first_equal`, to leave out the equals of a sample too; at least
+                2 samples differ.
+        """
+        targets = self._labels(y, len(features))
+        if (prior := self._prior()) is not None:
+            return leave_one_out_under_prior(features, targets, prior, first_equal)
+        return leave_one_out(features, targets, self.log_penalty.exp(), first_equal)
 
     def _leave_one_out(self, features: Tensor, y: Tensor, n_classes: int) -> Tensor:
         targets, present = self._targets(y, n_classes)
@@ -341,6 +358,12 @@ class SolvedHead(nn.Module):
             f"return its {self.features} features, [n, {self.features}], got {found}; name the "
             "layer by `layer`"
         )
+
+    def _prior(self) -> LayerPrior | None:
+        """The prior of heads of numbers, if one was found."""
+        if self.classes or not self.prior_noise.all():
+            return None
+        return LayerPrior(self.prior_mean, self.prior_covariance, self.prior_noise)
 
     def _labels(self, y: Tensor, count: int) -> Tensor:
         """Labels as class numbers, int64 ``[n]``, or as numbers ``[n, outputs]``; ``count`` is n.

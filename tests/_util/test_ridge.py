@@ -9,6 +9,7 @@ from sparsehyper._util.ridge import (
     LayerPrior,
     fit_prior,
     leave_one_out,
+    leave_one_out_under_prior,
     solve_ridge,
     solve_under_prior,
 )
@@ -100,6 +101,18 @@ def test_the_layer_under_a_prior_is_the_posterior_mean() -> None:
     energy = energy + from_mean @ torch.linalg.solve(prior.covariance[0], from_mean)
     (gradient,) = torch.autograd.grad(energy, layer)
     assert gradient.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_a_sample_left_out_under_a_prior_is_as_if_it_had_never_been_there(copies: int) -> None:
+    prior, tasks = _drawn(1, 6)
+    features, y = (torch.cat([part, part[:1].expand(copies, -1)]) for part in tasks[0])
+    first_equal = torch.tensor([0, 1, 2, 3, 4, 5, *[0] * copies])
+    left_out = leave_one_out_under_prior(features, y, prior, first_equal)
+    for i in range(len(y)):
+        others = first_equal != first_equal[i]
+        weight, bias = solve_under_prior(features[others], y[others], prior)
+        torch.testing.assert_close(left_out[i], weight @ features[i] + bias)
 
 
 def test_a_prior_helps_where_rows_are_few() -> None:

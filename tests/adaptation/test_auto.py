@@ -64,6 +64,7 @@ def test_one_way_alone(make, method):
     adapted = adapt_task(make(normed()), "new", (x, y), method=method)
     assert list(adapted.ways) == [method]
     assert adapted.ways[method].weight == 1
+    assert f" held out, {method.replace(', ', ' + ')} (100%) had a mean loss of " in adapted.why
 
 
 def test_one_example_a_class(make):

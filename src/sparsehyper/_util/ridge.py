@@ -168,6 +168,29 @@ def solve_under_prior(
     return weight.to(features.dtype), bias.to(features.dtype)
 
 
+def leave_one_out_under_prior(
+    features: Tensor, targets: Tensor, prior: LayerPrior, first_equal: Tensor | None = None
+) -> Tensor:
+    """Predictions ``[n, C]`` of each sample by the layer of all others under the prior.
+
+    Args:
+        features, targets, prior: as for `solve_under_prior`.
+        first_equal: as for `leave_one_out`.
+    """
+    phi, y = _with_one(features), targets.double()
+    expected = phi @ prior.mean.double().T
+    gain = prior.covariance.double() / prior.noise.double()[:, None, None]
+    eye = torch.eye(phi.shape[1]).to(phi)
+    half = torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ phi.T)  # [C, F + 1, n]
+    fitted = expected + torch.einsum("nf,cfm,mc->nc", phi, half, y - expected)
+    own = torch.einsum("nf,cfn->nc", phi, half)
+    if first_equal is None:
+        first_equal = torch.arange(len(y), device=y.device)
+    rest = torch.zeros_like(y).index_add(0, first_equal, y - fitted)[first_equal]
+    count = first_equal.bincount(minlength=len(y))[first_equal][:, None]
+    return (fitted - own * rest / (1 - count * own)).to(features.dtype)
+
+
 def _with_one(features: Tensor) -> Tensor:
     """Features divided by √F, and a one, ``[n, F + 1]`` in float64."""
     scaled = features.double() / features.shape[1] ** 0.5

@@ -36,7 +36,7 @@ from sparsehyper.adaptation.samples import (
     with_gradients,
 )
 from sparsehyper.adaptation.usual import Usual, usual_given, usual_of, usual_on
-from sparsehyper.adaptation.ways import WAYS, Start, fit_near, ways_for
+from sparsehyper.adaptation.ways import WAYS, Start, fit_near, in_words, ways_for
 from sparsehyper.hypernetwork import HyperNetwork
 
 METHODS = ("auto", *WAYS)
@@ -270,7 +270,8 @@ def _adapt(
     }
     fitted: _Fitted = None
     notes = [
-        f"{way} could not be fitted to all examples, so that its model is of a part of them: {why}"
+        f"{in_words(way)} could not be fitted to all examples, so that its model is of a part of "
+        f"them: {why}"
         for way, why in unfitted.items()
     ]
     limit = max(deadline, time.perf_counter() + _FOR_EMBEDDING * (deadline - began))
@@ -414,16 +415,16 @@ def _rate(
 
 
 def _why(choice: Choice, held: HeldOut) -> str:
-    parts = [f"{way} ({weight:.0%})" for way, weight in choice.weights.items()]
+    parts = [f"{in_words(way)} ({weight:.0%})" for way, weight in choice.weights.items()]
     best = min(choice.losses, key=choice.losses.__getitem__)
     count = int(held.out.sum())
     examples = f"{count} example{'s' if count > 1 else ''}"
     text = f"On {examples} held out, {' and '.join(parts)} had a mean loss of {choice.loss:.2f}"
     if len(parts) > 1:
-        text += f" together; the best alone, {best}, {choice.losses[best]:.2f}"
+        text += f" together; the best alone, {in_words(best)}, {choice.losses[best]:.2f}"
         if choice.losses[best] < choice.loss:
             text += "; the others are kept all the same, as a mixture is safer"
-    unjudged = [way for way in choice.losses if not held.judged[way].any()]
+    unjudged = [in_words(way) for way in choice.losses if not held.judged[way].any()]
     if unjudged:
         text += (
             f". One example a class cannot tell what {', '.join(unjudged)} would be worth, which "
@@ -435,7 +436,7 @@ def _why(choice: Choice, held: HeldOut) -> str:
 def _warnings(
     choice: Choice, held: HeldOut, task: TaskSamples, interval: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    found = [f"{way} does not apply: {why}" for way, why in held.unsuitable.items()]
+    found = [f"{in_words(way)} does not apply: {why}" for way, why in held.unsuitable.items()]
     if held.untried:
         found.append(f"`seconds` did not suffice to try {listed(held.untried)}; give more")
     if _may_be_guessing(choice, task, interval):

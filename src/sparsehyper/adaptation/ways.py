@@ -261,6 +261,15 @@ WAYS: dict[str, Way] = {
 }
 
 
+def in_words(way: str) -> str:
+    """The name of a way as a list in words can have it, where a comma would part it in two.
+
+    >>> in_words("embedding, all")
+    'embedding + all'
+    """
+    return way.replace(", ", " + ")
+
+
 def ways_for(hnet: HyperNetwork) -> tuple[str, ...]:
     """Names of the ways that there are for a hypernetwork's target."""
     normed = any(isinstance(module, NORMS) for module in hnet.target.module.modules())

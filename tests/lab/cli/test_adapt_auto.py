@@ -182,6 +182,17 @@ def test_known_images_are_asked_where_a_class_has_few(command, trained, tmp_path
     assert asked[1:] == [None, None]
 
 
+def test_a_way_with_a_comma_in_its_name_is_one_in_a_list(command, trained, tmp_path, monkeypatch):
+    adapt_tasks, way = learning.adapt_tasks, "embedding, all"
+    monkeypatch.setattr(
+        learning, "adapt_tasks", lambda *a, **s: adapt_tasks(*a, **{**s, "method": way})
+    )
+    hats = ("--data", trained / "data" / "bags", "--task", "hats", "--out", tmp_path / "out")
+    done = command("adapt", trained / "run", *hats, *QUICKLY)
+    assert "hats: auto: embedding + all 100%; expect " in " ".join(done.out.split())
+    assert "auto: embedding + all 100%" in command("tasks", tmp_path / "out").out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -93,6 +93,88 @@ def test_new_sites_of_few_rows_are_learned(command, root):
     assert "images" not in shown
 
 
+def test_r_squared_of_new_rows_is_stated_where_there_are_enough(command, root, tmp_path):
+    write_sites(tmp_path / "new.csv", range(12, 13), 40, seed=1)
+    write_sites(tmp_path / "more.csv", range(12, 13), 200, seed=2)
+    new = ("adapt", root / "run", "--data", tmp_path / "new.csv", "--out")
+    (row,) = json.loads(command(*new, tmp_path / "a", "--json").out)["tasks"]
+    added = ("evaluate", tmp_path / "a", "--added", tmp_path / "more.csv", "--json")
+    found = json.loads(command(*added).out)
+    low, high = row["interval"]
+    assert low < found["accuracy"] < high
+    assert row["expected"] < row["accuracy"]
+    assert row["expected"] == pytest.approx(found["accuracy"], abs=0.1)
+    assert row["expected_error"] == pytest.approx(found["error"], rel=0.3)
+    assert row["error"] < row["expected_error"]
+    shown = command(*new, tmp_path / "b").out
+    said = f"{row['expected']:.2f} ({low:.2f} to {high:.2f})"
+    error = f"{row['expected_error']:.4g}"
+    assert f"012: head; expect R² {said} of new rows, and to" in shown
+    assert f"of new rows, and to be wrong by {error} in price typically." in shown
+    assert "%" not in shown
+    assert said in command("tasks", tmp_path / "b").out
+    # One that is fitted to the rows has no rows left to tell.
+    embedding = (*new, tmp_path / "c", "--method", "embedding", "--steps", 2, "--json")
+    assert json.loads(command(*embedding).out)["tasks"][0]["expected"] is None
+    # Neither have few rows, however often they are given.
+    lines = (root / "new.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join([lines[0], *lines[1:7] * 10]))
+    few = ("adapt", root / "run", "--data", tmp_path / "few.csv", "--out", tmp_path / "d")
+    (row,) = json.loads(command(*few, "--json").out)["tasks"]
+    assert (row["images"], row["expected"], row["expected_error"]) == (60, None, None)
+
+
+def test_copies_of_rows_promise_no_smaller_errors(command, root, tmp_path):
+    lines = write_sites(tmp_path / "once.csv", range(12, 13), 30, seed=1).read_text().splitlines()
+    (tmp_path / "twice.csv").write_text("\n".join([lines[0], *lines[1:] * 2]))
+    once, twice = (
+        json.loads(command(*new, "--data", tmp_path / f"{name}.csv", "--json").out)["tasks"][0]
+        for name in ("once", "twice")
+        for new in [("adapt", root / "run", "--out", tmp_path / name)]
+    )
+    assert twice["expected_error"] == pytest.approx(once["expected_error"], rel=0.05)
+    assert twice["error"] < once["error"]
+
+
+def test_errors_are_in_the_unit_of_the_target(command, root):
+    found = json.loads(
+        command("evaluate", root / "more", "--added", root / "more.csv", "--json").out
+    )
+    predicted = command("predict", root / "more", root / "more.csv", "--format", "csv").out
+    rows = [r for r in csv.DictReader(io.StringIO(predicted)) if r["site"] == "012"]
+    squares = [(float(r["price"]) - float(r["predicted price"])) ** 2 for r in rows]
+    assert found["errors"]["012"] == pytest.approx(np.mean(squares) ** 0.5, rel=1e-4)
+    assert found["error"] == pytest.approx(np.mean([*found["errors"].values()]))
+    shown = command("evaluate", root / "more", "--added", root / "more.csv").out
+    assert "typical error" in shown
+    assert f"{found['errors']['012']:.4g}" in shown
+
+
+def test_regressions_have_no_classes(command, root, tmp_path):
+    new = ("adapt", root / "run", "--data", root / "new.csv", "--out", tmp_path / "out")
+    assert "classes" not in command(*new).out
+    assert "classes" not in command("tasks", root / "more").out
+
+
+@pytest.mark.filterwarnings("always")
+def test_training_says_which_columns_are_inputs(command, tmp_path):
+    write_sites(tmp_path / "sites.csv", range(3), 20)
+    head, *rows = (tmp_path / "sites.csv").read_text().splitlines()
+    many = ",".join(f"x{i}" for i in range(12))
+    values = [",".join(str(i * j) for j in range(1, 13)) for i in range(len(rows))]
+    lines = [f"{head},same,{many}", *(f"{r},7,{v}" for r, v in zip(rows, values, strict=True))]
+    (tmp_path / "sites.csv").write_text("\n".join(lines))
+    loud = [option for option in OPTIONS if option != "--quiet"]
+    words = ("train", "--data", tmp_path / "sites.csv", *loud, "--out", tmp_path / "run")
+    done = command(*words, "--steps", 2)
+    assert done.code == 0, done.err
+    numbers = ", ".join(repr(name) for name in ("size", "age", *(f"x{i}" for i in range(8))))
+    said = f"inputs: 14 of numbers ({numbers} and 4 more); 1 of categories ('state')\n"
+    assert said in done.err
+    assert "the same value in 'same', which says nothing; left out" in done.err
+    assert "typical error" in done.out
+
+
 def test_an_embedding_of_its_own_can_be_fitted(command, root, tmp_path):
     new = ("adapt", root / "run", "--data", root / "new.csv", "--out")
     done = command(*new, tmp_path / "a", "--method", "embedding", "--steps", 5, "--json")

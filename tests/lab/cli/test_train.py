@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import shlex
 import warnings
 
 import pytest
@@ -229,6 +230,31 @@ def test_training_says_what_it_found(command, folder, tmp_path):
     found = re.search(r"; (\d+) images to train on, (\d+) to validate, (\d+) to test; ", first)
     assert sum(map(int, found.groups())) == 40
     assert "1 × 8 × 8" in first
+    assert "inputs: " not in done.err  # images have no columns
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [((), ()), (("--conditioner", "input_encoder"), ("adapt", "export"))],
+)
+def test_training_ends_with_the_commands_that_can_follow(
+    command, folder, tmp_path, options, missing
+):
+    loud, out = [option for option in QUICK if option != "--quiet"], tmp_path / "my run"
+    words = ("train", "--data", folder, "--out", out, *loud, "--batch-size", 8, *options)
+    last = command(*words).out.splitlines()[-1]
+    assert last.startswith("next: sparsehyper evaluate ")
+    following = [shlex.split(one) for one in last.removeprefix("next: ").split("; ")]
+    assert all(words[2] == str(out) for words in following)
+    names = [words[1] for words in following]
+    assert names == [name for name in ("evaluate", "adapt", "export") if name not in missing]
+    assert command(*following[0][1:]).code == 0
+    if not missing:
+        assert following[-1][3:5] == ["--task", "bags"]
+        written = [*following[-1][1:-1], tmp_path / "FILE.pt2"]
+        assert command(*written).code == 0
+    for option in ("--quiet", "--json"):
+        assert "next: " not in command(*words, "--resume", option).out
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from sparsehyper.lab.cli.output import (
     as_options,
     echo,
     expectation,
+    in_unit,
     mean_scored,
     print_json,
     print_table,
@@ -118,31 +119,8 @@ def adapt(
     if json:
         print_json({"out": str(out), "tasks": rows, "seconds": elapsed})
         return
-    score = rows[0]["score"]
     what = read_experiment(run, trust=trust_target or ()).data.samples
-    print_table(
-        "New tasks",
-        ["task", "classes", what, f"{score} on them", "expected", f"test {what}", "test"],
-        [
-            *(
-                [
-                    row["task"],
-                    len(row["classes"]),
-                    row["images"],
-                    scored(row["accuracy"], score),
-                    expectation(row),
-                    row["test_images"] or "–",
-                    scored(row["test_accuracy"], score),
-                ]
-                for row in rows
-            ),
-            [
-                *("mean", "", "", mean_scored((row["accuracy"] for row in rows), score)),
-                *(mean_scored((row["expected"] for row in rows), score), ""),
-                mean_scored((row["test_accuracy"] for row in rows), score),
-            ],
-        ],
-    )
+    print_table("New tasks", *(_numbers if rows[0]["score"] == "R²" else _classes)(rows, what))
     for row in rows:
         echo(_in_words(row, what))
     weights = "shares" if shares_weights(run, out) else "has a copy of"
@@ -153,6 +131,53 @@ def adapt(
     )
 
 
+_Table = tuple[list[str], list[list[Any]]]  # columns and rows
+
+
+def _classes(rows: list[dict[str, Any]], what: str) -> _Table:
+    """The table of tasks of classes."""
+    score = rows[0]["score"]
+    lines = [
+        [
+            row["task"],
+            len(row["classes"]),
+            row["images"],
+            scored(row["accuracy"], score),
+            expectation(row, score),
+            row["test_images"] or "–",
+            scored(row["test_accuracy"], score),
+        ]
+        for row in rows
+    ]
+    own, expected, tested = (
+        mean_scored((row[name] for row in rows), score)
+        for name in ("accuracy", "expected", "test_accuracy")
+    )
+    columns = ["task", "classes", what, f"{score} on them", "expected", f"test {what}", "test"]
+    return columns, [*lines, ["mean", "", "", own, expected, "", tested]]
+
+
+def _numbers(rows: list[dict[str, Any]], what: str) -> _Table:
+    """The table of tasks of numbers, which have neither classes nor rows to test on."""
+    score = rows[0]["score"]
+    lines = [
+        [
+            row["task"],
+            row["images"],
+            scored(row["accuracy"], score),
+            in_unit(row["error"]),
+            expectation(row, score),
+            in_unit(row["expected_error"]),
+        ]
+        for row in rows
+    ]
+    own, expected = (
+        mean_scored((row[name] for row in rows), score) for name in ("accuracy", "expected")
+    )
+    columns = ["task", what, f"{score} on them", "typical error", "expected", "typical error"]
+    return columns, [*lines, ["mean", "", own, "", expected, ""]]
+
+
 def _in_words(row: dict[str, Any], what: str) -> str:
     """What was chosen for a task, what to expect of it, and what to mind.
 
@@ -161,8 +186,11 @@ def _in_words(row: dict[str, Any], what: str) -> str:
         what: what its samples are, such as images.
     """
     text = f"{row['task']}: {row['method']}"
-    if row["expected"] is not None:
-        text += f"; expect {expectation(row)} of new {what} right"
+    if row["expected_error"] is not None:
+        text += f"; expect R² {expectation(row, row['score'])} of new {what}, and to be wrong by "
+        text += f"{in_unit(row['expected_error'])} in {row['classes'][0]} typically"
+    elif row["expected"] is not None:
+        text += f"; expect {expectation(row, row['score'])} of new {what} right"
     if row["more"] is not None:
         twice, four = (share(value, 0) for value in row["more"])
         text += f", about {twice} with twice as many {what} and {four} with four times"

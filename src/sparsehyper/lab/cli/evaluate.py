@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsehyper.lab.cli.options import TrustTarget
-from sparsehyper.lab.cli.output import Json, print_json, print_tasks
+from sparsehyper.lab.cli.output import Json, print_json, print_tasks, with_errors
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
 
     Tasks that were added: **sparsehyper evaluate runs/shop-hats --added NEW**
     """
-    from sparsehyper.lab.runs import evaluate_run
+    from sparsehyper.lab.runs import evaluate_run, recorded_tasks
 
     evaluation = evaluate_run(
         run,
@@ -54,6 +54,7 @@ def evaluate(
         device=device,
         trust=trust_target or (),
     ).to_dict()
+    evaluation = with_errors(evaluation, recorded_tasks(run).columns)
     if json:
         print_json(evaluation)
     else:

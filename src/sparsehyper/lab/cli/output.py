@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsehyper._util.text import printable, says_number
+
+if TYPE_CHECKING:
+    from sparsehyper.lab.data import Columns
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -132,23 +136,48 @@ def mean_scored(values: Iterable[float | None], score: str) -> str:
     return scored(sum(known) / len(known) if known else None, score)
 
 
-def expectation(measured: dict[str, Any]) -> str:
-    """The accuracy to expect of a task and its interval, as `Measured` has them."""
+def in_unit(value: float | None) -> str:
+    """An error in the target's own unit."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def expectation(measured: dict[str, Any], score: str) -> str:
+    """The accuracy or R² to expect of a task and its interval, as `Measured` has them."""
     if measured["expected"] is None:
         return "–"
+    if score != "accuracy":
+        low, high = measured["interval"] or (-math.inf, 1)
+        return f"{measured['expected']:.2f} ({low:.2f} to {high:.2f})"
     low, high = (f"{100 * limit:.0f}" for limit in measured["interval"] or (0, 1))
     return f"{measured['expected']:.0%} ({low} to {high})"
 
 
+def with_errors(evaluation: dict[str, Any], columns: Columns | None) -> dict[str, Any]:
+    """An evaluation with root mean squared errors in the target's own unit, if it is of numbers."""
+    if columns is None or columns.scaling is None:
+        return evaluation
+    scale = columns.scaling.scale
+    errors = {task: scale * loss**0.5 for task, loss in evaluation["losses"].items()}
+    return {**evaluation, "error": sum(errors.values()) / len(errors), "errors": errors}
+
+
 def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
-    """Print the accuracy, loss and entropy of every task."""
+    """Print the accuracy, loss and entropy of every task; of numbers the typical error."""
     score = evaluation.get("score", "accuracy")
-    measures = {"loss": "losses", "entropy": "entropies"}
+    measures = {"error": "errors", "loss": "losses", "entropy": "entropies"}
     measures = {name: each for name, each in measures.items() if each in evaluation}
+
+    def line(first: str, value: float, values: Iterable[float]) -> list[str]:
+        pairs = zip(measures, values, strict=True)
+        shown = (in_unit(v) if name == "error" else f"{v:.4f}" for name, v in pairs)
+        return [first, scored(value, score), *shown]
+
     rows = [
-        [task, scored(value, score), *(f"{evaluation[m][task]:.4f}" for m in measures.values())]
+        line(task, value, (evaluation[each][task] for each in measures.values()))
         for task, value in evaluation["accuracies"].items()
     ]
-    means = (f"{evaluation[name]:.4f}" for name in measures)
-    rows.append(["mean", scored(evaluation["accuracy"], score), *means])
-    print_table(title, ["task", score, *measures], rows)
+    rows.append(line("mean", evaluation["accuracy"], (evaluation[name] for name in measures)))
+    names = ("typical error" if name == "error" else name for name in measures)
+    print_table(title, ["task", score, *names], rows)

@@ -52,11 +52,12 @@ def tasks(
     if json:
         print_json({"run": str(out or run), "tasks": rows})
         return
+    classes = () if rows[0]["score"] == "R²" else ("classes",)
     print_table(
         f"Tasks of {out or run}",
         [
             "task",
-            "classes",
+            *classes,
             "origin",
             read_experiment(run, trust=trust).data.samples,
             "on them",
@@ -68,14 +69,14 @@ def tasks(
             *(
                 [
                     row["task"],
-                    len(row["classes"]),
+                    *(len(row[name]) for name in classes),
                     row["origin"],
                     *_measured(row["measured"], row["score"]),
                     "–" if row["nearest"] is None else f"{row['nearest']} ({row['cosine']:.3f})",
                 ]
                 for row in rows
             ),
-            ["mean", "", "", "", *_means(rows), ""],
+            ["mean", *("" for _ in classes), "", "", *_means(rows), ""],
         ],
     )
     if out is not None:
@@ -95,4 +96,4 @@ def _measured(values: dict[str, Any] | None, score: str) -> list[str]:
     if values is None:
         return ["–"] * 4
     own, tested = (scored(values[name], score) for name in ("accuracy", "test_accuracy"))
-    return [str(values["images"]), own, expectation(values), tested]
+    return [str(values["images"]), own, expectation(values, score), tested]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsehyper._util.text import listed
 from sparsehyper.lab.cli.options import (
     Budget,
     TrustTarget,
@@ -17,10 +18,10 @@ from sparsehyper.lab.cli.options import (
     given,
     takes_experiment,
 )
-from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks
+from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tasks, with_errors
 
 if TYPE_CHECKING:
-    from sparsehyper.lab.data import TaskSet
+    from sparsehyper.lab.data import Columns, TaskSet
     from sparsehyper.lab.runs import Experiment
 
 
@@ -88,18 +89,23 @@ def train(
         experiment = experiment_from(options, _config(method), budget=budget)
     if not quiet and is_main_process():
         echo(_found(tasks, experiment.data.samples), err=True)
+        if tasks.columns is not None:
+            echo(_inputs(tasks.columns), err=True)
     command = shlex.join(["sparsehyper", *context.find_root().obj])
     result = run_experiment(
         experiment, out, tasks=tasks, resume=resume, command=command, quiet=quiet
     )
     if not is_main_process():
         return
+    result["test"] = with_errors(result["test"], tasks.columns)
     if json:
         print_json(result)
         return
     print_tasks("Test", result["test"])
     training = result["training"]
     echo(f"{training['steps']} steps in {training['seconds']:.0f} s; the best model is in {out}")
+    if not quiet:
+        echo(_next(experiment, tasks, out))
 
 
 def _found(tasks: TaskSet, what: str) -> str:
@@ -117,6 +123,34 @@ def _found(tasks: TaskSet, what: str) -> str:
         + "{:,} {} to train on, {:,} to validate, {:,} to test".format(images[0], what, *images[1:])
         + f"; at least {least:,} a task to train on; {shape}"
     )
+
+
+def _inputs(columns: Columns) -> str:
+    """The columns of a table that are inputs, in words; warnings tell of those left out."""
+    kinds = {
+        "numbers": [column.name for column in columns.numbers],
+        "categories": [column.name for column in columns.categories],
+    }
+    return "inputs: " + "; ".join(
+        f"{len(names):,} of {kind} ({listed(names)})" for kind, names in kinds.items() if names
+    )
+
+
+def _next(experiment: Experiment, tasks: TaskSet, out: Path) -> str:
+    """The commands that can follow, of those that take such a run."""
+    from sparsehyper.generators import Generator
+    from sparsehyper.lab.runs.config import BY_INPUT
+    from sparsehyper.lab.runs.targets import function_of
+
+    run, task = shlex.quote(str(out)), shlex.quote(tasks.names[0])
+    own = function_of(experiment.target)
+    trust = f" --trust-target {own}" if own else ""
+    commands = [f"evaluate {run}"]
+    if experiment.conditioner not in BY_INPUT:
+        if isinstance(experiment.method, Generator) or not tasks.are_numbers:
+            commands.append(f"adapt {run} --data NEW --out NEW-RUN")
+        commands.append(f"export {run} --task {task} --out FILE.pt2")
+    return "next: " + "; ".join(f"sparsehyper {command}{trust}" for command in commands)
 
 
 def _resumed(context: typer.Context, out: Path, trust: Sequence[str]) -> Experiment:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsehyper._util.checks import check_choice, check_integer, check_number
-from sparsehyper._util.objectives import score_of
+from sparsehyper._util.inputs import Inputs
+from sparsehyper._util.modes import evaluation_mode
+from sparsehyper._util.objectives import score_of, squares_within, variance_within
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
 from sparsehyper.adaptation.tune import tuned_parameters
+from sparsehyper.adaptation.ways import in_words
 from sparsehyper.conditioning import TaskExamples
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.data import LabelledTask
@@ -47,6 +51,9 @@ settings of its own."""
 _MOST_KNOWN = 300  # images of each known task
 # Share of the way from the commonest class to all images right below which a task was not learned.
 _LEAST_LEARNED = 0.2
+_TINY = 1e-30  # no error at all
+_PIECE = 500  # samples at a time
+_FEWEST_ROWS = 20  # that tell the R² to expect: of 12 it is wrong by 0.7, of 20 by 0.4
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Learned:
         seconds: duration.
         tune, method, model: as `TaskEntry` has them.
         adapted: what `adapt_tasks` returned, if it was asked.
+        expected: R² to expect of new rows, and its 95% interval, if they can be told.
     """
 
     module: nn.Module
@@ -68,6 +76,7 @@ class Learned:
     method: str | None = None
     model: Form | None = None
     adapted: Adapted | None = None
+    expected: tuple[float, tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -282,8 +291,36 @@ def _following(
         module = trimmed_head(model, model.materialize(one.name), count).eval()
         tensors = fitted_tensors(model, number, count)
         how = "examples" if by_examples else HEAD
-        learned[one.name] = Learned(module, tensors, time.perf_counter() - began, method=how)
+        expected = _expected_r_squared(model, number, *own) if own[1].is_floating_point() else None
+        seconds = time.perf_counter() - began
+        learned[one.name] = Learned(module, tensors, seconds, method=how, expected=expected)
     return learned
+
+
+@torch.no_grad()
+def _expected_r_squared(
+    model: HyperNetwork, task: int, x: Tensor, y: Tensor
+) -> tuple[float, tuple[float, float]] | None:
+    """R² of new rows and its 95% interval, as each row predicted from the others tells them.
+
+    The features must not be fitted to the rows. Copies of a row are left out with it. The interval
+    is that of log(error / variance), whose standard error follows from what each row adds to both;
+    it is widened as `Adapted.interval` is, since predictions from nearly the same rows err alike.
+    On simulated sites it held in 85 to 91% of tasks of 20 rows, 89 to 94% of 40, 92 to 98% of 100.
+    """
+    first_equal = Inputs.of(torch.cat([x.flatten(1), y], 1)).first_equal
+    count = len(first_equal.unique())
+    variance = variance_within(float(squares_within(y)), [len(y)])
+    if count < _FEWEST_ROWS or variance is None:
+        return None
+    with evaluation_mode(model):
+        features = torch.cat([model.features(part, task=task) for part in x.split(_PIECE)])
+    predicted = model.own_head().numbers_left_out(features, y, first_equal)
+    errors, distances = (predicted - y).square().mean(1), (y - y.mean(0)).square().mean(1)
+    ratio = float(errors.mean()) / variance
+    shares = errors / errors.mean().clamp(min=_TINY) - distances / distances.mean()
+    spread = 1.96 * float(shares.std()) * math.sqrt(2 / count)
+    return 1 - ratio, (1 - ratio * math.exp(spread), 1 - ratio * math.exp(-spread))
 
 
 def _adapted(
@@ -316,7 +353,7 @@ def _adapted(
         if model.head is not None or outputs >= classes[name]:  # else the embedding says nothing
             tensors |= fitted_tensors(model, model.tasks.index(name), classes[name])
         shares = ", ".join(
-            f"{way} {own.weight:.0%}" for way, own in adapted.ways.items() if own.weight
+            f"{in_words(way)} {own.weight:.0%}" for way, own in adapted.ways.items() if own.weight
         )
         learned[name] = Learned(
             *(adapted.model, tensors, adapted.seconds),
@@ -394,6 +431,8 @@ def _measured(
         x, y = loaded.tasks.normalise(one.test.pixels).to(own[0]), one.test.labels.to(own[1])
         tested = score_of(learned.module, x, y, count)
         found = replace(found, test_images=len(y), test_accuracy=tested)
+    if loaded.tasks.are_numbers:
+        return _of_numbers(found, learned, own[1], loaded)
     if adapted is None:
         return found
     return replace(
@@ -404,6 +443,22 @@ def _measured(
         why=adapted.why,
         warnings=adapted.warnings,
     )
+
+
+def _of_numbers(found: Measured, learned: Learned, y: Tensor, loaded: LoadedRun) -> Measured:
+    """What was measured, with R² to expect of new rows and errors in the target's own unit."""
+    columns, variance = loaded.tasks.columns, variance_within(float(squares_within(y)), [len(y)])
+    if variance is None or found.accuracy is None:
+        return found
+    assert columns is not None
+    assert columns.scaling is not None
+    spread = columns.scaling.scale * math.sqrt(variance)
+    found = replace(found, error=spread * math.sqrt(1 - found.accuracy))
+    if learned.expected is None:
+        return found
+    expected, interval = learned.expected
+    error = spread * math.sqrt(1 - expected)
+    return replace(found, expected=expected, interval=interval, expected_error=error)
 
 
 def _warn_if_hardly_learned(

@@ -49,11 +49,14 @@ class Measured:
             them differ.
         test_images: number of images of its own that were only tested on.
         test_accuracy: accuracy on these; None if there were none.
-        expected: accuracy to expect on new images; None where nothing was held out.
+        expected: accuracy or R² to expect on new images; None where nothing was held out, or too
+            little to tell.
         interval: its 95% interval.
         more: accuracies to expect of 2 and of 4 times as many images.
         why: what was chosen and why, in words.
         warnings: what to mind, in words.
+        error, expected_error: of numbers, the root mean squared errors that go with ``accuracy``
+            and ``expected``, in the target's own unit.
     """
 
     images: int
@@ -65,6 +68,8 @@ class Measured:
     more: tuple[float, float] | None = None
     why: str | None = None
     warnings: tuple[str, ...] = ()
+    error: float | None = None
+    expected_error: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -73,16 +78,18 @@ class Measured:
         found = cls(**{**values, **{name: tuple(v) for name, v in lists.items() if v is not None}})
         for name in ("images", "test_images"):
             check_integer(name, getattr(found, name), minimum=0)
-        for name, least in (("accuracy", None), ("test_accuracy", None), ("expected", 0)):
+        scores = dict.fromkeys(("accuracy", "test_accuracy", "expected"), (None, 1))
+        errors = dict.fromkeys(("error", "expected_error"), (0, None))
+        for name, (least, most) in {**scores, **errors}.items():
             if (value := getattr(found, name)) is not None:
-                check_number(name, value, minimum=least, maximum=1)
+                check_number(name, value, minimum=least, maximum=most)
         for name in ("interval", "more"):
             if (pair := getattr(found, name)) is None:
                 continue
             if len(pair) != 2:
                 raise ValueError(f"`{name}` must be two numbers, got {pair}")
             for value in pair:
-                check_number(name, value, minimum=0, maximum=1)
+                check_number(name, value, maximum=1)
         check_type("why", found.why, (str, type(None)), "a string")
         check_type("warnings", found.warnings, tuple, "a list of strings")
         for text in found.warnings:
