@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 
@@ -13,9 +14,9 @@ from torch.func import functional_call
 from sparsehyper.sparse import SparseLinear, chain
 
 
-def make(dtype=torch.float32, sizes=(5, 11, 23, 5000, 9001)):
+def make(dtype=torch.float32, sizes=(5, 11, 23, 5000, 9001), share=1):
     return torch.nn.ModuleList(
-        SparseLinear(n_in, n_out, 3, topology=topology, seed=n_out)
+        SparseLinear(n_in, n_out, 3, topology=topology, share=share, seed=n_out)
         for n_in, n_out, topology in zip(
             sizes, sizes[1:], ["circulant", "uniform", "circulant", "circulant"], strict=False
         )
@@ -31,9 +32,10 @@ def in_turn(layers, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 3, 9])
 @pytest.mark.parametrize("frozen", [(), ("x",), (0,), (3,), ("x", 0, 1, 2), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("share", [1, 3.7])
 @pytest.mark.usefixtures("poison")
-def test_values_and_gradients(dtype, batch, frozen):
-    layers, x = make(dtype), torch.randn(batch, 5, dtype=dtype)
+def test_values_and_gradients(dtype, batch, frozen, share):
+    layers, x = make(dtype, share=share), torch.randn(batch, 5, dtype=dtype)
     x.requires_grad_("x" not in frozen)
     for i, layer in enumerate(layers):
         layer.weight.requires_grad_(i not in frozen)
@@ -41,9 +43,12 @@ def test_values_and_gradients(dtype, batch, frozen):
     one, other = chain(list(layers), x), in_turn(layers, x)
     torch.testing.assert_close(one, other)
     g = torch.randn_like(one)
+    # The gradient of a shared weight is a sum of more terms, in another order.
+    near = {"rtol": 1e-5, "atol": 1e-4} if share > 1 and dtype == torch.float32 else {}
     torch.testing.assert_close(
         torch.autograd.grad(one, inputs, g, retain_graph=True),
         torch.autograd.grad(other, inputs, g),
+        **near,
     )
     torch.testing.assert_close(  # once more through the same graph
         torch.autograd.grad(one, inputs, 2 * g),
@@ -51,8 +56,38 @@ def test_values_and_gradients(dtype, batch, frozen):
     )
 
 
-def test_second_derivatives():
-    layers = make(torch.float64, (3, 7, 12))
+@pytest.mark.parametrize("share", [2, 7.3, 60, 1e9])
+@pytest.mark.parametrize("topology", ["circulant", "uniform"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.usefixtures("poison")
+def test_any_number_of_outputs_may_share_a_weight(share, topology, threads):
+    sizes = [300, 5000, 12_345, 12_345, 7000]
+    layers = [
+        SparseLinear(n_in, n_out, 3, topology=topology, share=share, seed=n_out)
+        for n_in, n_out in itertools.pairwise(sizes)
+    ]
+    before = torch.get_num_threads()
+    for batch in (0, 1, 4, 7, 17):
+        x = torch.randn(batch, 300, requires_grad=True)
+        inputs = [x, *[layer.weight for layer in layers]]
+        torch.set_num_threads(threads)
+        try:
+            y = chain(layers, x)
+            g = torch.randn_like(y)
+            found = torch.autograd.grad(y, inputs, g)
+        finally:
+            torch.set_num_threads(before)
+        expected = in_turn([copy.deepcopy(layer).double() for layer in layers], x.double())
+        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+        expected = torch.autograd.grad(in_turn(layers, x), inputs, g)
+        for got, wanted in zip(found, expected, strict=True):
+            size = wanted.abs().max().clamp(min=1) if wanted.numel() else 1
+            torch.testing.assert_close(got / size, wanted / size, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_second_derivatives(share):
+    layers = make(torch.float64, (3, 7, 12), share)
     names = [name for name, _ in layers.named_parameters()]
 
     class Model(torch.nn.Module):
@@ -72,8 +107,9 @@ def test_second_derivatives():
     assert gradgradcheck(call, (x, *[p.detach().requires_grad_() for p in layers.parameters()]))
 
 
-def test_vmap_and_per_sample_gradients():
-    layers, x = make(sizes=(5, 11, 23)), torch.randn(4, 2, 5)
+@pytest.mark.parametrize("share", [1, 2])
+def test_vmap_and_per_sample_gradients(share):
+    layers, x = make(sizes=(5, 11, 23), share=share), torch.randn(4, 2, 5)
     for order in (
         torch.func.vmap(lambda x: chain(list(layers), x)),
         torch.func.vmap(torch.func.grad(lambda x: chain(list(layers), x).pow(2).sum())),
@@ -87,8 +123,9 @@ def test_vmap_and_per_sample_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_forward_mode(dtype):
-    layers, x = make(dtype, (5, 11, 23, 40)), torch.randn(2, 5, dtype=dtype)
+@pytest.mark.parametrize("share", [1, 2])
+def test_forward_mode(dtype, share):
+    layers, x = make(dtype, (5, 11, 23, 40), share), torch.randn(2, 5, dtype=dtype)
     names = [name for name, _ in layers.named_parameters()]
     weights = [weight.detach() for weight in layers.parameters()]
 

@@ -42,7 +42,7 @@ enum {
     CHECKED = 32,        /* sources that are checked at a time */
     AHEAD = 32,          /* distance of prefetching, in connections, for one row */
     ROWS_AHEAD = 8,      /* the same for a GROUP of rows */
-    MAX_COPIES = 16      /* threads that sum up the input's gradient in a copy of their own */
+    MAX_COPIES = 16      /* threads that sum up a gradient in a copy of their own */
 };
 
 static i64 least(i64 a, i64 b) { return a < b ? a : b; }
@@ -134,8 +134,9 @@ VECTORISED static void adjoint_rows(i64 rows, i64 n, i64 m, float *restrict gx, 
     }
 }
 
-/* y = W x with source(t, c·n + i) = (i + shifts[c·k + t]) mod n */
-static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *x,
+/* y = W x with source(t, c·n + i) = (i + shifts[c·k + t]) mod n. Output j has the weights of column
+   j mod columns. */
+static void circulant(i64 rows, i64 n, i64 m, i64 k, i64 columns, const i64 *shifts, const float *x,
                       const float *w, float *y)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (m + size - 1) / size;
@@ -145,8 +146,8 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
         const i64 end = least((block + 1) * size, m);
         const float *from[8], *weights[8];
         for (i64 a = block * size, b; a < end; a = b) {
-            const i64 copy = a / n, i = a % n;
-            b = least(end, (copy + 1) * n);
+            const i64 copy = a / n, i = a % n, column = a % columns;
+            b = least(end, least((copy + 1) * n, a + columns - column));
             for (i64 t = 0; t < k; t++) /* stop where the first source wraps around */
                 b = least(b, a + n - (i + shifts[copy * k + t]) % n);
             for (i64 r = 0; r < rows; r++)
@@ -154,7 +155,7 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
                     const i64 some = least(8, k - t);
                     for (i64 u = 0; u < some; u++) {
                         from[u] = x + r * n + (i + shifts[copy * k + t + u]) % n;
-                        weights[u] = w + (t + u) * m + a;
+                        weights[u] = w + (t + u) * columns + column;
                     }
                     taps(y + r * m + a, from, weights, some, b - a, t == 0);
                 }
@@ -162,35 +163,61 @@ static void circulant(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const fl
     }
 }
 
-/* gx = Wᵀ g and gw[t, j] = Σ_r g[r, j] · x[r, source(t, j)]; either may be null. Each input belongs
-   to one thread, so no two threads write to the same place. */
-static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, const i64 *shifts, const float *g,
-                              const float *x, const float *w, float *gx, float *gw)
+/* to = Σ_c from[c] of `copies` arrays of l numbers */
+static void add_copies(float *to, const float *from, i64 copies, i64 l)
+{
+    i64 i;
+    #pragma omp parallel for schedule(static) if (in_parallel(copies, 1, l))
+    for (i = 0; i < l; i++) {
+        float sum = 0;
+        for (i64 copy = 0; copy < copies; copy++) sum += from[copy * l + i];
+        to[i] = sum;
+    }
+}
+
+/* gx = Wᵀ g, and gw[t, c] = Σ_j Σ_r g[r, j] · x[r, source(t, j)] over all outputs j of column c;
+   either may be null. Each input belongs to one thread. So does each column that belongs to one
+   output; where outputs share columns, each of `copies` threads, if there are several, sums up gw in
+   a copy of its own, in `sums`: [copies, k, columns]. */
+static void circulant_adjoint(i64 rows, i64 n, i64 m, i64 k, i64 columns, const i64 *shifts,
+                              const float *g, const float *x, const float *w, float *gx, float *gw,
+                              float *sums, i64 copies)
 {
     const i64 size = rows < 4 ? SHORT_BLOCK : BLOCK, blocks = (n + size - 1) / size;
-    const i64 copies = (m + n - 1) / n;
-    i64 block;
-    #pragma omp parallel for schedule(static) if (in_parallel(rows, k, m))
-    for (block = 0; block < blocks; block++) {
-        const i64 start = block * size, end = least(start + size, n);
-        if (gx)
-            for (i64 r = 0; r < rows; r++)
-                memset(gx + r * n + start, 0, (end - start) * sizeof(float));
-        for (i64 tap = 0; tap < copies * k; tap++) {
-            const i64 copy = tap / k, t = tap % k;
-            for (i64 a = start, b; a < end; a = b) {
-                const i64 i = (a + n - shifts[tap]) % n, j = copy * n + i;
-                b = least(end, a + n - i);
-                const i64 l = least(b - a, m - j);
-                for (i64 r = 0, some; r < rows && l > 0; r += some) {
-                    some = rows - r < 4 ? 1 : 4;
-                    adjoint_rows(some, n, m, gx ? gx + r * n + a : NULL,
-                                 gw ? gw + t * m + j : NULL, g + r * m + j, x + r * n + a,
-                                 w + t * m + j, l, r == 0);
+    const i64 taps = (m + n - 1) / n * k, weights = k * columns;
+    const int shared = gw && columns < m, apart = shared && copies > 1;
+    i64 used = 1; /* there may be fewer threads than asked for */
+    #pragma omp parallel num_threads((int)copies) if (copies > 1)
+    {
+        i64 thread = 0, threads = 1;
+#ifdef _OPENMP
+        thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#endif
+        if (thread == 0) used = threads;
+        float *own = apart ? sums + thread * weights : gw;
+        if (shared) memset(own, 0, weights * sizeof(float));
+        for (i64 block = blocks * thread / threads; block < blocks * (thread + 1) / threads;
+             block++) {
+            const i64 start = block * size, end = least(start + size, n);
+            if (gx)
+                for (i64 r = 0; r < rows; r++)
+                    memset(gx + r * n + start, 0, (end - start) * sizeof(float));
+            for (i64 tap = 0; tap < taps; tap++) {
+                const i64 copy = tap / k, t = tap % k;
+                for (i64 a = start, b; a < end; a = b) {
+                    const i64 i = (a + n - shifts[tap]) % n, j = copy * n + i, c = j % columns;
+                    b = least(end, least(a + n - i, a + columns - c));
+                    const i64 l = least(b - a, m - j), at = t * columns + c;
+                    for (i64 r = 0, some; r < rows && l > 0; r += some) {
+                        some = rows - r < 4 ? 1 : 4;
+                        adjoint_rows(some, n, m, gx ? gx + r * n + a : NULL, own ? own + at : NULL,
+                                     g + r * m + j, x + r * n + a, w + at, l, r == 0 && !shared);
+                    }
                 }
             }
         }
     }
+    if (apart) add_copies(gw, sums, used, weights);
 }
 
 /* Transpose `width` rows of a batch: [width, n] to [n, width]. */
@@ -243,8 +270,9 @@ VECTORISED static int gather_rows(float *restrict y, const float *restrict x,
     return 1;
 }
 
-static int indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *x,
-                   const float *w, float *y, float *table)
+/* As circulant. */
+static int indexed(i64 rows, i64 n, i64 m, i64 k, i64 columns, const int32_t *sources,
+                   const float *x, const float *w, float *y, float *table)
 {
     int ok = 1;
     for (i64 first = 0; first < rows; first += GROUP) {
@@ -254,18 +282,23 @@ static int indexed(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const 
         i64 block;
         #pragma omp parallel for schedule(static) if (in_parallel(width, k, m)) reduction(&& : ok)
         for (block = 0; block < blocks; block++) {
-            const i64 start = block * size, l = least(size, m - start);
+            const i64 start = block * size, end = least(start + size, m), l = end - start;
             float sums[BLOCK];
-            if (width == 1) {
-                for (i64 t = 0; t < k; t++)
-                    ok &= gather_one(y + first * m + start, x + first * n, w + t * m + start,
-                                       sources + t * m + start, n, l, t == 0);
-                continue;
+            if (width > 1) memset(sums, 0, l * width * sizeof(float));
+            for (i64 a = start, b; a < end; a = b) {
+                const i64 column = a % columns;
+                b = least(end, a + columns - column);
+                for (i64 t = 0; t < k; t++) {
+                    const float *weights = w + t * columns + column;
+                    if (width == 1)
+                        ok &= gather_one(y + first * m + a, x + first * n, weights,
+                                         sources + t * m + a, n, b - a, t == 0);
+                    else
+                        ok &= gather_rows(sums + (a - start) * width, table, weights,
+                                          sources + t * m + a, n, b - a, width);
+                }
             }
-            memset(sums, 0, l * width * sizeof(float));
-            for (i64 t = 0; t < k; t++)
-                ok &= gather_rows(sums, table, w + t * m + start, sources + t * m + start, n, l,
-                                    width);
+            if (width == 1) continue;
             for (i64 r = 0; r < width; r++)
                 for (i64 j = 0; j < l; j++)
                     y[(first + r) * m + start + j] = sums[j * width + r];
@@ -329,12 +362,16 @@ VECTORISED static int scatter_rows(float *restrict gx, float *restrict gw,
 }
 
 /* As circulant_adjoint. Many outputs use the same input, so each of `copies` threads sums up gx in
-   a copy of its own, in `sums`: [copies, n, width]. */
-static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources, const float *g,
-                           const float *x, const float *w, float *gx, float *gw, float *table,
-                           float *sums, i64 copies)
+   a copy of its own too: [copies, n, width] in `sums`, behind the copies of gw. */
+static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, i64 columns, const int32_t *sources,
+                           const float *g, const float *x, const float *w, float *gx, float *gw,
+                           float *table, float *sums, i64 copies)
 {
+    const int shared = gw && columns < m, apart = shared && copies > 1;
+    float *sums_w = apart ? sums : gw;
     int ok = 1;
+    if (apart) sums += copies * k * columns;
+    if (shared) memset(sums_w, 0, copies * k * columns * sizeof(float));
     for (i64 first = 0; first < rows; first += GROUP) {
         const i64 width = least(GROUP, rows - first);
         const float *inputs = x + first * n;
@@ -343,6 +380,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
             inputs = table;
         }
         const i64 size = BLOCK / width, blocks = (m + size - 1) / size;
+        const int fresh = first == 0 && !shared;
         i64 used = 1; /* there may be fewer threads than asked for */
         #pragma omp parallel num_threads((int)copies) if (copies > 1) reduction(&& : ok)
         {
@@ -352,26 +390,34 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
 #endif
             if (thread == 0) used = threads;
             float *own = gx ? sums + thread * n * width : NULL;
+            float *own_w = apart ? sums_w + thread * k * columns : gw;
             if (gx) memset(own, 0, n * width * sizeof(float));
             float rows_of_g[BLOCK];
             for (i64 block = blocks * thread / threads; block < blocks * (thread + 1) / threads;
                  block++) {
-                const i64 start = block * size, l = least(size, m - start);
+                const i64 start = block * size, end = least(start + size, m);
                 const float *grad = g + first * m + start;
                 if (width > 1) {
                     for (i64 r = 0; r < width; r++)
-                        for (i64 j = 0; j < l; j++)
-                            rows_of_g[j * width + r] = g[(first + r) * m + start + j];
+                        for (i64 j = start; j < end; j++)
+                            rows_of_g[(j - start) * width + r] = g[(first + r) * m + j];
                     grad = rows_of_g;
                 }
-                for (i64 t = 0; t < k; t++) {
-                    const i64 at = t * m + start;
-                    if (width == 1)
-                        ok &= scatter_one(own, gw ? gw + at : NULL, grad, inputs, w + at,
-                                            sources + at, n, l, first == 0);
-                    else
-                        ok &= scatter_rows(own, gw ? gw + at : NULL, grad, inputs, w + at,
-                                             sources + at, n, l, first == 0, width);
+                for (i64 a = start, b; a < end; a = b) {
+                    const i64 column = a % columns;
+                    const float *grad_a = grad + (a - start) * width;
+                    b = least(end, a + columns - column);
+                    for (i64 t = 0; t < k; t++) {
+                        const i64 at = t * columns + column;
+                        const int32_t *some = sources + t * m + a;
+                        float *to = own_w ? own_w + at : NULL;
+                        if (width == 1)
+                            ok &= scatter_one(own, to, grad_a, inputs, w + at, some, n, b - a,
+                                              fresh);
+                        else
+                            ok &= scatter_rows(own, to, grad_a, inputs, w + at, some, n, b - a,
+                                               fresh, width);
+                    }
                 }
             }
         }
@@ -385,6 +431,7 @@ static int indexed_adjoint(i64 rows, i64 n, i64 m, i64 k, const int32_t *sources
                 gx[(first + r) * n + i] = sum;
             }
     }
+    if (apart) add_copies(gw, sums_w, copies, k * columns);
     return ok;
 }
 
@@ -397,26 +444,29 @@ static i64 threads_now(void)
 #endif
 }
 
-/* Number of threads, of those given, that indexed_adjoint uses. Besides its share of
-   the k · m products, each thread adds up n sums. */
-static i64 copies_of(i64 threads, i64 rows, i64 n, i64 m, i64 k)
-{
-    if (!in_parallel(least(rows, GROUP), k, m)) return 1;
-    return least(threads, least(MAX_COPIES, most(2, k * m / n)));
-}
-
 /* One layer of a chain, as sparse/native.py packs it. */
 typedef struct {
     i64 n, m, k; /* inputs, outputs, fan-in */
+    i64 columns; /* weights of a tap: m, or fewer, which outputs share */
     i64 is_circulant;
     i64 wiring, w; /* addresses of the shifts or sources, and of the weights */
 } Layer;
+
+/* Number of threads, of those given, for the adjoint of a layer. Each thread of indexed_adjoint adds
+   up n sums besides its share of the k · m products; where outputs share columns, each has sums for
+   the weights. */
+static i64 copies_of(i64 threads, i64 rows, Layer l)
+{
+    if (!in_parallel(l.is_circulant ? rows : least(rows, GROUP), l.k, l.m)) return 1;
+    if (l.is_circulant) return l.columns < l.m ? least(threads, MAX_COPIES) : threads;
+    return least(threads, least(MAX_COPIES, most(2, l.k * l.m / l.n)));
+}
 
 /* Sizes, in floats, of the buffers that a chain needs beside its operands. */
 typedef struct {
     i64 between;      /* outputs of all layers but the last */
     i64 gradients[2]; /* inputs' gradients of even and of odd layers, the first excluded */
-    i64 table, sums;  /* buffers of indexed_adjoint */
+    i64 table, sums;  /* buffers of indexed_adjoint, and of circulant_adjoint */
 } Space;
 
 static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
@@ -426,10 +476,14 @@ static Space space_of(i64 threads, i64 rows, i64 count, const Layer *layer)
     for (i64 i = 0; i < count; i++) {
         if (i < count - 1) space.between += rows * layer[i].m;
         if (i > 0) space.gradients[i % 2] = most(space.gradients[i % 2], rows * layer[i].n);
-        if (layer[i].is_circulant) continue;
-        const i64 copies = copies_of(threads, rows, layer[i].n, layer[i].m, layer[i].k);
-        if (width > 1) space.table = most(space.table, layer[i].n * width);
-        space.sums = most(space.sums, copies * layer[i].n * width);
+        const i64 copies = copies_of(threads, rows, layer[i]);
+        const int apart = layer[i].columns < layer[i].m && copies > 1;
+        i64 sums = apart ? copies * layer[i].k * layer[i].columns : 0;
+        if (!layer[i].is_circulant) {
+            if (width > 1) space.table = most(space.table, layer[i].n * width);
+            sums += copies * layer[i].n * width;
+        }
+        space.sums = most(space.sums, sums);
     }
     return space;
 }
@@ -445,8 +499,9 @@ static i64 chain(i64 rows, i64 count, const Layer *layer, const float *x, float 
         const float *w = (const float *)l.w;
         float *out = i < count - 1 ? between : y;
         if (l.is_circulant)
-            circulant(rows, l.n, l.m, l.k, (const i64 *)l.wiring, x, w, out);
-        else if (!indexed(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, x, w, out, table))
+            circulant(rows, l.n, l.m, l.k, l.columns, (const i64 *)l.wiring, x, w, out);
+        else if (!indexed(rows, l.n, l.m, l.k, l.columns, (const int32_t *)l.wiring, x, w, out,
+                          table))
             return i;
         x = out;
         between += i < count - 1 ? rows * l.m : 0;
@@ -469,10 +524,12 @@ static i64 chain_adjoint(i64 threads, i64 rows, i64 count, const Layer *layer, c
         if (i > 0) between -= rows * l.n;
         const float *in = i > 0 ? between : x, *w = (const float *)l.w;
         float *to = i > first ? gradients + (i % 2) * space.gradients[0] : i > 0 ? NULL : gx;
+        const i64 copies = copies_of(threads, rows, l);
         if (l.is_circulant)
-            circulant_adjoint(rows, l.n, l.m, l.k, (const i64 *)l.wiring, g, in, w, to, gw[i]);
-        else if (!indexed_adjoint(rows, l.n, l.m, l.k, (const int32_t *)l.wiring, g, in, w, to,
-                                  gw[i], table, sums, copies_of(threads, rows, l.n, l.m, l.k)))
+            circulant_adjoint(rows, l.n, l.m, l.k, l.columns, (const i64 *)l.wiring, g, in, w, to,
+                              gw[i], sums, copies);
+        else if (!indexed_adjoint(rows, l.n, l.m, l.k, l.columns, (const int32_t *)l.wiring, g, in,
+                                  w, to, gw[i], table, sums, copies))
             return i;
         g = to;
     }
@@ -533,6 +590,13 @@ static int check_layers(i64 rows, const Layer *layer, i64 size)
                          "a sparse layer must have 1 to 2147483647 inputs and a fan-in of at least "
                          "1, got %zd inputs, %zd outputs and a fan-in of %zd",
                          (Py_ssize_t)l->n, (Py_ssize_t)l->m, (Py_ssize_t)l->k);
+            return 0;
+        }
+        if (l->columns > l->m || (l->columns < 1 && l->m > 0)) {
+            PyErr_Format(PyExc_ValueError,
+                         "the weights of a sparse layer of %zd outputs must have 1 to %zd columns, "
+                         "got %zd",
+                         (Py_ssize_t)l->m, (Py_ssize_t)l->m, (Py_ssize_t)l->columns);
             return 0;
         }
         if (!l->is_circulant) continue;
@@ -645,8 +709,8 @@ static PyObject *py_runs(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"space", py_space, METH_VARARGS,
      "space(rows, layers): the number of threads, and the sizes of the buffers between, gradients, "
-     "table and sums for that number; layers are packed: n, m, k, is_circulant, and the addresses "
-     "of wiring and weights"},
+     "table and sums for that number; layers are packed: n, m, k, columns, is_circulant, and the "
+     "addresses of wiring and weights"},
     {"chain", py_chain, METH_VARARGS,
      "chain(rows, layers, x, between, y, table): compute y; arrays are addresses"},
     {"chain_adjoint", py_chain_adjoint, METH_VARARGS,

@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from sparsehyper._util import kernels
 from sparsehyper.sparse import gpu, native
+from sparsehyper.sparse.portable import fold, spread
 from sparsehyper.sparse.wirings import Wiring, check
 
 
@@ -41,7 +42,9 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
     return function.apply(x, weight, wiring)
 
 
-def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Wiring]) -> Tensor:
+def sparse_chain(
+    x: Tensor, weights: list[Tensor], wirings: list[Wiring], widths: list[int] | None = None
+) -> Tensor:
     """`sparse_linear` for several layers in sequence.
 
     If the kernels can run all layers, this is one node of the autograd graph, with one call of the
@@ -49,17 +52,23 @@ def sparse_chain(x: Tensor, weights: list[Tensor], wirings: list[Wiring]) -> Ten
 
     Args:
         x: input of the first layer, ``[batch, n_in]``.
-        weights, wirings: one for each layer.
+        weights: one for each layer, ``[fan_in, columns]``; output j has column j mod columns.
+        wirings: one for each layer.
+        widths: number of outputs of each layer; by default that of its columns.
 
     Returns:
         Output of the last layer, ``[batch, n_out]``.
     """
+    if widths is None:
+        widths = [weight.shape[-1] for weight in weights]
     if torch.compiler.is_compiling() and (layers := _compiled_layers(x, wirings)):
-        return gpu.compiled_chain(x, weights, layers)
+        return gpu.compiled_chain(x, list(map(spread, weights, widths)), layers)
     # The compiler joins the nodes itself.
     if torch.compiler.is_compiling() or not (kernels.takes(x, *weights) or gpu.suits(x)):
-        return _one_by_one(x, wirings, weights)
-    return _Chain.apply(x, wirings, *weights)[0]
+        return _one_by_one(x, wirings, list(map(spread, weights, widths)))
+    if not gpu.suits(x):
+        return _Chain.apply(x, wirings, widths, *weights)[0]
+    return _Chain.apply(x, wirings, widths, *map(spread, weights, widths))[0]
 
 
 def _compiled_layers(x: Tensor, wirings: Sequence[Wiring]) -> list[gpu.Layer] | None:
@@ -208,17 +217,20 @@ class _DualAdjoint(_Adjoint):
 
 class _Chain(Function):
     @staticmethod
-    def forward(x: Tensor, wirings: list[Wiring], *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        x: Tensor, wirings: list[Wiring], widths: list[int], *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if all(kernels.at_address(tensor) for tensor in (x, *weights)):
-            return native.chain(x, weights, [wiring.native for wiring in wirings])
+            return native.chain(x, weights, [wiring.native for wiring in wirings], widths)
         if gpu.takes(x, *weights):
             layers = [wiring.layer(x.device) for wiring in wirings]
             return gpu.chain(x, weights, layers, lambda: _check(x, weights, wirings))
-        return _one_by_one(x, wirings, weights), x.new_empty(0)  # a subclass, without memory
+        wide = list(map(spread, weights, widths))  # of a subclass, without memory
+        return _one_by_one(x, wirings, wide), x.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.wirings, *weights = inputs
+        x, ctx.wirings, ctx.widths, *weights = inputs
         ctx.save_for_backward(x, output[1], *weights)
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
@@ -229,38 +241,46 @@ class _Chain(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        wirings, (needs_x, _, *needs) = ctx.wirings, ctx.needs_input_grad
+        wirings, (needs_x, _, _, *needs) = ctx.wirings, ctx.needs_input_grad
         x, between, *weights = ctx.saved_tensors
         if g is None:
-            return (None,) * (2 + len(weights))
+            return (None,) * (3 + len(weights))
         _check_unchanged(ctx, wirings)
         if ctx.in_one_call and not torch.is_grad_enabled():
             tensors = (g, x, between, *weights)
             if all(map(kernels.at_address, tensors)):
                 native_wirings = [wiring.native for wiring in wirings]
                 gx, grads = native.chain_adjoint(
-                    g, x, between, weights, native_wirings, needs_x, needs
+                    g, x, between, weights, native_wirings, ctx.widths, needs_x, needs
                 )
-                return gx, None, *grads
+                return gx, None, None, *grads
             if gpu.takes(*tensors):
                 layers = [wiring.layer(x.device) for wiring in wirings]
                 gx, grads = gpu.chain_adjoint(g, x, between, weights, layers, needs_x, needs)
-                return gx, None, *grads
+                return gx, None, None, *grads
         # Higher derivatives and transforms go layer by layer.
+        columns = [weight.shape[1] for weight in weights]
+        weights = list(map(spread, weights, ctx.widths))
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
         gx, grads = g, [None] * len(weights)
         for i in reversed(range(len(wirings))):
             further = needs_x or any(needs[:i])
             if gx is None or not (further or needs[i]):
                 break
-            gx, grads[i] = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
-        return gx if needs_x else None, None, *grads
+            gx, wide = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
+            grads[i] = None if wide is None else fold(wide, columns[i])
+        return gx if needs_x else None, None, None, *grads
 
     @staticmethod
-    def jvp(ctx: Any, u: Tensor | None, _: None, *tangents: Tensor | None) -> tuple[Any, None]:
+    def jvp(
+        ctx: Any, u: Tensor | None, _: None, __: None, *tangents: Tensor | None
+    ) -> tuple[Any, None]:
         x, _, *weights = ctx.saved_tensors
+        weights = list(map(spread, weights, ctx.widths))
+        pairs = zip(tangents, ctx.widths, strict=True)
+        wide = [None if v is None else spread(v, width) for v, width in pairs]
         inputs = _outputs(x, ctx.wirings[:-1], weights[:-1])
-        for x, w, wiring, v in zip(inputs, weights, ctx.wirings, tangents, strict=True):
+        for x, w, wiring, v in zip(inputs, weights, ctx.wirings, wide, strict=True):
             u = _tangent(x, w, wiring, u, v)
         return u, None
 
@@ -270,10 +290,13 @@ class _Chain(Function):
         in_dims: tuple[Any, ...],
         x: Tensor,
         wirings: list[Wiring],
+        widths: list[int],
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
-        dims = (in_dims[0], *in_dims[2:])
-        run = torch.func.vmap(lambda x, *weights: _one_by_one(x, wirings, weights), dims)
+        dims = (in_dims[0], *in_dims[3:])
+        run = torch.func.vmap(
+            lambda x, *weights: _one_by_one(x, wirings, list(map(spread, weights, widths))), dims
+        )
         y = run(x, *weights)
         # The kernels' backward would need the outputs in between; transforms go layer by layer.
         return (y, y.new_empty(0)), (0, None)

@@ -16,6 +16,7 @@ from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.sparse import gpu
 from sparsehyper.sparse.functional import sparse_chain, sparse_linear
+from sparsehyper.sparse.portable import spread
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring, writes
 
@@ -143,14 +144,11 @@ class SparseLinear(nn.Module):
 
     def _of_outputs(self, shared: Tensor) -> Tensor:
         """``[…, columns]`` as ``[…, out_features]``."""
-        if self.columns == self.out_features:
-            return shared
         if shared.shape[-1] != self.columns:
             raise ValueError(
                 f"`weight` and `bias` must have {self.columns} columns, got {list(shared.shape)}"
             )
-        times = -(-self.out_features // self.columns)
-        return shared.repeat(*[1] * (shared.ndim - 1), times)[..., : self.out_features]
+        return spread(shared, self.out_features)
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.in_features:
@@ -271,9 +269,11 @@ def chain(layers: Sequence[SparseLinear], x: Tensor) -> Tensor:
             )
     if any(layer.bias is not None for layer in layers):
         raise ValueError("`layers` must have no biases")
-    layers[-1]._check_width()  # the products compare all other widths with the next layer's
+    for layer in layers:
+        layer._check_width()
     return sparse_chain(
         layers[0]._checked(x),
-        [layer.weights() for layer in layers],
+        [layer.weight for layer in layers],
         [layer._wiring() for layer in layers],
+        [layer.out_features for layer in layers],
     )

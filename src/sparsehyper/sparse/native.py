@@ -101,13 +101,17 @@ def indexed_adjoint(
 
 
 def chain(
-    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
+    x: Tensor,
+    weights: Sequence[Tensor],
+    wirings: Sequence[Shifts | Sources],
+    widths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Run layers in sequence, in one call of the kernels.
 
     Args:
         x: input of the first layer ``[batch, n_in]``.
-        weights, wirings: one for each layer; all tensors are ``at_address``.
+        weights, wirings, widths: one for each layer, as `functional.sparse_chain` takes them; all
+            tensors are ``at_address``.
 
     Returns:
         Output of the last layer ``[batch, n_out]``, and a flat tensor of the other layers' outputs.
@@ -116,7 +120,8 @@ def chain(
         ValueError: shapes that do not fit one another, or a source that is not an input.
     """
     rows, x = len(x), x.contiguous()
-    layers, width, _alive = _packed_layers(x, weights, wirings)
+    layers, _alive = _packed_layers(x, weights, wirings, widths)
+    width = widths[-1]
     _, n_between, _, n_table, _ = kernels.compiled.space(rows, layers)
     empty = shared_memory().empty
     between, y, table = empty([n_between]), empty([rows, width]), empty([n_table])
@@ -132,6 +137,7 @@ def chain_adjoint(
     between: Tensor,
     weights: Sequence[Tensor],
     wirings: Sequence[Shifts | Sources],
+    widths: Sequence[int],
     needs_x: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -139,7 +145,7 @@ def chain_adjoint(
 
     Args:
         g: gradient of the output of `chain`.
-        x, weights, wirings: the arguments of `chain`.
+        x, weights, wirings, widths: the arguments of `chain`.
         between: the second tensor that `chain` returned.
         needs_x, needs: whether the gradients of x and of each weight are needed.
 
@@ -147,7 +153,8 @@ def chain_adjoint(
         ValueError: as `chain` does.
     """
     rows, g, x = len(x), g.contiguous(), x.contiguous()
-    layers, width, _alive = _packed_layers(x, weights, wirings)
+    layers, _alive = _packed_layers(x, weights, wirings, widths)
+    width = widths[-1]
     threads, n_between, n_gradients, n_table, n_sums = kernels.compiled.space(rows, layers)
     if g.shape != (rows, width) or between.numel() != n_between:
         raise ValueError(
@@ -157,9 +164,7 @@ def chain_adjoint(
     empty = shared_memory().empty
     work = empty([n_gradients + n_table + n_sums])
     gradients = work.data_ptr()
-    gw = [
-        empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
-    ]
+    gw = [empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)]
     gx = empty(x.shape) if needs_x else None
     kernels.compiled.chain_adjoint(
         *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
@@ -173,34 +178,40 @@ def chain_adjoint(
 
 
 def _packed_layers(
-    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Shifts | Sources]
-) -> tuple[bytes, int, list[Tensor]]:
-    """Packed layers, the width of the last, and tensors that must outlive the kernel's call."""
-    packed, alive, width = array("q"), [], _width(x)
-    for weight, wiring in zip(weights, wirings, strict=True):
+    x: Tensor,
+    weights: Sequence[Tensor],
+    wirings: Sequence[Shifts | Sources],
+    widths: Sequence[int],
+) -> tuple[bytes, list[Tensor]]:
+    """Packed layers, and tensors that must outlive the kernel's call."""
+    packed, alive, n_in = array("q"), [], _width(x)
+    for weight, wiring, width in zip(weights, wirings, widths, strict=True):
         shape, n = weight.shape, wiring.n_in
-        if len(shape) != 2 or n != width:
+        if len(shape) != 2 or n != n_in:
             raise ValueError(
                 f"`weight` must have shape [fan_in, n_out], got {list(shape)}; and there must be "
-                f"{n} inputs, as its wiring has, got {width}"
+                f"{n} inputs, as its wiring has, got {n_in}"
             )
-        k, width = shape
+        k, columns = shape
         weight = weight.contiguous()
-        packed.extend((n, width, k, *wiring.packed(k, width), weight.data_ptr()))
+        packed.extend((n, width, k, columns, *wiring.packed(k, width), weight.data_ptr()))
         alive.append(weight)
-    return packed.tobytes(), width, alive
+        n_in = width
+    return packed.tobytes(), alive
 
 
 def _product(x: Tensor, weight: Tensor, wiring: Shifts | Sources) -> Tensor:
     _check_memory(x=x, weight=weight)
-    return chain(x, [weight], [wiring])[0]
+    return chain(x, [weight], [wiring], [weight.shape[1]])[0]
 
 
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, wiring: Shifts | Sources, needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
     _check_memory(g=g, x=x, weight=weight)
-    gx, (gw,) = chain_adjoint(g, x, x.new_empty(0), [weight], [wiring], needs_x, [needs_w])
+    gx, (gw,) = chain_adjoint(
+        g, x, x.new_empty(0), [weight], [wiring], [weight.shape[1]], needs_x, [needs_w]
+    )
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gw is None else gw
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import embedding_bag
 
 # Up to this many connections one gather of all taps is faster than a loop over taps.
@@ -135,3 +136,21 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(a * b)  # the compiler refuses slices as `out=`, and fuses this
     else:
         torch.mul(a, b, out=out)
+
+
+def spread(shared: Tensor, width: int) -> Tensor:
+    """``[…, columns]`` as ``[…, width]``: position j has column j mod columns."""
+    columns = shared.shape[-1]
+    if columns == width:
+        return shared
+    times = -(-width // columns)
+    return shared.repeat(*[1] * (shared.ndim - 1), times)[..., :width]
+
+
+def fold(wide: Tensor, columns: int) -> Tensor:
+    """The adjoint of `spread`: ``[…, width]`` as ``[…, columns]``, sums over positions."""
+    width = wide.shape[-1]
+    if columns == width:
+        return wide
+    padded = F.pad(wide, (0, -width % columns))
+    return padded.unflatten(-1, (-1, columns)).sum(-2)
