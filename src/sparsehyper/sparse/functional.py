@@ -234,6 +234,7 @@ class _Chain(Function):
         ctx.save_for_backward(x, output[1], *weights)
         ctx.save_for_forward(x, output[1], *weights)
         ctx.mark_non_differentiable(output[1])
+        ctx.shapes = [weight.shape for weight in weights]
         _save_versions(ctx, ctx.wirings)
         # The kernels' backward can be used.
         ctx.in_one_call = output[1].numel() or len(weights) == 1
@@ -246,6 +247,12 @@ class _Chain(Function):
         if g is None:
             return (None,) * (3 + len(weights))
         _check_unchanged(ctx, wirings)
+        for weight, shape in zip(weights, ctx.shapes, strict=True):
+            if weight.shape != shape:
+                raise ValueError(
+                    f"`weight` must have shape {list(shape)}, as in the forward pass, got "
+                    f"{list(weight.shape)}"
+                )
         if ctx.in_one_call and not torch.is_grad_enabled():
             tensors = (g, x, between, *weights)
             if all(map(kernels.at_address, tensors)):
@@ -259,7 +266,6 @@ class _Chain(Function):
                 gx, grads = gpu.chain_adjoint(g, x, between, weights, layers, needs_x, needs)
                 return gx, None, None, *grads
         # Higher derivatives and transforms go layer by layer.
-        columns = [weight.shape[1] for weight in weights]
         weights = list(map(spread, weights, ctx.widths))
         inputs = list(_outputs(x, wirings[:-1], weights[:-1]))
         gx, grads = g, [None] * len(weights)
@@ -268,7 +274,7 @@ class _Chain(Function):
             if gx is None or not (further or needs[i]):
                 break
             gx, wide = _adjoint(gx, inputs[i], weights[i], wirings[i], further, needs[i])
-            grads[i] = None if wide is None else fold(wide, columns[i])
+            grads[i] = None if wide is None else fold(wide, ctx.shapes[i][1])
         return gx if needs_x else None, None, None, *grads
 
     @staticmethod

@@ -164,7 +164,9 @@ def chain_adjoint(
     empty = shared_memory().empty
     work = empty([n_gradients + n_table + n_sums])
     gradients = work.data_ptr()
-    gw = [empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)]
+    gw = [
+        empty(weight.shape) if need else None for weight, need in zip(weights, needs, strict=True)
+    ]
     gx = empty(x.shape) if needs_x else None
     kernels.compiled.chain_adjoint(
         *(threads, rows, layers, x.data_ptr(), between.data_ptr(), g.data_ptr()),
