@@ -29,6 +29,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from sparsehyper._util.checks import check_type, class_numbers
 from sparsehyper._util.inputs import Inputs
@@ -352,42 +353,49 @@ def _calibrate(
         held: held-out samples of each task.
         own: their log-densities in the classes of their own task, of each kind.
     """
-    each = [_calibrated(space, profiles, held, own, kind) for kind in (0, 1)]
+    # All classes of all tasks at once; tasks with fewer have some without samples.
+    counts, means = (
+        pad_sequence([getattr(profile, name) for profile in profiles.values()], batch_first=True)
+        for name in ("counts", "means")
+    )
+    every = Profile(counts.flatten(), means.flatten(0, 1), *(counts.new_empty(0),) * 3)
+    classes = (counts > 0).sum(1).log()  # of each task
+    scores: list[list[Tensor]] = [[], []]  # by kind
+    tables: list[list[Tensor]] = [[], []]
+    for number, (task, profile) in enumerate(profiles.items()):
+        z, y = held[task]
+        found = every.log_densities(space, z).unflatten(1, counts.shape)
+        for kind, densities in enumerate((found, in_own_classes(found, y[:, None]))):
+            mixed = densities.logsumexp(2) - classes
+            mixed[:, number] = profile.mixed(own[task][kind])
+            tables[kind].append(mixed)
+            scores[kind].append(profile.standardised(space, z, own[task][kind], kind))
+    each = [_calibrated(*some) for some in zip(scores, tables, strict=True)]
     return Calibration(*map(torch.stack, zip(*each, strict=True)))
 
 
-def _calibrated(
-    space: Space,
-    profiles: Mapping[str, Profile],
-    held: Mapping[str, Located],
-    own: Mapping[str, Sequence[Tensor]],
-    kind: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of `Calibration` of one kind."""
-    scores, tables = [], []
-    for task, profile in profiles.items():
-        z, y = held[task]
-        scores.append(profile.standardised(space, z, own[task][kind], kind))
-        table = {}
-        for name, other in profiles.items():
-            found = other.log_densities(space, z)
-            table[name] = other.mixed(in_own_classes(found, y) if kind else found)
-        table[task] = profile.mixed(own[task][kind])
-        tables.append(torch.stack(list(table.values()), 1))
+def _calibrated(scores: list[Tensor], tables: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of `Calibration` of one kind.
+
+    Args:
+        scores: standardised scores ``[2, n]`` of held-out samples of each task.
+        tables: their log-densities ``[n, tasks]`` in all tasks.
+    """
     together = torch.cat(scores, 1).sort(1)[0]
     levels = torch.linspace(0, together.shape[1] - 1, _LEVELS, dtype=torch.float64).long()
-    sizes = [size for size in _SETS if size <= max(map(len, tables))]
-    temperature = min(_TEMPERATURES.to(together), key=lambda t: _loss(tables, 1, t))
+    single = _sets(tables, 1)
+    temperature = min(_TEMPERATURES.to(together), key=lambda t: _loss(*single, t))
+    sets = {size: _sets(tables, size) for size in _SETS if size <= max(map(len, tables))}
     most = min(
         _MOST.to(together),
-        key=lambda m: sum(_loss(tables, size, _factor(temperature, size, m)) for size in sizes),
+        key=lambda m: sum(_loss(*sets[n], _factor(temperature, n, m)) for n in sets),
     )
     return temperature, most, together[:, levels.to(together.device)]
 
 
 def in_own_classes(log_densities: Tensor, y: Tensor) -> Tensor:
-    """Log-densities ``[n, classes]``, which are -inf in all classes but that of the label."""
-    other = torch.arange(log_densities.shape[1], device=y.device) != y[:, None]
+    """Log-densities ``[…, classes]``, -inf in all classes but that of the label ``[…]``."""
+    other = torch.arange(log_densities.shape[-1], device=y.device) != y[..., None]
     return log_densities.masked_fill(other, -torch.inf)
 
 
@@ -395,17 +403,21 @@ def _factor(temperature: Tensor, count: int, most: Tensor) -> Tensor:
     return temperature * count / (1 + (count - 1) / most)
 
 
-def _loss(tables: list[Tensor], size: int, factor: Tensor) -> float:
-    """Mean cross entropy of the tasks of sets of samples.
+def _sets(tables: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Mean log-densities ``[sets, tasks]`` of sets of samples, and the sets' tasks ``[sets]``.
 
     Args:
         tables: log-densities ``[n, tasks]`` of samples of each task in all tasks.
         size: number of samples of a set.
-        factor: factor of a set's mean log-densities.
     """
-    logits, owners = [], []
-    for task, table in enumerate(tables):
-        sets = table[: len(table) // size * size].unflatten(0, (-1, size)).mean(1)
-        logits.append(factor * sets)
-        owners += [task] * len(sets)
-    return float(F.cross_entropy(torch.cat(logits), torch.tensor(owners, device=factor.device)))
+    means = [
+        table[: len(table) // size * size].unflatten(0, (-1, size)).mean(1) for table in tables
+    ]
+    counts = torch.tensor([len(some) for some in means])
+    owners = torch.arange(len(means)).repeat_interleave(counts)
+    return torch.cat(means), owners.to(means[0].device)
+
+
+def _loss(sets: Tensor, owners: Tensor, factor: Tensor) -> float:
+    """Mean cross entropy of the tasks of sets, whose log-densities have a factor."""
+    return float(F.cross_entropy(factor * sets, owners))

@@ -112,7 +112,7 @@ class SupportSets(Conditioners):
             shots=(1, 5),
         )
         return cls(
-            {"pairs": pairs, "solved": pairs}, 2, 2, test_images=50, heads={"solved": "ridge"}
+            {"pairs": pairs, "solved": pairs}, 2, 1, test_images=50, heads={"solved": "ridge"}
         )
 
     @classmethod
