@@ -232,7 +232,11 @@ def _each_of(each: Tensor, outputs: Any, y: Tensor, name: str) -> Tensor:
 
 
 def squares_within(y: Tensor) -> Tensor:
-    """The squared distances of numbers ``[n, …]`` from their mean, summed over n."""
+    """The squared distances of numbers ``[n, …]`` from their mean, summed over n.
+
+    Those of equal numbers are exactly 0, which those from a rounded mean are not.
+    """
+    y = y - y[:1]
     return (y - y.mean(0)).square().flatten(1).mean(1).sum()
 
 

@@ -182,7 +182,7 @@ def leave_one_out_under_prior(
     gain = prior.covariance.double() / prior.noise.double()[:, None, None]
     eye = torch.eye(phi.shape[1]).to(phi)
     half = torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ phi.T)  # [C, F + 1, n]
-    fitted = expected + torch.einsum("nf,cfm,mc->nc", phi, half, y - expected)
+    fitted = expected + phi @ torch.einsum("cfm,mc->fc", half, y - expected)
     own = torch.einsum("nf,cfn->nc", phi, half)
     if first_equal is None:
         first_equal = torch.arange(len(y), device=y.device)

@@ -370,7 +370,7 @@ def _calibrate(
             mixed[:, number] = profile.mixed(own[task][kind])
             tables[kind].append(mixed)
             scores[kind].append(profile.standardised(space, z, own[task][kind], kind))
-    each = [_calibrated(*some) for some in zip(scores, tables, strict=True)]
+    each = [_calibrated(scores.pop(0), tables.pop(0)) for _ in range(2)]  # and free the tables
     return Calibration(*map(torch.stack, zip(*each, strict=True)))
 
 

@@ -320,7 +320,8 @@ def _expected_r_squared(
     ratio = float(errors.mean()) / variance
     shares = errors / errors.mean().clamp(min=_TINY) - distances / distances.mean()
     spread = 1.96 * float(shares.std()) * math.sqrt(2 / count)
-    return 1 - ratio, (1 - ratio * math.exp(spread), 1 - ratio * math.exp(-spread))
+    found = 1 - ratio, (1 - ratio * math.exp(spread), 1 - ratio * math.exp(-spread))
+    return found if math.isfinite(ratio) and math.isfinite(spread) else None
 
 
 def _adapted(
