@@ -107,6 +107,8 @@ def test_what_to_mind_of_a_new_task_speaks_of_options_too(command, tmp_path, mon
         "expected": None,
         "interval": None,
         "more": None,
+        "error": None,
+        "expected_error": None,
         "test_images": 0,
         "test_accuracy": None,
         "method": "head",
