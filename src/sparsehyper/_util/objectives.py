@@ -256,6 +256,11 @@ def variance_within(squares: float, counts: Sequence[int]) -> float | None:
     return squares / (sum(counts) - len(counts)) if squares > 0 else None
 
 
+def variance_of(y: Tensor) -> float | None:
+    """`variance_within` of the numbers ``[n, …]`` of one task."""
+    return variance_within(float(squares_within(y)), [len(y)])
+
+
 @torch.no_grad()
 def score_of(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float | None:
     """Accuracy or R² of a module; called with 500 samples at a time.
@@ -268,7 +273,7 @@ def score_of(module: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> float |
     if not y.is_floating_point():
         return accuracy(module, x, y, n_classes)
     parts = zip(x.split(500), y.split(500), strict=True)
-    variance = variance_within(float(squares_within(y)), [len(y)])
+    variance = variance_of(y)
     if variance is None:
         return None
     losses = [sample_losses(module(a), b, None) for a, b in parts]

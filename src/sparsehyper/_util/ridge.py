@@ -98,9 +98,7 @@ def leave_one_out(
         fitted, own = centred @ (half @ y), (centred * half.T).sum(1)
     own = (own + 1 / n)[:, None]
     if first_equal is not None:
-        rest = torch.zeros_like(y).index_add(0, first_equal, y - fitted)[first_equal]
-        count = first_equal.bincount(minlength=n)[first_equal][:, None]
-        return (y_mean + fitted - own * rest / (1 - count * own)).to(features.dtype)
+        return (y_mean + fitted - _by_equals(y - fitted, own, first_equal)).to(features.dtype)
     return (y_mean + (fitted - own * y) / (1 - own)).to(features.dtype)
 
 
@@ -157,13 +155,9 @@ def solve_under_prior(
     features: Tensor, targets: Tensor, prior: LayerPrior
 ) -> tuple[Tensor, Tensor]:
     """The posterior mean of a layer, given its prior; arguments and result as `solve_ridge`."""
-    phi, width = _with_one(features), features.shape[1]
-    mean, eye = prior.mean.double(), torch.eye(width + 1).to(phi)
-    gain = prior.covariance.double() / prior.noise.double()[:, None, None]
+    phi, width, mean = _with_one(features), features.shape[1], prior.mean.double()
     moment = phi.T @ (targets.double() - phi @ mean.T)
-    layer = (
-        mean + torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ moment.T[..., None])[..., 0]
-    )
+    layer = mean + _posterior(phi, prior, moment.T[..., None])[..., 0]
     weight, bias = layer[:, :width] / width**0.5, layer[:, width]
     return weight.to(features.dtype), bias.to(features.dtype)
 
@@ -179,16 +173,32 @@ def leave_one_out_under_prior(
     """
     phi, y = _with_one(features), targets.double()
     expected = phi @ prior.mean.double().T
-    gain = prior.covariance.double() / prior.noise.double()[:, None, None]
-    eye = torch.eye(phi.shape[1]).to(phi)
-    half = torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ phi.T)  # [C, F + 1, n]
+    half = _posterior(phi, prior, phi.T)  # [C, F + 1, n]
     fitted = expected + phi @ torch.einsum("cfm,mc->fc", half, y - expected)
     own = torch.einsum("nf,cfn->nc", phi, half)
     if first_equal is None:
         first_equal = torch.arange(len(y), device=y.device)
-    rest = torch.zeros_like(y).index_add(0, first_equal, y - fitted)[first_equal]
-    count = first_equal.bincount(minlength=len(y))[first_equal][:, None]
-    return (fitted - own * rest / (1 - count * own)).to(features.dtype)
+    return (fitted - _by_equals(y - fitted, own, first_equal)).to(features.dtype)
+
+
+def _posterior(phi: Tensor, prior: LayerPrior, moment: Tensor) -> Tensor:
+    """What moments ``[…, F + 1, m]`` add to the mean of the prior, ``[C, F + 1, m]``."""
+    gain = prior.covariance.double() / prior.noise.double()[:, None, None]
+    eye = torch.eye(phi.shape[1]).to(phi)
+    return torch.linalg.solve(eye + gain @ (phi.T @ phi), gain @ moment)
+
+
+def _by_equals(errors: Tensor, own: Tensor, first_equal: Tensor) -> Tensor:
+    """What each fitted sample owes to itself and its equals.
+
+    Args:
+        errors: targets less what was fitted, ``[n, C]``.
+        own: change of what is fitted to a sample by its own target, ``[n, C]`` or ``[n, 1]``.
+        first_equal: as for `leave_one_out`.
+    """
+    rest = torch.zeros_like(errors).index_add(0, first_equal, errors)[first_equal]
+    count = first_equal.bincount(minlength=len(errors))[first_equal][:, None]
+    return own * rest / (1 - count * own)
 
 
 def _with_one(features: Tensor) -> Tensor:

@@ -61,14 +61,16 @@ def sparse_chain(
     """
     if widths is None:
         widths = [weight.shape[-1] for weight in weights]
-    if torch.compiler.is_compiling() and (layers := _compiled_layers(x, wirings)):
-        return gpu.compiled_chain(x, list(map(spread, weights, widths)), layers)
+    compiling = torch.compiler.is_compiling()
+    native = not compiling and kernels.takes(x, *weights)
+    if not native:  # only the C kernels read shared weights as they are
+        weights = list(map(spread, weights, widths))
+    if compiling and (layers := _compiled_layers(x, wirings)):
+        return gpu.compiled_chain(x, weights, layers)
     # The compiler joins the nodes itself.
-    if torch.compiler.is_compiling() or not (kernels.takes(x, *weights) or gpu.suits(x)):
-        return _one_by_one(x, wirings, list(map(spread, weights, widths)))
-    if not gpu.suits(x):
-        return _Chain.apply(x, wirings, widths, *weights)[0]
-    return _Chain.apply(x, wirings, widths, *map(spread, weights, widths))[0]
+    if compiling or not (native or gpu.suits(x)):
+        return _one_by_one(x, wirings, weights)
+    return _Chain.apply(x, wirings, widths, *weights)[0]
 
 
 def _compiled_layers(x: Tensor, wirings: Sequence[Wiring]) -> list[gpu.Layer] | None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sparsehyper._util.checks import check_choice, check_integer, check_number
 from sparsehyper._util.inputs import Inputs
 from sparsehyper._util.modes import evaluation_mode
-from sparsehyper._util.objectives import score_of, squares_within, variance_within
+from sparsehyper._util.objectives import score_of, variance_of
 from sparsehyper._util.random import normal, seeded
 from sparsehyper.adaptation import Adapted, adapt_tasks, fine_tune, fit_embeddings
 from sparsehyper.adaptation.auto import FEW
@@ -310,7 +310,7 @@ def _expected_r_squared(
     """
     first_equal = Inputs.of(torch.cat([x.flatten(1), y], 1)).first_equal
     count = len(first_equal.unique())
-    variance = variance_within(float(squares_within(y)), [len(y)])
+    variance = variance_of(y)
     if count < _FEWEST_ROWS or variance is None:
         return None
     with evaluation_mode(model):
@@ -448,7 +448,7 @@ def _measured(
 
 def _of_numbers(found: Measured, learned: Learned, y: Tensor, loaded: LoadedRun) -> Measured:
     """What was measured, with R² to expect of new rows and errors in the target's own unit."""
-    columns, variance = loaded.tasks.columns, variance_within(float(squares_within(y)), [len(y)])
+    columns, variance = loaded.tasks.columns, variance_of(y)
     if variance is None or found.accuracy is None:
         return found
     assert columns is not None
