@@ -13,9 +13,9 @@ from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tabl
 
 # Those of `lab.studies.STUDIES`, which takes seconds to import.
 _NAMES = (
-    *("variations", "compare", "fair-comparison", "shared-base", "generator-size", "new-tasks"),
-    *("adaptation", "adapters", "conditioners", "support-sets", "interpolation"),
-    *("target-sparsity", "scaling", "typology"),
+    *("variations", "compare", "fair-comparison", "shared-base", "thesis-targets"),
+    *("generator-size", "new-tasks", "adaptation", "adapters", "conditioners", "support-sets"),
+    *("interpolation", "target-sparsity", "scaling", "typology"),
 )
 
 

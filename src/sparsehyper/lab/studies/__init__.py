@@ -13,6 +13,7 @@ from sparsehyper.lab.studies.shared_base import SharedBase
 from sparsehyper.lab.studies.study import SCALES, Study, run_study
 from sparsehyper.lab.studies.support_sets import SupportSets
 from sparsehyper.lab.studies.target_sparsity import TargetSparsity
+from sparsehyper.lab.studies.thesis_targets import ThesisTargets
 from sparsehyper.lab.studies.typology import Typology
 from sparsehyper.lab.studies.variations import Variations
 
@@ -22,6 +23,7 @@ _ALL: tuple[type[Study], ...] = (
         Comparison,
         FairComparison,
         SharedBase,
+        ThesisTargets,
         GeneratorSize,
         NewTasks,
         Adaptation,

@@ -78,6 +78,8 @@ VARIANTS = {
 # N parameters in a base that all tasks share, and an eighth of N in the generator.
 BASED = SPARSE_BASED, CHUNKED_BASED = "sparse and a base", "chunked and a base"
 BASED_BUDGET = 1.125
+# The same base, and about three times N in the generator.
+LARGER_BASED = "sparse and a base, 4 N", "chunked and a base, 4 N"
 METHODS: dict[str, Method] = {
     SPARSE: Method("sparse", _BOTH),
     CHUNKED: Method(_SMALL_CHUNKED, _CHUNKED),
@@ -89,8 +91,10 @@ METHODS: dict[str, Method] = {
     **VARIANTS,
     SPARSE_BASED: Method("sparse", _but_base(_BOTH), BASED_BUDGET, _LEARNED),
     CHUNKED_BASED: Method(_SMALL_CHUNKED, _but_base(_CHUNKED), BASED_BUDGET, _LEARNED),
+    LARGER_BASED[0]: Method("sparse", _but_base(_BOTH), THESIS_BUDGET, _LEARNED),
+    LARGER_BASED[1]: Method(_SMALL_CHUNKED, _but_base(_CHUNKED), THESIS_BUDGET, _LEARNED),
 }
-USUAL = tuple(name for name in METHODS if name not in (*VARIANTS, *BASED))
+USUAL = tuple(name for name in METHODS if name not in (*VARIANTS, *BASED, *LARGER_BASED))
 
 
 @dataclass(frozen=True)

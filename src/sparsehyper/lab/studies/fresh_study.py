@@ -23,7 +23,7 @@ from sparsehyper.lab.studies.fair_sets import (
     VARIANTS,
     FreshTasks,
 )
-from sparsehyper.lab.studies.search import SEARCH_SEED, run_searches, with_settings
+from sparsehyper.lab.studies.search import SEARCH_SEED, Space, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import measured
 from sparsehyper.training import evaluate
@@ -54,6 +54,7 @@ class FreshStudy(Study):
         seeds: number of seeds.
         stops: stop all trainings as the thesis did, by patience.
         device: training device.
+        searched: paths of the settings that are searched, of those of a method; None for all.
     """
 
     sets: dict[str, FreshTasks]
@@ -62,6 +63,7 @@ class FreshStudy(Study):
     seeds: int = 8
     stops: bool = False
     device: str = "cpu"
+    searched: tuple[str, ...] | None = None
 
     picture = Comparison.picture
 
@@ -82,10 +84,7 @@ class FreshStudy(Study):
         for name in self.sets:
             places = self._places(name)
             searched = {
-                f"search--{place}": (
-                    self.experiment(place, SEARCH_SEED),
-                    METHODS[place.method].space,
-                )
+                f"search--{place}": (self.experiment(place, SEARCH_SEED), self._space(place))
                 for place in places
             }
             searches |= run_searches(searched, self.trials, workspace, UNTIL)
@@ -114,6 +113,11 @@ class FreshStudy(Study):
         tasks = self.sets[place.family]
         experiment = tasks.experiment(place.method, place.budget, seed, **how)
         return experiment if search is None else with_settings(experiment, search["settings_found"])
+
+    def _space(self, place: Place) -> Space:
+        space = METHODS[place.method].space
+        searched = space if self.searched is None else self.searched
+        return {path: choices for path, choices in space.items() if path in searched}
 
     def _places(self, name: str) -> list[Place]:
         return [
