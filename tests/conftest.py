@@ -4,7 +4,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,32 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
     """Seed the fixtures that several tests share, whichever test asks for them first."""
     if fixturedef.scope != "function":
         _seed()
+
+
+class CountedTime:
+    """A clock that moves on whenever it is read, which adaptation does once for every update.
+
+    So what a new task is given time for does not depend on the machine.
+    """
+
+    def __init__(self) -> None:
+        self._readings = 0
+
+    def perf_counter(self) -> float:
+        self._readings += 1
+        return 0.1 * self._readings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _counted_time() -> Iterator[None]:
+    """Let adaptation count its updates instead of seconds."""
+    from sparsehyper.adaptation import auto, fit, fitter, held_out, lbfgs, tune, usual, ways
+
+    clock = CountedTime()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (auto, fit, fitter, held_out, lbfgs, tune, usual, ways):
+            patch.setattr(module, "time", clock)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def test_every_way_takes_what_the_target_takes(kind, method):
 def test_the_best_of_all_ways_is_an_ordinary_model(kind):
     module, samples = KINDS[kind]
     x, y = samples(1, 40)
-    adapted = adapt_task(made(module), "new", (x, y), seconds=0.1)
+    adapted = adapt_task(made(module), "new", (x, y), seconds=5)
     assert "linear" not in adapted.ways
     args, kwargs = ((), x) if isinstance(x, dict) else (x, {})
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_a_head_is_solved_from_two_inputs():
     hnet.solve_head("a", batches(x, y))
     right = (hnet.eval()(*x, task="a").argmax(1) == y).float().mean()
     assert right >= 0.8
-    adapted = adapt_task(hnet, "new", (x, y), method="embedding", seconds=0.01)
+    adapted = adapt_task(hnet, "new", (x, y), method="embedding")
     assert (adapted.model(*x).argmax(1) == y).float().mean() >= 0.8
 
 

@@ -174,7 +174,7 @@ def test_adapting_to_more_classes_than_outputs(trained):
     hnet = copy.deepcopy(trained)
     x, _ = samples("0°", 60)
     y = torch.arange(60) % 3
-    adapted = adapt_task(hnet, "more", (x + 3 * y[:, None], y), method="linear", seconds=1e6)
+    adapted = adapt_task(hnet, "more", (x + 3 * y[:, None], y), method="linear")
     assert float((adapted.model(x + 3 * y[:, None]).argmax(1) == y).float().mean()) > 0.8
     kept = hnet.conditioner.embeddings
     torch.testing.assert_close(kept[-1], kept[:-1].mean(0))

@@ -64,7 +64,7 @@ def test_a_task_works_from_its_description_and_examples_refine_it(tmp_path, adap
     x, y = samples("blue and round and green", 200)  # the description left something out
     assert accuracy(hnet, "ours", "blue and round and green") < 0.85
     if adapt:
-        adapt_task(hnet, "ours", (x, y), method="embedding", seconds=1e6)
+        adapt_task(hnet, "ours", (x, y), method="embedding")
     else:
         fit = fit_embedding(hnet, "ours", (x, y))
         torch.testing.assert_close(hnet.embedding("ours"), fit.embedding)

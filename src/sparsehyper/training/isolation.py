@@ -200,7 +200,9 @@ def _blocked(number: signal.Signals) -> Iterator[None]:
 def _context(function: Callable[..., Any]) -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    # Import what every call needs once. PyTorch's optimisers import its compiler.
+    # Import what calls need once, for all of them: what this process has of this package, as later
+    # calls may be of other functions. PyTorch's optimisers import its compiler.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__, "accelerate", "torch._dynamo"])
+    own = [name for name in sys.modules if name.split(".")[0] == "sparsehyper"]
+    context.set_forkserver_preload([*own, function.__module__, "accelerate", "torch._dynamo"])
     return context

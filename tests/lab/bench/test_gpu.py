@@ -4,16 +4,25 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from sparsehyper.lab.bench import QUICK, bench, gpu, gpu_checks
 from sparsehyper.lab.report import bench as report
 
 
+def small() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), norm, nn.ReLU(), nn.Flatten(), nn.Linear(900, 10))
+
+
 @pytest.fixture(scope="module")
 def results():
-    """The benchmarks of a GPU, on the CPU: what they measure, without graphs and peaks."""
+    """The benchmarks of a GPU, on the CPU: what they measure, without graphs and peaks, and with
+    small targets for the ResNets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "_RUN_SECONDS", 0.0)
+        for name in ("resnet426k", "ResNet18"):
+            patch.setattr(gpu, name, small)
         groups = {group: gpu.measure_gpu(group, QUICK, 1, 0, "cpu") for group in gpu.GPU_GROUPS}
     return {"settings": {"device": "cuda"}, "groups": groups}
 

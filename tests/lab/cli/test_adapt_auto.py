@@ -22,7 +22,6 @@ from sparsehyper.lab.runs.ordinary import Leaf, form_from_dict, tensors_of
 from sparsehyper.lab.runs.task_list import TaskList
 from sparsehyper.training import CheckpointError
 
-QUICKLY = ("--seconds", "1")
 SHADES = {"new": 40, "old": 90, "torn": 140, "wet": 190, "worn": 240}
 
 
@@ -50,7 +49,7 @@ def adapted(trained) -> tuple[Path, str]:
     out, shown = trained / "adapted", io.StringIO()
     hats = ["--data", str(trained / "hats"), "--task", "hats"]
     with contextlib.redirect_stdout(shown):
-        assert run(["adapt", str(trained / "run"), *hats, "--out", str(out), "--seconds", "4"]) == 0
+        assert run(["adapt", str(trained / "run"), *hats, "--out", str(out)]) == 0
     return out, shown.getvalue()
 
 
@@ -114,7 +113,7 @@ def test_tasks_are_learned_as_if_each_were_the_only_one(command, trained, tmp_pa
     for name, shades in (("caps", (80, 170)), ("gloves", (170, 80))):
         write_task(tmp_path / "more" / name, {"a": shades[0], "b": shades[1]}, count=6)
     both, alone = tmp_path / "both", tmp_path / "alone"
-    adapt = ("adapt", trained / "run", "--method", "head", "--seconds", "500")  # takes few
+    adapt = ("adapt", trained / "run", "--method", "head")
     assert command(*adapt, "--data", tmp_path / "more", "--out", both).code == 0
     gloves = tmp_path / "more" / "gloves"
     assert command(*adapt, "--data", gloves, "--task", "gloves", "--out", alone).code == 0
@@ -166,7 +165,7 @@ def test_known_images_are_asked_where_a_class_has_few(command, trained, tmp_path
     monkeypatch.setattr(learning, "adapt_tasks", seen)
     write_task(tmp_path / "one", {"a": 60, "b": 190}, count=1)
     write_task(tmp_path / "more", {"a": 60, "b": 190}, count=6)
-    adapt = ("adapt", trained / "run", "--task", "caps", *QUICKLY)
+    adapt = ("adapt", trained / "run", "--task", "caps")
     assert command(*adapt, "--data", tmp_path / "one", "--out", tmp_path / "1").code == 0
     assert command(*adapt, "--data", tmp_path / "more", "--out", tmp_path / "2").code == 0
     data = trained / "data"
@@ -188,7 +187,7 @@ def test_a_way_with_a_comma_in_its_name_is_one_in_a_list(command, trained, tmp_p
         learning, "adapt_tasks", lambda *a, **s: adapt_tasks(*a, **{**s, "method": way})
     )
     hats = ("--data", trained / "data" / "bags", "--task", "hats", "--out", tmp_path / "out")
-    done = command("adapt", trained / "run", *hats, *QUICKLY)
+    done = command("adapt", trained / "run", *hats)
     assert "hats: auto: embedding + all 100%; expect " in " ".join(done.out.split())
     assert "auto: embedding + all 100%" in command("tasks", tmp_path / "out").out
 
