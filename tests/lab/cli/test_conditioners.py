@@ -48,13 +48,13 @@ def test_digits_are_learned_and_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 ):
     common = [*SMALL, "--conditioner", kind, "--schedule", "constant", "--lr", "0.01"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    done = command("train", "--out", whole, *common, "--steps", 100, "--json")
+    done = command("train", "--out", whole, *common, "--steps", 60, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["experiment"]["conditioner"] == kind
     assert result["test"]["accuracy"] > 0.8  # of two classes
-    assert command("train", "--out", halves, *common, "--steps", 50).code == 0
-    resumed = command("train", "--out", halves, "--resume", "--steps", 100, "--quiet", "--json")
+    assert command("train", "--out", halves, *common, "--steps", 30).code == 0
+    resumed = command("train", "--out", halves, "--resume", "--steps", 60, "--quiet", "--json")
     assert resumed.code == 0, resumed.err
     assert json.loads(resumed.out)["test"] == result["test"]
     other = command("train", "--out", halves, "--resume", "--conditioner", "task_embedding")
