@@ -150,6 +150,21 @@ def test_errors_are_in_the_unit_of_the_target(command, root):
     assert f"{found['errors']['012']:.4g}" in shown
 
 
+def test_what_is_no_better_than_the_mean_is_said(command, root, tmp_path):
+    """A new site whose prices have nothing to do with its columns."""
+    rng = np.random.default_rng(0)
+    head, *rows = write_sites(tmp_path / "a.csv", range(12, 13), 40, seed=1).read_text().split()
+    noise = [f"{row.rpartition(',')[0]},{rng.choice([70, 130])}" for row in rows]
+    (tmp_path / "noise.csv").write_text("\n".join([head, *noise]))
+    new = ("adapt", root / "run", "--data", tmp_path / "noise.csv", "--out", tmp_path / "out")
+    shown = command(*new).out
+    assert "012: head; expect no better of new rows than the mean of price (R² -" in shown
+    assert "), and to be wrong by " in shown
+    told = "No better than the mean of a task's own target: '012'."
+    assert told in command("evaluate", root / "more", "--added", tmp_path / "noise.csv").out
+    assert "No better" not in command("evaluate", root / "more", "--added", root / "more.csv").out
+
+
 def test_regressions_have_no_classes(command, root, tmp_path):
     new = ("adapt", root / "run", "--data", root / "new.csv", "--out", tmp_path / "out")
     assert "classes" not in command(*new).out
