@@ -16,7 +16,7 @@ from sparsehyper.adaptation import METHODS
 from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
 from sparsehyper.adaptation.ways import WAYS, Start
 
-LONG = 1000.0  # seconds that suffice for every way
+LONG = 600.0  # seconds that suffice for every way
 
 
 def accuracy(model, x, y):
