@@ -37,22 +37,23 @@ LONG = "word " * 20 + "w" * 200
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 740}, "is_mobile": True}
 
 
-def run_of(directory, tasks=None, *, data=None, method="sparse", steps=20):
+def run_of(directory, tasks=None, *, data=None, method="sparse", steps=20, **settings):
     """A small finished run on the digits, or on other ``data``."""
     training = TrainConfig(steps=steps, eval_every=10, warmup=0, lr=3e-3, device="cpu")
     data = data or DataConfig(tasks=tasks)
-    experiment = Experiment(data, training, parse_method(method), "mlp:16", latent_dim=16)
+    experiment = Experiment(
+        data, training, parse_method(method), "mlp:16", latent_dim=16, **settings
+    )
     run_experiment(experiment, directory, quiet=True)
     return directory
 
 
-def sites_of(folder, *, graded=False):
+def sites_of(folder, *, graded=False, **settings):
     """A small finished run on the prices or grades of a table of ten sites."""
     table = write_sites(folder / "sites.csv", range(10), 20, graded=graded)
     target = "grade" if graded else "price"
-    return run_of(
-        folder / "run", data=DataConfig(str(table), task_column="site", target_column=target)
-    )
+    data = DataConfig(str(table), task_column="site", target_column=target)
+    return run_of(folder / "run", data=data, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -286,15 +287,24 @@ def test_numbers_are_shown_by_r_squared(show, tmp_path):
 
 
 def test_what_numbers_were_measured_when_a_task_was_added(show, tmp_path):
-    path = sites_of(tmp_path)
-    write_sites(tmp_path / "new.csv", range(10, 11), 6)
-    adapt_run(path, tmp_path / "more", tmp_path / "new.csv", steps=2)
-    page = show(describe_run(tmp_path / "more"))
+    path = sites_of(tmp_path, head="ridge", base="residual")
+    for name, site, rows in (("few", 10, 6), ("many", 11, 30)):
+        write_sites(tmp_path / f"{name}.csv", range(site, site + 1), rows)
+        adapt_run(path, tmp_path / name, tmp_path / f"{name}.csv")
+        path = tmp_path / name
+    page = show(describe_run(path))
     found = section(page, "Tasks")
     headings = found.get_by_role("columnheader").all_text_contents()
-    assert headings[1:6] == ["origin", "learned from rows", "R² on them", "test rows", "test R²"]
-    entry = describe_run(tmp_path / "more")["tasks"][-1]
-    assert cells(found.locator("table"))[-1][2:4] == ["6", signed(entry["measured"]["accuracy"])]
+    assert headings[2:5] == ["learned from rows", "R² on them", "typical error on them"]
+    assert headings[5:9] == ["expected R²", "expected typical error", "test rows", "test R²"]
+    few, many = (entry["measured"] for entry in describe_run(path)["tasks"][-2:])
+    shown = [row[2:7] for row in cells(found.locator("table"))[-2:]]
+    assert shown[0][:2] == ["6", signed(few["accuracy"])]
+    assert shown[0][3:] == ["–", "–"]
+    low, high = map(signed, many["interval"])
+    assert shown[1][3] == f"{signed(many['expected'])} ({low} to {high})"
+    for text, value in zip(shown[1][2::2], (many["error"], many["expected_error"]), strict=True):
+        assert float(text) == pytest.approx(value, rel=1e-3)
 
 
 def test_classes_of_rows_are_not_called_images(show, tmp_path):

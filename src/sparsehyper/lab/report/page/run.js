@@ -79,11 +79,17 @@ function about(run, task) {
 const measure = (title, key, show) => ({ title,
   text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key]) : "–"),
   value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -Infinity) });
-const expected = { ...measure("expected accuracy", "expected"), text: ({ measured }) => (measured && measured.expected !== null
-  ? `${percent(measured.expected)} (${measured.interval.map((p) => percent(p)).join(" to ")})` : "–") };
+const expected = ({ name, text }) => ({ ...measure(`expected ${name}`, "expected"), text: ({ measured }) => (measured && measured.expected !== null
+  ? `${text(measured.expected)}${measured.interval ? ` (${measured.interval.map(text).join(" to ")})` : ""}` : "–") });
 const reasons = ({ measured }) => (measured && measured.why ? [measured.why, ...measured.warnings].join(" ") : "–");
-const learned = (samples, { name, text, share }) => [measure(`learned from ${samples}`, "images", (n) => count(n)), measure(`${name} on them`, "accuracy", text), share && expected,
-  measure(`test ${samples}`, "test_images", (n) => count(n)), measure(`test ${name}`, "test_accuracy", text)];
+/* Of numbers, only what some task has: errors are in the target's own unit. */
+const learned = (tasks, samples, scores) => {
+  const { name, text, share } = scores, unit = (value) => minus(number(value));
+  const some = (key, column) => tasks.some(({ measured }) => measured && measured[key] !== null) && column;
+  return [measure(`learned from ${samples}`, "images", count), measure(`${name} on them`, "accuracy", text), some("error", measure("typical error on them", "error", unit)),
+    share ? expected(scores) : some("expected", expected(scores)), some("expected_error", measure("expected typical error", "expected_error", unit)),
+    measure(`test ${samples}`, "test_images", count), measure(`test ${name}`, "test_accuracy", text)];
+};
 
 function perTask(run, where) {
   const { tasks, samples } = run, evaluated = run.evaluation !== null, scores = SCORES[run.score];
@@ -97,7 +103,7 @@ function perTask(run, where) {
     evaluated && tasks[0].images && { title: `${where} ${samples}`, text: (task) => count(task.images), value: (task) => task.images },
     scores.share && { title: "classes", text: (task) => count(task.classes.length), value: (task) => task.classes.length },
     !evaluated && { title: "origin", text: (task) => task.origin, value: (task) => task.origin, left: true },
-    ...(tasks.some((task) => task.measured) ? learned(samples, scores) : []),
+    ...(tasks.some((task) => task.measured) ? learned(tasks, samples, scores) : []),
     tasks.some((task) => task.measured?.why) && { title: "why", text: reasons, left: true },
     tasks[0].nearest !== null && { title: "nearest task", text: nearest, value: nearest, left: true },
   ].filter(Boolean);
