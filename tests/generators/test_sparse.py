@@ -135,7 +135,7 @@ def test_output_variance_is_one_at_every_depth(topology, fan_in, monkeypatch):
         lambda *sizes, sigma, rng: draw_once(*sizes, sigma=sigma, rng_seed=rng.initial_seed()),
     )
     z = embeddings(256, 64).float()
-    usual = (topology, fan_in) == ("circulant", "linear")
+    usual = (topology, fan_in) == ("circulant", "linear")  # scales follow whatever the wiring is
     for depth, (growth, numel) in DEPTHS.items():
         for activation in ACTIVATIONS if usual else (Sparse().activation, "relu"):
             spec = Sparse(fan_in, growth, topology, activation=activation)

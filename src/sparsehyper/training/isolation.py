@@ -203,6 +203,6 @@ def _context(function: Callable[..., Any]) -> Any:
     # Import what calls need once, for all of them: what this process has of this package, as later
     # calls may be of other functions. PyTorch's optimisers import its compiler.
     context = multiprocessing.get_context("forkserver")
-    own = [name for name in sys.modules if name.split(".")[0] == "sparsehyper"]
+    own = [name for name in list(sys.modules) if name.split(".")[0] == "sparsehyper"]
     context.set_forkserver_preload([*own, function.__module__, "accelerate", "torch._dynamo"])
     return context

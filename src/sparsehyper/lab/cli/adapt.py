@@ -188,11 +188,10 @@ def _in_words(row: dict[str, Any], what: str) -> str:
     text = f"{row['task']}: {row['method']}"
     if row["expected_error"] is not None:
         expected, target = expectation(row, row["score"]), row["classes"][0]
-        if row["expected"] > 0:
-            text += f"; expect R² {expected} of new {what}"
-        else:
-            text += f"; expect no better of new {what} than the mean of {target} (R² {expected})"
-        text += f", and to be wrong by {in_unit(row['expected_error'])} in {target} typically"
+        text += f"; expect R² {expected} of new {what}, and to be wrong by "
+        text += f"{in_unit(row['expected_error'])} in {target} typically"
+        if row["expected"] <= 0:
+            text += f", no better than the mean of {target}"
     elif row["expected"] is not None:
         text += f"; expect {expectation(row, row['score'])} of new {what} right"
     if row["more"] is not None:

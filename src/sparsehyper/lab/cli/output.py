@@ -23,7 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from sparsehyper._util.text import listed, printable, says_number
+from sparsehyper._util.text import printable, says_number
 
 if TYPE_CHECKING:
     from sparsehyper.lab.data import Columns
@@ -181,6 +181,3 @@ def print_tasks(title: str, evaluation: dict[str, Any]) -> None:
     rows.append(line("mean", evaluation["accuracy"], (evaluation[name] for name in measures)))
     names = ("typical error" if name == "error" else name for name in measures)
     print_table(title, ["task", score, *names], rows)
-    useless = [task for task, value in evaluation["accuracies"].items() if value <= 0]
-    if score == "R²" and useless:
-        echo(f"No better than the mean of a task's own target: {listed(useless)}.")
