@@ -121,7 +121,7 @@ def test_says_where_its_own_embedding_of_a_task_was_not_fitted(make):
     hnet, given = make(), samples(99, 100, classes=5)
     before = hnet.embedding("known 1").clone()
     for name, overwrite, left in (("known 1", True, "as it was"), ("new", False, "the mean of")):
-        adapted = adapt_task(hnet, name, given, method="linear", overwrite=overwrite)
+        adapted = adapt_task(hnet, name, given, method="linear", overwrite=overwrite, seconds=LONG)
         (warning,) = adapted.warnings
         assert f"own embedding of the task was not fitted and is {left}" in warning
         assert warning.endswith("; use `model` instead: the target has 3 outputs only")
