@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -163,6 +164,11 @@ class FreshTasks:
             tasks_per_batch=self.tasks_per_batch,
         )
         return with_settings(experiment, method.settings)
+
+
+def with_methods(sets: Mapping[str, FreshTasks], names: tuple[str, ...]) -> dict[str, FreshTasks]:
+    """The same sets, for other methods to compare."""
+    return {name: replace(tasks, methods=names) for name, tasks in sets.items()}
 
 
 _PAIRS = "split:{0}-{1},{2}-{3},{4}-{5},{6}-{7},{8}-{9}"

@@ -16,6 +16,7 @@ from sparsehyper.lab.data.splits import digests
 from sparsehyper.lab.runs.config import DataConfig, Experiment
 from sparsehyper.lab.studies.cells import Cell, Workspace, slug
 from sparsehyper.lab.studies.comparison import Comparison
+from sparsehyper.lab.studies.fair_results import accuracy_tables
 from sparsehyper.lab.studies.fair_sets import (
     AT_EVERY_BUDGET,
     METHODS,
@@ -23,6 +24,7 @@ from sparsehyper.lab.studies.fair_sets import (
     VARIANTS,
     FreshTasks,
 )
+from sparsehyper.lab.studies.pages import Table, searches_table
 from sparsehyper.lab.studies.search import SEARCH_SEED, Space, run_searches, with_settings
 from sparsehyper.lab.studies.study import Results, Study
 from sparsehyper.lab.studies.trainings import measured
@@ -125,6 +127,10 @@ class FreshStudy(Study):
             for method in self.sets[name].methods
             for budget in (self.budgets if method in AT_EVERY_BUDGET else [METHODS[method].budget])
         ]
+
+    @staticmethod
+    def tables(results: Results) -> list[Table]:
+        return [*accuracy_tables(results), searches_table(results)]
 
     @staticmethod
     def draw(results: Results, path: str | PathLike[str]) -> None:

@@ -38,11 +38,11 @@ it says for which tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sparsehyper.lab.studies.cells import Workspace
-from sparsehyper.lab.studies.fair_results import accuracy_tables, difference
+from sparsehyper.lab.studies.fair_results import difference
 from sparsehyper.lab.studies.fair_sets import (
     BASED,
     CHUNKED_BASED,
@@ -52,11 +52,10 @@ from sparsehyper.lab.studies.fair_sets import (
     SPARSE,
     SPARSE_BASED,
     FreshTasks,
+    with_methods,
 )
 from sparsehyper.lab.studies.fresh_study import FreshStudy
 from sparsehyper.lab.studies.intervals import holm
-from sparsehyper.lab.studies.pages import Table, searches_table
-from sparsehyper.lab.studies.study import Results
 
 _METHODS = (SPARSE, *BASED, "shared trunk")
 # What sparse and a base is compared with: a method and, where it has several, its budget.
@@ -95,23 +94,15 @@ class SharedBase(FreshStudy):
 
     @classmethod
     def cpu(cls) -> SharedBase:
-        return cls(_with_methods(CPU_SETS))
+        return cls(with_methods(CPU_SETS, _METHODS))
 
     @classmethod
     def full(cls) -> SharedBase:
-        return cls(_with_methods(FULL_SETS), stops=True, device="auto")
+        return cls(with_methods(FULL_SETS, _METHODS), stops=True, device="auto")
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
         searches, rows = self.measure_all(workspace)
         return {"searches": searches, "rows": rows, "claims": claims_of(rows)}
-
-    @staticmethod
-    def tables(results: Results) -> list[Table]:
-        return [*accuracy_tables(results), searches_table(results)]
-
-
-def _with_methods(sets: Mapping[str, FreshTasks]) -> dict[str, FreshTasks]:
-    return {name: replace(tasks, methods=_METHODS) for name, tasks in sets.items()}
 
 
 def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

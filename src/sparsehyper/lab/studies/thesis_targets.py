@@ -51,7 +51,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsehyper.lab.studies.cells import Workspace
-from sparsehyper.lab.studies.fair_results import accuracy_tables, difference
+from sparsehyper.lab.studies.fair_results import difference
 from sparsehyper.lab.studies.fair_sets import (
     CPU_SETS,
     FRAME,
@@ -62,16 +62,14 @@ from sparsehyper.lab.studies.fair_sets import (
     THESIS_CHUNKED,
     THESIS_SPARSE,
     FreshTasks,
+    with_methods,
 )
 from sparsehyper.lab.studies.fresh_study import FreshStudy
 from sparsehyper.lab.studies.intervals import holm
-from sparsehyper.lab.studies.pages import Table, searches_table
 from sparsehyper.lab.studies.search import LR
-from sparsehyper.lab.studies.study import Results
 
 _OURS, _OUR_CHUNKED = LARGER_BASED
-_TRUNK = "shared trunk"
-_GENERATORS = (_OURS, SPARSE_BASED, _OUR_CHUNKED, *THESIS_SPARSE, THESIS_CHUNKED)
+_METHODS = (_OURS, SPARSE_BASED, _OUR_CHUNKED, *THESIS_SPARSE, THESIS_CHUNKED, *FRAME)
 # What is compared in each question.
 _CLAIMS = (
     *((1, sparse, THESIS_CHUNKED) for sparse in THESIS_SPARSE),
@@ -111,29 +109,22 @@ class ThesisTargets(FreshStudy):
 
     @classmethod
     def smoke(cls) -> ThesisTargets:
-        methods = (_OURS, SPARSE_BASED, THESIS_SPARSE[0], THESIS_CHUNKED, _TRUNK)
+        methods = (_OURS, SPARSE_BASED, THESIS_SPARSE[0], THESIS_CHUNKED, "shared trunk")
         pairs = FreshTasks("digits", "split:{0}-{1},{2}-{3}", "mlp:256-256", 6, 2, 5, methods)
         return cls({"digits": pairs}, trials=1, seeds=2)
 
     @classmethod
     def cpu(cls) -> ThesisTargets:
-        methods = (*_GENERATORS, *FRAME)
-        tasks = replace(CPU_SETS[PERMUTED], target="mlp:400-400-400", steps=600, methods=methods)
-        return cls({PERMUTED: tasks})
+        tasks = replace(CPU_SETS[PERMUTED], target="mlp:400-400-400", steps=600)
+        return cls(with_methods({PERMUTED: tasks}, _METHODS))
 
     @classmethod
     def full(cls) -> ThesisTargets:
-        methods = (*_GENERATORS, *FRAME)
-        sets = {name: replace(tasks, methods=methods) for name, tasks in FULL_SETS.items()}
-        return cls(sets, seeds=8, stops=True, device="auto")
+        return cls(with_methods(FULL_SETS, _METHODS), seeds=8, stops=True, device="auto")
 
     def run(self, workspace: Workspace) -> dict[str, Any]:
         searches, rows = self.measure_all(workspace)
         return {"searches": searches, "rows": rows, "claims": claims_of(rows)}
-
-    @staticmethod
-    def tables(results: Results) -> list[Table]:
-        return [*accuracy_tables(results), searches_table(results)]
 
 
 def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

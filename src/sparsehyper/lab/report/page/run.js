@@ -77,10 +77,10 @@ function about(run, task) {
 
 /* What was measured when a task was added to a run. */
 const measure = (title, key, show) => ({ title,
-  text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key]) : "–"),
+  text: ({ measured }) => (measured && measured[key] !== null ? show(measured[key], measured) : "–"),
   value: ({ measured }) => (measured && measured[key] !== null ? measured[key] : -Infinity) });
-const expected = ({ name, text }) => ({ ...measure(`expected ${name}`, "expected"), text: ({ measured }) => (measured && measured.expected !== null
-  ? `${text(measured.expected)}${measured.interval ? ` (${measured.interval.map(text).join(" to ")})` : ""}` : "–") });
+const expected = ({ name, text }) => measure(`expected ${name}`, "expected",
+  (value, { interval }) => `${text(value)}${interval ? ` (${interval.map(text).join(" to ")})` : ""}`);
 const reasons = ({ measured }) => (measured && measured.why ? [measured.why, ...measured.warnings].join(" ") : "–");
 /* Of numbers, only what some task has: errors are in the target's own unit. */
 const learned = (tasks, samples, scores) => {
