@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,7 +95,7 @@ def check(got, x, weights, g, sources):
         leaves = [size(t).requires_grad_() for t in (x, *weights)]
         y = leaves[0]
         for w, indices in zip(leaves[1:], sources, strict=True):
-            y = (y[:, indices] * w).sum(1)
+            y = (y[:, indices] * w[:, torch.arange(indices.shape[1]) % w.shape[1]]).sum(1)
         results.append([y.detach(), *torch.autograd.grad(y, leaves, size(g))])
     for mine, value, terms in zip(got, *results, strict=True):
         assert mine.shape == value.shape
@@ -100,10 +104,10 @@ def check(got, x, weights, g, sources):
         assert (error <= TOLERANCE[x.dtype] * len(weights) * terms + 1e-30).all()
 
 
-def run(x, weights, g, wirings, device):
+def run(x, weights, g, wirings, device, widths=None):
     """y and all gradients, on the device."""
     leaves = [t.detach().to(device).requires_grad_() for t in (x, *weights)]
-    y = sparse_chain(leaves[0], leaves[1:], wirings)
+    y = sparse_chain(leaves[0], leaves[1:], wirings, widths)
     return [y.detach(), *torch.autograd.grad(y, leaves, g.to(device))]
 
 
@@ -125,6 +129,20 @@ def test_equals_a_dense_reference_for_many_rows(device, kind, rows):
     wiring, sources = make_wiring(kind, 40, 101, 2, device)
     x, w, g = torch.randn(rows, 40), torch.randn(2, 101), torch.randn(rows, 101)
     check(run(x, [w], g, [wiring], device), x, [w], g, [sources])
+
+
+@pytest.mark.parametrize("kind", ["circulant", "indexed"])
+@pytest.mark.parametrize(
+    ("shape", "columns"), [((7, 40, 3), 39), ((60, 131, 3), 9), ((90, 61, 2), 1)]
+)
+@pytest.mark.usefixtures("poison")
+def test_outputs_may_share_weights(device, kind, shape, columns):
+    wiring, sources = make_wiring(kind, *shape, device)
+    w = torch.randn(len(sources), columns)
+    for rows, dtype in ((0, torch.float32), (1, torch.float32), (5, torch.bfloat16)):
+        x, g = torch.randn(rows, shape[0], dtype=dtype), torch.randn(rows, shape[1], dtype=dtype)
+        w = w.to(dtype)
+        check(run(x, [w], g, [wiring], device, [shape[1]]), x, [w], g, [sources])
 
 
 @pytest.mark.parametrize("kind", ["circulant", "indexed"])
@@ -200,16 +218,43 @@ def test_a_chain_is_few_launches(device, launched, monkeypatch, kinds, narrow, f
         assert len(names) == len(forward) + backward
 
 
+@pytest.mark.parametrize(
+    ("narrow", "forward", "backward"),
+    [
+        (100, ["narrow", "circulant", "indexed"], 5),
+        (0, ["circulant"] * 4 + ["indexed"], 8),
+    ],
+)
+@pytest.mark.usefixtures("poison")
+def test_a_chain_of_shared_weights_copies_nothing(
+    device, launched, monkeypatch, narrow, forward, backward
+):
+    monkeypatch.setattr(steps, "NARROW", narrow)
+    wirings, sources = make_chain(["circulant"] * 4 + ["indexed"], device)
+    widths = [s.shape[1] for s in sources]
+    weights = [torch.randn(len(s), -(-s.shape[1] // 7)) for s in sources]
+    weights[1] = torch.randn(sources[1].shape)  # as many weights as outputs amid others
+    for rows in (1, 3):
+        x, g = torch.randn(rows, 5), torch.randn(rows, SIZES[-1])
+        launched.clear()
+        check(run(x, weights, g, wirings, device, widths), x, weights, g, sources)
+        if rows == 1:
+            assert launched[: len(forward)] == forward
+            assert len(launched) == len(forward) + backward
+
+
 @pytest.mark.parametrize("frozen", [{0, 1, 2, 3}, {0, 4, 5}, {0, 2}, {1, 2, 3, 4, 5}], ids=str)
 @pytest.mark.usefixtures("poison")
 def test_what_is_frozen_gets_no_gradient(device, monkeypatch, frozen):
     monkeypatch.setattr(steps, "NARROW", 100)
     wirings, sources = make_chain(["circulant"] * 4 + ["indexed"], device)
+    widths = [s.shape[1] for s in sources]
     leaves = [torch.randn(2, 5), *[torch.randn(s.shape) for s in sources]]
+    leaves[4] = leaves[4][:, :50]  # shared
     g = torch.randn(2, SIZES[-1])
-    expected = run(leaves[0], leaves[1:], g, wirings, device)
+    expected = run(leaves[0], leaves[1:], g, wirings, device, widths)
     leaves = [t.to(device).requires_grad_(i not in frozen) for i, t in enumerate(leaves)]
-    y = sparse_chain(leaves[0], leaves[1:], wirings)
+    y = sparse_chain(leaves[0], leaves[1:], wirings, widths)
     y.backward(g.to(device))
     for i, (leaf, value) in enumerate(zip(leaves, expected[1:], strict=True)):
         if i in frozen:
@@ -340,10 +385,12 @@ def test_layers_of_few_inputs_need_no_index(device, launched):
 
 
 @pytest.mark.parametrize("topology", ["circulant", "uniform"])
+@pytest.mark.parametrize("share", [1, 3])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
-def test_compiled_a_chain_is_one_operator(device, topology):
+def test_compiled_a_chain_is_one_operator(device, topology, share):
     layers = torch.nn.ModuleList(
-        SparseLinear(a, b, 2, topology=topology, seed=a) for a, b in itertools.pairwise(SIZES[:4])
+        SparseLinear(a, b, 2, topology=topology, share=share, seed=a)
+        for a, b in itertools.pairwise(SIZES[:4])
     ).to(device)
 
     class Model(torch.nn.Module):
@@ -381,11 +428,12 @@ def test_the_operators_keep_the_rules_of_pytorch(device, rows):
         [layer.sources for layer in made],
         *map(list, zip(*lists, strict=True)),
         [layer.n_in for layer in made],
+        [11, 30],
         [layer.circulant for layer in made],
         [shift for layer in made for shift in layer.shifts],
     )
     x, g = torch.randn(rows, 5, device=device), torch.randn(rows, 30, device=device)
-    weights = [torch.randn(s.shape, device=device) for s in sources]
+    weights = [torch.randn(len(s), 9, device=device) for s in sources]
     between = torch.randn(rows * 11, device=device)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     operators = torch.ops.sparsehyper
@@ -404,11 +452,15 @@ def test_refuses_layers_that_do_not_fit(device):
         (weights[1:], r"`weight` must have shape \[4, n_out\], got \[3, 30\]"),
         ([weights[0], weights[1][:2]], r"`weight` must have shape \[3, n_out\], got \[2, 30\]"),
         ([weights[0], weights[1][:, :9]], "`shifts` must have 1 rows for 11 inputs"),
+        ([weights[0], weights[1][:, :0]], "`shifts` must have 0 rows for 11 inputs"),
     ):
         with pytest.raises(ValueError, match=message):
             sparse_chain(x, broken, wirings[: len(broken)])
     with pytest.raises(ValueError, match=r"`x` must have shape \[batch, 5\], got \[1, 11\]"):
         sparse_chain(x, [weights[0]] * 2, [wirings[0]] * 2)
+    for columns in (0, 12):
+        with pytest.raises(ValueError, match=f"`weight` must have 1 to 11 columns, got {columns}"):
+            sparse_chain(x, [weights[0].new_zeros(4, columns)], wirings[:1], [11])
 
 
 def test_without_triton_there_are_no_kernels(monkeypatch):
@@ -416,3 +468,21 @@ def test_without_triton_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(products, "DEVICE", "cpu")
     assert not gpu.takes(torch.zeros(1))
     assert not gpu.serves(torch.device("cpu"))
+
+
+def test_triton_compiles_every_kernel():
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [
+        "circulant",
+        "circulant_adjoint",
+        "circulant_adjoint_w",
+        "columns",
+        "indexed",
+        "indexed_adjoint",
+        "narrow",
+        "narrow_adjoint_x",
+    ]

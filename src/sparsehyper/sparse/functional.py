@@ -37,7 +37,7 @@ def sparse_linear(x: Tensor, weight: Tensor, wiring: Wiring) -> Tensor:
         TypeError: x and weights of different dtypes.
     """
     if torch.compiler.is_compiling() and (layers := _compiled_layers(x, [wiring])):
-        return gpu.compiled_chain(x, [weight], layers)
+        return gpu.compiled_chain(x, [weight], layers, [weight.shape[1]])
     function = _Apply if torch.compiler.is_compiling() else _DualApply
     return function.apply(x, weight, wiring)
 
@@ -62,14 +62,11 @@ def sparse_chain(
     if widths is None:
         widths = [weight.shape[-1] for weight in weights]
     compiling = torch.compiler.is_compiling()
-    native = not compiling and kernels.takes(x, *weights)
-    if not native:  # only the C kernels read shared weights as they are
-        weights = list(map(spread, weights, widths))
     if compiling and (layers := _compiled_layers(x, wirings)):
-        return gpu.compiled_chain(x, weights, layers)
+        return gpu.compiled_chain(x, weights, layers, widths)
     # The compiler joins the nodes itself.
-    if compiling or not (native or gpu.suits(x)):
-        return _one_by_one(x, wirings, weights)
+    if compiling or not (kernels.takes(x, *weights) or gpu.suits(x)):
+        return _one_by_one(x, wirings, list(map(spread, weights, widths)))
     return _Chain.apply(x, wirings, widths, *weights)[0]
 
 
@@ -226,7 +223,9 @@ class _Chain(Function):
             return native.chain(x, weights, [wiring.native for wiring in wirings], widths)
         if gpu.takes(x, *weights):
             layers = [wiring.layer(x.device) for wiring in wirings]
-            return gpu.chain(x, weights, layers, lambda: _check(x, weights, wirings))
+            return gpu.chain(
+                x, weights, layers, widths, lambda: _check(x, weights, wirings, widths)
+            )
         wide = list(map(spread, weights, widths))  # of a subclass, without memory
         return _one_by_one(x, wirings, wide), x.new_empty(0)
 
@@ -265,7 +264,9 @@ class _Chain(Function):
                 return gx, None, None, *grads
             if gpu.takes(*tensors):
                 layers = [wiring.layer(x.device) for wiring in wirings]
-                gx, grads = gpu.chain_adjoint(g, x, between, weights, layers, needs_x, needs)
+                gx, grads = gpu.chain_adjoint(
+                    g, x, between, weights, layers, ctx.widths, needs_x, needs
+                )
                 return gx, None, None, *grads
         # Higher derivatives and transforms go layer by layer.
         weights = list(map(spread, weights, ctx.widths))
@@ -310,12 +311,14 @@ class _Chain(Function):
         return (y, y.new_empty(0)), (0, None)
 
 
-def _check(x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring]) -> None:
+def _check(
+    x: Tensor, weights: Sequence[Tensor], wirings: Sequence[Wiring], widths: Sequence[int]
+) -> None:
     """Raise if the layers of a chain do not fit their weights or one another."""
     shape = x.shape
-    for wiring, weight in zip(wirings, weights, strict=True):
-        check(wiring, shape, x.dtype, weight)
-        shape = torch.Size([len(x), weight.shape[1]])
+    for wiring, weight, width in zip(wirings, weights, widths, strict=True):
+        check(wiring, shape, x.dtype, weight, width)
+        shape = torch.Size([len(x), width])
 
 
 def _save_versions(ctx: Any, wirings: Sequence[Wiring]) -> None:

@@ -57,13 +57,13 @@ class Circulant:
         """Always 0, since the shifts cannot change."""
         return 0
 
-    def check(self, w: Tensor) -> None:
-        """Raise ``ValueError`` if the weights have another number of outputs than the wiring."""
-        copies = -(-w.shape[1] // self.n_in) if self.n_in else 0
+    def check(self, w: Tensor, width: int) -> None:
+        """Raise ``ValueError`` if the wiring has another number of outputs than ``width``."""
+        copies = -(-width // self.n_in) if self.n_in else 0
         if copies != len(self.shifts):
             raise ValueError(
-                f"`shifts` must have {copies} rows for {self.n_in} inputs and a weight of shape "
-                f"{list(w.shape)}, got {len(self.shifts)}"
+                f"`shifts` must have {copies} rows for {self.n_in} inputs and [fan_in, n_out] = "
+                f"{[len(w), width]}, got {len(self.shifts)}"
             )
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Circulant:
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.circulant(x, w, self._flat)
         if gpu.takes(x, w):
-            return gpu.chain(x, [w], [self.layer(x.device)])[0]
+            return gpu.chain(x, [w], [self.layer(x.device)], [w.shape[1]])[0]
         return portable.circulant(x, w, self.shifts)
 
     def adjoint(
@@ -119,13 +119,13 @@ class Indexed:
         """Number of writes to the sources."""
         return writes(self.sources)
 
-    def check(self, w: Tensor) -> None:
-        """Raise ``ValueError`` if the weights have another shape or device than the sources."""
-        sources = self.sources
-        if (sources.shape, sources.dtype, sources.device) != (w.shape, torch.int32, w.device):
+    def check(self, w: Tensor, width: int) -> None:
+        """Raise ``ValueError`` for sources of other sizes or on another device than the weights."""
+        sources, shape = self.sources, (len(w), width)
+        if (sources.shape, sources.dtype, sources.device) != (shape, torch.int32, w.device):
             raise ValueError(
-                f"`sources` must be int32 on {w.device} and of the shape of `weight`, "
-                f"{list(w.shape)}, got {sources.dtype} on {sources.device} of shape "
+                f"`sources` must be int32 on {w.device} and of shape [fan_in, n_out] = "
+                f"{list(shape)}, got {sources.dtype} on {sources.device} of shape "
                 f"{list(sources.shape)}"
             )
 
@@ -135,7 +135,7 @@ class Indexed:
         if kernels.takes(x, w):
             return torch.ops.sparsehyper.indexed(x, w, self.sources)
         if gpu.takes(x, w):
-            return gpu.chain(x, [w], [self.layer(x.device)])[0]
+            return gpu.chain(x, [w], [self.layer(x.device)], [w.shape[1]])[0]
         return portable.indexed(x, w, self.sources)
 
     def adjoint(
@@ -174,13 +174,22 @@ def writes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def check(wiring: Wiring, shape: Sequence[int], dtype: torch.dtype, w: Tensor) -> None:
-    """Raise if weights do not fit the wiring or an x of this shape and dtype."""
+def check(
+    wiring: Wiring, shape: Sequence[int], dtype: torch.dtype, w: Tensor, width: int | None = None
+) -> None:
+    """Raise if weights do not fit the wiring or an x of this shape and dtype.
+
+    ``width`` is the number of outputs; by default that of the weights' columns.
+    """
     if len(shape) != 2 or shape[1] != wiring.n_in:
         raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(shape)}")
     if w.ndim != 2 or len(w) != wiring.fan_in:
         raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
-    wiring.check(w)
+    columns = w.shape[1]
+    width = columns if width is None else width
+    if columns > width or columns == 0 < width:
+        raise ValueError(f"`weight` must have 1 to {width} columns, got {columns}")
+    wiring.check(w, width)
     if w.dtype != dtype:
         raise TypeError(f"`weight` must be {dtype}, as `x` is, got {w.dtype}")
 

@@ -31,7 +31,7 @@ def test_a_size_at_which_the_default_does_not_fit(little_memory):
     sizes = replace(QUICK, generators=(20_000, 100_000), largest_slow=0)
     found = measure_generators(sizes, 1, 0)
     large = [row for row in found["rows"] if row["numel"] == 100_000]
-    assert [row["method"] for row in large] == ["sparse, growth 8"]
+    assert [row["method"] for row in large] == ["sparse, N ÷ 8", "sparse, growth 8"]
     assert set(large[0]["over"]) == {"floor"}
     assert found["flatness"] == {"from 20,000": 1.0}
 

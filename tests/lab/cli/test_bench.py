@@ -50,7 +50,7 @@ def test_measures_prints_writes_and_draws(command, tmp_path, tiny):
     assert all(set(r["over"]) == {"floor", "thesis", "sparse"} for r in layers)
     generators = results["groups"]["generators"]["rows"]
     assert [r["method"] for r in generators] == [
-        "sparse", "sparse, growth 8", "sparse, local", "chunked", "dense", "thesis"
+        "sparse", "sparse, N ÷ 8", "sparse, growth 8", "sparse, local", "chunked", "dense", "thesis"
     ]  # fmt: skip
     assert {r["method"]: r["trainable"] for r in generators}["dense"] == 64 * 20_000
     steps = results["groups"]["steps"]

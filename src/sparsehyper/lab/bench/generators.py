@@ -20,8 +20,11 @@ from sparsehyper.training.isolation import DiedError, call_in_process
 LATENT = 64
 BUDGET = 4  # trainable parameters of the chunked generator per generated parameter
 THESIS = "thesis"
+EIGHTH = "sparse, N ÷ 8"  # a generator of so many weights, which outputs share
+SMALL = "sparse, 1.125 N"  # and a base of N beside it
 _SPECS: dict[str, Generator] = {
     "sparse": Sparse(),
+    EIGHTH: Sparse(),  # sized to it
     "sparse, growth 8": Sparse(growth=8),
     "sparse, local": Sparse(topology="local"),
     "chunked": Chunked(),  # sized to the budget
@@ -133,7 +136,14 @@ def _flatness(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def eighth(numel: int) -> Sparse:
+    """A sparse generator of an eighth of N weights, which outputs share."""
+    return Sparse().with_budget(numel // 8, LATENT, numel)
+
+
 def _spec(name: str, numel: int) -> Generator:
+    if name == EIGHTH:
+        return eighth(numel)
     spec = _SPECS[name]
     return spec.with_budget(BUDGET * numel, LATENT, numel) if name == "chunked" else spec
 

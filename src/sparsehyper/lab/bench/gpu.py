@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Chunked, Generator, Sparse
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.generators import BUDGET, LATENT
+from sparsehyper.lab.bench.generators import BUDGET, EIGHTH, LATENT, SMALL, eighth
 from sparsehyper.lab.bench.gpu_checks import check_gpu
 from sparsehyper.lab.bench.products import Coo, bytes_moved
 from sparsehyper.lab.bench.sizes import Sizes
@@ -100,11 +100,12 @@ class _Bench:
         """Forward and backward passes of whole generators, from one embedding."""
         rows = []
         for numel in self.sizes.gpu_generators:
-            specs: dict[str, Generator] = {"sparse": Sparse()}
+            specs: dict[str, Generator] = {"sparse": Sparse(), EIGHTH: eighth(numel)}
             if numel <= _LARGEST_CHUNKED:
                 specs["chunked"] = Chunked().with_budget(BUDGET * numel, LATENT, numel)
             z, grad = self.random(1, LATENT).requires_grad_(), self.random(1, numel)
-            works, least, built, peaks = {}, None, {}, {}
+            works, built, peaks = {}, {}, {}
+            least = None
             for name, spec in specs.items():
                 before, start = self.allocated(), time.perf_counter()
                 module = spec.build(LATENT, numel, self.seed).to(self.device)
@@ -127,10 +128,19 @@ class _Bench:
         rows = []
         for name, make, x, y in self.targets():
             works, peaks = {}, {}
-            for method, spec in (("plain", None), ("sparse", Sparse()), ("chunked", Chunked())):
+            numel = sum(p.numel() for p in make().parameters())
+            budgets: dict[str, Generator] = {
+                "sparse": Sparse(),
+                "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
+                SMALL: eighth(numel),
+            }
+            for method in ("plain", *budgets):
                 before = self.allocated()
-                model = make() if spec is None else self.hypernetwork(make(), spec)
-                works[method] = self.step(model, None if spec is None else 0, x, y)
+                model = make()
+                if method in budgets:
+                    base = "learned" if method == SMALL else "zeros"
+                    model = self.hypernetwork(model, budgets[method], base)
+                works[method] = self.step(model, None if method == "plain" else 0, x, y)
                 peaks[method] = self.peak(works[method], before)
             case = {"work": f"step, {name}", "batch": len(x), "peak": peaks}
             rows += self.rows(case, self.with_graphs(works))
@@ -209,12 +219,9 @@ class _Bench:
         """A new target on the device."""
         return make().to(self.device)
 
-    def hypernetwork(self, target: nn.Module, spec: Generator) -> HyperNetwork:
-        """A hypernetwork of ten tasks; a chunked one has four weights per parameter."""
-        if isinstance(spec, Chunked):
-            numel = sum(p.numel() for p in target.parameters())
-            spec = spec.with_budget(BUDGET * numel, LATENT, numel)
-        return HyperNetwork(target, spec, TaskEmbedding(TASKS, LATENT), base="zeros")
+    def hypernetwork(self, target: nn.Module, spec: Generator, base: str = "zeros") -> HyperNetwork:
+        """A hypernetwork of ten tasks."""
+        return HyperNetwork(target, spec, TaskEmbedding(TASKS, LATENT), base=base)
 
     def step(
         self,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Chunked, Generator, Sparse
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.generators import BUDGET, LATENT
+from sparsehyper.lab.bench.generators import BUDGET, LATENT, SMALL, eighth
 from sparsehyper.lab.bench.products import thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
@@ -72,13 +72,15 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
     numel = sum(p.numel() for p in plain.parameters())
     specs: dict[str, Generator] = {
         "sparse": Sparse(),
+        SMALL: eighth(numel),
         "sparse, growth 8": Sparse(growth=8),
         "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
         "thesis": Sparse(),
     }
     runs: dict[str, TimedRun] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
     for name, spec in specs.items():
-        hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base="zeros")
+        base = "learned" if name == SMALL else "zeros"
+        hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base=base)
         if name == "thesis":
             hnet.generator = thesis_generator(hnet.generator)
         runs[name] = timed(make_step(hnet, lambda hnet=hnet: hnet(x, task=0), y))  # type: ignore[misc]

@@ -4,6 +4,9 @@ Every sum has one owner and a fixed order: there are no atomics, and no result d
 Sums are in float32, whatever the tensors' dtype. Each function is one launch; ``steps`` says when,
 and how large its blocks are.
 
+Outputs may share weights: w has ``period`` columns, and output j has column j mod period. SHARED is
+whether these are fewer than the outputs.
+
 A loop whose length is not a compile-time constant is a ``while``, which Triton's interpreter takes
 too. A tuple of blocks grows by ``a = a + (b,)``, the only way that Triton knows.
 """
@@ -14,7 +17,7 @@ import triton
 import triton.language as tl
 
 # No value of these sizes is worth a compilation of its own.
-_SIZES = ("rows", "n", "m", "k", "copy", "tap", "pair", "width", "blocks")
+_SIZES = ("rows", "n", "m", "k", "copy", "tap", "pair", "width", "period", "blocks")
 # Nor is an alignment: a shift may be any number, so wide loads are no use.
 _UNALIGNED = ("w", "y", "gx", "gw", "weights", "tables", "between", "slopes", "grads")
 _INDICES = ("sources", "starts", "order")
@@ -36,6 +39,12 @@ def _parts(size, most):
 
 
 @triton.jit
+def _column(j, period, SHARED: tl.constexpr):
+    """The column of the weights of output j."""
+    return j.to(tl.int32) % period if SHARED else j
+
+
+@triton.jit
 def _enter(EARLY: tl.constexpr):
     """Wait for the launch before this one, and let the next one start; both may overlap a little.
 
@@ -48,11 +57,11 @@ def _enter(EARLY: tl.constexpr):
 
 @triton.jit(**_SHIFTED)
 def circulant(
-    x, w, y, shifts, rows, n, m, k, copy, tap,
-    ADD: tl.constexpr, COPIES: tl.constexpr, TAPS: tl.constexpr,
+    x, w, y, shifts, rows, n, m, k, period, copy, tap,
+    ADD: tl.constexpr, COPIES: tl.constexpr, TAPS: tl.constexpr, SHARED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """``y[b, c·n + i] = Σ_t w[t, c·n + i] · x[b, (i + shifts[c, t]) mod n]``.
+    """``y[b, j] = Σ_t w[t, j mod period] · x[b, (i + shifts[c, t]) mod n]``, where j = c·n + i.
 
     A launch is for COPIES copies from ``copy`` on and TAPS taps from ``tap`` on; with ADD it adds
     to y. The shifts come as arguments, because loading them would cost as much as loading x again.
@@ -60,7 +69,7 @@ def circulant(
     every tap finds it again.
     """
     _enter(EARLY)
-    ONCE: tl.constexpr = "evict_first" if ROWS > 1 else ""
+    ONCE: tl.constexpr = "evict_first" if ROWS > 1 and not SHARED else ""
     OFTEN: tl.constexpr = "evict_last" if ROWS > 1 else ""
     per_group = _parts(n, BLOCK) * COPIES
     first = tl.program_id(0) // per_group * ROWS
@@ -69,6 +78,8 @@ def circulant(
     i = block // COPIES * BLOCK + tl.arange(0, BLOCK)
     j = (copy + which).to(tl.int64) * n + i
     inside = (i < n) & (j < m)
+    column = _column(j, period, SHARED)
+    stride = period if SHARED else m
     x += first.to(tl.int64) * n
     y += first.to(tl.int64) * m
     sums = ()
@@ -84,7 +95,7 @@ def circulant(
         source = i + shift
         source = tl.where(source >= n, source - n, source)
         here = inside & (tap + u < k)
-        at = w + (tap + u).to(tl.int64) * m + j
+        at = w + (tap + u).to(tl.int64) * stride + column
         weight = tl.load(at, mask=here, other=0.0, eviction_policy=ONCE).to(tl.float32)
         more = ()
         for r in tl.static_range(ROWS):
@@ -101,8 +112,8 @@ def circulant(
 
 @triton.jit(**_SHIFTED)
 def circulant_adjoint(
-    g, x, w, gx, gw, shifts, rows, n, m, k, pair,
-    NEED_X: tl.constexpr, NEED_W: tl.constexpr, ADD: tl.constexpr,
+    g, x, w, gx, gw, shifts, rows, n, m, k, period, pair,
+    NEED_X: tl.constexpr, NEED_W: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w, in one pass.
@@ -110,11 +121,12 @@ def circulant_adjoint(
     Input i has one connection for each pair of a copy c and a tap t: to output c·n + p, where
     p = (i - shifts[c, t]) mod n. So a program that owns BLOCK inputs owns their weights too. It
     holds these in registers while it goes through the rows. A launch is for PAIRS pairs from
-    ``pair`` on; with ADD it adds to the gradient of x.
+    ``pair`` on; with ADD it adds to the gradient of x. Of shared weights it gives no gradient.
     """
     _enter(EARLY)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
+    stride = period if SHARED else m
     outputs, weights, sums = (), (), ()
     for u in tl.static_range(PAIRS):
         position = i - shifts[u]
@@ -124,7 +136,7 @@ def circulant_adjoint(
         outputs = outputs + (j,)
         sums = sums + (tl.full([BLOCK], 0.0, tl.float32),)
         if NEED_X:
-            place = ((pair + u) % k).to(tl.int64) * m + j
+            place = ((pair + u) % k).to(tl.int64) * stride + _column(j, period, SHARED)
             weights = weights + (tl.load(w + place, mask=j >= 0, other=0.0).to(tl.float32),)
     row = 0
     while row < rows:
@@ -156,8 +168,8 @@ def circulant_adjoint(
 
 @triton.jit(**_SHIFTED)
 def narrow(
-    x, weights, tables, between, y, rows, n, width,
-    TAPS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    x, weights, tables, between, y, periods, rows, n, width,
+    SHARED: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Several narrow circulant layers in sequence; a program computes one row of all of them.
 
@@ -166,6 +178,7 @@ def narrow(
         weights: one pointer for each layer.
         tables: one for each layer: number of inputs, fan-in and then the shifts.
         between: outputs of the other layers ``[rows, n_out]``, one after another.
+        periods: number of columns of each layer's weights.
         rows, n, width: number of rows, inputs of the first layer and outputs of the last.
     """
     _enter(EARLY)
@@ -183,6 +196,7 @@ def narrow(
             inside = j < n_out
             copy = j // n_in
             i = j - copy * n_in
+            column = _column(j, periods[layer], SHARED)
             total = tl.full([BLOCK], 0.0, tl.float32)
             tap = 0
             while tap < k:
@@ -191,7 +205,8 @@ def narrow(
                     shift = tl.load(tables[layer] + 2 + copy * k + tap + u, mask=here, other=0)
                     at = i + shift
                     at = tl.where(at >= n_in, at - n_in, at)
-                    weight = tl.load(w + (tap + u) * n_out + j, mask=here, other=0.0)
+                    place = (tap + u) * periods[layer] + column
+                    weight = tl.load(w + place, mask=here, other=0.0)
                     value = tl.load(source + at, mask=here, other=0.0)
                     total += weight.to(tl.float32) * value.to(tl.float32)
                 tap += TAPS
@@ -204,14 +219,15 @@ def narrow(
 
 @triton.jit(**_SHIFTED)
 def narrow_adjoint_x(
-    g, weights, tables, slopes, gx, rows, n, width,
-    NEED_X: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    g, weights, tables, slopes, gx, periods, rows, n, width,
+    NEED_X: tl.constexpr, SHARED: tl.constexpr, PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the inputs of narrow layers, last to first; a program computes one row.
 
     Args:
         g: gradient of the last layer's output.
-        weights, tables, rows, n, width: as for `narrow`.
+        weights, tables, periods, rows, n, width: as for `narrow`.
         slopes: gradients of what `narrow` writes to ``between``, in the same places.
         gx: gradient of the first layer's input.
     """
@@ -246,7 +262,8 @@ def narrow_adjoint_x(
                         j = i - shift
                         j = copy * n_in + tl.where(j < 0, j + n_in, j)
                         here = inside & (j < n_out) & (pair + u < pairs)
-                        weight = tl.load(w + tap * n_out + j, mask=here, other=0.0)
+                        place = tap * periods[layer] + _column(j, periods[layer], SHARED)
+                        weight = tl.load(w + place, mask=here, other=0.0)
                         slope = tl.load(of_y + j, mask=here, other=0.0)
                         total += weight.to(tl.float32) * slope.to(tl.float32)
                     pair += PAIRS
@@ -257,14 +274,18 @@ def narrow_adjoint_x(
 
 
 @triton.jit(**_SHIFTED)
-def narrow_adjoint_w(
-    g, x, between, slopes, grads, tables, rows, n, width,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+def circulant_adjoint_w(
+    g, x, between, slopes, grads, tables, periods, rows, n, width,
+    SHARES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the weights of narrow layers; a program computes BLOCK of one layer.
+    """The gradients of the weights of circulant layers in sequence, which may be shared.
+
+    A program computes BLOCK of one layer. It goes through the outputs that share them, SHARES at a
+    time.
 
     Args:
-        g, x, between, slopes, tables, rows, n, width: as for `narrow` and `narrow_adjoint_x`.
+        g, x, between, slopes, tables, periods, rows, n, width: as for `narrow` and
+            `narrow_adjoint_x`.
         grads: the gradients, one pointer for each layer.
     """
     _enter(EARLY)
@@ -274,26 +295,41 @@ def narrow_adjoint_w(
         n_in = tl.load(tables[layer])
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
-        blocks = _parts(k * n_out, BLOCK)
+        period = periods[layer]
+        numbers = k.to(tl.int64) * period
+        blocks = _parts(numbers, BLOCK).to(tl.int32)
         of_y = g if layer == len(grads) - 1 else slopes
         if (block >= 0) & (block < blocks):
-            place = block * BLOCK + tl.arange(0, BLOCK)
-            inside = place < k * n_out
-            tap = place // n_out
-            j = place - tap * n_out
-            copy = j // n_in
-            shift = tl.load(tables[layer] + 2 + copy * k + tap, mask=inside, other=0)
-            i = j - copy * n_in + shift
-            i = tl.where(i >= n_in, i - n_in, i)
+            place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            inside = place < numbers
+            tap = (place // period).to(tl.int32)
+            column = (place % period).to(tl.int32)
             total = tl.full([BLOCK], 0.0, tl.float32)
             row = 0
             while row < rows:
-                for r in tl.static_range(ROWS):
-                    here = inside & (row + r < rows)
-                    at = (row + r).to(tl.int64)
-                    slope = tl.load(of_y + at * n_out + j, mask=here, other=0.0)
-                    value = tl.load(source + at * n_in + i, mask=here, other=0.0)
-                    total += slope.to(tl.float32) * value.to(tl.float32)
+                copy, i = column // n_in, column % n_in
+                left = n_out  # number of outputs from the first of this share on
+                while left > 0:
+                    outputs, inputs, shifts = (), (), ()
+                    for _ in tl.static_range(SHARES):
+                        here = inside & (column < left)
+                        at = tables[layer] + 2 + copy * k + tap
+                        outputs = outputs + (tl.where(here, n_out - left + column, -1),)
+                        inputs = inputs + (i,)
+                        shifts = shifts + (tl.load(at, mask=here, other=0),)
+                        left -= period
+                        i += period % n_in
+                        copy += period // n_in + (i >= n_in).to(tl.int32)
+                        i = tl.where(i >= n_in, i - n_in, i)
+                    for s in tl.static_range(SHARES):
+                        j, at = outputs[s], inputs[s] + shifts[s]
+                        at = tl.where(at >= n_in, at - n_in, at)
+                        for r in tl.static_range(ROWS):
+                            there = (j >= 0) & (row + r < rows)
+                            b = (row + r).to(tl.int64)
+                            slope = tl.load(of_y + b * n_out + j, mask=there, other=0.0)
+                            value = tl.load(source + b * n_in + at, mask=there, other=0.0)
+                            total += slope.to(tl.float32) * value.to(tl.float32)
                 row += ROWS
             tl.store(grads[layer] + place, total, mask=inside)
         block -= blocks
@@ -323,10 +359,11 @@ def columns(x, out, rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.
 
 @triton.jit(**_GATHERED)
 def indexed(
-    x, w, y, sources, rows, n, m, k,
-    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    x, w, y, sources, rows, n, m, k, period,
+    SHARED: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """``y[b, j] = Σ_t w[t, j] · x[b, sources[t, j]]``; x is in `columns`.
+    """``y[b, j] = Σ_t w[t, j mod period] · x[b, sources[t, j]]``; x is in `columns`.
 
     A source that is not an input, in a tensor that was written to in secret, gives NaN.
     """
@@ -335,13 +372,15 @@ def indexed(
     j = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
     x += group * n * ROWS
+    stride = period if SHARED else m
+    column = _column(j, period, SHARED)
     total = tl.full([BLOCK, ROWS], 0.0, tl.float32)
     tap = 0
     while tap < k:
         for u in tl.static_range(TAPS):
             here = (j < m) & (tap + u < k)
-            place = (tap + u).to(tl.int64) * m + j
-            i = tl.load(sources + place, mask=here, other=0)
+            i = tl.load(sources + (tap + u).to(tl.int64) * m + j, mask=here, other=0)
+            place = (tap + u).to(tl.int64) * stride + column
             weight = tl.load(w + place, mask=here, other=0.0).to(tl.float32)
             valid = (i >= 0) & (i < n)
             weight = tl.where(valid, weight, float("nan"))
@@ -356,8 +395,9 @@ def indexed(
 
 @triton.jit(**_GATHERED)
 def indexed_adjoint(
-    g, x, w, gx, gw, sources, starts, order, rows, n, m, k, blocks,
-    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    g, x, w, gx, gw, sources, starts, order, rows, n, m, k, period, blocks,
+    SHARED: tl.constexpr, PAIRS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w; g and x are in `columns`.
 
@@ -372,15 +412,17 @@ def indexed_adjoint(
         per_group = _parts(n, BLOCK)
         group = program // per_group
         block = program % per_group
-        _indexed_adjoint_x(g, w, gx, starts, order, rows, n, m, group, block, PAIRS, ROWS, BLOCK)
+        _indexed_adjoint_x(
+            g, w, gx, starts, order, rows, n, m, period, group, block, SHARED, PAIRS, ROWS, BLOCK
+        )
     else:
-        _indexed_adjoint_w(g, x, gw, sources, rows, n, m, k, program - blocks, ROWS, BLOCK)
+        _indexed_adjoint_w(g, x, gw, sources, rows, n, m, k, period, program - blocks, ROWS, BLOCK)
 
 
 @triton.jit
 def _indexed_adjoint_x(
-    g, w, gx, starts, order, rows, n, m, group, block,
-    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    g, w, gx, starts, order, rows, n, m, period, group, block,
+    SHARED: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = block * BLOCK + tl.arange(0, BLOCK)
     start = tl.load(starts + i, mask=i < n, other=0)
@@ -393,8 +435,10 @@ def _indexed_adjoint_x(
         for u in tl.static_range(PAIRS):
             here = start + pair + u < stop
             place = tl.load(order + start + pair + u, mask=here, other=0)
-            weight = tl.load(w + place, mask=here, other=0.0).to(tl.float32)
-            at = (place % m).to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+            j = place % m
+            at = place // m * period + _column(j, period, SHARED) if SHARED else place
+            weight = tl.load(w + at, mask=here, other=0.0).to(tl.float32)
+            at = j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
             slope = tl.load(g + at, mask=here[:, None], other=0.0)
             total += weight[:, None] * slope.to(tl.float32)
         pair += PAIRS
@@ -405,22 +449,28 @@ def _indexed_adjoint_x(
 
 @triton.jit
 def _indexed_adjoint_w(
-    g, x, gw, sources, rows, n, m, k, block, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+    g, x, gw, sources, rows, n, m, k, period, block, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     place = block * BLOCK + tl.arange(0, BLOCK)
-    inside = place < k * m
-    i = tl.load(sources + place, mask=inside, other=0)
-    valid = inside & (i >= 0) & (i < n)
-    j = place % m
+    inside = place < k * period
+    tap = place // period
+    column = place - tap * period
     total = tl.full([BLOCK], 0.0, tl.float32)
-    row = 0
-    while row < rows:
-        of_y = j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        of_x = i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        slope = tl.load(g + of_y, mask=inside[:, None], other=0.0)
-        value = tl.load(x + of_x, mask=valid[:, None], other=0.0)
-        total += tl.sum(slope.to(tl.float32) * value.to(tl.float32), axis=1)
-        g += m.to(tl.int64) * ROWS
-        x += n.to(tl.int64) * ROWS
-        row += ROWS
+    left = m  # number of outputs from the first of this share on
+    while left > 0:
+        here = inside & (column < left)
+        j = m - left + column
+        i = tl.load(sources + tap.to(tl.int64) * m + j, mask=here, other=0)
+        valid = here & (i >= 0) & (i < n)
+        of_y = g + j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        of_x = x + i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        row = 0
+        while row < rows:
+            slope = tl.load(of_y, mask=here[:, None], other=0.0)
+            value = tl.load(of_x, mask=valid[:, None], other=0.0)
+            total += tl.sum(slope.to(tl.float32) * value.to(tl.float32), axis=1)
+            of_y += m.to(tl.int64) * ROWS
+            of_x += n.to(tl.int64) * ROWS
+            row += ROWS
+        left -= period
     tl.store(gw + place, total, mask=inside)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 # Parameters of the kernels; the others are pointers to numbers of x's dtype.
-_SIZES = {"rows", "n", "m", "k", "copy", "tap", "pair", "width", "blocks"}
+_SIZES = {"rows", "n", "m", "k", "copy", "tap", "pair", "width", "period", "blocks"}
+_TUPLES = {"shifts", "periods"}  # of several such numbers
 _INTEGERS = {"tables", "sources", "starts", "order"}  # pointers to int32
 _MANY = {"weights", "tables", "grads"}  # one pointer for each layer
 
@@ -43,8 +44,8 @@ class Launch:
     Args:
         name: the kernel.
         programs: number of programs.
-        sizes: the integers among its arguments, each below 2³¹; a kernel that takes shifts gets
-            a tuple of them first.
+        sizes: the integers among its arguments, each below 2³¹; a kernel that takes shifts or
+            periods gets a tuple of them first.
         dtype: dtype of x.
         layers: number of layers or of shifts, for a kernel of several.
         warps: number of warps of a program.
@@ -92,7 +93,7 @@ def _compiled(
     for parameter in kernel.arg_names:
         if parameter in _SIZES:
             types[parameter] = 2  # any number that no kernel would be specialised to
-        elif parameter == "shifts":
+        elif parameter in _TUPLES:
             types[parameter] = (2,) * layers
         elif parameter not in values:
             one = torch.int32 if parameter in _INTEGERS else dtype

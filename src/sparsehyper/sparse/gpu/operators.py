@@ -18,11 +18,14 @@ from sparsehyper.sparse.gpu.products import Layer
 
 _library = torch.library.Library("sparsehyper", "FRAGMENT")
 _WIRING = (
-    "Tensor[] sources, Tensor[] order, Tensor[] starts, int[] n_ins, bool[] circulant, int[] shifts"
+    "Tensor[] sources, Tensor[] order, Tensor[] starts, int[] n_ins, int[] widths, "
+    "bool[] circulant, int[] shifts"
 )
 
 
-def compiled_chain(x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
+def compiled_chain(
+    x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer], widths: Sequence[int]
+) -> Tensor:
     """`products.chain`, for the compiler; differentiable once."""
     lists = [layer.by_input or (layer.sources, layer.sources) for layer in layers]
     y, _ = torch.ops.sparsehyper.gpu_chain(
@@ -32,6 +35,7 @@ def compiled_chain(x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer]
         [order for order, _ in lists],
         [starts for _, starts in lists],
         [layer.n_in for layer in layers],
+        list(widths),
         [layer.circulant for layer in layers],
         [shift for layer in layers for shift in layer.shifts],
     )
@@ -39,7 +43,7 @@ def compiled_chain(x: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer]
 
 
 def _chain(x: Tensor, weights: list[Tensor], *wiring: Any) -> tuple[Tensor, Tensor]:
-    return products.chain(x, weights, _layers(weights, *wiring))
+    return products.chain(x, weights, *_layers(weights, *wiring))
 
 
 def _chain_adjoint(
@@ -51,8 +55,8 @@ def _chain_adjoint(
     *wiring: Any,
 ) -> list[Tensor]:
     needs_x, *needs_w = needs
-    layers = _layers(weights, *wiring)
-    gx, gw = products.chain_adjoint(g, x, between, weights, layers, needs_x, needs_w)
+    layers, widths = _layers(weights, *wiring)
+    gx, gw = products.chain_adjoint(g, x, between, weights, layers, widths, needs_x, needs_w)
     return [x.new_empty(0) if grad is None else grad for grad in (gx, *gw)]
 
 
@@ -62,22 +66,24 @@ def _layers(
     order: list[Tensor],
     starts: list[Tensor],
     n_ins: list[int],
+    widths: list[int],
     circulant: list[bool],
     shifts: list[int],
-) -> list[Layer]:
-    """The layers that these tensors are of, with their plans; or new ones."""
+) -> tuple[list[Layer], list[int]]:
+    """The layers that these tensors are of, with their plans, or new ones; and their widths."""
     layers, left = [], iter(shifts)
-    for w, tensor, *by_input, n, shifted in zip(
-        weights, sources, order, starts, n_ins, circulant, strict=True
+    for w, tensor, *by_input, n, width, shifted in zip(
+        weights, sources, order, starts, n_ins, widths, circulant, strict=True
     ):
-        own = list(islice(left, -(-w.shape[1] // n) * len(w))) if shifted else None
+        own = list(islice(left, -(-width // n) * len(w))) if shifted else None
         layer = products.known_layer(tensor)
         layers.append(layer or Layer(n, tensor, shifts=own, by_input=tuple(by_input)))
-    return layers
+    return layers, widths
 
 
-def _like_chain(x: Tensor, weights: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    *inner, width = [w.shape[1] for w in weights]
+def _like_chain(x: Tensor, weights: list[Tensor], *wiring: Any) -> tuple[Tensor, Tensor]:
+    *_, widths, _circulant, _shifts = wiring
+    *inner, width = widths
     return x.new_empty(x.shape[0], width), x.new_empty(x.shape[0] * sum(inner))
 
 
@@ -89,8 +95,8 @@ def _like_chain_adjoint(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weights, *lists, n_ins, circulant, shifts = inputs
-    ctx.numbers = n_ins, circulant, shifts
+    x, weights, *lists, n_ins, widths, circulant, shifts = inputs
+    ctx.numbers = n_ins, widths, circulant, shifts
     ctx.save_for_backward(x, output[1], *weights, *[t for tensors in lists for t in tensors])
     ctx.count = len(weights)
 
@@ -106,7 +112,7 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     none = [None] * ctx.count
     *_, shifts = ctx.numbers
     # PyTorch takes an empty list for one of tensors.
-    return some[0], some[1:], none, none, none, None, None, None if shifts else []
+    return some[0], some[1:], none, none, none, None, None, None, None if shifts else []
 
 
 for _name, _function, _fake, _arguments, _result in (

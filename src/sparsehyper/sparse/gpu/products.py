@@ -96,13 +96,15 @@ def chain(
     x: Tensor,
     weights: Sequence[Tensor],
     layers: Sequence[Layer],
+    widths: Sequence[int],
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Run layers in sequence.
 
     Args:
         x: input of the first layer ``[batch, n_in]``.
-        weights, layers: one for each layer; the shapes fit one another.
+        weights, layers, widths: one for each layer, as `functional.sparse_chain` takes them; the
+            shapes fit one another.
         check: raises if they do not; it is called for shapes that are new.
 
     Returns:
@@ -110,7 +112,7 @@ def chain(
     """
     x, weights = x.contiguous(), [w.contiguous() for w in weights]
     with _current(x.device):
-        plan = _plan(x, weights, layers, check)
+        plan = _plan(x, weights, layers, widths, check)
         y, between = x.new_empty(x.shape[0], plan.width), x.new_empty(plan.between)
         values = plan.pointers(pointer(x), between, pointer(y))
         of_weights = [*map(pointer, weights)]
@@ -125,6 +127,7 @@ def chain_adjoint(
     between: Tensor,
     weights: Sequence[Tensor],
     layers: Sequence[Layer],
+    widths: Sequence[int],
     needs_x: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -132,13 +135,13 @@ def chain_adjoint(
 
     Args:
         g: gradient of the output of `chain`.
-        x, weights, layers: the arguments of `chain`.
+        x, weights, layers, widths: the arguments of `chain`.
         between: the second tensor that `chain` returned.
         needs_x, needs: whether the gradients of x and of each weight are needed.
     """
     g, x, weights = g.contiguous(), x.contiguous(), [w.contiguous() for w in weights]
     with _current(x.device):
-        plan = _plan(x, weights, layers)
+        plan = _plan(x, weights, layers, widths)
         gx = x.new_empty(x.shape if needs_x else [0])
         gw = [torch.empty_like(w) if need else None for w, need in zip(weights, needs, strict=True)]
         of_between = torch.empty_like(between)
@@ -157,7 +160,8 @@ def adjoint(
     g: Tensor, x: Tensor, w: Tensor, layer: Layer, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and w of one layer; one that ``needs`` does not name is empty."""
-    gx, (gw,) = chain_adjoint(g, x, x.new_empty(0), [w], [layer], needs[0], [needs[1]])
+    width = g.shape[1]
+    gx, (gw,) = chain_adjoint(g, x, x.new_empty(0), [w], [layer], [width], needs[0], [needs[1]])
     return x.new_empty(0) if gx is None else gx, x.new_empty(0) if gw is None else gw
 
 
@@ -165,14 +169,19 @@ class _Plan:
     """All that is the same in every call of a chain with one number of rows."""
 
     def __init__(
-        self, rows: int, dtype: torch.dtype, shapes: list[torch.Size], layers: Sequence[Layer]
+        self,
+        rows: int,
+        dtype: torch.dtype,
+        shapes: list[torch.Size],
+        widths: Sequence[int],
+        layers: Sequence[Layer],
     ) -> None:
         self.shapes = shapes
         self.before = list(layers[:-1])  # a plan is kept by the last one
-        self.width = shapes[-1][1]
+        *inner, self.width = widths
         # Where in ``between`` the output of each layer begins.
-        *self.places, self.between = accumulate([rows * m for _, m in shapes[:-1]], initial=0)
-        self.steps = make_steps(rows, dtype, shapes, layers)
+        *self.places, self.between = accumulate([rows * m for m in inner], initial=0)
+        self.steps = make_steps(rows, dtype, shapes, widths, layers)
 
     def fits(self, shapes: list[torch.Size], layers: Sequence[Layer]) -> bool:
         """Whether the plan is for weights of these shapes and these very layers."""
@@ -187,16 +196,17 @@ def _plan(
     x: Tensor,
     weights: Sequence[Tensor],
     layers: Sequence[Layer],
+    widths: Sequence[int],
     check: Callable[[], None] = lambda: None,
 ) -> _Plan:
     shapes, plans = [w.shape for w in weights], layers[-1].plans
-    key = x.shape, x.dtype, len(layers)
+    key = x.shape, x.dtype, *widths
     plan = plans.get(key)
     if plan is None or not plan.fits(shapes, layers):
         check()
         if len(plans) >= _MOST_PLANS:
             plans.clear()
-        plan = plans[key] = _Plan(x.shape[0], x.dtype, shapes, layers)
+        plan = plans[key] = _Plan(x.shape[0], x.dtype, shapes, widths, layers)
     return plan
 
 

@@ -33,14 +33,19 @@ SHARING = 8  # most layers of a step; each number of layers is compiled once
 SHIFTS = 32  # most shifts of a launch forward
 PAIRS, PAIRS_OF_BATCH = 16, 8  # and backward
 COLUMNS = 8  # most rows that lie side by side for an indexed layer
+SHARES = 8  # most outputs, and rows, that a program for shared weights adds up at a time
 
 
 def make_steps(
-    rows: int, dtype: torch.dtype, shapes: Sequence[torch.Size], layers: Sequence[Layer]
+    rows: int,
+    dtype: torch.dtype,
+    shapes: Sequence[torch.Size],
+    widths: Sequence[int],
+    layers: Sequence[Layer],
 ) -> list[Step]:
-    """The steps of a chain, for a number of rows and weights of these shapes."""
+    """The steps of a chain, for a number of rows and layers of these weights and outputs."""
     groups: list[tuple[int, int, bool]] = []  # first and last layer; whether they are narrow
-    for i, (layer, (_, m)) in enumerate(zip(layers, shapes, strict=True)):
+    for i, (layer, m) in enumerate(zip(layers, widths, strict=True)):
         narrow = layer.circulant and m <= NARROW
         if narrow and groups and groups[-1][2] and i - groups[-1][0] < SHARING:
             groups[-1] = (groups[-1][0], i + 1, True)
@@ -49,10 +54,11 @@ def make_steps(
     steps: list[Step] = []
     for start, stop, _ in groups:
         if stop - start > 1:
-            steps.append(Narrow(start, rows, dtype, shapes[start:stop], layers[start:stop]))
+            some = slice(start, stop)
+            steps.append(Narrow(start, rows, dtype, shapes[some], widths[some], layers[some]))
         else:
             kind = Circulant if layers[start].circulant else Indexed
-            steps.append(kind(start, rows, dtype, shapes[start], layers[start]))
+            steps.append(kind(start, rows, dtype, shapes[start], widths[start], layers[start]))
     return steps
 
 
@@ -65,12 +71,14 @@ class Narrow:
         rows: int,
         dtype: torch.dtype,
         shapes: Sequence[torch.Size],
+        widths: Sequence[int],
         layers: Sequence[Layer],
     ) -> None:
         self.start, self.stop = start, start + len(layers)
         self._shapes = shapes
         tables = tuple(pointer(layer.sources) for layer in layers)
-        sizes = rows, layers[0].n_in, shapes[-1][1]
+        sizes = tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]
+        shared = any(columns < m for (_, columns), m in zip(shapes, widths, strict=True))
 
         def launch(name: str, programs: int, warps: int, **constants: int) -> Launch:
             return Launch(
@@ -79,16 +87,15 @@ class Narrow:
 
         @cache
         def of_x(lower: bool) -> Launch:
-            return launch("narrow_adjoint_x", rows, 8, NEED_X=lower, PAIRS=8, BLOCK=1024)
+            constants = {"NEED_X": lower, "SHARED": shared, "PAIRS": 8, "BLOCK": 1024}
+            return launch("narrow_adjoint_x", rows, 8, **constants)
 
         @cache
         def of_w() -> Launch:
-            block = 256
-            programs = sum(-(-shape.numel() // block) for shape in shapes)
-            return launch("narrow_adjoint_w", programs, 4, ROWS=_rows(rows, 4), BLOCK=block)
+            return _adjoint_w(rows, dtype, shapes, widths, layers)
 
         self._tables, self._of_x, self._of_w = tables, of_x, of_w
-        self._forward = launch("narrow", rows, 8, TAPS=8, BLOCK=1024)
+        self._forward = launch("narrow", rows, 8, SHARED=shared, TAPS=8, BLOCK=1024)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
         """Write the outputs."""
@@ -123,11 +130,11 @@ class Circulant:
     """One circulant layer."""
 
     def __init__(
-        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, layer: Layer
+        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, m: int, layer: Layer
     ) -> None:
         self.start, self.stop = start, start + 1
-        (k, m), n, shifts = shape, layer.n_in, layer.shifts
-        copies = -(-m // n)
+        (k, columns), n, shifts = shape, layer.n_in, layer.shifts
+        copies, shared = -(-m // n), columns < m
 
         def forward(copy: int, tap: int) -> Launch:
             own = tuple(
@@ -138,12 +145,13 @@ class Circulant:
             return Launch(
                 "circulant",
                 -(-n // block) * some_copies * -(-rows // at_once),
-                (own, rows, n, m, k, copy, tap),
+                (own, rows, n, m, k, columns, copy, tap),
                 dtype,
                 layers=len(own),
                 ADD=tap > 0,
                 COPIES=some_copies,
                 TAPS=taps,
+                SHARED=shared,
                 ROWS=at_once,
                 BLOCK=block,
             )
@@ -158,17 +166,22 @@ class Circulant:
                 Launch(
                     "circulant_adjoint",
                     -(-n // block),
-                    (padded[pair : pair + some], rows, n, m, k, pair),
+                    (padded[pair : pair + some], rows, n, m, k, columns, pair),
                     dtype,
                     layers=some,
                     NEED_X=lower,
                     NEED_W=here,
                     ADD=pair > 0,
+                    SHARED=shared,
                     PAIRS=some,
                     BLOCK=block,
                 )
                 for pair in range(0, pairs, some)
             ]
+
+        @cache
+        def of_shared() -> Launch:
+            return _adjoint_w(rows, dtype, [shape], [m], [layer])
 
         at_once, block = _rows(rows, 4), 512
         taps = _part(k, SHIFTS // 2)
@@ -178,7 +191,8 @@ class Circulant:
             for copy in range(0, copies, some_copies)
             for tap in range(0, k, taps)
         ]
-        self._adjoint = adjoint
+        self._adjoint, self._of_shared = adjoint, of_shared
+        self._shared, self._table = shared, (pointer(layer.sources),)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
         """Write the output."""
@@ -198,32 +212,37 @@ class Circulant:
     ) -> None:
         """Write the gradients."""
         i, grad = self.start, gw[self.start]
-        of_w = None if grad is None else pointer(grad)
-        for launch in self._adjoint(lower, here):
-            launch(slopes[i + 1], values[i], weights[i], slopes[i], of_w)
+        of_y, of_w = slopes[i + 1], None if grad is None else pointer(grad)
+        if here and self._shared:
+            self._of_shared()(of_y, values[i], of_y, of_y, (of_w,), self._table)
+            here = False
+        if lower or here:
+            for launch in self._adjoint(lower, here):
+                launch(of_y, values[i], weights[i], slopes[i], of_w)
 
 
 class Indexed:
     """One indexed layer."""
 
     def __init__(
-        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, layer: Layer
+        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, m: int, layer: Layer
     ) -> None:
         self.start, self.stop = start, start + 1
-        (k, m), n = shape, layer.n_in
+        (k, columns), n = shape, layer.n_in
+        shared = columns < m
         at_once = _rows(rows, COLUMNS)
         groups, block = -(-rows // at_once), 512 // at_once
 
         @cache
         def adjoint(lower: bool, here: bool) -> Launch:
             of_x = -(-n // block) * groups if lower else 0
-            of_w = -(-k * m // block) if here else 0
-            sizes = rows, n, m, k, of_x
-            constants = {"PAIRS": 4, "ROWS": at_once, "BLOCK": block}
+            of_w = -(-k * columns // block) if here else 0
+            sizes = rows, n, m, k, columns, of_x
+            constants = {"SHARED": shared, "PAIRS": 4, "ROWS": at_once, "BLOCK": block}
             return Launch("indexed_adjoint", of_x + of_w, sizes, dtype, **constants)
 
         @cache
-        def columns(width: int) -> Launch:
+        def as_columns(width: int) -> Launch:
             length = 1024 // at_once
             programs = -(-width // length) * groups
             sizes = rows, width
@@ -233,13 +252,14 @@ class Indexed:
         self._forward = Launch(
             "indexed",
             -(-m // block) * groups,
-            (rows, n, m, k),
+            (rows, n, m, k, columns),
             dtype,
+            SHARED=shared,
             TAPS=taps,
             ROWS=at_once,
             BLOCK=block,
         )
-        self._adjoint, self._columns = adjoint, columns
+        self._adjoint, self._columns = adjoint, as_columns
         self._widths, self._size = (n, m), groups * at_once
         self._in_columns = at_once > 1
         order, starts = map(pointer, layer.by_input)
@@ -279,6 +299,28 @@ class Indexed:
 
 
 Step = Narrow | Circulant | Indexed
+
+
+def _adjoint_w(
+    rows: int,
+    dtype: torch.dtype,
+    shapes: Sequence[torch.Size],
+    widths: Sequence[int],
+    layers: Sequence[Layer],
+) -> Launch:
+    """The launch for the gradients of the weights of circulant layers in sequence."""
+    shares = max(-(-m // columns) for (_, columns), m in zip(shapes, widths, strict=True))
+    at_once, block = _rows(rows, 4), 256 if shares == 1 else 128
+    return Launch(
+        "circulant_adjoint_w",
+        sum(-(-shape.numel() // block) for shape in shapes),
+        (tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]),
+        dtype,
+        layers=len(layers),
+        SHARES=_part(shares, SHARES // at_once),
+        ROWS=at_once,
+        BLOCK=block,
+    )
 
 
 def _rows(rows: int, most: int) -> int:
