@@ -170,8 +170,9 @@ class _SparseMLP(nn.Module):
             )
         ]
         activations = [_activation(spec.activation) for _ in shapes[1:]]
-        _calibrate(layers, activations, latent_dim, seed)
         self.linear = spec.activation == "none" and not spec.bias
+        z = random_embeddings(latent_dim, seeded(seed))
+        _calibrate(layers, activations, _fewest(z) if self.linear else z)
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList(activations)
 
@@ -203,16 +204,25 @@ def _activation(name: str) -> nn.Module:
     return makers[name]()
 
 
+def _fewest(z: Tensor) -> Tensor:
+    """At most as many embeddings as dimensions, of the same second moment after any linear map.
+
+    For z = Q R, where the columns of Q are orthonormal, ‖z M‖ = ‖R M‖ for every matrix M.
+    """
+    if len(z) <= z.shape[1]:
+        return z
+    _, r = torch.linalg.qr(z, mode="r")
+    return r * (len(r) / len(z)) ** 0.5
+
+
 @torch.no_grad()
-def _calibrate(
-    layers: list[SparseLinear], activations: list[nn.Module], latent_dim: int, seed: int
-) -> None:
-    """Rescale each narrow layer so that its outputs for random embeddings have unit second moment.
+def _calibrate(layers: list[SparseLinear], activations: list[nn.Module], z: Tensor) -> None:
+    """Rescale each narrow layer so that its outputs for embeddings z have unit second moment.
 
     On average over networks the weights' variance ensures that already; a single network of
     narrow layers may be 20% off.
     """
-    x: Tensor | None = random_embeddings(latent_dim, seeded(seed))
+    x: Tensor | None = z
     for before, layer in zip([nn.Identity(), *activations], layers, strict=True):
         if (
             layer.out_features > CALIBRATED_WIDTH

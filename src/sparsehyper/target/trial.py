@@ -119,13 +119,13 @@ def _remove_kept_tensors() -> bool:
         for each in gc.get_objects(generation=0)
         if type(each) is Tensor and torch._C._functorch.is_functorch_wrapped_tensor(each)
     ]
-    for tensor in kept:
-        for holder in gc.get_referrers(tensor):
-            if isinstance(holder, list) and holder is not kept:
-                holder[:] = [each for each in holder if each is not tensor]
-            elif isinstance(holder, dict):
-                for key in [key for key, each in holder.items() if each is tensor]:
-                    del holder[key]
+    ids = set(map(id, kept))
+    for holder in gc.get_referrers(*kept) if kept else ():  # it goes through all objects
+        if isinstance(holder, list) and holder is not kept:
+            holder[:] = [each for each in holder if id(each) not in ids]
+        elif isinstance(holder, dict):
+            for key in [key for key, each in holder.items() if id(each) in ids]:
+                del holder[key]
     return bool(kept)
 
 
