@@ -12,17 +12,24 @@ from torch import nn
 
 from helpers.small_tasks import normed, plain, samples
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding, adapt_task, adapt_tasks
-from sparsehyper.adaptation import METHODS
+from sparsehyper.adaptation import METHODS, ways
 from sparsehyper.adaptation.samples import TaskSamples, Unsuitable
 from sparsehyper.adaptation.ways import WAYS, Start
 
 LONG = 600.0  # seconds that suffice for every way
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """A third of the updates where a way updates a model, so that every way ends soon."""
+    monkeypatch.setattr(ways, "_FEWEST_UPDATES", 50)
+
+
 def accuracy(model, x, y):
     return float((model(x).argmax(1) == y).float().mean())
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("module", [plain, normed])
 def test_learns_a_task_and_says_how_well(make, module):
     hnet = make(module(), steps=30)
@@ -63,6 +70,7 @@ def test_one_way_alone(make, method):
     assert f" held out, {method.replace(', ', ' + ')} (100%) had a mean loss of " in adapted.why
 
 
+@pytest.mark.usefixtures("short")
 def test_one_example_a_class(make):
     x, y = samples(99, 3)
     hnet, random = make(steps=30), torch.get_rng_state()
@@ -128,6 +136,7 @@ def test_says_where_its_own_embedding_of_a_task_was_not_fitted(make):
     assert torch.equal(hnet.embedding("known 1"), before)
 
 
+@pytest.mark.usefixtures("short")
 def test_normalisation_layers_are_tuned_where_there_are_some(make):
     x, y = samples(99)
     assert "norms" in adapt_task(make(normed()), "new", (x, y)).ways
@@ -219,6 +228,7 @@ def test_bad_settings_are_refused(make, settings, message):
     assert len(hnet.task_names) == 4
 
 
+@pytest.mark.usefixtures("short")
 def test_a_head_in_closed_form_takes_any_number_of_classes(make):
     hnet = make(head=Ridge())
     x, y = samples(99, 160, classes=5)

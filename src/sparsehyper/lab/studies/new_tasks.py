@@ -183,7 +183,7 @@ class NewTasks(Study):
     @classmethod
     def smoke(cls) -> NewTasks:
         methods = (_REFERENCE, *_RIVALS, *LEARNERS, _RECOMMENDED)
-        cnn = "cnn:16-24,norm=batch,pool=stride"
+        cnn = "cnn:8-8,norm=batch,pool=stride"
         tasks = "split:0-1,2-3,4-5,6-7,8-9,0-2,1-3"
         pairs = Family("digits", tasks, 2, methods, ("norm", *_THEN), cnn, steps=20)
         some = Family("digits", "split:0-1,2-3,0-2", (2,), _MAIN, (), "mlp:400", 20, 2)
