@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-oldest quick faults sanitize docs lint check clean
 
+# Python compiles what is imported, on first use; to compile all takes longer than to install it.
 $(READY): pyproject.toml setup.py constraints.txt src/sparsehyper/_util/_kernels.c
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
+		-e '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## compare generators and baselines on the digits that scikit-learn ships

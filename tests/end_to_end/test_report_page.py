@@ -48,9 +48,9 @@ def run_of(directory, tasks=None, *, data=None, method="sparse", steps=20, **set
     return directory
 
 
-def sites_of(folder, *, graded=False, **settings):
-    """A small finished run on the prices or grades of a table of ten sites."""
-    table = write_sites(folder / "sites.csv", range(10), 20, graded=graded)
+def sites_of(folder, count=10, *, graded=False, **settings):
+    """A small finished run on the prices or grades of a table of sites."""
+    table = write_sites(folder / "sites.csv", range(count), 20, graded=graded)
     target = "grade" if graded else "price"
     data = DataConfig(str(table), task_column="site", target_column=target)
     return run_of(folder / "run", data=data, **settings)
@@ -576,9 +576,8 @@ def test_names_of_tasks_are_shown_as_they_are(show, described):
 
 
 def test_two_hundred_tasks(show, tmp_path):
-    found = describe_run(run_of(tmp_path / "many", "permuted:200", steps=2))
-    page = show(found)
-    assert len(open_all(page)) == 11
+    page = show(describe_run(sites_of(tmp_path, 200, graded=True, steps=2)))
+    assert len(open_all(page)) == 10
     rows = cells(section(page, "Accuracy per task").locator("table"))
     assert len(rows) == 200
     assert page.locator("svg .pick").count() == 400

@@ -5,15 +5,23 @@ import math
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from sparsehyper.lab import bench
+from sparsehyper.lab.bench import adaptation
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Even smaller than `--quick`: one size of generator, to start few processes."""
+    """Even smaller than `--quick`: one size of generator, to start few processes; no ResNet is
+    fitted."""
     sizes = replace(bench.QUICK, generators=(20_000,), scale=("tiny",))
     monkeypatch.setattr(bench, "QUICK", sizes)
+    monkeypatch.setitem(adaptation._TARGETS, "ResNet", (small_cnn, (3, 8, 8)))
+
+
+def small_cnn():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
 
 
 def spreads(value):
