@@ -101,7 +101,7 @@ def _seeded() -> None:
 def _seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         torch.manual_seed(0)
     else:  # where `torch.manual_seed` keeps a call for each kind of device that is not there
         torch.default_generator.manual_seed(0)

@@ -1,10 +1,13 @@
-"""Compile the kernels of two chains for a GPU of compute capability 9.0, which need not be there.
+"""Compile the kernels of some chains for a GPU of compute capability 9.0, which need not be there.
 
 Triton's interpreter takes what its compiler refuses, so this runs without it, in a process of its
-own. It prints the names of the kernels.
+own. It prints the names of the kernels, each with how often it was compiled.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
 
 import torch
 import triton
@@ -14,50 +17,57 @@ from triton.compiler import ASTSource
 from sparsehyper.sparse.gpu import kernels, launching, products
 from sparsehyper.sparse.wirings import Circulant, Indexed
 
-compiled = set()
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32"}
+
+compiled = {}
 
 
 def compile_kernel(name, dtype, device, layers, warps, constants):
     """In place of ``launching._compiled``: compile, and return what launches nothing."""
     kernel = getattr(kernels, name)
     values = {**dict(constants), "EARLY": True}
-    floats = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
-    types = {}
-    for parameter in kernel.arg_names:
-        one = "*i32" if parameter in launching._INTEGERS else floats
-        if parameter in values:
-            types[parameter] = "constexpr"
-        elif parameter in launching._SIZES:
-            types[parameter] = "i32"
-        elif parameter in launching._TUPLES:
-            types[parameter] = ("i32",) * layers
-        else:
-            types[parameter] = (one,) * layers if parameter in launching._MANY else one
+    samples = launching.sample_arguments(kernel.arg_names, dtype, layers)
+    types = {name: type_of(samples[name]) if name in samples else "constexpr"
+             for name in kernel.arg_names}  # fmt: skip
     source = ASTSource(kernel, types, values)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    compiled.add(name)
+    compiled[name, dtype, layers, constants] = name
     return {(programs, 1, 1): lambda *_: None for programs in range(10_000)}, ()
 
 
-def run(wirings, widths, rows, dtype):
-    """Both directions of a chain of layers with shared weights."""
-    layers = [wiring.layer(torch.device("cpu")) for wiring in wirings]
-    weights = [
-        torch.zeros(wiring.fan_in, -(-m // 3), dtype=dtype)
-        for wiring, m in zip(wirings, widths, strict=True)
+def type_of(sample):
+    if isinstance(sample, tuple):
+        return tuple(map(type_of, sample))
+    return "i32" if isinstance(sample, int) else f"*{NAMES[sample.dtype]}"
+
+
+def run(sizes, fan_in, rows, dtype, share=1, circulant=True, needs_x=True):
+    """Both directions of a chain of layers of these numbers of units."""
+    wirings = [
+        Circulant(n, [[0] * fan_in] * -(-m // n))
+        if circulant
+        else Indexed(n, torch.zeros(fan_in, m, dtype=torch.int32))
+        for n, m in pairwise(sizes)
     ]
-    x = torch.zeros(rows, wirings[0].n_in, dtype=dtype)
-    y, between = products.chain(x, weights, layers, widths)
+    layers = [wiring.layer(torch.device("cpu")) for wiring in wirings]
+    weights = [torch.zeros(fan_in, -(-m // share), dtype=dtype) for m in sizes[1:]]
+    x = torch.zeros(rows, sizes[0], dtype=dtype)
+    y, between = products.chain(x, weights, layers, sizes[1:])
     needs = [True] * len(layers)
     products.chain_adjoint(
-        torch.zeros_like(y), x, between, weights, layers, widths, needs_x=True, needs=needs
+        torch.zeros_like(y), x, between, weights, layers, sizes[1:], needs_x, needs
     )
 
 
 if __name__ == "__main__":
     launching._compiled = compile_kernel
-    first, second, third = (Circulant(n, [[0, 1]] * 3) for n in (20, 50, 130))
-    run([first, second], [50, 130], 1, torch.float32)
-    run([third], [300], 8, torch.bfloat16)
-    run([Indexed(50, torch.zeros(2, 130, dtype=torch.int32))], [130], 8, torch.float32)
-    print(*sorted(compiled))
+    run([20, 50, 130], 2, 1, torch.float32, share=3)
+    run([20, 50, 130], 2, 8, torch.bfloat16)
+    run([130, 300], 2, 8, torch.bfloat16, share=3)
+    run([130, 300], 2, 1, torch.float32)
+    run([30, 100], 18, 1, torch.float32)  # in several launches
+    run([130, 300], 2, 1, torch.float32, needs_x=False)
+    run([50, 130], 2, 8, torch.float32, share=3, circulant=False)
+    run([50, 130], 2, 1, torch.bfloat16, circulant=False)
+    for name, count in sorted(Counter(compiled.values()).items()):
+        print(name, count)

@@ -58,9 +58,17 @@ def sparse_chain(
 
     Returns:
         Output of the last layer, ``[batch, n_out]``.
+
+    Raises:
+        ValueError: weights of no columns or of more than the layer has outputs; and what
+            `sparse_linear` raises.
+        TypeError: as `sparse_linear` raises it.
     """
     if widths is None:
         widths = [weight.shape[-1] for weight in weights]
+    for weight, width in zip(weights, widths, strict=True):
+        if not min(1, width) <= weight.shape[-1] <= width:
+            raise ValueError(f"`weight` must have 1 to {width} columns, got {weight.shape[-1]}")
     compiling = torch.compiler.is_compiling()
     if compiling and (layers := _compiled_layers(x, wirings)):
         return gpu.compiled_chain(x, weights, layers, widths)

@@ -122,7 +122,11 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
         self._check_width()
-        y = sparse_linear(self._checked(x), self.weights(), self._wiring())
+        x, wiring = self._checked(x), self._wiring()
+        if self.columns < self.out_features:
+            y = sparse_chain(x, [self.weight], [wiring], [self.out_features])
+        else:
+            y = sparse_linear(x, self.weight, wiring)
         return y if self.bias is None else y + self._of_outputs(self.bias)
 
     def weights(self) -> Tensor:

@@ -185,11 +185,7 @@ def check(
         raise ValueError(f"`x` must have shape [batch, {wiring.n_in}], got {list(shape)}")
     if w.ndim != 2 or len(w) != wiring.fan_in:
         raise ValueError(f"`weight` must have shape [{wiring.fan_in}, n_out], got {list(w.shape)}")
-    columns = w.shape[1]
-    width = columns if width is None else width
-    if columns > width or columns == 0 < width:
-        raise ValueError(f"`weight` must have 1 to {width} columns, got {columns}")
-    wiring.check(w, width)
+    wiring.check(w, w.shape[1] if width is None else width)
     if w.dtype != dtype:
         raise TypeError(f"`weight` must be {dtype}, as `x` is, got {w.dtype}")
 

@@ -25,10 +25,11 @@ def test_learning_rates_alone_are_searched(found):
     for method, base in (
         ("sparse_and_a_base__4_N--4N", "learned"),
         ("thesis_s_chunked--4N", "zeros"),
+        ("sparse__one_unit_a_weight", "zeros"),
     ):
         cell = cells[f"digits--{method}--0"]
         assert cell["settings"]["experiment"]["base"] == base
-        assert 3 < cell["parameters"] < 4.01
+        assert 3 < cell["parameters"] < 4.02
 
 
 def test_claims_are_differences_of_the_same_seeds(found):
@@ -39,7 +40,7 @@ def test_claims_are_differences_of_the_same_seeds(found):
     assert claim["mean"] == pytest.approx(
         fmean(rows["thesis's sparse, uniform"]) - fmean(rows["thesis's chunked"])
     )
-    assert {question for question, _ in claims} == {1, 2, 3, 4}
+    assert {question for question, _ in claims} == {1, 2, 3, 4, 5, 6}
 
 
 def test_each_question_is_a_family_over_both_sets():

@@ -24,7 +24,7 @@ EIGHTH = "sparse, N ÷ 8"  # a generator of so many weights, which outputs share
 SMALL = "sparse, 1.125 N"  # and a base of N beside it
 _SPECS: dict[str, Generator] = {
     "sparse": Sparse(),
-    EIGHTH: Sparse(),  # sized to it
+    EIGHTH: Sparse(),  # sized to that
     "sparse, growth 8": Sparse(growth=8),
     "sparse, local": Sparse(topology="local"),
     "chunked": Chunked(),  # sized to the budget

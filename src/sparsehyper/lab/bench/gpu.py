@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ class _Bench:
                     if name != "thesis" or batch <= _LARGEST_THESIS
                 }
                 least = floor(self._byte_seconds, bytes_moved(layer, batch, backward=True))
-                rows += self.rows(case, self.with_graphs(works), floor=least)
+                floors = dict.fromkeys(works, least)
+                rows += self.rows(case, self.with_graphs(works), floors=floors)
         return rows
 
     def generators(self) -> list[dict[str, Any]]:
@@ -104,21 +106,20 @@ class _Bench:
             if numel <= _LARGEST_CHUNKED:
                 specs["chunked"] = Chunked().with_budget(BUDGET * numel, LATENT, numel)
             z, grad = self.random(1, LATENT).requires_grad_(), self.random(1, numel)
-            works, built, peaks = {}, {}, {}
-            least = None
+            works, built, peaks, least = {}, {}, {}, {}
             for name, spec in specs.items():
                 before, start = self.allocated(), time.perf_counter()
                 module = spec.build(LATENT, numel, self.seed).to(self.device)
                 built[name] = time.perf_counter() - start
-                if name == "sparse":
-                    of = [m for m in module.modules() if isinstance(m, SparseLinear)]
+                of = [m for m in module.modules() if isinstance(m, SparseLinear)]
+                if of:
                     count = sum(bytes_moved(layer, 1, backward=True) for layer in of)
-                    least = floor(self._byte_seconds, count)
+                    least[name] = floor(self._byte_seconds, count)
                 works[name] = _both(module, z, grad)
                 peaks[name] = self.peak(works[name], before)
             case = {"work": f"generator, N = {numel:,}", "batch": 1}
             more = {"build_seconds": built, "peak": peaks}
-            rows += self.rows(case | more, self.with_graphs(works), floor=least)
+            rows += self.rows(case | more, self.with_graphs(works), floors=least)
             del works, z, grad, module
             self.free()
         return rows
@@ -254,7 +255,7 @@ class _Bench:
         case: dict[str, Any],
         works: Mapping[str, Work],
         *,
-        floor: list[float] | None = None,
+        floors: Mapping[str, list[float]] = MappingProxyType({}),
     ) -> list[dict[str, Any]]:
         """Time works in turn; one row for each that can be run."""
         runs: dict[str, TimedRun] = {}
@@ -266,7 +267,8 @@ class _Bench:
         rows = []
         for name, seconds in taken.items():
             graph = ", graph" if name.endswith(", graph") else ""
-            over = {} if floor is None else {"floor": times(seconds, floor)}
+            least = floors.get(name.removesuffix(graph))
+            over = {} if least is None else {"floor": times(seconds, least)}
             over |= {
                 other: times(seconds, taken[other + graph])
                 for other in ("plain", "chunked", "thesis")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,17 +61,21 @@ Check = tuple[str, float, Callable[[], float]]
 
 
 def _checks(device: torch.device, seed: int) -> Iterator[Check]:
-    for topology in ("circulant", "uniform", "local"):
-        for dtype in (torch.float32, torch.bfloat16):
-            for batch in (1, 7):
-                for n_in, n_out in ((300, 650), (5000, 12_345)):
-                    yield (
-                        f"layer, {topology}, {str(dtype)[6:]}, {n_in} → {n_out}, batch {batch}",
-                        _EXACT if dtype == torch.float32 else _ROUGH,
-                        partial(_layer, device, seed, topology, dtype, batch, n_in, n_out),
-                    )
+    kinds = [
+        (topology, share) for topology in ("circulant", "uniform", "local") for share in (1, 9)
+    ]
+    for (topology, share), dtype, batch, (n_in, n_out) in itertools.product(
+        kinds, (torch.float32, torch.bfloat16), (1, 7), ((300, 650), (5000, 12_345))
+    ):
+        shared = "" if share == 1 else f", {share} outputs a weight"
+        yield (
+            f"layer, {topology}{shared}, {str(dtype)[6:]}, {n_in} → {n_out}, batch {batch}",
+            _EXACT if dtype == torch.float32 else _ROUGH,
+            partial(_layer, device, seed, topology, share, dtype, batch, n_in, n_out),
+        )
     generators: dict[str, Generator] = {
         "sparse": Sparse(),
+        "sparse, 30 outputs a weight": Sparse(share=30),
         "sparse, not linear": Sparse(growth=8, topology="local", activation="prelu", bias=True),
         "chunked": Chunked(7),
         "low rank": LowRank(),
@@ -90,12 +95,13 @@ def _layer(
     device: torch.device,
     seed: int,
     topology: str,
+    share: int,
     dtype: torch.dtype,
     batch: int,
     n_in: int,
     n_out: int,
 ) -> float:
-    layer = SparseLinear(n_in, n_out, 3, topology=topology, seed=seed)
+    layer = SparseLinear(n_in, n_out, 3, topology=topology, share=share, seed=seed)
     x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
     found = []
     for where, kind in ((device, dtype), (torch.device("cpu"), torch.float64)):

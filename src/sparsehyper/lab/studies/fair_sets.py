@@ -59,9 +59,13 @@ AT_EVERY_BUDGET = SPARSE, CHUNKED = "sparse", "chunked"
 THESIS_SPARSE = ("thesis's sparse, uniform", "thesis's sparse, local")
 THESIS_CHUNKED = "thesis's chunked"
 FRAME = ("experts", "shared trunk")
+# The default generator, about 4 N, of which no units share a weight; with a base it is the default
+# of the library.
+UNSHARED = "sparse, one unit a weight"
+UNSHARED_BASED = f"{UNSHARED} and a base"
 _LEARNED = {"base": "learned"}
 VARIANTS = {
-    "sparse, one unit a weight and a base": Method("sparse", _LR, None, _LEARNED),
+    UNSHARED_BASED: Method("sparse", _LR, None, _LEARNED),
     **{
         f"sparse, {share} units a weight and a base": Method(
             f"sparse:share={share}", _LR, None, _LEARNED
@@ -94,8 +98,9 @@ METHODS: dict[str, Method] = {
     CHUNKED_BASED: Method(_SMALL_CHUNKED, _but_base(_CHUNKED), BASED_BUDGET, _LEARNED),
     LARGER_BASED[0]: Method("sparse", _but_base(_BOTH), THESIS_BUDGET, _LEARNED),
     LARGER_BASED[1]: Method(_SMALL_CHUNKED, _but_base(_CHUNKED), THESIS_BUDGET, _LEARNED),
+    UNSHARED: Method("sparse", _LR),
 }
-USUAL = tuple(name for name in METHODS if name not in (*VARIANTS, *BASED, *LARGER_BASED))
+USUAL = tuple(name for name in METHODS if name not in (*VARIANTS, *BASED, *LARGER_BASED, UNSHARED))
 
 
 @dataclass(frozen=True)

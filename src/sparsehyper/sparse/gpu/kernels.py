@@ -5,7 +5,7 @@ Sums are in float32, whatever the tensors' dtype. Each function is one launch; `
 and how large its blocks are.
 
 Outputs may share weights: w has ``period`` columns, and output j has column j mod period. SHARED is
-whether these are fewer than the outputs.
+whether these are fewer than the outputs, in any layer of the launch.
 
 A loop whose length is not a compile-time constant is a ``while``, which Triton's interpreter takes
 too. A tuple of blocks grows by ``a = a + (b,)``, the only way that Triton knows.
@@ -123,6 +123,7 @@ def circulant_adjoint(
     holds these in registers while it goes through the rows. A launch is for PAIRS pairs from
     ``pair`` on; with ADD it adds to the gradient of x. Of shared weights it gives no gradient.
     """
+    tl.static_assert(not (SHARED and NEED_W))
     _enter(EARLY)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -278,10 +279,10 @@ def circulant_adjoint_w(
     g, x, between, slopes, grads, tables, periods, rows, n, width,
     SHARES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the weights of circulant layers in sequence, which may be shared.
+    """The gradients of the weights of circulant layers in sequence, which outputs may share.
 
-    A program computes BLOCK of one layer. It goes through the outputs that share them, SHARES at a
-    time.
+    A program computes BLOCK weights of one tap of one layer, from SHARES of the outputs that share
+    each at a time.
 
     Args:
         g, x, between, slopes, tables, periods, rows, n, width: as for `narrow` and
@@ -296,43 +297,37 @@ def circulant_adjoint_w(
         k = tl.load(tables[layer] + 1)
         n_out = tl.load(tables[layer + 1]) if layer + 1 < len(tables) else width
         period = periods[layer]
-        numbers = k.to(tl.int64) * period
-        blocks = _parts(numbers, BLOCK).to(tl.int32)
+        per_tap = _parts(period, BLOCK)
         of_y = g if layer == len(grads) - 1 else slopes
-        if (block >= 0) & (block < blocks):
-            place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-            inside = place < numbers
-            tap = (place // period).to(tl.int32)
-            column = (place % period).to(tl.int32)
-            total = tl.full([BLOCK], 0.0, tl.float32)
-            row = 0
-            while row < rows:
-                copy, i = column // n_in, column % n_in
-                left = n_out  # number of outputs from the first of this share on
-                while left > 0:
-                    outputs, inputs, shifts = (), (), ()
-                    for _ in tl.static_range(SHARES):
-                        here = inside & (column < left)
-                        at = tables[layer] + 2 + copy * k + tap
-                        outputs = outputs + (tl.where(here, n_out - left + column, -1),)
-                        inputs = inputs + (i,)
-                        shifts = shifts + (tl.load(at, mask=here, other=0),)
-                        left -= period
-                        i += period % n_in
-                        copy += period // n_in + (i >= n_in).to(tl.int32)
-                        i = tl.where(i >= n_in, i - n_in, i)
-                    for s in tl.static_range(SHARES):
-                        j, at = outputs[s], inputs[s] + shifts[s]
-                        at = tl.where(at >= n_in, at - n_in, at)
-                        for r in tl.static_range(ROWS):
-                            there = (j >= 0) & (row + r < rows)
-                            b = (row + r).to(tl.int64)
-                            slope = tl.load(of_y + b * n_out + j, mask=there, other=0.0)
-                            value = tl.load(source + b * n_in + at, mask=there, other=0.0)
-                            total += slope.to(tl.float32) * value.to(tl.float32)
-                row += ROWS
-            tl.store(grads[layer] + place, total, mask=inside)
-        block -= blocks
+        if (block >= 0) & (block < k * per_tap):
+            tap = block // per_tap
+            column = block % per_tap * BLOCK + tl.arange(0, BLOCK)
+            shares = _parts(n_out, period)
+            total = tl.full([BLOCK, SHARES], 0.0, tl.float32)
+            first = 0
+            while first < shares:
+                share = first + tl.arange(0, SHARES)[None, :]
+                start = share * period  # of the outputs that are of this share
+                here = (share < shares) & (column < period)[:, None]
+                here = here & (column[:, None] < n_out - start)
+                j = start + column[:, None]
+                copy = j // n_in
+                at = tables[layer] + 2 + copy * k + tap
+                i = j - copy * n_in + tl.load(at, mask=here, other=0)
+                i = tl.where(i >= n_in, i - n_in, i)
+                row = 0
+                while row < rows:
+                    for r in tl.static_range(ROWS):
+                        there = here & (row + r < rows)
+                        b = (row + r).to(tl.int64)
+                        slope = tl.load(of_y + b * n_out + j, mask=there, other=0.0)
+                        value = tl.load(source + b * n_in + i, mask=there, other=0.0)
+                        total += slope.to(tl.float32) * value.to(tl.float32)
+                    row += ROWS
+                first += SHARES
+            place = tap.to(tl.int64) * period + column
+            tl.store(grads[layer] + place, tl.sum(total, axis=1), mask=column < period)
+        block -= k * per_tap
         source = between if layer == 0 else source + rows.to(tl.int64) * n_in
         slopes += rows.to(tl.int64) * n_out
 
@@ -396,15 +391,16 @@ def indexed(
 @triton.jit(**_GATHERED)
 def indexed_adjoint(
     g, x, w, gx, gw, sources, starts, order, rows, n, m, k, period, blocks,
-    SHARED: tl.constexpr, PAIRS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    SHARED: tl.constexpr, SHARES: tl.constexpr, PAIRS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and w; g and x are in `columns`.
 
     Args:
         sources: as for `indexed`.
         starts, order: the connections of input i are ``order[starts[i] : starts[i + 1]]``.
-        blocks: number of programs for the gradient of x; the others are for that of w.
+        blocks: number of programs for the gradient of x; the others are for that of w, BLOCK_W
+            numbers each, from SHARES of the outputs that share each at a time.
     """
     _enter(EARLY)
     program = tl.program_id(0)
@@ -416,7 +412,8 @@ def indexed_adjoint(
             g, w, gx, starts, order, rows, n, m, period, group, block, SHARED, PAIRS, ROWS, BLOCK
         )
     else:
-        _indexed_adjoint_w(g, x, gw, sources, rows, n, m, k, period, program - blocks, ROWS, BLOCK)
+        block = program - blocks
+        _indexed_adjoint_w(g, x, gw, sources, rows, n, m, k, period, block, SHARES, ROWS, BLOCK_W)
 
 
 @triton.jit
@@ -449,7 +446,8 @@ def _indexed_adjoint_x(
 
 @triton.jit
 def _indexed_adjoint_w(
-    g, x, gw, sources, rows, n, m, k, period, block, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    g, x, gw, sources, rows, n, m, k, period, block,
+    SHARES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < k * period
@@ -458,19 +456,25 @@ def _indexed_adjoint_w(
     total = tl.full([BLOCK], 0.0, tl.float32)
     left = m  # number of outputs from the first of this share on
     while left > 0:
-        here = inside & (column < left)
-        j = m - left + column
-        i = tl.load(sources + tap.to(tl.int64) * m + j, mask=here, other=0)
-        valid = here & (i >= 0) & (i < n)
-        of_y = g + j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        of_x = x + i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        row = 0
-        while row < rows:
-            slope = tl.load(of_y, mask=here[:, None], other=0.0)
-            value = tl.load(of_x, mask=valid[:, None], other=0.0)
-            total += tl.sum(slope.to(tl.float32) * value.to(tl.float32), axis=1)
-            of_y += m.to(tl.int64) * ROWS
-            of_x += n.to(tl.int64) * ROWS
-            row += ROWS
-        left -= period
+        outputs, inputs = (), ()
+        for _ in tl.static_range(SHARES):
+            here = inside & (column < left)
+            j = tl.where(here, m - left + column, -1)
+            at = sources + tap.to(tl.int64) * m + j
+            outputs = outputs + (j,)
+            inputs = inputs + (tl.load(at, mask=here, other=-1),)
+            left -= period
+        for s in tl.static_range(SHARES):
+            j, i = outputs[s], inputs[s]
+            valid = (i >= 0) & (i < n)
+            of_y = g + j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+            of_x = x + i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+            row = 0
+            while row < rows:
+                slope = tl.load(of_y, mask=(j >= 0)[:, None], other=0.0)
+                value = tl.load(of_x, mask=valid[:, None], other=0.0)
+                total += tl.sum(slope.to(tl.float32) * value.to(tl.float32), axis=1)
+                of_y += m.to(tl.int64) * ROWS
+                of_x += n.to(tl.int64) * ROWS
+                row += ROWS
     tl.store(gw + place, total, mask=inside)

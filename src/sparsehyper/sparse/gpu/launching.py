@@ -89,19 +89,25 @@ def _compiled(
     kernel = getattr(kernels, name)
     early = device is not None and _overlaps(device)
     values = {**dict(constants), "EARLY": early}
-    types: dict[str, Any] = {}
-    for parameter in kernel.arg_names:
-        if parameter in _SIZES:
-            types[parameter] = 2  # any number that no kernel would be specialised to
-        elif parameter in _TUPLES:
-            types[parameter] = (2,) * layers
-        elif parameter not in values:
-            one = torch.int32 if parameter in _INTEGERS else dtype
-            types[parameter] = (_mock(one),) * layers if parameter in _MANY else _mock(one)
+    samples = sample_arguments(kernel.arg_names, dtype, layers)
     options = {"num_warps": warps, **({"launch_pdl": True} if early else {})}
     # Triton's interpreter compiles nothing, and runs the kernel itself.
-    compiled = kernel.warmup(*types.values(), **values, **options, grid=(1,)) or kernel
+    compiled = kernel.warmup(*samples.values(), **values, **options, grid=(1,)) or kernel
     return compiled, tuple(values[name] for name in kernel.arg_names if name in values)
+
+
+def sample_arguments(parameters: Sequence[str], dtype: torch.dtype, layers: int) -> dict[str, Any]:
+    """Arguments of the types that a kernel is compiled for, but for its constants."""
+    samples: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter in _SIZES:
+            samples[parameter] = 2  # any number that no kernel would be specialised to
+        elif parameter in _TUPLES:
+            samples[parameter] = (2,) * layers
+        elif not parameter.isupper():
+            one = _mock(torch.int32 if parameter in _INTEGERS else dtype)
+            samples[parameter] = (one,) * layers if parameter in _MANY else one
+    return samples
 
 
 def _overlaps(device: int) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper.sparse.gpu.launching import AVAILABLE, Pointer, pointer, pointers_into
-from sparsehyper.sparse.gpu.steps import make_steps
+from sparsehyper.sparse.gpu.steps import WeightGradients, make_gradients, make_steps
 
 DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -153,6 +153,8 @@ def chain_adjoint(
             lower, here = needs_x or any(needs[: step.start]), any(needs[step.start : step.stop])
             if lower or here:
                 step.adjoint(values, slopes, of_weights, gw, lower, here, x)
+        for left_out in plan.gradients(layers, needs):
+            left_out.write(values, slopes, gw)
     return gx if needs_x else None, gw
 
 
@@ -176,16 +178,24 @@ class _Plan:
         widths: Sequence[int],
         layers: Sequence[Layer],
     ) -> None:
-        self.shapes = shapes
         self.before = list(layers[:-1])  # a plan is kept by the last one
         *inner, self.width = widths
         # Where in ``between`` the output of each layer begins.
         *self.places, self.between = accumulate([rows * m for m in inner], initial=0)
         self.steps = make_steps(rows, dtype, shapes, widths, layers)
+        self._sizes = rows, dtype, shapes, widths
+        self._gradients: dict[tuple[bool, ...], list[WeightGradients]] = {}
 
-    def fits(self, shapes: list[torch.Size], layers: Sequence[Layer]) -> bool:
-        """Whether the plan is for weights of these shapes and these very layers."""
-        return shapes == self.shapes and all(map(is_, layers, self.before))
+    def gradients(self, layers: Sequence[Layer], needs: Sequence[bool]) -> list[WeightGradients]:
+        """What writes the gradients that the steps leave out."""
+        key = tuple(needs)
+        if key not in self._gradients:
+            self._gradients[key] = make_gradients(*self._sizes, layers, self.steps, needs)
+        return self._gradients[key]
+
+    def fits(self, layers: Sequence[Layer]) -> bool:
+        """Whether the plan is for these very layers."""
+        return all(map(is_, layers, self.before))
 
     def pointers(self, first: Pointer, between: Tensor, last: Pointer) -> list[Pointer]:
         """Pointers to the input of each layer, and to the output of the last."""
@@ -200,9 +210,9 @@ def _plan(
     check: Callable[[], None] = lambda: None,
 ) -> _Plan:
     shapes, plans = [w.shape for w in weights], layers[-1].plans
-    key = x.shape, x.dtype, *widths
+    key = x.shape, x.dtype, *widths, *shapes
     plan = plans.get(key)
-    if plan is None or not plan.fits(shapes, layers):
+    if plan is None or not plan.fits(layers):
         check()
         if len(plans) >= _MOST_PLANS:
             plans.clear()

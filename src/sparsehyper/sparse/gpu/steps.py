@@ -1,4 +1,4 @@
-"""The steps of a chain of layers: one launch forward, and one or two backward.
+"""The steps of a chain of layers: one launch in each direction, or few.
 
 A wide layer is a step of its own. A narrow one, of a few thousand outputs, cannot fill a GPU, so
 several of them are one step. Every step has
@@ -11,6 +11,9 @@ several of them are one step. Every step has
 weights, and ``gw`` the tensors for their gradients, None if not needed. ``lower`` and ``here`` say
 whether the gradients of the step's input and of any weight of it are needed. x has the dtype and
 the device of all memory that a step needs.
+
+The gradients of weights that outputs share, and of those of narrow layers, are not written with
+those of the inputs: `WeightGradients` writes them for several layers at once, after all steps.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ SHARING = 8  # most layers of a step; each number of layers is compiled once
 SHIFTS = 32  # most shifts of a launch forward
 PAIRS, PAIRS_OF_BATCH = 16, 8  # and backward
 COLUMNS = 8  # most rows that lie side by side for an indexed layer
-SHARES = 8  # most outputs, and rows, that a program for shared weights adds up at a time
+SHARES, SHARES_INDEXED = 16, 8  # most outputs that a program for shared weights adds up at a time
 
 
 def make_steps(
@@ -62,8 +65,34 @@ def make_steps(
     return steps
 
 
+def make_gradients(
+    rows: int,
+    dtype: torch.dtype,
+    shapes: Sequence[torch.Size],
+    widths: Sequence[int],
+    layers: Sequence[Layer],
+    steps: Sequence[Step],
+    needs: Sequence[bool],
+) -> list[WeightGradients]:
+    """Those that the steps of a chain leave out, of weights that need gradients."""
+    groups: list[tuple[int, int]] = []  # first and last layer
+    for step in steps:
+        for i in range(step.start, step.stop) if step.late else ():
+            if not needs[i]:
+                continue
+            if groups and groups[-1][1] == i and i - groups[-1][0] < SHARING:
+                groups[-1] = (groups[-1][0], i + 1)
+            else:
+                groups.append((i, i + 1))
+    return [
+        WeightGradients(i, rows, dtype, shapes[i:j], widths[i:j], layers[i:j]) for i, j in groups
+    ]
+
+
 class Narrow:
     """Several narrow circulant layers."""
+
+    late = True
 
     def __init__(
         self,
@@ -75,8 +104,6 @@ class Narrow:
         layers: Sequence[Layer],
     ) -> None:
         self.start, self.stop = start, start + len(layers)
-        self._shapes = shapes
-        tables = tuple(pointer(layer.sources) for layer in layers)
         sizes = tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]
         shared = any(columns < m for (_, columns), m in zip(shapes, widths, strict=True))
 
@@ -90,11 +117,7 @@ class Narrow:
             constants = {"NEED_X": lower, "SHARED": shared, "PAIRS": 8, "BLOCK": 1024}
             return launch("narrow_adjoint_x", rows, 8, **constants)
 
-        @cache
-        def of_w() -> Launch:
-            return _adjoint_w(rows, dtype, shapes, widths, layers)
-
-        self._tables, self._of_x, self._of_w = tables, of_x, of_w
+        self._tables, self._of_x = tuple(pointer(layer.sources) for layer in layers), of_x
         self._forward = launch("narrow", rows, 8, SHARED=shared, TAPS=8, BLOCK=1024)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
@@ -105,25 +128,18 @@ class Narrow:
 
     def adjoint(
         self,
-        values: list[Pointer],
+        values: list[Pointer],  # noqa: ARG002
         slopes: list[Pointer],
         weights: list[Pointer],
-        gw: Sequence[Tensor | None],
+        gw: Sequence[Tensor | None],  # noqa: ARG002
         lower: bool,
-        here: bool,
-        x: Tensor,
+        here: bool,  # noqa: ARG002
+        x: Tensor,  # noqa: ARG002
     ) -> None:
-        """Write the gradients."""
+        """Write the gradients of the layers' inputs."""
         i, stop = self.start, self.stop
-        of_y, between, own = slopes[stop], slopes[i + 1], tuple(weights[i:stop])
-        self._of_x(lower)(of_y, own, self._tables, between, slopes[i])
-        if here:
-            grads = [  # those that are not needed, too
-                x.new_empty(shape) if grad is None else grad
-                for grad, shape in zip(gw[i:stop], self._shapes, strict=True)
-            ]
-            pointers = tuple(map(pointer, grads))
-            self._of_w()(of_y, values[i], values[i + 1], between, pointers, self._tables)
+        own = tuple(weights[i:stop])
+        self._of_x(lower)(slopes[stop], own, self._tables, slopes[i + 1], slopes[i])
 
 
 class Circulant:
@@ -134,7 +150,8 @@ class Circulant:
     ) -> None:
         self.start, self.stop = start, start + 1
         (k, columns), n, shifts = shape, layer.n_in, layer.shifts
-        copies, shared = -(-m // n), columns < m
+        self.late = shared = columns < m
+        copies = -(-m // n)
 
         def forward(copy: int, tap: int) -> Launch:
             own = tuple(
@@ -179,11 +196,7 @@ class Circulant:
                 for pair in range(0, pairs, some)
             ]
 
-        @cache
-        def of_shared() -> Launch:
-            return _adjoint_w(rows, dtype, [shape], [m], [layer])
-
-        at_once, block = _rows(rows, 4), 512
+        at_once, block = _power(rows, 4), 512
         taps = _part(k, SHIFTS // 2)
         some_copies = _part(copies, max(1, SHIFTS // taps))
         self._forward = [
@@ -191,8 +204,7 @@ class Circulant:
             for copy in range(0, copies, some_copies)
             for tap in range(0, k, taps)
         ]
-        self._adjoint, self._of_shared = adjoint, of_shared
-        self._shared, self._table = shared, (pointer(layer.sources),)
+        self._adjoint = adjoint
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
         """Write the output."""
@@ -210,19 +222,18 @@ class Circulant:
         here: bool,
         x: Tensor,  # noqa: ARG002
     ) -> None:
-        """Write the gradients."""
+        """Write the gradients; not that of shared weights."""
         i, grad = self.start, gw[self.start]
-        of_y, of_w = slopes[i + 1], None if grad is None else pointer(grad)
-        if here and self._shared:
-            self._of_shared()(of_y, values[i], of_y, of_y, (of_w,), self._table)
-            here = False
-        if lower or here:
-            for launch in self._adjoint(lower, here):
-                launch(of_y, values[i], weights[i], slopes[i], of_w)
+        of_w = None if grad is None else pointer(grad)
+        here = here and not self.late
+        for launch in self._adjoint(lower, here) if lower or here else ():
+            launch(slopes[i + 1], values[i], weights[i], slopes[i], of_w)
 
 
 class Indexed:
     """One indexed layer."""
+
+    late = False
 
     def __init__(
         self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, m: int, layer: Layer
@@ -230,16 +241,26 @@ class Indexed:
         self.start, self.stop = start, start + 1
         (k, columns), n = shape, layer.n_in
         shared = columns < m
-        at_once = _rows(rows, COLUMNS)
+        at_once = _power(rows, COLUMNS)
         groups, block = -(-rows // at_once), 512 // at_once
 
         @cache
         def adjoint(lower: bool, here: bool) -> Launch:
             of_x = -(-n // block) * groups if lower else 0
-            of_w = -(-k * columns // block) if here else 0
-            sizes = rows, n, m, k, columns, of_x
-            constants = {"SHARED": shared, "PAIRS": 4, "ROWS": at_once, "BLOCK": block}
-            return Launch("indexed_adjoint", of_x + of_w, sizes, dtype, **constants)
+            block_w = min(block, 64) if shared else block
+            of_w = -(-k * columns // block_w) if here else 0
+            return Launch(
+                "indexed_adjoint",
+                of_x + of_w,
+                (rows, n, m, k, columns, of_x),
+                dtype,
+                SHARED=shared,
+                SHARES=_part(_shares(shape, m), SHARES_INDEXED),
+                PAIRS=4,
+                ROWS=at_once,
+                BLOCK=block,
+                BLOCK_W=block_w,
+            )
 
         @cache
         def as_columns(width: int) -> Launch:
@@ -301,31 +322,51 @@ class Indexed:
 Step = Narrow | Circulant | Indexed
 
 
-def _adjoint_w(
-    rows: int,
-    dtype: torch.dtype,
-    shapes: Sequence[torch.Size],
-    widths: Sequence[int],
-    layers: Sequence[Layer],
-) -> Launch:
-    """The launch for the gradients of the weights of circulant layers in sequence."""
-    shares = max(-(-m // columns) for (_, columns), m in zip(shapes, widths, strict=True))
-    at_once, block = _rows(rows, 4), 256 if shares == 1 else 128
-    return Launch(
-        "circulant_adjoint_w",
-        sum(-(-shape.numel() // block) for shape in shapes),
-        (tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]),
-        dtype,
-        layers=len(layers),
-        SHARES=_part(shares, SHARES // at_once),
-        ROWS=at_once,
-        BLOCK=block,
-    )
+class WeightGradients:
+    """The gradients of the weights of circulant layers in sequence, in one launch."""
+
+    def __init__(
+        self,
+        start: int,
+        rows: int,
+        dtype: torch.dtype,
+        shapes: Sequence[torch.Size],
+        widths: Sequence[int],
+        layers: Sequence[Layer],
+    ) -> None:
+        self.start, self.stop = start, start + len(layers)
+        self._tables = tuple(pointer(layer.sources) for layer in layers)
+        shares = _power(max(map(_shares, shapes, widths)), SHARES)
+        block = min(256, 1024 // shares)
+        self._launch = Launch(
+            "circulant_adjoint_w",
+            sum(k * -(-columns // block) for k, columns in shapes),
+            (tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]),
+            dtype,
+            layers=len(layers),
+            SHARES=shares,
+            ROWS=_power(rows, 4),
+            BLOCK=block,
+        )
+
+    def write(
+        self, values: list[Pointer], slopes: list[Pointer], gw: Sequence[Tensor | None]
+    ) -> None:
+        """Write them, when the gradients of all inputs are written."""
+        i, stop = self.start, self.stop
+        grads = tuple(pointer(grad) for grad in gw[i:stop] if grad is not None)
+        between, of_between = values[i + 1], slopes[i + 1]
+        self._launch(slopes[stop], values[i], between, of_between, grads, self._tables)
 
 
-def _rows(rows: int, most: int) -> int:
-    """The power of 2 that is next to the number of rows, and at most ``most``."""
-    return min(most, 1 << max(rows - 1, 0).bit_length())
+def _shares(shape: torch.Size, width: int) -> int:
+    """The most outputs, at least one, that share a weight."""
+    return max(1, -(-width // max(1, shape[1])))
+
+
+def _power(number: int, most: int) -> int:
+    """The next power of 2, at most ``most``."""
+    return min(most, 1 << max(number - 1, 0).bit_length())
 
 
 def _part(number: int, most: int) -> int:
