@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsehyper.generators.butterfly import ButterflyStages
 from sparsehyper.hypernetwork import HyperNetwork
@@ -80,6 +79,8 @@ def _connections(module: nn.Module) -> int:
 
 def _multiply_adds(run: Callable[[], Any]) -> int:
     """Multiply-adds that PyTorch counts in a run."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is
+
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2

@@ -45,12 +45,11 @@ from sparsehyper.training.finite import (
 )
 from sparsehyper.training.graphs import StepGraphs, check_recordable
 from sparsehyper.training.optim import build_optimizer, evaluations_since_best, learning_rate
-from sparsehyper.training.parallel import Parallel, Replicated
+from sparsehyper.training.parallel import Parallel, Replicated, check_shardable
 from sparsehyper.training.processes import Processes, processes
 from sparsehyper.training.progress import Progress
 from sparsehyper.training.recorder import Callback, Recorder, check_tracker
 from sparsehyper.training.run import Run
-from sparsehyper.training.sharded import Sharded, check_shardable
 from sparsehyper.training.sources import (
     ByTask,
     Measure,
@@ -221,7 +220,14 @@ def train(
     best_weights: dict[str, Tensor] = {}
     measures = Measures(loss, metric, n_classes)
 
-    parallel = (Sharded if sharded else Replicated)(model, optimizer, config, here)
+    parallel: Parallel
+    if sharded:
+        # It takes PyTorch half a second to import what this needs.
+        from sparsehyper.training.sharded import Sharded
+
+        parallel = Sharded(model, optimizer, config, here)
+    else:
+        parallel = Replicated(model, optimizer, config, here)
     optimizer = parallel.optimizer
     graphs = StepGraphs(model, trainable, here) if config.cuda_graphs else None
 

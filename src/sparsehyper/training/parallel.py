@@ -201,6 +201,19 @@ def shares_theta(model: nn.Module) -> bool:
     )
 
 
+def check_shardable(model: nn.Module) -> HyperNetwork:
+    """The model, if it has a generator to divide.
+
+    Raises:
+        ValueError: it is not a `HyperNetwork`.
+    """
+    if not isinstance(model, HyperNetwork):
+        raise ValueError(
+            f"`shard` divides the generator of a `HyperNetwork`, got a {type(model).__name__}"
+        )
+    return model
+
+
 class ThetaGradient:
     """The exchange of θ's gradient.
 
@@ -221,6 +234,8 @@ class ThetaGradient:
         through = [*model.generator.parameters(), *model.conditioner.parameters(), *base]
         self.parameters = [p for p in through if p.requires_grad]
         self.saved = sum(p.numel() for p in self.parameters)
+        # Not as a decorator, which would import the compiler with this module.
+        self._raw = torch.compiler.disable(self._generated)
 
     def tasks(self, task: int | Tensor) -> Tensor:
         """The tasks of all processes' batches: ascending integers, on the CPU.
@@ -247,8 +262,7 @@ class ThetaGradient:
         finally:
             self._model.raw_of_tasks, self._model.target.base_apart = None, False
 
-    @torch.compiler.disable
-    def _raw(self, tasks: Tensor) -> Tensor:
+    def _generated(self, tasks: Tensor) -> Tensor:
         """G(normalise(z)) ``[tasks, numel]`` of some of the tasks, generated with all of them."""
         model, everyone = self._model, self._everyone
         raw = model.raw_theta(model.conditioner(everyone)).to(model.dtype)

@@ -24,12 +24,11 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.utils import get_total_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.sparse import SparseLinear
 from sparsehyper.target.copying import copy_module
 from sparsehyper.training.config import TrainConfig
 from sparsehyper.training.optim import build_optimizer
-from sparsehyper.training.parallel import Parallel, average_gradients
+from sparsehyper.training.parallel import Parallel, average_gradients, check_shardable
 from sparsehyper.training.processes import Processes
 
 
@@ -148,19 +147,6 @@ class Sharded(Parallel):
         for weight in self._weights:
             weight.data = weight.new_empty(0)
         self._hnet.generator = self._sharded
-
-
-def check_shardable(model: nn.Module) -> HyperNetwork:
-    """The model, if it has a generator to divide.
-
-    Raises:
-        ValueError: it is not a `HyperNetwork`.
-    """
-    if not isinstance(model, HyperNetwork):
-        raise ValueError(
-            f"`shard` divides the generator of a `HyperNetwork`, got a {type(model).__name__}"
-        )
-    return model
 
 
 class _Shaped(nn.Module):

@@ -46,8 +46,8 @@ from sparsehyper.training import Evaluation, Processes, Run, evaluate, processes
 from sparsehyper.training.checkpoint import open_checkpoint
 from sparsehyper.training.directory import read_config
 from sparsehyper.training.graphs import check_recordable
+from sparsehyper.training.parallel import check_shardable
 from sparsehyper.training.recorder import check_tracker
-from sparsehyper.training.sharded import check_shardable
 from sparsehyper.training.sources import ByTask
 
 SPLITS = ("train", "val", "test")
