@@ -25,10 +25,7 @@ from sparsehyper.training.directory import json_ready
 DOCS = Path(__file__).parents[3] / "docs" / "results"
 # What has been run of a study; the rest goes on in the same folder.
 SIZES = STUDIES["generator-size"].at_scale("cpu").families
-TARGETS = STUDIES["thesis-targets"].at_scale("cpu").sets
-FIRST = next(iter(TARGETS.values())).methods[:-2]
 RUN_SO_FAR: dict[str, dict[str, Any]] = {
-    "thesis-targets": {"sets": {k: replace(v, methods=FIRST) for k, v in TARGETS.items()}},
     "fair-comparison": {"long_budgets": (0.25,)},
     "generator-size": {"families": dict(list(SIZES.items())[:5])},
 }

@@ -119,7 +119,8 @@ class ThesisTargets(FreshStudy):
         "seeds; differences are paired over seeds, with Student's t intervals, and verdicts hold "
         "after Holm's correction over the claims of a question. At the scale `cpu` trainings are "
         "less than a hundredth of the thesis's. The plan, written before the results, is in "
-        "`sparsehyper/lab/studies/thesis_targets.py`."
+        "`sparsehyper/lab/studies/thesis_targets.py`; the claims on sparse with one unit a weight "
+        "were planned when the others were known."
     )
 
     @classmethod
