@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -234,8 +235,10 @@ class ThetaGradient:
         through = [*model.generator.parameters(), *model.conditioner.parameters(), *base]
         self.parameters = [p for p in through if p.requires_grad]
         self.saved = sum(p.numel() for p in self.parameters)
-        # Not as a decorator, which would import the compiler with this module.
-        self._raw = torch.compiler.disable(self._generated)
+        # Not as a decorator, which would import the compiler with this module; and without keeping
+        # this object, which keeps the function.
+        generated = WeakMethod(self._generated)
+        self._raw = torch.compiler.disable(lambda tasks: generated()(tasks))  # type: ignore[misc]
 
     def tasks(self, task: int | Tensor) -> Tensor:
         """The tasks of all processes' batches: ascending integers, on the CPU.

@@ -302,15 +302,16 @@ def circulant_adjoint_w(
         if (block >= 0) & (block < k * per_tap):
             tap = block // per_tap
             column = block % per_tap * BLOCK + tl.arange(0, BLOCK)
-            shares = _parts(n_out, period)
-            total = tl.full([BLOCK, SHARES], 0.0, tl.float32)
+            shares = (n_out - 1) // period + 1
+            # Neighbouring threads read neighbouring outputs.
+            total = tl.full([SHARES, BLOCK], 0.0, tl.float32)
             first = 0
             while first < shares:
-                share = first + tl.arange(0, SHARES)[None, :]
+                share = first + tl.arange(0, SHARES)[:, None]
                 start = share * period  # of the outputs that are of this share
-                here = (share < shares) & (column < period)[:, None]
-                here = here & (column[:, None] < n_out - start)
-                j = start + column[:, None]
+                here = (share < shares) & (column < period)[None, :]
+                here = here & (column[None, :] < n_out - start)
+                j = start + column[None, :]
                 copy = j // n_in
                 at = tables[layer] + 2 + copy * k + tap
                 i = j - copy * n_in + tl.load(at, mask=here, other=0)
@@ -326,7 +327,7 @@ def circulant_adjoint_w(
                     row += ROWS
                 first += SHARES
             place = tap.to(tl.int64) * period + column
-            tl.store(grads[layer] + place, tl.sum(total, axis=1), mask=column < period)
+            tl.store(grads[layer] + place, tl.sum(total, axis=0), mask=column < period)
         block -= k * per_tap
         source = between if layer == 0 else source + rows.to(tl.int64) * n_in
         slopes += rows.to(tl.int64) * n_out
@@ -453,28 +454,29 @@ def _indexed_adjoint_w(
     inside = place < k * period
     tap = place // period
     column = place - tap * period
-    total = tl.full([BLOCK], 0.0, tl.float32)
+    total = tl.full([BLOCK, ROWS], 0.0, tl.float32)
     left = m  # number of outputs from the first of this share on
     while left > 0:
         outputs, inputs = (), ()
         for _ in tl.static_range(SHARES):
             here = inside & (column < left)
             j = tl.where(here, m - left + column, -1)
-            at = sources + tap.to(tl.int64) * m + j
+            source = sources + tap.to(tl.int64) * m + j
             outputs = outputs + (j,)
-            inputs = inputs + (tl.load(at, mask=here, other=-1),)
+            inputs = inputs + (tl.load(source, mask=here, other=-1),)
             left -= period
-        for s in tl.static_range(SHARES):
-            j, i = outputs[s], inputs[s]
-            valid = (i >= 0) & (i < n)
-            of_y = g + j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-            of_x = x + i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-            row = 0
-            while row < rows:
-                slope = tl.load(of_y, mask=(j >= 0)[:, None], other=0.0)
-                value = tl.load(of_x, mask=valid[:, None], other=0.0)
-                total += tl.sum(slope.to(tl.float32) * value.to(tl.float32), axis=1)
-                of_y += m.to(tl.int64) * ROWS
-                of_x += n.to(tl.int64) * ROWS
-                row += ROWS
-    tl.store(gw + place, total, mask=inside)
+        of_y, of_x = g, x
+        row = 0
+        while row < rows:
+            for s in tl.static_range(SHARES):
+                j, i = outputs[s], inputs[s]
+                valid = (i >= 0) & (i < n)
+                at = j.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+                slope = tl.load(of_y + at, mask=(j >= 0)[:, None], other=0.0)
+                at = i.to(tl.int64)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+                value = tl.load(of_x + at, mask=valid[:, None], other=0.0)
+                total += slope.to(tl.float32) * value.to(tl.float32)
+            of_y += m.to(tl.int64) * ROWS
+            of_x += n.to(tl.int64) * ROWS
+            row += ROWS
+    tl.store(gw + place, tl.sum(total, axis=1), mask=inside)

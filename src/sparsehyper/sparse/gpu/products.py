@@ -183,7 +183,7 @@ class _Plan:
         # Where in ``between`` the output of each layer begins.
         *self.places, self.between = accumulate([rows * m for m in inner], initial=0)
         self.steps = make_steps(rows, dtype, shapes, widths, layers)
-        self._sizes = rows, dtype, shapes, widths
+        self._sizes = rows, dtype, tuple(shapes), tuple(widths)
         self._gradients: dict[tuple[bool, ...], list[WeightGradients]] = {}
 
     def gradients(self, layers: Sequence[Layer], needs: Sequence[bool]) -> list[WeightGradients]:

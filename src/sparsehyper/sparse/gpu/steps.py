@@ -12,8 +12,9 @@ weights, and ``gw`` the tensors for their gradients, None if not needed. ``lower
 whether the gradients of the step's input and of any weight of it are needed. x has the dtype and
 the device of all memory that a step needs.
 
-The gradients of weights that outputs share, and of those of narrow layers, are not written with
-those of the inputs: `WeightGradients` writes them for several layers at once, after all steps.
+The gradients of the weights of several narrow layers, and of a circulant layer whose outputs share
+weights, are not written with those of the inputs: `WeightGradients` writes them for several layers
+at once, after all steps.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from sparsehyper.sparse.gpu.launching import Launch, Pointer, pointer
 if TYPE_CHECKING:
     from sparsehyper.sparse.gpu.products import Layer
 
-# These numbers, and those of the launches, affect speed only. They were measured on an H200.
+# These numbers, and those of the launches, affect speed and rounding only. They were measured on an
+# H200, but for those of shared weights.
 NARROW = 1024  # most outputs of a layer that shares a step
 SHARING = 8  # most layers of a step; each number of layers is compiled once
 SHIFTS = 32  # most shifts of a launch forward
 PAIRS, PAIRS_OF_BATCH = 16, 8  # and backward
 COLUMNS = 8  # most rows that lie side by side for an indexed layer
-SHARES, SHARES_INDEXED = 16, 8  # most outputs that a program for shared weights adds up at a time
+# Most outputs that a program for shared weights adds up at a time; the first is a power of 2.
+SHARES, SHARES_INDEXED = 16, 8
 
 
 def make_steps(
@@ -106,11 +109,10 @@ class Narrow:
         self.start, self.stop = start, start + len(layers)
         sizes = tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]
         shared = any(columns < m for (_, columns), m in zip(shapes, widths, strict=True))
+        count = len(layers)  # a plan is kept by the last layer, so nothing here may keep that
 
         def launch(name: str, programs: int, warps: int, **constants: int) -> Launch:
-            return Launch(
-                name, programs, sizes, dtype, layers=len(layers), warps=warps, **constants
-            )
+            return Launch(name, programs, sizes, dtype, layers=count, warps=warps, **constants)
 
         @cache
         def of_x(lower: bool) -> Launch:
@@ -255,7 +257,7 @@ class Indexed:
                 (rows, n, m, k, columns, of_x),
                 dtype,
                 SHARED=shared,
-                SHARES=_part(_shares(shape, m), SHARES_INDEXED),
+                SHARES=_part(_shares(shape, m), max(2, SHARES_INDEXED // at_once)),
                 PAIRS=4,
                 ROWS=at_once,
                 BLOCK=block,
@@ -337,7 +339,8 @@ class WeightGradients:
         self.start, self.stop = start, start + len(layers)
         self._tables = tuple(pointer(layer.sources) for layer in layers)
         shares = _power(max(map(_shares, shapes, widths)), SHARES)
-        block = min(256, 1024 // shares)
+        at_once = _power(rows, 4)
+        block = min(256, (1024 if at_once == 1 else 512) // shares)  # what registers hold
         self._launch = Launch(
             "circulant_adjoint_w",
             sum(k * -(-columns // block) for k, columns in shapes),
@@ -345,7 +348,7 @@ class WeightGradients:
             dtype,
             layers=len(layers),
             SHARES=shares,
-            ROWS=_power(rows, 4),
+            ROWS=at_once,
             BLOCK=block,
         )
 
