@@ -12,10 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsehyper.adaptation import fit_embeddings
-from sparsehyper.conditioning import TaskEmbedding
-from sparsehyper.generators import Sparse
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.generators import LATENT
+from sparsehyper.lab.bench.generators import hypernetwork
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
 from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
@@ -36,7 +34,7 @@ def measure_adaptation(sizes: Sizes, rounds: int, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     fits, models = [], []
     for name, (make, shape) in _TARGETS.items():
-        hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(_KNOWN, LATENT), base="zeros")
+        hnet = hypernetwork(make(), "sparse", _KNOWN)
         together = sizes.together if name.startswith("MLP") else 1  # one ResNet takes seconds
         fits += _fits(name, hnet, shape, sizes.fitted_images, together, rounds)
         models += _models(name, hnet, make, rounds)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Chunked, Dense, Generator, Sparse
+from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.lab.bench import memory
 from sparsehyper.lab.bench.products import bytes_moved, thesis_generator
 from sparsehyper.lab.bench.sizes import Sizes
@@ -24,13 +26,14 @@ EIGHTH = "sparse, N ÷ 8"  # a generator of so many weights, which outputs share
 SMALL = "sparse, 1.125 N"  # and a base of N beside it
 _SPECS: dict[str, Generator] = {
     "sparse": Sparse(),
-    EIGHTH: Sparse(),  # sized to that
+    EIGHTH: Sparse(),  # sized to its budget
     "sparse, growth 8": Sparse(growth=8),
     "sparse, local": Sparse(topology="local"),
-    "chunked": Chunked(),  # sized to the budget
+    "chunked": Chunked(),  # sized to its budget
     "dense": Dense(),
     THESIS: Sparse(),  # the same layers, computed by the thesis's scheme
 }
+_BUDGETS = {"chunked": BUDGET, EIGHTH: 1 / 8}
 _SLOW = ("sparse, local", THESIS)
 
 _SMALL = 20_000  # generated parameters; about the fewest for which the chunked budget can be met
@@ -41,7 +44,7 @@ _WEIGHT_BYTES, _SLOW_WEIGHT_BYTES, _PARAMETER_BYTES = 8, 40, 16
 
 def build(name: str, numel: int, seed: int) -> nn.Module:
     """Build one of the compared generators, ``[batch, LATENT]`` → ``[batch, numel]``."""
-    module = _spec(name, numel).build(LATENT, numel, seed)
+    module = generator(name, numel).build(LATENT, numel, seed)
     return thesis_generator(module) if name == THESIS else module
 
 
@@ -136,21 +139,25 @@ def _flatness(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def eighth(numel: int) -> Sparse:
-    """A sparse generator of an eighth of N weights, which outputs share."""
-    return Sparse().with_budget(numel // 8, LATENT, numel)
+def generator(name: str, numel: int) -> Generator:
+    """One of the compared generators, for a number of parameters."""
+    spec, budget = _SPECS[name], _BUDGETS.get(name)
+    return spec if budget is None else spec.with_budget(int(budget * numel), LATENT, numel)
 
 
-def _spec(name: str, numel: int) -> Generator:
-    if name == EIGHTH:
-        return eighth(numel)
-    spec = _SPECS[name]
-    return spec.with_budget(BUDGET * numel, LATENT, numel) if name == "chunked" else spec
+def hypernetwork(target: nn.Module, name: str, tasks: int) -> HyperNetwork:
+    """A hypernetwork with one of the compared generators, or `SMALL`, which alone has a base."""
+    small, numel = name == SMALL, sum(p.numel() for p in target.parameters())
+    spec, base = generator(EIGHTH if small else name, numel), "learned" if small else "zeros"
+    hnet = HyperNetwork(target, spec, TaskEmbedding(tasks, LATENT), base=base)
+    if name == THESIS:
+        hnet.generator = thesis_generator(hnet.generator)
+    return hnet
 
 
 def _need(names: list[str], numel: int) -> int:
     """Bytes that these take when all are built and one is running."""
-    weights = {name: _spec(name, numel).count_parameters(LATENT, numel) for name in names}
+    weights = {name: generator(name, numel).count_parameters(LATENT, numel) for name in names}
     working = max(
         (_SLOW_WEIGHT_BYTES if name in _SLOW else _WEIGHT_BYTES) * count
         for name, count in weights.items()

@@ -20,10 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper.conditioning import TaskEmbedding
-from sparsehyper.generators import Chunked, Generator, Sparse
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.generators import BUDGET, EIGHTH, LATENT, SMALL, eighth
+from sparsehyper.lab.bench.generators import EIGHTH, LATENT, SMALL, build, hypernetwork
 from sparsehyper.lab.bench.gpu_checks import check_gpu
 from sparsehyper.lab.bench.products import Coo, bytes_moved
 from sparsehyper.lab.bench.sizes import Sizes
@@ -102,14 +99,12 @@ class _Bench:
         """Forward and backward passes of whole generators, from one embedding."""
         rows = []
         for numel in self.sizes.gpu_generators:
-            specs: dict[str, Generator] = {"sparse": Sparse(), EIGHTH: eighth(numel)}
-            if numel <= _LARGEST_CHUNKED:
-                specs["chunked"] = Chunked().with_budget(BUDGET * numel, LATENT, numel)
+            names = ["sparse", EIGHTH, *(["chunked"] if numel <= _LARGEST_CHUNKED else [])]
             z, grad = self.random(1, LATENT).requires_grad_(), self.random(1, numel)
             works, built, peaks, least = {}, {}, {}, {}
-            for name, spec in specs.items():
+            for name in names:
                 before, start = self.allocated(), time.perf_counter()
-                module = spec.build(LATENT, numel, self.seed).to(self.device)
+                module = build(name, numel, self.seed).to(self.device)
                 built[name] = time.perf_counter() - start
                 of = [m for m in module.modules() if isinstance(m, SparseLinear)]
                 if of:
@@ -129,19 +124,10 @@ class _Bench:
         rows = []
         for name, make, x, y in self.targets():
             works, peaks = {}, {}
-            numel = sum(p.numel() for p in make().parameters())
-            budgets: dict[str, Generator] = {
-                "sparse": Sparse(),
-                "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
-                SMALL: eighth(numel),
-            }
-            for method in ("plain", *budgets):
-                before = self.allocated()
-                model = make()
-                if method in budgets:
-                    base = "learned" if method == SMALL else "zeros"
-                    model = self.hypernetwork(model, budgets[method], base)
-                works[method] = self.step(model, None if method == "plain" else 0, x, y)
+            for method in ("plain", "sparse", "chunked", SMALL):
+                before, task = self.allocated(), None if method == "plain" else 0
+                model = make() if task is None else hypernetwork(make(), method, TASKS)
+                works[method] = self.step(model, task, x, y)
                 peaks[method] = self.peak(works[method], before)
             case = {"work": f"step, {name}", "batch": len(x), "peak": peaks}
             rows += self.rows(case, self.with_graphs(works))
@@ -155,7 +141,7 @@ class _Bench:
         for name, make, x, y in self.targets()[:2]:
             for tasks in (TASKS, 4, 2):
                 ids = (torch.arange(len(x)) % tasks).sort().values
-                hnet = self.hypernetwork(make(), Sparse())
+                hnet = hypernetwork(make(), "sparse", TASKS)
                 parts = [(t, (ids == t).nonzero().flatten().to(self.device)) for t in range(tasks)]
 
                 def loop(hnet: Any = hnet, parts: Any = parts, x: Tensor = x) -> Tensor:
@@ -179,7 +165,7 @@ class _Bench:
         if not self.sizes.compile:
             return []
         name, make, x, y = self.targets()[0]
-        plain, hnet = make(), self.hypernetwork(make(), Sparse())
+        plain, hnet = make(), hypernetwork(make(), "sparse", TASKS)
         works, graphs, seconds = {}, {}, {}
         for method, model, task in (("plain", plain, None), ("sparse", hnet, 0)):
             with self.leaving_out({"work": "compiled", "method": method}):
@@ -219,10 +205,6 @@ class _Bench:
     def made(self, make: Callable[[], nn.Module]) -> nn.Module:
         """A new target on the device."""
         return make().to(self.device)
-
-    def hypernetwork(self, target: nn.Module, spec: Generator, base: str = "zeros") -> HyperNetwork:
-        """A hypernetwork of ten tasks."""
-        return HyperNetwork(target, spec, TaskEmbedding(TASKS, LATENT), base=base)
 
     def step(
         self,

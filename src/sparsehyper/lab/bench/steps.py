@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsehyper.conditioning import TaskEmbedding
-from sparsehyper.generators import Chunked, Generator, Sparse
-from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.lab.bench.generators import BUDGET, LATENT, SMALL, eighth
-from sparsehyper.lab.bench.products import thesis_generator
+from sparsehyper.lab.bench.generators import SMALL, THESIS, hypernetwork
 from sparsehyper.lab.bench.sizes import Sizes
 from sparsehyper.lab.bench.targets import mlp, resnet426k
 from sparsehyper.lab.bench.timing import TimedRun, alternate, spread, timed, times
@@ -70,19 +66,9 @@ def _single(sizes: Sizes, rounds: int) -> list[dict[str, Any]]:
     x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
     plain = resnet426k()
     numel = sum(p.numel() for p in plain.parameters())
-    specs: dict[str, Generator] = {
-        "sparse": Sparse(),
-        SMALL: eighth(numel),
-        "sparse, growth 8": Sparse(growth=8),
-        "chunked": Chunked().with_budget(BUDGET * numel, LATENT, numel),
-        "thesis": Sparse(),
-    }
     runs: dict[str, TimedRun] = {"plain target": timed(make_step(plain, lambda: plain(x), y))}
-    for name, spec in specs.items():
-        base = "learned" if name == SMALL else "zeros"
-        hnet = HyperNetwork(resnet426k(), spec, TaskEmbedding(TASKS, LATENT), base=base)
-        if name == "thesis":
-            hnet.generator = thesis_generator(hnet.generator)
+    for name in ("sparse", SMALL, "sparse, growth 8", "chunked", THESIS):
+        hnet = hypernetwork(resnet426k(), name, TASKS)
         runs[name] = timed(make_step(hnet, lambda hnet=hnet: hnet(x, task=0), y))  # type: ignore[misc]
     return _rows({"target": "ResNet", "numel": numel, "images": batch}, runs, rounds)
 
@@ -94,7 +80,7 @@ def _mixed(
     tasks, images = sizes.mixed
     x, y = torch.randn(tasks * images, *shape), torch.randint(10, (tasks * images,))
     ids = torch.arange(tasks).repeat_interleave(images)
-    hnet = HyperNetwork(make(), Sparse(), TaskEmbedding(tasks, LATENT), base="zeros")
+    hnet = hypernetwork(make(), "sparse", tasks)
 
     def loop() -> Tensor:
         return torch.cat([hnet(part, task=t) for t, part in enumerate(x.split(images))])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsehyper.sparse.gpu.launching import AVAILABLE, Pointer, pointer, pointers_into
-from sparsehyper.sparse.gpu.steps import WeightGradients, make_gradients, make_steps
+from sparsehyper.sparse.gpu.steps import Part, WeightGradients, make_gradients, make_steps
 
 DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -182,15 +182,15 @@ class _Plan:
         *inner, self.width = widths
         # Where in ``between`` the output of each layer begins.
         *self.places, self.between = accumulate([rows * m for m in inner], initial=0)
-        self.steps = make_steps(rows, dtype, shapes, widths, layers)
         self._sizes = rows, dtype, tuple(shapes), tuple(widths)
+        self.steps = make_steps(Part(*self._sizes, layers))
         self._gradients: dict[tuple[bool, ...], list[WeightGradients]] = {}
 
     def gradients(self, layers: Sequence[Layer], needs: Sequence[bool]) -> list[WeightGradients]:
         """What writes the gradients that the steps leave out."""
         key = tuple(needs)
         if key not in self._gradients:
-            self._gradients[key] = make_gradients(*self._sizes, layers, self.steps, needs)
+            self._gradients[key] = make_gradients(Part(*self._sizes, layers), self.steps, needs)
         return self._gradients[key]
 
     def fits(self, layers: Sequence[Layer]) -> bool:

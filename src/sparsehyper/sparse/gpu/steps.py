@@ -20,6 +20,7 @@ at once, after all steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -42,54 +43,89 @@ COLUMNS = 8  # most rows that lie side by side for an indexed layer
 SHARES, SHARES_INDEXED = 16, 8
 
 
-def make_steps(
-    rows: int,
-    dtype: torch.dtype,
-    shapes: Sequence[torch.Size],
-    widths: Sequence[int],
-    layers: Sequence[Layer],
-) -> list[Step]:
-    """The steps of a chain, for a number of rows and layers of these weights and outputs."""
-    groups: list[tuple[int, int, bool]] = []  # first and last layer; whether they are narrow
-    for i, (layer, m) in enumerate(zip(layers, widths, strict=True)):
-        narrow = layer.circulant and m <= NARROW
-        if narrow and groups and groups[-1][2] and i - groups[-1][0] < SHARING:
-            groups[-1] = (groups[-1][0], i + 1, True)
-        else:
-            groups.append((i, i + 1, narrow))
-    steps: list[Step] = []
-    for start, stop, _ in groups:
-        if stop - start > 1:
-            some = slice(start, stop)
-            steps.append(Narrow(start, rows, dtype, shapes[some], widths[some], layers[some]))
-        else:
-            kind = Circulant if layers[start].circulant else Indexed
-            steps.append(kind(start, rows, dtype, shapes[start], widths[start], layers[start]))
-    return steps
+@dataclass(frozen=True)
+class Part:
+    """Layers in sequence, with all that their launches depend on.
+
+    Args:
+        rows: number of rows.
+        dtype: dtype of all tensors.
+        shapes: shapes of the weights.
+        widths: numbers of outputs.
+        layers: the wirings.
+        start: number of the first layer in its chain.
+    """
+
+    rows: int
+    dtype: torch.dtype
+    shapes: Sequence[torch.Size]
+    widths: Sequence[int]
+    layers: Sequence[Layer]
+    start: int = 0
+
+    def part(self, start: int, stop: int) -> Part:
+        """Some of the layers of a chain."""
+        some = slice(start, stop)
+        return replace(
+            self,
+            shapes=self.shapes[some],
+            widths=self.widths[some],
+            layers=self.layers[some],
+            start=start,
+        )
+
+    @property
+    def tables(self) -> tuple[Pointer, ...]:
+        """Pointers to the wirings."""
+        return tuple(pointer(layer.sources) for layer in self.layers)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], int, int, int]:
+        """Periods, rows, inputs and outputs, for a kernel of several layers."""
+        periods = tuple(columns for _, columns in self.shapes)
+        return periods, self.rows, self.layers[0].n_in, self.widths[-1]
+
+    @property
+    def shares(self) -> int:
+        """The most outputs, at least one, that share a weight."""
+        pairs = zip(self.shapes, self.widths, strict=True)
+        return max(max(1, -(-width // max(1, columns))) for (_, columns), width in pairs)
+
+
+def make_steps(chain: Part) -> list[Step]:
+    """The steps of a chain."""
+    narrow = [
+        i
+        for i, (layer, m) in enumerate(zip(chain.layers, chain.widths, strict=True))
+        if layer.circulant and m <= NARROW
+    ]
+    runs = [(i, i + 1) for i in range(len(chain.layers)) if i not in narrow] + _runs(narrow)
+    return [_step(chain.part(start, stop)) for start, stop in sorted(runs)]
 
 
 def make_gradients(
-    rows: int,
-    dtype: torch.dtype,
-    shapes: Sequence[torch.Size],
-    widths: Sequence[int],
-    layers: Sequence[Layer],
-    steps: Sequence[Step],
-    needs: Sequence[bool],
+    chain: Part, steps: Sequence[Step], needs: Sequence[bool]
 ) -> list[WeightGradients]:
     """Those that the steps of a chain leave out, of weights that need gradients."""
-    groups: list[tuple[int, int]] = []  # first and last layer
-    for step in steps:
-        for i in range(step.start, step.stop) if step.late else ():
-            if not needs[i]:
-                continue
-            if groups and groups[-1][1] == i and i - groups[-1][0] < SHARING:
-                groups[-1] = (groups[-1][0], i + 1)
-            else:
-                groups.append((i, i + 1))
-    return [
-        WeightGradients(i, rows, dtype, shapes[i:j], widths[i:j], layers[i:j]) for i, j in groups
-    ]
+    late = [i for step in steps if step.late for i in range(step.start, step.stop) if needs[i]]
+    return [WeightGradients(chain.part(start, stop)) for start, stop in _runs(late)]
+
+
+def _step(part: Part) -> Step:
+    if len(part.layers) > 1:
+        return Narrow(part)
+    return Circulant(part) if part.layers[0].circulant else Indexed(part)
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of successive layers that share a launch: the first, and the one after the last."""
+    runs: list[tuple[int, int]] = []
+    for i in numbers:
+        if runs and runs[-1][1] == i and i - runs[-1][0] < SHARING:
+            runs[-1] = (runs[-1][0], i + 1)
+        else:
+            runs.append((i, i + 1))
+    return runs
 
 
 class Narrow:
@@ -97,19 +133,11 @@ class Narrow:
 
     late = True
 
-    def __init__(
-        self,
-        start: int,
-        rows: int,
-        dtype: torch.dtype,
-        shapes: Sequence[torch.Size],
-        widths: Sequence[int],
-        layers: Sequence[Layer],
-    ) -> None:
-        self.start, self.stop = start, start + len(layers)
-        sizes = tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]
-        shared = any(columns < m for (_, columns), m in zip(shapes, widths, strict=True))
-        count = len(layers)  # a plan is kept by the last layer, so nothing here may keep that
+    def __init__(self, part: Part) -> None:
+        # A plan is kept by the last layer, so nothing here may keep that.
+        count, rows, dtype, sizes = len(part.layers), part.rows, part.dtype, part.sizes
+        shared = part.shares > 1
+        self.start, self.stop = part.start, part.start + count
 
         def launch(name: str, programs: int, warps: int, **constants: int) -> Launch:
             return Launch(name, programs, sizes, dtype, layers=count, warps=warps, **constants)
@@ -119,7 +147,7 @@ class Narrow:
             constants = {"NEED_X": lower, "SHARED": shared, "PAIRS": 8, "BLOCK": 1024}
             return launch("narrow_adjoint_x", rows, 8, **constants)
 
-        self._tables, self._of_x = tuple(pointer(layer.sources) for layer in layers), of_x
+        self._tables, self._of_x = part.tables, of_x
         self._forward = launch("narrow", rows, 8, SHARED=shared, TAPS=8, BLOCK=1024)
 
     def forward(self, values: list[Pointer], weights: list[Pointer], x: Tensor) -> None:  # noqa: ARG002
@@ -147,13 +175,12 @@ class Narrow:
 class Circulant:
     """One circulant layer."""
 
-    def __init__(
-        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, m: int, layer: Layer
-    ) -> None:
-        self.start, self.stop = start, start + 1
-        (k, columns), n, shifts = shape, layer.n_in, layer.shifts
-        self.late = shared = columns < m
-        copies = -(-m // n)
+    def __init__(self, part: Part) -> None:
+        self.start, self.stop = part.start, part.start + 1
+        ((k, columns),), (m,), (layer,) = part.shapes, part.widths, part.layers
+        rows, dtype, n, shares = part.rows, part.dtype, layer.n_in, part.shares
+        shifts, copies = layer.shifts, -(-m // n)
+        self.late = shared = shares > 1
 
         def forward(copy: int, tap: int) -> Launch:
             own = tuple(
@@ -237,12 +264,11 @@ class Indexed:
 
     late = False
 
-    def __init__(
-        self, start: int, rows: int, dtype: torch.dtype, shape: torch.Size, m: int, layer: Layer
-    ) -> None:
-        self.start, self.stop = start, start + 1
-        (k, columns), n = shape, layer.n_in
-        shared = columns < m
+    def __init__(self, part: Part) -> None:
+        self.start, self.stop = part.start, part.start + 1
+        ((k, columns),), (m,), (layer,) = part.shapes, part.widths, part.layers
+        rows, dtype, n, shares = part.rows, part.dtype, layer.n_in, part.shares
+        shared = shares > 1
         at_once = _power(rows, COLUMNS)
         groups, block = -(-rows // at_once), 512 // at_once
 
@@ -257,7 +283,7 @@ class Indexed:
                 (rows, n, m, k, columns, of_x),
                 dtype,
                 SHARED=shared,
-                SHARES=_part(_shares(shape, m), max(2, SHARES_INDEXED // at_once)),
+                SHARES=_part(shares, max(2, SHARES_INDEXED // at_once)),
                 PAIRS=4,
                 ROWS=at_once,
                 BLOCK=block,
@@ -327,26 +353,17 @@ Step = Narrow | Circulant | Indexed
 class WeightGradients:
     """The gradients of the weights of circulant layers in sequence, in one launch."""
 
-    def __init__(
-        self,
-        start: int,
-        rows: int,
-        dtype: torch.dtype,
-        shapes: Sequence[torch.Size],
-        widths: Sequence[int],
-        layers: Sequence[Layer],
-    ) -> None:
-        self.start, self.stop = start, start + len(layers)
-        self._tables = tuple(pointer(layer.sources) for layer in layers)
-        shares = _power(max(map(_shares, shapes, widths)), SHARES)
-        at_once = _power(rows, 4)
+    def __init__(self, part: Part) -> None:
+        self.start, self.stop = part.start, part.start + len(part.layers)
+        self._tables = part.tables
+        shares, at_once = _power(part.shares, SHARES), _power(part.rows, 4)
         block = min(256, (1024 if at_once == 1 else 512) // shares)  # what registers hold
         self._launch = Launch(
             "circulant_adjoint_w",
-            sum(k * -(-columns // block) for k, columns in shapes),
-            (tuple(columns for _, columns in shapes), rows, layers[0].n_in, widths[-1]),
-            dtype,
-            layers=len(layers),
+            sum(k * -(-columns // block) for k, columns in part.shapes),
+            part.sizes,
+            part.dtype,
+            layers=len(part.layers),
             SHARES=shares,
             ROWS=at_once,
             BLOCK=block,
@@ -360,11 +377,6 @@ class WeightGradients:
         grads = tuple(pointer(grad) for grad in gw[i:stop] if grad is not None)
         between, of_between = values[i + 1], slopes[i + 1]
         self._launch(slopes[stop], values[i], between, of_between, grads, self._tables)
-
-
-def _shares(shape: torch.Size, width: int) -> int:
-    """The most outputs, at least one, that share a weight."""
-    return max(1, -(-width // max(1, shape[1])))
 
 
 def _power(number: int, most: int) -> int:
