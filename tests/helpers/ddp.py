@@ -5,33 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsehyper import HyperNetwork, Sparse, TaskEmbedding
+from sparsehyper.training import Processes
 
 
-def collect(rank: int, store: str) -> list[dict[str, Any]]:
-    """Train for a while; return the norm statistics of four tasks.
-
-    Args:
-        rank: 0 or 1.
-        store: A file at which the two processes meet.
-    """
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def collect(here: Processes) -> list[dict[str, Any]]:
+    """Train for a while; return the norm statistics of four tasks."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(4, momentum=0.5), nn.Linear(4, 2))
     hnet = HyperNetwork(module, Sparse(), TaskEmbedding(4, 8))
     model = DistributedDataParallel(hnet)
-    torch.manual_seed(rank)
+    torch.manual_seed(here.rank)
     for _ in range(10):
-        for task in (rank, 2):  # one task of this process alone, and one of both
+        for task in (here.rank, 2):  # one task of this process alone, and one of both
             with model.no_sync():
-                model(torch.randn(32, 4) + 5 + rank, task=task).square().mean().backward()
-    model(torch.randn(32, 4) + 5 + rank, task=rank).square().mean().backward()
+                model(torch.randn(32, 4) + 5 + here.rank, task=task).square().mean().backward()
+    model(torch.randn(32, 4) + 5 + here.rank, task=here.rank).square().mean().backward()
     states = [hnet.materialize(task)[0].state_dict() for task in range(4)]
-    dist.barrier()
-    dist.destroy_process_group()
     return [{name: value.tolist() for name, value in state.items()} for state in states]

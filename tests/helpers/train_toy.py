@@ -9,10 +9,8 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-import torch.distributed as dist
-
 from helpers.toy import N_CLASSES, NAMES, Model, Source
-from sparsehyper.training import Processes, Run, TrainConfig, TrainResult, processes, train
+from sparsehyper.training import Processes, Run, TrainConfig, TrainResult, train
 
 
 class StallingSource(Source):
@@ -65,12 +63,8 @@ def source_of(here: Processes) -> Source:
     return Source(tasks_per_batch=2, shard=(here.rank, here.count))
 
 
-def train_as(rank: int, path: Path, store: Path) -> str:
-    """Train as one of two processes that meet at the file `store`; return the progress shown."""
-    # Accelerate insists on an address and a port, though the group already exists.
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def train_as(here: Processes, path: Path) -> str:
+    """Train as one of several processes; return the progress shown."""
     with redirect_stderr(StringIO()) as shown:
-        go(path, Model(dropout=0.0), source_of(processes("cpu")))
+        go(path, Model(dropout=0.0), source_of(here))
     return shown.getvalue()

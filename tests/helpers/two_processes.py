@@ -1,8 +1,7 @@
-"""Training of small hypernetworks by two processes that meet at a file."""
+"""Training of small hypernetworks by two processes."""
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from helpers.toy import N_CLASSES, NAMES, Source
 from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
-from sparsehyper.training import NonFiniteError, Processes, Run, TrainConfig, processes, train
+from sparsehyper.training import NonFiniteError, Processes, Run, TrainConfig, train
 from sparsehyper.training.optim import build_optimizer
 from sparsehyper.training.parallel import Replicated, ThetaGradient
 from sparsehyper.training.sharded import Sharded
@@ -64,21 +63,12 @@ def values_of(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
-def join(rank: int, store: str) -> Processes:
-    """Become one of two processes that meet at the file ``store``."""
-    # Accelerate insists on an address and a port, though the group already exists.
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    return processes("cpu")
-
-
-def both_ways(rank: int, store: str) -> dict[str, list[dict[str, np.ndarray]]]:
+def both_ways(here: Processes) -> dict[str, list[dict[str, np.ndarray]]]:
     """By case, the trained model by the gradient of θ, and by that of all parameters.
 
     Where the generator is sharded there is one way.
     """
-    here, found = join(rank, store), {}
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
     for case in CASES:
         found[case] = []
         for cost in (0, 10**9)[: 1 if "shard" in CASES[case][2] else 2]:
@@ -87,15 +77,15 @@ def both_ways(rank: int, store: str) -> dict[str, list[dict[str, np.ndarray]]]:
     return found
 
 
-def exchanged(rank: int, store: str) -> dict[int, tuple[int, bool]]:
+def exchanged(here: Processes) -> dict[int, tuple[int, bool]]:
     """By tasks a batch, the numbers summed in a step, and whether the plain way was gone."""
-    here, counted = join(rank, store), {}
+    counted: dict[int, tuple[int, bool]] = {}
     for tasks in (1, 3):
         model, numbers = make(), []
         config = TrainConfig(1, device="cpu")
         optimizer = build_optimizer(config, model.parameters())
         parallel = Replicated(model, optimizer, config, here)
-        x, y, task = Source(tasks_per_batch=tasks, shard=(rank, 2)).batch(0, 0)
+        x, y, task = Source(tasks_per_batch=tasks, shard=(here.rank, here.count)).batch(0, 0)
 
         def sum_(tensor, all_reduce=dist.all_reduce, numbers=numbers, **options):
             numbers.append(tensor.numel())
@@ -108,13 +98,13 @@ def exchanged(rank: int, store: str) -> dict[int, tuple[int, bool]]:
     return counted
 
 
-def sharded(rank: int, store: str, folder: str) -> tuple[dict[str, np.ndarray], set[int]]:
+def sharded(here: Processes, folder: Path) -> tuple[dict[str, np.ndarray], set[int]]:
     """Go on with a run, with a part of the generator in each process.
 
     Returns:
         The best model, and how many of the generator's numbers this process has held in updates.
     """
-    here, held = join(rank, store), set()
+    held: set[int] = set()
 
     def finish(self: Sharded, whole=Sharded.finish) -> None:
         whole(self)
@@ -124,13 +114,13 @@ def sharded(rank: int, store: str, folder: str) -> tuple[dict[str, np.ndarray], 
         held.add(sum(p.grad.to_local().numel() for p in parts))
 
     with mock.patch.object(Sharded, "finish", finish):
-        model = run_to(Path(folder), 6, here, shard=True)
+        model = run_to(folder, 6, here, shard=True)
     return values_of(model), held
 
 
-def stopped(rank: int, store: str) -> dict[str, np.ndarray]:
+def stopped(here: Processes) -> dict[str, np.ndarray]:
     """The model after a sharded training whose first update was not made."""
-    here, model = join(rank, store), make()
+    model = make()
     config = TrainConfig(1, device="cpu", shard=True)
     source = Source(tasks_per_batch=2, shard=(here.rank, here.count))
     with suppress(NonFiniteError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers.ddp import collect
+from helpers.pairs import in_two
 from sparsehyper import (
     HyperNetwork,
     InputEncoder,
@@ -22,7 +22,6 @@ from sparsehyper import (
     adapt_task,
     fit_embedding,
 )
-from sparsehyper.training.isolation import calls_in_processes
 
 TASKS = 6
 
@@ -248,9 +247,7 @@ def test_a_buffer_that_changes_for_all_tasks_is_told_of_once():
 
 
 def test_processes_share_what_each_has_seen_of_a_task(tmp_path):
-    arguments = [(rank, str(tmp_path / "store")) for rank in range(2)]
-    with closing(calls_in_processes(collect, arguments, workers=2)) as outcomes:
-        found = dict(outcomes)
+    found = in_two(collect, tmp_path)
     assert found[0] == found[1]
     means = [sum(state["running_mean"]) / 4 for state in found[0]]
     assert means == pytest.approx([5, 6, 5.5, 0], abs=0.15)

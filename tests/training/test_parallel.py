@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import numpy as np
 import pytest
 import torch
 
+from helpers.pairs import in_two
 from helpers.toy import NAMES, Model, Source
 from helpers.two_processes import (
     CASES,
@@ -22,19 +21,8 @@ from helpers.two_processes import (
 )
 from sparsehyper import HyperNetwork
 from sparsehyper.training import Processes, TrainConfig, train
-from sparsehyper.training.isolation import calls_in_processes
 
 ONE = Processes(torch.device("cpu"))
-
-
-def in_two(function, tmp_path, *more):
-    arguments = [(rank, str(tmp_path / "store"), *more) for rank in range(2)]
-    with closing(calls_in_processes(function, arguments, workers=2)) as outcomes:
-        found = dict(outcomes)
-    for outcome in found.values():
-        if isinstance(outcome, Exception):
-            raise outcome
-    return found[0], found[1]
 
 
 def test_the_gradient_of_theta_gives_the_updates_of_plain_data_parallel(tmp_path):
@@ -63,7 +51,7 @@ def test_the_cheaper_gradient_is_exchanged(tmp_path):
 def test_any_number_of_processes_goes_on_with_a_run(tmp_path):
     once = run_to(tmp_path / "once", 9, ONE)
     run_to(tmp_path / "run", 3, ONE)
-    (values, held), (_, others) = in_two(sharded, tmp_path, str(tmp_path / "run"))
+    (values, held), (_, others) = in_two(sharded, tmp_path, tmp_path / "run")
     (whole,) = {sum(p.numel() for p in once.generator.parameters())}
     assert sum(map(max, (held, others))) == whole
     assert max(held | others) < 0.55 * whole

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.pairs import in_two
 from helpers.toy import Model
 from helpers.train_toy import go, source_of, train_as
 from sparsehyper.training import Processes, processes
-from sparsehyper.training.isolation import calls_in_processes
 
 
 def test_one_process_on_the_cpu():
@@ -40,9 +39,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     """Each trains heads that the other leaves unused; a third head is used by neither."""
     one = Model(dropout=0.0)
     go(tmp_path / "one", one, source_of(Processes(torch.device("cpu"))))
-    arguments = [(rank, tmp_path / "two", tmp_path / "store") for rank in range(2)]
-    with closing(calls_in_processes(train_as, arguments, workers=2)) as outcomes:
-        shown = dict(outcomes)
+    shown = in_two(train_as, tmp_path, tmp_path / "two")
     assert "step 40/40" in shown[0]
     assert "step" not in shown[1]
     two = load_file(tmp_path / "two" / "checkpoints" / "best" / "model.safetensors")
