@@ -365,7 +365,7 @@ def _expected(
     guess = 1 / task.n_classes
     skill = sum(weight * usual[way].skill for way, weight in choice.weights.items())
     of_usual = guess + (1 - guess) * skill
-    judged = torch.stack([held.judged[way] for way in choice.weights]).all(0)
+    judged = choice.judged
     distinct = len(task.first_equal[judged].unique())  # equal samples are right or wrong together
     right = distinct * float(choice.right.float().mean()) if distinct else 0.0
     count = distinct + _PRIOR_COUNT
@@ -404,9 +404,11 @@ def _rate(
     halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
     if halves.unsuitable or halves.untried:
         return usual
-    right = right_of(halves, task, choice.weights, choice.temperatures)
-    errors = [float((~r).sum()) + 0.5 for r in (right, choice.right)]
-    shares = [e / (len(r) + 1) for e, r in zip(errors, (right, choice.right), strict=True)]
+    errors, shares = [], []
+    for some in (halves, held):
+        judged, right = right_of(some, task, choice.weights, choice.temperatures, some.out)
+        errors.append(float((judged & ~right).sum()) + 0.5)
+        shares.append(errors[-1] / (int(judged.sum()) + 1))
     apart = math.log(held.share / halves.share)
     found = math.log(shares[0] / shares[1]) / apart
     certainty = apart**2 / (1 / errors[0] + 1 / errors[1])
