@@ -80,7 +80,8 @@ class Adapted:
         model: an ordinary module: calibrated log-probabilities ``[n, classes]``, which are logits
             too; for numbers, or with a loss of one's own, outputs.
         ways: how each way did on held-out examples, by name, in order of weight.
-        accuracy: accuracy to expect on new samples; None without classes.
+        accuracy: accuracy to expect on new samples, by examples held out, each for ways that were
+            chosen without it; None without classes.
         interval: its 95% interval.
         more: accuracy to expect with 2 and with 4 times as many examples, by that factor; nothing
             where that with these may be no better than guessing.

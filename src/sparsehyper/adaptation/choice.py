@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,28 +16,37 @@ from sparsehyper.adaptation.usual import Usual
 
 _PRIOR_COUNT = 3.0  # samples that the prior on weights is worth
 _LEAST_WEIGHT = 0.05
-_PARTS = 10  # of the samples, for each of which ways are weighted without it
-_MANY = 1000  # samples, of which one does not sway the choice
+_PARTS = 5  # of the samples, for each of which ways are weighted without it
+_MANY = 500  # samples, of which one does not sway the choice
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Weighted ways, and how they did.
+class Weighted:
+    """Ways weighted by some of the samples held out.
 
     Attributes:
         weights: weights of the chosen ways, the largest first.
         temperatures: of every way.
-        losses: mean loss of every way on samples held out; what is usual, where there were none.
+        losses: mean loss of every way on the samples; what is usual, where there were none.
         loss: mean loss of the weighted average.
-        judged: whether a sample held out can judge the choice, ``[n]``.
-        right: whether each of these was classified correctly, ``[judged]``, by ways that were
-            weighted without it.
     """
 
     weights: dict[str, float]
     temperatures: dict[str, float]
     losses: dict[str, float]
     loss: float
+
+
+@dataclass(frozen=True)
+class Choice(Weighted):
+    """Ways weighted by all samples held out, and how such a choice does on samples without a say.
+
+    Attributes:
+        judged: whether a sample held out can judge it, ``[n]``.
+        right: whether each of these was classified correctly, ``[judged]``, by ways that were
+            weighted without it.
+    """
+
     judged: Tensor
     right: Tensor
 
@@ -46,32 +55,47 @@ def choose(held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]) -> Choi
     """Weight the ways so that labels held out are likeliest; without classes, choose the best."""
     if not task.n_classes:
         return _best(held, task)
-    names, guess, y = list(held.outputs), math.log(task.n_classes), task.y
+    found = _weighted(held, task, usual, held.out)
+    judged, right = torch.zeros_like(held.out), torch.zeros_like(held.out)
+    for part in _parts(held, task):
+        others = held.out & ~part
+        by_others = _weighted(held, task, usual, others) if others.any() else found
+        of_part, right_in_part = right_of(
+            held, task, by_others.weights, by_others.temperatures, part
+        )
+        judged |= of_part
+        right |= right_in_part
+    return Choice(**vars(found), judged=judged, right=right[judged])
+
+
+def _weighted(held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual], by: Tensor) -> Weighted:
+    """The weights and temperatures that make some of the labels likeliest.
+
+    Args:
+        held: the outputs on samples held out.
+        task: their labels.
+        usual: what ways are usually worth.
+        by: whether a label counts, ``[n]``.
+    """
+    names, guess, y = list(held.outputs), math.log(task.n_classes), task.y[by]
     temperatures, losses, scores = {}, {}, []
     for name in names:
-        judged, expected = held.judged[name], usual[name]
-        logits = held.outputs[name]
+        judged, expected, logits = held.judged[name][by], usual[name], held.outputs[name][by]
         temperature = fitted_temperature(logits[judged], y[judged], expected.temperature)
         predicted = (logits / temperature).log_softmax(1)
         score = predicted.gather(1, y[:, None])[:, 0]
-        score = torch.where(judged, score, -expected.loss * guess)
-        temperatures[name], losses[name] = temperature, -float(score[held.out].mean())
-        scores.append(score[held.out])
+        scores.append(torch.where(judged, score, -expected.loss * guess))
+        temperatures[name], losses[name] = temperature, -float(scores[-1].mean())
     prior = torch.tensor([usual[name].weight for name in names]).to(scores[0])
     prior *= _PRIOR_COUNT / prior.sum()
     matrix = torch.stack(scores)
-    weights = _weights(matrix, prior)
-    mixed = (matrix + weights.log()[:, None]).logsumexp(0)
-    judged, right = torch.zeros_like(held.out), torch.zeros_like(held.out)
-    for part in _parts(held, task):
-        others = ~part[held.out]
-        by_others = _weights(matrix[:, others], prior) if others.any() else weights
-        of_part, right_in_part = right_of(held, task, _chosen(names, by_others), temperatures, part)
-        judged |= of_part
-        right |= right_in_part
-    return Choice(
-        _chosen(names, weights), temperatures, losses, -float(mixed.mean()), judged, right[judged]
-    )
+    weights = stacking_weights(matrix, prior)
+    kept = (weights >= min(_LEAST_WEIGHT, float(weights.max()))).nonzero()[:, 0]
+    weights = stacking_weights(matrix[kept], prior[kept])
+    mixed = (matrix[kept] + weights.log()[:, None]).logsumexp(0)
+    order = weights.argsort(descending=True)
+    chosen = {names[kept[i]]: float(weights[i]) for i in order}
+    return Weighted(chosen, temperatures, losses, -float(mixed.mean()))
 
 
 def right_of(
@@ -99,21 +123,6 @@ def right_of(
         for name, weight in weights.items()
     ]
     return judged, judged & (torch.stack(logs).logsumexp(0).argmax(1) == task.y)
-
-
-def _weights(matrix: Tensor, prior: Tensor) -> Tensor:
-    """Weights of ways by log-probabilities ``[ways, n]``, 0 for those that do not matter."""
-    weights = stacking_weights(matrix, prior)
-    kept = weights >= min(_LEAST_WEIGHT, float(weights.max()))
-    found = torch.zeros_like(weights)
-    found[kept] = stacking_weights(matrix[kept], prior[kept])
-    return found
-
-
-def _chosen(names: Sequence[str], weights: Tensor) -> dict[str, float]:
-    """The weights above 0, the largest first."""
-    order = weights.argsort(descending=True)
-    return {names[i]: float(weights[i]) for i in order if weights[i] > 0}
 
 
 def _parts(held: HeldOut, task: TaskSamples) -> list[Tensor]:

@@ -273,6 +273,17 @@ def test_dates_are_no_categories_however_they_are_written(table, cells):
         Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
 
 
+def test_a_column_that_numbers_the_rows_is_told(table):
+    """With one number twice, or a gap, it is no numbering, and a warning would be an error here."""
+    for counts in (np.arange(60) // 2, np.arange(60) * 3, np.arange(60) + 0.5 * np.eye(60)[9]):
+        table["id"] = counts.astype(float)
+        Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    table["id"] = np.random.default_rng(0).permutation(60) + 100.0
+    with pytest.warns(UserWarning, match=r"'id' numbers the rows, from 100 to 159, .*: if it is"):
+        fitted = Columns.fit(table, Samples.of_rows(ROWS), "site", "price", "numbers")
+    assert "id" in fitted.used
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_the_index_that_pandas_writes_is_left_out(tmp_path, suffix):
     """With a warning, as long as no run has it among its inputs."""

@@ -133,7 +133,8 @@ class Columns:
     ) -> Self:
         """Fit the columns to the training samples of a table.
 
-        Columns with one value in all of them are left out. Warnings tell of these, and of ids.
+        Columns with one value in all of them are left out. Warnings tell of these, and of ids and
+        numbers of rows.
 
         Args:
             table: the table; all columns but those of task, target and sequences are inputs.
@@ -166,6 +167,8 @@ class Columns:
                 stacklevel=3,
             )
         fitted = _fit_numbers({name: training[name] for name in numbers if name in varied})
+        if sequences is None:
+            _warn_of_counts({one.name: table[one.name] for one in fitted})
         categories = _fit_categories({name: training[name] for name in texts if name in varied})
         for category in categories:
             if len(category.values) > _MOST_VALUES:
@@ -345,6 +348,18 @@ def _warn_of_ids(category: Category, texts: NDArray[Any]) -> None:
             "it out of the table, or turn it into numbers",
             stacklevel=3,
         )
+
+
+def _warn_of_counts(columns: Table) -> None:
+    """Warn of columns that number all rows of a table, as an index does."""
+    for name, values in columns.items():
+        if len(values) >= _FEWEST_ROWS and (np.diff(np.sort(values)) == 1).all():
+            warnings.warn(
+                f"column {name!r} numbers the rows, from {values.min():g} to {values.max():g}, as "
+                "an id or an index does, and is an input like the others: if it is one, leave it "
+                "out of the table",
+                stacklevel=4,
+            )
 
 
 def _warn_of_unknown(category: Category, unknown: NDArray[Any], rows: int) -> None:
