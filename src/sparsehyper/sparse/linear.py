@@ -15,7 +15,7 @@ from sparsehyper._util.checks import check_choice, check_integer, check_number, 
 from sparsehyper._util.memory import shared_memory
 from sparsehyper._util.random import integers, seeded, uniform
 from sparsehyper.sparse import gpu
-from sparsehyper.sparse.functional import sparse_chain, sparse_linear
+from sparsehyper.sparse.functional import sparse_chain
 from sparsehyper.sparse.portable import spread
 from sparsehyper.sparse.topology import TOPOLOGIES, circulant_sources, draw_shifts, draw_sources
 from sparsehyper.sparse.wirings import Circulant, Indexed, Wiring, writes
@@ -122,11 +122,8 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in_features]`` to ``[batch, out_features]``."""
         self._check_width()
-        x, wiring = self._checked(x), self._wiring()
-        if self.columns < self.out_features:
-            y = sparse_chain(x, [self.weight], [wiring], [self.out_features])
-        else:
-            y = sparse_linear(x, self.weight, wiring)
+        x = self._checked(x)
+        y = sparse_chain(x, [self.weight], [self._wiring()], [self.out_features])
         return y if self.bias is None else y + self._of_outputs(self.bias)
 
     def weights(self) -> Tensor:
