@@ -6,7 +6,8 @@ import pytest
 
 from sparsehyper.analysis import summarize
 from sparsehyper.lab.runs.setup import build_model, load_tasks, target_numel
-from sparsehyper.lab.studies.generator_size import EVERYWHERE, LARGE, PROBE, SMALL, GeneratorSize
+from sparsehyper.lab.studies.few_shot_results import EVERYWHERE
+from sparsehyper.lab.studies.generator_size import LARGE, PROBE, SMALL, GeneratorSize
 
 WAYS = [f"{size}, {way}" for size in (SMALL, LARGE) for way in ("adapt_task", "embedding")]
 

@@ -14,8 +14,8 @@ from sparsehyper.lab.cli.output import Json, Quiet, echo, print_json, print_tabl
 # Those of `lab.studies.STUDIES`, which takes seconds to import.
 _NAMES = (
     *("variations", "compare", "fair-comparison", "shared-base", "thesis-targets"),
-    *("generator-size", "new-tasks", "adaptation", "adapters", "conditioners", "support-sets"),
-    *("interpolation", "target-sparsity", "scaling", "typology"),
+    *("generator-size", "new-tasks", "adaptation", "all-images", "adapters", "conditioners"),
+    *("support-sets", "interpolation", "target-sparsity", "scaling", "typology"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from sparsehyper.lab.studies.adaptation import Adaptation
 from sparsehyper.lab.studies.adapters import Adapters
+from sparsehyper.lab.studies.all_images import AllImages
 from sparsehyper.lab.studies.comparison import Comparison
 from sparsehyper.lab.studies.conditioners import Conditioners
 from sparsehyper.lab.studies.fair_comparison import FairComparison
@@ -27,6 +28,7 @@ _ALL: tuple[type[Study], ...] = (
         GeneratorSize,
         NewTasks,
         Adaptation,
+        AllImages,
         Adapters,
         Conditioners,
         SupportSets,

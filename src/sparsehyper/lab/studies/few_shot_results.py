@@ -8,9 +8,11 @@ from typing import Any
 
 from sparsehyper.lab.studies.adaptation_families import Family
 from sparsehyper.lab.studies.few_shot import Learner
+from sparsehyper.lab.studies.intervals import claim_of, holm, mean_of
 from sparsehyper.lab.studies.pages import Table, by_method, percent, shots_text
 from sparsehyper.lab.studies.study import Results
 
+EVERYWHERE = "all families"
 CellResult = Mapping[str, Any]
 # The trials of a family and a learner.
 Trials = Mapping[tuple[str, str], Sequence[CellResult]]
@@ -82,6 +84,23 @@ def searches_of(learners: Mapping[str, type[Learner]], tried: Trials) -> list[di
         for (family, learner), trials in tried.items()
         for row in _searches(family, learner, learners[learner], trials)
     ]
+
+
+def claims_of(
+    what: str, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], **more: Any
+) -> Iterator[dict[str, Any]]:
+    """The claims that a difference is above zero in each family, and in their mean.
+
+    Those of families are one family for Holm's correction.
+
+    Args:
+        what: the difference in words.
+        pairs: by family, the two values whose difference it is, for each seed.
+        more: further entries.
+    """
+    yield from holm([claim_of(name, what, *pair, **more) for name, pair in pairs.items()])
+    ours, theirs = map(mean_of, zip(*pairs.values(), strict=True))
+    yield from holm([claim_of(EVERYWHERE, what, ours, theirs, **more)])
 
 
 def accuracy_tables(results: Results) -> Iterator[Table]:

@@ -62,6 +62,7 @@ from sparsehyper.lab.studies.few_shot_results import (
     FinalCells,
     Trials,
     accuracy_tables,
+    claims_of,
     rows_of,
     searches_of,
     trained_of,
@@ -69,7 +70,7 @@ from sparsehyper.lab.studies.few_shot_results import (
     trials_table,
 )
 from sparsehyper.lab.studies.few_shot_study import FewShotStudy
-from sparsehyper.lab.studies.intervals import claim_of, holm, mean_of
+from sparsehyper.lab.studies.intervals import mean_of
 from sparsehyper.lab.studies.learners import Shots
 from sparsehyper.lab.studies.pages import Table
 from sparsehyper.lab.studies.study import Results
@@ -78,7 +79,6 @@ LARGE, SMALL, PROBE = "5 N", "1.125 N", "linear probe"
 _ADAPTED, _EMBEDDING = ", adapt_task", ", embedding"
 _ALONE = "only embedding"  # among the ways of `HypernetworkLearner`
 _KNOWN = "known tasks"
-EVERYWHERE = "all families"
 # What is compared, by question.
 _CLAIMS = (
     (SMALL, LARGE),
@@ -199,7 +199,7 @@ class GeneratorSize(FewShotStudy):
     def conclude(self, trials: Trials, final: FinalCells) -> dict[str, Any]:
         rows = list(rows_of(self.families, self.learners, self.seeds, final))
         trained = list(trained_of(self.families, self.seeds, final))
-        claims = [holm(own) for own in _claims(tuple(self.families), rows, trained)]
+        claims = list(_claims(tuple(self.families), rows, trained))
         return {
             "rows": rows,
             "trained": trained,
@@ -217,7 +217,7 @@ class GeneratorSize(FewShotStudy):
                 for learner in self.families[family].learners
             ],
             "trials": searches_of(self.learners, trials),
-            "claims": [claim for own in claims for claim in own],
+            "claims": claims,
         }
 
     @staticmethod
@@ -234,7 +234,7 @@ def _claims(
     families: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
     trained: Sequence[Mapping[str, Any]],
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[dict[str, Any]]:
     """The differences of each question: those of all families, and their mean."""
     known = {(row["family"], row["learner"]): row["accuracy"] for row in trained}
     for question, (ours, theirs) in enumerate(_CLAIMS, 1):
@@ -244,9 +244,7 @@ def _claims(
         else:
             pairs = {name: (_new(rows, name, ours), _new(rows, name, theirs)) for name in families}
             what = f"{ours} − {theirs}"
-        yield [claim_of(name, what, *pair, question=question) for name, pair in pairs.items()]
-        mean = map(mean_of, zip(*pairs.values(), strict=True))
-        yield [claim_of(EVERYWHERE, what, *mean, question=question)]
+        yield from claims_of(what, pairs, question=question)
 
 
 def _new(rows: Sequence[Mapping[str, Any]], family: str, method: str) -> list[float]:
