@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import torch.distributed as dist
 
 from sparsehyper.training import processes
-from sparsehyper.training.isolation import calls_in_processes
+from sparsehyper.training.isolation import DiedError, calls_in_processes
 
 LIMIT = 300  # seconds after which a process that hangs tells where it does, and ends
+GRACE = 5  # seconds for the other to do so too
 
 
 def in_two(function: Callable[..., Any], folder: Path, *args: Any) -> tuple[Any, Any]:
@@ -36,25 +38,21 @@ def in_two(function: Callable[..., Any], folder: Path, *args: Any) -> tuple[Any,
     with closing(calls_in_processes(_join_and_call, calls, workers=2)) as outcomes:
         for rank, outcome in outcomes:
             if isinstance(outcome, Exception):
-                stacks = [_stacks(folder, rank).read_text() for rank in range(2)]
+                if isinstance(outcome, DiedError):
+                    time.sleep(GRACE)
+                stacks = [file.read_text() for file in sorted(folder.glob("process-*.txt"))]
                 raise AssertionError("\n".join([f"process {rank}: {outcome}", *stacks]))
             found[rank] = outcome
     return found[0], found[1]
 
 
 def _join_and_call(function: Callable[..., Any], rank: int, folder: Path, *args: Any) -> Any:
-    with _stacks(folder, rank).open("w") as stacks:
-        faulthandler.dump_traceback_later(LIMIT, exit=True, file=stacks)
-        try:
-            # Accelerate insists on an address and a port, though the group already exists.
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            meeting = f"file://{folder / 'meeting'}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-            return function(processes("cpu"), *args)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-def _stacks(folder: Path, rank: int) -> Path:
-    return folder / f"process-{rank}.txt"
+    # Open to the end of the process, which may hang too.
+    stacks = os.open(folder / f"process-{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=stacks)
+    # Accelerate insists on an address and a port, though the group already exists.
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    return function(processes("cpu"), *args)

@@ -8,8 +8,9 @@ import weakref
 
 import pytest
 import torch
-from torch.autograd import gradgradcheck
+from torch.autograd import forward_ad, gradgradcheck
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparsehyper.sparse import SparseLinear, chain
 
@@ -200,3 +201,34 @@ def test_layers_need_not_grow(sizes):
         torch.autograd.grad(y.square().sum(), inputs),
         torch.autograd.grad(expected.square().sum(), inputs),
     )
+
+
+@pytest.mark.parametrize("share", [1, 3.7])
+@pytest.mark.parametrize("count", [1, 4])
+def test_gradients_have_tangents_without_a_graph_of_their_own(share, count):
+    """Forward over reverse mode; in float64 the kernels take no part."""
+    found = []
+    tangent = torch.randn(2, 5)
+    for dtype in (torch.float32, torch.float64):
+        layers = make(dtype, sizes=(5, 11, 23, 50, 91), share=share)[:count]
+        x = torch.linspace(-1, 1, 10, dtype=dtype).view(2, 5).requires_grad_()
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, tangent.to(dtype))
+            loss = chain(list(layers), dual).pow(3).sum()
+            gradients = torch.autograd.grad(loss, [dual, *(layer.weight for layer in layers)])
+            found.append([forward_ad.unpack_dual(g).tangent.float() for g in gradients])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_traced_graph_has_the_products(count):
+    """And not their results for the inputs that it was traced with."""
+    layers = list(make()[:count])
+
+    def function(x):
+        y = chain(layers, x).square().sum()
+        return y, torch.autograd.grad(y, x)[0]
+
+    x, other = (torch.randn(2, 5, requires_grad=True) for _ in range(2))
+    traced = make_fx(function)(x)
+    torch.testing.assert_close(traced(other), function(other), rtol=1e-5, atol=1e-4)

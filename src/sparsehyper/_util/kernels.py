@@ -15,6 +15,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 try:
     from sparsehyper._util import _kernels as compiled
@@ -49,8 +50,12 @@ def at_address(tensor: Tensor) -> bool:
 
 
 def has_address(tensor: Tensor) -> bool:
-    """Whether a tensor is what its memory holds: no subclass, wrapper or negation."""
-    if type(tensor) not in _PLAIN_TYPES or tensor.is_neg():
+    """Whether a tensor is what its memory holds: no subclass, wrapper or negation.
+
+    Nor may a dispatch mode be on, which must see every operation: what is done at an address it
+    does not see, so that a graph traced by ``make_fx`` would have the outputs as constants.
+    """
+    if type(tensor) not in _PLAIN_TYPES or tensor.is_neg() or is_in_torch_dispatch_mode():
         return False
     try:  # tensors without memory, such as efficient zeros, have address 0
         return tensor.data_ptr() != 0 or tensor.numel() == 0

@@ -80,8 +80,8 @@ class Adapted:
         model: an ordinary module: calibrated log-probabilities ``[n, classes]``, which are logits
             too; for numbers, or with a loss of one's own, outputs.
         ways: how each way did on held-out examples, by name, in order of weight.
-        accuracy: accuracy to expect on new samples, by examples held out, each for ways that were
-            chosen without it; None without classes.
+        accuracy: accuracy to expect on new samples, by examples held out; each of up to 500 counts
+            for ways that were chosen without it. None without classes.
         interval: its 95% interval.
         more: accuracy to expect with 2 and with 4 times as many examples, by that factor; nothing
             where that with these may be no better than guessing.
@@ -405,11 +405,10 @@ def _rate(
     halves = hold_out(start, tuple(choice.weights), seed, deadline, folds=2)
     if halves.unsuitable or halves.untried:
         return usual
-    errors, shares = [], []
-    for some in (halves, held):
-        judged, right = right_of(some, task, choice.weights, choice.temperatures, some.out)
-        errors.append(float((judged & ~right).sum()) + 0.5)
-        shares.append(errors[-1] / (int(judged.sum()) + 1))
+    judged, right = right_of(halves, task, choice.weights, choice.temperatures, halves.out)
+    both = (right[judged], choice.right)
+    errors = [float((~r).sum()) + 0.5 for r in both]
+    shares = [e / (len(r) + 1) for e, r in zip(errors, both, strict=True)]
     apart = math.log(held.share / halves.share)
     found = math.log(shares[0] / shares[1]) / apart
     certainty = apart**2 / (1 / errors[0] + 1 / errors[1])

@@ -27,7 +27,8 @@ class Weighted:
     Attributes:
         weights: weights of the chosen ways, the largest first.
         temperatures: of every way.
-        losses: mean loss of every way on the samples; what is usual, where there were none.
+        losses: mean loss of every way on the samples; what is usual, for one that none of them
+            judges.
         loss: mean loss of the weighted average.
     """
 
@@ -44,7 +45,7 @@ class Choice(Weighted):
     Attributes:
         judged: whether a sample held out can judge it, ``[n]``.
         right: whether each of these was classified correctly, ``[judged]``, by ways that were
-            weighted without it.
+            weighted without it, or, of many samples, by those chosen.
     """
 
     judged: Tensor
@@ -57,12 +58,9 @@ def choose(held: HeldOut, task: TaskSamples, usual: Mapping[str, Usual]) -> Choi
         return _best(held, task)
     found = _weighted(held, task, usual, held.out)
     judged, right = torch.zeros_like(held.out), torch.zeros_like(held.out)
-    for part in _parts(held, task):
-        others = held.out & ~part
-        by_others = _weighted(held, task, usual, others) if others.any() else found
-        of_part, right_in_part = right_of(
-            held, task, by_others.weights, by_others.temperatures, part
-        )
+    for part, others in _parts(held, task):
+        by = _weighted(held, task, usual, others)
+        of_part, right_in_part = right_of(held, task, by.weights, by.temperatures, part)
         judged |= of_part
         right |= right_in_part
     return Choice(**vars(found), judged=judged, right=right[judged])
@@ -125,17 +123,23 @@ def right_of(
     return judged, judged & (torch.stack(logs).logsumexp(0).argmax(1) == task.y)
 
 
-def _parts(held: HeldOut, task: TaskSamples) -> list[Tensor]:
-    """Parts of the samples held out, ``[n]`` each, which the weights for them are chosen without.
+def _parts(held: HeldOut, task: TaskSamples) -> list[tuple[Tensor, Tensor]]:
+    """Parts of the samples held out, and the samples ``[n]`` that choose the ways for each.
 
-    One of many samples has no say in the choice, and those are one part.
+    These are all samples held out that are not in the part. Of many, all choose for all, as a
+    single one does not sway the choice.
     """
-    distinct = len(task.first_equal[held.out].unique())
-    if not 1 < distinct <= _MANY:
-        return [held.out]
-    numbers = fold_numbers(task.y, task.first_equal, min(distinct, _PARTS))
-    parts = [held.out & (numbers == part) for part in range(_PARTS)]
-    return [part for part in parts if part.any()]
+    places = held.out.nonzero()[:, 0]
+    distinct = len(task.first_equal[places].unique())
+    if distinct > _MANY:
+        return [(held.out, held.out)]
+    some, parts = task.some(places), []
+    numbers = fold_numbers(some.y, some.first_equal, min(distinct, _PARTS))
+    for number in numbers.unique():
+        part = torch.zeros_like(held.out)
+        part[places] = numbers == number
+        parts.append((part, held.out & ~part))
+    return parts
 
 
 def _best(held: HeldOut, task: TaskSamples) -> Choice:

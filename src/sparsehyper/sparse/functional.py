@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from sparsehyper._util import kernels
 from sparsehyper.sparse import gpu, native
@@ -262,7 +262,7 @@ class _Chain(Function):
                     f"`weight` must have shape {list(shape)}, as in the forward pass, got "
                     f"{list(weight.shape)}"
                 )
-        if ctx.in_one_call and not torch.is_grad_enabled():
+        if ctx.in_one_call and not torch.is_grad_enabled() and forward_ad._current_level < 0:
             tensors = (g, x, between, *weights)
             if all(map(kernels.at_address, tensors)):
                 native_wirings = [wiring.native for wiring in wirings]

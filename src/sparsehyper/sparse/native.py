@@ -1,6 +1,6 @@
 """The products of ``wirings`` by the C kernels, on the CPU in float32.
 
-One layer is a PyTorch operator. Several layers are a function of tensors that must be
+A product is a PyTorch operator. A chain of layers, or of one, is a function of tensors that must be
 ``at_address``. Every call checks what it gives the kernels: shapes, dtypes and addresses here,
 sizes and sources in C. The operators are opaque to ``torch.compile`` and ``torch.export``, which
 call them as they are. They have no autograd of their own; ``functional`` defines it.

@@ -133,8 +133,8 @@ class Columns:
     ) -> Self:
         """Fit the columns to the training samples of a table.
 
-        Columns with one value in all of them are left out. Warnings tell of these, and of ids and
-        numbers of rows.
+        Columns with one value in all of them are left out. Warnings tell of these, of ids, and of
+        columns that number the rows.
 
         Args:
             table: the table; all columns but those of task, target and sequences are inputs.
@@ -353,11 +353,13 @@ def _warn_of_ids(category: Category, texts: NDArray[Any]) -> None:
 def _warn_of_counts(columns: Table) -> None:
     """Warn of columns that number all rows of a table, as an index does."""
     for name, values in columns.items():
-        if len(values) >= _FEWEST_ROWS and (np.diff(np.sort(values)) == 1).all():
+        if len(values) < _FEWEST_ROWS or not np.isfinite(values).all():
+            continue
+        if (np.diff(np.sort(values)) == 1).all():
             warnings.warn(
-                f"column {name!r} numbers the rows, from {values.min():g} to {values.max():g}, as "
-                "an id or an index does, and is an input like the others: if it is one, leave it "
-                "out of the table",
+                f"column {name!r} numbers the rows, from {values.min():,.0f} to "
+                f"{values.max():,.0f}, as an id or an index does, and is an input like the others: "
+                "if it is one, leave it out of the table",
                 stacklevel=4,
             )
 

@@ -10,6 +10,7 @@ from sparsehyper.adaptation.ways import WAYS
 from sparsehyper.lab.studies.adaptation_families import Family
 from sparsehyper.lab.studies.few_shot import AUTO, HYPERNETWORK, LEARNERS, SINGLE
 from sparsehyper.lab.studies.few_shot_results import (
+    EVERYWHERE,
     FinalCells,
     Trials,
     accuracy_tables,
@@ -32,7 +33,6 @@ from sparsehyper.lab.studies.study import Results
 _BEST_WAY = "best way"
 _RIVALS = ("linear probe", "scratch", "Prototypical Networks")
 _TOLERANCE, _COVERED = -0.005, 0.9  # goals
-_EVERYWHERE = "all families"
 
 
 def conclusions(
@@ -115,7 +115,7 @@ def _claims(
                 pairs.append(pair)
         ours, theirs = (mean_of(some) for some in zip(*pairs, strict=True))
         what = f"{AUTO} − {rival}"
-        everywhere.append(claim_of(_EVERYWHERE, what, ours, theirs, shots="mean"))
+        everywhere.append(claim_of(EVERYWHERE, what, ours, theirs, shots="mean"))
     return [*claims, *everywhere]
 
 

@@ -126,10 +126,11 @@ class AllImages(FewShotStudy):
     method = (
         "Every method has two trials of its learning rate on tasks of another seed, is trained on "
         "the same known tasks and learns the same new ones from all of their images, the rivals of "
-        "adapt_task with up to 3,200 updates; every seed has fresh tasks. Accuracies are means over "
-        "tasks ± standard deviation over seeds; claims are differences paired over seeds, with Student's t intervals, and verdicts "
-        "hold after Holm's correction over the families of a question. The plan, written before "
-        "the results, is in `sparsehyper/lab/studies/all_images.py`."
+        "adapt_task with up to 3,200 updates; every seed has fresh tasks. Accuracies are means "
+        "over tasks ± standard deviation over seeds; claims are differences paired over seeds, "
+        "with Student's t intervals, and verdicts hold after Holm's correction over the families "
+        "of a question. The plan, written before the results, is in "
+        "`sparsehyper/lab/studies/all_images.py`."
     )
     picture = "accuracy_vs_shots.svg"
 

@@ -12,12 +12,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from sparsehyper._util import kernels
 from sparsehyper.sparse.gpu.launching import AVAILABLE, Pointer, pointer, pointers_into
 from sparsehyper.sparse.gpu.steps import Part, WeightGradients, make_gradients, make_steps
 
 DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.bfloat16)
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _MOST_PLANS = 16  # of the chains that end in one layer: one for each number of rows
 
 
@@ -74,22 +74,10 @@ def suits(x: Tensor) -> bool:
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels may read these tensors: on a GPU, of one dtype of theirs, with memory."""
     device, dtype = tensors[0].device, tensors[0].dtype
-    if not suits(tensors[0]):
-        return False
-    for tensor in tensors:
-        if (
-            type(tensor) not in _PLAIN_TYPES
-            or tensor.dtype is not dtype
-            or tensor.device != device
-            or tensor.is_neg()
-        ):
-            return False
-        try:  # tensors without memory, such as efficient zeros, have address 0
-            if tensor.data_ptr() == 0 and tensor.numel():
-                return False
-        except RuntimeError:  # a tensor of a torch.func transform
-            return False
-    return True
+    return suits(tensors[0]) and all(
+        tensor.dtype is dtype and tensor.device == device and kernels.has_address(tensor)
+        for tensor in tensors
+    )
 
 
 def chain(
