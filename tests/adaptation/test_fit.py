@@ -114,6 +114,15 @@ def test_starts(make, monkeypatch):
     assert not torch.equal(start(init="random", seed=1), start(init="random", seed=2))
 
 
+def test_random_starts_are_not_the_embeddings_of_known_tasks(monkeypatch):
+    """They were, where both are drawn from the default seed."""
+    monkeypatch.setattr("sparsehyper.adaptation.fitter.minimize", lambda _, z, *__: (z, None))
+    hnet = HyperNetwork(plain(), Sparse(), TaskEmbedding(6, dim=8))
+    known = hnet.normalise(hnet.conditioner.weight.detach())
+    fit = fit_embedding(hnet, "new", samples(1), init="random", restarts=4)
+    assert torch.cdist(fit.embeddings, known).min() > 0.5
+
+
 def test_the_nearest_known_task_is_found_by_a_part_of_the_comparisons(make, monkeypatch):
     monkeypatch.setattr("sparsehyper.adaptation.fitter.minimize", lambda _, z, *__: (z, None))
     hnet, compared = make(tasks=16, steps=300).eval(), []

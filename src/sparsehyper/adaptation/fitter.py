@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sparsehyper._util.checks import check_vector
 from sparsehyper._util.inputs import logits_of
-from sparsehyper._util.random import normal, seeded
+from sparsehyper._util.random import normal, seeded, spawn_seeds
 from sparsehyper.adaptation.lbfgs import minimize
 from sparsehyper.adaptation.samples import (
     ModelBatch,
@@ -117,7 +117,7 @@ class Fitter:
         """Initial embeddings, with unit second moment."""
         known, shape = self._known, (len(self._tasks), self._restarts, self._known.shape[1])
         # The same random starts for every task, so that they do not depend on the other tasks.
-        z = normal(shape[1:], seeded(seed)).to(known).repeat(shape[0], 1, 1)
+        z = normal(shape[1:], _own(seed)).to(known).repeat(shape[0], 1, 1)
         if isinstance(init, Tensor):
             check_vector("init", init, known.shape[1])
             z[:, 0] = init.to(known)
@@ -137,7 +137,7 @@ class Fitter:
 
     def mixtures(self, seed: int) -> Tensor:
         """Initial logits of mixtures of the known embeddings; zeros for the first restart."""
-        z = normal((self._restarts, len(self._known)), seeded(seed)).to(self._known)
+        z = normal((self._restarts, len(self._known)), _own(seed)).to(self._known)
         z[0] = 0
         return z.repeat(len(self._tasks), 1, 1)
 
@@ -411,3 +411,8 @@ class Fitter:
         """Number of samples that known tasks are compared on at least."""
         # A head needs other samples of the class of each.
         return max(_FEWEST_COMPARED, 0 if self._hnet.head is None else 2 * task.n_classes)
+
+
+def _own(seed: int) -> torch.Generator:
+    """A generator of other numbers than those that `TaskEmbedding` draws from the same seed."""
+    return seeded(spawn_seeds(seed, 1)[0])
