@@ -52,6 +52,26 @@ def test_a_module_is_built_from_its_recipe(dtype):
     assert {t.dtype for t in again.parameters()} == {dtype}
 
 
+LAYERS = [
+    *(nn.Hardtanh(-2, 0.5), nn.Threshold(0.1, 20), nn.RReLU(0.1, 0.2), nn.GLU(1), nn.GLU(-1)),
+    *(nn.Hardshrink(0.3), nn.Softshrink(0.3), nn.Tanhshrink(), nn.Softmin(1), nn.Softmax2d()),
+    *(nn.Unflatten(1, (2, 2)), nn.Sequential(nn.Flatten(), nn.Unflatten(1, (4, 6, 6)))),
+    *(nn.ZeroPad2d((1, 2, 3, 0)), nn.ConstantPad2d(1, 0.5), nn.ReflectionPad2d(2)),
+    *(nn.ReplicationPad2d((1, 0, 0, 1)), nn.CircularPad2d(1), nn.ChannelShuffle(2)),
+    *(nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.FeatureAlphaDropout(0.3)),
+    *(nn.AvgPool2d(2, count_include_pad=False), nn.RMSNorm(6), nn.LocalResponseNorm(2)),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_a_layer_is_built_from_its_recipe(layer):
+    module = nn.Sequential(nn.Conv2d(1, 4, 1), layer).eval()
+    again = build(json.loads(json.dumps(describe(module)))).eval()
+    again.load_state_dict(module.state_dict())
+    x = torch.randn(2, 1, 6, 6)
+    assert torch.equal(again(x), module(x))
+
+
 @pytest.mark.parametrize(
     "module",
     [

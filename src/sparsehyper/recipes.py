@@ -34,16 +34,24 @@ Recipe = dict[str, Any]
 _LAYERS = {
     name: getattr(nn, name)
     for name in (
-        *("Linear", "Bilinear", "Identity", "Embedding", "Flatten"),
+        *("Linear", "Bilinear", "Identity", "Embedding", "Flatten", "Unflatten"),
         *(f"{kind}{n}d" for kind in ("Conv", "ConvTranspose", "BatchNorm") for n in (1, 2, 3)),
         *("GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm"),
         *(f"InstanceNorm{n}d" for n in (1, 2, 3)),
-        *("Dropout", "AlphaDropout", *(f"Dropout{n}d" for n in (1, 2, 3))),
+        *("Dropout", "AlphaDropout", "FeatureAlphaDropout"),
+        *(f"Dropout{n}d" for n in (1, 2, 3)),
+        *(
+            f"{kind}Pad{n}d"
+            for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
+            for n in (1, 2, 3)
+        ),
         *(f"{kind}Pool{n}d" for kind in ("Max", "Avg", "AdaptiveMax") for n in (1, 2, 3)),
         *(f"AdaptiveAvgPool{n}d" for n in (1, 2, 3)),
         *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish"),
         *("Sigmoid", "Tanh", "Softplus", "Softsign", "Hardswish", "Hardsigmoid", "LogSigmoid"),
-        *("Softmax", "LogSoftmax", "Upsample", "PixelShuffle", "PixelUnshuffle"),
+        *("Hardtanh", "Hardshrink", "Softshrink", "Tanhshrink", "Threshold", "RReLU", "GLU"),
+        *("Softmax", "Softmin", "Softmax2d", "LogSoftmax"),
+        *("Upsample", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle"),
     )
 } | {"ResNet": ResNet}
 # Settings of transformers by which it takes code from elsewhere, and one that torch gives.
@@ -131,7 +139,7 @@ def _setting(module: nn.Module, name: str) -> Any:
 def _arguments(kind: type[nn.Module]) -> list[str]:
     """Names of the arguments that a layer takes, but for where and of what type it is made."""
     names = list(inspect.signature(kind.__init__).parameters)[1:]
-    skipped = ("device", "dtype", "args", "kwargs")
+    skipped = ("device", "dtype", "args", "kwargs", "min_value", "max_value")  # the last are old
     return [name for name in names if name not in skipped and not name.startswith("_")]
 
 
