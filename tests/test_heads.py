@@ -170,6 +170,35 @@ def test_prototypes_far_from_zero_keep_their_logits_in_bfloat16() -> None:
     assert head.leave_one_out(features, y).abs().max() < 10 * exact.std()
 
 
+def test_prototypes_of_large_features_in_float16() -> None:
+    """Their sums and squares are beyond what it can hold."""
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+    x, y = 30 * torch.randn(6000, 8), torch.arange(6000) % 3
+    x[:, 0] += 100 * y
+    shares = []
+    for dtype in (torch.float32, torch.float16):
+        hnet = HyperNetwork(
+            net, Sparse(), TaskEmbedding(2, 8), base="pretrained", head=Prototypes()
+        )
+        hnet = hnet.to(dtype).eval()
+        hnet.solve_head(0, (x.to(dtype), y))
+        with torch.no_grad():
+            shares.append(float((hnet(x.to(dtype), task=0).argmax(1) == y).float().mean()))
+    assert shares[0] > 0.8
+    assert shares[1] == pytest.approx(shares[0], abs=0.01)
+
+
+@pytest.mark.parametrize("head", KINDS)
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_a_class_without_an_example_is_never_predicted(head: Head, scale: float) -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+    hnet = HyperNetwork(net, Sparse(), TaskEmbedding(2, 8), base="pretrained", head=head).eval()
+    x, y = scale * torch.randn(6, 64), torch.arange(6) % 3
+    hnet.solve_head(0, (x, y))
+    assert hnet(scale * torch.randn(200, 64), task=0).argmax(1).max() < 3
+    assert hnet.head.leave_one_out(scale * torch.randn(6, 64), y, n_classes=8).argmax(1).max() < 3
+
+
 @pytest.mark.parametrize("head", KINDS)
 def test_a_mixed_batch_of_more_classes_than_outputs(head: Head) -> None:
     hnet = made(head, outputs=2)

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from sparsehyper import HyperNetwork, Ridge, Sparse, TaskEmbedding
+from sparsehyper import HyperNetwork, Ridge, Sparse, SupportSet, TaskEmbedding, TaskExamples
 from sparsehyper.adapters import film, lora, save_peft
 
 pytestmark = [
@@ -66,6 +66,31 @@ def gpt2() -> nn.Module:
 def classifier_too(module: nn.Module) -> nn.Module:
     module.classifier.requires_grad_()
     return module
+
+
+def embeddings_too(module: nn.Module) -> nn.Module:
+    module.transformer.wte.requires_grad_()
+    return module
+
+
+class Standardised(nn.Conv2d):
+    """A convolution by its weight, standardised."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Twice(nn.Module):
+    """A layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu())
 
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 7, 8, 1, 0]])
@@ -121,6 +146,50 @@ def test_peft_loads_what_is_written_to_the_same_outputs(kind, tmp_path):
         assert not torch.allclose(expected, given, atol=1e-3)
         loaded = peft.PeftModel.from_pretrained(copy.deepcopy(module), tmp_path / task)
         torch.testing.assert_close(outputs(loaded), expected, atol=1e-5, rtol=1e-5)
+
+
+def written(hnet: HyperNetwork, module: nn.Module, folder: Path) -> nn.Module:
+    save_peft(hnet, "one", folder)
+    return peft.PeftModel.from_pretrained(copy.deepcopy(module), folder).eval()
+
+
+def test_what_was_trained_and_then_frozen_is_written(tmp_path):
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    adapted = lora(module, 2, "0")
+    adapted[2].requires_grad_()
+    hnet = hypernetwork(adapted, generate="0.*")
+    with torch.no_grad():
+        hnet.target.module[2].weight.add_(1)
+    hnet.requires_grad_(False)
+    x = torch.randn(5, 6)
+    expected = hnet.materialize("one").eval()(x)
+    torch.testing.assert_close(written(hnet, module, tmp_path / "one")(x), expected)
+
+
+def test_batch_norm_statistics_of_all_tasks_are_written(tmp_path):
+    module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    hnet = hypernetwork(lora(module, 2, ["0", "3"]), norm_stats="shared").train()
+    for _ in range(20):
+        hnet(3 + 2 * torch.randn(32, 6), task="one")
+    hnet.eval()
+    x = 3 + 2 * torch.randn(5, 6)
+    expected = hnet.materialize("one").eval()(x)
+    torch.testing.assert_close(written(hnet, module, tmp_path / "one")(x), expected)
+
+
+def test_the_kept_embedding_is_written_in_training_too(tmp_path):
+    module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    support = SupportSet(nn.Linear(5, 16), features=16, n_classes=2, dim=8)
+    tasks = TaskExamples(
+        support, ["one", "two"], lambda _: (torch.randn(6, 5), torch.arange(6) % 2)
+    )
+    hnet = HyperNetwork(lora(module, 2), Sparse(), tasks, base="residual", scale=1.0)
+    tasks.renew()
+    hnet.train()
+    x = torch.randn(5, 5)
+    expected = hnet.materialize("one").eval()(x)
+    torch.testing.assert_close(written(hnet, module, tmp_path / "one")(x), expected)
+    assert hnet.training
 
 
 def test_the_files(tmp_path):
@@ -189,6 +258,24 @@ def test_the_files(tmp_path):
         (
             lambda: hypernetwork(lora(nn.Sequential(nn.Linear(2, 2)), 2).requires_grad_()),
             "cannot write what else of '0.*' is generated or trained",
+        ),
+        (
+            lambda: hypernetwork(lora(nn.Sequential(Standardised(3, 8, 3)), 2)),
+            "a Standardised, which has a forward pass of its own: layer '0'",
+        ),
+        (
+            lambda: hypernetwork(lora(Twice(), 2, "first")),
+            "one place of a layer that a model has in several: layer 'first'",
+        ),
+        (
+            lambda: hypernetwork(embeddings_too(lora(gpt2(), 2, "c_attn"))),
+            "cannot write the tied parameter 'transformer.wte.weight' for all",
+        ),
+        (
+            lambda: hypernetwork(
+                lora(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 2), norm_stats="batch"
+            ),
+            "batch norms of `hnet` use the batch",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 
 import peft
@@ -177,6 +178,10 @@ def damaged(directory: Path, to: Path, config=None, tensors=None, drop="") -> Pa
     [
         ({"config": {"use_dora": True}}, "adapter_config.json cannot be used: `use_dora` is not"),
         ({"config": {"peft_type": "IA3"}}, "must be a LoraConfig, got one of 'IA3'"),
+        (
+            {"config": {"init_lora_weights": "pissa"}},
+            "`init_lora_weights` 'pissa' of the LoraConfig",
+        ),
         ({"config": {"bias": "all"}}, "`bias` of the LoraConfig must be 'none', got 'all'"),
         ({"config": {"layers_to_transform": [1]}}, r"`layers_to_transform` \[1\]"),
         ({"config": {"alpha_pattern": {"(a+)+": 2}}}, r"pattern '\(a\+\)\+' is not the name"),
@@ -221,6 +226,28 @@ def test_other_files_are_refused(module, given, changed, message, tmp_path):
     bad = damaged(given[0]["one"], tmp_path / "bad", **changed)
     with pytest.raises((ValueError, TypeError), match=message):
         load_peft(module, {"bad": bad}, Dense())
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["first"]}, {"modules_to_save": ["last"]}])
+def test_what_a_model_has_in_several_places_is_refused(settings, tmp_path):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Linear(4, 4)
+            self.last, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.tied.weight = self.last.weight
+            self.alone = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.alone(self.tied(self.last(self.second(self.first(x)))))
+
+    module = Several()
+    config = peft.LoraConfig(r=2, **{"target_modules": ["alone"], **settings})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(copy.deepcopy(module), config).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"`module` has '(first|last\.weight)' in several places"):
+        load_peft(module, {"a": tmp_path / "a"}, Dense())
 
 
 def test_nothing_to_read(module, given, tmp_path):

@@ -46,7 +46,6 @@ from sparsehyper._util.ridge import (
 from sparsehyper._util.text import listed
 
 TARGETS = ("classes", "numbers")
-_ABSENT = -1e4  # logit of a class without examples
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,8 @@ class SolvedHead(nn.Module):
         if isinstance(self.kind, Ridge):
             weight, bias = solve_ridge(features, targets, self.log_penalty.exp())
         else:
-            means = _class_means(features, targets)
+            wide = _wide(features)
+            means = _class_means(wide, targets)
             root = features.shape[1] ** 0.5
             # Distances from their centre, which leaves differences of logits as they are: in
             # bfloat16 those of large numbers would be lost.
@@ -231,7 +231,9 @@ class SolvedHead(nn.Module):
         if not self.classes:
             return weight, bias
         scale = self.log_scale.exp()
-        return scale * weight, (scale * bias).masked_fill(~present, _ABSENT)
+        weight = (scale * weight).to(features).masked_fill(~present[:, None], 0)
+        bias = (scale * bias).to(features)
+        return weight, bias.masked_fill(~present, _absent(bias))
 
     def leave_one_out(
         self, features: Tensor, y: Tensor, task: Tensor | None = None, n_classes: int = 0
@@ -280,18 +282,21 @@ class SolvedHead(nn.Module):
         if isinstance(self.kind, Ridge):
             out = leave_one_out(features, targets, self.log_penalty.exp())
         else:
+            given, targets = features, targets.to(_wide(features))
             counts = targets.sum(0)
+            features = _wide(features)
             features = features - _class_means(features, targets)[present].mean(0)  # as in `solve`
             sums = targets.T @ features
             means = sums / counts.clamp(min=1)[:, None]
             out = 2 * features @ means.T - means.square().sum(1)
             own = (sums[y] - features) / (counts[y] - 1).clamp(min=1)[:, None]
             own_out = (2 * features * own - own.square()).sum(1, keepdim=True)
-            out = out.scatter(1, y[:, None], own_out) / features.shape[1] ** 0.5
+            out = (out.scatter(1, y[:, None], own_out) / features.shape[1] ** 0.5).to(given)
         if not self.classes:
             return out
         single = targets.sum(0)[y] < 2
-        logits = (self.log_scale.exp() * out).masked_fill(~present, _ABSENT)
+        logits = self.log_scale.exp() * out
+        logits = logits.masked_fill(~present, _absent(logits))
         return logits.masked_fill(single[:, None], 0)
 
     @torch.no_grad()
@@ -316,7 +321,7 @@ class SolvedHead(nn.Module):
         """Keep a task's head; all tasks get more outputs if it has more than they."""
         self.widen(len(bias))
         self.weight[task] = 0
-        self.bias[task] = _ABSENT
+        self.bias[task] = _absent(self.bias)
         self.weight[task, : len(bias)] = weight
         self.bias[task, : len(bias)] = bias
 
@@ -324,7 +329,7 @@ class SolvedHead(nn.Module):
         """Give all tasks at least this many outputs."""
         more = max(0, outputs - self.bias.shape[1])
         self.weight = F.pad(self.weight, (0, 0, 0, more))
-        self.bias = F.pad(self.bias, (0, more), value=_ABSENT)
+        self.bias = F.pad(self.bias, (0, more), value=_absent(self.bias))
 
     def resize(self, outputs: int) -> None:
         """Give all tasks this many outputs; the last ones are dropped."""
@@ -415,4 +420,15 @@ def ends_in_linear(target: nn.Module, *args: Any) -> bool:
 
 def _class_means(features: Tensor, targets: Tensor) -> Tensor:
     """Mean features ``[classes, F]`` of one-hot classes ``[n, classes]``; 0 without an example."""
+    targets = targets.to(features)
     return targets.T @ features / targets.sum(0).clamp(min=1)[:, None]
+
+
+def _wide(features: Tensor) -> Tensor:
+    """The features in float32 at least: sums and squares of float16 overflow."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def _absent(logits: Tensor) -> float:
+    """The logit of a class without examples: below that of any other."""
+    return max(-1e30, torch.finfo(logits.dtype).min)

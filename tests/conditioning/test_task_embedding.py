@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from sparsehyper import TaskEmbedding, TaskFeatures
+from sparsehyper import HyperNetwork, Sparse, TaskEmbedding, TaskFeatures
 
 
 @pytest.fixture
@@ -216,3 +217,17 @@ def test_long_lists_of_tasks_are_cut_in_errors():
         table.index("x")
     with pytest.raises(TypeError, match=r"'9' and 990 more"):
         table.row(None)
+
+
+@pytest.mark.parametrize("by", ["forward", "hook"])
+def test_one_task_and_a_batch_of_it_have_one_embedding(by):
+    class Squashed(TaskEmbedding):
+        def forward(self, task):
+            return super().forward(task).tanh() + torch.linspace(-1, 1, self.dim)
+
+    tasks = Squashed(2, 8) if by == "forward" else TaskEmbedding(2, 8)
+    if by == "hook":
+        tasks.register_forward_hook(lambda _, __, z: z.tanh() + torch.linspace(-1, 1, 8))
+    hnet = HyperNetwork(nn.Linear(3, 2), Sparse(), tasks)
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(hnet(x, task=1), hnet(x, task=[1, 1]))

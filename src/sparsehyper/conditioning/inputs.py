@@ -131,7 +131,7 @@ class InputAndTask(Conditioner):
             t = self.tasks(task.to(z.device))
         else:
             row = self.tasks.row(task)
-            t = self.tasks.weight[row].expand_as(z)
+            t = self.tasks.at(row).expand_as(z)
         z = self.mix(z.to(t.dtype), t)  # autocast does not apply to bilinear layers
         return (z, row) if self.per_sample else (_mean(z), row)
 

@@ -68,7 +68,9 @@ class TaskEmbedding(TaskConditioner):
         return F.embedding(task.long(), self.weight)
 
     def at(self, row: int) -> Tensor:
-        """The embedding ``[dim]`` of the task with this number, a view."""
+        """The embedding ``[dim]`` of the task with this number, a view if `forward` is as here."""
+        if type(self).forward is not TaskEmbedding.forward or self._forward_hooks:
+            return super().at(row)
         return self.weight[row]
 
     def add(self, name: str, init: str | Tensor = "mean") -> None:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from sparsehyper._util.checks import check_number, check_type
 from sparsehyper._util.files import CheckpointError, open_file, parse_json, whole
+from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
 from sparsehyper.peft.tensors import to_peft
@@ -32,10 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of all names in a file
 
 # Settings of training, ranks, which the tensors' shapes tell, and what is read here.
-_ALLOWED = (
-    *("lora_dropout", "init_lora_weights", "rank_pattern"),
-    *("alpha_pattern", "modules_to_save"),
-)
+_ALLOWED = (*("lora_dropout", "rank_pattern", "alpha_pattern", "modules_to_save"),)
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:base_layer\.out_proj\.)?lora_[AB]\.weight|lora_embedding_[AB])"
 )
@@ -60,9 +59,11 @@ def save_peft(
 
     Raises:
         FileExistsError: ``directory`` exists.
-        ValueError: peft has nothing for a layer, such as a transposed convolution, or for another
-            part of the target: its batch-norm statistics of each task, other adapters, or a head
-            in closed form. `HyperNetwork.materialize` works with all.
+        ValueError: peft has nothing for a layer, such as a transposed convolution, one with a
+            forward pass of its own, or one in two places; or for another part of the target: tied
+            weights that are generated or trained, batch-norm statistics of each task or of the
+            batch, other adapters, or a head in closed form. `HyperNetwork.materialize` works with
+            all.
 
     >>> import tempfile
     >>> from sparsehyper import Sparse, TaskEmbedding
@@ -78,7 +79,8 @@ def save_peft(
     target = hnet.target.module
     found = changes(target)
     _check_expressible(hnet, found)
-    generated = hnet.generate(task)
+    with evaluation_mode(hnet):
+        generated = hnet.generate(task)
     values = {**dict(target.named_parameters()), **generated}
     tensors: dict[str, Tensor] = {}
     scales: dict[str, tuple[int, float]] = {}  # rank and factor of each layer
@@ -87,7 +89,7 @@ def save_peft(
         factors, rank = to_peft(change, **own)  # type: ignore[arg-type]
         tensors.update({f"{change.name}.{name}": tensor for name, tensor in factors.items()})
         scales[change.name] = rank, change.part.factor
-    modules = _modules_to_save(target, values, generated)
+    modules = _modules_to_save(hnet, values, generated)
     for module in modules:
         state = {**values, **target.state_dict()}
         tensors.update({name: state[name] for name in state if name.startswith(f"{module}.")})
@@ -204,12 +206,21 @@ def _check_expressible(hnet: HyperNetwork, found: list[Change]) -> None:
         raise ValueError(
             f"`hnet` keeps {names[0]!r} for each task, for which peft has nothing{remedy}"
         )
+    normed = any(isinstance(part, _NormBase) for part in hnet.target.module.modules())
+    if normed and hnet.settings["norm_stats"] == "batch":
+        raise ValueError(f"batch norms of `hnet` use the batch, for which peft has nothing{remedy}")
     own = {change.part for change in found}
     for name, part in hnet.target.module.named_modules():
         if isinstance(part, Adapter) and part not in own:
             raise ValueError(f"peft has nothing for the adapter {name!r}{remedy}")
     places = [(change.name, change.tensor) for change in found]
+    several = in_several_places(hnet.target.module)
     for change, place in zip(found, places, strict=True):
+        if change.name in several:
+            raise ValueError(
+                f"peft changes one place of a layer that a model has in several: layer "
+                f"{change.name!r}{remedy}"
+            )
         if not change.name:
             raise ValueError(f"peft cannot change a model that is one layer itself{remedy}")
         if places.count(place) > 1 or type(change.part) is not type(found[0].part):
@@ -220,14 +231,25 @@ def _check_expressible(hnet: HyperNetwork, found: list[Change]) -> None:
 
 
 def _modules_to_save(
-    target: nn.Module, values: dict[str, Tensor], generated: dict[str, Tensor]
+    hnet: HyperNetwork, values: dict[str, Tensor], generated: dict[str, Tensor]
 ) -> list[str]:
-    """Modules of parameters, other than factors, that are generated or trained."""
-    owners = {
-        name.rpartition(".")[0]
+    """Modules, other than factors, that are generated or were trained."""
+    target, as_given = hnet.target.module, hnet.target.given
+    own = [
+        name
         for name, value in values.items()
-        if name in generated or value.requires_grad
-    }
+        if name in generated or value.requires_grad or f"module.{name}" not in as_given
+    ]
+    aliases = {name: spec.aliases for spec in hnet.target.layout for name in [spec.name]}
+    several = in_several_places(target)
+    if tied := [name for name in own if aliases.get(name) or name in several]:
+        raise ValueError(
+            f"peft writes whole modules, and cannot write the tied parameter {tied[0]!r} for all "
+            "its places; use `materialize`"
+        )
+    owners = {name.rpartition(".")[0] for name in own}
+    # Statistics that all tasks share; those of each task are refused.
+    owners |= {name for name, part in target.named_modules() if _is_batch_norm(part)}
     for owner in owners:
         if (
             not owner
@@ -239,6 +261,20 @@ def _modules_to_save(
                 "or trained; use `materialize`"
             )
     return sorted(o for o in owners if not any(o.startswith(f"{other}.") for other in owners))
+
+
+def _is_batch_norm(part: nn.Module) -> bool:
+    """Whether a module is a norm with statistics of what it has seen."""
+    return getattr(part, "running_mean", None) is not None
+
+
+def in_several_places(module: nn.Module) -> set[str]:
+    """Names of modules and parameters that a module has under several names."""
+    names: dict[int, list[str]] = {}
+    for kind in (module.named_modules, module.named_parameters):
+        for name, value in kind(remove_duplicate=False):
+            names.setdefault(id(value), []).append(name)
+    return {name for several in names.values() if len(several) > 1 for name in several}
 
 
 def _config(target: nn.Module, scales: dict[str, tuple[int, float]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from sparsehyper._util.checks import check_integer, check_number
 from sparsehyper.conditioning import TaskEmbedding
 from sparsehyper.generators import Generator
 from sparsehyper.hypernetwork import HyperNetwork
-from sparsehyper.peft.directories import Factors, read_peft
+from sparsehyper.peft.directories import Factors, in_several_places, read_peft
 from sparsehyper.peft.tensors import from_peft
 from sparsehyper.target.adapters import lora
 from sparsehyper.target.adapters.layers import is_adaptable
@@ -107,6 +107,13 @@ def load_peft(
         raise ValueError(
             f"`directories` have a change of {missing[0]!r}, and `module` has no such layer that "
             "could be changed; give it as it was given to peft"
+        )
+    several = in_several_places(module)
+    whole = {name for found in read.values() for name in found.others}
+    if shared := sorted(several & {*layers, *whole}):
+        raise ValueError(
+            f"`module` has {shared[0]!r} in several places, and an adapter of peft changes one of "
+            "them alone"
         )
     adapted = lora(module, rank, re.compile("|".join(map(re.escape, layers))))
     places = [change for change in changes(adapted) if change.name in layers]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparsehyper.target.adapters.layers import PLAIN, is_conv1d, is_quantised
 from sparsehyper.target.adapters.low_rank import Change, Dora
@@ -124,6 +125,13 @@ def _unknown(change: Change) -> str:
         return "" if change.tensor == "in_proj_weight" else "projections with weights of their own"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return _TWICE
+    kind: Any = type_before_parametrizations(layer)
+    if (
+        isinstance(layer, PLAIN)
+        and not is_quantised(layer)
+        and kind.forward not in (plain.forward for plain in PLAIN)
+    ):
+        return f"a {kind.__name__}, which has a forward pass of its own"
     if isinstance(layer, _CONVOLUTIONS):
         if layer.padding_mode != "zeros" or any(size != 1 for size in layer.dilation):
             return "a convolution with dilation or another padding than zeros"

@@ -65,7 +65,7 @@ def is_quantised(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         ordinary = (nn.Parameter, nn.parameter.UninitializedParameter)
         return weight is not None and (
-            type(weight) not in ordinary or not weight.is_floating_point()
+            type(weight) not in ordinary or not (weight.is_floating_point() or weight.is_complex())
         )
     sizes = [getattr(layer, name, None) for name in ("in_features", "out_features")]
     return (

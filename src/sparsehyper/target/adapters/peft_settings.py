@@ -22,7 +22,7 @@ _USED = frozenset(
         *("use_rslora", "use_dora", "bias", "init_lora_weights"),
     ]
 )
-_STARTS = (True, False, "gaussian")  # of A and B; others change the weight of the layer
+_STARTS = (True, False, "gaussian", "orthogonal")  # others change the weight of the layer, or may
 _REMEDIES = {
     "modules_to_save": "call `requires_grad_()` on these modules of what `lora` returns",
     "lora_dropout": "set it to 0; a HyperNetwork has `noise` and `dropout` of embeddings",
@@ -87,10 +87,11 @@ def check_settings_of(config: Any, *, allowed: Iterable[str] = ()) -> Mapping[st
     if fields.get("bias", "none") != "none":
         raise ValueError(f"`bias` of the LoraConfig must be 'none', got {fields['bias']!r}")
     start = fields.get("init_lora_weights", True)
-    if start not in _STARTS and "init_lora_weights" not in allowed:
+    if start not in _STARTS:
         raise ValueError(
             f"`init_lora_weights` {start!r} of the LoraConfig is not known here; A starts from "
-            "`seed` and B at zero, so set it to True"
+            "`seed` and B at zero, so set it to True. peft can write a trained adapter as one of "
+            "unchanged weights: `path_initial_model_for_weight_conversion` of `save_pretrained`"
         )
     for name, value in fields.items():
         if value and name not in _IGNORED | _USED | set(allowed):
