@@ -208,17 +208,27 @@ class Dora(LowRank):
     ) -> None:
         super().__init__(layer, tensor, rank, factor, rng)
         weight = getattr(layer, tensor)
-        self.magnitude = nn.Parameter(weight.new_ones(weight.shape[self.transposed]))
+        # A transposed convolution has [in, out / groups, …]; group after group of outputs.
+        self.groups = layer.groups if isinstance(layer, TRANSPOSED) else 1
+        outputs = self.groups * weight.shape[self.transposed]
+        self.magnitude = nn.Parameter(weight.new_ones(outputs))
 
     def forward(self, weight: Tensor) -> Tensor:
         changed = super().forward(weight)
         norms = self.norms(weight) / self.norms(changed.detach()).clamp(min=1e-12)
-        sizes = [-1 if dim == self.transposed else 1 for dim in range(weight.ndim)]
-        return changed * (self.magnitude * norms).view(sizes)
+        parts = self._in_groups(changed)
+        sizes = [self.groups] + [
+            -1 if dim == 1 + self.transposed else 1 for dim in range(1, parts.ndim)
+        ]
+        return (parts * (self.magnitude * norms).view(sizes)).view_as(changed)
 
     def norms(self, weight: Tensor) -> Tensor:
         """The norm of each output's weights, ``[out]``."""
-        return weight.transpose(0, int(self.transposed)).flatten(1).norm(dim=1)
+        parts = self._in_groups(weight).transpose(1, 1 + int(self.transposed))
+        return parts.flatten(0, 1).flatten(1).norm(dim=1)
+
+    def _in_groups(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.groups, -1))
 
 
 def adapt(layer: Any, kind: type[LowRank], rank: int, factor: float, rng: torch.Generator) -> None:
