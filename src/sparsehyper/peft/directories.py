@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from sparsehyper._util.checks import check_number, check_type
 from sparsehyper._util.files import CheckpointError, open_file, parse_json, whole
+from sparsehyper._util.fingerprints import fingerprints
 from sparsehyper._util.modes import evaluation_mode
 from sparsehyper.conditioning import Condition
 from sparsehyper.hypernetwork import HyperNetwork
@@ -29,6 +29,7 @@ from sparsehyper.target.adapters.layers import is_conv1d
 from sparsehyper.target.adapters.low_rank import Change, Dora, changes
 from sparsehyper.target.adapters.parametrized import Adapter, parametrizations
 from sparsehyper.target.adapters.peft_settings import check_settings_of
+from sparsehyper.target.norm_statistics import statistics_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of all names in a file
@@ -206,8 +207,7 @@ def _check_expressible(hnet: HyperNetwork, found: list[Change]) -> None:
         raise ValueError(
             f"`hnet` keeps {names[0]!r} for each task, for which peft has nothing{remedy}"
         )
-    normed = any(isinstance(part, _NormBase) for part in hnet.target.module.modules())
-    if normed and hnet.settings["norm_stats"] == "batch":
+    if hnet.target.given_statistics and not statistics_of(hnet.target.module):
         raise ValueError(f"batch norms of `hnet` use the batch, for which peft has nothing{remedy}")
     own = {change.part for change in found}
     for name, part in hnet.target.module.named_modules():
@@ -234,11 +234,11 @@ def _modules_to_save(
     hnet: HyperNetwork, values: dict[str, Tensor], generated: dict[str, Tensor]
 ) -> list[str]:
     """Modules, other than factors, that are generated or were trained."""
-    target, as_given = hnet.target.module, hnet.target.given
+    target = hnet.target.module
     own = [
         name
         for name, value in values.items()
-        if name in generated or value.requires_grad or f"module.{name}" not in as_given
+        if name in generated or value.requires_grad or f"module.{name}" not in hnet.target.given
     ]
     aliases = {name: spec.aliases for spec in hnet.target.layout for name in [spec.name]}
     several = in_several_places(target)
@@ -247,9 +247,15 @@ def _modules_to_save(
             f"peft writes whole modules, and cannot write the tied parameter {tied[0]!r} for all "
             "its places; use `materialize`"
         )
-    owners = {name.rpartition(".")[0] for name in own}
     # Statistics that all tasks share; those of each task are refused.
-    owners |= {name for name, part in target.named_modules() if _is_batch_norm(part)}
+    found, given = fingerprints(statistics_of(target)), hnet.target.given_statistics
+    own += [name for name, statistic in found.items() if statistic != given.get(name)]
+    owners = {name.rpartition(".")[0] for name in own}
+    if clash := [o for o in owners if o in several]:
+        raise ValueError(
+            f"peft writes one place of a module that a model has in several: {clash[0]!r}; use "
+            "`materialize`"
+        )
     for owner in owners:
         if (
             not owner
@@ -260,12 +266,15 @@ def _modules_to_save(
                 f"peft writes whole modules, and cannot write what else of {owner!r} is generated "
                 "or trained; use `materialize`"
             )
-    return sorted(o for o in owners if not any(o.startswith(f"{other}.") for other in owners))
-
-
-def _is_batch_norm(part: nn.Module) -> bool:
-    """Whether a module is a norm with statistics of what it has seen."""
-    return getattr(part, "running_mean", None) is not None
+    modules = sorted(o for o in owners if not any(o.startswith(f"{other}.") for other in owners))
+    for name, _ in target.named_modules():
+        alike = [m for m in modules if name.endswith(m) and name not in modules]
+        if alike:  # peft tells modules by the ends of their names
+            raise ValueError(
+                f"peft would take {name!r} for {alike[0]!r}, which is generated or trained, as its "
+                "name ends alike; rename it, or use `materialize`"
+            )
+    return modules
 
 
 def in_several_places(module: nn.Module) -> set[str]:

@@ -399,6 +399,11 @@ def is_statistic(attribute: str) -> bool:
     return attribute.startswith("running_") or attribute == "num_batches_tracked"
 
 
+def statistics_of(module: nn.Module) -> dict[str, Tensor]:
+    """The norm statistics in a module's buffers, by name."""
+    return {n: b for n, b in module.named_buffers() if is_statistic(n.rpartition(".")[2])}
+
+
 def drop_statistics(module: nn.Module) -> None:
     """Make norms use the statistics of their batch always, in evaluation too.
 

@@ -27,7 +27,12 @@ from sparsehyper._util.memory import shared_memory
 from sparsehyper.layout import Select, owner_of, plan_layout
 from sparsehyper.target.copying import check_reachable, copy_module
 from sparsehyper.target.initialisation import INIT_RULES, initial_moments, padding_row
-from sparsehyper.target.norm_statistics import NormStatistics, drop_statistics, is_statistic
+from sparsehyper.target.norm_statistics import (
+    NormStatistics,
+    drop_statistics,
+    is_statistic,
+    statistics_of,
+)
 from sparsehyper.target.replica_plan import ReplicaPlan
 from sparsehyper.target.replicas import Replica, run_in_place
 from sparsehyper.target.unpacking import UnpackPlan, unpack
@@ -66,6 +71,7 @@ class Target(nn.Module):
         statistics: The buffers that belong to a task.
         given: Fingerprints of what is neither generated nor trained, by name in the state dict:
             frozen parameters and a pretrained base.
+        given_statistics: Fingerprints of the module's norm statistics, by name in the module.
 
     Raises:
         ValueError: nothing to generate, a pattern that matches nothing, an unknown choice, or
@@ -135,6 +141,7 @@ class Target(nn.Module):
             for index, spec in enumerate(self.layout)
             for name in (spec.name, *spec.aliases)
         ]
+        self.given_statistics = fingerprints(statistics_of(self.module))
         if norm_stats == "batch":
             drop_statistics(self.module)
         self.statistics = NormStatistics(self.module, names, norms=norm_stats == "per_task")
