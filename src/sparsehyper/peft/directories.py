@@ -240,7 +240,7 @@ def _modules_to_save(
         for name, value in values.items()
         if name in generated or value.requires_grad or f"module.{name}" not in hnet.target.given
     ]
-    aliases = {name: spec.aliases for spec in hnet.target.layout for name in [spec.name]}
+    aliases = {spec.name: spec.aliases for spec in hnet.target.layout}
     several = in_several_places(target)
     if tied := [name for name in own if aliases.get(name) or name in several]:
         raise ValueError(
